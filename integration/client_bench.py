@@ -13,6 +13,7 @@ from integration.every_client import Wiring
 from integration.services import Kafka, RabbitMQ
 from mqauth import MemoryReplayStore, Pipeline
 from mqauth.audit.file import AuditFile
+from mqauth.signer import Signer
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
@@ -48,29 +49,30 @@ class ClientBench:
         """Note a message."""
         self.handled.append(verified.body)
 
-    def guard(self, audit: Any = None) -> Pipeline:
-        """Return a pipeline, by default with the audit of the bench."""
-        return Pipeline(
-            verifier=self.forge.verifier(), policy=self.forge.policy(self.stage.destination),
-            replay=MemoryReplayStore(), audit=audit or self.audit,
-        )  # fmt: skip
+    def guard(self, **settings: Any) -> Pipeline:
+        """Return a pipeline, of these parts and of the bench's own."""
+        wanted: dict[str, Any] = {
+            "verifier": self.forge.verifier(), "policy": self.forge.policy(self.stage.destination),
+            "replay": MemoryReplayStore(), "audit": self.audit,
+        }  # fmt: skip
+        return Pipeline(**(wanted | settings))
 
     def wiring(self, handler: Any = None, **settings: Any) -> Wiring:
         """Return the parts of a consumer."""
         return Wiring(
-            url=self.broker.url, source=self.source, dead=self.stage.dead, scope=self._scope, guard=self.guard(),
-            handler=handler or self.handle, **settings,
+            url=self.broker.url, source=self.source, dead=self.stage.dead, scope=self._scope,
+            handler=handler or self.handle, **({"guard": self.guard()} | settings),
         )  # fmt: skip
 
-    def signed(self, body: bytes) -> Message:
-        """Return a message of the honest producer."""
+    def signed(self, body: bytes, signer: Signer | None = None) -> Message:
+        """Return a signed message, by default of the honest producer."""
         plain = Message(destination=self.stage.destination, body=body, key=self._key)
-        return self.forge.signer().sign(plain)
+        return (signer or self.forge.signer()).sign(plain)
 
-    def send(self, *bodies: bytes) -> None:
-        """Publish messages of the honest producer."""
+    def send(self, *bodies: bytes, signer: Signer | None = None) -> None:
+        """Publish signed messages, by default of the honest producer."""
         for body in bodies:
-            self.stage.inject(self.signed(body))
+            self.stage.inject(self.signed(body, signer))
 
     def forge_some(self, *bodies: bytes) -> None:
         """Publish messages without tokens."""

@@ -66,6 +66,12 @@ def own_redis(redis: Redis) -> Iterator[Redis]:
 
 
 @pytest.fixture(scope="session")
+def own_rabbitmq(rabbitmq: RabbitMQ) -> Iterator[RabbitMQ]:
+    """A RabbitMQ that a test may stop."""
+    yield from _ours(rabbitmq, "MQAUTH_RABBITMQ_URL")
+
+
+@pytest.fixture(scope="session")
 def own_kafka(kafka: Kafka) -> Iterator[Kafka]:
     """A Kafka that a test may stop."""
     yield from _ours(kafka, "MQAUTH_KAFKA_URL")

@@ -132,7 +132,7 @@ def test_audit_topic(world: World) -> None:
     """An audit record on a topic is one that the broker has confirmed."""
     sink = aiokafka.AuditTopic(world.keep(world.call(world.stage.clients.producer())), world.stage.dead)
     world.forge_some(b"forged")
-    world.stage.consume(world.guard(sink), world.handle, until=lambda: len(world.letters()) == 2)
+    world.stage.consume(world.guard(audit=sink), world.handle, until=lambda: len(world.letters()) == 2)
     record, letter = world.letters()
     assert b'"token_missing"' in (record or b"")
     assert letter == b"forged"

@@ -115,7 +115,7 @@ def test_audit_topic(bench: ClientBench) -> None:
     client = confluent_kafka.Producer(config)
     sink = confluent.AuditTopic(client, bench.stage.dead, config=config)
     bench.forge_some(b"forged")
-    bench.stage.consume(bench.guard(sink), bench.handle, until=lambda: len(bench.letters()) == 2)
+    bench.stage.consume(bench.guard(audit=sink), bench.handle, until=lambda: len(bench.letters()) == 2)
     client.close()
     record, letter = bench.letters()
     assert b'"token_missing"' in (record or b"")

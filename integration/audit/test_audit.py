@@ -8,15 +8,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from integration.audit.flood import KafkaSource, RabbitMQSource, flood
+from integration.audit.flood import flood
 from integration.audit.tamper import Log, cuts, deeds
 from integration.documentation import ROOT
+from integration.keys.lanes import LANES
 from integration.scale import nightly
 from mqauth.audit.file import AuditFile
 from mqauth.audit.redaction import REDACTED
@@ -84,17 +86,13 @@ FORGED = nightly(5000, otherwise=400)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "forged"), [(RabbitMQSource, FORGED), (KafkaSource, min(FORGED, 1000))])
+@pytest.mark.parametrize(("broker", "forged"), [("rabbitmq", FORGED), ("kafka", min(FORGED, 1000))])
 def test_flood(
-    kind: Any, forged: int, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    broker: str, forged: int, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Audit bytes and alerts are bounded, every honest message is handled, every forged one dead-lettered."""
-    broker = "rabbitmq" if kind is RabbitMQSource else "kafka"
-    source = kind(request.getfixturevalue(broker).url)
-    try:
-        counts = flood(source, broker, forged, tmp_path)
-    finally:
-        source.close()
+    with closing(LANES[broker](request.getfixturevalue(broker).url)) as lane:
+        counts = flood(lane, forged, tmp_path)
     with capsys.disabled():
         print("\n" + "\n".join(counts.lines()))
     assert counts.good, counts

@@ -6,41 +6,18 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Final
 
 import aio_pika
 
 from mqauth import Message, Pipeline, Signer, Verified
 from mqauth.brokers import kafka, rabbitmq
+from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 
 Handler = Callable[[Verified], None]
 _PREFETCH = 100
-
-
-class Lane(Protocol):
-    """A source with its dead letters on a real broker."""
-
-    name: str
-    destination: str
-
-    def send(self, signer: Signer, bodies: Sequence[bytes]) -> None:
-        """Sign and publish, and wait until the broker has all of it."""
-        ...
-
-    @contextmanager
-    def consuming(self, guard: Pipeline, handler: Handler) -> Iterator[Any]:
-        """Consume until the end of the block, then stop in order; gives the consumer."""
-        ...
-
-    def letters(self) -> list[Message]:
-        """Return every dead letter."""
-        ...
-
-    def close(self) -> None:
-        """Delete what was declared."""
-        ...
 
 
 class RabbitMQLane:
@@ -60,6 +37,14 @@ class RabbitMQLane:
         exchange = await self._stage._channel.get_exchange(self._stage._exchange, ensure=False)
         producer = rabbitmq.Producer(exchange, signer)
         await asyncio.gather(*(producer.publish(aio_pika.Message(body), "orders.created") for body in bodies))
+
+    def inject(self, messages: Sequence[Message]) -> None:
+        """Publish messages as they are, side by side."""
+
+        async def publish() -> None:
+            await asyncio.gather(*(self._stage._inject(message) for message in messages))
+
+        self._stage._call(publish())
 
     @contextmanager
     def consuming(self, guard: Pipeline, handler: Handler) -> Iterator[Any]:
@@ -95,6 +80,13 @@ class KafkaLane:
         self.stage._client.flush()
         for future in futures:
             future.get(timeout=60)
+
+    def inject(self, messages: Sequence[Message]) -> None:
+        """Send messages as they are, and flush."""
+        for message in messages:
+            headers = dead_letter_headers(message.headers)
+            self.stage._client.send(self.stage.topic, value=message.body, key=message.key, headers=headers)
+        self.stage._client.flush()
 
     def send_mixed(self, batches: Sequence[tuple[Signer, Sequence[bytes]]]) -> None:
         """Send the bodies of several signers spread among each other, and flush."""
@@ -132,3 +124,8 @@ class KafkaLane:
     def close(self) -> None:
         """Delete the topics."""
         self.stage.close()
+
+
+Lane = RabbitMQLane | KafkaLane
+"""A source with its dead letters on a real broker."""
+LANES: Final = {"rabbitmq": RabbitMQLane, "kafka": KafkaLane}

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from integration.keys.flood import HONEST_EVERY, Bounds, flood
 from integration.keys.issuer import IssuerProcess
-from integration.keys.lanes import KafkaLane, Lane, RabbitMQLane
+from integration.keys.lanes import LANES, Lane
 from integration.keys.scene import ATTEMPT, SEEN_WITHIN, Scene, staged, until
 from integration.scale import nightly
 from integration.services import Kafka
@@ -32,13 +33,12 @@ TENTH = MESSAGES // 10
 CHUNK = MESSAGES // 100
 
 
-@pytest.fixture(params=["rabbitmq", "kafka"])
+@pytest.fixture(params=LANES)
 def lane(request: pytest.FixtureRequest) -> Iterator[Lane]:
     """A lane on each broker."""
     url = request.getfixturevalue(request.param).url
-    found: Lane = RabbitMQLane(url) if request.param == "rabbitmq" else KafkaLane(url)
-    yield found
-    found.close()
+    with closing(LANES[request.param](url)) as found:
+        yield found
 
 
 @pytest.fixture

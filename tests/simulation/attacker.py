@@ -10,7 +10,7 @@ from pamqp import commands
 from mqauth.testing.forge import Forge
 from mqauth.testing.token_attacks import ATTACKS, honest_message
 from mqauth.wire.message import Message
-from tests.simulation.amqp_queue import Stored
+from tests.simulation.amqp_broker import Stored
 from tests.simulation.services import DESTINATION, EXCHANGE, ROUTING_KEY
 from tests.simulation.world import SOURCE, World
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.simulation.amqp_channel import PRECONDITION_FAILED, ChannelError
+from tests.simulation.amqp_broker import PRECONDITION_FAILED, ChannelError
 from tests.simulation.handlers import Behaviour
 from tests.simulation.world import DEAD, SOURCE
 
