@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from integration.keys.lanes import LANES, Lane
+from integration.keys.scene import LANES, Lane
 from integration.services import Kafka, RabbitMQ
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import AuditFile

@@ -18,7 +18,7 @@ import pytest
 from integration.audit.flood import flood
 from integration.audit.tamper import Log, cuts, deeds
 from integration.documentation import ROOT
-from integration.keys.lanes import LANES
+from integration.keys.scene import LANES
 from integration.scale import nightly
 from mqauth.audit.file import AuditFile
 from mqauth.audit.redaction import REDACTED

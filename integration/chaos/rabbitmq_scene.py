@@ -6,10 +6,10 @@ import asyncio
 import inspect
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
@@ -28,6 +28,7 @@ from mqauth.testing.loop_thread import LoopThread
 
 APPEND: dict[str, Any] = {"at": "append", "max_queue_age": 3600, "append_evidence": "interceptor"}
 """Verifier settings for a broker that stamps what it receives."""
+R = TypeVar("R")
 AT_ONCE = 200
 MOMENT = 0.02
 PATIENCE = 60.0
@@ -202,36 +203,40 @@ class BlockingScene:
         folder: for files.
     """
 
-    def __init__(self, service: RabbitMQ, folder: Path) -> None:
+    def __init__(self, service: RabbitMQ, folder: Path, *, lifetime: int = 3600) -> None:
         self.service, self._thread = service, LoopThread()
-        self._scene = Scene(service.url, folder)
-        self._thread.call(self._scene.set())
+        self._scene = Scene(service.url, folder, lifetime=lifetime)
+        self.call(self._scene.set())
+
+    def call(self, work: Coroutine[Any, Any, R]) -> R:
+        """Run a coroutine on the event loop of the scene, and return what it returns."""
+        return self._thread.call(work, AT_LAST)
 
     def __getattr__(self, name: str) -> Any:
         """Return what the scene has; what is to be awaited is waited for."""
         member = getattr(self._scene, name)
         if not inspect.iscoroutinefunction(member):
             return member
-        return lambda *arguments, **settings: self._thread.call(member(*arguments, **settings), AT_LAST)
+        return lambda *arguments, **settings: self.call(member(*arguments, **settings))
 
     @contextmanager
     def consumer(self, guard: Pipeline, handler: Any = None, **settings: Any) -> Iterator[rabbitmq.Consumer]:
         """Run a consumer of the source, whose handler may block."""
         plain = on_thread(handler or self._scene.handle)
-        consumer = self._thread.call(self._scene.consumer(guard, plain, **settings))
-        self._thread.call(consumer.__aenter__())
+        consumer = self.call(self._scene.consumer(guard, plain, **settings))
+        self.call(consumer.__aenter__())
         try:
             yield consumer
         finally:
-            self._thread.call(consumer.__aexit__(None, None, None))
+            self.call(consumer.__aexit__(None, None, None))
 
     def consumed_by(self, racers: Sequence[object]) -> bool:
         """Tell whether the source has as many consumers."""
-        return self._thread.call(self._scene.consumed_by(len(racers)))
+        return self.call(self._scene.consumed_by(len(racers)))
 
     def buried(self) -> int:
         """Return how many dead letters wait."""
-        return self._thread.call(self._scene.waiting(self._scene.dead))
+        return self.call(self._scene.waiting(self._scene.dead))
 
     def settle_in(self, how: str) -> None:
         """Restart the broker before it is killed.
@@ -246,7 +251,7 @@ class BlockingScene:
 
     def strike(self) -> None:
         """Close everything and delete the queues."""
-        self._thread.call(self._scene.strike())
+        self.call(self._scene.strike())
         self._thread.close()
 
 

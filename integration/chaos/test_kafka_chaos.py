@@ -21,7 +21,7 @@ from integration.chaos.faults import (
 from integration.chaos.kafka_scene import Scene, scene, until
 from integration.chaos.rows import Rows
 from integration.services import Kafka, Redis
-from integration.services.kafka_cluster import KafkaCluster
+from integration.services.cluster import KafkaCluster
 from mqauth import Verified
 from mqauth.brokers import kafka
 

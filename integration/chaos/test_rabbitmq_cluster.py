@@ -19,7 +19,7 @@ from integration.chaos.conftest import INTERCEPTOR
 from integration.chaos.count import Count
 from integration.chaos.rabbitmq_scene import MOMENT, Scene, scene, until
 from integration.services import RabbitMQ, Redis
-from integration.services.rabbitmq_cluster import TICK, RabbitMQCluster
+from integration.services.cluster import TICK, RabbitMQCluster
 from integration.wire import Wire
 from mqauth import Verified
 

@@ -1,4 +1,4 @@
-"""The console in headless Chromium: a review, a hostile letter, a box that is read slowly, a broker that goes away."""
+"""The console in headless Chromium: a review, a hostile letter, slow reading, a broker that goes away."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ import pytest
 import uvicorn
 from selenium.webdriver.common.keys import Keys
 
-from integration.console.browser import LOOKS, Browser, browser
-from integration.console.running import console
+from integration.console.browser import LOOKS, Browser, browser, console
 from integration.review.scene import Scene
 from integration.review.survey import fill_rabbitmq, letters_of
 from integration.scale import is_nightly

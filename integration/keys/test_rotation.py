@@ -16,9 +16,7 @@ from pathlib import Path
 import pytest
 
 from integration.keys.flood import HONEST_EVERY, Bounds, flood
-from integration.keys.issuer import IssuerProcess
-from integration.keys.lanes import LANES, Lane
-from integration.keys.scene import ATTEMPT, SEEN_WITHIN, Scene, staged, until
+from integration.keys.scene import ATTEMPT, LANES, SEEN_WITHIN, IssuerProcess, Lane, Scene, staged, until
 from integration.scale import nightly
 from integration.services import Kafka
 from mqauth import JWKS, Allow, AuditFile, Key, MemoryReplayStore, Message, Pipeline, Signer, Verified, Verifier

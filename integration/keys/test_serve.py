@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from integration.keys.issuer import PATIENCE, IssuerProcess
+from integration.keys.scene import PATIENCE, IssuerProcess
 from integration.keyserver import Authority
 from mqauth import JWKS, Unavailable
 from mqauth.cli.serve import Certificate

@@ -31,8 +31,7 @@ from tests.simulation.kafka_facilities import (
     carried_out,
 )  # fmt: skip
 from tests.simulation.kafka_leaves import Leaf
-from tests.simulation.thread_loop import Loop
-from tests.simulation.threads import Killed, Process, Threads
+from tests.simulation.threads import Killed, Loop, Process, Threads
 
 DESTINATION: Final = f"kafka:{TOPIC}"
 AGAIN_AFTER: Final = 1.0

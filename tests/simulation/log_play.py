@@ -17,8 +17,19 @@ from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Partition
 from mqauth.flow import Attempts, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline
-from tests.simulation.log_facilities import PLACES, At, BatchStore, Entry, Facilities, Letters, NearStore, Store
-from tests.simulation.log_invariants import FIRST, LEASE, LONGEST
+from tests.simulation.log_facilities import (
+    FIRST,
+    LEASE,
+    LONGEST,
+    PLACES,
+    At,
+    BatchStore,
+    Entry,
+    Facilities,
+    Letters,
+    NearStore,
+    Store,
+)
 from tests.simulation.log_workers import SESSION, TRIES, LogClient, Worker
 
 KINDS: Final = (

@@ -13,8 +13,7 @@ from mqauth.delivery.partition import ClientCalls, Partition
 from mqauth.delivery.start import Committed
 from mqauth.errors import RejectNow, RetryLater
 from mqauth.flow import run
-from tests.simulation.log_facilities import PLACES, Abort, At, Entry
-from tests.simulation.log_invariants import LogInvariants
+from tests.simulation.log_facilities import PLACES, Abort, At, Entry, LogInvariants
 
 TRIES: Final = 2
 

@@ -18,10 +18,9 @@ from tests.simulation.determinism import OrderedSet
 from tests.simulation.faults import Fault, Plan
 from tests.simulation.invariants import INVARIANTS
 from tests.simulation.ledger import Event, Handling, Ledger, Outages
-from tests.simulation.runner import Play, Result
+from tests.simulation.runner import Play, Result, reduced
 from tests.simulation.scenario import rejected_body
 from tests.simulation.settings import Settings
-from tests.simulation.shrink import reduced
 
 
 @dataclass
