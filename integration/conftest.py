@@ -37,6 +37,13 @@ def rabbitmq() -> Iterator[RabbitMQ]:
 
 
 @pytest.fixture(scope="session")
+def believing() -> Iterator[RabbitMQ]:
+    """A RabbitMQ that leaves the time of a message as its sender wrote it."""
+    line = "message_interceptors.incoming.set_header_timestamp.overwrite = false"
+    yield from _session(RabbitMQ.launch(extra_config=[line]))
+
+
+@pytest.fixture(scope="session")
 def kafka() -> Iterator[Kafka]:
     """An Apache Kafka >= 4 that all tests share."""
     yield from _session(Kafka.launch())

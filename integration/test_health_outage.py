@@ -77,19 +77,19 @@ def test_a_consumer_without_its_key_server(
     client: str, bench: ClientBench, keys: KeyServer, endpoint: Endpoint
 ) -> None:
     """A message waits, health is stalled and names the address; the server back, it is handled."""
-    jwks = JWKS(keys.url, unsafe_http_loopback=True, wait=0.2, timeout=1)
-    guard = bench.guard(verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=jwks)}))
     bench.send(b"honest")
-    with CLIENTS[client](bench.wiring(guard=guard)) as running:
-        health: Any = running.health
-        endpoint.telemetry.watch_consumer("billing", health)
-        wait_until(lambda: asked(endpoint)[0] == "stalled")
-        assert health().cause is Cause.KEYS_UNAVAILABLE
-        assert f"127.0.0.1:{keys.port}" in asked(endpoint)[1]
-        assert bench.handled == []
-        keys.serve([bench.forge.key])
-        keys.up()
-        wait_until(lambda: asked(endpoint) == ("ok", ""))
+    with JWKS(keys.url, unsafe_http_loopback=True, wait=0.2, timeout=1) as jwks:
+        guard = bench.guard(verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=jwks)}))
+        with CLIENTS[client](bench.wiring(guard=guard)) as running:
+            health: Any = running.health
+            endpoint.telemetry.watch_consumer("billing", health)
+            wait_until(lambda: asked(endpoint)[0] == "stalled")
+            assert health().cause is Cause.KEYS_UNAVAILABLE
+            assert f"127.0.0.1:{keys.port}" in asked(endpoint)[1]
+            assert bench.handled == []
+            keys.serve([bench.forge.key])
+            keys.up()
+            wait_until(lambda: asked(endpoint) == ("ok", ""))
     assert bench.handled == [b"honest"]
 
 

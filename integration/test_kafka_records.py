@@ -19,7 +19,6 @@ from integration.chaos.kafka_scene import scene
 from integration.kafka_batches import BatchContract, Seen
 from integration.scale import nightly
 from integration.services import Kafka, Redis
-from integration.services import kafka as kafka_service
 from mqauth import MemoryReplayStore, Pipeline, Verified
 from mqauth.audit.sinks import CallableSink
 from mqauth.brokers import kafka as wrapper
@@ -275,19 +274,6 @@ def stage(kafka: Kafka) -> Iterator[KafkaStage]:
     made.close()
 
 
-@pytest.fixture
-def elsewhere(stage: KafkaStage, monkeypatch: pytest.MonkeyPatch) -> Iterator[KafkaStage]:
-    """Another cluster with topics and a group of the same names."""
-    monkeypatch.delenv(kafka_service.VARIABLE, raising=False)
-    with Kafka.launch() as second:
-        twin = KafkaStage(second.url)
-        twin.topic, twin.dead, twin.group = stage.topic, stage.dead, stage.group
-        twin.create(twin.topic)
-        twin.create(twin.dead)
-        yield twin
-        twin.close()
-
-
 def test_letter_and_record_name_cluster_and_topic(stage: KafkaStage) -> None:
     """A letter's source and the audit record have both ids as the broker tells them, and the letter is intact."""
     scene = Scene(stage)
@@ -310,15 +296,6 @@ def test_topic_made_anew_is_another_place(stage: KafkaStage) -> None:
     make_anew(stage)
     stage.inject(scene.copy)
     scene.consume(stage, 1)
-    assert scene.verdicts == {"handled": 1, "replayed": 1}
-
-
-def test_another_cluster_is_another_place(stage: KafkaStage, elsewhere: KafkaStage) -> None:
-    """A copy at the same topic, partition and offset of a second cluster that shares the store is ``replayed``."""
-    scene = Scene(stage)
-    for each in (stage, elsewhere):
-        each.inject(scene.copy)
-        scene.consume(each, 1)
     assert scene.verdicts == {"handled": 1, "replayed": 1}
 
 

@@ -308,15 +308,6 @@ async def publish_poison(channel: AbstractChannel, queue: str, kind: str) -> Non
 SPINS = 6
 
 
-@pytest.fixture(scope="module")
-def believing() -> Iterator[RabbitMQ]:
-    """A RabbitMQ that leaves a timestamp as it is; the others' would put a sound one over the absurd one."""
-    with RabbitMQ.launch(
-        extra_config=["message_interceptors.incoming.set_header_timestamp.overwrite = false"]
-    ) as broker:
-        yield broker
-
-
 @pytest.fixture
 async def poisoned(believing: RabbitMQ, tmp_path: Path) -> AsyncIterator[Scene]:
     """A scene on that broker."""

@@ -105,15 +105,15 @@ class RabbitMQLane:
     name = "rabbitmq"
 
     def __init__(self, url: str) -> None:
-        self._stage = RabbitMQStage(url, prefetch=_PREFETCH)
-        self.destination = self._stage.destination
+        self.stage = RabbitMQStage(url, prefetch=_PREFETCH)
+        self.destination = self.stage.destination
 
     def send(self, signer: Signer, bodies: Sequence[bytes]) -> None:
         """Publish side by side, each confirmed."""
-        self._stage._call(self._send(signer, bodies))
+        self.stage._call(self._send(signer, bodies))
 
     async def _send(self, signer: Signer, bodies: Sequence[bytes]) -> None:
-        exchange = await self._stage._channel.get_exchange(self._stage._exchange, ensure=False)
+        exchange = await self.stage._channel.get_exchange(self.stage._exchange, ensure=False)
         producer = rabbitmq.Producer(exchange, signer)
         await asyncio.gather(*(producer.publish(aio_pika.Message(body), "orders.created") for body in bodies))
 
@@ -121,35 +121,36 @@ class RabbitMQLane:
         """Publish messages as they are, side by side."""
 
         async def publish() -> None:
-            await asyncio.gather(*(self._stage._inject(message) for message in messages))
+            await asyncio.gather(*(self.stage._inject(message) for message in messages))
 
-        self._stage._call(publish())
+        self.stage._call(publish())
 
     @contextmanager
     def consuming(self, guard: Pipeline, handler: Handler) -> Iterator[Any]:
         """Run the consumer on the stage's loop."""
-        consumer = self._stage._call(self._stage._consumer(guard, handler))
+        consumer = self.stage._call(self.stage._consumer(guard, handler))
         try:
             yield consumer
         finally:
-            self._stage._call(consumer.__aexit__(None, None, None))
+            self.stage._call(consumer.__aexit__(None, None, None))
 
     def letters(self) -> list[Message]:
         """Browse the dead-letter queue."""
-        return self._stage.letters()
+        return self.stage.letters()
 
     def close(self) -> None:
         """Delete the queues."""
-        self._stage.close()
+        self.stage.close()
 
 
 class KafkaLane:
-    """A lane on Kafka, one partition."""
+    """A lane on Kafka, by default of one partition."""
 
     name = "kafka"
 
-    def __init__(self, url: str) -> None:
-        self.stage = KafkaStage(url)
+    def __init__(self, url: str, *, partitions: int = 1, config: dict[str, str] | None = None) -> None:
+        self.stage = KafkaStage(url, partitions=partitions, config=config)
+        self._partitions = partitions
         self.destination = self.stage.destination
 
     def send(self, signer: Signer, bodies: Sequence[bytes]) -> None:
@@ -161,10 +162,12 @@ class KafkaLane:
             future.get(timeout=60)
 
     def inject(self, messages: Sequence[Message]) -> None:
-        """Send messages as they are, and flush."""
-        for message in messages:
-            headers = dead_letter_headers(message.headers)
-            self.stage._client.send(self.stage.topic, value=message.body, key=message.key, headers=headers)
+        """Send messages as they are, over all partitions, and flush."""
+        for number, message in enumerate(messages):
+            self.stage._client.send(
+                self.stage.topic, value=message.body, key=message.key, partition=number % self._partitions,
+                headers=dead_letter_headers(message.headers),
+            )  # fmt: skip
         self.stage._client.flush()
 
     def send_mixed(self, batches: Sequence[tuple[Signer, Sequence[bytes]]]) -> None:

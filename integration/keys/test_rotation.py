@@ -245,6 +245,7 @@ SERVICE = 65534
 AS_SERVICE = """
 import os, sys
 from pathlib import Path
+from mqauth.audit.file import AuditFile
 from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.disk import ring
 
