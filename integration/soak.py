@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from integration.chaos.count import Count
+from integration.chaos.row import Count
 from integration.soak_brokers import DRIVERS, Driver
 
 FORGED = 10  # one message in so many

@@ -21,8 +21,8 @@ import aio_pika
 from pamqp import commands
 
 from integration.chaos.conftest import INTERCEPTOR
-from integration.chaos.count import Letter
 from integration.chaos.rabbitmq_scene import BlockingScene
+from integration.chaos.row import Letter
 from integration.services import Kafka, RabbitMQ, Redis
 from integration.victim import Orders
 from mqauth.brokers import rabbitmq

@@ -12,8 +12,8 @@ from aiokafka.errors import CommitFailedError
 from aiokafka.protocol.commit import OffsetFetchRequest
 
 from integration.client_bench import ClientBench
+from integration.kafka_stages import AiokafkaLogStage
 from integration.services import Kafka
-from integration.stage_aiokafka import AiokafkaLogStage
 from mqauth.brokers import aiokafka
 from mqauth.brokers.aiokafka import membership
 from mqauth.brokers.aiokafka.membership import Membership

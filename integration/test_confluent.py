@@ -12,8 +12,8 @@ import pytest
 from confluent_kafka.aio import AIOConsumer
 
 from integration.client_bench import ClientBench
+from integration.kafka_stages import AIOConfluentLogStage, ConfluentLogStage
 from integration.services import Kafka
-from integration.stage_confluent import AIOConfluentLogStage, ConfluentLogStage
 from mqauth import AuditFile, Verdict
 from mqauth.brokers import confluent
 from mqauth.judging.verified import Verified

@@ -17,9 +17,8 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from kafka import OffsetAndMetadata, TopicPartition
 
+from integration.kafka_stages import AIOConfluentLogStage, AiokafkaLogStage, AiokafkaMember, ConfluentLogStage
 from integration.services import Kafka
-from integration.stage_aiokafka import AiokafkaLogStage, AiokafkaMember
-from integration.stage_confluent import AIOConfluentLogStage, ConfluentLogStage
 from mqauth.audit.file import AuditFile
 from mqauth.brokers import aiokafka, confluent, kafka
 from mqauth.brokers.event_loop import on_thread

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.chaos.count import Count
+from integration.chaos.row import Count
 
 INTERCEPTOR = "message_interceptors.incoming.set_header_timestamp.overwrite = true"
 

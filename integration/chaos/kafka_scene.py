@@ -15,8 +15,7 @@ import kafka as kafka_python
 from kafka import OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError
 
-from integration.chaos.count import Count, Letter
-from integration.chaos.row import Row
+from integration.chaos.row import Count, Letter, Row
 from mqauth import Pipeline
 from mqauth.brokers import kafka
 from mqauth.brokers.log.records import native_headers, to_message

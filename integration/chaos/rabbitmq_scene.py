@@ -15,8 +15,7 @@ import aio_pika
 from aio_pika.abc import AbstractConnection
 from pamqp import commands
 
-from integration.chaos.count import Count, Letter
-from integration.chaos.row import Row
+from integration.chaos.row import Count, Letter, Row
 from integration.services import RabbitMQ
 from mqauth import Pipeline
 from mqauth.brokers import rabbitmq

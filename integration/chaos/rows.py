@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from integration.chaos.count import Count
 from integration.chaos.faults import (
     Disk,
     FastClock,
@@ -23,6 +22,7 @@ from integration.chaos.faults import (
     small_disk,
 )
 from integration.chaos.kafka_scene import until
+from integration.chaos.row import Count
 from integration.keyserver import KeyServer
 from integration.scale import is_nightly, nightly
 from integration.services import Redis

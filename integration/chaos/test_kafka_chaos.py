@@ -14,11 +14,11 @@ import pytest
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
-from integration.chaos.count import Count
 from integration.chaos.faults import (
     SteppingClock,
 )
 from integration.chaos.kafka_scene import Scene, scene, until
+from integration.chaos.row import Count
 from integration.chaos.rows import Rows
 from integration.services import Kafka, Redis
 from integration.services.cluster import KafkaCluster

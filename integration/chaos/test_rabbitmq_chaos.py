@@ -18,9 +18,9 @@ from aio_pika import exceptions
 from aio_pika.abc import AbstractChannel
 from pamqp import commands
 
-from integration.chaos.count import Count, Letter
 from integration.chaos.faults import FastClock, fast_refresher, unreachable
 from integration.chaos.rabbitmq_scene import PATIENCE, BlockingScene, Scene, scene, until
+from integration.chaos.row import Count, Letter
 from integration.chaos.rows import Rows
 from integration.keyserver import KeyServer
 from integration.services import RabbitMQ, Redis

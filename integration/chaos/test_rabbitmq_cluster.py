@@ -16,8 +16,8 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
 from integration.chaos.conftest import INTERCEPTOR
-from integration.chaos.count import Count
 from integration.chaos.rabbitmq_scene import MOMENT, Scene, scene, until
+from integration.chaos.row import Count
 from integration.services import RabbitMQ, Redis
 from integration.services.cluster import TICK, RabbitMQCluster
 from integration.wire import Wire

@@ -142,11 +142,6 @@ class Scene:
                     **settings,
                 )
 
-    def consume_until(self, done: Callable[[], bool]) -> None:
-        """Run the consumer until something holds."""
-        with AuditFile(self.folder / "consumer.jsonl", fsync=False) as audit:
-            self.stage.consume(self.guard(audit), self.handled.append, until=done)
-
     def write_key(self) -> Path:
         """Write the reviewer's private key as a PEM file, and return its path."""
         path = self.folder / "reviewer.pem"
