@@ -22,7 +22,7 @@ from kafka.errors import CommitFailedError
 from integration import scale
 from integration.client_bench import BESIDE_GRACE, ClientBench
 from integration.every_client import KAFKA, LONG, Consuming, Running
-from integration.kafka_stages import Relay
+from integration.relay_kafka import Relay
 from integration.services import Kafka
 from mqauth.brokers import aiokafka, confluent, kafka
 from mqauth.brokers.kafka import repair as kafka_repair

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from integration.kafka_stages import HOST, Relay
+from integration.relay_kafka import HOST, Relay
 
 PATIENCE = 30.0
 
