@@ -13,6 +13,7 @@ from integration.every_client import Wiring
 from integration.services import Kafka, RabbitMQ
 from mqauth import MemoryReplayStore, Pipeline
 from mqauth.audit.file import AuditFile
+from mqauth.signer import Signer
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
@@ -28,13 +29,14 @@ class ClientBench:
     Args:
         broker: runs when ``ending`` has ended.
         folder: for the audit.
+        stage: one of a client's own, in place of the first client's.
     """
 
-    def __init__(self, broker: Kafka | RabbitMQ, folder: Path) -> None:
+    def __init__(self, broker: Kafka | RabbitMQ, folder: Path, stage: Any = None) -> None:
         self.broker = broker
         self.ending = ExitStack()
         on_kafka = isinstance(broker, Kafka)
-        self.stage: Any = KafkaStage(broker.url) if on_kafka else RabbitMQStage(broker.url)
+        self.stage: Any = stage or (KafkaStage(broker.url) if on_kafka else RabbitMQStage(broker.url))
         self.source = self.stage.topic if on_kafka else self.stage.queue
         self._scope, self._key = (self.stage.group, b"k") if on_kafka else (self.source, None)
         self.ending.callback(self.stage.close)
@@ -43,30 +45,43 @@ class ClientBench:
         self.audit = self.ending.enter_context(AuditFile(folder / "audit.jsonl", fsync=False))
         self.handled: list[bytes | None] = []
 
-    def guard(self) -> Pipeline:
-        """Return a pipeline."""
-        return Pipeline(
-            verifier=self.forge.verifier(), policy=self.forge.policy(self.stage.destination),
-            replay=MemoryReplayStore(), audit=self.audit,
-        )  # fmt: skip
+    def handle(self, verified: Any) -> None:
+        """Note a message."""
+        self.handled.append(verified.body)
+
+    def guard(self, **settings: Any) -> Pipeline:
+        """Return a pipeline, of these parts and of the bench's own."""
+        wanted: dict[str, Any] = {
+            "verifier": self.forge.verifier(), "policy": self.forge.policy(self.stage.destination),
+            "replay": MemoryReplayStore(), "audit": self.audit,
+        }  # fmt: skip
+        return Pipeline(**(wanted | settings))
 
     def wiring(self, handler: Any = None, **settings: Any) -> Wiring:
         """Return the parts of a consumer."""
-        take = handler or (lambda message: self.handled.append(message.body))
         return Wiring(
-            url=self.broker.url, source=self.source, dead=self.stage.dead, scope=self._scope, guard=self.guard(),
-            handler=take, **settings,
+            url=self.broker.url, source=self.source, dead=self.stage.dead, scope=self._scope,
+            handler=handler or self.handle, **({"guard": self.guard()} | settings),
         )  # fmt: skip
 
-    def signed(self, body: bytes) -> Message:
-        """Return a message of the honest producer."""
+    def signed(self, body: bytes, signer: Signer | None = None) -> Message:
+        """Return a signed message, by default of the honest producer."""
         plain = Message(destination=self.stage.destination, body=body, key=self._key)
-        return self.forge.signer().sign(plain)
+        return (signer or self.forge.signer()).sign(plain)
 
-    def send(self, *bodies: bytes) -> None:
-        """Publish messages of the honest producer."""
+    def send(self, *bodies: bytes, signer: Signer | None = None) -> None:
+        """Publish signed messages, by default of the honest producer."""
         for body in bodies:
-            self.stage.inject(self.signed(body))
+            self.stage.inject(self.signed(body, signer))
+
+    def forge_some(self, *bodies: bytes) -> None:
+        """Publish messages without tokens."""
+        for body in bodies:
+            self.stage.inject(Message(destination=self.stage.destination, body=body, key=self._key))
+
+    def letters(self) -> list[bytes | None]:
+        """Return the bodies of the dead letters, in order."""
+        return [letter.body for letter in self.stage.letters()]
 
     def has_handled(self, number: int) -> bool:
         """Return whether so many messages were handled."""

@@ -37,6 +37,13 @@ def rabbitmq() -> Iterator[RabbitMQ]:
 
 
 @pytest.fixture(scope="session")
+def believing() -> Iterator[RabbitMQ]:
+    """A RabbitMQ that leaves the time of a message as its sender wrote it."""
+    line = "message_interceptors.incoming.set_header_timestamp.overwrite = false"
+    yield from _session(RabbitMQ.launch(extra_config=[line]))
+
+
+@pytest.fixture(scope="session")
 def kafka() -> Iterator[Kafka]:
     """An Apache Kafka >= 4 that all tests share."""
     yield from _session(Kafka.launch())
@@ -63,6 +70,12 @@ def _ours(shared: Any, variable: str) -> Iterator[Any]:
 def own_redis(redis: Redis) -> Iterator[Redis]:
     """A Redis that a test may stop or set up anew."""
     yield from _ours(redis, "MQAUTH_REDIS_URL")
+
+
+@pytest.fixture(scope="session")
+def own_rabbitmq(rabbitmq: RabbitMQ) -> Iterator[RabbitMQ]:
+    """A RabbitMQ that a test may stop."""
+    yield from _ours(rabbitmq, "MQAUTH_RABBITMQ_URL")
 
 
 @pytest.fixture(scope="session")

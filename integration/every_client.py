@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import aio_pika
@@ -17,6 +18,7 @@ from mqauth import Pipeline
 from mqauth.brokers import aiokafka, confluent, kafka, pika, rabbitmq
 from mqauth.brokers.event_loop import on_thread, on_threads
 from mqauth.integrations.faststream import UnverifiedMessage, VerifiedMessage, protect, unverified
+from mqauth.signer import Signer
 from mqauth.testing.loop_thread import LoopThread
 from mqauth.testing.stage import wait_until
 from mqauth.testing.stage_aiokafka import AiokafkaClients
@@ -43,7 +45,8 @@ class Wiring:
         old: one that takes an ``Unverified``, or a table of them by kind, or ``None``.
         grace: seconds that running handlers may take at a stop.
         decode: makes the value of a body; FastStream's own decoders do that.
-        letters: of a broker of FastStream's, another sink than the usual one.
+        letters: another sink than the usual one, of FastStream's brokers and of Kafka's clients.
+        replies: signs the answers of handlers; not of RabbitMQ's clients, nor of FastStream's.
         client: settings of a consuming client of Kafka, with ``_`` for dots.
         consumer: more settings of mqauth's consumer.
     """
@@ -58,6 +61,7 @@ class Wiring:
     grace: float = 30.0
     decode: Callable[..., Any] | None = None
     letters: Any = None
+    replies: Signer | None = None
     client: Mapping[str, Any] = field(default_factory=dict)
     consumer: Mapping[str, Any] = field(default_factory=dict)
 
@@ -69,22 +73,24 @@ class Running:
     Args:
         stop: stops it, and returns once it has stopped.
         health: returns how it is doing; ``None`` where a framework owns it.
+        read_on: returns the value of the record that a client of Kafka reads next, once its consumer has stopped.
     """
 
     stop: Callable[[], Any]
     health: Callable[[], Any] | None = None
+    read_on: Callable[[], bytes] | None = None
 
 
 Consuming = Callable[[Wiring], AbstractContextManager[Running]]
 """Consumes within a ``with`` block, then stops in order; raises what kept the consumer from starting."""
 
 
-def _on_thread(consumer: Any) -> Running:
-    return Running(stop=lambda: consumer.__exit__(None, None, None), health=consumer.health)
+def _on_thread(consumer: Any, read_on: Any = None) -> Running:
+    return Running(stop=lambda: consumer.__exit__(None, None, None), health=consumer.health, read_on=read_on)
 
 
-def _in_loop(thread: LoopThread, consumer: Any) -> Running:
-    return Running(stop=lambda: thread.call(consumer.stop(), LONG), health=consumer.health)
+def _in_loop(thread: LoopThread, consumer: Any, read_on: Any = None) -> Running:
+    return Running(stop=lambda: thread.call(consumer.stop(), LONG), health=consumer.health, read_on=read_on)
 
 
 # RabbitMQ
@@ -144,16 +150,17 @@ def by_kafka_python(wiring: Wiring) -> Iterator[Running]:
         **wiring.client,
     )  # fmt: skip
     letters = _KAFKA.KafkaProducer(acks="all", enable_idempotence=False, **known)
-    sink = kafka.DeadLetters(letters, wiring.dead)
+    sink = wiring.letters or kafka.DeadLetters(letters, wiring.dead)
+    replies = kafka.Producer(letters, wiring.replies) if wiring.replies else None
     with (
         closing(client),
         closing(letters),
         kafka.Consumer(
             client, wiring.guard, wiring.handler, dead_letters=sink, unverified=wiring.old, grace=wiring.grace,
-            decode=wiring.decode, **wiring.consumer,
+            decode=wiring.decode, replies=replies, **wiring.consumer,
         ) as consumer,
     ):  # fmt: skip
-        yield _on_thread(consumer)
+        yield _on_thread(consumer, lambda: next(client).value)
 
 
 @contextmanager
@@ -166,12 +173,25 @@ def by_confluent(wiring: Wiring) -> Iterator[Running]:
     with (
         closing(client),
         confluent.Consumer(
-            client, wiring.guard, wiring.handler, topics=[wiring.source], dead_letters=letters, config=settings,
-            unverified=wiring.old, grace=wiring.grace, decode=wiring.decode,
+            client, wiring.guard, wiring.handler, topics=[wiring.source], dead_letters=wiring.letters or letters,
+            config=settings, unverified=wiring.old, grace=wiring.grace, decode=wiring.decode,
+            replies=_answers(clients, letters, wiring),
         ) as consumer,
     ):  # fmt: skip
-        yield _on_thread(consumer)
+        yield _on_thread(consumer, partial(_next_of, client))
     letters.client.flush()
+
+
+def _next_of(client: ConfluentConsumer) -> bytes:
+    """Return the value of the next record."""
+    return bytes(client.consume(1, 30.0)[0].value())
+
+
+def _answers(clients: ConfluentClients, letters: Any, wiring: Wiring) -> confluent.Producer | None:
+    """Return what sends signed answers, by the client of the dead letters."""
+    if wiring.replies is None:
+        return None
+    return confluent.Producer(letters.client, wiring.replies, config=clients.producer_settings())
 
 
 @contextmanager
@@ -186,15 +206,19 @@ def by_confluent_aio(wiring: Wiring) -> Iterator[Running]:
         settings = clients.consumer_settings(**wiring.client)
         client = AIOConsumer(settings)
         return client, confluent.AIOConsumer(
-            client, wiring.guard, on_thread(wiring.handler), topics=[wiring.source], dead_letters=letters,
-            config=settings, unverified=on_threads(wiring.old), grace=wiring.grace, decode=wiring.decode,
+            client, wiring.guard, on_thread(wiring.handler), topics=[wiring.source],
+            dead_letters=wiring.letters or letters, config=settings, unverified=on_threads(wiring.old),
+            grace=wiring.grace, decode=wiring.decode, replies=_answers(clients, letters, wiring),
         )  # fmt: skip
+
+    def read_on() -> bytes:
+        return bytes(thread.call(client.consume(1, 30.0))[0].value())
 
     with closing(letters.client), closing(LoopThread()) as thread:
         client, made = thread.call(consumer())
         try:
             thread.call(made.__aenter__())
-            yield _in_loop(thread, made)
+            yield _in_loop(thread, made, read_on)
             thread.call(made.__aexit__(None, None, None))
         finally:
             thread.call(client.close())
@@ -206,10 +230,11 @@ def by_aiokafka(wiring: Wiring) -> Iterator[Running]:
     clients = AiokafkaClients(servers(wiring.url), wiring.scope)
 
     async def consumer() -> aiokafka.Consumer:
-        sink = aiokafka.DeadLetters(letters, wiring.dead)
+        sink = wiring.letters or aiokafka.DeadLetters(letters, wiring.dead)
+        replies = aiokafka.Producer(letters, wiring.replies) if wiring.replies else None
         return aiokafka.Consumer(
             client, wiring.guard, on_thread(wiring.handler), dead_letters=sink, unverified=on_threads(wiring.old),
-            grace=wiring.grace, decode=wiring.decode, **wiring.consumer,
+            grace=wiring.grace, decode=wiring.decode, replies=replies, **wiring.consumer,
         )  # fmt: skip
 
     with closing(LoopThread()) as thread:
@@ -218,7 +243,7 @@ def by_aiokafka(wiring: Wiring) -> Iterator[Running]:
         try:
             made = thread.call(consumer())
             thread.call(made.__aenter__())
-            yield _in_loop(thread, made)
+            yield _in_loop(thread, made, lambda: thread.call(client.getone()).value)
             thread.call(made.__aexit__(None, None, None))
         finally:
             thread.call(client.stop())

@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import io
 import json
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-import aio_pika
 import kafka as kafka_python
 import pytest
 
-from integration.every_client import Consuming, Wiring
+from integration.every_client import CLIENTS, Wiring
+from integration.keys.scene import KafkaLane, RabbitMQLane
 from mqauth import Pipeline, Unverified, Verified
 from mqauth.audit.misuse import Alert
-from mqauth.brokers import kafka, rabbitmq
-from mqauth.brokers.rabbitmq.translate import from_native
 from mqauth.cli import rollout as rollout_command
 from mqauth.cli.app import run as command
 from mqauth.config.load import load
 from mqauth.testing.forge import Forge
-from mqauth.testing.loop_thread import LoopThread
 from mqauth.testing.stage import wait_until
-from mqauth.testing.stage_kafka import KafkaStage
-from mqauth.wire import destination
 from mqauth.wire.jwk import dump_key_set
-from mqauth.wire.message import TOKEN_HEADER
+from mqauth.wire.message import TOKEN_HEADER, Message
 
 SIGNS, SILENT, STRIPPED = "signed", "silent", "stripped"
 """How a message is published: with a token, without one, and with one that somebody took off on the way."""
 HOUR: Final = 3600.0
-AT_ONCE: Final = 500
 _KAFKA: Any = kafka_python
 APPEND: Final = 'at = "append"\nmax_queue_age = 604800'
 CONSUME: Final = "max_lifetime = 86400"
@@ -94,27 +87,60 @@ class Run(NamedTuple):
     would: str | None
 
 
-class Live(Protocol):
-    """A queue or topic with messages, and its dead letters."""
+class Live:
+    """A queue, or a topic of three partitions, with messages and dead letters.
 
-    destination: str
-    url: str
-    scope: str
-    """The consumer group or queue."""
-    times: str
-    """Lines of the configuration: how times are judged."""
+    Args:
+        client: consumes, a name of ``CLIENTS``.
+        url: of its broker.
+        forge: signs.
+        managed: whether times are those that senders wrote, since the broker's configuration is not ours.
+    """
+
+    def __init__(self, client: str, url: str, forge: Forge, *, managed: bool = False) -> None:
+        self.client, self.url = client, url
+        self.on_kafka = client.startswith("kafka")
+        self._forge = forge
+        evidence = "" if self.on_kafka else '\nappend_evidence = "interceptor"'
+        self.times = CONSUME if managed else APPEND + evidence
+        stamps = {} if managed else {"message.timestamp.type": "LogAppendTime"}
+        self.lane: Any = KafkaLane(url, partitions=3, config=stamps) if self.on_kafka else RabbitMQLane(url)
+        self.destination = self.lane.destination
+        stage = self.lane.stage
+        self.scope = stage.group if self.on_kafka else stage.queue
+        self._source, self._dead = stage.topic if self.on_kafka else stage.queue, stage.dead
+        self.close = self.lane.close
 
     def publish(self, app: str, bodies: Sequence[bytes], how: str) -> None:
-        """Publish messages of an ``app-id``, and wait for the broker."""
-        ...
+        """Publish messages of an ``app-id``, over all partitions, and wait for the broker."""
+        named: dict[str, Any] = {"properties": {"app-id": app}}
+        if self.on_kafka:
+            named = {"headers": (("app-id", app.encode()),)}
+        messages = [Message(destination=self.destination, body=body, **named) for body in bodies]
+        if how != SILENT:
+            messages = self._forge.signer().sign_many(messages)
+        if how == STRIPPED:
+            tokens = (TOKEN_HEADER,)
+            messages = [
+                replace(each, headers=tuple(pair for pair in each.headers if pair[0] not in tokens))
+                for each in messages
+            ]
+        self.lane.inject(messages)
 
-    def consuming(self, guard: Pipeline, handler: Any, unverified: Any) -> AbstractContextManager[None]:
+    def consuming(self, guard: Pipeline, handler: Any, unverified: Any) -> AbstractContextManager[Any]:
         """Consume within a ``with`` block, then stop in order."""
-        ...
+        wiring = Wiring(
+            url=self.url, source=self._source, dead=self._dead, scope=self.scope, guard=guard, handler=handler,
+            old=unverified,
+        )  # fmt: skip
+        return CLIENTS[self.client](wiring)
 
     def letters(self) -> Counter[tuple[bytes, str]]:
         """Return the bodies and reasons of all dead letters so far."""
-        ...
+        told = [
+            (letter.body or b"", letter.occurrences("mqauth-dead-reason")[0]) for letter in self.lane.letters()
+        ]
+        return Counter((body, why.decode() if isinstance(why, bytes) else str(why)) for body, why in told)
 
 
 class Ladder:
@@ -253,132 +279,3 @@ class Ladder:
     def unsigned(self, runs: Sequence[Run]) -> dict[str, int]:
         """Return how many unsigned messages of each producer are among some runs."""
         return dict(Counter(self.sent[found.body][0] for found in runs if found.would == "token_missing"))
-
-
-class LiveQueue:
-    """A quorum queue behind an exchange.
-
-    Args:
-        url: of a RabbitMQ.
-        forge: signs.
-        consuming: consumes, by one of its clients.
-        managed: whether the broker has no interceptor.
-    """
-
-    def __init__(self, url: str, forge: Forge, consuming: Consuming, *, managed: bool = False) -> None:
-        self.url = url
-        self.times = CONSUME if managed else f'{APPEND}\nappend_evidence = "interceptor"'
-        self.name = self.scope = f"rollout-{uuid.uuid4().hex[:8]}"
-        self.key = "orders.created"
-        self.destination = destination.rabbitmq(self.name, self.key)
-        self._forge = forge
-        self._consume = consuming
-        self._letters: Counter[tuple[bytes, str]] = Counter()
-        self._thread = LoopThread()
-        self._call(self._open(url))
-
-    def publish(self, app: str, bodies: Sequence[bytes], how: str) -> None:
-        """Publish with confirms, many at once."""
-        for start in range(0, len(bodies), AT_ONCE):
-            self._call(self._publish(app, bodies[start : start + AT_ONCE], how))
-
-    def consuming(self, guard: Pipeline, handler: Any, unverified: Any) -> AbstractContextManager[None]:
-        """Consume by the client."""
-        return self._consume(Wiring(
-            url=self.url, source=self.name, dead=f"{self.name}.dead", scope=self.name, guard=guard,
-            handler=handler, old=unverified,
-        ))  # fmt: skip
-
-    def letters(self) -> Counter[tuple[bytes, str]]:
-        """Take what has come to the dead-letter queue, and return all of it."""
-        self._call(self._read_letters())
-        return self._letters
-
-    def close(self) -> None:
-        """Delete the queues."""
-        self._call(self._strike())
-        self._thread.close()
-
-    def _call(self, work: Any) -> Any:
-        return self._thread.call(work)
-
-    async def _open(self, url: str) -> None:
-        self._connection = await aio_pika.connect_robust(url)
-        self._channel = await self._connection.channel()
-        self._exchange = await self._channel.declare_exchange(self.name, aio_pika.ExchangeType.TOPIC)
-        queue = await rabbitmq.declare_source(self._channel, self.name)
-        await queue.bind(self._exchange, "#")
-        self._dead = await rabbitmq.declare_dead_letters(await self._connection.channel(), f"{self.name}.dead")
-        self._producer = rabbitmq.Producer(self._exchange, self._forge.signer())
-
-    async def _publish(self, app: str, bodies: Sequence[bytes], how: str) -> None:
-        messages = [aio_pika.Message(body, app_id=app, delivery_mode=2) for body in bodies]
-        if how == SIGNS:
-            await asyncio.gather(*(self._producer.publish(message, self.key) for message in messages))
-            return
-        if how == STRIPPED:
-            messages = [self._producer.seal(message, self.key) for message in messages]
-            for message in messages:
-                del message.headers[TOKEN_HEADER]
-        await asyncio.gather(*(self._exchange.publish(message, self.key) for message in messages))
-
-    async def _read_letters(self) -> None:
-        while (letter := await self._dead.get(no_ack=True, fail=False)) is not None:
-            message = from_native(letter, queue=self._dead.name)
-            self._letters[message.body or b"", str(dict(message.headers)["mqauth-dead-reason"])] += 1
-
-    async def _strike(self) -> None:
-        for queue in (self.name, f"{self.name}.unparseable", f"{self.name}.dead"):
-            await self._channel.queue_delete(queue)
-        await self._exchange.delete()
-        await self._connection.close()
-
-
-class LiveTopic:
-    """A topic of three partitions.
-
-    Args:
-        url: of a Kafka.
-        forge: signs.
-        consuming: consumes, by one of its clients.
-        managed: whether its records have the time that their sender wrote.
-    """
-
-    def __init__(self, url: str, forge: Forge, consuming: Consuming, *, managed: bool = False) -> None:
-        stamps = {} if managed else {"message.timestamp.type": "LogAppendTime"}
-        self.times = CONSUME if managed else APPEND
-        self.stage = KafkaStage(url, partitions=3, config=stamps)
-        self.url, self.scope = url, self.stage.group
-        self.destination = self.stage.destination
-        self._consume = consuming
-        self._client = _KAFKA.KafkaProducer(bootstrap_servers=self.stage.servers, linger_ms=5)
-        self._producer = kafka.Producer(self._client, forge.signer())
-
-    def publish(self, app: str, bodies: Sequence[bytes], how: str) -> None:
-        """Publish over all partitions, and wait for the broker."""
-        send = self._producer.send if how == SIGNS else self._client.send
-        futures = [
-            send(self.stage.topic, value=body, headers=[("app-id", app.encode())], partition=number % 3)
-            for number, body in enumerate(bodies)
-        ]
-        for future in futures:
-            future.get(timeout=60)
-
-    def consuming(self, guard: Pipeline, handler: Any, unverified: Any) -> AbstractContextManager[None]:
-        """Consume by the client, as a member of the group."""
-        return self._consume(Wiring(
-            url=self.url, source=self.stage.topic, dead=self.stage.dead, scope=self.scope, guard=guard,
-            handler=handler, old=unverified,
-        ))  # fmt: skip
-
-    def letters(self) -> Counter[tuple[bytes, str]]:
-        """Return all of the dead-letter topic."""
-        return Counter(
-            (letter.body or b"", dict(letter.headers)["mqauth-dead-reason"].decode())  # type: ignore[union-attr]
-            for letter in self.stage.letters()
-        )
-
-    def close(self) -> None:
-        """Delete the topics."""
-        self._client.close()
-        self.stage.close()

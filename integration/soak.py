@@ -1,29 +1,27 @@
 """Half an hour at half the maximum rate while things break at random: nothing lost, memory flat.
 
 ``python -m integration.soak --minutes 30 --broker rabbitmq|kafka|both --seed N``. Not part of the tests. A
-broker's driver (``Driver``) has the servers, the consumer processes and the ways to break them; this module
+broker's driver (``soak_brokers``) has the servers, the consumer processes and the ways to break them; this module
 has the time, the counting and the table. With ``both`` one broker follows the other.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import random
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
-from integration.chaos.count import Count, Letter
+from integration.chaos.row import Count
+from integration.soak_brokers import DRIVERS, Driver
 
-BROKERS = ("rabbitmq", "kafka")
 FORGED = 10  # one message in so many
 BATCH = 0.1  # seconds
 SAMPLE = 10.0
@@ -33,36 +31,6 @@ AT_LAST = 300.0  # seconds for the rest to be worked off
 SHOWN = 20
 _PAGE = 4096
 _MIB = 1 << 20
-
-
-class Driver(Protocol):
-    """One broker with its queues or topics, its consumer processes, and the ways to break them.
-
-    Bodies are unique. Every call may come while a fault is on, from another thread than the fault's.
-    """
-
-    name: str
-
-    def open(self) -> None:
-        """Start the servers and the consumer processes."""
-
-    def publish(self, honest: Sequence[bytes], forged: Sequence[bytes]) -> None:
-        """Publish these, each again until it is confirmed."""
-
-    def handled(self) -> Iterable[bytes]:
-        """Return the body of each handler run since the last call."""
-
-    def letters(self) -> Iterable[Letter]:
-        """Take the dead letters there are."""
-
-    def processes(self) -> Mapping[str, int]:
-        """Return the consumer processes there are: a name that outlives a restart, and the process id."""
-
-    def faults(self) -> Mapping[str, Callable[[float], None]]:
-        """Return the faults by name: each breaks something for so many seconds and mends it again."""
-
-    def close(self) -> None:
-        """End it all."""
 
 
 @dataclass(slots=True)
@@ -253,17 +221,9 @@ def table(soak: Soak, count: Count, minutes: float) -> str:
     return "\n".join([*lines, head, *soak.memory.lines(), *missing])
 
 
-def driver_of(broker: str) -> Driver:
-    """Return the driver of a broker: ``Driver`` in ``integration.soak_<broker>``."""
-    module: Any = importlib.import_module(f"integration.soak_{broker}")
-    driver: Driver = module.Driver()
-    return driver
-
-
 def soak(broker: str, *, minutes: float, seed: int) -> bool:
     """Soak one broker, print its table, and tell whether nothing was lost, condemned or let in."""
-    driver = driver_of(broker)
-    driver.open()
+    driver = DRIVERS[broker]()
     try:
         run = Soak(driver, minutes=minutes, seed=seed)
         _say(f"{broker}: {run.measure():.0f} messages/s at most; {minutes:g} minutes at half of it, seed {seed}")
@@ -278,11 +238,11 @@ def main() -> int:
     """Soak the brokers asked for, one after the other."""
     parser = argparse.ArgumentParser(prog="python -m integration.soak", description=main.__doc__)
     parser.add_argument("--minutes", type=float, default=30.0, help="of publishing, each broker")
-    parser.add_argument("--broker", choices=[*BROKERS, "both"], default="both")
+    parser.add_argument("--broker", choices=[*DRIVERS, "both"], default="both")
     parser.add_argument("--seed", type=int, default=1, help="of the faults")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)  # clients tell of every connection refused
-    wanted = BROKERS if arguments.broker == "both" else (arguments.broker,)
+    wanted = [*DRIVERS] if arguments.broker == "both" else [arguments.broker]
     fine = [soak(broker, minutes=arguments.minutes, seed=arguments.seed) for broker in wanted]
     return 0 if all(fine) else 1
 

@@ -42,7 +42,6 @@ from mqauth.wire.destination import parse
 from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import Message
 
-BELIEVES = "message_interceptors.incoming.set_header_timestamp.overwrite = false"
 APPEND: dict[str, Any] = {"at": "append", "max_queue_age": 604_800, "append_evidence": "interceptor"}
 BELIEVED = "append_evidence: RabbitMQ leaves the timestamp_in_ms of a sender as it is"
 HOUR = 3600
@@ -112,24 +111,10 @@ class Bench:
         return [str(dict(letter.headers)["mqauth-dead-reason"]) for letter in self.stage.letters()]
 
 
-@pytest.fixture(scope="module")
-def stamping() -> Iterator[RabbitMQ]:
-    """A RabbitMQ of its own, with the interceptor that the tests' brokers have."""
-    with RabbitMQ.launch(extra_config=[BELIEVES.replace("false", "true")]) as broker:
-        yield broker
-
-
-@pytest.fixture(scope="module")
-def believing() -> Iterator[RabbitMQ]:
-    """A RabbitMQ that leaves a sender's stamp as it is."""
-    with RabbitMQ.launch(extra_config=[BELIEVES]) as broker:
-        yield broker
-
-
 @pytest.fixture
-def bench(stamping: RabbitMQ, tmp_path: Path) -> Iterator[Bench]:
+def bench(own_rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Bench]:
     """A bench on the RabbitMQ with the interceptor."""
-    found = Bench(stamping, tmp_path)
+    found = Bench(own_rabbitmq, tmp_path)
     with found.ending:
         yield found
 
@@ -192,12 +177,12 @@ def test_unsafe_goes_without_the_proof(
     params=[("^orders", ".*", ".*"), (".*", "^mqauth", ".*"), (".*", ".*", "^mqauth")],
     ids=["configure", "write", "read"],
 )
-def poor(stamping: RabbitMQ, request: pytest.FixtureRequest) -> str:
+def poor(own_rabbitmq: RabbitMQ, request: pytest.FixtureRequest) -> str:
     """An account of the broker that lacks one permission; its URL. Each is made once, for all clients."""
     name = f"poor-{uuid.uuid4().hex[:8]}"
-    stamping.ctl("add_user", name, "secret")
-    stamping.ctl("set_permissions", name, *request.param)
-    parts = urlsplit(stamping.url)
+    own_rabbitmq.ctl("add_user", name, "secret")
+    own_rabbitmq.ctl("set_permissions", name, *request.param)
+    parts = urlsplit(own_rabbitmq.url)
     return parts._replace(netloc=f"{name}:secret@{parts.hostname}:{parts.port}").geturl()
 
 

@@ -36,15 +36,8 @@ class TestRabbitMQInBatches(BatchContract):
         stage.close()
 
 
-class TestRabbitMQDeliveries(QueueDeliveryContract):
-    """What becomes of deliveries, with several consumers of one queue."""
-
-    @pytest.fixture
-    def stage(self, rabbitmq: RabbitMQ) -> Iterator[QueueStage]:
-        """Yield a fresh stage."""
-        stage = RabbitMQQueueStage(rabbitmq.url)
-        yield stage
-        stage.close()
+class RealQueueDeliveries(QueueDeliveryContract):
+    """What becomes of deliveries; what takes long is not for a quick look."""
 
     @pytest.mark.slow
     def test_consumes_again_when_its_queue_is_back(self, play: QueuePlay) -> None:
@@ -58,3 +51,14 @@ class TestRabbitMQDeliveries(QueueDeliveryContract):
         At night it is away for a minute.
         """
         self._again(play, lambda _: self._away(play, nightly(60, otherwise=12)), times=1)
+
+
+class TestRabbitMQDeliveries(RealQueueDeliveries):
+    """What becomes of deliveries, with several consumers of one queue."""
+
+    @pytest.fixture
+    def stage(self, rabbitmq: RabbitMQ) -> Iterator[QueueStage]:
+        """Yield a fresh stage."""
+        stage = RabbitMQQueueStage(rabbitmq.url)
+        yield stage
+        stage.close()

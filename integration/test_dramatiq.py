@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import dramatiq
@@ -20,34 +17,27 @@ from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
 from integration.services import RabbitMQ
-from integration.task_parts import PATIENCE, Hijack, Store, WorkerAttacks, buried
-from mqauth import Allow, AuditFile, MemoryReplayStore, Pipeline
+from integration.task_parts import PATIENCE, Shop, TaskContract, WorkerAttacks
+from mqauth import Pipeline
 from mqauth.brokers import pika as wrapper
 from mqauth.errors import ConfigurationError
 from mqauth.integrations.dramatiq import protect
 from mqauth.testing.attack_probe import Probe
-from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
 
 
-class Shop:
-    """A broker's queue at RabbitMQ, its protected worker, and what its tasks did."""
+class DramatiqShop(Shop):
+    """A queue of dramatiq's, whose tasks are pickled."""
+
+    beside = (".DQ", ".XQ")
 
     def __init__(self, url: str, folder: Path) -> None:
-        self.url = url
-        self.forge = Forge()
-        self.name = f"tasks-{uuid.uuid4().hex}"
-        self.dead = f"{self.name}.dead"
-        self.store = Store(folder / "claims.db")
-        self.store.asked = threading.Event()
-        self.audit = AuditFile(folder / "audit.jsonl")
-        self.ran: Queue[Any] = Queue()
-        self.failures = 0
-        places = [f"rabbitmq:/{self.name}", f"rabbitmq:/{self.name}.DQ"]
-        self.guard = Pipeline(
-            verifier=self.forge.verifier(), policy=Allow({SUBJECT: places}), replay=self.store, audit=self.audit
-        )
+        super().__init__(url, folder)
         with pika.BlockingConnection(pika.URLParameters(url)) as connection:
             wrapper.declare_dead_letters(connection.channel(), self.dead)
+
+    def destinations(self) -> list[str]:
+        """Return where tasks may be sent, the usual place first."""
+        return [f"rabbitmq:/{self.name}", f"rabbitmq:/{self.name}.DQ"]
 
     def broker(self, **settings: Any) -> Any:
         """Return a broker of the shop that is not protected yet."""
@@ -70,9 +60,9 @@ class Shop:
             raise ValueError("not yet")
 
     @contextmanager
-    def working(self, broker: Any = None) -> Iterator[Any]:
+    def working(self, **settings: Any) -> Iterator[Any]:
         """Run a protected worker."""
-        broker = self.broker() if broker is None else broker
+        broker = self.broker(**settings)
         protect(broker, guard=lambda: self.guard, dead_letters=self.dead, signer=self.forge.signer())
         worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=2)
         worker.start()
@@ -85,89 +75,42 @@ class Shop:
     @contextmanager
     def sending(self, signer: Any = None) -> Iterator[Any]:
         """Yield the task of a broker that signs, by default as the shop."""
-        broker = protect(self.broker(), signer=signer or self.forge.signer())
+        broker = self.broker()
+        if signer is not False:
+            protect(broker, signer=signer or self.forge.signer())
         yield broker.get_actor("pack")
         broker.close()
 
-    def run(self, count: int) -> list[Any]:
-        """Return what the next tasks were given, once they have run."""
-        return [self.ran.get(timeout=PATIENCE) for _ in range(count)]
+    def send(self, task: Any, order: Any) -> None:
+        """Send a task."""
+        task.send(order)
 
-    def publish(self, body: bytes, queue: str = "", properties: Any = None) -> None:
-        """Publish what nobody signed."""
-        with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
-            connection.channel().basic_publish("", queue or self.name, body, properties)
+    def publish_elsewhere(self, body: bytes, properties: Any) -> None:
+        """Publish a task to dramatiq's delay queue, which is there."""
+        self.publish(body, properties, key=f"{self.name}.DQ")
 
-    def buried(self, count: int) -> list[str]:
-        """Return the reasons of so many dead letters, sorted, and take them."""
-        return buried(self.url, self.dead, count)
-
-    def end(self) -> None:
-        """Leave nothing at the broker."""
-        self.store.close()
-        self.audit.close()
-        with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
-            for name in (self.name, self.dead, f"{self.name}.DQ", f"{self.name}.XQ"):
-                connection.channel().queue_delete(name)
+    def refused(self, why: str, *, broker: Any = None, **given: Any) -> None:
+        """Assert that a broker is refused, where it is protected or as its worker starts."""
+        with pytest.raises(ConfigurationError, match=why):
+            dramatiq.Worker(protect(broker or self.broker(), **given)).start()
 
 
 @pytest.fixture
-def shop(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Shop]:
-    """Yield a shop."""
-    shop = Shop(rabbitmq.url, tmp_path)
-    yield shop
-    shop.end()
-
-
-@pytest.fixture
-def pickling() -> Iterator[None]:
-    """Have tasks pickled."""
+def shop(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[DramatiqShop]:
+    """Yield a shop, and have tasks pickled."""
     encoder = dramatiq.get_encoder()
     dramatiq.set_encoder(dramatiq.PickleEncoder())
-    yield
+    shop = DramatiqShop(rabbitmq.url, tmp_path)
+    yield shop
+    shop.end()
     dramatiq.set_encoder(encoder)
 
 
-def test_only_signed_tasks_are_decoded(shop: Shop, pickling: None, tmp_path: Path) -> None:
-    """A pickle that nobody, or a stranger, signed is a letter, and is never decoded; a signed task runs once."""
-    mark = tmp_path / "decoded"
-    neighbour = shop.forge.signer(key=shop.forge.neighbour, subject=NEIGHBOUR)
-    strangers = (Forge().signer(), shop.forge.signer(audience="others"), neighbour)
-    with shop.working(), shop.sending() as honest:
-        for signer in strangers:
-            with shop.sending(signer) as task:
-                task.send(Hijack(mark))
-        # The queue is there by now.
-        shop.publish(pickle.dumps(Hijack(mark)))
-        honest.send("honest")
-        assert shop.run(1) == ["honest"]
-        refused = ["audience_mismatch", "key_unknown", "producer_forbidden", "token_missing"]
-        assert shop.buried(4) == refused
-    assert not mark.exists()
-    assert shop.ran.empty()
+class TestTasks(TaskContract):
+    """Tasks of dramatiq."""
 
 
-def test_a_task_changed_on_its_way_is_a_letter(shop: Shop) -> None:
-    """Another body, another queue, and a second copy: each is rejected with its reason."""
-    with shop.sending() as honest:
-        honest.send("caught")
-    with pika.BlockingConnection(pika.URLParameters(shop.url)) as connection:
-        method, properties, body = connection.channel().basic_get(shop.name, auto_ack=True)
-        assert method is not None
-    for queue, other in (
-        (shop.name, body),
-        (shop.name, body),
-        (shop.name, body + b" "),
-        (f"{shop.name}.DQ", body),
-    ):
-        shop.publish(other, queue, properties)
-    with shop.working():
-        assert shop.run(1) == ["caught"]
-        assert shop.buried(3) == ["body_mismatch", "destination_mismatch", "replayed"]
-    assert shop.ran.empty()
-
-
-def test_a_delayed_task_and_a_retry_run(shop: Shop) -> None:
+def test_a_delayed_task_and_a_retry_run(shop: DramatiqShop) -> None:
     """What waits in dramatiq's delay queue is verified there, and signed anew by the worker; so is a retry."""
     shop.failures = 1
     with shop.working(), shop.sending() as honest:
@@ -176,7 +119,7 @@ def test_a_delayed_task_and_a_retry_run(shop: Shop) -> None:
     assert shop.ran.empty()
 
 
-def test_a_pipeline_of_tasks_runs(shop: Shop) -> None:
+def test_a_pipeline_of_tasks_runs(shop: DramatiqShop) -> None:
     """The worker signs the tasks that follow."""
     with shop.working(), shop.sending() as honest:
         second = honest.message_with_options(args=("second",), pipe_ignore=True)
@@ -184,7 +127,7 @@ def test_a_pipeline_of_tasks_runs(shop: Shop) -> None:
         assert shop.run(2) == ["first", "second"]
 
 
-def test_a_task_that_fails_for_good_is_dramatiqs(shop: Shop) -> None:
+def test_a_task_that_fails_for_good_is_dramatiqs(shop: DramatiqShop) -> None:
     """Its last failure puts it into dramatiq's own queue, not among the dead letters."""
     shop.failures = 99
     with shop.working() as broker, shop.sending() as honest:
@@ -194,45 +137,14 @@ def test_a_task_that_fails_for_good_is_dramatiqs(shop: Shop) -> None:
             broker.connection.sleep(0.05)
 
 
-@pytest.mark.parametrize("away", ["claim", "confirm"])
-def test_a_task_waits_for_the_store(shop: Shop, away: str) -> None:
-    """While the replay store is away a task is no letter; it runs once, and is acked once the store is back."""
-    shop.store.away = away
-    with shop.working() as broker, shop.sending() as honest:
-        honest.send("waits")
-        assert shop.store.asked.wait(PATIENCE)
-        assert shop.ran.qsize() == (away == "confirm")
-        shop.store.away = ""
-        assert shop.run(1) == ["waits"]
-        while broker.get_queue_message_counts(shop.name)[0]:
-            broker.connection.sleep(0.05)
-    assert shop.ran.empty()
-
-
-def refused(broker: Any, why: str, **given: Any) -> None:
-    """Assert that a broker is refused, where it is protected or as its worker starts."""
-    with pytest.raises(ConfigurationError, match=why):
-        dramatiq.Worker(protect(broker, **given)).start()
-
-
-def test_what_cannot_be_protected_is_refused(shop: Shop) -> None:
-    """Other brokers, a worker without a pipeline or dead letters, a store in memory, pickled results."""
+def test_what_cannot_be_protected_is_refused(shop: DramatiqShop) -> None:
+    """Other brokers, one that is protected already, and pickled results."""
     signer = shop.forge.signer()
-
-    def guard(replay: Any) -> Callable[[], Pipeline]:
-        policy = shop.forge.policy("rabbitmq:/x")
-        return lambda: Pipeline(verifier=shop.forge.verifier(), policy=policy, replay=replay, audit=shop.audit)
-
-    refused(StubBroker(), "RabbitmqBroker", signer=signer)
-    refused(protect(shop.broker(), signer=signer), "already", signer=signer)
-    refused(shop.broker(), "guard=", signer=signer)
-    refused(shop.broker(), "dead_letters=", signer=signer, guard=guard(shop.store))
-    settings: dict[str, Any] = {"signer": signer, "dead_letters": shop.dead}
-    for replay in (None, MemoryReplayStore()):
-        refused(shop.broker(), "store on Redis", guard=guard(replay), **settings)
+    shop.refused("RabbitmqBroker", broker=StubBroker(), signer=signer)
+    shop.refused("already", broker=protect(shop.broker(), signer=signer), signer=signer)
     pickled = shop.broker()
     pickled.add_middleware(Results(backend=StubBackend(encoder=dramatiq.PickleEncoder())))
-    refused(pickled, "pickled", guard=guard(shop.store), **settings)
+    shop.refused("pickled", broker=pickled, signer=signer, dead_letters=shop.dead, guard=lambda: shop.guard)
 
 
 @contextmanager

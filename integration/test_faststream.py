@@ -1,10 +1,18 @@
-"""FastStream on real brokers: what reaches handlers, what becomes a dead letter, and answers of requests."""
+"""FastStream on a real RabbitMQ and a real Kafka: verdicts, rollouts, requests, stops, and a shop of services."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,14 +23,16 @@ from faststream.rabbit import RabbitBroker
 from faststream.rabbit.opentelemetry import RabbitTelemetryMiddleware
 from opentelemetry.sdk.trace import TracerProvider
 
-from integration.services import RabbitMQ
-from mqauth import AuditFile, Key, KeySet, MemoryReplayStore, Message, Pipeline, Signer, Verified
+from integration.documentation import ROOT
+from integration.services import Kafka, RabbitMQ
+from mqauth import ActiveKey, AuditFile, Key, KeySet, MemoryReplayStore, Message, Pipeline, Signer, Verified
 from mqauth.audit.chain import verify_chain
+from mqauth.brokers import kafka as kafka_leaf
 from mqauth.brokers import rabbitmq as wrapper
 from mqauth.brokers.rabbitmq.translate import Measured, to_native
 from mqauth.integrations.faststream import NotHandledError, UnverifiedMessage, VerifiedMessage, protect, unverified
 from mqauth.judging.rollout import WEEK, Rollout, RolloutEntry, Rung
-from mqauth.testing.forge import Forge
+from mqauth.testing.forge import ISSUER, Forge
 
 PATIENCE = 60.0
 
@@ -258,3 +268,393 @@ async def test_rabbitmq_stop_while_deferred(shop: Shop) -> None:
     async with await aio_pika.connect(shop.broker.specification.url[0]) as connection:
         queue: Any = await (await connection.channel()).declare_queue(shop.name, passive=True)
     assert (queue.declaration_result.message_count, shop.handled.qsize()) == (1, 0)
+
+
+client: Any = importlib.import_module("kafka")  # untyped
+RECORDS = 5
+
+
+class TopicShop:
+    """A topic, its group, and protected brokers on it.
+
+    Args:
+        address: of Kafka.
+        package: FastStream's, with the client.
+        audit: where records go.
+    """
+
+    def __init__(self, address: str, package: str, audit: AuditFile) -> None:
+        self.address = address
+        self.package = importlib.import_module(package)
+        self.forge = Forge()
+        self.topic = f"orders-{uuid.uuid4().hex}"
+        self.audit = audit
+        self.replay: Any = MemoryReplayStore()
+        self.rollout: Rollout | None = None
+        self.handled: list[int] = []
+        self.done = asyncio.Event()
+
+    def broker(self) -> Any:
+        """Return a broker whose handler is not declared yet."""
+        guard = Pipeline(
+            verifier=self.forge.verifier(), policy=self.forge.policy(f"kafka:{self.topic}"), replay=self.replay,
+            audit=self.audit, rollout=self.rollout,
+        )  # fmt: skip
+        broker = self.package.KafkaBroker(self.address, graceful_timeout=0.1)
+        return protect(broker, guard=guard, dead_letters=self.letters, signer=self.forge.signer())
+
+    def letters(self) -> kafka_leaf.DeadLetters:
+        """Return the dead letters; none is due in this file."""
+        producer = client.KafkaProducer(bootstrap_servers=self.address, acks="all", enable_idempotence=False)
+        return kafka_leaf.DeadLetters(producer, f"{self.topic}.dead")
+
+    def subscriber(self, broker: Any) -> Any:
+        """Return the decorator of the topic's handler."""
+        return broker.subscriber(self.topic, group_id=self.topic, auto_offset_reset="earliest")
+
+    async def take(self, order: int, verified: VerifiedMessage) -> None:
+        """Handle a record."""
+        assert verified.body == str(order).encode()
+        self.handled.append(order)
+        if order == RECORDS - 1:
+            self.done.set()
+
+    async def publish(self, broker: Any) -> None:
+        """Publish the records."""
+        for number in range(RECORDS):
+            await broker.publish(number, self.topic)
+
+    def committed(self) -> int:
+        """Return the offset that the group has committed."""
+        with client.KafkaConsumer(bootstrap_servers=self.address, group_id=self.topic) as consumer:
+            found: int = consumer.committed(client.TopicPartition(self.topic, 0))
+        return found
+
+
+@pytest.fixture(params=["faststream.kafka", "faststream.confluent"])
+def topic_shop(request: pytest.FixtureRequest, kafka: Kafka, tmp_path: Path) -> Iterator[TopicShop]:
+    """Yield a shop on each client, its topic made."""
+    with AuditFile(tmp_path / "audit.jsonl") as audit:
+        topic_shop = TopicShop(kafka.url.partition("://")[2], request.param, audit)
+        with client.KafkaAdminClient(bootstrap_servers=topic_shop.address) as admin:
+            admin.create_topics(
+                [client.admin.NewTopic(name=topic_shop.topic, num_partitions=1, replication_factor=1)]
+            )
+            yield topic_shop
+            admin.delete_topics([topic_shop.topic])
+
+
+async def test_stop_in_the_middle(topic_shop: TopicShop) -> None:
+    """A broker that stops in the middle of a handler commits what was handled; all else is handled after that."""
+    first, stuck = topic_shop.broker(), asyncio.Event()
+
+    @topic_shop.subscriber(first)
+    async def wait(order: int, verified: VerifiedMessage) -> None:
+        if order == 2:
+            stuck.set()
+            await asyncio.Event().wait()
+        await topic_shop.take(order, verified)
+
+    await first.start()
+    await topic_shop.publish(first)
+    async with asyncio.timeout(PATIENCE):
+        await stuck.wait()
+    await first.stop()
+    assert (topic_shop.handled, topic_shop.committed()) == ([0, 1], 2)
+    second = topic_shop.broker()
+    topic_shop.subscriber(second)(topic_shop.take)
+    await second.start()
+    async with asyncio.timeout(PATIENCE):
+        await topic_shop.done.wait()
+    await second.stop()
+    assert (topic_shop.handled, topic_shop.committed()) == (list(range(RECORDS)), RECORDS)
+
+
+async def test_rollout(topic_shop: TopicShop) -> None:
+    """While a topic is observed, what is not signed reaches the second handler, what is signed the first."""
+    topic_shop.rollout = observing(f"kafka:{topic_shop.topic}")
+    broker, proofless = topic_shop.broker(), list[bytes | None]()
+    records = topic_shop.subscriber(broker)
+
+    @records(filter=unverified)
+    async def old(order: int, message: UnverifiedMessage) -> None:
+        assert message.body == str(order).encode()
+        proofless.append(message.body)
+
+    records(topic_shop.take)
+    await broker.start()
+    with client.KafkaProducer(bootstrap_servers=topic_shop.address) as producer:
+        producer.send(topic_shop.topic, value=b"77").get(timeout=PATIENCE)
+    await topic_shop.publish(broker)
+    async with asyncio.timeout(PATIENCE):
+        await topic_shop.done.wait()
+    await broker.stop()
+    assert (proofless, topic_shop.handled, topic_shop.committed()) == ([b"77"], list(range(RECORDS)), RECORDS + 1)
+
+
+class Away(MemoryReplayStore):
+    """A replay store that is away for some calls."""
+
+    failures = 3
+
+    def claim(self, request: Any, /) -> Any:
+        """Fail, or claim."""
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError
+        return super().claim(request)
+
+
+async def test_deferral_holds_the_subscriber(topic_shop: TopicShop) -> None:
+    """While the replay store is away nothing is handled, skipped or committed; then all is, in order."""
+    topic_shop.replay = Away()
+    broker = topic_shop.broker()
+    topic_shop.subscriber(broker)(topic_shop.take)
+    await broker.start()
+    await topic_shop.publish(broker)
+    async with asyncio.timeout(PATIENCE):
+        await topic_shop.done.wait()
+    await broker.stop()
+    assert (topic_shop.handled, topic_shop.committed(), topic_shop.replay.failures) == (
+        list(range(RECORDS)),
+        RECORDS,
+        0,
+    )
+
+
+HONEST = 3
+CONFIG = """
+[producer]
+issuer = "{issuer}"
+subject = "{name}"
+audience = "shop"
+keys = "keys/{name}"
+
+[consumer]
+audience = "shop"
+
+[[consumer.issuers]]
+issuer = "{issuer}"
+file = "jwks.json"
+
+[[consumer.allow]]
+subject = "{sender}"
+destinations = ["{place}"]
+
+[audit]
+file = "{name}.jsonl"
+
+[dead_letters]
+name = "{shop}.{name}.dead"
+"""
+
+
+class Application:
+    """Names, keys and settings of the application.
+
+    Args:
+        folder: an empty one.
+        rabbitmq: URL.
+        kafka: address.
+    """
+
+    def __init__(self, folder: Path, rabbitmq: str, kafka: str) -> None:
+        self.name = f"shop-{uuid.uuid4().hex[:8]}"
+        self.folder = folder
+        self.rabbitmq = rabbitmq
+        self.kafka = kafka
+        places = {
+            "orders": ("customer", f"rabbitmq:/{self.name}.orders"),
+            "dispatch": ("orders", f"rabbitmq:/{self.name}.accepted"),
+            "billing": ("dispatch", f"kafka:{self.name}.payments"),
+        }
+        keys = [self._key(name) for name in ("customer", *places)]
+        (folder / "jwks.json").write_text(json.dumps({"keys": keys}))
+        for name, (sender, place) in places.items():
+            text = CONFIG.format(issuer=ISSUER, name=name, sender=sender, place=place, shop=self.name)
+            (folder / f"{name}.toml").write_text(text)
+
+    @property
+    def topics(self) -> list[str]:
+        """Names of the topics."""
+        return [f"{self.name}.payments", f"{self.name}.billing.dead"]
+
+    def _key(self, name: str) -> Any:
+        """Make the key of a service, and return its public half."""
+        keys = str(self.folder / "keys" / name)
+        run = [sys.executable, "-m", "mqauth", "keys"]
+        subprocess.run([*run, "new", "--dir", keys, "--subject", name], check=True, capture_output=True)
+        found = subprocess.run([*run, "jwks", "--dir", keys], check=True, capture_output=True)
+        return json.loads(found.stdout)["keys"][0]
+
+    def signer(self, name: str, key: Any = None) -> Signer:
+        """Return the signer of a service, or one who has another key."""
+        key = key or ActiveKey(self.folder / "keys" / name)
+        return Signer(key=key, issuer=ISSUER, subject=name, audience="shop")
+
+    @contextmanager
+    def service(self, name: str, kind: str) -> Iterator[Output]:
+        """Run a service until it is stopped by SIGTERM, gracefully."""
+        environment = {
+            **os.environ, "PYTHONPATH": str(ROOT), "SHOP": self.name, "SHOP_RABBITMQ": self.rabbitmq,
+            "SHOP_KAFKA": self.kafka, "SHOP_CONFIG": str(self.folder / f"{name}.toml"), "SHOP_CLIENT": kind,
+        }  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"integration.examples.{name}"], env=environment, cwd=self.folder,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        watch = threading.Timer(PATIENCE, process.kill)
+        watch.start()
+        output = Output(process)
+        try:
+            output.wait_for("ready")
+            yield output
+            process.send_signal(signal.SIGTERM)
+            output.read()
+            assert process.wait(PATIENCE) == 0, output.lines
+        finally:
+            watch.cancel()
+            process.kill()
+            process.wait()
+
+
+class Output:
+    """What a service printed.
+
+    Args:
+        process: the service.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        self._stream = process.stdout
+        self.lines: list[str] = []
+
+    def wait_for(self, begin: str, number: int = 1) -> None:
+        """Read until so many lines begin so."""
+        while number:
+            line = self._stream.readline()
+            assert line, self.lines
+            self.lines.append(line)
+            number -= line.startswith(begin)
+
+    def read(self) -> None:
+        """Read what is left."""
+        self.lines += self._stream.readlines()
+        self._stream.close()
+
+    @property
+    def handled(self) -> list[str]:
+        """What the handler got, sorted."""
+        return sorted(line.removeprefix("handled ").strip() for line in self.lines if line.startswith("handled "))
+
+
+async def attack_rabbitmq(shop: Application) -> None:
+    """Publish honest orders, and on both queues what nobody may handle."""
+    orders, accepted = (f"{shop.name}.{name}" for name in ("orders", "accepted"))
+    honest = [
+        shop.signer("customer").sign(
+            Message(
+                destination=f"rabbitmq:/{orders}",
+                body=b'{"order": %d}' % number,
+                properties={"message-id": f"m{number}"},
+            )
+        )
+        for number in range(HONEST)
+    ]
+    stranger = shop.signer("customer", Key.generate(subjects=["customer"]))
+    async with await aio_pika.connect(shop.rabbitmq) as connection:
+        exchange = (await connection.channel()).default_exchange
+
+        async def send(queue: str, message: Message) -> None:
+            name = message.properties.get("message-id", "m")
+            await exchange.publish(to_native(message, message_id=name), queue)
+
+        for message in (*honest, honest[0]):
+            await send(orders, message)
+        for queue in (orders, accepted):
+            bare = Message(
+                destination=f"rabbitmq:/{queue}", body=b'{"order": 666}', properties={"message-id": "m"}
+            )
+            await send(queue, bare)
+            await send(queue, stranger.sign(bare))
+        await send(accepted, honest[1])
+
+
+def attack_kafka(shop: Application) -> None:
+    """Send an unsigned and a forged payment, and copy an honest one."""
+    topic = f"{shop.name}.payments"
+    bare = Message(destination=f"kafka:{topic}", body=b'{"pay": 666}')
+    forged = shop.signer("dispatch", Key.generate(subjects=["dispatch"])).sign(bare)
+    with (
+        client.KafkaConsumer(topic, bootstrap_servers=shop.kafka, auto_offset_reset="earliest") as consumer,
+        client.KafkaProducer(bootstrap_servers=shop.kafka) as producer,
+    ):
+        honest = next(consumer)
+        for value, headers in (
+            (bare.body, []), (forged.body, list(forged.headers)), (honest.value, list(honest.headers)),
+        ):  # fmt: skip
+            producer.send(topic, value=value, headers=headers).get(PATIENCE)
+
+
+async def letters_of_rabbitmq(shop: Application, name: str, number: int) -> list[str]:
+    """Return the reasons of so many dead letters of a service, sorted."""
+    found: list[str] = []
+    async with await aio_pika.connect(shop.rabbitmq) as connection:
+        queue = await (await connection.channel()).get_queue(f"{shop.name}.{name}.dead")
+        async with asyncio.timeout(PATIENCE), queue.iterator() as letters:
+            async for letter in letters:
+                await letter.ack()
+                found.append(str(letter.headers["mqauth-dead-reason"]))
+                if len(found) == number:
+                    break
+    return sorted(found)
+
+
+def letters_of_kafka(shop: Application, number: int) -> list[str]:
+    """Return the reasons of so many dead letters of the billing service, sorted."""
+    with client.KafkaConsumer(
+        f"{shop.name}.billing.dead", bootstrap_servers=shop.kafka, auto_offset_reset="earliest",
+        consumer_timeout_ms=int(PATIENCE * 1000),
+    ) as consumer:  # fmt: skip
+        return sorted(dict(next(consumer).headers)["mqauth-dead-reason"].decode() for _ in range(number))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["kafka", "confluent"])
+def test_shop(kind: str, rabbitmq: RabbitMQ, kafka: Kafka, tmp_path: Path) -> None:
+    """What is forged, replayed, moved or unsigned reaches none of three services, and becomes a dead letter."""
+    shop = Application(tmp_path, rabbitmq.url, kafka.url.partition("://")[2])
+    with client.KafkaAdminClient(bootstrap_servers=shop.kafka) as admin:
+        admin.create_topics(
+            [client.admin.NewTopic(name=name, num_partitions=1, replication_factor=1) for name in shop.topics]
+        )
+    with ExitStack() as stack:
+        billing, dispatch, orders = (
+            stack.enter_context(shop.service(name, kind)) for name in ("billing", "dispatch", "orders")
+        )
+        asyncio.run(attack_rabbitmq(shop))
+        billing.wait_for("handled", HONEST)
+        attack_kafka(shop)
+        at_orders = asyncio.run(letters_of_rabbitmq(shop, "orders", 3))
+        at_dispatch = asyncio.run(letters_of_rabbitmq(shop, "dispatch", 3))
+        at_billing = letters_of_kafka(shop, 3)
+    assert at_orders == at_billing == ["key_unknown", "replayed", "token_missing"]
+    # what a customer signed for one queue was moved to another
+    assert at_dispatch == ["destination_mismatch", "key_unknown", "token_missing"]
+    assert orders.handled == [f'customer {{"order": {number}}}' for number in range(HONEST)]
+    assert dispatch.handled == [f'orders {{"order":{number}}}' for number in range(HONEST)]
+    assert billing.handled == [f'dispatch {{"pay":{number}}}' for number in range(HONEST)]
+    for name in ("orders", "dispatch", "billing"):
+        assert verify_chain(tmp_path / f"{name}.jsonl").intact
+    asyncio.run(forget(shop))
+
+
+async def forget(shop: Application) -> None:
+    """Leave nothing at the brokers."""
+    async with await aio_pika.connect(shop.rabbitmq) as connection:
+        channel = await connection.channel()
+        for name in ("orders", "accepted", "orders.dead", "dispatch.dead"):
+            await channel.queue_delete(f"{shop.name}.{name}")
+    with client.KafkaAdminClient(bootstrap_servers=shop.kafka) as admin:
+        admin.delete_topics(shop.topics)

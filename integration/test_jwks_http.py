@@ -217,34 +217,6 @@ def test_no_socket_is_left_open(server: KeyServer, authority: Authority) -> None
 # The cache, with its thread and real time
 
 
-def test_a_known_kid_never_waits_behind_a_hanging_fetch(server: KeyServer, authority: Authority) -> None:
-    """While an attempt hangs and others wait for it, 1,000 look-ups take less time than one of those waits."""
-    clock, wait = FakeClock(), 2
-    with cache(server, authority, timeout=2, wait=wait, clock=clock) as jwks:
-        jwks.refresh(A.kid, clock.now())
-        clock.advance(60)
-        server.behave("hang")
-        received = clock.now()
-        waiting = [threading.Thread(target=_pending, args=(jwks, f"kid-{n}", received)) for n in range(3)]
-        for thread in waiting:
-            thread.start()
-
-        def look_up() -> None:
-            for _ in range(1_000):
-                assert jwks.key_set().get(A.kid) is not None
-
-        assert seconds(look_up) < wait
-        for thread in waiting:
-            thread.join()
-
-
-def _pending(jwks: JWKS, kid: str, received: float) -> None:
-    """Look for a kid that is pending."""
-    with pytest.raises(Unavailable) as caught:
-        jwks.refresh(kid, received)
-    assert caught.value.cause is Cause.KEY_PENDING
-
-
 def test_an_event_loop_runs_on_while_a_fetch_hangs(server: KeyServer, authority: Authority) -> None:
     """Coroutines that wait for a hanging issuer are deferred after ``wait``, and the loop ticks meanwhile."""
     clock, wait = FakeClock(), 0.5
@@ -289,78 +261,6 @@ def test_a_burst_of_unknown_kids_is_one_request(server: KeyServer, authority: Au
         for thread in threads:
             thread.join()
         assert (len(found), server.requests) == (50, before + 1)
-
-
-def test_an_outage_costs_the_issuer_nothing(server: KeyServer, authority: Authority) -> None:
-    """With the issuer answering 503, twenty unknown kids make one request; known ones go on."""
-    clock = FakeClock()
-    with cache(server, authority, timeout=5, clock=clock) as jwks:
-        jwks.refresh(A.kid, clock.now())
-        clock.advance(60)
-        server.behave("status")
-        before = server.requests
-        for number in range(20):
-            _pending(jwks, f"kid-{number}", clock.now())
-        assert server.requests == before + 1
-        assert jwks.key_set().get(A.kid) is not None
-
-
-def test_a_rotation_is_seen_and_a_removed_key_is_gone(server: KeyServer, authority: Authority) -> None:
-    """A new key is found at its first message, subscribers hear of it, and the key that left is purged."""
-    clock, heard = FakeClock(), list[set[str]]()
-    with cache(server, authority, timeout=5, clock=clock) as jwks:
-        jwks.subscribe(lambda keys: heard.append(set(keys.by_kid)))
-        jwks.refresh(A.kid, clock.now())
-        server.serve([B, C])
-        clock.advance(60)
-        assert set(jwks.refresh(C.kid, clock.now()).by_kid) == {B.kid, C.kid}
-    assert heard == [{A.kid, B.kid}, {B.kid, C.kid}]
-
-
-def test_an_empty_set_does_not_replace_a_good_one(server: KeyServer, authority: Authority) -> None:
-    """One empty set leaves every key in use; the second one takes them away."""
-    clock = FakeClock()
-    with cache(server, authority, timeout=5, clock=clock) as jwks:
-        jwks.refresh(A.kid, clock.now())
-        server.serve([])
-        for expected in ({A.kid, B.kid}, set()):
-            clock.advance(61)
-            assert set(jwks.refresh("unknown", clock.now()).by_kid) == expected
-
-
-def test_an_old_copy_does_not_replace_a_newer_set(server: KeyServer, authority: Authority) -> None:
-    """A set dated before the one in use takes no key away."""
-    clock = FakeClock()
-    server.serve([A, B, C], headers={"Date": "Wed, 21 Oct 2015 07:28:00 GMT"})
-    with cache(server, authority, timeout=5, clock=clock) as jwks:
-        jwks.refresh(A.kid, clock.now())
-        server.serve([A, B], headers={"Date": "Wed, 21 Oct 2015 07:27:00 GMT"})
-        clock.advance(61)
-        assert set(jwks.refresh("unknown", clock.now()).by_kid) == {A.kid, B.kid, C.kid}
-        assert jwks.health().held == (C.kid,)
-
-
-def test_not_modified_is_asked_for_and_believed(server: KeyServer, authority: Authority) -> None:
-    """The second request carries the tag of the first answer, and its 304 keeps the very same set."""
-    clock = FakeClock()
-    server.serve([A, B], headers={"ETag": '"7"'})
-    with cache(server, authority, timeout=5, clock=clock) as jwks:
-        first = jwks.refresh(A.kid, clock.now())
-        clock.advance(61)
-        assert jwks.refresh("unknown", clock.now()) is first
-        assert jwks.health().counters["refreshed"] == 2
-
-
-def test_a_consumer_started_in_an_outage_uses_its_snapshot(
-    server: KeyServer, authority: Authority, tmp_path: Path
-) -> None:
-    """A new process whose issuer is down serves the set its predecessor left on disk."""
-    path = tmp_path / "set.json"
-    with cache(server, authority, snapshot=path) as jwks:
-        jwks.refresh(A.kid, SYSTEM_CLOCK.now())
-    server.down()
-    with cache(server, authority, snapshot=path) as jwks:
-        assert jwks.key_set().get(A.kid) is not None
 
 
 def test_closing_while_an_attempt_hangs_is_bounded(server: KeyServer, authority: Authority) -> None:

@@ -7,25 +7,38 @@ import gc
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from confluent_kafka import Producer
+from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka.errors import CommitFailedError
 
 from integration import scale
 from integration.client_bench import BESIDE_GRACE, ClientBench
-from integration.every_client import KAFKA, LONG, Consuming
+from integration.every_client import KAFKA, LONG, Consuming, Running
+from integration.relay_kafka import Relay
 from integration.services import Kafka
-from mqauth.brokers import aiokafka
-from mqauth.brokers.log.records import CommitUnansweredError, dead_letter_headers
-from mqauth.errors import ConfigurationError
+from mqauth.brokers import aiokafka, confluent, kafka
+from mqauth.brokers.kafka import repair as kafka_repair
+from mqauth.brokers.log.records import (
+    CommitUnansweredError,
+    PoisonRecordError,
+    ProducerFatalError,
+    dead_letter_headers,
+)
+from mqauth.errors import ConfigurationError, RetryLater
 from mqauth.testing.loop_thread import LoopThread
 from mqauth.testing.stage import wait_until
 from mqauth.testing.stage_aiokafka import AiokafkaClients
+from mqauth.testing.stage_confluent import ConfluentClients
 from mqauth.testing.stage_kafka import servers
+from mqauth.wire.message import Message
 
 # FastStream's client, which is left where its own stop hangs, warns of its sockets once it is collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -36,6 +49,14 @@ OURS = {name: KAFKA[name] for name in ("kafka-python", "confluent", "confluent+a
 """Every client of Kafka whose consumer is ours."""
 SKIPPING = {name: KAFKA[name] for name in ("kafka-python", "aiokafka")}
 """Those that can skip records."""
+
+
+class NotUtf8(str):
+    """A header name that kafka-python sends as bytes that are no UTF-8."""
+
+    def encode(self, *_: Any) -> bytes:  # type: ignore[override]
+        """Return what no reader of kafka-python can decode."""
+        return b"\xff\xfe"
 
 
 @pytest.fixture
@@ -180,3 +201,228 @@ def test_a_codec_that_is_not_installed(
     with pytest.raises(ConfigurationError, match=r"compressed with zstd.*pip install (zstandard|cramjam)$"):
         consume()
     assert (bench.handled, bench.committed(), bench.stage.letters()) == ([b"plain"], 1, [])
+
+
+@pytest.fixture(params=OURS.values(), ids=OURS)
+def ours(request: pytest.FixtureRequest) -> Consuming:
+    """Each client whose consumer is ours."""
+    return request.param  # type: ignore[no-any-return]
+
+
+def until_it_ends(running: Running) -> None:
+    """Wait until a consumer has ended by itself."""
+    health: Any = running.health
+    wait_until(lambda: not health().running)
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize("consuming", SKIPPING.values(), ids=SKIPPING)
+def test_a_header_that_cannot_be_parsed(consuming: Consuming, bench: ClientBench, policy: str) -> None:
+    """A header's name that is not UTF-8 ends the consumer by name, or its batch is audited and skipped."""
+    bench.send(b"0")
+    bench.stage._client.send(bench.source, value=b"poison", headers=[(NotUtf8("x"), b"v")]).get(timeout=30)
+    bench.send(b"1")
+    wiring = bench.wiring(consumer={"on_poison": policy})
+    if policy == "stop":
+        with (
+            pytest.raises(PoisonRecordError, match="offset 1 to 1 cannot be parsed"),
+            consuming(wiring) as running,
+        ):
+            until_it_ends(running)
+    else:
+        with consuming(wiring):
+            wait_until(lambda: bench.has_handled(2))
+    expected = [b"0"] if policy == "stop" else [b"0", b"1"]
+    assert (bench.handled, bench.committed(), bench.letters()) == (expected, 2 * len(expected) - 1, [])
+    assert ("unparseable" in bench.audit.path.read_text("utf-8")) is (policy == "skip")
+
+
+@pytest.mark.parametrize("name", ["confluent", "confluent+aio"])
+def test_a_header_that_kills(name: str, bench: ClientBench) -> None:
+    """A header's name that is not UTF-8, which would end the process, is one dead letter; its neighbours go on."""
+    # So many that the interpreter has specialised the call that reads headers, and then checks no error of it.
+    before = [b"%d" % number for number in range(100)]
+    bench.send(*before)
+    bench.stage._client.send(bench.source, value=b"poison", headers=[(NotUtf8("x"), b"v")]).get(timeout=30)
+    bench.send(b"after")
+    with OURS[name](bench.wiring()):
+        wait_until(lambda: bench.handled == [*before, b"after"])
+    (letter,) = bench.stage.letters()
+    assert (letter.body, letter.occurrences("mqauth-dead-reason")) == (b"poison", (b"message_malformed",))
+    assert bench.committed() == 102
+
+
+def test_a_batch_that_cannot_be_parsed(ours: Consuming, bench: ClientBench) -> None:
+    """A batch with a wrong checksum ends the consumer by name; nothing of it is begun or committed, or lost."""
+    relay = Relay(bench.stage.servers[0])
+    relay.swaps = {b"rotten apple": b"rotten pears"}
+    checking = {"check_crcs": True} if ours in (KAFKA["confluent"], KAFKA["confluent+aio"]) else {}
+    wiring = replace(bench.wiring(client=SESSION | checking), url=f"kafka://{relay.server}")
+    bench.send(b"0")
+    named = pytest.raises(PoisonRecordError, match=r"offset 1.* cannot be parsed")
+    with named, ours(wiring) as running:
+        wait_until(lambda: bench.committed() == 1)
+        bench.send(b"rotten apple", b"2")
+        until_it_ends(running)
+    relay.close()
+    assert (bench.handled, bench.committed(), bench.letters()) == ([b"0"], 1, [])
+    with ours(bench.wiring(client=SESSION)):
+        wait_until(lambda: bench.handled == [b"0", b"rotten apple", b"2"])
+
+
+def test_reads_on_after_a_stop(ours: Consuming, bench: ClientBench) -> None:
+    """Whoever goes on with the client after a stop reads on at the first record that is not settled."""
+    bench.send(b"0", b"1", b"2")
+    put_off = threading.Event()
+
+    def handler(message: Any) -> None:
+        if message.body == b"1":
+            put_off.set()
+            raise RetryLater("not now")
+        bench.handled.append(message.body)
+
+    with ours(bench.wiring(handler)) as running:
+        assert put_off.wait(60)
+        running.stop()
+        assert (running.read_on or bytes)() == b"1"
+    assert (bench.handled, bench.committed()) == ([b"0"], 1)
+
+
+def test_an_answer(ours: Consuming, bench: ClientBench) -> None:
+    """What ``Verified.reply`` sends is signed, with the correlation id, on the topic that the request names."""
+    request = Message(
+        destination=bench.stage.destination, body=b"ask", key=b"k",
+        headers=(("reply-to", bench.stage.dead.encode()), ("correlation-id", b"7")),
+    )  # fmt: skip
+    bench.stage.produce(bench.forge.signer(), request)
+
+    def handler(message: Any) -> Any:
+        sent = message.reply(b"yes")
+        # In an event loop it is awaited there.
+        return sent if isinstance(sent, Awaitable) else sent.get(30) and None
+
+    with ours(bench.wiring(handler, replies=bench.forge.signer())):
+        wait_until(lambda: len(bench.letters()) == 1)
+    (answer,) = bench.stage.letters()
+    verifier = bench.forge.verifier()
+    verified = verifier.verify(answer, verifier.open(answer), bench.forge.keys, bench.forge.clock.now())
+    assert (verified.body, verified.properties) == (b"yes", {"correlation-id": "7"})
+
+
+async def _made(make: Callable[..., Any], *arguments: Any) -> Any:
+    """Make something on an event loop."""
+    return make(*arguments)
+
+
+def letters_of(name: str, bench: ClientBench, transactional_id: str) -> Any:
+    """Return a client's transactional letters."""
+    servers, identity = bench.stage.servers, f"{bench.stage.group}.{transactional_id}"
+    if name == "kafka-python":
+        return kafka.TransactionalDeadLetters(
+            lambda: KafkaProducer(bootstrap_servers=servers, transactional_id=identity), bench.stage.dead
+        )
+    if name == "aiokafka":
+        # They begin on an event loop, and have threads for what waits.
+        thread = bench.ending.enter_context(closing(LoopThread()))
+        return thread.call(
+            _made(
+                aiokafka.TransactionalDeadLetters,
+                lambda: AIOKafkaProducer(bootstrap_servers=servers, transactional_id=identity),
+                bench.stage.dead,
+                10,
+            )
+        )
+    config = ConfluentClients(servers, "").producer_settings(transactional_id=identity)
+    return confluent.TransactionalDeadLetters(lambda: Producer(config), bench.stage.dead, 10, config=config)
+
+
+def transactional(name: str, bench: ClientBench, letters: Any) -> AbstractContextManager[Running]:
+    """Return what consumes with transactional letters."""
+    committed = {} if name.startswith("confluent") else {"isolation_level": "read_committed"}
+    return OURS[name](bench.wiring(letters=letters, client=committed))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_transaction(name: str, bench: ClientBench) -> None:
+    """Letters are committed with their offsets, in their order, one too large for the broker in a smaller form."""
+    bench.stage.remove_dead_letters()
+    bench.stage.create(bench.stage.dead, config={"max.message.bytes": "4000"})
+    bench.forge_some(b"a", b"x" * 5000, b"b")
+    bench.send(b"0")
+    with transactional(name, bench, letters_of(name, bench, "a")):
+        wait_until(lambda: bench.committed() == 4)
+    bodies = bench.letters()
+    assert (len(bodies), bodies[0], bodies[2], bench.handled) == (3, b"a", b"b", [b"0"])
+    assert bodies[1] != b"x" * 5000
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_fenced_consumer(name: str, bench: ClientBench) -> None:
+    """A second consumer with the same transactional id shuts the first one out, which stops at once."""
+    bench.forge_some(b"a")
+    young = letters_of(name, bench, "same")
+    named = pytest.raises(ProducerFatalError, match="transactional id")
+    with named, transactional(name, bench, letters_of(name, bench, "same")) as old:
+        wait_until(lambda: bench.letters() == [b"a"])
+        young.prepare()
+        bench.forge_some(b"b")
+        until_it_ends(old)
+    with transactional(name, bench, young):
+        wait_until(lambda: bench.letters() == [b"a", b"b"])
+
+
+def test_a_zombie_of_the_group(bench: ClientBench) -> None:
+    """A former member's open transaction is refused by its generation, whatever its transactional id (KIP-447)."""
+    bench.forge_some(b"0", b"1")
+    zombie = bench.stage.consumer(isolation_level="read_committed", group_instance_id=None)
+
+    def polled() -> bool:
+        kafka_repair.before_poll(zombie)
+        return bool(zombie.poll(timeout_ms=200))
+
+    wait_until(polled)
+    stale = zombie.group_metadata()
+    zombie.close()
+    with transactional("kafka-python", bench, letters_of("kafka-python", bench, "heir")):
+        wait_until(lambda: bench.letters() == [b"0", b"1"])
+    producer = KafkaProducer(bootstrap_servers=bench.stage.servers, transactional_id=f"{bench.stage.group}.zombie")
+    with closing(producer):
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send(bench.stage.dead, value=b"twice").get(timeout=10)
+        with pytest.raises(CommitFailedError):
+            producer.send_offsets_to_transaction({TopicPartition(bench.source, 0): OffsetAndMetadata(1)}, stale)
+        producer.abort_transaction()
+    assert bench.letters() == [b"0", b"1"]
+
+
+@pytest.mark.slow
+def test_rebalances_beside_transactions(bench: ClientBench) -> None:
+    """Consumers that come and go while letters are committed double none and lose none."""
+    bench.stage.admin.create_partitions({bench.source: 4})
+
+    def consumer(name: str) -> tuple[Any, kafka.Consumer]:
+        client = bench.stage.consumer(isolation_level="read_committed")
+        letters = letters_of("kafka-python", bench, name)
+        return client, kafka.Consumer(client, bench.guard(), bench.handle, dead_letters=letters)
+
+    sent: list[bytes] = []
+
+    def forge_more() -> None:
+        for number in range(len(sent), len(sent) + 100):
+            sent.append(b"%d" % number)
+            message = Message(destination=bench.stage.destination, body=sent[-1], key=sent[-1])
+            bench.stage.inject(message)
+
+    client, first = consumer("0")
+    with first:
+        for _ in range(5):
+            forge_more()
+            other, second = consumer("1")
+            with second:
+                wait_until(lambda other=other: bool(other.assignment()))  # type: ignore[misc]
+                forge_more()
+            other.close()
+        wait_until(lambda: len(bench.letters()) >= len(sent))
+    client.close()
+    assert Counter(bench.letters()) == Counter(sent)

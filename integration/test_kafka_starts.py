@@ -2,34 +2,339 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import confluent_kafka
 import kafka as kafka_python
 import pytest
+from aiokafka import AIOKafkaProducer
+from kafka import OffsetAndMetadata, TopicPartition
 
-from integration.latest_world import (
-    EVERYONE,
-    FASTSTREAM,
-    PROTOCOLS,
-    STABLE,
-    WRAPPERS,
-    LatestPlay,
-    by_hand,
-    held,
-    in_transactions,
-)
+from integration.kafka_stages import AIOConfluentLogStage, AiokafkaLogStage, AiokafkaMember, ConfluentLogStage
 from integration.services import Kafka
 from mqauth.audit.file import AuditFile
+from mqauth.brokers import aiokafka, confluent, kafka
+from mqauth.brokers.event_loop import on_thread
+from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.delivery.assignment import RENEWAL
-from mqauth.errors import RetryLater
-from tests.kit.delivery_contract import _end
+from mqauth.errors import Cause, RetryLater, Unavailable
+from mqauth.integrations.faststream import VerifiedMessage, protect
+from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.testing.attacks import honest_message
+from mqauth.testing.loop_thread import LoopThread
+from tests.kit.delivery_contract import LogPlay, _end
+from tests.kit.stage_kafka_log import KafkaLogStage, KafkaMember
 
 _PYTHON: Any = kafka_python
+SOON: Final = {"auto_offset_reset": "latest", "metadata_max_age_ms": 500}
+"""New partitions are seen within a second, and not within five minutes."""
+WRAPPERS: Final[dict[str, Callable[[str], Any]]] = {
+    "kafka-python": lambda url: KafkaLogStage(url, **SOON),
+    "confluent": lambda url: ConfluentLogStage(url, auto_offset_reset="latest"),
+    "confluent-aio": lambda url: AIOConfluentLogStage(url, auto_offset_reset="latest"),
+    "aiokafka": lambda url: AiokafkaLogStage(url, **SOON),
+}
+FASTSTREAM: Final[dict[str, Callable[[str], Any]]] = {
+    "faststream-aiokafka": lambda url: FastStreamStage(url, "faststream.kafka"),
+    "faststream-confluent": lambda url: FastStreamStage(url, "faststream.confluent"),
+}
+PROTOCOLS: Final[dict[str, Callable[[str], Any]]] = {
+    "confluent-cooperative": lambda url: ConfluentLogStage(
+        url, auto_offset_reset="latest", partition_assignment_strategy="cooperative-sticky"
+    ),
+    "confluent-kip848": lambda url: NewProtocolStage(url, auto_offset_reset="latest", group_protocol="consumer"),
+}
+EVERYONE: Final = WRAPPERS | FASTSTREAM | PROTOCOLS
+READ_COMMITTED: Final = {"isolation_level": "read_committed"}
+STABLE: Final[dict[str, Callable[[str], Any]]] = {
+    "kafka-python-stable": lambda url: KafkaLogStage(url, **SOON, **READ_COMMITTED),
+    "aiokafka-stable": lambda url: AiokafkaLogStage(url, **SOON, **READ_COMMITTED),
+    "confluent-stable": lambda url: ConfluentLogStage(url, auto_offset_reset="latest", **READ_COMMITTED),
+}
+"""Clients that read what is committed."""
+
+
+def by_hand(kind: str, url: str) -> Any:
+    """Return the stage of a client whose partitions are assigned by hand."""
+    if kind == "kafka-python":
+        return AssignedStage(url, auto_offset_reset="latest")
+    return AssignedConfluentStage(url, auto_offset_reset="latest")
+
+
+def in_transactions(kind: str, url: str) -> Any:
+    """Return the stage of a client whose dead letters are committed with their offsets."""
+    stage = {"kafka-python": TransactionalStage, "aiokafka": TransactionalAiokafkaStage}.get(kind)
+    if stage is not None:
+        return stage(url, **SOON, **READ_COMMITTED)
+    aio = kind == "confluent-aio"
+    return (TransactionalAIOStage if aio else TransactionalConfluentStage)(url, auto_offset_reset="latest")
+
+
+class AssignedStage(KafkaLogStage):
+    """kafka-python, with all partitions assigned by hand."""
+
+    def consumer(self, **settings: Any) -> Any:
+        """Return a client."""
+        client = super().consumer(**settings)
+        client.unsubscribe()
+        client.assign([TopicPartition(self.topic, number) for number in range(4)])
+        return client
+
+
+class AssignedConfluentStage(ConfluentLogStage):
+    """confluent-kafka, with all partitions assigned by hand."""
+
+    def wrapper(
+        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, **made: Any
+    ) -> Any:
+        """Return the wrapper of a client."""
+        client.assign([confluent_kafka.TopicPartition(self.topic, number) for number in range(4)])
+        return super().wrapper(guard, handler, settings | {"topics": []}, client, **made)
+
+
+class TransactionalStage(KafkaLogStage):
+    """kafka-python, with transactional dead letters."""
+
+    def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> Any:
+        """Start one more consumer."""
+
+        def producer() -> Any:
+            return _PYTHON.KafkaProducer(bootstrap_servers=self.servers, transactional_id=self.group)
+
+        letters = kafka.TransactionalDeadLetters(producer, self.dead, 10)
+        return KafkaMember(
+            self, lambda client, _: kafka.Consumer(client, guard, handler, dead_letters=letters, workers=workers)
+        )
+
+
+class TransactionalAiokafkaStage(AiokafkaLogStage):
+    """aiokafka, with transactional dead letters."""
+
+    def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> Any:
+        """Start one more consumer."""
+
+        def producer() -> Any:
+            return AIOKafkaProducer(bootstrap_servers=self.servers, transactional_id=self.group)
+
+        def make(client: Any, _: Any) -> aiokafka.Consumer:
+            letters = aiokafka.TransactionalDeadLetters(producer, self.dead, 10)
+            return aiokafka.Consumer(client, guard, on_thread(handler), dead_letters=letters, workers=workers)
+
+        return AiokafkaMember(self, make)
+
+
+class TransactionalConfluentStage(ConfluentLogStage):
+    """confluent-kafka, with transactional dead letters."""
+
+    def wrapper(
+        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, **made: Any
+    ) -> Any:
+        """Return the wrapper of a client."""
+        return super().wrapper(guard, handler, settings, client, **(made | {"dead_letters": letters_of(self)}))
+
+
+class TransactionalAIOStage(AIOConfluentLogStage):
+    """The same in an event loop."""
+
+    def wrapper(
+        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, **made: Any
+    ) -> Any:
+        """Return the wrapper of a client."""
+        return super().wrapper(guard, handler, settings, client, **(made | {"dead_letters": letters_of(self)}))
+
+
+def letters_of(stage: ConfluentLogStage) -> confluent.TransactionalDeadLetters:
+    """Return transactional dead letters of confluent-kafka."""
+    config = {"bootstrap.servers": ",".join(stage.servers), "transactional.id": stage.group, "log_level": 2}
+    return confluent.TransactionalDeadLetters(
+        lambda: confluent_kafka.Producer(config), stage.dead, 10, config=config
+    )
+
+
+class NewProtocolStage(ConfluentLogStage):
+    """Members of the protocol of KIP-848, whose times the broker alone decides."""
+
+    times: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+
+class FastStreamStage(KafkaLogStage):
+    """Protected brokers of FastStream.
+
+    Args:
+        url: of Kafka.
+        package: FastStream's, with the client.
+    """
+
+    def __init__(self, url: str, package: str) -> None:
+        super().__init__(url)
+        self.package = importlib.import_module(package)
+
+    def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> FastStreamMember:
+        """Start one more broker; its subscriber takes one record at a time."""
+        return FastStreamMember(self, guard, handler)
+
+
+class FastStreamMember:
+    """A protected broker with one subscriber, on an event loop of its own."""
+
+    failed = False
+
+    def __init__(self, stage: FastStreamStage, guard: Pipeline, handler: Handler) -> None:
+        self._thread = LoopThread()
+        self._letters = stage.dead_letter_client()
+        self._thread.call(self._start(stage, guard, handler))
+
+    async def _start(self, stage: FastStreamStage, guard: Pipeline, handler: Handler) -> None:
+        address = ",".join(stage.servers)
+        sink = kafka.DeadLetters(self._letters, stage.dead, timeout=10)
+        broker = stage.package.KafkaBroker(address, graceful_timeout=0.1, metadata_max_age_ms=500)
+        self._broker = protect(broker, guard=guard, dead_letters=sink)
+        # FastStream's default of auto_offset_reset is latest.
+        self._subscriber = self._broker.subscriber(
+            stage.topic, group_id=stage.group, decoder=lambda record: record.body
+        )
+        handle = on_thread(handler)
+
+        @self._subscriber
+        async def take(_body: bytes, verified: VerifiedMessage) -> None:
+            await handle(verified)
+
+        await self._broker.start()
+
+    def held(self) -> set[int]:
+        """Return the numbers of its partitions."""
+        return self._thread.call(self._held())
+
+    async def _held(self) -> set[int]:
+        consumer = self._subscriber.consumer
+        if not hasattr(consumer, "consumer"):
+            return {each.partition for each in consumer.assignment()}
+        # Never beside a poll: that would have no end.
+        found = await self._thread.loop.run_in_executor(consumer._thread_pool, consumer.consumer.assignment)
+        return {each.partition for each in found}
+
+    def kill(self) -> None:
+        """End it; the tests here kill nobody."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop in order."""
+        self._thread.call(self._broker.stop())
+        self._thread.close()
+        self._letters.close()
+
+
+def held(member: Any) -> set[int]:
+    """Return the numbers of the partitions that a consumer holds."""
+    if isinstance(member, FastStreamMember):
+        return member.held()
+    consumer = member._consumer
+    return {place.partition for place in getattr(consumer, "_consumer", consumer).calls.held()[0]}
+
+
+class AwayStore(MemoryReplayStore):
+    """A replay store that may be out of reach.
+
+    Attributes:
+        away: whether it is.
+        asked: how often it was asked meanwhile.
+    """
+
+    away = False
+    asked = 0
+
+    def claim(self, request: Any, /) -> Any:
+        """Claim, or fail."""
+        if self.away:
+            self.asked += 1
+            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "away")
+        return super().claim(request)
+
+    def claim_many(self, requests: Any, /) -> Any:
+        """Claim all, or fail."""
+        return [self.claim(request) for request in requests]
+
+
+class LatestPlay(LogPlay):
+    """A run of consumers that begin at the end."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.store: Any = AwayStore(clock=self.clock)
+
+    def held(self) -> list[int]:
+        """Return the numbers of the partitions that the consumers hold."""
+        return sorted(number for member in self.members for number in held(member))
+
+    def join(self, handler: Any = None, *, partitions: int = 4, **settings: Any) -> Any:
+        """Start a consumer, and wait until all partitions are assigned and begun."""
+        member = self.start(handler, **settings)
+        self.wait(lambda: self.held() == list(range(partitions)))
+        # Where nothing commits a start, none comes.
+        with suppress(TimeoutError):
+            self.wait(lambda: len(self.commits()) == partitions, 2)
+        return member
+
+    def commits(self) -> dict[int, Any]:
+        """Return the commits of the group, by partition."""
+        found = self.stage.admin.list_group_offsets({self.stage.group: None})[self.stage.group]
+        return {place.partition: commit for place, commit in found.items() if commit.offset >= 0}
+
+    def metadata(self) -> set[str]:
+        """Return the metadata of the group's commits; confluent-kafka writes a NUL behind it."""
+        return {commit.metadata.rstrip("\0") for commit in self.commits().values()}
+
+    def commit(self, offsets: dict[int, int]) -> None:
+        """Commit as a program without mqauth does."""
+        with _PYTHON.KafkaConsumer(bootstrap_servers=self.stage.servers, group_id=self.stage.group) as client:
+            client.commit(
+                {
+                    TopicPartition(self.stage.topic, number): OffsetAndMetadata(offset, "", -1)
+                    for number, offset in offsets.items()
+                }
+            )
+
+    def remove_records(self, partition: int, *, before: int) -> None:
+        """Remove records, as the broker does by itself once they are old."""
+        self.stage.admin.delete_records({TopicPartition(self.stage.topic, partition): before})
+
+    def send_to(self, *partitions: int) -> list[bytes]:
+        """Send a signed message to each of these partitions, and return their bodies."""
+        with _PYTHON.KafkaProducer(bootstrap_servers=self.stage.servers) as producer:
+            return self.send_by(producer, *partitions)
+
+    def send_by(self, producer: Any, *partitions: int) -> list[bytes]:
+        """Do so by this producer."""
+        found = []
+        for number in partitions:
+            body = b"message %d" % len(self.sent)
+            plain = replace(honest_message(self.stage.destination, number), body=body)
+            headers = dead_letter_headers(self.forge.signer().sign(plain).headers)
+            sent = {"value": body, "key": plain.key, "headers": headers, "partition": number}
+            producer.send(self.stage.topic, **sent).get(timeout=30)
+            self.sent.append(body)
+            found.append(body)
+        return found
+
+    def all_handled(self, bodies: list[bytes]) -> None:
+        """Wait until all these are handled; see that nothing else was, and that nothing was condemned.
+
+        FastStream commits what it has at hand when its partitions are given out anew: that may be handled again.
+        """
+        self.wait(lambda: set(self.bodies) >= set(bodies))
+        again = isinstance(self.stage, FastStreamStage)
+        assert sorted(set(self.bodies) if again else self.bodies) == sorted(bodies)
+        assert self.reasons() == []
+
+
 MANY = 20
 METADATA = "mqauth partitions=4"
 

@@ -1,37 +1,33 @@
-"""The Kafka wrapper on a real broker: poison, rebalances, slow handlers, dead letters, producers."""
+"""The wrapper of kafka-python on a real Kafka: slow handlers, letters, producers, traces, signed answers."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kafka import TopicPartition
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import MessageSizeTooLargeError
+from opentelemetry.instrumentation.kafka import KafkaInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, Tracer
 
 from integration.services import Kafka
 from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verified
 from mqauth.brokers import kafka as wrapper
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.flow import Attempts
+from mqauth.telemetry import traced
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage, wait_until
 from mqauth.wire.message import Message
-
-
-class NotUtf8(str):
-    """A header name that kafka-python sends as bytes that are no UTF-8."""
-
-    def encode(self, *_: Any) -> bytes:  # type: ignore[override]
-        """Return what no reader of kafka-python can decode."""
-        return b"\xff\xfe"
 
 
 @dataclass
@@ -66,16 +62,6 @@ class Bench:
             future: Any = self.producer().send(self.stage.topic, body, b"k", None, partition)
             future.get(timeout=30)
 
-    def send_raw(self, *records: tuple[bytes, Any], partition: int = 0) -> None:
-        """Send records in one batch past mqauth, each with its headers."""
-        client = self.keep(self.stage.dead_letter_client(linger_ms=500))
-        futures = [
-            client.send(self.stage.topic, value=body, key=b"k", headers=headers, partition=partition)
-            for body, headers in records
-        ]
-        client.flush()
-        assert [future.get(timeout=30).offset for future in futures]
-
     def producer(self, **settings: Any) -> wrapper.Producer:
         """Return a wrapped producer."""
         return wrapper.Producer(self.stage._client, self.forge.signer(), **settings)
@@ -104,27 +90,14 @@ class Bench:
 
 
 @pytest.fixture
-def make(kafka: Kafka, tmp_path: Path) -> Iterator[Callable[..., Bench]]:
-    """A maker of benches."""
-    made: list[Bench] = []
-
-    def bench(**settings: Any) -> Bench:
-        audit = AuditFile(tmp_path / f"audit-{len(made)}.jsonl", fsync=False)
-        made.append(Bench(KafkaStage(kafka.url, **settings), audit))
-        return made[-1]
-
-    yield bench
-    for each in made:
-        for client in each.clients:
-            client.close()
-        each.stage.close()
-        each.audit.close()
-
-
-@pytest.fixture
-def bench(make: Callable[..., Bench]) -> Bench:
+def bench(kafka: Kafka, tmp_path: Path) -> Iterator[Bench]:
     """A bench with a source of one partition."""
-    return make()
+    with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
+        bench = Bench(KafkaStage(kafka.url), audit)
+        yield bench
+        for client in bench.clients:
+            client.close()
+        bench.stage.close()
 
 
 def test_a_response_that_has_just_come(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,64 +123,6 @@ def test_a_response_that_has_just_come(bench: Bench, monkeypatch: pytest.MonkeyP
     assert slept == []
 
 
-def test_poison_stops(bench: Bench) -> None:
-    """A record whose header name is not UTF-8, which the broker takes, ends the run by name; nothing spins."""
-    bench.send(b"0", b"1")
-    bench.send_raw((b"good", [("a", b"b")]), (b"poison", [(NotUtf8("x"), b"v")]), (b"behind", []))
-    consumer = bench.consumer()
-    with pytest.raises(wrapper.PoisonRecordError, match="from offset 3 to 4 cannot be parsed"):
-        consumer.run()
-    assert bench.handled == [b"0", b"1"]
-    assert [letter.body for letter in bench.stage.letters()] == [b"good"]
-    assert bench.committed() == 3
-
-
-def test_poison_skipped(make: Callable[..., Bench]) -> None:
-    """With ``skip`` the range is audited and stepped over; what follows and other partitions go on."""
-    bench = make(partitions=2)
-    bench.send_raw((b"poison", [(NotUtf8("x"), b"v")]), (b"lost with its batch", []))
-    bench.send(b"after")
-    bench.send(b"other", b"another", partition=1)
-    with bench.consumer(on_poison="skip") as consumer:
-        wait_until(lambda: len(bench.handled) == 3 or consumer.failed)
-    assert sorted(filter(None, bench.handled)) == [b"after", b"another", b"other"]
-    assert "offsets 0 to 1 skipped" in bench.audit.path.read_text()
-    assert (bench.committed(0), bench.committed(1)) == (3, 2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "assignor", [RangePartitionAssignor, CooperativeStickyAssignor], ids=["eager", "cooperative"]
-)
-def test_rebalance(make: Callable[..., Bench], assignor: Any) -> None:
-    """A second consumer that comes and goes while a handler outlasts the grace time costs no message."""
-    bench = make(partitions=4)
-    total = 400
-    for number in range(total):
-        bench.send(b"%d" % number, partition=number % 4)
-    started, joined = threading.Event(), threading.Event()
-
-    def handler(verified: Verified) -> None:
-        bench.handler(verified)
-        started.set()
-        if len(bench.handled) == 20:
-            joined.wait(timeout=30)
-
-    client = {"partition_assignment_strategy": [assignor], "max_poll_records": 50}
-    store = MemoryReplayStore()
-    with bench.consumer(handler, client=client, guard=bench.guard(replay=store), grace=1) as first:
-        assert started.wait(timeout=30)
-        with bench.consumer(client=client, guard=bench.guard(replay=store)) as second:
-            wait_until(lambda: bool(second.calls._client.assignment()))
-            joined.set()
-            wait_until(lambda: len(set(bench.handled)) >= total // 2 or first.failed or second.failed)
-        second.calls._client.close()
-        wait_until(lambda: len(set(bench.handled)) == total or first.failed)
-    assert set(bench.handled) == {b"%d" % number for number in range(total)}
-    assert bench.stage.letters() == []
-    assert [bench.committed(partition) for partition in range(4)] == [total // 4] * 4
-
-
 def test_slow_handler(bench: Bench) -> None:
     """A handler longer than ``max_poll_interval_ms`` keeps its partition, and its record is handled once."""
     bench.send(b"slow", b"next")
@@ -225,30 +140,11 @@ def test_slow_handler(bench: Bench) -> None:
     assert bench.committed() == 2
 
 
-def test_stop_hands_back(bench: Bench) -> None:
-    """After ``stop`` the client stands at the first unsettled record, and the next consumer goes on from there."""
-    bench.send(*(b"%d" % number for number in range(10)))
-
-    def handler(verified: Verified) -> None:
-        bench.handler(verified)
-        if len(bench.handled) == 4:
-            consumer.stop()
-
-    consumer = bench.consumer(handler)
-    consumer.run()
-    assert consumer.calls._client.position(TopicPartition(bench.stage.topic, 0)) == 4
-    assert bench.committed() == 4
-    consumer.calls._client.close()
-    with bench.consumer() as after:
-        wait_until(lambda: len(bench.handled) == 10 or after.failed)
-    assert bench.handled == [b"%d" % number for number in range(10)]
-
-
 def test_large_letters(bench: Bench) -> None:
     """A letter the dead-letter topic refuses as too large goes by reference at once, and nothing stalls."""
     bench.stage.remove_dead_letters()
     bench.stage.create(bench.stage.dead, config={"max.message.bytes": "3000"})
-    bench.send_raw((b"x" * 10_000, []))
+    bench.stage.inject(bench.message(b"x" * 10_000))
     bench.send(b"behind")
     with bench.consumer() as consumer:
         wait_until(lambda: bench.handled == [b"behind"] or consumer.failed)
@@ -256,31 +152,6 @@ def test_large_letters(bench: Bench) -> None:
     assert letter.occurrences("mqauth-dead-form") == (b"reference",)
     assert b'"body_size":10000' in (letter.body or b"")
     assert bench.committed() == 2
-
-
-def test_tombstone_letter(bench: Bench) -> None:
-    """A rejected tombstone is dead-lettered as a tombstone of the same key."""
-    bench.stage.inject(replace(bench.message(b""), body=None))
-    with bench.consumer() as consumer:
-        wait_until(lambda: bool(bench.stage.letters()) or consumer.failed)
-    (letter,) = bench.stage.letters()
-    assert (letter.body, letter.key) == (None, b"k")
-
-
-def test_reply(bench: Bench) -> None:
-    """A signed answer reaches the topic in reply-to with the correlation id, and verifies there."""
-    answers = bench.stage.dead
-    headers = [("reply-to", answers.encode()), ("correlation-id", b"7")]
-    future: Any = bench.producer().send(bench.stage.topic, b"ping", b"k", headers)
-    future.get(timeout=30)
-    with bench.consumer(
-        lambda verified: verified.reply(b"pong").get(timeout=30), replies=bench.producer()
-    ) as consumer:
-        wait_until(lambda: bool(bench.stage.letters()) or consumer.failed)
-    (answer,) = bench.stage.letters()
-    verifier = bench.forge.verifier()
-    verified = verifier.verify(answer, verifier.open(answer), bench.forge.keys, bench.forge.clock.now())
-    assert (verified.body, verified.properties) == (b"pong", {"correlation-id": "7"})
 
 
 def test_poisoned_producer(bench: Bench) -> None:
@@ -297,9 +168,160 @@ def test_poisoned_producer(bench: Bench) -> None:
     bench.stage.admin.delete_topics([small])
 
 
-def test_in_flight_bound(bench: Bench) -> None:
-    """Records in flight are bounded, and room is given back as the broker acknowledges them."""
-    producer = bench.producer(max_in_flight=3)
-    futures: list[Any] = [producer.send(bench.stage.topic, b"%d" % number, b"k") for number in range(50)]
-    producer.flush(30)
-    assert [future.get(timeout=30).offset for future in futures] == list(range(50))
+CALLERS = 8
+
+
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
+    """What was traced."""
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def provider(exporter: InMemorySpanExporter) -> Iterator[TracerProvider]:
+    """What traces; kafka-python is as it was afterwards."""
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    yield provider
+    if KafkaInstrumentor().is_instrumented_by_opentelemetry:
+        KafkaInstrumentor().uninstrument()
+
+
+def _trace_of(headers: Any) -> int:
+    """Return the trace a message names."""
+    return int(dict(headers)["traceparent"].decode().split("-")[1], 16)
+
+
+def _sent(producer: wrapper.Producer, topic: str, tracer: Tracer) -> set[int]:
+    """Send from threads, each in a span of its own, and return their traces."""
+    callers: set[int] = set()
+
+    def send(number: int) -> None:
+        with tracer.start_as_current_span("caller") as span:
+            producer.send(topic, b"%d" % number)
+            callers.add(span.get_span_context().trace_id)
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(CALLERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    producer.flush()
+    return callers
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["instrumented first", "instrumented later"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_send_has_a_span(
+    bench: Bench, provider: TracerProvider, exporter: InMemorySpanExporter, batch: int, first: bool
+) -> None:
+    """Each send has a span, and its record names the trace of its own caller, in a batch too; all hold."""
+    if first:
+        KafkaInstrumentor().instrument(tracer_provider=provider)
+    producer = bench.producer(batch=batch, linger=5)
+    if not first:
+        KafkaInstrumentor().instrument(tracer_provider=provider)
+    producer.send(bench.stage.topic, b"the first to a topic goes alone").get(timeout=30)
+    callers = _sent(producer, bench.stage.topic, provider.get_tracer("test"))
+    seen: list[int] = []
+    tracer = provider.get_tracer("ours")
+
+    def handler(verified: Verified) -> None:
+        bench.handled.append(verified.body)
+        seen.append(_trace_of(verified.native.headers))
+
+    with bench.consumer(traced(handler, tracer)):
+        wait_until(lambda: len(bench.handled) == CALLERS + 1)
+    assert len(callers) == CALLERS
+    assert set(seen[1:]) == callers
+    spans = [span for span in exporter.get_finished_spans() if span.kind is SpanKind.PRODUCER]
+    assert {span.context.trace_id for span in spans[1:]} == callers
+    handling = [span for span in exporter.get_finished_spans() if span.kind is SpanKind.CONSUMER]
+    assert [span.context.trace_id for span in handling] == seen
+
+
+def test_the_instrumentor_sees_no_poll(bench: Bench, provider: TracerProvider) -> None:
+    """It wraps a consumer's ``__next__`` alone: where this fails, ``traced`` is needed no more for a span."""
+    own = KafkaConsumer.poll
+    KafkaInstrumentor().instrument(tracer_provider=provider)
+    assert KafkaConsumer.poll is own
+
+
+def _ask(bench: Bench, topic: str) -> None:
+    """Send a request for an answer to a topic."""
+    sent: Any = bench.producer().send(bench.stage.topic, b"ping", b"k", [("reply-to", topic.encode())])
+    sent.get(timeout=30)
+
+
+def _replies(bench: Bench, **settings: Any) -> wrapper.Producer:
+    """Return a producer that does not wait long."""
+    return wrapper.Producer(bench.keep(bench.stage.dead_letter_client(**settings)), bench.forge.signer())
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["when sent", "when awaited"])
+def test_broker_out_of_reach(bench: Bench, kafka: Kafka, known: bool) -> None:
+    """A handler whose answer cannot be sent is put off, and not failed, until the broker can be reached again."""
+    replies = _replies(bench, max_block_ms=500, request_timeout_ms=2000, delivery_timeout_ms=3000)
+    if known:
+        assert replies.client.partitions_for(bench.stage.dead)
+    _ask(bench, bench.stage.dead)
+    came, away = threading.Event(), threading.Event()
+
+    def handler(verified: Verified) -> None:
+        came.set()
+        away.wait(30)
+        verified.reply(b"pong").get(timeout=1)
+
+    with bench.consumer(handler, replies=replies) as consumer:
+        assert came.wait(30)
+        kafka.pause()
+        away.set()
+        wait_until(lambda: consumer.health().cause is not None or _rejected(bench))
+        kafka.resume()
+        wait_until(lambda: bool(bench.stage.letters()) and not consumer.health().stalls)
+    assert not _rejected(bench)
+
+
+@pytest.mark.parametrize("topic", ["no-such-topic", "no topic's name"])
+def test_no_such_topic(bench: Bench, topic: str) -> None:
+    """An answer to a topic that does not exist is the handler's failure, and holds no partition for ever."""
+    replies = _replies(bench, max_block_ms=1000)
+    _ask(bench, topic)
+    with bench.consumer(lambda verified: verified.reply(b"pong").get(timeout=30), replies=replies):
+        wait_until(lambda: _rejected(bench))
+        wait_until(lambda: bool(bench.stage.letters()))
+    (letter,) = bench.stage.letters()
+    assert letter.occurrences("mqauth-dead-reason") == (b"handler_failed",)
+
+
+def test_a_producer_that_failed_for_good_ends_the_consumer(bench: Bench) -> None:
+    """One answer that the broker refuses is its request's failure; the next consumer answers the others."""
+    small = bench.stage.topic + ".small"
+    bench.stage.create(small, config={"max.message.bytes": "2000"})
+    _ask(bench, small)
+    _ask(bench, bench.stage.dead)
+    answers = {small: b"x" * 5000, bench.stage.dead: b"pong"}
+
+    def fresh() -> wrapper.Producer:
+        client = bench.keep(type(bench.stage._client)(bootstrap_servers=bench.stage.servers))
+        return wrapper.Producer(client, bench.forge.signer())
+
+    def handler(verified: Verified) -> None:
+        verified.reply(answers[verified.properties["reply-to"]]).get(timeout=30)
+
+    with (
+        pytest.raises(wrapper.ProducerFatalError, match="MessageSizeTooLargeError"),
+        bench.consumer(handler, replies=fresh()) as consumer,
+    ):
+        wait_until(lambda: consumer.failed)
+    consumer.calls._client.close()
+    assert bench.audit.path.read_bytes().count(b"handler_failed") == 1
+    with bench.consumer(handler, replies=fresh()):
+        wait_until(lambda: len(bench.stage.letters()) == 2)
+    assert bench.audit.path.read_bytes().count(b"handler_failed") == 1
+    bench.stage.admin.delete_topics([small])
+
+
+def _rejected(bench: Bench) -> bool:
+    """Tell whether a request was rejected: its record is written before its letter."""
+    return b"handler_failed" in bench.audit.path.read_bytes()

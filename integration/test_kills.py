@@ -36,7 +36,8 @@ HEARTBEAT = 1
 CONFLUENT = ("confluent", "confluent-aio")
 LOGS = ("kafka-python", *CONFLUENT, "aiokafka")
 FASTSTREAM = (RABBIT, "faststream.kafka", "faststream.confluent")
-QUEUES = ("pika", RABBIT)
+MOMENTS = ("confirm", "audit", "handler", "letter")
+QUEUES = ("aio-pika", "pika", RABBIT)
 
 
 class Scene:
@@ -68,7 +69,7 @@ class Scene:
 
     def victim(self, *, audit: str = "audit.jsonl", **settings: Any) -> subprocess.Popen[bytes]:
         """Start a consumer process; its settings are those of ``Orders``."""
-        stage, more = self.stage, f"?heartbeat={HEARTBEAT}" if self.client == "pika" else ""
+        stage, more = self.stage, f"?heartbeat={HEARTBEAT}" if self.client in QUEUES[:2] else ""
         orders = Orders(
             client=self.client, url=self._url + more, destination=stage.destination, dead=stage.dead,
             source=stage.queue if self.is_queue else stage.topic, group="" if self.is_queue else stage.group,
@@ -150,23 +151,35 @@ def scene(client: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
 @pytest.mark.parametrize(
     ("client", "moment"),
     [
-        *((client, moment) for client in (*LOGS, "pika") for moment in ("handler", "letter")),
+        *((client, moment) for client in (*LOGS[1:], "pika") for moment in ("handler", "letter")),
         *((client, "handler") for client in FASTSTREAM),
+        *((client, moment) for client in ("kafka-python", "aio-pika") for moment in MOMENTS),
     ],
 )
 def test_killed_and_started_again(scene: Scene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Killed between handler and commit, or dead letter and commit, at night twice: nothing is lost."""
-    scene.killed(moment, *((3, 7) if is_nightly() else (3,)))
+    """Killed between handler and commit, or dead letter and commit, at night twice: nothing is lost.
+
+    aio-pika acks each message by itself, so that only the one in flight comes again.
+    """
+    kills = (3, 7) if is_nightly() else (3,)
+    one = {"at_once": 1} if moment in MOMENTS else {}
+    scene.killed(moment, *kills, **one)
     last = scene.victim()
     wait_until(lambda: scene.is_done() and scene.settled(), lambda: last.poll() is None)
     ends(last)
     line, again, twice = scene.sum_up(f"killed at {moment}")
-    assert (again if moment == "handler" else twice) > 0
     with capsys.disabled():
         print(line)
+    if scene.client == "aio-pika":
+        assert (again, twice) == (len(kills) * (moment == "handler"), len(kills) * (moment == "letter"))
+    elif moment in ("handler", "letter"):
+        assert (again if moment == "handler" else twice) > 0
+    if one:
+        # The record in hand, and the one before it, whose commit may have been on its way.
+        assert max(again, twice) <= 2 * len(kills)
 
 
-@pytest.mark.parametrize("client", ["kafka-python", "aiokafka", "pika"])
+@pytest.mark.parametrize("client", ["kafka-python", "pika"])
 def test_a_copy_after_a_kill(scene: Scene) -> None:
     """What was handled is known to the next process: a copy that came between the two is `replayed`."""
     scene.killed("handler", 12)
@@ -184,7 +197,13 @@ def test_a_copy_after_a_kill(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("client", "moment"),
     [
-        *((client, moment) for client in LOGS for moment in ("written", "committing", "committed")),
+        *((client, "committing") for client in LOGS),
+        # The engine writes for all of them: by day one client is killed on either side of it.
+        *(
+            (client, moment)
+            for client in (LOGS if is_nightly() else LOGS[:1])
+            for moment in ("written", "committed")
+        ),
         ("kafka-python", "handler"),
     ],
 )
@@ -209,7 +228,9 @@ def test_killed_in_a_transaction(
         print(line)
 
 
-@pytest.mark.parametrize("client", [*CONFLUENT, "aiokafka", "pika"])
+@pytest.mark.parametrize(
+    "client", ["confluent", "aiokafka", "aio-pika", *(["confluent-aio", "pika"] if is_nightly() else [])]
+)
 def test_stands_still_beyond_its_session(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     """A process that stands still beyond its session, while another goes on, loses and condemns nothing."""
     # So slow that it has not handled everything when it is stopped, however busy this machine is.

@@ -12,7 +12,7 @@ import aio_pika
 import pytest
 
 from integration.services import Kafka, RabbitMQ
-from integration.services.mirror import PREFIX, mirroring
+from integration.services.links import PREFIX, mirroring
 from mqauth import MemoryReplayStore, Pipeline, Verified
 from mqauth.audit.sinks import CallableSink
 from mqauth.brokers import rabbitmq

@@ -10,29 +10,22 @@ import os
 import subprocess
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import aio_pika
 import pytest
 
+from integration.client_bench import ClientBench
 from integration.documentation import Reader, blocks
+from integration.every_client import CLIENTS
 from integration.redis_doubles import certificate
-from integration.services import Kafka
 from integration.services.opa import Agent, bundle, program
-from integration.test_aiokafka import World
-from integration.test_kafka_wrapper import Bench as LogBench
-from integration.test_kafka_wrapper import make  # noqa: F401
-from integration.test_rabbitmq_wrapper import Bench, bench, until  # noqa: F401
-from mqauth import OPA, Decision, MemoryReplayStore, Message, Pipeline, Unavailable
-from mqauth.brokers import rabbitmq as wrapper
+from mqauth import OPA, Decision, Unavailable
 from mqauth.cli import main
 from mqauth.errors import Cause, ConfigurationError
 from mqauth.flow import arun
 from mqauth.judging.policy import decision_of
-from mqauth.telemetry.prometheus import Endpoint
 from mqauth.testing.clock import RunningClock
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.policy_contract import ELSEWHERE, PLACE, AskedPolicyContract, PolicyContract, honest
@@ -290,128 +283,48 @@ def test_tls_with_a_ca_of_ones_own_and_a_token(tmp_path: Path) -> None:
 # Consumers on real brokers, over an outage.
 
 
-@pytest.mark.slow
-async def test_a_queue_over_an_outage(bench: Bench, agent: Agent) -> None:  # noqa: F811
-    """RabbitMQ: nothing is accepted while OPA is down; then lost 0, condemned 0, and the forbidden refused."""
-    agent.load(policy_of(bench.destination))
-    opa = opa_of(agent, remember=0)
-    consumer = bench.consumer(guard=bench.guard(policy=opa))
-    neighbour = wrapper.Producer(bench.channel.default_exchange, _neighbour(bench.forge))
-    async with consumer:
-        for number in range(50):
-            await bench.publish(b"before %d" % number)
-        await until(lambda: len(bench.handled) == 50)
-        await asyncio.to_thread(agent.kill)
-        await _until_asked(opa)
-        for number in range(200):
-            await bench.publish(b"during %d" % number)
-            if number % 4 == 0:
-                await neighbour.publish(aio_pika.Message(b"forbidden %d" % number), bench.source.name)
-        await until(
-            lambda: (
-                (health := consumer.health()).cause is Cause.POLICY_UNAVAILABLE
-                and agent.url in (health.detail or "")
-            )
-        )
-        assert len(bench.handled) == 50
-        assert await bench.left(bench.dead) == 0
-        await asyncio.to_thread(agent.start)
-        agent.load(policy_of(bench.destination))
-        await until(lambda: len(bench.handled) == 250, 120)
-        await until(_async(bench.left, bench.dead, 50), 120)
-    expected = Counter([b"before %d" % n for n in range(50)] + [b"during %d" % n for n in range(200)])
-    assert Counter(bench.handled) == expected
-    letters = await bench.buried()
-    assert sorted(letter.body or b"" for letter in letters) == sorted(
-        b"forbidden %d" % n for n in range(0, 200, 4)
-    )
-    reasons = Counter(outcome.reason for outcome in bench.outcomes if outcome.reason is not None)
-    assert {str(reason): count for reason, count in reasons.items()} == {"producer_forbidden": 50}
-
-
-@pytest.mark.slow
-def test_a_log_over_an_outage(
-    make: Callable[..., LogBench],  # noqa: F811
-    agent: Agent,
-) -> None:
-    """Kafka: nothing is accepted while OPA is down; afterwards lost 0, condemned 0, and the forbidden refused."""
-    log = make()
-    agent.load(policy_of(log.stage.destination))
-    opa = opa_of(agent, remember=0)
-    log.send(*(b"before %d" % number for number in range(20)))
-    with Endpoint(0) as endpoint:
-        consumer = log.consumer(guard=log.guard(policy=opa))
-        endpoint.telemetry.watch_consumer("billing", consumer.health)
-        endpoint.telemetry.watch_policy("opa", opa.health)
-        running = threading.Thread(target=consumer.run)
-        running.start()
-        try:
-            wait_until(lambda: len(log.handled) == 20)
-            agent.kill()
-            log.send(*(b"during %d" % number for number in range(100)))
-            wait_until(
-                lambda: (health := consumer.health()).deferred > 0 and health.cause is Cause.POLICY_UNAVAILABLE
-            )
-            assert len(log.handled) == 20
-            assert opa.health().failing_for > 0
-            agent.start()
-            agent.load(policy_of(log.stage.destination))
-            wait_until(lambda: len(log.handled) == 120)
-        finally:
-            consumer.stop()
-            running.join(60)
-    assert log.handled == [b"before %d" % n for n in range(20)] + [b"during %d" % n for n in range(100)]
-    assert log.committed() == 120
-
-
 @pytest.fixture
-def world(kafka: Kafka, tmp_path: Path) -> Iterator[World]:
-    """A consumer of Kafka in an event loop."""
-    world = World(kafka.url, tmp_path)
-    yield world
-    world.close()
+def bench(client: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ClientBench]:
+    """A bench of a client's broker."""
+    bench = ClientBench(request.getfixturevalue(client.partition(" ")[0]), tmp_path)
+    with bench.ending:
+        yield bench
 
 
 @pytest.mark.slow
-def test_a_log_in_an_event_loop_over_an_outage(world: World, agent: Agent) -> None:
-    """aiokafka: nothing is judged while OPA is down; then lost 0, condemned 0, and the forbidden refused."""
-    agent.load(policy_of(world.stage.destination))
+@pytest.mark.parametrize("client", ["rabbitmq aio-pika", "kafka kafka-python", "kafka aiokafka"])
+def test_a_consumer_over_an_outage(client: str, bench: ClientBench, agent: Agent) -> None:
+    """Nothing is judged while OPA is down; then lost 0, condemned 0, and the forbidden refused."""
+    agent.load(policy_of(bench.stage.destination))
     opa = opa_of(agent, remember=0)
-    world.guard = Pipeline(
-        verifier=world.forge.verifier(), policy=opa, replay=MemoryReplayStore(), audit=world.audit
+    with CLIENTS[client](bench.wiring(guard=bench.guard(policy=opa))) as running:
+        health: Any = running.health
+        bench.send(*(b"before %d" % number for number in range(20)))
+        wait_until(lambda: bench.has_handled(20))
+        agent.kill()
+        bench.send(b"during 0")
+        bench.send(b"forbidden", signer=_neighbour(bench.forge))
+        bench.send(*(b"during %d" % number for number in range(1, 50)))
+        wait_until(lambda: health().cause is Cause.POLICY_UNAVAILABLE and agent.url in (health().detail or ""))
+        assert (bench.has_handled(20), bench.letters()) == (True, [])
+        assert opa.health().failing_for > 0
+        agent.start()
+        agent.load(policy_of(bench.stage.destination))
+        wait_until(lambda: bench.has_handled(70) and bench.letters() == [b"forbidden"])
+    assert sorted(bench.handled) == sorted(
+        [b"before %d" % n for n in range(20)] + [b"during %d" % n for n in range(50)]
     )
-    world.send(*(b"before %d" % number for number in range(20)))
-    _, consumer = world.call(world.consumer())
-    wait_until(lambda: len(world.handled) == 20)
-    agent.kill()
-    world.send(b"during 0")
-    world.stage.produce(
-        _neighbour(world.forge), Message(destination=world.stage.destination, body=b"forbidden", key=b"k")
-    )
-    world.send(*(b"during %d" % number for number in range(1, 50)))
-    wait_until(lambda: consumer.health().cause is Cause.POLICY_UNAVAILABLE)
-    assert (len(world.handled), world.stage.letters()) == (20, [])
-    agent.start()
-    agent.load(policy_of(world.stage.destination))
-    wait_until(lambda: len(world.handled) == 70)
-    world.call(consumer.stop())
-    assert world.handled == [b"before %d" % n for n in range(20)] + [b"during %d" % n for n in range(50)]
-    assert world.committed() == 71
-    assert [letter.body for letter in world.stage.letters()] == [b"forbidden"]
 
 
-def test_a_consumer_with_a_wrong_policy_does_not_start(
-    make: Callable[..., LogBench],  # noqa: F811
-    agent: Agent,
-) -> None:
+@pytest.mark.parametrize("client", ["kafka kafka-python"])
+def test_a_consumer_with_a_wrong_policy_does_not_start(client: str, bench: ClientBench, agent: Agent) -> None:
     """A consumer on a real broker whose policy allows everything, or whose path is misspelt, consumes nothing."""
-    log = make()
-    log.send(b"waits")
+    bench.send(b"waits")
     agent.load("package mqauth\ndefault allow := true")
     for opa in (opa_of(agent), opa_of(agent, path="mqauth/alow")):
-        with pytest.raises(ConfigurationError):
-            log.consumer(guard=log.guard(policy=opa)).run()
-    assert log.handled == []
+        with pytest.raises(ConfigurationError), CLIENTS[client](bench.wiring(guard=bench.guard(policy=opa))):
+            pass
+    assert bench.handled == []
 
 
 # The command, and the page.
@@ -521,16 +434,3 @@ def _neighbour(forge: Forge) -> Any:
     """Return a signer whose key is trusted and whose subject may not publish."""
     key: SigningKey | Any = forge.neighbour
     return forge.signer(key=key, subject=NEIGHBOUR)
-
-
-def _async(left: Callable[[str], Any], queue: str, count: int) -> Callable[[], Any]:
-    async def there() -> bool:
-        return bool(await left(queue) == count)
-
-    return there
-
-
-async def _until_asked(opa: OPA) -> None:
-    """Wait until a client has met the outage."""
-    with pytest.raises(Unavailable):
-        await arun(decision_of(opa, honest()))

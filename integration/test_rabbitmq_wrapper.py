@@ -1,12 +1,13 @@
-"""The RabbitMQ wrapper on a real broker: publishing, consuming, trouble with dead letters and connections."""
+"""The RabbitMQ wrapper on a real broker: publishing, consuming, letters, small frames, traces, answers."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ import aio_pika
 import pytest
 from aio_pika import exceptions
 from aio_pika.abc import AbstractChannel, AbstractQueue, AbstractRobustConnection
+from opentelemetry import trace
+from opentelemetry.instrumentation.aio_pika import AioPikaInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 from pamqp import commands
+from pamqp.header import ContentHeader
 
 from integration.queue_acks import ACTS, carry_out
 from integration.services import RabbitMQ
@@ -35,8 +43,9 @@ from mqauth import (
 from mqauth.brokers import rabbitmq as wrapper
 from mqauth.brokers.queue.client import Acks
 from mqauth.brokers.rabbitmq.consumer import sender
+from mqauth.brokers.rabbitmq.translate import MAX_HEADER_FRAME
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
-from mqauth.flow import Attempts, ColourError
+from mqauth.flow import Attempts
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.forge import SUBJECT, Forge
 
@@ -191,17 +200,6 @@ async def test_unroutable_is_an_error(bench: Bench, raises: bool) -> None:
     assert isinstance(ack, commands.Basic.Ack)
 
 
-async def test_one_message_id_in_flight_twice(bench: Bench) -> None:
-    """Two publishes under one message id at once each get their own outcome."""
-    producer = wrapper.Producer(bench.channel.default_exchange, bench.forge.signer())
-    results = await asyncio.gather(
-        producer.publish(aio_pika.Message(b"", message_id="same"), "nobody-" + bench.source.name),
-        producer.publish(aio_pika.Message(b"", message_id="same"), bench.source.name),
-        return_exceptions=True,
-    )
-    assert [type(result) for result in results] == [wrapper.UnroutableError, commands.Basic.Ack]
-
-
 async def test_a_batch_end_to_end(bench: Bench) -> None:
     """Concurrent publishes share tokens; each has its own outcome, and each message is handled by itself."""
     name = bench.source.name
@@ -276,78 +274,11 @@ async def test_acks_in_any_order(bench: Bench, seed: int) -> None:
     assert (left, lost) == ({delivered[tag] for tag in still}, [])
 
 
-@pytest.mark.parametrize("prefetch", [1, 2, 7])
-@pytest.mark.parametrize("coalesce", [True, False])
-async def test_no_window_is_a_deadlock(bench: Bench, prefetch: int, coalesce: bool) -> None:
-    """Whatever the prefetch, the consumer goes on to the last message and leaves none unacked."""
-    await asyncio.gather(*(bench.publish(b"%d" % number) for number in range(50)))
-    async with bench.consumer(prefetch=prefetch, coalesce_acks=coalesce):
-        await until(lambda: len(bench.handled) == 50)
-    await bench.consuming.close()
-    await until(_waits(bench, 0))
-    assert len(set(bench.handled)) == 50
-
-
-async def test_an_oversize_header_frame_is_refused(bench: Bench) -> None:
-    """A header frame the broker would close the connection for is refused before it is sent."""
-    with pytest.raises(MalformedMessage, match="131064"):
-        await bench.publish(headers={"x": "a" * 130_900})
-    await bench.publish(headers={"x": "a" * 130_000})
-    assert await bench.left() == 1
-
-
-async def test_no_confirm_is_an_unknown_outcome(bench: Bench) -> None:
-    """A connection lost before the confirm raises a connection error and nothing is published twice."""
-    publishing = asyncio.create_task(bench.publish())
-    await asyncio.sleep(0)
-    bench.wire.cut()
-    with pytest.raises((exceptions.AMQPConnectionError, exceptions.ChannelInvalidStateError)):
-        await publishing
-
-
 async def test_dead_letters_want_confirms(bench: Bench) -> None:
     """A channel without publisher confirms is refused for dead letters."""
     channel = await bench.publishing.channel(publisher_confirms=False)
     with pytest.raises(ConfigurationError, match="confirms"):
         wrapper.DeadLetters(channel, bench.dead)
-
-
-async def test_a_long_outage_suspends_the_consumer(bench: Bench) -> None:
-    """After the hold the consumer is cancelled; one message stays, and is tried until its cause is over."""
-    await bench.channel.queue_delete(bench.dead)
-    await bench.forge_one()
-    await bench.forge_one()
-    await bench.publish()
-    async with bench.consumer(hold=1) as consumer:
-        await until(lambda: not consumer.health().consuming and consumer.health().in_flight == 1)
-        assert consumer.health().cause is Cause.DEAD_LETTER_UNAVAILABLE
-        await until(_waits(bench, 1))
-        await asyncio.sleep(1)
-        assert not consumer.health().consuming
-        await bench.letters().declare()
-        await until(lambda: consumer.health().consuming)
-        # A message on its way to the consumer is neither in the queue nor in flight: what counts is its outcome.
-        await until(lambda: sum(each.verdict is Verdict.REJECTED for each in bench.outcomes) == 2)
-        await until(lambda: bench.handled == [b"honest"] and consumer.health().in_flight == 0)
-    assert await bench.left() == 0
-    letters = await bench.buried()
-    assert [letter.body for letter in letters] == [b"forged", b"forged"]
-    assert {letter.occurrences("x-delivery-count") for letter in letters} <= {(), (1,)}
-    assert bench.handled == [b"honest"]
-
-
-async def test_run_ends_with_our_own_faults(bench: Bench) -> None:
-    """An error of ours ends run() instead of being swallowed, and the message stays."""
-
-    class Wrong:
-        def write(self, _record: Any, /) -> None:
-            raise ColourError("wrong colour")
-
-    await bench.forge_one()
-    with pytest.raises(ColourError):
-        await bench.consumer(guard=bench.guard(audit=Wrong())).run()
-    await bench.consuming.close()
-    await until(_waits(bench, 1))
 
 
 async def test_run_ends_when_its_queue_is_missing(bench: Bench) -> None:
@@ -366,16 +297,6 @@ async def test_run_ends_when_its_channel_is_closed(bench: Bench) -> None:
     await bench.source.channel.close()
     with pytest.raises(exceptions.ChannelInvalidStateError):
         await asyncio.wait_for(running, 10)
-
-
-async def test_oversize_headers_go_into_the_letters_body(bench: Bench) -> None:
-    """Headers that do not fit beside the lineage are buried in the JSON form, nothing lost."""
-    await bench.forge_one(headers={"x": "a" * 130_500})
-    async with bench.consumer():
-        await until(_buried(bench))
-    (letter,) = await bench.buried()
-    assert text(letter, "form") == "json"
-    assert b"a" * 130_500 in (letter.body or b"")
 
 
 async def test_stop_oversize(bench: Bench) -> None:
@@ -440,19 +361,6 @@ async def test_what_acts_by_itself_is_not_sent_again(bench: Bench) -> None:
     assert not letter.occurrences("CC")
 
 
-async def test_existing_consumers_are_guarded(bench: Bench) -> None:
-    """guarded() makes a callback for queue.consume that verifies, settles and dead-letters."""
-    callback = wrapper.guarded(bench.guard(), bench.handler, dead_letters=bench.letters(), queue=bench.source.name)
-    await bench.source.channel.set_qos(5)
-    tag = await bench.source.consume(callback)
-    await bench.publish()
-    await bench.forge_one()
-    await until(lambda: bench.handled == [b"honest"])
-    await until(_buried(bench))
-    await bench.source.cancel(tag)
-    assert await bench.left() == 0
-
-
 async def test_judging_for_those_who_settle_themselves(bench: Bench) -> None:
     """judge() gives the verdict and settles nothing; confirm, release and dead_letter end it."""
     guard, name = bench.guard(), bench.source.name
@@ -510,3 +418,243 @@ def _waits(bench: Bench, count: int, queue: str | None = None) -> Callable[[], A
 def _buried(bench: Bench) -> Callable[[], Awaitable[bool]]:
     """Return a condition: there is a dead letter."""
     return _waits(bench, 1, bench.dead)
+
+
+FRAME_MAX = 16_384
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[RabbitMQ]:
+    """A broker of our own, with small frames."""
+    with RabbitMQ.launch(extra_config=[f"frame_max = {FRAME_MAX}"]) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def small(broker: RabbitMQ, tmp_path: Path) -> AsyncIterator[Bench]:
+    """A small whose connections are never lost."""
+    async with _bench(broker.url, tmp_path) as small:
+        await small.letters().declare()
+        lost: list[object] = []
+        for connection in (small.consuming, small.publishing):
+            connection.close_callbacks.add(lambda closed, *_: lost.append(closed))
+        yield small
+        assert lost == []
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+async def test_a_publish_over_the_agreed_size_is_refused(small: Bench, batch: int) -> None:
+    """Headers that fill a frame of the broker's are refused with both sizes, and the next message is published."""
+    producer = wrapper.Producer(small.channel.default_exchange, small.forge.signer(), batch=batch)
+    with pytest.raises(MalformedMessage, match="the broker takes 16376 bytes"):
+        await producer.publish(aio_pika.Message(b"", headers={"x": "a" * 16_000}), small.source.name)
+    await producer.publish(aio_pika.Message(b"", headers={"x": "a" * 15_000}), small.source.name)
+    assert await small.left() == 1
+
+
+async def test_a_letter_over_the_agreed_size_takes_another_form(small: Bench) -> None:
+    """A forged message that leaves no room for a letter's own headers is dead-lettered within the body."""
+    await small.forge_one(headers={"x": "a" * 16_200})
+    async with small.consumer():
+        await until(lambda: bool(small.outcomes))
+    (letter,) = await small.buried()
+    assert small.outcomes[0].verdict is Verdict.REJECTED
+    assert letter.occurrences("mqauth-dead-form") == ("json",)
+
+
+Instrument = Callable[[], None]
+
+
+class Spans:
+    """What was traced, and how it begins to be."""
+
+    def __init__(self) -> None:
+        self._exporter = InMemorySpanExporter()
+        self.provider = TracerProvider()
+        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+
+    def instrument(self) -> None:
+        """Instrument aio-pika."""
+        AioPikaInstrumentor().instrument(tracer_provider=self.provider)
+
+    def traces(self, kind: SpanKind, name: str = "") -> list[int]:
+        """Return the trace of each span of a kind that has ended and whose name holds this."""
+        found = self._exporter.get_finished_spans()
+        return [span.context.trace_id for span in found if span.kind is kind and name in span.name]
+
+
+@pytest.fixture
+def spans() -> Iterator[Spans]:
+    """What was traced; aio-pika is as it was afterwards."""
+    yield Spans()
+    if AioPikaInstrumentor().is_instrumented_by_opentelemetry:
+        AioPikaInstrumentor().uninstrument()
+
+
+@contextmanager
+def _around(act: Instrument, *, first: bool) -> Iterator[None]:
+    """Instrument before or after what the caller makes."""
+    if first:
+        act()
+    yield
+    if not first:
+        act()
+
+
+def _trace_of(native: Any) -> int:
+    """Return the trace a message names."""
+    return int(native.headers["traceparent"].split("-")[1], 16)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["instrumented first", "instrumented later"])
+@pytest.mark.parametrize("batch", [1, 4])
+async def test_a_publish_has_a_span(bench: Bench, spans: Spans, batch: int, first: bool) -> None:
+    """Each publish has a span, and its message names the trace of its own caller, in a batch too."""
+    with _around(spans.instrument, first=first):
+        producer = wrapper.Producer(bench.channel.default_exchange, bench.forge.signer(), batch=batch)
+    tracer, callers = spans.provider.get_tracer("test"), set[int]()
+
+    async def publish(body: bytes) -> None:
+        with tracer.start_as_current_span("caller") as span:
+            callers.add(span.get_span_context().trace_id)
+            await producer.publish(aio_pika.Message(body), bench.source.name)
+
+    async with producer:
+        await asyncio.gather(*(publish(b"%d" % number) for number in range(8)))
+    received = [await bench.source.get(no_ack=True) for _ in range(8)]
+    assert len(callers) == 8
+    assert {_trace_of(native) for native in received} == callers
+    assert set(spans.traces(SpanKind.PRODUCER, bench.source.name)) == callers
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["instrumented first", "instrumented later"])
+async def test_a_handler_runs_in_its_trace(bench: Bench, spans: Spans, first: bool) -> None:
+    """A handler runs in the trace its message names, and the delivery has a span."""
+    seen: list[int] = []
+
+    async def handler(_: Verified) -> None:
+        seen.append(trace.get_current_span().get_span_context().trace_id)
+
+    with _around(spans.instrument, first=first):
+        consumer = bench.consumer(handler)
+    async with consumer:
+        await bench.publish()
+        await until(lambda: len(seen) == 1)
+        await bench.forge_one()
+        await until(lambda: len(spans.traces(SpanKind.CONSUMER)) == 2)
+    sent = spans.traces(SpanKind.PRODUCER, "," + bench.source.name)
+    assert seen == sent[:1]
+    assert spans.traces(SpanKind.CONSUMER)[:1] == seen
+    assert await bench.left() == 0
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+async def test_what_a_trace_makes_too_large_is_refused(bench: Bench, spans: Spans, batch: int) -> None:
+    """A header frame over its size by the trace's headers alone is not sent: the connection would be closed."""
+    spans.instrument()
+    producer = wrapper.Producer(bench.channel.default_exchange, bench.forge.signer(), batch=batch)
+    sealed = producer.seal(aio_pika.Message(b"", headers={"x": ""}), bench.source.name)
+    empty = len(ContentHeader(properties=sealed.properties).marshal())
+    largest = {"x": "a" * (MAX_HEADER_FRAME - empty)}
+    tracer = spans.provider.get_tracer("test")
+    lost = asyncio.Event()
+    bench.publishing.close_callbacks.add(lambda *_: lost.set())
+    with tracer.start_as_current_span("caller"), pytest.raises(MalformedMessage, match="131064 bytes"):
+        await producer.publish(aio_pika.Message(b"", headers=largest), bench.source.name)
+    await producer.publish(aio_pika.Message(b"after"), bench.source.name)
+    assert not lost.is_set()
+    assert await bench.left() == 1
+
+
+REQUESTS = 10
+AWAY = 1.5
+"""Seconds that the connection of the answers is away: longer than three attempts of a handler take."""
+
+
+async def _asked(bench: Bench) -> str:
+    """Publish requests, and return the name of the queue for their answers."""
+    mailbox = await (await bench.publishing.channel()).declare_queue(exclusive=True)
+    for number in range(REQUESTS):
+        await bench.publish(b"%d" % number, reply_to=mailbox.name)
+    return mailbox.name
+
+
+@pytest.mark.parametrize("lost", ["before the answer", "before its confirm"])
+async def test_connection_lost(bench: Bench, rabbitmq: RabbitMQ, lost: str) -> None:
+    """A handler whose answer cannot be sent is put off, and not failed: each request is answered and settled."""
+    mailbox, calls = await _asked(bench), Counter[bytes]()
+
+    async def handler(verified: Verified) -> None:
+        calls[verified.body or b""] += 1
+        await verified.reply(verified.body or b"")
+
+    async with (
+        Wire(rabbitmq.url) as wire,
+        await aio_pika.connect_robust(wire.url, reconnect_interval=AWAY) as connection,
+    ):
+        channel = await connection.channel()
+        replies = wrapper.Producer(channel.default_exchange, bench.forge.signer())
+        if lost == "before the answer":
+            wire.cut()
+        else:
+            wire.mute()
+        async with bench.consumer(handler, bench.guard(attempts=Attempts()), replies=replies) as consumer:
+            await until(lambda: len(calls) == REQUESTS)
+            wire.cut()
+            await until(lambda: consumer.health().cause is Cause.HANDLER_DEFERRED)
+            await until(lambda: _accepted(bench) == REQUESTS)
+    assert await bench.buried() == []
+    assert await bench.left() == 0
+    assert await bench.left(mailbox) >= REQUESTS
+
+
+def _accepted(bench: Bench) -> int:
+    """Return how many requests were accepted; none may be rejected."""
+    assert not [outcome for outcome in bench.outcomes if outcome.verdict is Verdict.REJECTED]
+    return sum(outcome.verdict is Verdict.ACCEPTED for outcome in bench.outcomes)
+
+
+class _Away:
+    """A signer whose keys are out of reach at first."""
+
+    blocking = False
+
+    def __init__(self, signer: Any) -> None:
+        self.prepare = signer.prepare
+        self._seal = signer.seal
+        self._left = REQUESTS * 4
+
+    def seal(self, prepared: Any) -> Any:
+        """Sign, at last."""
+        self._left -= len(prepared)
+        if self._left > 0:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, "down")
+        return self._seal(prepared)
+
+
+async def test_signer_out_of_reach(bench: Bench) -> None:
+    """Nor does a signing key that cannot be had now fail a handler."""
+    mailbox = await _asked(bench)
+    replies = wrapper.Producer(bench.channel.default_exchange, _Away(bench.forge.signer()))  # type: ignore[arg-type]
+
+    async def handler(verified: Verified) -> None:
+        await verified.reply(b"42")
+
+    async with bench.consumer(handler, bench.guard(attempts=Attempts()), replies=replies):
+        await until(lambda: _accepted(bench) == REQUESTS)
+    assert await bench.buried() == []
+    assert await bench.left(mailbox) == REQUESTS
+
+
+async def test_what_the_broker_refuses(bench: Bench) -> None:
+    """An answer that no queue takes is the handler's failure: it would be refused again, whenever it is sent."""
+    await bench.publish(b"ping", reply_to="no-such-queue")
+
+    async def handler(verified: Verified) -> None:
+        await verified.reply(b"pong")
+
+    replies = wrapper.Producer(bench.channel.default_exchange, bench.forge.signer())
+    async with bench.consumer(handler, replies=replies):
+        await until(lambda: bool(bench.outcomes))
+    (letter,) = await bench.buried()
+    assert ("mqauth-dead-reason", "handler_failed") in letter.headers

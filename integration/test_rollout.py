@@ -15,16 +15,14 @@ from typing import Any
 
 import pytest
 
-from integration.every_client import KAFKA, RABBITMQ
-from integration.rollout_world import SIGNS, SILENT, STRIPPED, Ladder, LiveQueue, LiveTopic, Run, Shifted
+from integration.every_client import CLIENTS
+from integration.rollout_world import SIGNS, SILENT, STRIPPED, Ladder, Live, Run, Shifted
 from integration.scale import nightly
-from integration.services import Kafka, RabbitMQ
 from mqauth import Unverified
 from mqauth.errors import RetryLater
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import wait_until
 
-BELIEVES = "message_interceptors.incoming.set_header_timestamp.overwrite = false"
 BACKLOG = nightly(400, otherwise=80)
 EACH = nightly(20, otherwise=8)
 """Messages that each of the four producers publishes on each rung."""
@@ -33,13 +31,6 @@ MINUTES = ("judging.observing", "brokers.queue.consumer", "integrations.framewor
 """Where it is said how often a rollout tells what it has seen."""
 Climb = Callable[..., Ladder]
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def believing() -> Iterator[RabbitMQ]:
-    """A RabbitMQ that leaves a sender's stamp as it is."""
-    with RabbitMQ.launch(extra_config=[BELIEVES]) as broker:
-        yield broker
 
 
 @pytest.fixture
@@ -51,12 +42,8 @@ def climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
         clock = Shifted()
         # where the consumer's clock counts, the producers have the same
         forge = Forge(clock, lifetime=3600) if managed else Forge(lifetime=3600)
-        if name in RABBITMQ:
-            broker: RabbitMQ = request.getfixturevalue("believing" if managed else "rabbitmq")
-            live: Any = LiveQueue(broker.url, forge, RABBITMQ[name], managed=managed)
-        else:
-            log: Kafka = request.getfixturevalue("kafka")
-            live = LiveTopic(log.url, forge, KAFKA[name.removeprefix("kafka:")], managed=managed)
+        broker: Any = "kafka" if name.startswith("kafka") else "believing" if managed else "rabbitmq"
+        live = Live(name, request.getfixturevalue(broker).url, forge, managed=managed)
         ending.callback(live.close)
         return Ladder(live, tmp_path, monkeypatch, forge, clock)
 
@@ -64,10 +51,7 @@ def climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
         yield made
 
 
-EVERY = [*RABBITMQ, *(f"kafka:{name}" for name in KAFKA)]
-
-
-@pytest.mark.parametrize("client", EVERY)
+@pytest.mark.parametrize("client", CLIENTS)
 def test_up_the_ladder(client: str, climb: Climb) -> None:
     """Nothing is lost, nothing condemned before it is enforced, and the report names who does not sign."""
     ladder = climb(client)
@@ -77,7 +61,7 @@ def test_up_the_ladder(client: str, climb: Climb) -> None:
     sum_up(ladder, condemned)
 
 
-@pytest.mark.parametrize("client", EVERY)
+@pytest.mark.parametrize("client", CLIENTS)
 def test_on_a_broker_whose_configuration_is_not_ours(
     client: str, climb: Climb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +89,7 @@ def test_on_a_broker_whose_configuration_is_not_ours(
     assert ladder.live.letters() == Counter()
 
 
-@pytest.mark.parametrize("client", ["kafka:kafka-python", "kafka:confluent"])
+@pytest.mark.parametrize("client", ["kafka kafka-python", "kafka confluent"])
 def test_a_record_that_waits_without_a_token(client: str, climb: Climb) -> None:
     """On Kafka the backlog is read: what lies there unsigned is found although nobody has seen it yet."""
     ladder = climb(client)
@@ -132,7 +116,7 @@ def test_a_record_that_waits_without_a_token(client: str, climb: Climb) -> None:
 
 def test_a_record_that_was_put_off(climb: Climb) -> None:
     """A handler that puts an unsigned record off for longer than the window keeps its topic from going up."""
-    ladder = climb("kafka:kafka-python")
+    ladder = climb("kafka kafka-python")
     ladder.clock.hours = -3
     ladder.up()
     ladder.signing |= dict.fromkeys(ladder.signing, SIGNS)
@@ -159,7 +143,7 @@ def test_a_record_that_was_put_off(climb: Climb) -> None:
 def test_a_queue_that_does_not_run_empty(climb: Climb, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the interceptor nobody knows what waits there: it stays at observe, or somebody says so."""
     monkeypatch.setattr("mqauth.cli.rollout_steps.PATIENCE", 3.0)
-    ladder = climb("aio-pika", managed=True)
+    ladder = climb("rabbitmq aio-pika", managed=True)
     ladder.clock.hours = -3
     ladder.up()
     ladder.signing |= dict.fromkeys(ladder.signing, SIGNS)
@@ -254,7 +238,7 @@ def enforce(ladder: Ladder) -> set[bytes]:
     """What is signed is handled; old code is no longer wired in, and what is not signed is dead-lettered."""
     printed = ladder.up()
     assert ladder.rung == "enforce"
-    assert ("note: the history stays unsigned" in printed) == isinstance(ladder.live, LiveTopic)
+    assert ("note: the history stays unsigned" in printed) == ladder.live.on_kafka
     wrong = set(ladder.publish("orders-api", 3, STRIPPED) + ladder.publish("till-7", 2, SILENT))
     runs = ladder.consume_all(EACH, old_code=False)
     assert all(found.verified for found in runs)

@@ -11,10 +11,9 @@ from typing import Any, Final
 
 import pytest
 
+from integration.kafka_stages import AIOConfluentLogStage, AiokafkaLogStage, ConfluentLogStage
 from integration.scale import nightly
 from integration.services import Kafka
-from integration.stage_aiokafka import AiokafkaLogStage
-from integration.stage_confluent import AIOConfluentLogStage, ConfluentLogStage
 from integration.victim import broker_of, letters_of, subscriber_of
 from mqauth import AuditFile, MemoryReplayStore, Message, Pipeline
 from mqauth.integrations.faststream import VerifiedMessage, protect

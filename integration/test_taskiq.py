@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-import threading
-import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import aio_pika
+import pika
 import pytest
 from taskiq import BrokerMessage, InMemoryBroker, SimpleRetryMiddleware
 from taskiq.api import run_receiver_task
@@ -21,50 +18,35 @@ from taskiq.serializers import PickleSerializer
 from taskiq_aio_pika import AioPikaBroker, Exchange, Queue, QueueType
 
 from integration.services import RabbitMQ
-from integration.task_parts import PATIENCE, Hijack, Store, WorkerAttacks, buried
-from mqauth import AuditFile, MemoryReplayStore, Pipeline
+from integration.task_parts import Hijack, Shop, TaskContract, WorkerAttacks
+from mqauth import Pipeline
 from mqauth.brokers import rabbitmq as wrapper
 from mqauth.errors import ConfigurationError
 from mqauth.integrations.taskiq import protect
-from mqauth.judging.rollout import WEEK, Rollout, RolloutEntry, Rung
 from mqauth.testing.attack_probe import Probe
-from mqauth.testing.forge import NEIGHBOUR, Forge
 from mqauth.testing.loop_thread import LoopThread
 
 
-class Shop:
-    """A broker's names at RabbitMQ, its protected worker, and what its tasks did.
+class TaskiqShop(Shop):
+    """A queue of taskiq's, whose tasks are pickled; its calls wait for an event loop on a thread."""
 
-    Args:
-        url: of RabbitMQ.
-        folder: for files.
-        rung: of the ladder, below ``enforce``.
-    """
+    exchange = "its own"
+    beside = (".taskiq", ".delay")
+    task_header = "task_name"
+    unsigned = pika.BasicProperties(headers={"task_id": "1", "task_name": "pack"})
 
-    def __init__(self, url: str, folder: Path, rung: Rung | None = None) -> None:
-        self.url = url
-        self.forge = Forge()
-        self.name = f"tasks-{uuid.uuid4().hex}"
-        self.dead = f"{self.name}.dead"
-        self.store = Store(folder / "claims.db")
-        self.store.asked = threading.Event()
-        self.audit = AuditFile(folder / "audit.jsonl")
-        self.ran: asyncio.Queue[Any] = asyncio.Queue()
-        place, day = f"rabbitmq:{self.name}/{self.name}", datetime.now(UTC).date()
-        entries = [
-            RolloutEntry(
-                destinations=(place,), rung=each, since=day, until=day + timedelta(9), owner="team", window=WEEK
-            )
-            for each in (rung,)
-            if each is not None
-        ]
-        self.guard = Pipeline(
-            verifier=self.forge.verifier(), policy=self.forge.policy(place), replay=self.store, audit=self.audit,
-            rollout=Rollout(entries) if entries else None,
-        )  # fmt: skip
+    def __init__(self, url: str, folder: Path) -> None:
+        super().__init__(url, folder)
+        self.thread = LoopThread()
+        self.call = self.thread.call
+        self.one_at_a_time = {"qos": 1}
+
+    def destinations(self) -> list[str]:
+        """Return where tasks may be sent."""
+        return [f"rabbitmq:{self.name}/{self.name}"]
 
     def broker(self, **settings: Any) -> Any:
-        """Return a broker of the shop, which pickles its tasks, that is not protected yet."""
+        """Return a broker of the shop that is not protected yet."""
         broker = AioPikaBroker(
             self.url,
             exchange=Exchange(self.name),
@@ -75,232 +57,141 @@ class Shop:
         ).with_serializer(PickleSerializer())
 
         @broker.task(task_name="pack")
-        async def pack(order: Any, failures: int = 0) -> None:
-            self.ran.put_nowait(order)
-            if self.ran.qsize() <= failures:
+        async def pack(order: Any) -> None:
+            self.ran.put(order)
+            if self.failures:
+                self.failures -= 1
                 raise ValueError("not yet")
 
         return broker
 
-    @asynccontextmanager
-    async def working(self, broker: Any = None) -> AsyncIterator[None]:
-        """Run a protected worker."""
-        broker = self.broker() if broker is None else broker
-        broker.is_worker_process = True
-        protect(
-            broker,
-            guard=lambda: self.guard,
-            dead_letters=lambda: self._letters(broker),
-            signer=self.forge.signer(),
-        )
-        receiver = asyncio.create_task(run_receiver_task(broker, run_startup=True))
-        try:
-            yield
-        finally:
-            receiver.cancel()
-            await asyncio.wait([receiver])
-            await broker.shutdown()
-
-    async def _letters(self, broker: Any) -> wrapper.DeadLetters:
-        letters = wrapper.DeadLetters(await broker.write_conn.channel(), self.dead)
-        await letters.declare()
-        return letters
-
-    @asynccontextmanager
-    async def sending(self, protected: bool = True, **signer: Any) -> AsyncIterator[Any]:
-        """Yield a broker that sends tasks, signed or not."""
-        broker = self.broker()
-        if protected:
-            protect(broker, signer=self.forge.signer(**signer))
-        await broker.startup()
-        yield broker
-        await broker.shutdown()
-
-    async def run(self, count: int) -> list[Any]:
-        """Return what the next tasks were given, once they have run."""
-        async with asyncio.timeout(PATIENCE):
-            return [await self.ran.get() for _ in range(count)]
-
-    async def buried(self, count: int) -> list[str]:
-        """Return the reasons of so many dead letters, sorted, and take them."""
-        return await asyncio.to_thread(buried, self.url, self.dead, count)
-
-    async def end(self) -> None:
-        """Leave nothing at the broker."""
-        self.store.close()
-        self.audit.close()
-        async with await aio_pika.connect(self.url) as connection:
-            channel = await connection.channel()
-            for name in (self.name, self.dead, f"{self.name}.taskiq", f"{self.name}.delay"):
-                await channel.queue_delete(name)
-            await channel.exchange_delete(self.name)
-
-
-@pytest.fixture
-async def shop(rabbitmq: RabbitMQ, tmp_path: Path) -> AsyncIterator[Shop]:
-    """Yield a shop."""
-    shop = Shop(rabbitmq.url, tmp_path)
-    yield shop
-    await shop.end()
-
-
-def hijack(path: Path) -> BrokerMessage:
-    """Return a task that writes a file where it is decoded."""
-    return BrokerMessage(task_id="1", task_name="pack", message=pickle.dumps(Hijack(path)), labels={})
-
-
-async def test_only_signed_tasks_are_decoded(shop: Shop, tmp_path: Path) -> None:
-    """A pickle that nobody, or a stranger, signed is a letter, and is never decoded; a signed task runs once."""
-    mark = tmp_path / "decoded"
-    pickle.loads(pickle.dumps(Hijack(mark)))  # noqa: S301 - the oracle writes
-    mark.unlink()
-    stranger = Forge()
-    async with shop.working(), shop.sending() as honest, shop.sending(protected=False) as bare:
-        await bare.kick(hijack(mark))
-        neighbour = shop.forge.signer(key=shop.forge.neighbour, subject=NEIGHBOUR)
-        for signer in (stranger.signer(), shop.forge.signer(audience="others"), neighbour):
-            broker = protect(shop.broker(), signer=signer)
-            await broker.startup()
-            await broker.kick(hijack(mark))
-            await broker.shutdown()
-        await honest.find_task("pack").kiq("honest")
-        assert await shop.run(1) == ["honest"]
-        refused = ["audience_mismatch", "key_unknown", "producer_forbidden", "token_missing"]
-        assert await shop.buried(4) == refused
-    assert not mark.exists()
-    assert shop.ran.empty()
-
-
-async def test_a_task_changed_on_its_way_is_a_letter(shop: Shop) -> None:
-    """Another name, another body, another queue, and a second copy: each is rejected with its reason."""
-    async with shop.sending() as honest:
-        await honest.find_task("pack").kiq("caught")
-        connection = await aio_pika.connect(shop.url)
-        channel = await connection.channel()
-        queue = await channel.declare_queue(shop.name, passive=True)
-        caught = await queue.get(timeout=PATIENCE)
-        exchange = await channel.get_exchange(shop.name)
-        copies = {
-            "altered": replace_body(caught, pickle.dumps({"task_name": "other"})),
-            "renamed": with_header(caught, "task_name", "other"),
-            "first": caught,
-            "second": caught,
-        }
-        for copy in copies.values():
-            await exchange.publish(copy, shop.name)
-        await channel.default_exchange.publish(caught, shop.name)
-        await caught.ack()
-        await connection.close()
-    async with shop.working():
-        assert await shop.run(1) == ["caught"]
-        assert await shop.buried(4) == ["body_mismatch", "destination_mismatch", "headers_mismatch", "replayed"]
-    assert shop.ran.empty()
-
-
-def replace_body(message: Any, body: bytes) -> aio_pika.Message:
-    """Return a message with another body."""
-    return aio_pika.Message(body, **_properties(message), headers=message.headers)
-
-
-def with_header(message: Any, name: str, value: str) -> aio_pika.Message:
-    """Return a message with another header."""
-    return aio_pika.Message(message.body, **_properties(message), headers={**message.headers, name: value})
-
-
-def _properties(message: Any) -> dict[str, Any]:
-    return {"message_id": message.message_id, "delivery_mode": message.delivery_mode}
-
-
-async def test_a_delayed_task_runs_once(shop: Shop) -> None:
-    """A task that waited in the delay queue is where it was signed for."""
-    async with shop.working(), shop.sending() as honest:
-        await honest.find_task("pack").kicker().with_labels(delay=0.1).kiq("late")
-        assert await shop.run(1) == ["late"]
-    assert shop.ran.empty()
-
-
-async def test_a_retry_is_signed_by_the_worker(shop: Shop) -> None:
-    """What the retry middleware sends is a task of its own, signed as the worker."""
-    broker = shop.broker().with_middlewares(SimpleRetryMiddleware(default_retry_count=2))
-    async with shop.working(broker), shop.sending() as honest:
-        await honest.find_task("pack").kicker().with_labels(retry_on_error=True).kiq("again", failures=1)
-        assert await shop.run(2) == ["again", "again"]
-
-
-async def test_a_task_waits_for_the_store(shop: Shop) -> None:
-    """While the replay store is away a task is neither run nor a letter; it runs once the store is back."""
-    shop.store.away = "claim"
-    async with shop.working(), shop.sending() as honest:
-        await honest.find_task("pack").kiq("waits")
-        async with asyncio.timeout(PATIENCE):
-            await asyncio.to_thread(shop.store.asked.wait)
-        assert shop.ran.empty()
-        shop.store.away = ""
-        assert await shop.run(1) == ["waits"]
-
-
-async def test_what_was_not_run_comes_again(shop: Shop) -> None:
-    """A worker that stops gives back the tasks that it took and has not run; the next one runs them."""
-    async with shop.sending() as honest:
-        broker = protect(
-            shop.broker(qos=3), guard=lambda: shop.guard, dead_letters=DROPPED, signer=shop.forge.signer()
-        )
-        broker.is_worker_process = True
-        for number in range(3):
-            await honest.find_task("pack").kiq(number)
-        await broker.startup()
-        listening = broker.listen()
-        async with asyncio.timeout(PATIENCE):
-            taken = [await anext(listening) for _ in range(3)]
-            await taken[0].ack()
-        await listening.aclose()
-        await broker.shutdown()
-    async with shop.working():
-        assert sorted(await shop.run(2)) == [1, 2]
-
-
-async def test_observe_runs_unsigned_tasks(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
-    """On the rung ``observe`` tasks that nobody signed run, and are counted."""
-    shop = Shop(rabbitmq.url, tmp_path, Rung.OBSERVE)
-    async with shop.working(), shop.sending(protected=False) as bare, shop.sending() as honest:
-        await bare.find_task("pack").kiq("unsigned")
-        await honest.find_task("pack").kiq("signed")
-        assert sorted(await shop.run(2)) == ["signed", "unsigned"]
-    await shop.end()
-    told = (tmp_path / "audit.jsonl").read_text("utf-8")
-    assert "token_missing" in told
-
-
-async def refused(broker: Any, why: str, **given: Any) -> None:
-    """Assert that a broker is refused, where it is protected or as it starts."""
-    with pytest.raises(ConfigurationError, match=why):
-        await protect(broker, **given).startup()
-
-
-async def test_what_cannot_be_protected_is_refused(shop: Shop, tmp_path: Path) -> None:
-    """Other brokers, the delay plug-in, a store in memory, pickled results, streams, no pipeline."""
-    signer = shop.forge.signer()
-
-    def guard(replay: Any) -> Callable[[], Pipeline]:
-        policy = shop.forge.policy("rabbitmq:/x")
-        return lambda: Pipeline(verifier=shop.forge.verifier(), policy=policy, replay=replay, audit=shop.audit)
-
-    def worker(**settings: Any) -> Any:
-        broker = shop.broker(**settings)
+    def worker(self, **settings: Any) -> Any:
+        """Return a broker of a worker."""
+        broker = self.broker(**settings)
         broker.is_worker_process = True
         return broker
 
-    await refused(InMemoryBroker(), "AioPikaBroker", signer=signer)
-    await refused(shop.broker(delayed_message_exchange_plugin=True), "plug-in", signer=signer)
-    await refused(protect(shop.broker(), signer=signer), "already", signer=signer)
-    await refused(worker(), "guard=", signer=signer)
-    await refused(worker(), "dead_letters=", signer=signer, guard=guard(shop.store))
-    settings: dict[str, Any] = {"signer": signer, "dead_letters": DROPPED}
-    for replay in (None, MemoryReplayStore()):
-        await refused(worker(), "store on Redis", guard=guard(replay), **settings)
-    settings["guard"] = guard(shop.store)
-    await refused(worker().with_result_backend(Results(PickleSerializer())), "pickled", **settings)
-    await refused(worker().with_queues(Queue(name=shop.name, type=QueueType.STREAM)), "stream", **settings)
+    @contextmanager
+    def working(self, broker: Any = None, **settings: Any) -> Iterator[None]:
+        """Run a protected worker."""
+        broker = broker or self.worker(**settings)
+
+        async def letters() -> wrapper.DeadLetters:
+            sink = wrapper.DeadLetters(await broker.write_conn.channel(), self.dead)
+            await sink.declare()
+            return sink
+
+        protect(broker, guard=lambda: self.guard, dead_letters=letters, signer=self.forge.signer())
+        receiver = self.call(begun(run_receiver_task(broker, run_startup=True)))
+        try:
+            yield
+        finally:
+            self.call(ended(receiver))
+            self.call(broker.shutdown())
+
+    @contextmanager
+    def sending(self, signer: Any = None) -> Iterator[Any]:
+        """Yield the task of a broker that signs, by default as the shop, or of one that does not."""
+        broker = self.broker()
+        if signer is not False:
+            protect(broker, signer=signer or self.forge.signer())
+        self.call(broker.startup())
+        yield broker.find_task("pack")
+        self.call(broker.shutdown())
+
+    def send(self, task: Any, order: Any) -> None:
+        """Send a task; what taskiq cannot describe as JSON is what its worker would decode."""
+        if isinstance(order, Hijack):
+            self.call(
+                task.broker.kick(
+                    BrokerMessage(task_id="1", task_name="pack", message=pickle.dumps(order), labels={})
+                )
+            )
+        else:
+            self.call(task.kiq(order))
+
+    def publish_elsewhere(self, body: bytes, properties: Any) -> None:
+        """Publish a task to its queue by another exchange than it was signed for."""
+        self.publish(body, properties, exchange="")
+
+    def refused(self, why: str, *, broker: Any = None, **given: Any) -> None:
+        """Assert that a broker is refused, where it is protected or as it starts."""
+
+        async def start() -> None:
+            await protect(broker or self.worker(), **given).startup()
+
+        with pytest.raises(ConfigurationError, match=why):
+            self.call(start())
+
+    def end(self) -> None:
+        """Leave nothing at the broker."""
+        super().end()
+        self.thread.close()
+
+
+@pytest.fixture
+def shop(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[TaskiqShop]:
+    """Yield a shop."""
+    with ExitStack() as undo:
+        shop = TaskiqShop(rabbitmq.url, tmp_path)
+        undo.callback(shop.end)
+        yield shop
+
+
+class TestTasks(TaskContract):
+    """Tasks of taskiq."""
+
+
+def test_a_delayed_task_runs_once(shop: TaskiqShop) -> None:
+    """A task that waited in the delay queue is where it was signed for."""
+    with shop.working(), shop.sending() as honest:
+        shop.call(honest.kicker().with_labels(delay=0.1).kiq("late"))
+        assert shop.run(1) == ["late"]
+    assert shop.ran.empty()
+
+
+def test_a_retry_is_signed_by_the_worker(shop: TaskiqShop) -> None:
+    """What the retry middleware sends is a task of its own, signed as the worker."""
+    shop.failures = 1
+    broker = shop.worker().with_middlewares(SimpleRetryMiddleware(default_retry_count=2))
+    with shop.working(broker), shop.sending() as honest:
+        shop.call(honest.kicker().with_labels(retry_on_error=True).kiq("again"))
+        assert shop.run(2) == ["again", "again"]
+
+
+def test_what_was_not_run_comes_again(shop: TaskiqShop) -> None:
+    """A worker that stops gives back the tasks that it took and has not run; the next one runs them."""
+    broker = protect(
+        shop.worker(qos=3), guard=lambda: shop.guard, dead_letters=DROPPED, signer=shop.forge.signer()
+    )
+
+    async def take_three() -> None:
+        await broker.startup()
+        listening = broker.listen()
+        taken = [await anext(listening) for _ in range(3)]
+        await taken[0].ack()
+        await listening.aclose()
+        await broker.shutdown()
+
+    with shop.sending() as honest:
+        for number in range(3):
+            shop.send(honest, number)
+        shop.call(take_three())
+    with shop.working():
+        assert sorted(shop.run(2)) == [1, 2]
+
+
+def test_what_cannot_be_protected_is_refused(shop: TaskiqShop) -> None:
+    """Other brokers, the delay plug-in, pickled results, streams."""
+    signer = shop.forge.signer()
+    shop.refused("AioPikaBroker", broker=InMemoryBroker(), signer=signer)
+    shop.refused("plug-in", broker=shop.broker(delayed_message_exchange_plugin=True), signer=signer)
+    shop.refused("already", broker=protect(shop.broker(), signer=signer), signer=signer)
+    settings: dict[str, Any] = {"signer": signer, "dead_letters": DROPPED, "guard": lambda: shop.guard}
+    pickled = shop.worker().with_result_backend(Results(PickleSerializer()))
+    shop.refused("pickled", broker=pickled, **settings)
+    streams = shop.worker().with_queues(Queue(name=shop.name, type=QueueType.STREAM))
+    shop.refused("stream", broker=streams, **settings)
 
 
 class Results(DummyResultBackend[Any]):

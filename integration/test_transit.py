@@ -1,4 +1,4 @@
-"""Keys of a real OpenBao's transit engine: the signing contract, and producers through each of its faults."""
+"""Keys in the transit engine of a real OpenBao: producers, an authority, faults, rotations, and the page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +22,12 @@ from integration.http_proxy import Answer, Proxy, honest
 from integration.services.openbao import OpenBao
 from mqauth import Unavailable
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import ActiveKey
+from mqauth.keystore import ActiveKey, Keystore
 from mqauth.testing.signing_contract import SigningContract, accepted
-from mqauth.wire.keys import Key
+from mqauth.wire import identity, jws
+from mqauth.wire.keys import Key, jwk_members, public_members
 from mqauth.wire.message import Message
+from tests.authority_world import DOMAIN, MACHINES, ORDERS, URL, World
 
 PAGE: Final = "docs/how-to/use-openbao-or-vault.md"
 MESSAGE: Final = Message(destination="kafka:orders", body=b"hello", key=b"42")
@@ -310,3 +314,123 @@ def test_the_page_does_what_it_says(openbao: OpenBao, tmp_path: Path, monkeypatc
             printed = reader.run(block)
     with pytest.raises(AssertionError, match="status 403"):
         reader.run(signed)
+
+
+SETTINGS = f"""\
+[authority]
+trust_domain = "{DOMAIN}"
+url = "{URL}"
+keys = "authority-keys"
+audit = "authority.jsonl"
+[[authority.credentials]]
+name = "machines"
+issuer = "{MACHINES}"
+file = "jwks.json"
+[[authority.grants]]
+credential = "machines"
+match = {{ sub = "orders-api" }}
+subject = "{ORDERS}"
+"""
+
+
+@pytest.fixture(params=["EdDSA", "ES256"])
+def signing(openbao: OpenBao, tmp_path: Path, request: pytest.FixtureRequest) -> Held:
+    """The authority's key, of each algorithm."""
+    return Held(openbao, tmp_path, request.param)
+
+
+@pytest.fixture
+def public(signing: Held) -> Key:
+    """Its public half, once it was adopted."""
+    return signing.adopt(pinned=True)
+
+
+@pytest.fixture
+def world(signing: Held, public: Key, tmp_path: Path) -> World:
+    """An authority that signs with it."""
+    folder = tmp_path / "world"
+    folder.mkdir()
+    return World(folder, keys=ActiveKey(signing.store.folder))
+
+
+def verified(wit: str, public: Key) -> str:
+    """Return the subject of a WIT whose signature holds."""
+    jws.verify(jws.take_apart(wit.encode(), typ=identity.WIT_TYPE), public)
+    return identity.parse_wit(wit.encode()).identity.subject
+
+
+def test_it_issues(world: World, public: Key) -> None:
+    """A workload gets a WIT that the authority's public half verifies, and an audit record is there."""
+    answered = world.ask()
+    assert answered.status == 200
+    assert verified(answered.body["wit"], public) == ORDERS
+    assert [record["verdict"] for record in world.records()] == ["identity_issued"]
+
+
+OUTAGES: dict[str, tuple[Callable[[Held], None], Callable[[Held], object], str]] = {
+    "killed": (
+        lambda signing: signing.openbao.kill(),
+        lambda signing: signing.openbao.start(),
+        "out of reach",
+    ),
+    "sealed": (
+        lambda signing: signing.openbao.seal(),
+        lambda signing: signing.openbao.unseal(),
+        "status 503: sealed",
+    ),
+    "no token": (
+        lambda signing: signing.token.unlink(),
+        lambda signing: private(signing.token, signing.openbao.token(signing.policy)),
+        "No such file",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", OUTAGES)
+def test_it_says_503_while_openbao_is_down(
+    fault: str, signing: Held, world: World, public: Key, caplog: pytest.LogCaptureFixture
+) -> None:
+    """503 ``temporarily_unavailable``, and a line in the log that names the host; then it issues again."""
+    broken, mended, says = OUTAGES[fault]
+    broken(signing)
+    with caplog.at_level(logging.WARNING):
+        answered = world.ask()
+    assert (answered.status, answered.body) == (503, {"error": "temporarily_unavailable"})
+    assert int(answered.headers[b"retry-after"]) > 0
+    assert says in caplog.text
+    assert signing.openbao.secure in caplog.text
+    assert [record for record in world.records() if record["verdict"] == "identity_issued"] == []
+    mended(signing)
+    assert verified(world.ask().body["wit"], public) == ORDERS
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of mqauth in a process of its own."""
+    entry = "import sys; from mqauth.cli import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", entry, *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.slow
+def test_the_command_signs_with_the_adopted_key(openbao: OpenBao, tmp_path: Path) -> None:
+    """``keys adopt --overlap`` makes a keystore that ``authority`` takes; with OpenBao sealed it gives no WIT."""
+    signing, key = Held(openbao, tmp_path, "ES256"), Key.generate()
+    (tmp_path / "mqauth.toml").write_text(SETTINGS)
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [jwk_members(Key.generate())]}))
+    (tmp_path / "key.json").write_text(json.dumps({**public_members(key.public), "alg": key.algorithm}))
+    adopt = ("keys", "adopt", "--dir", "authority-keys", "--pinned", "--publish-delay", "0")
+    adopted = command(tmp_path, *adopt, "--overlap", "3600", "--uri", signing.uri())
+    assert adopted.returncode == 0, adopted.stderr
+    assert command(tmp_path, "keys", "rotate", "--dir", "authority-keys").returncode == 0
+    issue = ("authority", "issue", "--sub", ORDERS, "--jwk", "key.json")
+    issued = command(tmp_path, *issue)
+    assert issued.returncode == 0, issued.stderr
+    (public,) = Keystore(folder=tmp_path / "authority-keys").public_keys().keys
+    assert verified(issued.stdout.strip(), public) == ORDERS
+    openbao.seal()
+    refused = command(tmp_path, *issue)
+    assert refused.returncode != 0
+    assert refused.stdout == ""
+    assert "keys_unavailable" in refused.stderr
+    assert "status 503: sealed" in refused.stderr

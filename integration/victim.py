@@ -31,8 +31,6 @@ from mqauth.wire.jwk import load_key_set
 
 Moment = Literal["handler", "confirm", "audit", "letter", "written", "committing", "committed", "never"]
 RABBIT: Final = "faststream.rabbit"
-_QUIET: Final = 5
-_GLANCE: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +60,6 @@ class Orders:
         assigned: folder of files by process id that say how many partitions each consumer has, of kafka-python.
         lease: seconds of a claim.
         hold: seconds a deferred delivery is kept, of aio-pika.
-        ends: when the queue is empty, of aio-pika; else at SIGTERM.
     """
 
     client: str
@@ -86,7 +83,6 @@ class Orders:
     assigned: str = ""
     lease: float = 60
     hold: float = 60
-    ends: bool = False
 
     @property
     def command(self) -> list[str]:
@@ -96,10 +92,6 @@ class Orders:
     def process(self, **settings: Any) -> subprocess.Popen[bytes]:
         """Start the process; its settings are those of ``Popen``."""
         return subprocess.Popen(self.command, **settings)
-
-    async def aprocess(self, **settings: Any) -> asyncio.subprocess.Process:
-        """Start the process from an event loop."""
-        return await asyncio.create_subprocess_exec(*self.command, **settings)
 
 
 class Doom:
@@ -295,7 +287,7 @@ def pika(life: Life) -> None:
 
 
 async def aio_pika(life: Life) -> None:
-    """Consume by aio-pika until SIGTERM, or until the queue is empty and everything in flight is settled."""
+    """Consume by aio-pika."""
     theirs: Any = importlib.import_module("aio_pika")
     leaf: Any = importlib.import_module("mqauth.brokers.rabbitmq")
     orders = life.orders
@@ -305,19 +297,10 @@ async def aio_pika(life: Life) -> None:
             connection = await theirs.connect_robust(orders.url, reconnect_interval=0.2)
             channels.append(await (await undo.enter_async_context(connection)).channel())
         source = await channels[0].get_queue(orders.source, ensure=False)
-        consumer = leaf.Consumer(
+        await leaf.Consumer(
             source, life.guard, life.handler, dead_letters=life.doomed(leaf.DeadLetters(channels[1], orders.dead)),
             prefetch=orders.at_once, hold=orders.hold,
-        )  # fmt: skip
-        if not orders.ends:
-            return await consumer.run(signals=True)  # type: ignore[no-any-return]
-        async with consumer, await theirs.connect(orders.url) as connection:
-            channel, quiet = await connection.channel(), 0
-            while quiet < _QUIET:
-                await asyncio.sleep(_GLANCE)
-                declared = await channel.declare_queue(orders.source, passive=True)
-                empty = declared.declaration_result.message_count == 0 and consumer.health().in_flight == 0
-                quiet = quiet + 1 if empty else 0
+        ).run(signals=True)  # fmt: skip
 
 
 def broker_of(package: str, url: str) -> Any:

@@ -10,8 +10,7 @@ from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from tests.simulation.amqp_broker import Broker
-from tests.simulation.amqp_connection import BrokerConnection
+from tests.simulation.amqp_broker import Broker, BrokerConnection
 
 R = TypeVar("R")
 

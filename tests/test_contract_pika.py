@@ -12,7 +12,7 @@ from mqauth.testing.token_attacks import honest_message
 from tests.kit.delivery_contract_queue import QueueDeliveryContract, QueuePlay
 from tests.kit.delivery_stage import QueueStage
 from tests.pika_broker import PikaBroker
-from tests.simulation.amqp_channel import Channel
+from tests.simulation.amqp_broker import Channel
 
 pytestmark = pytest.mark.slow
 

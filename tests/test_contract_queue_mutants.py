@@ -27,8 +27,7 @@ from mqauth.errors import Reason, Unavailable
 from mqauth.flow import arun
 from tests.kit.delivery_contract_queue import QueueDeliveryContract, QueuePlay
 from tests.simulation.contract_stage import simulated_stage
-from tests.simulation.engine_mutants import Mutant, returning
-from tests.simulation.queue_mutants import always, past_what_is_open, unlike, unreleased
+from tests.simulation.engine_mutants import Mutant, always, past_what_is_open, returning, unlike, unreleased
 
 CONTRACT = QueueDeliveryContract
 

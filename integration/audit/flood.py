@@ -8,7 +8,6 @@ kid, one a kid drawn at random, one no token; every fiftieth message is honest.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import math
 import sys
@@ -16,19 +15,20 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from integration.keys.scene import LANES, Lane
 from integration.services import Kafka, RabbitMQ
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import AuditFile
 from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER, FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_RANDOMNESS
 from mqauth.judging.pipeline import Pipeline, Verdict
-from mqauth.judging.verified import Verified
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.forge import Forge, with_token
 from mqauth.testing.token_attacks import honest_message
@@ -41,24 +41,6 @@ ALERTS = 16
 _BATCH = 500
 _STANDSTILL = 60.0
 _TICK = 0.05
-
-
-class Source(Protocol):
-    """A broker with a source and a dead-letter queue, driven fast."""
-
-    destination: str
-
-    def publish(self, messages: Sequence[Message]) -> None:
-        """Publish messages as they are, confirmed."""
-
-    def consuming(self, guard: Pipeline, handler: Callable[[Verified], None]) -> AbstractContextManager[None]:
-        """Run a consumer meanwhile."""
-
-    def bodies(self, count: int) -> list[bytes]:
-        """Return the bodies of so many dead letters, and of every one more."""
-
-    def close(self) -> None:
-        """Remove everything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +90,7 @@ class Counts:
         ]
 
 
-def flood(source: Source, broker: str, forged: int, folder: Path) -> Counts:
+def flood(lane: Lane, forged: int, folder: Path) -> Counts:
     """Publish forgeries with honest messages among them while a consumer runs, and count what became of them."""
     forge, handled, settled = Forge(lifetime=3600), Counter[bytes](), Counter[Verdict]()
     honest = forged // HONEST_EVERY
@@ -117,18 +99,19 @@ def flood(source: Source, broker: str, forged: int, folder: Path) -> Counts:
     with AuditFile(path) as file:
         watch = MisuseWatch(FloodGate(file))
         guard = Pipeline(
-            verifier=forge.verifier(), policy=forge.policy(source.destination), replay=MemoryReplayStore(),
+            verifier=forge.verifier(), policy=forge.policy(lane.destination), replay=MemoryReplayStore(),
             audit=watch, observers=[lambda outcome, *_: settled.update([outcome.verdict])],
         )  # fmt: skip
-        with source.consuming(guard, lambda verified: handled.update([verified.body or b""])):
-            for batch in _batches(_traffic(forge, source.destination, forged)):
-                source.publish(batch)
+        with lane.consuming(guard, lambda verified: handled.update([verified.body or b""])):
+            traffic = _traffic(forge, lane.destination, forged)
+            while batch := list(islice(traffic, _BATCH)):
+                lane.inject(batch)
             _until(lambda: (settled[Verdict.ACCEPTED], settled[Verdict.REJECTED]), (honest, forged))
         seconds = time.monotonic() - started
     records = [json.loads(line) for line in path.read_bytes().splitlines()]
-    bodies = source.bodies(forged)
+    bodies = [letter.body or b"" for letter in lane.letters()]
     return Counts(
-        broker=broker, forged=forged, honest=honest, handled=len(handled), dead=len(bodies),
+        broker=lane.name, forged=forged, honest=honest, handled=len(handled), dead=len(bodies),
         lost=len({b"forged %d" % number for number in range(forged)} - {*bodies}),
         whole=sum(record["verdict"] == "rejected" and "flood" not in record for record in records),
         flooded=sum("flood" in record for record in records),
@@ -155,17 +138,6 @@ def _forgery(forge: Forge, message: Message, number: int) -> Message:
     return message
 
 
-def _batches(messages: Iterator[Message]) -> Iterator[list[Message]]:
-    """Yield messages in batches."""
-    batch: list[Message] = []
-    for message in messages:
-        batch.append(message)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    yield batch
-
-
 def _until(count: Callable[[], tuple[int, int]], wanted: tuple[int, int]) -> None:
     """Wait until counts are reached; give up where nothing moves for a minute."""
     last, deadline = count(), time.monotonic() + _STANDSTILL
@@ -178,99 +150,6 @@ def _until(count: Callable[[], tuple[int, int]], wanted: tuple[int, int]) -> Non
             last, deadline = now, time.monotonic() + _STANDSTILL
 
 
-class RabbitMQSource:
-    """The flood's RabbitMQ."""
-
-    def __init__(self, url: str) -> None:
-        from mqauth.testing.stage_rabbitmq import RabbitMQStage
-
-        self._stage = RabbitMQStage(url, prefetch=50)
-        self.destination = self._stage.destination
-
-    def publish(self, messages: Sequence[Message]) -> None:
-        """Publish messages side by side."""
-
-        async def publish() -> None:
-            await asyncio.gather(*(self._stage._inject(message) for message in messages))
-
-        self._stage._call(publish())
-
-    @contextmanager
-    def consuming(self, guard: Pipeline, handler: Callable[[Verified], None]) -> Iterator[None]:
-        """Run a consumer meanwhile."""
-        consumer = self._stage._call(self._stage._consumer(guard, handler))
-        try:
-            yield
-        finally:
-            self._stage._call(consumer.__aexit__(None, None, None))
-
-    def bodies(self, count: int) -> list[bytes]:
-        """Take every dead letter out of its queue, and return their bodies."""
-        return self._stage._call(self._taken(count), 600)
-
-    async def _taken(self, count: int) -> list[bytes]:
-        channel = await self._stage._publishing.channel()
-        await channel.set_qos(1000)
-        queue = await channel.get_queue(self._stage.dead, ensure=False)
-        found: list[bytes] = []
-        async with queue.iterator(no_ack=True) as letters:
-            async for letter in letters:
-                found.append(letter.body)
-                if len(found) == count:
-                    break
-        while (more := await queue.get(no_ack=True, fail=False)) is not None:
-            found.append(more.body)
-        await channel.close()
-        return found
-
-    def close(self) -> None:
-        """Remove everything."""
-        self._stage.close()
-
-
-class KafkaSource:
-    """The flood's Kafka."""
-
-    def __init__(self, url: str) -> None:
-        from mqauth.testing.stage_kafka import KafkaStage
-
-        self._stage = KafkaStage(url)
-        self.destination = self._stage.destination
-
-    def publish(self, messages: Sequence[Message]) -> None:
-        """Send messages side by side."""
-        from mqauth.brokers.log.records import dead_letter_headers
-
-        client, topic = self._stage._client, self._stage.topic
-        futures = [
-            client.send(topic, value=one.body, key=one.key, headers=dead_letter_headers(one.headers))
-            for one in messages
-        ]
-        for future in futures:
-            future.get(timeout=60)
-
-    @contextmanager
-    def consuming(self, guard: Pipeline, handler: Callable[[Verified], None]) -> Iterator[None]:
-        """Run a consumer meanwhile."""
-        from mqauth.brokers import kafka
-
-        client, letters = self._stage.consumer(), self._stage.dead_letter_client()
-        try:
-            with kafka.Consumer(client, guard, handler, dead_letters=kafka.DeadLetters(letters, self._stage.dead)):
-                yield
-        finally:
-            client.close()
-            letters.close()
-
-    def bodies(self, count: int) -> list[bytes]:
-        """Return the body of every dead letter."""
-        return [letter.body or b"" for letter in self._stage.letters()]
-
-    def close(self) -> None:
-        """Remove everything."""
-        self._stage.close()
-
-
 def main() -> int:
     """Run a flood, print its counts, and return 0 only if everything is as designed."""
     parser = argparse.ArgumentParser(prog="python -m integration.audit.flood", description=__doc__)
@@ -279,13 +158,12 @@ def main() -> int:
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     service: Any = RabbitMQ if options.broker == "rabbitmq" else Kafka
-    kind: Any = RabbitMQSource if options.broker == "rabbitmq" else KafkaSource
-    with service.launch() as broker, tempfile.TemporaryDirectory() as folder:
-        source = kind(broker.url)
-        try:
-            counts = flood(source, options.broker, options.messages, Path(folder))
-        finally:
-            source.close()
+    with (
+        service.launch() as broker,
+        tempfile.TemporaryDirectory() as folder,
+        closing(LANES[options.broker](broker.url)) as lane,
+    ):
+        counts = flood(lane, options.messages, Path(folder))
     print("\n".join(counts.lines()))
     return 0 if counts.good else 1
 

@@ -69,15 +69,16 @@ def other(says: str, test: str, *clients: str) -> dict[str, Cell]:
 
 
 _PROMISES: Final = "capabilities/test_promises.py::"
+_LEAVES: Final = "test_kafka_clients.py::"
 _STAMPS: Final = "capabilities/test_stamps.py::test_they_wait_until_an_operator_ends_that"
 _AIO_PIKA, _PIKA, _FS_RABBITMQ = QUEUES
 _KAFKA, _CONFLUENT, _AIO, _AIOKAFKA, _FS_KAFKA, _FS_CONFLUENT = LOGS
 _CONTRACTS: Final = {
     _AIO_PIKA: "test_contract_rabbitmq.py::TestRabbitMQDeliveries",
-    _PIKA: "test_contract_pika.py::TestPikaDeliveries",
+    _PIKA: "test_pika.py::TestPikaDeliveries",
     _KAFKA: "test_contract_kafka.py::TestKafkaDeliveries",
-    _CONFLUENT: "test_contract_confluent.py::TestConfluentDeliveries",
-    _AIOKAFKA: "test_contract_aiokafka.py::TestAiokafkaDeliveries",
+    _CONFLUENT: "test_confluent.py::TestConfluentDeliveries",
+    _AIOKAFKA: "test_aiokafka.py::TestAiokafkaDeliveries",
 }  # fmt: skip
 _BY_CONTRACT: Final = {client: Cell("yes", test) for client, test in _CONTRACTS.items()}
 """Clients whose whole delivery is held to a contract on the real broker."""
@@ -121,52 +122,45 @@ CAPABILITIES: Final = (
     ),
     Capability(
         "a message that the client cannot read",
-        other("stays unacked", "test_rabbitmq_unreadable.py::test_own_consumers", _AIO_PIKA)
-        | other("ends the connection", "test_pika_consumer.py::test_poison", _PIKA)
-        | other('`on_poison="skip"` passes it', "test_kafka_wrapper.py::test_poison_skipped", _KAFKA)
-        | other('`on_poison="skip"` passes it', "test_aiokafka.py::test_batch_that_cannot_be_parsed", _AIOKAFKA)
-        | other("ends the consumer", "test_confluent.py::test_batch_that_cannot_be_parsed", _CONFLUENT, _AIO)
-        | other("never reaches a verdict", "test_faststream_shop.py::test_shop", *FASTSTREAM),
+        other("stays unacked", "test_rabbitmq_queues.py::test_own_consumers", _AIO_PIKA)
+        | other("ends the connection", "test_pika.py::test_poison", _PIKA)
+        | other('`on_poison="skip"` passes it', f"{_LEAVES}test_a_header_that_cannot_be_parsed", _KAFKA, _AIOKAFKA)
+        | other("ends the consumer", f"{_LEAVES}test_a_batch_that_cannot_be_parsed", _CONFLUENT, _AIO)
+        | other("never reaches a verdict", "test_faststream.py::test_shop", *FASTSTREAM),
     ),
     Capability("dead letters with audit records", yes(f"{_PROMISES}test_dead_letters_and_records")),
     Capability(
         "a missing dead-letter queue or topic is told at the start",
-        yes("capabilities/test_missing_letters.py::test_missing"),
+        yes("capabilities/test_starts.py::test_missing"),
     ),
     Capability(
         "transactional dead letters",
-        yes("test_kafka_transaction.py::test_fenced", _KAFKA)
-        | yes("test_confluent.py::test_transaction", _CONFLUENT)
-        | yes("test_confluent_aio.py::test_transaction", _AIO)
-        | yes("test_aiokafka.py::test_transaction", _AIOKAFKA)
-        | other("refused", "capabilities/test_refusals.py::test_transactional_letters_in_faststream", *FASTSTREAM)
+        yes(f"{_LEAVES}test_a_transaction", _KAFKA, _CONFLUENT, _AIO, _AIOKAFKA)
+        | other("refused", "capabilities/test_starts.py::test_transactional_letters_in_faststream", *FASTSTREAM)
         | other("RabbitMQ has none", f"{_PROMISES}test_dead_letters_and_records", _AIO_PIKA, _PIKA),
     ),
     Capability(
         "audit records at the broker",
         other("`AuditQueue`", "audit/test_sinks.py::test_queue", _AIO_PIKA)
-        | other("`AuditQueue`", "test_pika_consumer.py::test_audit_queue", _PIKA)
+        | other("`AuditQueue`", "test_pika.py::test_audit_queue", _PIKA)
         | other("`AuditTopic`", "audit/test_sinks.py::test_topic", _KAFKA)
         | other("`AuditTopic`", "test_confluent.py::test_audit_topic", _CONFLUENT, _AIO)
         | other("`AuditTopic`", "test_aiokafka.py::test_audit_topic", _AIOKAFKA)
-        | other("any of these", "capabilities/test_audit_at_the_broker.py::test_audit_at_the_broker", *FASTSTREAM),
+        | other("any of these", "capabilities/test_starts.py::test_audit_at_the_broker", *FASTSTREAM),
     ),
     Capability(
         "signed answers (`Verified.reply`)",
         yes("test_rabbitmq_wrapper.py::test_replies_are_signed", _AIO_PIKA)
-        | yes("test_pika_consumer.py::test_answer", _PIKA)
-        | yes("test_kafka_wrapper.py::test_reply", _KAFKA)
-        | yes("test_confluent.py::test_answer", _CONFLUENT)
-        | yes("test_confluent_aio.py::test_answers_and_reads_on", _AIO)
-        | yes("test_aiokafka.py::test_answer", _AIOKAFKA)
+        | yes("test_pika.py::test_answer", _PIKA)
+        | yes(f"{_LEAVES}test_an_answer", _KAFKA, _CONFLUENT, _AIO, _AIOKAFKA)
         | other("the handler's result", "test_faststream.py::test_rabbitmq_request", *FASTSTREAM),
     ),
     Capability(
         "your own loop: `judge`",
-        other("yes, and `guarded`", "test_rabbitmq_wrapper.py::test_existing_consumers_are_guarded", _AIO_PIKA)
-        | yes("test_pika_judge.py::test_judged_in_a_loop_of_ones_own", _PIKA)
-        | yes("test_kafka_place.py::test_own_loop_is_told_the_log", _KAFKA, _CONFLUENT, _AIOKAFKA)
-        | other("`ajudge`", "test_confluent_aio.py::test_own_loop", _AIO)
+        other("yes, and `guarded`", "test_rabbitmq_queues.py::test_own_consumers", _AIO_PIKA)
+        | yes("test_pika.py::test_judged_in_a_loop_of_ones_own", _PIKA)
+        | yes("test_kafka_records.py::test_own_loop_is_told_the_log", _KAFKA, _CONFLUENT, _AIOKAFKA)
+        | other("`ajudge`", "test_confluent.py::test_own_loop", _AIO)
         | other("no `get_one`", "tests/test_faststream.py::test_subscriber_without_a_handler", *FASTSTREAM),
     ),
     Capability("a rollout: off, observe, enforce", yes("test_rollout.py::test_up_the_ladder")),
@@ -174,8 +168,8 @@ CAPABILITIES: Final = (
     Capability("moved and mirrored messages (`accept_as`)", yes(f"{_PROMISES}test_a_moved_message")),
     Capability(
         "RabbitMQ's user compared with the subject (`user_id`)",
-        yes("capabilities/test_refusals.py::test_user_id", *QUEUES)
-        | other("refused", "capabilities/test_refusals.py::test_user_id", *LOGS),
+        yes("capabilities/test_starts.py::test_user_id", *QUEUES)
+        | other("refused", "capabilities/test_starts.py::test_user_id", *LOGS),
     ),
     Capability(
         "`decode=`",
@@ -190,7 +184,7 @@ CAPABILITIES: Final = (
     Capability("metrics of each outcome", yes(f"{_PROMISES}test_observers")),
     Capability(
         "the self-test: a consumer with a hole does not start",
-        yes("capabilities/test_selftest.py::test_a_consumer_with_a_hole_does_not_start"),
+        yes("capabilities/test_starts.py::test_a_consumer_with_a_hole_does_not_start"),
     ),
     Capability("the attack suite: no forgery accepted", yes("capabilities/test_attacks.py::TestEveryClient")),
     Capability("identities of an authority", yes(f"{_PROMISES}test_identities")),
@@ -198,10 +192,10 @@ CAPABILITIES: Final = (
     Capability(
         "a producer that signs in batches",
         yes("test_rabbitmq_wrapper.py::test_a_batch_end_to_end", _AIO_PIKA)
-        | yes("test_contract_pika.py::TestPikaInBatches", _PIKA)
+        | yes("test_pika.py::TestPikaInBatches", _PIKA)
         | yes("test_contract_kafka.py::TestKafkaInBatches", _KAFKA)
-        | yes("test_contract_confluent.py::TestConfluentInBatches", _CONFLUENT, _AIO)
-        | yes("test_contract_aiokafka.py::TestAiokafkaInBatches", _AIOKAFKA)
+        | yes("test_confluent.py::TestConfluentInBatches", _CONFLUENT, _AIO)
+        | yes("test_aiokafka.py::TestAiokafkaInBatches", _AIOKAFKA)
         | other("refused", "tests/test_faststream_kafka.py::test_publisher_of_batches_is_refused", *FASTSTREAM),
     ),
 )  # fmt: skip

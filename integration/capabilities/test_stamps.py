@@ -15,7 +15,6 @@ import pytest
 
 from integration.capabilities.bench import APPEND, Bench
 from integration.every_client import CLIENTS
-from integration.services import RabbitMQ
 from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.testing.stage import wait_until
 
@@ -28,13 +27,6 @@ WITHOUT = f"""[
     || Key <- {KEYS}, Kept <- [persistent_term:get(Key, [])], Kept =/= []
 ]."""
 WITH = f"[persistent_term:put(Key, Kept) || Key <- {KEYS}, Kept <- [persistent_term:get({{mqauth, Key}}, [])]]."
-
-
-@pytest.fixture(scope="module")
-def own_rabbitmq() -> Iterator[RabbitMQ]:
-    """A RabbitMQ whose interceptor may be taken away for a while."""
-    with RabbitMQ.launch(extra_config=["heartbeat = 60"]) as broker:
-        yield broker
 
 
 @pytest.fixture(params=CLIENTS)

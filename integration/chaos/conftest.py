@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from integration.chaos.count import Count
-from integration.services import RabbitMQ
+from integration.chaos.row import Count
 
 INTERCEPTOR = "message_interceptors.incoming.set_header_timestamp.overwrite = true"
 
@@ -30,17 +29,3 @@ def report(capsys: pytest.CaptureFixture[str]) -> Callable[[Count], None]:
         count.check()
 
     return report
-
-
-@pytest.fixture(scope="session")
-def _our_rabbitmq() -> Iterator[RabbitMQ]:
-    """A RabbitMQ with the interceptor that stamps what it receives."""
-    with RabbitMQ.launch(extra_config=[INTERCEPTOR]) as broker:
-        yield broker
-
-
-@pytest.fixture
-def own_rabbitmq(_our_rabbitmq: RabbitMQ) -> Iterator[RabbitMQ]:
-    """A RabbitMQ that gives evidence of append time and that the test may stop; it is brought back."""
-    yield _our_rabbitmq
-    _our_rabbitmq.start()

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import kafka as kafka_python
 from kafka import OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError
 
-from integration.chaos.count import Count, Letter
-from integration.chaos.row import Row
-from mqauth import Pipeline, Verified
+from integration.chaos.row import Count, Letter, Row
+from mqauth import Pipeline
 from mqauth.brokers import kafka
 from mqauth.brokers.log.records import native_headers, to_message
 from mqauth.signer import Signer
@@ -42,6 +42,10 @@ class Scene(Row):
     """
 
     broker, client, append, place = "kafka", "kafka-python", APPEND, "kafka:"
+    few_at_once: ClassVar = {"client": {"max_poll_records": 50}}
+    many_at_once: ClassVar = {"workers": 2}
+    one_partition: ClassVar = {"partition": 0}
+    other_partition: ClassVar = {"partition": 1}
 
     def __init__(self, url: str, folder: Path, *, partitions: int = 2, lifetime: int = 3600) -> None:
         self.stage = KafkaStage(url, partitions=partitions, config=STAMPED)
@@ -50,6 +54,8 @@ class Scene(Row):
         self.places = [TopicPartition(self.name, number) for number in range(partitions)]
         self._sealed: dict[bytes, list[tuple[str, bytes]]] = {}
         self._closing: list[Any] = []
+        self.process = {"at_once": 500, "assigned": str(folder)}
+        self._hasty: kafka.Producer | None = None
         self.publishing = self.keep(_PYTHON.KafkaProducer(bootstrap_servers=self.stage.servers, linger_ms=5))
         self._asking = self.keep(self._asker(self.group))
 
@@ -75,21 +81,27 @@ class Scene(Row):
         self._publish(bodies, partition)
         return bodies
 
-    def hasty(self) -> kafka.Producer:
-        """Return a wrapped producer that gives up within a second and leaves it to us to send again."""
-        client = _PYTHON.KafkaProducer(
-            bootstrap_servers=self.stage.servers, enable_idempotence=False, acks="all", retries=0, linger_ms=0,
-            delivery_timeout_ms=1000, request_timeout_ms=500, max_block_ms=1000,
-        )  # fmt: skip
-        return kafka.Producer(self.keep(client), self.forge.signer())
+    def send_stubbornly(self, number: int) -> int:
+        """Publish honest messages by a client that gives up within a second, each anew until it is confirmed.
 
-    def send_stubbornly(self, producer: kafka.Producer, number: int) -> int:
-        """Publish honest messages, each anew until confirmed; return the sends that failed."""
+        Once it has failed as many go by a patient client too, which waits for the whole outage.
+
+        Returns:
+            the sends that failed.
+        """
+        if self._hasty is None:
+            client = _PYTHON.KafkaProducer(
+                bootstrap_servers=self.stage.servers, enable_idempotence=False, acks="all", retries=0,
+                linger_ms=0, delivery_timeout_ms=1000, request_timeout_ms=500, max_block_ms=1000,
+            )  # fmt: skip
+            self._hasty = kafka.Producer(self.keep(client), self.forge.signer())
         failures = 0
         waiting = self.named(number)
         while waiting:
-            waiting = _unconfirmed(producer, self.name, waiting)
+            waiting = _unconfirmed(self._hasty, self.name, waiting)
             failures += len(waiting)
+        if failures:
+            self.send(number)
         return failures
 
     def forge_some(self, number: int, *, signer: Signer | None = None, partition: int | None = None) -> None:
@@ -146,10 +158,6 @@ class Scene(Row):
             wanted["dead_letters"] = kafka.DeadLetters(self.letter_client(), self.dead, timeout=5)
         return kafka.Consumer(client, guard, handler or self.handle, **(wanted | settings))
 
-    def handle(self, verified: Verified) -> None:
-        """Remember what was handled, at its end."""
-        self.handled.append(verified.body or b"")
-
     def reset(self) -> None:
         """Set the group's committed offsets to the beginning; it has no members now."""
         self._asking.commit({place: OffsetAndMetadata(0) for place in self.places}, timeout_ms=10_000)
@@ -176,6 +184,15 @@ class Scene(Row):
 
         until(all_handled, consumer, seconds=seconds)
         until(quiet, consumer, seconds=seconds)
+
+    def consumed_by(self, racers: Iterable[subprocess.Popen[bytes]]) -> bool:
+        """Tell whether each of these processes has one partition."""
+        places = [self.folder / f"assigned.{racer.pid}" for racer in racers]
+        return all(place.exists() and place.read_text() == "1" for place in places)
+
+    def buried(self) -> int:
+        """Return how many dead letters there are."""
+        return len(self.letters())
 
     def letters(self) -> list[Letter]:
         """Return every dead letter so far."""
@@ -219,9 +236,7 @@ def scene(url: str, folder: Path, **settings: Any) -> Iterator[Scene]:
         row.strike()
 
 
-def until(
-    condition: Callable[[], bool], consumer: kafka.Consumer | None = None, *, seconds: float = PATIENCE
-) -> None:
+def until(condition: Callable[[], bool], consumer: Any = None, *, seconds: float = PATIENCE) -> None:
     """Wait until a condition holds; fail in time, or as soon as the consumer has stopped.
 
     Raises:
@@ -229,6 +244,6 @@ def until(
     """
     waiting, ends = threading.Event(), time.monotonic() + seconds
     while not condition():
-        if time.monotonic() > ends or (consumer is not None and consumer.failed):
+        if time.monotonic() > ends or getattr(consumer, "failed", False):
             raise TimeoutError("the condition did not come to hold")
         waiting.wait(MOMENT)

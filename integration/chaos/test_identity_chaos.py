@@ -16,8 +16,8 @@ import aio_pika
 import pytest
 
 from integration.chaos import kafka_scene, rabbitmq_scene
-from integration.chaos.count import Count
 from integration.chaos.identity_world import PAUSE, TOTAL, Play, Workload, World, world
+from integration.chaos.row import Count
 from integration.services import Kafka, RabbitMQ
 from mqauth import Unavailable
 from mqauth.brokers import kafka, rabbitmq

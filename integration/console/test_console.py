@@ -1,24 +1,34 @@
-"""The console in headless Chromium on RabbitMQ and Kafka: what a reviewer does, and a hostile letter cannot."""
+"""The console in headless Chromium: a review, a hostile letter, slow reading, a broker that goes away."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import re
+import socket
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from selenium.webdriver.common.keys import Keys
 
-from integration.console.browser import LOOKS, Browser, browser
-from integration.console.running import console
+from integration.console.browser import LOOKS, Browser, browser, console
 from integration.review.scene import Scene
+from integration.review.survey import fill_rabbitmq, letters_of
 from integration.scale import is_nightly
 from integration.services import Kafka, RabbitMQ
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.query import read_records
+from mqauth.brokers.rabbitmq.channel import LOST
+from mqauth.cli.broker import opened
+from mqauth.console import Backend, Tokens, application
+from mqauth.review import Letter, Session
+from mqauth.review.letterbox import BATCH, LetterBox
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.message import Message
@@ -212,3 +222,134 @@ def reckon(seen: Browser, redriven: int) -> None:
     seen.look("account")
     seen.go("/nothing")
     seen.look("error")
+
+
+pytestmark = pytest.mark.slow
+
+MANY = BATCH + 50
+TOKEN = "r" * 40
+
+
+class Gate:
+    """A letter box that answers once, and again when it is opened.
+
+    Args:
+        box: the real one.
+    """
+
+    def __init__(self, box: LetterBox) -> None:
+        self.name, self.destination = box.name, box.destination
+        self.open = threading.Event()
+        self._box, self._free = box, 1
+
+    @property
+    def expected(self) -> int:
+        """As the broker says."""
+        return self._box.expected
+
+    async def browse(self, limit: int, /) -> Sequence[Letter]:
+        """Answer."""
+        self._free -= 1
+        if self._free < 0:
+            await asyncio.to_thread(self.open.wait)
+        found = self._box.browse(limit)
+        return found if isinstance(found, Sequence) else await found
+
+    def publish(self, message: Message, /) -> None:
+        """Refuse: nothing is sent here."""
+        raise NotImplementedError
+
+    def remove(self, letter: Letter, /) -> None:
+        """Refuse: nothing is removed here."""
+        raise NotImplementedError
+
+
+@contextlib.contextmanager
+def served(backend: Backend) -> Iterator[str]:
+    """Serve a backend on a free port of loopback, and give its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host = f"127.0.0.1:{listener.getsockname()[1]}"
+        app = application(backend, hosts=[host], reviewer="ada", tokens=Tokens({"reviewer": TOKEN}))
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, ws="none"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://{host}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_first_page_grows(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """After the first batch the groups are there, marked as not all; the open page becomes whole by itself."""
+    stage = RabbitMQStage(rabbitmq.url)
+    scene = Scene(stage, rabbitmq.url, tmp_path)
+    asyncio.run(fill_rabbitmq(scene, letters_of(scene, MANY)))
+    with opened(scene.place) as found:
+        gate = Gate(found.box)
+        backend = Backend(Session(gate, found.run))
+        with served(backend) as url, browser(url, tmp_path / "profile", pictures_of(scene)) as seen:
+            backend.read("ada")
+            log_in_as(seen, TOKEN)
+            seen.go("/")
+            seen.wait_for(f"{BATCH} dead letters in 8 groups")
+            seen.wait_for(f"Not all yet: reading goes on, {BATCH} of about {MANY} dead letters.")
+            seen.look("growing")
+            gate.open.set()
+            seen.wait_for(f"{MANY} dead letters in 8 groups")
+            assert "Not all" not in seen.text
+        backend.close()
+    stage.close()
+
+
+FEW = 3
+
+
+@pytest.fixture(params=["rabbitmq", "kafka"])
+def own(request: pytest.FixtureRequest) -> RabbitMQ | Kafka:
+    """A broker that the test may stop."""
+    broker: RabbitMQ | Kafka = request.getfixturevalue(f"own_{request.param}")
+    return broker
+
+
+@pytest.fixture
+def losing(own: RabbitMQ | Kafka, tmp_path: Path) -> Iterator[Scene]:
+    """Letters on that broker."""
+    stage = RabbitMQStage(own.url) if isinstance(own, RabbitMQ) else KafkaStage(own.url)
+    found = Scene(stage, own.url, tmp_path)
+    for number in range(FEW):
+        stage.inject(found.message("expired", number))
+    found.consume(FEW)
+    yield found
+    own.start()
+    with contextlib.suppress(*LOST):  # its connection died with the broker
+        stage.close()
+
+
+@pytest.mark.slow
+def test_broker_gone_and_back(own: RabbitMQ | Kafka, losing: Scene, tmp_path: Path) -> None:
+    """Stopped: the page says since when, and shows what was read before; back: read anew, and acted on."""
+    with console(losing) as told, browser(
+        told["url"].rstrip("/"), tmp_path / "profile", pictures_of(losing)
+    ) as seen:  # fmt: skip
+        log_in_as(seen, told["tokens"]["reviewer"])
+        seen.wait_for("All dead letters are read")
+        own.control.stop()
+        seen.go("/")
+        seen.press("Refresh")
+        seen.wait_for("Cannot reach the broker")
+        seen.look("lost")
+        seen.go("/")
+        seen.wait_for(f"{FEW} dead letters in 1 group")
+        seen.look("lost-groups")
+        own.start()
+        seen.go("/job")
+        seen.wait_for("All dead letters are read")
+        seen.go("/act/discard")
+        seen.find("#why").send_keys("the broker is back")
+        seen.press("Preview")
+        seen.wait_for(f"{FEW} of {FEW} dead letters would be discarded for good")
+        seen.press("Discard")
+        seen.wait_for(f"{FEW} of {FEW} dead letters discarded")
+        seen.go("/")
+        seen.wait_for("No dead letters")

@@ -9,8 +9,7 @@ import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from integration.console.browser import Browser, browser
-from integration.console.running import serving
+from integration.console.browser import Browser, browser, serving
 from integration.console.test_console import pictures_of
 from integration.review.scene import CONFIG, Scene
 from integration.services import Kafka, RabbitMQ

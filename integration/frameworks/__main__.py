@@ -20,7 +20,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from integration.documentation import ROOT
-from integration.frameworks.left_out import LEFT_OUT
+from integration.frameworks.protected import LEFT_OUT
 from integration.services import RabbitMQ, Redis
 
 FOLDER: Final = Path(__file__).parent

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from integration.services.golang import go
+from integration.services.debian import go
 from integration.services.machine import cache_folder, locked, run
 
 FOLDER: Final = Path(__file__).parent

@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from integration.keys.lanes import KafkaLane
-from integration.keys.scene import until
+from integration.keys.scene import KafkaLane, until
 from integration.keyserver import KeyServer
 from integration.services import Kafka
 from mqauth import JWKS, AuditFile, MemoryReplayStore, Message, Outcome, Pipeline, Signer, Verdict, Verified

@@ -1,27 +1,217 @@
-"""A producer that follows its keystore, an issuer in another process, and consumers with the real cache.
-
-The cache's bounds are shortened, or each test would take an hour: ``COOLDOWN`` from 30 s to 0.5 s, and what its
-own settings allow.
-"""
+"""An issuer in another process, both brokers behind one face, and consumers with the real cache."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Self
 
+import aio_pika
 import pytest
 
-from integration.keys.issuer import IssuerProcess
-from integration.keys.lanes import Lane
-from mqauth import JWKS, ActiveKey, Allow, AuditFile, MemoryReplayStore, Pipeline, Signer, Verified, Verifier
+from integration.services.machine import Port
+from mqauth import (
+    JWKS,
+    ActiveKey,
+    Allow,
+    AuditFile,
+    MemoryReplayStore,
+    Message,
+    Pipeline,
+    Signer,
+    Verified,
+    Verifier,
+)
+from mqauth.brokers import kafka, rabbitmq
+from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.keystore import Keystore
 from mqauth.keystore.disk import ring
 from mqauth.keystore.remote import rules as jwks_rules
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
+from mqauth.testing.stage_kafka import KafkaStage
+from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.keys import Key, SigningKey, SigningKeySource
+
+STARTS_WITHIN = 60.0
+_COMMAND = [sys.executable, "-m", "mqauth", "keys", "serve", "--json"]
+
+
+class IssuerProcess:
+    """An issuer's key server; a context manager.
+
+    Args:
+        folders: the keystores it publishes.
+        options: further options of the command.
+    """
+
+    def __init__(self, folders: Sequence[Path], *options: str) -> None:
+        self._folders = [word for folder in folders for word in ("--dir", str(folder))]
+        self._options = options
+        self._process: subprocess.Popen[str] | None = None
+        self._port = Port()  # while the server is down, no client's socket takes it
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+        self._port.release()
+
+    def up(self) -> None:
+        """Start it, always at the same port."""
+        command = [*_COMMAND, *self._folders, "--port", str(self._port.number), *self._options]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the key server did not start"
+        self.url = json.loads(line)["url"]
+
+    def down(self) -> None:
+        """Stop it in order; it must end well."""
+        assert self._end(signal.SIGTERM) in (0, None)
+
+    def kill(self) -> None:
+        """End it without warning."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: signal.Signals) -> int | None:
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        process.send_signal(number)
+        code = process.wait(STARTS_WITHIN)
+        assert process.stdout is not None
+        process.stdout.close()
+        return code
+
+
+Handler = Callable[[Verified], None]
+_PREFETCH = 100
+
+
+class RabbitMQLane:
+    """A lane on RabbitMQ."""
+
+    name = "rabbitmq"
+
+    def __init__(self, url: str) -> None:
+        self.stage = RabbitMQStage(url, prefetch=_PREFETCH)
+        self.destination = self.stage.destination
+
+    def send(self, signer: Signer, bodies: Sequence[bytes]) -> None:
+        """Publish side by side, each confirmed."""
+        self.stage._call(self._send(signer, bodies))
+
+    async def _send(self, signer: Signer, bodies: Sequence[bytes]) -> None:
+        exchange = await self.stage._channel.get_exchange(self.stage._exchange, ensure=False)
+        producer = rabbitmq.Producer(exchange, signer)
+        await asyncio.gather(*(producer.publish(aio_pika.Message(body), "orders.created") for body in bodies))
+
+    def inject(self, messages: Sequence[Message]) -> None:
+        """Publish messages as they are, side by side."""
+
+        async def publish() -> None:
+            await asyncio.gather(*(self.stage._inject(message) for message in messages))
+
+        self.stage._call(publish())
+
+    @contextmanager
+    def consuming(self, guard: Pipeline, handler: Handler) -> Iterator[Any]:
+        """Run the consumer on the stage's loop."""
+        consumer = self.stage._call(self.stage._consumer(guard, handler))
+        try:
+            yield consumer
+        finally:
+            self.stage._call(consumer.__aexit__(None, None, None))
+
+    def letters(self) -> list[Message]:
+        """Browse the dead-letter queue."""
+        return self.stage.letters()
+
+    def close(self) -> None:
+        """Delete the queues."""
+        self.stage.close()
+
+
+class KafkaLane:
+    """A lane on Kafka, by default of one partition."""
+
+    name = "kafka"
+
+    def __init__(self, url: str, *, partitions: int = 1, config: dict[str, str] | None = None) -> None:
+        self.stage = KafkaStage(url, partitions=partitions, config=config)
+        self._partitions = partitions
+        self.destination = self.stage.destination
+
+    def send(self, signer: Signer, bodies: Sequence[bytes]) -> None:
+        """Send, and flush."""
+        producer = kafka.Producer(self.stage._client, signer)
+        futures: list[Any] = [producer.send(self.stage.topic, value=body, key=b"k") for body in bodies]
+        self.stage._client.flush()
+        for future in futures:
+            future.get(timeout=60)
+
+    def inject(self, messages: Sequence[Message]) -> None:
+        """Send messages as they are, over all partitions, and flush."""
+        for number, message in enumerate(messages):
+            self.stage._client.send(
+                self.stage.topic, value=message.body, key=message.key, partition=number % self._partitions,
+                headers=dead_letter_headers(message.headers),
+            )  # fmt: skip
+        self.stage._client.flush()
+
+    def send_mixed(self, batches: Sequence[tuple[Signer, Sequence[bytes]]]) -> None:
+        """Send the bodies of several signers spread among each other, and flush."""
+        producers = [(kafka.Producer(self.stage._client, signer), iter(bodies)) for signer, bodies in batches]
+        sizes = [len(bodies) for _, bodies in batches]
+        for turn in range(max(sizes)):
+            for (producer, bodies), size in zip(producers, sizes, strict=True):
+                wanted = (turn + 1) * size // max(sizes) - turn * size // max(sizes)
+                for body in islice(bodies, wanted):
+                    producer.send(self.stage.topic, value=body, key=b"k")
+        self.stage._client.flush()
+
+    @contextmanager
+    def consuming(self, guard: Pipeline, handler: Handler, **settings: Any) -> Iterator[Any]:
+        """Run the consumer on a thread."""
+        client, letters = self.stage.consumer(), self.stage.dead_letter_client()
+        consumer = kafka.Consumer(
+            client,
+            guard,
+            handler,
+            dead_letters=kafka.DeadLetters(letters, self.stage.dead, timeout=10),
+            **settings,
+        )
+        try:
+            with consumer:
+                yield consumer
+        finally:
+            client.close()
+            letters.close()
+
+    def letters(self) -> list[Message]:
+        """Read the dead-letter topic."""
+        return self.stage.letters()
+
+    def close(self) -> None:
+        """Delete the topics."""
+        self.stage.close()
+
+
+Lane = RabbitMQLane | KafkaLane
+"""A source with its dead letters on a real broker."""
+LANES: Final = {"rabbitmq": RabbitMQLane, "kafka": KafkaLane}
+
 
 COOLDOWN = 0.5
 FRESH = 2.0

@@ -1,32 +1,42 @@
-"""Rotation and revocation on real brokers, with an issuer that is down for part of it and consumers restarted."""
+"""Keys in use: rotations, impersonation, owners of folders, and floods of random kids."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from integration.keys.lanes import KafkaLane, Lane, RabbitMQLane
-from integration.keys.scene import ATTEMPT, SEEN_WITHIN, Scene, staged, until
+from integration.keys.flood import HONEST_EVERY, Bounds, flood
+from integration.keys.scene import ATTEMPT, LANES, SEEN_WITHIN, IssuerProcess, Lane, Scene, staged, until
 from integration.scale import nightly
-from mqauth import Key, Message
-from mqauth.keystore import signing_key
+from integration.services import Kafka
+from mqauth import JWKS, Allow, AuditFile, Key, MemoryReplayStore, Message, Pipeline, Signer, Verified, Verifier
+from mqauth.clock import Backoff
+from mqauth.keystore import Keystore, State, signing_key
+from mqauth.keystore.disk import ring
+from mqauth.keystore.remote import rules as jwks_rules
+from mqauth.testing.forge import AUDIENCE, ISSUER
 
 MESSAGES = nightly(10_000, otherwise=1_000)
 TENTH = MESSAGES // 10
 CHUNK = MESSAGES // 100
 
 
-@pytest.fixture(params=["rabbitmq", "kafka"])
+@pytest.fixture(params=LANES)
 def lane(request: pytest.FixtureRequest) -> Iterator[Lane]:
     """A lane on each broker."""
     url = request.getfixturevalue(request.param).url
-    found: Lane = RabbitMQLane(url) if request.param == "rabbitmq" else KafkaLane(url)
-    yield found
-    found.close()
+    with closing(LANES[request.param](url)) as found:
+        yield found
 
 
 @pytest.fixture
@@ -163,3 +173,143 @@ def reason(letter: Message) -> str:
     """Return why a message was dead-lettered."""
     (found,) = letter.occurrences("mqauth-dead-reason")
     return found.decode() if isinstance(found, bytes) else str(found)
+
+
+RANDOM = nightly(10_000, otherwise=600)
+BOUNDS = Bounds(publish_delay=0.5, max_hold=2, backoff=Backoff(first=0.2, longest=1))
+MEMORY = 24.0  # MiB; of 100,000 messages it is none
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
+def test_flood_of_random_kids(
+    kafka: Kafka, up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every honest message is handled and every forged one ``key_unknown``, at a bounded price.
+
+    Requests to the issuer, stalls of the partition and growth of memory stay within the cache's bounds, which
+    are shortened: a cooldown of 1 s, a hold of 2 s.
+    """
+    monkeypatch.setattr(jwks_rules, "COOLDOWN", 1.0)
+    figures = flood(kafka.url, tmp_path, up=up, messages=RANDOM, bounds=BOUNDS)
+    with capsys.disabled():
+        print(f"\n{figures}")
+    assert figures.honest == RANDOM // HONEST_EVERY
+    assert figures.reasons == {"key_unknown": RANDOM - figures.honest}
+    assert figures.attempts <= figures.allowed
+    assert figures.stall <= BOUNDS.stall
+    assert figures.growth < MEMORY
+
+
+def signer(folder: Path, subject: str) -> Signer:
+    """Return a signer with a folder's key that says it is somebody, whatever the key's subjects."""
+    key = replace(signing_key(folder), subjects=None)
+    return Signer(key=key, issuer=ISSUER, subject=subject, audience=AUDIENCE, lifetime=600)
+
+
+def test_key_of_one_producer_signing_as_another_is_refused(lane: Lane, tmp_path: Path) -> None:
+    """Two producers share an issuer and may both publish; each is handled as itself and refused as the other."""
+    folders = {name: tmp_path / name for name in ("orders-api", "stock-api")}
+    for name, folder in folders.items():
+        Keystore(folder=folder).create(subjects=[name])
+    handled: list[tuple[str, bytes | None]] = []
+
+    def handler(verified: Verified) -> None:
+        handled.append((verified.subject, verified.body))
+
+    with (
+        IssuerProcess(list(folders.values())) as issuer,
+        JWKS(issuer.url, unsafe_http_loopback=True) as keys,
+        AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit,
+    ):
+        guard = Pipeline(
+            verifier=Verifier(keys={ISSUER: keys}, audience=AUDIENCE),
+            policy=Allow({name: [lane.destination] for name in folders}), replay=MemoryReplayStore(), audit=audit,
+        )  # fmt: skip
+        with lane.consuming(guard, handler):
+            for name, folder in folders.items():
+                for subject in folders:
+                    lane.send(signer(folder, subject), [f"{name} as {subject}".encode()])
+            until(lambda: len(handled) == 2 and len(lane.letters()) == 2)
+    assert sorted(handled) == [
+        ("orders-api", b"orders-api as orders-api"),
+        ("stock-api", b"stock-api as stock-api"),
+    ]
+    letters = {letter.body: letter.occurrences("mqauth-dead-reason")[0] for letter in lane.letters()}
+    expected: object = "subject_mismatch" if lane.name == "rabbitmq" else b"subject_mismatch"
+    assert letters == {b"orders-api as stock-api": expected, b"stock-api as orders-api": expected}
+
+
+SERVICE = 65534
+"""The user and group ``nobody`` of Debian."""
+AS_SERVICE = """
+import os, sys
+from pathlib import Path
+from mqauth.audit.file import AuditFile
+from mqauth.keystore import ActiveKey, Keystore
+from mqauth.keystore.disk import ring
+
+os.setgroups([])
+os.setgid({user})
+os.setuid({user})
+folder = Path(sys.argv[1])
+{act}
+"""
+
+
+def as_service(act: str, folder: Path) -> None:
+    """Run Python as the user of the service; it starts as root, which alone may read the interpreter."""
+    program = AS_SERVICE.format(user=SERVICE, act=act)
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=True, timeout=60)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder of the service's, which its user can reach."""
+    with tempfile.TemporaryDirectory(prefix="mqauth-owner-") as top:
+        Path(top).chmod(0o711)
+        made = Path(top) / "service"
+        made.mkdir(mode=0o700)
+        os.chown(made, SERVICE, SERVICE)
+        yield made
+
+
+def test_service_rotates_and_revokes_what_root_made(folder: Path) -> None:
+    """``keys new`` by root makes the first key; the service then signs, makes, rotates and revokes."""
+    Keystore(folder=folder).create(publish_delay=0)
+    as_service(
+        "store = Keystore(folder=folder); store.signing_key(); store.create(); store.change(ring.rotate)", folder
+    )
+    as_service(
+        "store = Keystore(folder=folder); kid = store.ring().active.kid;"
+        " store.change(lambda keys, now: ring.revoke(keys, kid, now, reason='stolen'))", folder,
+    )  # fmt: skip
+    states = sorted(key.state.value for key in Keystore(folder=folder).ring().keys)
+    assert states == [State.RETIRED.value, State.REVOKED.value]
+
+
+def test_next_run_of_root_mends_a_lock_that_was_roots(folder: Path) -> None:
+    """A lock file that an earlier version left to root becomes the owner's when root changes the folder again."""
+    as_service("Keystore(folder=folder).create(publish_delay=0)", folder)
+    os.chown(folder / ".lock", 0, 0)
+    Keystore(folder=folder).change(ring.rotate)
+    as_service("Keystore(folder=folder).change(ring.rotate)", folder)
+    assert {path.stat().st_uid for path in folder.iterdir()} == {SERVICE}
+
+
+def test_root_gives_no_other_users_file_away(folder: Path) -> None:
+    """A file of root's that the service linked to the lock's name stays root's."""
+    Keystore(folder=folder).create(publish_delay=0)
+    secret = folder.parent / "secret"
+    secret.write_bytes(b"root's")
+    (folder / ".lock").unlink()
+    os.link(secret, folder / ".lock")
+    Keystore(folder=folder).change(ring.rotate)
+    assert secret.stat().st_uid == 0
+
+
+def test_service_writes_an_audit_file_that_root_began(folder: Path) -> None:
+    """A command of root's that begins the audit file does not keep the service from writing it."""
+    AuditFile(folder / "audit.jsonl").close()
+    as_service("AuditFile(folder / 'audit.jsonl').close()", folder)
+    assert (folder / "audit.jsonl").stat().st_uid == SERVICE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import json
 import ssl
 import subprocess
 import sys
@@ -16,12 +15,11 @@ from typing import Any
 
 import pytest
 
-from integration.keys.issuer import PATIENCE, IssuerProcess
+from integration.keys.scene import PATIENCE, IssuerProcess
 from integration.keyserver import Authority
 from mqauth import JWKS, Unavailable
 from mqauth.cli.serve import Certificate
 from mqauth.keystore import Keystore
-from mqauth.keystore.disk import ring
 
 
 def made(folder: Path, **settings: Any) -> Keystore:
@@ -83,16 +81,6 @@ def test_conditional_requests_over_the_wire(issuer: IssuerProcess) -> None:
     assert get(issuer.url.replace("jwks.json", "healthz"))[0] == 200
 
 
-def test_restart_keeps_the_tag(store: Keystore, issuer: IssuerProcess) -> None:
-    """After a restart consumers' copies are still known."""
-    tag = get(issuer.url)[1]["ETag"]
-    issuer.down()
-    with pytest.raises(ConnectionRefusedError):
-        get(issuer.url)
-    issuer.up()
-    assert get(issuer.url, If_None_Match=tag)[0] == 304
-
-
 def test_cache_reads_it(store: Keystore, issuer: IssuerProcess) -> None:
     """The real cache takes keys, subjects and delay from it: a kid that a young set lacks is unknown."""
     with JWKS(issuer.url, unsafe_http_loopback=True) as keys:
@@ -148,23 +136,6 @@ def test_renewed_certificate_is_read_again(tmp_path: Path, caplog: pytest.LogCap
     key.write_bytes(next_key.read_bytes())
     asyncio.run(certificate.renew())
     assert shown(certificate, authority) != first
-
-
-def test_two_keystores_are_one_set(store: Keystore, tmp_path: Path) -> None:
-    """Producers with folders of their own share an issuer."""
-    other = made(tmp_path / "other", subjects=["stock-api"], pending=True)
-    with IssuerProcess([store.folder, other.folder]) as issuer:
-        found = json.loads(get(issuer.url)[2])
-    assert [key["mqauth_sub"] for key in found["keys"]] == [["orders-api"], ["stock-api"]]
-
-
-def test_rotation_goes_through(store: Keystore, issuer: IssuerProcess) -> None:
-    """A rotation by another process is in the next answer."""
-    second = store.create()
-    found = json.loads(get(issuer.url)[2])
-    assert [key["kid"] for key in found["keys"]] == [store.signing_key().kid, second.kid]
-    store.change(lambda keys, now: ring.revoke(keys, second.kid, now, reason="stolen"))
-    assert json.loads(get(issuer.url)[2])["keys"][1]["revoked"]["reason"] == "stolen"
 
 
 @pytest.mark.parametrize(
@@ -226,11 +197,3 @@ def test_missing_server_library_is_one_line(store: Keystore) -> None:
     done = serve(store, program=("-c", program))
     assert done.returncode == 2
     assert done.stderr == 'mqauth: mqauth keys serve needs uvicorn: install "mqauth[cli,serve]"\n'
-
-
-def test_killed_issuer_is_survived(issuer: IssuerProcess) -> None:
-    """A cache goes on with the keys of an issuer that was killed."""
-    with JWKS(issuer.url, unsafe_http_loopback=True) as keys:
-        until(lambda: keys.health().state == "fresh")
-        issuer.kill()
-        assert len(keys.key_set().keys) == 1

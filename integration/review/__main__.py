@@ -12,7 +12,7 @@ import sys
 import time
 
 from integration.review.kills import ACTS, play_kills
-from integration.review.stages import BROKERS, staged
+from integration.review.scene import BROKERS, staged
 
 
 def main(arguments: list[str]) -> int:

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from integration.review.kills import acts
-from integration.review.scene import FORGED, KINDS, Scene
-from integration.review.stages import BROKERS, staged
+from integration.review.scene import BROKERS, FORGED, KINDS, Scene, staged
 from mqauth.audit.chain import verify_chain
 from mqauth.errors import Reason
 from mqauth.review import Filter, Session, judge

@@ -1,14 +1,16 @@
-"""A real broker full of dead letters of eight kinds, made by a real consumer, and the desk that reviews them."""
+"""Letters on a real broker, and stages of its review."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -30,6 +32,26 @@ from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message
+
+T = TypeVar("T")
+BROKERS: Final = {
+    "rabbitmq": ("MQAUTH_RABBITMQ_URL", RabbitMQStage), "kafka": ("MQAUTH_KAFKA_URL", KafkaStage)
+}  # fmt: skip
+
+
+def staged(broker: str, part: Callable[[Scene], T]) -> T:
+    """Play one part on a stage of its own, taken down afterwards, and return what it returned."""
+    variable, kind = BROKERS[broker]
+    url = os.environ[variable]
+    stage = kind(url)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return part(Scene(stage, url, Path(folder)))
+    finally:
+        if isinstance(stage, KafkaStage):
+            stage.admin.delete_topics([stage.dead + ".reviewed"], raise_errors=False)
+        stage.close()
+
 
 REVIEW: Final = "https://review.example"
 WHY: Final = "reviewed in a test"
@@ -120,11 +142,6 @@ class Scene:
                     until=lambda step=step: self.outcomes.total() >= step,  # type: ignore[misc]
                     **settings,
                 )
-
-    def consume_until(self, done: Callable[[], bool]) -> None:
-        """Run the consumer until something holds."""
-        with AuditFile(self.folder / "consumer.jsonl", fsync=False) as audit:
-            self.stage.consume(self.guard(audit), self.handled.append, until=done)
 
     def write_key(self) -> Path:
         """Write the reviewer's private key as a PEM file, and return its path."""

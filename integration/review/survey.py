@@ -25,7 +25,7 @@ from typing import Any, Final
 import aio_pika
 import kafka
 
-from integration.console.running import console
+from integration.console.browser import console
 from integration.review.scene import KINDS, Scene
 from mqauth.brokers.kafka import client as kafka_translate
 from mqauth.brokers.log import records as log_records

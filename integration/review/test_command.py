@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from integration.console.running import console
+from integration.console.browser import console
 from integration.review.scene import Scene
 from integration.review.survey import Visitor
 from integration.services import Kafka

@@ -1,11 +1,31 @@
-"""Dead letters of eight kinds on a real RabbitMQ and a real Kafka: reviewed, and everything adds up."""
+"""Dead letters on real brokers: reviewed, redriven, released, discarded, killed meanwhile; zero difference."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import random
 import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
+import aio_pika
+import pytest
+
+from integration import interop, scale
+from integration.review.kills import play_kills
 from integration.review.scenario import Story
 from integration.review.scene import Scene
+from integration.scale import nightly
+from integration.services import RabbitMQ
+from mqauth import Reason
+from mqauth.brokers.rabbitmq.confirmed import declare_dead_letters
+from mqauth.errors import RejectNow
+from mqauth.review import Reading
+from mqauth.review.rabbitmq import RabbitMQLetterBox
+from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
+from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.keys import KeySet
 
 EACH = 25
 
@@ -31,3 +51,136 @@ def test_letters_that_are_left_stay_and_a_cancelled_run_adds_up(scene: Scene) ->
         assert scene.ledger(found).difference == 0
     with scene.session() as found:
         assert scene.look(found, lambda index: index.count()) == 13
+
+
+pytestmark = pytest.mark.slow
+
+LETTERS = 40
+KILLS = scale.nightly(3, otherwise=1)
+
+
+def test_killed_while_redriving(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed at random moments, three at night: every letter handled once, duplicates dropped, zero difference."""
+    seed = scale.nightly(random.randrange(10**6), otherwise=1)
+    tally = play_kills(scene, "redrive", KILLS, LETTERS, seed)
+    with capsys.disabled():
+        print(f"\n{scene.stage.name} redrive, seed {seed}: {tally}")
+    assert tally.holds
+    assert (tally.handled, tally.duplicates <= KILLS) == (LETTERS, True)
+
+
+@pytest.mark.slow
+def test_killed_while_discarding(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed at random moments: every letter is open or discarded on record, at each moment."""
+    seed = scale.nightly(random.randrange(10**6), otherwise=1)
+    tally = play_kills(scene, "discard", KILLS, LETTERS, seed)
+    with capsys.disabled():
+        print(f"\n{scene.stage.name} discard, seed {seed}: {tally}")
+    assert tally.holds
+    assert tally.published == 0
+    assert LETTERS <= tally.acts <= LETTERS + KILLS
+
+
+class Refusing(list[Any]):
+    """A handler that refuses every message for good."""
+
+    def append(self, verified: Any) -> None:
+        """Refuse."""
+        raise RejectNow("no such order")
+
+
+def newest(scene: Scene) -> Reading:
+    """Return the only open letter."""
+    with scene.session() as found:
+        reading: Reading = scene.look(found, lambda index: index.reading(index.page()[0].number))
+    return reading
+
+
+def test_a_letter_tells_of_those_before_it(scene: Scene) -> None:
+    """Released and refused by the handler twice: three counted, two told, by id and reason."""
+    scene.stage.inject(scene.message("expired", 0))
+    scene.consume(1)
+    scene.handled = Refusing()
+    ids = []
+    for count in (1, 2):
+        reading = newest(scene)
+        assert (reading.count, reading.intact) == (count, True)
+        ids.append(reading.id)
+        with scene.session() as found:
+            assert scene.redrive(found, Reason.EXPIRED).done == 1
+        scene.consume(1)
+    last = newest(scene)
+    assert (last.count, last.reason) == (3, "handler_failed")
+    assert [(hop["id"], hop["reason"]) for hop in last.history] == [
+        (ids[0], "expired"), (ids[1], "handler_failed")
+    ]  # fmt: skip
+    assert json.loads(json.dumps(last.as_dict()))["count"] == 3
+
+
+MANY_LETTERS = 400
+PASSES = nightly(40, otherwise=10)
+
+
+@pytest.mark.slow
+async def test_what_was_removed_does_not_come_again(rabbitmq: RabbitMQ) -> None:
+    """RabbitMQ forgets acks that its channel keeps back when that is closed; a pass waits for them."""
+    async with await aio_pika.connect(rabbitmq.url) as connection:
+        publishing, left = await connection.channel(), list[int]()
+        for number in range(PASSES):
+            name = f"removed-{number}"
+            queue = await declare_dead_letters(publishing, name)
+            letter = aio_pika.Message(b"x" * 2000)
+            await asyncio.gather(*(publishing.default_exchange.publish(letter, name) for _ in range(MANY_LETTERS)))
+            box = RabbitMQLetterBox(connection, name, unlimited=True)
+            for each in await box.browse(MANY_LETTERS):
+                await box.remove(each)
+            # An act ends its pass once it is through; the next one sees what came again.
+            await box.browse(0)
+            left.append(len(await box.browse(MANY_LETTERS)))
+            await queue.delete(if_empty=False, if_unused=False)
+    assert left == [0] * PASSES
+
+
+if TYPE_CHECKING:
+    from integration.review.scene import Scene
+
+EACH_BROKER = 3
+LETTERS_OF_GO = ("expired", "token_missing", "body_mismatch")
+
+
+def bury(scene: Scene, url: str, source: str) -> list[str]:
+    """Have Go judge messages of three kinds and publish a letter of each; return what it said."""
+    for kind in LETTERS_OF_GO:
+        for number in range(EACH_BROKER):
+            scene.stage.inject(scene.message(kind, number))
+    consumer = json.dumps({
+        "issuer": ISSUER, "audience": AUDIENCE, "leeway": 5, "max_lifetime": 3600, "scope": scene.scope,
+        "jwks": dump_key_set(KeySet(scene.keys)), "allow": {SUBJECT: [scene.stage.destination]},
+    })  # fmt: skip
+    count = str(EACH_BROKER * len(LETTERS_OF_GO))
+    return interop.ask("bury", url, source, scene.scope, scene.stage.dead, count, lines=[consumer])
+
+
+def review(scene: Scene) -> None:
+    """Expect each letter to be intact, and the expired ones to be handled once a reviewer has let them through."""
+    with scene.session() as found:
+        rows = scene.look(found, lambda index: index.page())
+        assert {row.intact for row in rows} == {True}
+        reasons = Counter(row.reason for row in rows)
+        assert reasons == dict.fromkeys(LETTERS_OF_GO, EACH_BROKER)
+        done = scene.redrive(found, Reason.EXPIRED, reason="expired").as_dict()
+    assert (done["done"], done["refused"]) == (EACH_BROKER, {})
+    scene.consume(EACH_BROKER)
+    assert sorted(verified.body or b"" for verified in scene.handled) == [
+        b"expired %d" % n for n in range(EACH_BROKER)
+    ]
+
+
+def test_a_letter_of_go_is_redriven(scene: Scene) -> None:
+    """Id and digest of a letter that Go published are those of the message, and it can be let through."""
+    stage: Any = scene.stage
+    on_kafka = scene.place.on_kafka
+    url = ",".join(stage.servers) if on_kafka else scene.place.broker
+    said = bury(scene, url, stage.topic if on_kafka else stage.queue)
+    assert Counter(said) == dict.fromkeys((f"rejected {kind}" for kind in LETTERS_OF_GO), EACH_BROKER)
+    review(scene)

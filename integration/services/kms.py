@@ -21,12 +21,11 @@ from typing import Any, Final, Self
 import botocore.session
 from botocore.config import Config
 
-from integration.services.golang import installed
+from integration.services.debian import installed, unpacked
 from integration.services.handle import Service
 from integration.services.local import LocalServer
 from integration.services.machine import LOOPBACK, Port
 from integration.services.probes import NotReadyError
-from integration.services.wheels import unpacked
 
 REGION: Final = "eu-central-1"
 ROOT: Final = "root"

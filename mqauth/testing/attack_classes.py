@@ -59,7 +59,7 @@ The message says where the keys are | Amazon SNS `SigningCertURL` | keys-named-b
 Injection by `kid` | RFC 8725 §3.10 | kid-is-a-path kid-is-sql kid-is-a-url kid-too-long kid-with-line-break kid-is-a-number kid-left-out |
 A flood of unknown kids asks the issuer without end | CVE-2026-48524 | unknown-key-flood | tests/test_jwks_rules.py::test_a_flood_of_random_kids_costs_the_issuer_one_attempt_in_half_a_minute
 A key made for another purpose | RFC 7517 §4.2 | other-type | tests/test_jwk.py::test_a_bad_key_is_skipped_with_its_position
-A key of another issuer than `iss` | RFC 8725 §3.8 | unknown-key impersonation | integration/keys/test_impersonation.py::test_key_of_one_producer_signing_as_another_is_refused
+A key of another issuer than `iss` | RFC 8725 §3.8 | unknown-key impersonation | integration/keys/test_rotation.py::test_key_of_one_producer_signing_as_another_is_refused
 A weak, short or empty key | RFC 8725 §3.5 | | tests/test_keys.py::test_weak_and_foreign_keys_are_refused
 A revoked or retired key | kroxylicious #3194 | revoked-key retired-key | tests/test_jwks_rules.py::test_a_revocation_counts_at_once
 Private keys in what is published | kroxylicious #3195 | | tests/test_keys.py::test_a_key_set_holds_public_halves_only
@@ -76,7 +76,7 @@ The same token in another text, past a replay cache | RFC 7515 §2 | signature-p
 Several tokens, or a header in several spellings | RFC 9449 §4.3 | two-tokens two-equal-tokens honest-and-forged |
 Other encodings and look-alikes | RFC 8725 §3.7 | not-ascii payload-of-another-encoding bearer garbage-token |
 A comparison that tells by its time | CVE-2016-7036 | | Nothing to hold: signatures are asymmetric, and no secret is compared.
-Tokens in logs and dead letters | CVE-2025-65015 | | integration/audit/test_logs.py::test_no_token_in_any_log
+Tokens in logs and dead letters | CVE-2025-65015 | | integration/audit/test_audit.py::test_no_token_in_any_log
 `iss` missing, partial or in a list | CVE-2024-53861 | foreign-issuer issuer-list issuer-longer no-iss |
 `aud` missing, wrong or too broad | RFC 8725 §3.9 | other-audience audience-list audience-wildcard no-aud |
 `exp` missing or absurdly far | PyJWT's default | claim-left-out claims-bent immortal expiry-absurd expiry-fraction expiry-negative expiry-true |
@@ -106,7 +106,7 @@ A dead letter that comes back trusted | Symfony | letter-republished release-for
 A refused message that comes back in a loop, or fails a whole batch | actor-ts #991 | no-token sibling-body |
 Lost in an outage of the verifier | NServiceBus #4535 | in-an-outage |
 Settled although the dead letter failed | fhir-server #2458 | letter-refused | mqauth/testing/contract.py::test_dead_letters_missing
-Forgeries that flood audit and dead letters | TaktX | unknown-key-flood | integration/audit/test_flood.py::test_flood
+Forgeries that flood audit and dead letters | TaktX | unknown-key-flood | integration/audit/test_audit.py::test_flood
 Any of several verifiers says yes | fedmsg #396 | honest-and-forged two-tokens |
 Everything without a rule is allowed | fedmsg `routing_nitpicky` | forbidden-producer | tests/test_policy.py::test_an_empty_policy_refuses_everything
 The producer's name from a header | TaktX | producer-by-header |

@@ -78,7 +78,7 @@ def _play_engines(wanted: argparse.Namespace) -> int:
 def _play_kafka(wanted: argparse.Namespace) -> int:
     """Play seeds of the whole Kafka leaf, and tell of those that fail."""
     from tests.simulation import kafka_play
-    from tests.simulation.shrink import reduced
+    from tests.simulation.runner import reduced
 
     started, failed = time.perf_counter(), 0
     for seed in range(wanted.first, wanted.first + wanted.seeds):
@@ -140,8 +140,7 @@ def _play_plan(wanted: argparse.Namespace) -> int:
 
 def _tell(result: object, wanted: argparse.Namespace) -> None:
     """Print a failing seed, reduced unless told otherwise, and keep its plan."""
-    from tests.simulation.runner import Result, run
-    from tests.simulation.shrink import reduced
+    from tests.simulation.runner import Result, reduced, run
 
     assert isinstance(result, Result)
     shown = result if wanted.no_shrink else reduced(result, partial(run, strict=wanted.strict))

@@ -35,8 +35,7 @@ from tests.simulation.kafka_broker import (
     Broker,
     Member,
 )
-from tests.simulation.thread_loop import loop_of
-from tests.simulation.threads import Process
+from tests.simulation.threads import Process, loop_of
 
 SETTINGS: Final[dict[str, Any]] = {
     "group_id": "billing", "enable_auto_commit": False,

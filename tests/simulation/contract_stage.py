@@ -22,8 +22,7 @@ from mqauth.judging.pipeline import Pipeline
 from mqauth.wire.message import Message
 from tests.kit.delivery_stage import AckObserver, Steps
 from tests.kit.stage_rabbitmq_member import Service
-from tests.simulation.amqp_channel import PRECONDITION_FAILED, Channel, ChannelError
-from tests.simulation.amqp_queue import Queue, Stored, Subscription
+from tests.simulation.amqp_broker import PRECONDITION_FAILED, Channel, ChannelError, Queue, Stored, Subscription
 from tests.simulation.process import Process
 from tests.simulation.services import DESTINATION, EXCHANGE, ROUTING_KEY
 from tests.simulation.world import DEAD, SOURCE, World

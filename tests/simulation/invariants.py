@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import Final
 
 from tests.simulation.facilities import TIMEOUT
-from tests.simulation.handlers import order_of
 from tests.simulation.ledger import Handling, Label
 from tests.simulation.scenario import Scenario
+from tests.simulation.services import order_of
 
 ASKS_WITHIN: Final = 5.0
 """Seconds after which what is held asks its store again, at the latest: the back-off's longest wait."""

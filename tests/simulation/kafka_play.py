@@ -27,8 +27,8 @@ from mqauth.wire.message import Message
 from tests.simulation import determinism
 from tests.simulation.faults import Fault
 from tests.simulation.kafka_broker import PLACES, SESSION
+from tests.simulation.kafka_facilities import Behaviour, Handling, Settings
 from tests.simulation.kafka_leaves import LEAVES
-from tests.simulation.kafka_ledger import Behaviour, Handling, Settings
 from tests.simulation.kafka_services import DESTINATION, GRACE, Play
 from tests.simulation.threads import Process, Stuck
 

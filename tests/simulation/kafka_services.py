@@ -17,9 +17,13 @@ from mqauth.testing.forge import ISSUER, Forge
 from tests.simulation.kafka_broker import PLACES, TOPIC, Broker, Client, source_of
 from tests.simulation.kafka_facilities import (
     Audit,
+    Behaviour,
+    Handling,
     Keys,
+    Ledger,
     Reach,
     Rules,
+    Settings,
     SingleStore,
     Steps,
     Store,
@@ -27,9 +31,7 @@ from tests.simulation.kafka_facilities import (
     carried_out,
 )  # fmt: skip
 from tests.simulation.kafka_leaves import Leaf
-from tests.simulation.kafka_ledger import Behaviour, Handling, Ledger, Settings
-from tests.simulation.thread_loop import Loop
-from tests.simulation.threads import Killed, Process, Threads
+from tests.simulation.threads import Killed, Loop, Process, Threads
 
 DESTINATION: Final = f"kafka:{TOPIC}"
 AGAIN_AFTER: Final = 1.0

@@ -1,22 +1,23 @@
-"""The facilities of the log engine's simulation: keys, policy, store, audit and letters, without a network.
-
-The pipeline, the judge and the table of claims are the real ones; signatures are not: a record says of itself
-whether it is forged.
-"""
+"""The facilities and the invariants of the log engine's simulation, without a network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from mqauth.clock import Clock
+from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.partition import Partition
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
+from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
 from mqauth.judging.policy import Decision
 from mqauth.judging.token import Times
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, judge
+from mqauth.testing.clock import FakeClock
 from mqauth.wire.keys import KeySet
 from mqauth.wire.message import Message, Origin
+from tests.simulation.broken import Broken
 
 TOPIC: Final = "orders"
 FAR: Final = 4_000_000_000
@@ -282,3 +283,227 @@ class Letters:
         self._facilities.ask("letters", Cause.DEAD_LETTER_UNAVAILABLE)
         self._told(letter.message.native)
         self._facilities.lose("letters", Cause.DEAD_LETTER_UNAVAILABLE)
+
+
+if TYPE_CHECKING:
+    from tests.simulation.log_workers import Worker
+
+FIRST: Final = 0.5
+"""Seconds of the first back-off."""
+LONGEST: Final = 8.0
+"""Seconds of the longest back-off."""
+LEASE: Final = 60.0
+
+
+class LogInvariants:
+    """Records what happens to each record, and raises ``Broken`` at the first step that breaks an invariant.
+
+    Args:
+        tell: receives each line of the trace; ``None`` for no trace.
+
+    Attributes:
+        log: the records of each partition.
+        contents: the records of each content: an original and its copies.
+        committed: the group's committed offset of each partition, as the broker has it; 0 where there is none.
+        metadata: of those commits, by the partitions that the group has begun.
+        count: how many partitions the topic has by now.
+        at_first: how many it had when the group began.
+        owned: partitions that the broker assigns to this member.
+        held: partitions that the client believes to be its own.
+        excused: ids of claims that were left behind by a process that could not release them.
+        loose: contents that two members handled at a time, so that their claims prove nothing.
+    """
+
+    assignment: Assignment
+    facilities: Facilities
+    store: Store
+
+    def __init__(self, tell: Callable[[str], None] | None) -> None:
+        self.tell = tell
+        self.clock = FakeClock()
+        self.log: dict[At, list[Entry]] = {place: [] for place in PLACES}
+        self.prefix = dict.fromkeys(PLACES, 0)
+        self.contents: list[list[Entry]] = []
+        self.handled_at: dict[int, tuple[At, int]] = {}
+        self.committed: dict[At, int] = dict.fromkeys(PLACES, 0)
+        self.metadata: dict[At, str] = {}
+        self.ends: dict[At, int] = dict.fromkeys(PLACES, 0)
+        self.count, self.at_first = len(PLACES), 0
+        self.owned: set[At] = set()
+        self.held: set[At] = set()
+        self.excused: set[bytes] = set()
+        self.loose: set[int] = set()
+        self.healed = False
+        self.workers: list[Worker] = []
+        self.forget_consumer()
+
+    def forget_consumer(self) -> None:
+        """Forget what is known of the last consumer."""
+        self.stopping = self.holding = False
+        self.suspended: set[At] = set()
+        self.doubted: float | None = None
+        self.beat: float | None = None
+        self.serial = dict.fromkeys(PLACES, 0)
+        self.known: dict[Partition, int] = {}
+        self.astray: set[Partition] = set()
+        self.receipts: dict[Partition, dict[int, float]] = {}
+        self.settled: dict[Partition, int] = {}
+        self.waits: dict[Partition, tuple[float, int]] = {}
+        self.doubtful: set[int] = set()
+
+    def note(self, text: str) -> None:
+        """Add a line to the trace; check ``tell`` before a line that is costly to build."""
+        if self.tell is not None:
+            self.tell(f"{self.clock.monotonic():8.2f}  {text}")
+
+    def require(self, holds: bool, invariant: str, text: Any) -> None:
+        """Raise ``Broken`` if an invariant does not hold."""
+        if not holds:
+            self.fail(invariant, str(text))
+
+    def fail(self, invariant: str, text: str) -> None:
+        """Raise ``Broken`` for an invariant."""
+        raise Broken(invariant, text)
+
+    # One delivery
+
+    def picked(self, assignment: Assignment, part: Partition, delivery: Delivery) -> None:
+        """Check a delivery that begins, or begins again."""
+        entry: Entry = delivery.message.native  # type: ignore[assignment]
+        if assignment is not self.assignment:
+            return self.fail("nothing begins after a stop", str(entry))
+        place = entry.place
+        self.require(place in self.metadata, "nothing begins before its start is committed", entry)
+        self.require(not self.stopping, "nothing begins after a stop", entry)
+        self.require(not self.holding, "nothing begins before a rebalance", entry)
+        self.require(self.is_ours(part), "nothing begins after a loss", entry)
+        self.require(place not in self.suspended, "nothing begins while it is revoked", entry)
+        log, at = self.log[place], self.first_open(place)
+        ordered = part in self.astray or at >= len(log) or log[at].offset >= entry.offset
+        self.require(ordered, "order within a partition", entry)
+        if place in self.owned:
+            self.require(entry.offset >= self.committed[place], "what is committed is not begun", entry)
+        first = self.receipts[part][entry.offset]
+        self.require(delivery.received == first, "the time of receipt is kept", f"{entry} {delivery.received}")
+        self.require(id(delivery) not in self.doubtful, "in doubt nothing begins", entry)
+        due, _ = self.waits.get(part, (0.0, 0))
+        self.require(self.clock.monotonic() >= due, "the back-off is kept", f"{entry} {due}")
+
+    def attempted(self, part: Partition, delivery: Delivery, outcome: Outcome) -> None:
+        """Check the outcome of a delivery."""
+        entry: Entry = delivery.message.native  # type: ignore[assignment]
+        if self.tell:
+            self.note(f"{entry}: {outcome.verdict.value} {outcome.cause or outcome.reason or ''}")
+        if outcome.verdict is Verdict.DEFERRED:
+            self.deferred(part)
+            return
+        self.require(entry.done, "settled is handled or buried", entry)
+        self.settled[part] = entry.offset
+        self.waits.pop(part, None)
+
+    def deferred(self, part: Partition) -> None:
+        """Note that a partition waits."""
+        count = self.waits.get(part, (0.0, 0))[1] + 1
+        least = min(FIRST * 2.0 ** (count - 1), LONGEST) / 2
+        self.waits[part] = (self.clock.monotonic() + least, count)
+
+    def handled(self, entry: Entry) -> None:
+        """Note that some member handled a record."""
+        entry.done = True
+        at = self.handled_at.setdefault(entry.content, (entry.place, entry.offset))  # type: ignore[arg-type]
+        once = at == (entry.place, entry.offset) or entry.content in self.loose
+        self.require(once, "a copy is not handled", entry)
+
+    def lettered(self, entry: Entry) -> None:
+        """Note that a letter was confirmed."""
+        if self.tell:
+            self.note(f"buried {entry}")
+        entry.done = True
+        entry.letters += 1
+        if entry.kind in ("honest", "later", "flaky", "aborts") and len(self.contents[entry.content]) == 1:
+            self.require(entry.kind == "flaky", "condemned", entry)
+
+    def is_ours(self, part: Partition) -> bool:
+        """Tell whether a partition is still ours as far as the engine was told."""
+        return part.topic_partition in self.held and self.known.get(part) == self.serial[part.topic_partition]
+
+    def first_open(self, place: At) -> int:
+        """Return the index of the first record that is neither handled nor buried."""
+        log, at = self.log[place], self.prefix[place]
+        while at < len(log) and log[at].done:
+            at += 1
+        self.prefix[place] = at
+        return at
+
+    def begun(self, place: At, offset: int, metadata: str) -> None:
+        """Check the first commit of a partition, and note what the group does not get of it."""
+        self.require(place not in self.metadata, "a partition begins once", place)
+        self.at_first = self.at_first or self.count
+        added = place.partition >= self.at_first
+        self.require(offset == (0 if added else offset), "what is added begins at its beginning", offset)
+        self.require(offset <= self.ends[place], "a partition begins with what comes", f"{offset} of {place}")
+        for entry in self.log[place]:
+            if entry.offset < offset:
+                entry.done = entry.missed = True
+        self.committed[place], self.metadata[place] = offset, metadata
+
+    # Claims
+
+    def forget(self, places: set[At]) -> None:
+        """Note that the state of partitions is out of date."""
+        for place in places:
+            self.serial[place] += 1
+        self.excuse()
+
+    def excuse(self) -> None:
+        """Note the claims of a process that had no time to release them."""
+        self.excused.update(name for name, claim in self.store.entries.items() if claim.owner is not None)
+
+    def look_at_leases(self) -> None:
+        """Check that the claims of long handlers are renewed."""
+        now = self.clock.monotonic()
+        reached = "store" not in self.facilities.out
+        if self.stopping:
+            return
+        for worker in self.workers:
+            if worker.entry is None or worker.assignment is not self.assignment:
+                continue
+            if worker.seen is None:
+                worker.seen = now
+            elif now - worker.seen >= LEASE / 3:
+                # Put off and begun again, a handler's claim may be renewed earlier than counted from here.
+                asked = self.store.renewed.get(worker.entry.id, -1.0)
+                self.require(now - asked < LEASE / 3 or not reached, "a claim is renewed", worker.entry)
+                worker.seen = now
+
+    def look_at_claim(self, delivery: Delivery) -> None:
+        """Check that the claim of an unhandled record was released."""
+        entry: Entry = delivery.message.native  # type: ignore[assignment]
+        claim = self.store.entries.get(entry.id)
+        if claim is None or claim.owner is None or claim.owner != delivery.owner or entry.done:
+            return
+        if delivery.step in (Step.JUDGE, Step.HANDLE):
+            self.fail("no claim outlives a stop", str(entry))
+
+    # The end
+
+    def at_rest(self) -> bool:
+        """Tell whether everything is settled and committed."""
+        done = all(self.first_open(place) == len(self.log[place]) for place in PLACES)
+        return done and not self.stopping and self.metadata.keys() == set(PLACES[: self.count]) and all(
+            self.committed[place] >= (self.log[place][-1].offset + 1 if self.log[place] else 0) for place in PLACES
+        )  # fmt: skip
+
+    def look_at_the_end(self) -> None:
+        """Check that no claim is left, and that each record was handled or buried."""
+        for entries in self.contents:
+            first = entries[0]
+            claim = self.store.entries.get(first.id)
+            left = claim is not None and claim.owner is not None and first.id not in self.excused
+            self.require(not left, "no claim is left", first)
+            if first.kind in ("honest", "later", "aborts") and not first.missed:
+                self.require(first.content in self.handled_at, "every honest record is handled", first)
+            if first.kind == "forged":
+                for entry in entries:
+                    buried = entry.letters > 0 or entry.missed or entry.place not in self.held
+                    self.require(buried, "the forged are buried", entry)

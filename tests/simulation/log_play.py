@@ -1,7 +1,7 @@
 """Plays a schedule of facts on the log engine: ``Assignment``, ``LogWork``, ``EarlyClaims`` and the pipeline.
 
 Around the engine stand a log with one other member of the group (here), a client that polls and commits as
-kafka-python does (``log_client``), and workers whose handlers may end at any later fact (``log_workers``).
+kafka-python does (``log_workers``), and workers whose handlers may end at any later fact (``log_workers``).
 ``log_invariants`` checks after each fact what must hold.
 """
 
@@ -17,10 +17,20 @@ from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Partition
 from mqauth.flow import Attempts, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline
-from tests.simulation.log_client import SESSION, LogClient
-from tests.simulation.log_facilities import PLACES, At, BatchStore, Entry, Facilities, Letters, NearStore, Store
-from tests.simulation.log_invariants import FIRST, LEASE, LONGEST
-from tests.simulation.log_workers import TRIES, Worker
+from tests.simulation.log_facilities import (
+    FIRST,
+    LEASE,
+    LONGEST,
+    PLACES,
+    At,
+    BatchStore,
+    Entry,
+    Facilities,
+    Letters,
+    NearStore,
+    Store,
+)
+from tests.simulation.log_workers import SESSION, TRIES, LogClient, Worker
 
 KINDS: Final = (
     "honest", "honest", "honest", "forged", "later", "later", "later", "fails", "flaky", "rejects", "aborts",

@@ -1,8 +1,4 @@
-"""The facilities of the queue engine's simulation, which answer at once or at some later fact.
-
-Keys, policy, audit and the table of claims are those of the log engine's simulation; here an answer may come late,
-so that a channel ends between each question and its answer.
-"""
+"""The facilities and the handlers of the queue engine's simulation, which answer at once or at some later fact."""
 
 from __future__ import annotations
 
@@ -12,12 +8,13 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mqauth.clock import Clock
-from mqauth.errors import Cause, Reason, Rejection
+from mqauth.errors import Cause, Reason, Rejection, RejectNow, RetryLater
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.wire.keys import KeySet
 from mqauth.wire.message import Message
-from tests.simulation.log_facilities import Claim, Facilities, Letters, Store
-from tests.simulation.queue_model import Native
+from tests.simulation.log_facilities import Abort, Claim, Facilities, Letters, Store
+from tests.simulation.queue_invariants import LEASE, QueueInvariants
+from tests.simulation.queue_model import Channel, Native, Parcel
 
 DRAW: Final = random.Random(0)
 """The seed's chance, for what no fact decides."""
@@ -203,3 +200,87 @@ class QueueLetters(Letters):
             self._facilities.lose("letters", Cause.DEAD_LETTER_UNAVAILABLE)
 
         return soon_or_late(act, "letters")
+
+
+__all__ = ["LEASE", "QueueHandlers"]
+
+
+class QueueHandlers(QueueInvariants):
+    """Handlers that do what their message's kind says, and the rival."""
+
+    rival: tuple[Native, str] | None = None
+
+    # A rival on the same queue
+
+    def rivals(self, number: int) -> None:
+        """Let another consumer take a message, handle what it took, or die with it."""
+        if self.rival is not None:
+            native, owner = self.rival
+            self.rival = None
+            if number & 3:
+                return self.rival_handles(native, owner)
+            native.parcel.returns += 1
+            self.broker.ready.insert(0, native.parcel)
+            self.note("a rival dies with", native)
+        elif self.broker.ready:
+            parcel = self.broker.ready.pop(0)
+            self.rival_takes(Native(Channel(0), 0, "rival", parcel, 0.0), f"rival{self.moment()}")
+
+    def rival_takes(self, native: Native, owner: str) -> None:
+        """Let the rival judge a message."""
+        parcel = native.parcel
+        status = None if parcel.kind in ("forged", "stale") else self.store.rival(native, owner, LEASE)
+        self.note(f"a rival takes ({status})", native)
+        if status is ClaimStatus.FRESH:
+            self.rival = native, owner
+        elif status is ClaimStatus.HELD:
+            self.broker.ready.append(parcel)
+        else:
+            parcel.acked = True
+            parcel.letters += status is not ClaimStatus.DUPLICATE
+
+    def rival_handles(self, native: Native, owner: str) -> None:
+        """Let the rival handle what it claimed."""
+        claim = self.store.entries.get(native.id)
+        self.note("a rival handles", native)
+        native.parcel.acked = True
+        if native.parcel.kind in ("fails", "rejects"):
+            native.parcel.letters += 1
+            if claim is not None and claim.owner == owner:
+                del self.store.entries[native.id]
+            return
+        self.completed(native, by="rival")
+        if claim is not None and claim.owner == owner:
+            claim.owner = None
+
+    # Handlers
+
+    def handler(self, native: Any) -> Answer:
+        """Begin to handle a message."""
+        self.begins(native)
+        return Answer(lambda: self.handles(native), "handler", about=native)
+
+    def handles(self, native: Native) -> None:
+        """End a handler as its message's kind says."""
+        parcel = native.parcel
+        error = self.misbehaviour(self.contents[parcel.content][0])
+        if error is None:
+            return self.completed(native, by="us")
+        self.note(f"its handler raises {type(error).__name__}", native)
+        if not isinstance(error, RetryLater):
+            self.failed(native, error)
+            native.goes_on = isinstance(error, ValueError)
+            self.rejected(native)
+        raise error
+
+    def misbehaviour(self, parcel: Parcel) -> BaseException | None:
+        """Return the exception that a handler raises, or ``None``."""
+        if parcel.kind == "fails":
+            return ValueError("always")
+        if parcel.kind == "rejects":
+            return RejectNow("never")
+        if parcel.misbehaves <= 0 or self.healed or parcel.kind not in ("later", "flaky", "aborts"):
+            return None
+        parcel.misbehaves -= 1
+        kinds = {"later": RetryLater("later"), "flaky": ValueError("once"), "aborts": Abort()}
+        return kinds[parcel.kind]

@@ -12,11 +12,9 @@ from typing import Final
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Delivery, Pipeline
 from mqauth.testing.clock import FakeClock
-from tests.simulation.queue_facilities import DRAW, QueueFacilities, QueueLetters, QueueStore
-from tests.simulation.queue_handlers import LEASE, QueueHandlers
+from tests.simulation.queue_facilities import DRAW, LEASE, QueueFacilities, QueueHandlers, QueueLetters, QueueStore
 from tests.simulation.queue_model import Broker, Channel, Native, Parcel
-from tests.simulation.queue_runner import Runner
-from tests.simulation.queue_tasks import Loop
+from tests.simulation.queue_runner import Loop, Runner
 
 TRIES: Final = 2
 KINDS: Final = (

@@ -12,13 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
 from mqauth.wire.json_form import from_form
 from mqauth.wire.keys import Key
-from tests.simulation.amqp_queue import Queue, Stored
-from tests.simulation.attacker import Attacker
-from tests.simulation.faults import Fault, play
-from tests.simulation.handlers import Handlers
+from tests.simulation.amqp_broker import Queue, Stored
+from tests.simulation.faults import Attacker, Fault, play
 from tests.simulation.network import Connection
 from tests.simulation.process import Process
-from tests.simulation.services import ON_ITS_WAY, ConsumerService, Deployment
+from tests.simulation.services import ON_ITS_WAY, ConsumerService, Deployment, Handlers
 from tests.simulation.settings import Settings
 from tests.simulation.world import DEAD, SOURCE, World
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from integration import scale
-from tests.simulation import engine_mutants, queue_mutants
+from tests.simulation import engine_mutants
 from tests.simulation.engine_mutants import Mutant
 from tests.simulation.engines import ENGINES, LOG, QUEUE, Engine, broken, findings, reduced, schedule, told, traced
 
@@ -41,7 +41,7 @@ def test_schedules(name: str, shard: int) -> None:
     ("engine", "mutant"),
     [
         pytest.param(engine, mutant, id=f"{engine.name}-{mutant.name}")
-        for engine, mutants in ((LOG, engine_mutants.LOG), (QUEUE, queue_mutants.QUEUE))
+        for engine, mutants in ((LOG, engine_mutants.LOG), (QUEUE, engine_mutants.QUEUE))
         for mutant in mutants
     ],
 )

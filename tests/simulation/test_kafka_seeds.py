@@ -19,9 +19,9 @@ from tests.simulation.faults import Fault
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
     from tests.simulation import kafka_mutants, kafka_play
-    from tests.simulation.kafka_ledger import Behaviour, Ledger
+    from tests.simulation.kafka_facilities import Behaviour, Ledger
     from tests.simulation.kafka_play import KafkaPlay, run
-    from tests.simulation.shrink import gravest, reduced
+    from tests.simulation.runner import gravest, reduced
 
 SHARD = 10
 SEEDS = {

@@ -12,17 +12,15 @@ from pamqp import commands
 from mqauth.errors import Reason, Rejection
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.wire.message import Message
-from tests.simulation.amqp_queue import Queue, Stored, Subscription
+from tests.simulation.amqp_broker import Queue, Stored, Subscription
 from tests.simulation.clock import Agenda
 from tests.simulation.determinism import OrderedSet
 from tests.simulation.faults import Fault, Plan
 from tests.simulation.invariants import INVARIANTS
-from tests.simulation.ledger import Event, Handling, Ledger
-from tests.simulation.outages import Outages
-from tests.simulation.runner import Play, Result
+from tests.simulation.ledger import Event, Handling, Ledger, Outages
+from tests.simulation.runner import Play, Result, reduced
 from tests.simulation.scenario import rejected_body
 from tests.simulation.settings import Settings
-from tests.simulation.shrink import reduced
 
 
 @dataclass

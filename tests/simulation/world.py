@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from tests.simulation.amqp_broker import Broker
 from tests.simulation.clock import Agenda, ProcessClock
-from tests.simulation.ledger import Ledger
+from tests.simulation.ledger import Ledger, Outages
 from tests.simulation.network import Network
-from tests.simulation.outages import Outages
 
 if TYPE_CHECKING:
-    from tests.simulation.amqp_channel import Channel, ChannelError
-    from tests.simulation.amqp_connection import BrokerConnection
-    from tests.simulation.amqp_queue import Queue, Stored, Subscription
+    from tests.simulation.amqp_broker import BrokerConnection, Channel, ChannelError, Queue, Stored, Subscription
     from tests.simulation.process import Process
 
 SOURCE = "orders"
