@@ -13,12 +13,10 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from mqauth.authority.application import AuthorityServer
 from mqauth.authority.desk import Answered
-from mqauth.authority.refusals import Refusal
 from mqauth.errors import Cause, Unavailable
 from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.telemetry.authority import MAX_SUBJECTS, AuthorityTelemetry
-from mqauth.wire.keys import Key
-from tests.authority_world import ORDERS, World
+from tests.authority_world import World
 from tests.test_telemetry import Meter
 
 
@@ -52,27 +50,6 @@ def counted(meter: Meter, name: str) -> dict[tuple[Any, ...], Any]:
     }
 
 
-def test_answers_are_counted(world: World, meter: Meter) -> None:
-    """Each answer counts once, with why and by which credential; unread requests too."""
-    world.ask()
-    stranger = Key.generate("ES256")
-    world.ask(world.credential(key=stranger))
-    nobody = world.credential(claims={"iss": "https://nobody.example"})
-    assert [world.ask(nobody).status for _ in range(3)] == [401, 401, 429]
-    assert counted(meter, "mqauth.authority.requests") == {
-        ("issued", "cluster", ""): 1,
-        ("invalid_client", "cluster", "credential_key"): 1,
-        ("invalid_client", "", "credential_issuer"): 2,
-        ("slow_down", "", "unread"): 1,
-    }
-    assert counted(meter, "mqauth.authority.identities") == {("cluster", ORDERS): 1}
-    assert counted(meter, "mqauth.authority.duration") == {
-        ("issued",): 1,
-        ("invalid_client",): 3,
-        ("slow_down",): 1,
-    }
-
-
 def test_a_failed_audit_is_counted(world: World, meter: Meter) -> None:
     """An audit file that refuses is an answer of its own, by its cause, and no identity."""
 
@@ -85,18 +62,6 @@ def test_a_failed_audit_is_counted(world: World, meter: Meter) -> None:
         ("temporarily_unavailable", "cluster", "audit_unavailable"): 1
     }
     assert counted(meter, "mqauth.authority.identities") == {}
-
-
-def test_labels_are_closed(world: World, meter: Meter) -> None:
-    """Nobody who asks chooses a label: a hundred requests of strangers are one series."""
-    for number in range(100):
-        world.ask(
-            world.credential(claims={"iss": f"https://{number}.example", "sub": f"s{number}"}),
-            body=b'{"sub": "wimse://prod.example/%d"}' % number, address=f"10.0.0.{number}",
-        )  # fmt: skip
-    assert set(counted(meter, "mqauth.authority.requests")) == {("invalid_client", "", "credential_issuer")}
-    known = {*Refusal, *Cause, "unread", ""}
-    assert {label[2] for label in counted(meter, "mqauth.authority.requests")} <= known
 
 
 def test_subjects_are_bounded(meter: Meter) -> None:

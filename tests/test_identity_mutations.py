@@ -74,12 +74,6 @@ def tried(form: str, count: int, seed: int) -> list[int]:
     return [at for at in places if form == "single" or not begin <= at < begin + TWELVE]
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_changed_token_is_rejected(form: str) -> None:
-    """Of random changes none passes, but in the twelve bytes of a batch that nothing protects."""
-    assert tried(form, 1_500, 1) == []
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_no_change_of_many_passes(form: str) -> None:
