@@ -98,6 +98,22 @@ def test_inserted_with_its_own_hash(path: Path) -> None:
     assert (report.what, report.first_bad) == ("inserted", 11)
 
 
+def test_first_line_removed(path: Path) -> None:
+    """A log that does not begin at the beginning has lost records."""
+    report = read(path, lines()[1:])
+    assert (report.what, report.first_bad) == ("removed", 1)
+
+
+def test_torn_line_in_the_middle(tmp_path: Path) -> None:
+    """Only the very last line can be torn: a log that goes on behind one was edited."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    log = lines(4)
+    first.write_bytes(b"".join(log[:2])[:-1])
+    second.write_bytes(b"".join(log[2:]))
+    report = verify_chain([first, second])
+    assert (report.intact, report.what, report.first_bad) == (False, "edited", 2)
+
+
 def test_rotated_files_are_one_chain(tmp_path: Path) -> None:
     """Files of a rotated log are read as one chain; the wrong order is found."""
     first, second = tmp_path / "a", tmp_path / "b"
@@ -126,6 +142,13 @@ def test_truncated(path: Path) -> None:
     log = lines()
     report = read(path, log[:30], heads_of(log, 20, RECORDS))
     assert (report.intact, report.what, report.first_bad) == (False, "truncated", 31)
+
+
+def test_empty_log_is_not_anchored(path: Path) -> None:
+    """A log of which everything is gone does not satisfy its heads."""
+    log = lines()
+    assert not read(path, [], heads_of(log, RECORDS)).intact
+    assert not read(path, [], []).anchored
 
 
 def test_heads_of_another_key_are_refused(tmp_path: Path) -> None:

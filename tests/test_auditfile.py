@@ -55,6 +55,14 @@ def test_synced_unless_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(synced) == 3
 
 
+def test_reopened_chain_goes_on(path: Path) -> None:
+    """A writer that starts again continues the chain."""
+    for _ in range(3):
+        with AuditFile(path) as file:
+            fill(file, 2)
+    assert verify_chain(path).records == 6
+
+
 def test_one_writer(path: Path) -> None:
     """A second writer of the same file is refused."""
     with AuditFile(path), pytest.raises(ConfigurationError, match="another process writes"):
@@ -238,6 +246,27 @@ def test_threads_share_one_file(path: Path) -> None:
     assert (report.intact, report.records) == (True, 800)
 
 
+def test_deleted_file_is_begun_anew(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Records do not go into a file that nobody can find any more; the gap is found by the chain."""
+    with AuditFile(path, fsync=False) as file:
+        fill(file, 2)
+        path.unlink()
+        fill(file, 2)
+    assert "moved or deleted" in caplog.text
+    report = verify_chain(path)
+    assert (report.intact, report.what, report.first_bad) == (False, "removed", 1)
+
+
+def test_moved_file_goes_on_in_a_new_one(path: Path) -> None:
+    """A file moved away by another program, as logrotate does, is the first part of an unbroken chain."""
+    with AuditFile(path, fsync=False) as file:
+        fill(file, 2)
+        path.rename(path.with_name("moved"))
+        fill(file, 2)
+    report = verify_chain([path.with_name("moved"), path])
+    assert (report.intact, report.records) == (True, 4)
+
+
 def test_replaced_file_is_not_appended_to(path: Path) -> None:
     """Where another file was put in its place, messages are deferred until it is gone."""
     with AuditFile(path, fsync=False) as file:
@@ -249,6 +278,17 @@ def test_replaced_file_is_not_appended_to(path: Path) -> None:
         path.unlink()
         fill(file, 1)
     assert len(path.read_bytes().splitlines()) == 1
+
+
+def test_truncated_file_gets_no_hole(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file somebody emptied while it was written goes on without a hole, loudly; the chain shows the gap."""
+    with AuditFile(path, fsync=False) as file:
+        fill(file, 3)
+        os.truncate(path, 0)
+        fill(file, 1)
+    assert "somebody else changed this file" in caplog.text
+    assert b"\0" not in path.read_bytes()
+    assert verify_chain(path).what == "removed"
 
 
 def test_foreign_lines_are_kept_as_evidence(path: Path) -> None:

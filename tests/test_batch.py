@@ -17,7 +17,7 @@ from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
+from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge
 from mqauth.testing.batchforge import ForgedBatch, forge_batch
 from mqauth.testing.token_attacks import changed_header, honest_message
 from mqauth.wire.message import Message, Origin
@@ -45,6 +45,20 @@ def verdict(verifier: Verifier, message: Message) -> Reason | int | None:
 
 
 # --- attacks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("attack", "place"),
+    [(attack, place) for attack in (*ATTACKS, *BATCH_ATTACKS) for place in PLACES
+     if attack.fits(place) and attack.reason is not Reason.PRODUCER_FORBIDDEN],
+    ids=lambda value: getattr(value, "name", value),
+)  # fmt: skip
+def test_each_attack_meets_its_reason(attack: Any, place: str, clock: FakeClock, reason_of: ReasonOf) -> None:
+    """Every attack of the single form passes unchanged in batch mode, and those on batches beside them."""
+    forge = BatchForge(clock)
+    hostile = attack.mount(forge, honest_message(place))
+    verifier = forge.verifier()
+    assert reason_of(lambda: judged(verifier, hostile, clock.now())) is attack.reason
 
 
 @pytest.mark.parametrize("attack", BATCH_ATTACKS, ids=lambda attack: attack.name)

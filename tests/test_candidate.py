@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from mqauth.errors import Reason, Rejection
 from mqauth.judging.verifier import Verifier
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.batchforge import ForgedBatch, forge_batch
+from mqauth.testing.forge import NEIGHBOUR
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import jws
-from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import Message
 
 KAFKA, RABBITMQ = "kafka:orders", "rabbitmq:shop/orders.created"
@@ -105,6 +107,27 @@ def test_memory_of_a_verifier_is_bounded(forge: Forge, clock: FakeClock, checks:
 # --- what is asked again ----------------------------------------------------------------------------------
 
 
+def test_the_key_set_of_now_decides(forge: Forge, clock: FakeClock, checks: Checks) -> None:
+    """Between siblings a key is revoked, removed, retired, replaced under its kid, and put back."""
+    verifier, found, now = forge.verifier(), batch_of(forge), clock.now()
+    other = replace(Key.generate(subjects=["orders-api"]), kid=forge.key.kid)
+    elliptic = replace(Key.generate("ES256", subjects=["orders-api"]), kid=forge.key.kid)
+    changes: list[tuple[list[Key], Reason | None]] = [
+        ([forge.key], None),
+        ([replace(forge.key, revocation=Revocation(reason="stolen"))], Reason.KEY_REVOKED),
+        ([forge.key], None),
+        ([], Reason.KEY_UNKNOWN),
+        ([replace(forge.key, expires=int(now))], Reason.KEY_EXPIRED),
+        ([other], Reason.SIGNATURE_INVALID),
+        ([elliptic], Reason.ALGORITHM_FORBIDDEN),
+        ([replace(forge.key, subjects=frozenset([NEIGHBOUR]))], Reason.SUBJECT_MISMATCH),
+        ([forge.key], None),
+    ]
+    for number, (keys, reason) in enumerate(changes):
+        assert judge(verifier, found.seal(number % 4), KeySet(keys), now) is reason
+    assert checks.count >= 3
+
+
 @pytest.mark.parametrize(
     ("offset", "reason"),
     [(64, None), (65, Reason.EXPIRED), (-5, None), (-6, Reason.ISSUED_IN_FUTURE), (1e6, Reason.EXPIRED)],
@@ -116,3 +139,17 @@ def test_the_clock_of_now_decides(offset: float, reason: Reason | None, forge: F
     assert judge(verifier, found.seal(0), keys, now) is None
     assert judge(verifier, found.seal(1), keys, now + offset) is reason
     assert judge(verifier, found.seal(2), keys, now) is None
+
+
+@pytest.mark.parametrize(
+    ("claims", "reason"),
+    [({"aud": "shipping"}, Reason.AUDIENCE_MISMATCH), ({"sub": NEIGHBOUR}, Reason.SUBJECT_MISMATCH),
+     ({"exp": 2**52}, Reason.LIFETIME_EXCESSIVE)],
+)  # fmt: skip
+def test_a_good_signature_excuses_nothing(
+    claims: dict[str, Any], reason: Reason, forge: Forge, clock: FakeClock
+) -> None:
+    """Audience, subject and lifetime are refused for every sibling, the first and the ones after it."""
+    keys = forge.keys
+    verifier, found = forge.verifier(), batch_of(forge, claims=claims)
+    assert [judge(verifier, found.seal(index), keys, clock.now()) for index in range(4)] == [reason] * 4

@@ -345,6 +345,24 @@ def test_verify_lines_share_one_store(ready: Shell) -> None:
 ACCEPTED, COPY, AGAIN = "accepted", "rejected", "duplicate"
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [([], 0), ([ACCEPTED], 0), ([ACCEPTED, ACCEPTED], 0), ([ACCEPTED, COPY], 1), ([ACCEPTED, AGAIN], 3),
+     ([ACCEPTED, AGAIN, COPY], 1), ([ACCEPTED, COPY, AGAIN], 1), ([ACCEPTED, AGAIN, ACCEPTED], 3)],
+)  # fmt: skip
+def test_exit_code_of_lines(ready: Shell, verdicts: list[str], code: int) -> None:
+    """``--lines`` exits 1 where any message was rejected, else 3 where one is undecided, else 0."""
+    origins = {COPY: {"queue": "billing"}, AGAIN: {"queue": "billing", "redelivered": True}}
+    queued = {"destination": "rabbitmq:shop/orders.a", "body": ""}
+    first = ready(*SIGN, stdin=queued).object()
+    messages = [first | {"origin": origins[COPY]}]
+    for verdict in verdicts[1:]:
+        fresh = verdict is ACCEPTED
+        messages.append(ready(*SIGN, stdin=queued).object() if fresh else first | {"origin": origins[verdict]})
+    ran = ready(*VERIFY, "--lines", stdin=lines(*messages[: len(verdicts)]))
+    assert ([found["verdict"] for found in ran.objects()], ran.code) == (verdicts, code)
+
+
 def test_scopes_are_told_apart(ready: Shell) -> None:
     """Without ``[consumer] scope`` the origin's scope counts: the same message may reach many."""
     record = ready(*SIGN, stdin=MESSAGE).object()
@@ -361,6 +379,13 @@ def test_unconfirmed_is_not_accepted(ready: Shell, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(MemoryReplayStore, "confirm", down)
     ran = ready(*VERIFY, stdin=ready(*SIGN, stdin=MESSAGE).out)
     assert (ran.code, ran.object()["reason"]) == (3, "replay_store_unavailable")
+
+
+def test_verify_leaves_the_audit_alone(ready: Shell) -> None:
+    """``verify`` works beside a running consumer: it neither opens nor writes the audit file."""
+    Path("mqauth.toml").write_text(CONFIG + '[audit]\nfile = "audit.jsonl"\nrecord = "all"\n')
+    assert ready(*VERIFY, stdin=ready(*SIGN, stdin=MESSAGE).out).code == 0
+    assert not Path("audit.jsonl").exists()
 
 
 # --- input is bounded -------------------------------------------------------------------------------------

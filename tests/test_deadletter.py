@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from mqauth.errors import Reason, Rejection
-from mqauth.letters.dead_letter import DeadLetter
+from mqauth.letters.dead_letter import DeadLetter, letter_id
 from mqauth.wire.message import Message, Origin
 
 Maker = Callable[..., Message]
@@ -45,6 +47,28 @@ def test_the_token_is_moved_so_that_nothing_takes_the_letter_for_a_message(kafka
     assert letter(message).whole(all_kept).headers[:2] == (("mqauth-dead-token", b"t"), ("a", b"1"))
 
 
+def test_what_would_act_on_its_own_is_kept_as_metadata(rabbit: Maker) -> None:
+    """user-id, expiration, reply-to, CC, BCC and x-delay are never live on a letter."""
+    properties = {
+        "user-id": "u", "expiration": "1", "reply-to": "r", "message-id": "m", "content-type": "a", "priority": "3"
+    }  # fmt: skip
+    headers = (("CC", ("a",)), ("BCC", ("b",)), ("x-delay", 5), ("reply-to", "q"), ("cc", "ordinary"))
+    found = letter(rabbit(properties=properties, headers=headers)).whole(all_kept)
+    assert found.properties == {"content-type": "a", "priority": "3"}
+    assert [name for name, _ in found.headers if not name.startswith("mqauth-dead-")] == ["cc"]
+    kept = json.loads(lineage(found)["metadata"])
+    assert kept["properties"] == {"user-id": "u", "expiration": "1", "reply-to": "r", "message-id": "m"}
+    assert [name for name, _ in kept["headers"]] == ["CC", "BCC", "x-delay", "reply-to"]
+
+
+def test_headers_of_our_names_are_the_attackers(rabbit: Maker) -> None:
+    """A message that brings mqauth-dead-* headers has them stripped, in any case, and counted."""
+    message = rabbit(headers=(("mqauth-dead-reason", "lie"), ("MQAUTH-Dead-Audit", "lie"), ("a", 1)))
+    found = letter(message).whole(all_kept)
+    assert "lie" not in repr(found.headers)
+    assert json.loads(lineage(found)["metadata"])["stripped"] == 2
+
+
 def size(message: Message) -> int:
     """Return about how many bytes a broker counts."""
     headers = sum(len(name) + len(str(value)) for name, value in message.headers)
@@ -63,6 +87,33 @@ def test_any_message_a_broker_took_has_a_letter_that_fits(changes: dict[str, Any
     limit = size(kafka(**changes))
     found = next(letter(kafka(**changes)).forms(all_kept, lambda form: size(form) <= limit))
     assert lineage(found)["form"] == "reference"
+
+
+BROKER_WRITTEN = (
+    ("x-death", ()), ("x-delivery-count", 3), ("x-acquired-count", 4), ("x-first-death-queue", "q"),
+    ("x-opt-a", 1),
+)  # fmt: skip
+
+
+def test_the_id_is_the_same_for_a_copy_after_a_crash(kafka: Maker, rabbit: Maker) -> None:
+    """What a broker writes anew with each delivery names no content; nor do redelivery and receipt."""
+    assert letter_id(rabbit(headers=(("a", 1), *BROKER_WRITTEN)), "s") == letter_id(
+        rabbit(headers=(("a", 1),)), "s"
+    )
+    redelivered = rabbit(origin=replace(rabbit().origin, redelivered=True))
+    assert letter_id(redelivered, "s") == letter_id(rabbit(), "s")
+
+
+def test_the_id_tells_everything_else_apart(kafka: Maker) -> None:
+    """Another scope, place, body, key, property, header or destination is another letter."""
+    changed = [
+        kafka(), kafka(offset=1), kafka(body=b""), kafka(body=None), kafka(key=None), kafka(key=b""),
+        kafka(headers=()),
+        kafka(destination="kafka:orders2"), kafka(headers=(*kafka().headers, ("a", None))),
+        kafka(properties={"type": "x"}), kafka(headers=kafka().headers[::-1]), kafka(headers=(("a", object()),)),
+    ]  # fmt: skip
+    ids = {letter_id(message, "s") for message in changed} | {letter_id(kafka(), "other")}
+    assert len(ids) == len(changed) + 1
 
 
 @pytest.mark.parametrize(

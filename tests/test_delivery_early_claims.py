@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from mqauth.audit.record import AuditRecord
-from mqauth.delivery.log_work import EarlyClaims
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.delivery.log_work import LONG_ROW, MAX_VERDICT_AGE, ROW, EarlyClaims
+from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.flow import arun, run
-from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Verdict
+from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Issuer
 from mqauth.letters.dead_letter import DeadLetter
@@ -21,7 +21,7 @@ from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
-from mqauth.wire.keys import KeySet
+from mqauth.wire.keys import KeySet, Revocation
 from mqauth.wire.message import Message, Origin
 
 
@@ -45,6 +45,13 @@ class Store(MemoryReplayStore):
         if self.fails:
             raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "told to")
         return super().claim_many(requests)
+
+
+class Single:
+    """A store of one round trip a message."""
+
+    def __init__(self, store: Store) -> None:
+        self.claim, self.confirm, self.release = store.claim, store.confirm, store.release
 
 
 @dataclass
@@ -143,6 +150,52 @@ def bench() -> Bench:
     return Bench()
 
 
+def test_one_round_trip(bench: Bench) -> None:
+    """A batch costs one claim; each is handled in order, and its claim is done at the end."""
+    messages = [bench.sealed(offset) for offset in range(5)]
+    outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 5
+    assert bench.handled == [b"0", b"1", b"2", b"3", b"4"]
+    assert (bench.store.batches, bench.store.single) == ([5], 0)
+    again = bench.batch([at(message, 9) for message in messages])
+    assert {outcome.reason for outcome in bench.work(again, EarlyClaims(bench.guard))} == {Reason.REPLAYED}
+
+
+@pytest.mark.parametrize(
+    ("store", "seconds", "trips"),
+    [
+        ("near", 0.0, [ROW] * 5 + [6]),
+        ("near", 0.002, [ROW, LONG_ROW, 6]),
+        ("near a loop", 0.002, [ROW] * 5 + [6]),
+        ("far from a loop", 0.002, [5 * ROW + 6]),
+    ],
+)
+def test_a_store_in_this_process_is_asked_for_some_of_a_poll_at_a_time(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    store: str,
+    seconds: float,
+    trips: list[int],
+) -> None:
+    """A far store is asked once for all that waits; a near one for a row; slow handlers make it long."""
+    monkeypatch.setattr(Store, "in_process", store.startswith("near"))
+    messages = [bench.sealed(offset) for offset in range(5 * ROW + 6)]
+    bench.seconds = seconds
+    outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard, on_loop=store.endswith("loop")))
+    assert {outcome.verdict for outcome in outcomes} == {Verdict.ACCEPTED}
+    assert bench.handled == [b"%d" % offset for offset in range(5 * ROW + 6)]
+    assert (bench.store.batches, bench.store.single) == (trips, 0)
+
+
+def test_of_a_row_that_grew_too_old_few_are_judged_again(bench: Bench) -> None:
+    """After a row that was too old before its end, the next one is as long as is handled in half of that time."""
+    waiting = bench.batch([bench.sealed(offset) for offset in range(20)])
+    bench.seconds = MAX_VERDICT_AGE * 0.16
+    outcomes = bench.work(waiting, EarlyClaims(bench.guard))
+    assert {outcome.verdict for outcome in outcomes} == {Verdict.ACCEPTED}
+    assert (bench.store.batches, bench.store.single) == ([20, 3, 3, 3, 3], 1)
+
+
 def test_an_answer_that_would_have_to_be_awaited_is_not(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that answers an event loop by an awaitable is asked again for each delivery, in its turn."""
 
@@ -165,6 +218,52 @@ def test_an_answer_that_would_have_to_be_awaited_is_not(bench: Bench, monkeypatc
     assert (bench.store.batches, bench.store.single) == ([], 5)
 
 
+def test_claims_without_an_answer_are_remembered(bench: Bench) -> None:
+    """Where the answer to a batch's claims is lost each delivery knows what the store may hold for it."""
+    waiting = bench.batch([bench.sealed(offset) for offset in range(3)])
+    bench.store.fails = True
+    EarlyClaims(bench.guard).judge_ahead(waiting)
+    assert [each.step for each in waiting] == [Step.JUDGE] * 3
+    assert [None if each.claim is None else each.claim.place for each in waiting] == [
+        each.message.origin.coordinates for each in waiting
+    ]
+
+
+def test_copies_in_a_batch(bench: Bench) -> None:
+    """Of a message and its copy in one batch the first is handled, and the copy is dead-lettered in its turn."""
+    message = bench.sealed(0)
+    waiting = bench.batch([message, bench.sealed(1), at(message, 2)])
+    ahead = EarlyClaims(bench.guard)
+    ahead.judge_ahead(waiting)
+    assert (bench.records, bench.letters, bench.handled) == ([], [], [])
+    outcomes = bench.work(waiting, EarlyClaims(bench.guard))
+    assert [outcome.reason for outcome in outcomes] == [None, None, Reason.REPLAYED]
+    assert (len(bench.records), len(bench.letters), bench.handled) == (1, 1, [b"0", b"1"])
+
+
+def test_forged_cost_no_claim(bench: Bench) -> None:
+    """What is rejected before its claim is not claimed, and is recorded and dead-lettered in its turn alone."""
+    forged = bench.sealed(1, key=bench.forge.stranger)
+    waiting = bench.batch([bench.sealed(0), forged, bench.sealed(2)])
+    EarlyClaims(bench.guard).judge_ahead(waiting)
+    assert (bench.store.batches, bench.records) == ([2], [])
+    outcomes = bench.work(waiting, EarlyClaims(bench.guard))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED, Verdict.REJECTED, Verdict.ACCEPTED]
+
+
+class AsyncPolicy:
+    """A policy that has to be awaited."""
+
+    version = "1"
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+
+    async def decide(self, verified: Verified) -> Any:
+        """Decide."""
+        return self._policy.decide(verified)
+
+
 def on_loop(guard: Pipeline, deliveries: list[Delivery], bench: Bench) -> list[Verdict]:
     """Judge ahead in an event loop, and carry each to its end."""
 
@@ -173,6 +272,13 @@ def on_loop(guard: Pipeline, deliveries: list[Delivery], bench: Bench) -> list[V
         return [(await arun(guard.process(each, bench.handle, bench))).verdict for each in deliveries]
 
     return asyncio.run(work())
+
+
+def test_awaited_policy(bench: Bench) -> None:
+    """In an event loop a policy may be asynchronous: then each is judged and claimed when it is processed."""
+    guard = bench.pipeline(policy=AsyncPolicy(bench.forge.policy("kafka:orders")))
+    assert on_loop(guard, bench.batch([bench.sealed(0), bench.sealed(1)]), bench) == [Verdict.ACCEPTED] * 2
+    assert (bench.store.batches, bench.store.single) == ([], 2)
 
 
 def test_key_not_looked_for_ahead(bench: Bench) -> None:
@@ -193,6 +299,66 @@ def test_store_down(bench: Bench) -> None:
     assert bench.store.single == 2
 
 
+def test_dropped_behind_a_deferred_one(bench: Bench) -> None:
+    """A record whose claim was left behind is handled when it is read again from the same place."""
+    messages = [bench.sealed(offset) for offset in range(3)]
+    EarlyClaims(bench.guard).judge_ahead(bench.batch(messages))
+    outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 3
+    assert bench.handled == [b"0", b"1", b"2"]
+
+
+def test_waits_for_the_world(bench: Bench) -> None:
+    """A record whose key cannot be fetched ends the look: those behind it are neither judged nor claimed."""
+    source = Keys(KeySet([bench.forge.key]))
+    bench.guard = bench.pipeline(verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=source)}))
+    unknown = bench.sealed(1, key=bench.forge.stranger)
+    waiting = bench.batch([bench.sealed(0), unknown, bench.sealed(2)])
+    outcomes = bench.work(waiting, EarlyClaims(bench.guard))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED, Verdict.DEFERRED]
+    assert bench.store.batches == [1]
+    assert waiting[1].step is Step.JUDGE
+
+
+def test_old_verdicts(bench: Bench) -> None:
+    """A verdict that waited too long for its turn is reached anew: a key revoked meanwhile counts."""
+    source = Keys(bench.forge.keys)
+    bench.guard = bench.pipeline(verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=source)}))
+    waiting = bench.batch([bench.sealed(0), bench.sealed(1), bench.sealed(2)])
+    ahead = EarlyClaims(bench.guard)
+    ahead.judge_ahead(waiting)
+    source.keys = KeySet([replace(bench.forge.key, revocation=Revocation(reason="stolen"))])
+    assert run(bench.guard.process(waiting.pop(0), bench.handle, bench)).verdict is Verdict.ACCEPTED
+    bench.clock.advance(MAX_VERDICT_AGE)
+    outcomes = bench.work(waiting, ahead)
+    assert [outcome.reason for outcome in outcomes] == [Reason.KEY_REVOKED] * 2
+    assert bench.handled == [b"0"]
+
+
+def test_no_place(bench: Bench) -> None:
+    """A delivery without an exact place is claimed in its turn: it could not be claimed again from there."""
+    waiting = bench.batch([at(bench.sealed(0), None), bench.sealed(1), bench.sealed(2)])
+    outcomes = bench.work(waiting, EarlyClaims(bench.guard))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 3
+    assert (bench.store.batches, bench.store.single) == ([2], 1)
+
+
+def test_store_without_batches(bench: Bench) -> None:
+    """With a store that takes one claim at a time each is judged in its turn."""
+    bench.guard = bench.pipeline(replay=Single(bench.store))
+    outcomes = bench.work(bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 2
+    assert (bench.store.batches, bench.store.single) == ([], 2)
+
+
+def test_wrong_number_of_answers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that answers for fewer than asked is not believed: each is judged in its turn."""
+    monkeypatch.setattr(bench.store, "claim_many", lambda _requests: [ClaimStatus.FRESH])
+    outcomes = bench.work(bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 2
+    assert bench.store.single == 2
+
+
 def test_asynchronous_policy(bench: Bench) -> None:
     """An asynchronous plug-in stops the consumer, ahead as in turn."""
 
@@ -205,3 +371,13 @@ def test_asynchronous_policy(bench: Bench) -> None:
     bench.guard = bench.pipeline(policy=Later())
     with pytest.raises(ConfigurationError, match="asynchronous"):
         EarlyClaims(bench.guard).judge_ahead(bench.batch([bench.sealed(0), bench.sealed(1)]))
+
+
+def test_time_of_a_verdict(bench: Bench) -> None:
+    """Observers are told each verdict's share of the time."""
+    seen: list[float | None] = []
+    bench.guard = bench.pipeline(
+        observers=[lambda outcome, _message, _seconds: seen.append(outcome.judge_seconds)]
+    )
+    bench.work(bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard))
+    assert seen == [0.0, 0.0]  # by a clock that stands

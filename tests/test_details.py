@@ -10,9 +10,15 @@ import pytest
 from mqauth.errors import Reason, Rejection
 from mqauth.judging import details
 from mqauth.judging.details import explain
+from mqauth.testing import ATTACKS, BATCH_ATTACKS
 from mqauth.testing.token_attacks import honest_message
 
 World = Any
+SECRET_SIDE = {
+    Reason.ISSUER_UNTRUSTED, Reason.KEY_UNKNOWN, Reason.KEY_REVOKED, Reason.KEY_EXPIRED, Reason.AUDIENCE_MISMATCH,
+    Reason.SUBJECT_MISMATCH, Reason.EXPIRED, Reason.LIFETIME_EXCESSIVE, Reason.ISSUED_IN_FUTURE,
+    Reason.NOT_YET_VALID,
+}  # fmt: skip
 HOSTILE = "\x1b[2J\u202e" + "x" * 10_000
 
 
@@ -21,6 +27,20 @@ def rejected(world: World, attack: Any) -> tuple[Any, dict[str, Any], dict[str, 
     place = "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
     outcome = world.process(attack.mount(world.forge, honest_message(place)))
     return outcome, world.records[-1], dict(world.published[-1].headers)
+
+
+@pytest.mark.parametrize("attack", [*ATTACKS, *BATCH_ATTACKS], ids=lambda attack: attack.name)
+def test_both_sides(attack: Any, world: World) -> None:
+    """Of each attack whose reason has two sides the record holds both, and the letter what was found alone."""
+    outcome, record, letter = rejected(world, attack)
+    if attack.reason not in SECRET_SIDE:
+        return
+    assert record["found"]
+    assert record["expected"]
+    for name, text in record["expected"].items():
+        assert f"{name} {text}" in outcome.detail
+    assert "; configured:" not in letter["mqauth-dead-detail"]
+    assert all(f"{name} {text}" in outcome.detail for name, text in record["found"].items())
 
 
 def test_issuer_with_a_slash(world: World) -> None:

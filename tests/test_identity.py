@@ -24,6 +24,7 @@ from mqauth.letters.dead_letter import letter_id
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock
+from mqauth.testing.batchforge import forge_batch
 from mqauth.testing.forge import Forge
 from mqauth.testing.identity import TRUST_DOMAIN, WORKLOAD, BatchIdentityForge, IdentityForge
 from mqauth.testing.token_attacks import honest_message
@@ -64,6 +65,23 @@ def test_a_signed_message_is_verified_with_its_identity(form: str, place: str, a
     assert (outcome.verified.issuer, outcome.verified.subject) == (TRUST_DOMAIN, WORKLOAD)
     assert outcome.verified.identity.expires == 1_900_003_600
     assert outcome.verified.kid == forge.authority.key.kid
+
+
+def test_a_handler_changes_no_later_message() -> None:
+    """Claims that messages share, of a remembered WIT or of a batch, are each handler's own."""
+    clock = FakeClock(1_900_000_000)
+    forge = BatchIdentityForge(clock)
+    wit = forge.wit(claims={"teams": {"shop": ["orders"]}})
+    pipe = pipeline(forge, clock)
+    for number in range(3):
+        message = replace(honest_message(PLACES[0]), body=b"%d" % number)
+        outcome = judged(pipe, forge.seal(message, wit=wit, claims={"trace": {"spans": []}}))
+        assert outcome.verified is not None
+        assert outcome.verified.identity is not None
+        said, extra = outcome.verified.identity.claims["teams"], outcome.verified.claims.extra["trace"]
+        assert (said, extra) == ({"shop": ["orders"]}, {"spans": []})
+        said["shop"].append("payments")
+        extra["spans"].append(number)
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -247,3 +265,16 @@ def test_a_letter_shows_what_its_identity_claims() -> None:
         forge = form(FakeClock(1_900_000_000))
         opened, said = opened_token(forge.token(honest_message(PLACES[0])).encode())
         assert (opened.kid, said.iss, said.sub) == (forge.authority.key.kid, TRUST_DOMAIN, WORKLOAD)
+
+
+def test_a_sibling_ends_with_its_identity() -> None:
+    """What was found of a batch stands for its siblings until the WIT has ended, or the authority's key."""
+    clock = FakeClock(1_900_000_000)
+    forge = IdentityForge(clock)
+    wit = forge.wit(claims={"exp": 1_900_000_030})
+    messages = [replace(honest_message(PLACES[0]), body=b"%d" % number) for number in range(3)]
+    found = forge_batch(forge, messages, wit=wit, claims={"exp": 1_900_000_600})
+    pipe = pipeline(forge, clock)
+    for place, seconds, reason in ((0, 0, None), (1, 34, None), (2, 1, Reason.EXPIRED)):
+        clock.advance(seconds)
+        assert judged(pipe, found.seal(place)).reason is reason

@@ -20,6 +20,11 @@ LIMITS = Limits()
 NOBODY = "nobody"
 
 
+def named(key: Key, kid: str) -> Key:
+    """Return a key under another's kid."""
+    return replace(key.public_only, kid=kid)
+
+
 def fetched(
     *keys: Key, at: float = 0.0, limits: Limits = LIMITS, before: Cache | None = None, **said: Any
 ) -> Cache:
@@ -58,6 +63,35 @@ def kids(cache: Cache) -> set[str]:
 # Serving
 
 
+def test_a_set_serves_until_max_stale_and_no_longer() -> None:
+    """The last good set serves for ``max_stale`` seconds after it was asked for, and not a moment longer."""
+    cache = fetched(A)
+    assert rules.usable(cache, 3600, LIMITS) is cache.keys
+    assert rules.usable(cache, 3600.001, LIMITS) is None
+
+
+@pytest.mark.parametrize(
+    ("max_age", "age", "expected"),
+    [(None, 0, 300), (600, 0, 600), (600, 100, 500), (0, 0, 60), (59, 0, 60), (86400, 0, 900), (60, 9999, 60)],
+)
+def test_cache_control_is_followed_within_bounds(max_age: float | None, age: float, expected: float) -> None:
+    """``max-age`` less ``Age`` decides freshness, between a fifth and three times ``fresh``."""
+    assert fetched(A, max_age=max_age, age=age).fresh_until == expected
+
+
+def test_freshness_never_outlasts_max_stale() -> None:
+    """A long ``max-age`` does not keep a set fresh past the time it may serve."""
+    assert Limits(max_stale=60).freshness(86400, 0) == 60
+
+
+@pytest.mark.parametrize(("jitter", "due"), [(0.0, 240.0), (1.0, 270.0)])
+def test_a_set_is_refreshed_ahead_of_time_with_jitter(jitter: float, due: float) -> None:
+    """The next attempt begins between 80 and 90 % of the freshness, wherever jitter puts it."""
+    begun = rules.begin(Cache(), 0)
+    cache, _ = rules.answered(begun, Answer(keys=KeySet([A])), asked=0, limits=LIMITS, jitter=jitter)
+    assert cache.due == pytest.approx(due)
+
+
 def test_an_older_answer_never_replaces_a_newer() -> None:
     """An answer to any attempt but the latest, and a second answer to that one, change nothing."""
     cache = fetched(A, at=100)
@@ -76,7 +110,102 @@ def test_not_modified_renews_the_set_in_use() -> None:
     assert events == (("refreshed", "unchanged"),)
 
 
+def test_an_equal_set_is_the_same_object() -> None:
+    """An answer with the same keys leaves the very set in use, so that nobody is told of a change."""
+    cache = fetched(A, B)
+    assert fetched(B, A, at=250, before=cache).keys is cache.keys
+
+
+# Outage
+
+
+def test_an_outage_leaves_the_set_and_is_counted_from_the_first_failure() -> None:
+    """Failures keep the set, remember when the outage began, and are forgotten with the next good answer."""
+    cache = fetched(A)
+    for at in (240, 270, 300):
+        cache, _ = step(cache, "down", at=at)
+    assert (cache.failing_since, cache.failures, cache.failure, kids(cache)) == (240, 3, "down", {A.kid})
+    cache = fetched(A, at=330, before=cache)
+    assert (cache.failing_since, cache.failures, cache.failure) == (None, 0, None)
+
+
+def test_attempts_in_an_outage_are_half_a_minute_apart() -> None:
+    """With a set in hand, the next attempt comes 30 s after the last began, up to a quarter later by jitter."""
+    begun = rules.begin(fetched(A), 240)
+    due = [rules.failed(begun, "x", asked=240, now=245, limits=LIMITS, jitter=j)[0].due for j in (0, 1)]
+    assert due == [270, 277.5]
+
+
+def test_a_cache_that_never_had_a_set_tries_again_sooner_at_first() -> None:
+    """Cold attempts follow each other after 2, 4, 8, 16 and then 30 s."""
+    cache, at, pauses = Cache(), 0.0, []
+    for _ in range(6):
+        cache, _ = step(cache, "down", at=at)
+        pauses.append(cache.due - at)
+        at = cache.due
+    assert pauses == [2, 4, 8, 16, 30, 30]
+
+
+def test_keys_that_are_gone_go_at_the_first_good_answer() -> None:
+    """After an outage a removed key is purged at once, and told of."""
+    cache, _ = step(fetched(A, B, C), "down", at=240)
+    cache, events = step(cache, Answer(keys=KeySet([A, B])), at=270)
+    assert kids(cache) == {A.kid, B.kid}
+    assert events == (("refreshed", f"removed {C.kid}"),)
+
+
 # Unknown kids
+
+
+def test_a_known_kid_is_answered_whatever_happens() -> None:
+    """A kid of the set is answered in an outage, during an attempt, and however old the set is."""
+    cache, _ = step(fetched(A), "down", at=3000)
+    assert ruling(rules.begin(cache, 3031), now=3032, kid=A.kid) is Ruling.ANSWER
+
+
+def test_a_set_asked_for_after_the_message_came_says_all() -> None:
+    """An unknown kid is unknown at once where the set was asked for at or after the message's receipt."""
+    cache = fetched(A, at=100)
+    assert ruling(cache, now=1000, received=100) is Ruling.ANSWER
+    assert ruling(cache, now=1000, received=100.001) is Ruling.ASK
+
+
+def test_an_answer_from_a_cache_on_the_way_is_as_old_as_it_says() -> None:
+    """``Age`` makes an answer older: it does not speak for messages received after its issuer made it."""
+    cache = fetched(A, at=100, age=50)
+    assert ruling(cache, now=1000, received=50) is Ruling.ANSWER
+    assert ruling(cache, now=1000, received=51) is Ruling.ASK
+    assert ruling(cache, now=131, received=131) is Ruling.ASK
+
+
+def test_a_set_younger_than_the_publish_delay_says_all() -> None:
+    """An unknown kid is unknown at once while the set is younger than ``publish_delay``, and asked for after."""
+    cache = fetched(A, at=0)
+    assert ruling(cache, now=29.999) is Ruling.ANSWER
+    assert ruling(cache, now=30) is Ruling.ASK
+
+
+def test_a_longer_announced_publish_delay_counts() -> None:
+    """What the document announces counts where it is longer than the setting, and not where it is shorter."""
+    assert ruling(fetched(A, publish_delay=600), now=200) is Ruling.ANSWER
+    assert ruling(fetched(A, publish_delay=600), now=601) is Ruling.ASK
+    assert ruling(fetched(A, publish_delay=1), now=29) is Ruling.ANSWER
+
+
+def test_one_attempt_in_half_a_minute_counted_from_the_attempt() -> None:
+    """After an attempt that failed, the next on account of unknown kids is 30 s after it *began*."""
+    cache = rules.begin(fetched(A), 100)
+    cache, _ = rules.failed(cache, "timed out", asked=100, now=105, limits=LIMITS, jitter=0)
+    assert ruling(cache, now=129.999) is Ruling.PENDING
+    assert ruling(cache, now=130) is Ruling.ASK
+
+
+def test_a_live_issuer_that_was_just_asked_is_not_asked_again() -> None:
+    """With a short publish delay and a live issuer, the spent budget makes a kid unknown, never pending."""
+    limits = Limits(publish_delay=0)
+    cache = fetched(A, at=100, limits=limits)
+    assert ruling(cache, now=110, limits=limits) is Ruling.ANSWER
+    assert ruling(cache, now=130, limits=limits) is Ruling.ASK
 
 
 def test_waiting_for_an_attempt_ends_two_seconds_after_it_began() -> None:
@@ -84,6 +213,43 @@ def test_waiting_for_an_attempt_ends_two_seconds_after_it_began() -> None:
     cache = rules.begin(fetched(A), 100)
     assert ruling(cache, now=101.999) is Ruling.WAIT
     assert ruling(cache, now=102) is Ruling.PENDING
+
+
+def test_an_outage_holds_a_message_for_a_minute_from_its_first_failure() -> None:
+    """Pending while the issuer has been out of reach for less than ``max_hold``; then the kid is unknown."""
+    cache, _ = step(fetched(A), "down", at=100)
+    cache, _ = step(cache, "down", at=135)
+    assert ruling(cache, now=159.999) is Ruling.PENDING
+    assert ruling(cache, now=160) is Ruling.OUTLIVED
+    assert ruling(cache, now=165) is Ruling.ASK
+
+
+def test_without_a_set_nothing_is_unknown() -> None:
+    """A cold cache asks, waits, and is unavailable; it never says that a kid is unknown."""
+    assert ruling(Cache(), now=0) is Ruling.ASK
+    begun = rules.begin(Cache(), 0)
+    assert [ruling(begun, now=now) for now in (1, 2)] == [Ruling.WAIT, Ruling.UNAVAILABLE]
+    down, _ = step(Cache(), "down", at=0)
+    assert [ruling(down, now=now, received=0) for now in (1, 29, 30)] == [
+        Ruling.UNAVAILABLE, Ruling.UNAVAILABLE, Ruling.ASK,
+    ]  # fmt: skip
+
+
+def test_a_set_past_max_stale_does_not_judge() -> None:
+    """Beyond ``max_stale`` an unknown kid, and a known one, make us ask and are otherwise unavailable."""
+    cache = fetched(A)
+    assert ruling(cache, now=3601, kid=A.kid) is Ruling.ASK
+    cache, _ = step(cache, "down", at=3601)
+    assert ruling(cache, now=3602, kid=A.kid) is Ruling.UNAVAILABLE
+
+
+def test_kids_asked_for_in_vain_are_remembered_for_a_minute() -> None:
+    """An unknown kid that an answer lacked is not asked for again within 60 s; another kid is."""
+    cache, absent = fetched(A), Recent[str, float](ABSENT_KIDS)
+    absent.keep(NOBODY, 40)
+    assert ruling(cache, now=99.999, absent=absent) is Ruling.ANSWER
+    assert ruling(cache, now=100, absent=absent) is Ruling.ASK
+    assert ruling(cache, now=50, kid="other", absent=absent) is Ruling.ASK
 
 
 @pytest.mark.parametrize("outage", [False, True])
@@ -101,6 +267,24 @@ def test_a_flood_of_random_kids_costs_the_issuer_one_attempt_in_half_a_minute(ou
 # Shrink guard
 
 
+def test_an_empty_set_must_be_seen_twice() -> None:
+    """An empty answer leaves the keys in use with an alarm and is asked again in 30 s; the second one counts."""
+    cache, events = step(fetched(A, B, etag='"1"'), Answer(keys=KeySet([]), etag='"2"'), at=240)
+    assert kids(cache) == {A.kid, B.kid}
+    assert kinds(events) == ["refreshed", "loss_held"]
+    assert (cache.due, cache.etag) == (270, None)
+    cache, events = step(cache, Answer(keys=KeySet([])), at=270)
+    assert kids(cache) == set()
+    assert [detail for _, detail in events] == [f"removed {', '.join(sorted((A.kid, B.kid)))}"]
+
+
+def test_losing_most_keys_must_be_seen_twice_and_what_is_new_counts_at_once() -> None:
+    """Three of four keys gone stay until confirmed, while the new key of that answer is used at once."""
+    cache, _ = step(fetched(A, B, C, D), Answer(keys=KeySet([A, E])), at=240)
+    assert kids(cache) == {key.kid for key in (A, B, C, D, E)}
+    assert kids(fetched(A, E, at=270, before=cache)) == {A.kid, E.kid}
+
+
 @pytest.mark.parametrize("answered", [(), (A,)], ids=["empty", "a third"])
 def test_what_an_answer_lacks_by_mishap_it_lacks_of_cutoffs_too(answered: tuple[Key, ...]) -> None:
     """A cut-off stays until the next answer lacks it, too; a new or later one counts at once."""
@@ -114,12 +298,41 @@ def test_what_an_answer_lacks_by_mishap_it_lacks_of_cutoffs_too(answered: tuple[
     assert (again.keys.cutoffs, set(again.keys.by_kid)) == (said, {key.kid for key in answered})
 
 
+def test_losing_half_is_no_mishap() -> None:
+    """A rotation of two keys to one purges at once."""
+    assert kids(fetched(B, at=240, before=fetched(A, B))) == {B.kid}
+
+
+def test_a_loss_that_was_not_repeated_is_forgotten() -> None:
+    """After a whole answer in between, a second loss is a first one again."""
+    cache = fetched(at=240, before=fetched(A, B))
+    cache = fetched(A, B, at=270, before=cache)
+    assert cache.suspects == frozenset()
+    assert kids(fetched(at=510, before=cache)) == {A.kid, B.kid}
+
+
+def test_a_failed_attempt_does_not_confirm_a_loss() -> None:
+    """A failure between two empty answers neither confirms the first nor forgets it."""
+    cache, _ = step(fetched(at=240, before=fetched(A)), "down", at=270)
+    assert kids(cache) == {A.kid}
+    assert kids(fetched(at=300, before=cache)) == set()
+
+
 def test_a_first_set_that_is_empty_must_be_seen_twice() -> None:
     """A cold cache takes an empty answer for a failure, and for a set when it is repeated."""
     cache, events = step(Cache(), Answer(keys=KeySet([])), at=0)
     assert cache.keys is None
     assert kinds(events) == ["failed"]
     assert kids(fetched(at=2, before=cache)) == set()
+
+
+def test_the_same_kid_with_another_key_counts_at_once() -> None:
+    """An issuer that may add keys may exchange one, too: the new one is used and told of."""
+    other = named(E, A.kid)
+    cache, events = step(fetched(A, B), Answer(keys=KeySet([other, B])), at=240)
+    assert cache.keys is not None
+    assert cache.keys.get(A.kid) == other
+    assert events == (("refreshed", f"changed {A.kid}"),)
 
 
 def test_a_revocation_counts_at_once() -> None:
@@ -143,6 +356,12 @@ def test_an_answer_dated_before_the_one_in_use_takes_nothing_away() -> None:
     assert (kids(cache), cache.keys.get(B.kid)) == ({A.kid, B.kid}, B.public_only)
 
 
+def test_undated_answers_are_taken_in_the_order_they_were_asked_for() -> None:
+    """Where either answer has no date, a later answer removes a key at once."""
+    assert kids(fetched(A, B, at=240, before=fetched(A, B, C, date=1000))) == {A.kid, B.kid}
+    assert kids(fetched(A, B, date=900, at=240, before=fetched(A, B, C))) == {A.kid, B.kid}
+
+
 def test_skipped_keys_are_told_of_once() -> None:
     """A key that cannot be used is an event when it first appears, and not at each refresh."""
     line = "key 1: its kty or crv is not one of this profile"
@@ -161,3 +380,21 @@ def test_no_bound_may_be_infinite(name: str, value: Any) -> None:
     """Every bound is a finite number of seconds; nothing serves, holds or waits for ever."""
     with pytest.raises(ConfigurationError, match=name):
         Limits(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "settings", [{"fresh": 29}, {"max_stale": 29}, {"wait": 2.1}, {"max_stale": 604801}, {"max_hold": 3601}]
+)
+def test_bounds_out_of_range_are_refused(settings: dict[str, float]) -> None:
+    """A set neither serves nor is fresh for less than the pause between attempts; nobody waits over 2 s."""
+    with pytest.raises(ConfigurationError, match="seconds"):
+        Limits(**settings)
+
+
+@pytest.mark.parametrize(
+    ("announced", "expected"),
+    [(600, 600), (0, 0), (-1, None), (True, None), (1.5, None), ("9", None), (1e9, None)],
+)
+def test_only_a_sound_announcement_counts(announced: object, expected: float | None) -> None:
+    """A publish delay is announced as whole seconds, at most a week; anything else is no announcement."""
+    assert rules.publish_delay_of({"mqauth_publish_delay": announced}) == expected

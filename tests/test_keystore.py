@@ -42,12 +42,32 @@ def states(found: KeyRing) -> list[str]:
 # --- the ring ---------------------------------------------------------------------------------------------
 
 
+def test_first_key_is_active_and_later_ones_wait() -> None:
+    """The first key signs at once, every later one is pending for the publish delay."""
+    found = ring_of(3)
+    assert states(found) == ["active", "pending", "pending"]
+    assert [key.ready - NOW for key in found.keys] == [0, 10, 10]
+
+
+def test_rotate_before_the_delay_changes_nothing() -> None:
+    """A key signs only once it has been published for its delay."""
+    found = ring_of(2)
+    assert ring.rotate(found, NOW + 9) == found
+
+
 def test_retired_key_goes_after_retain() -> None:
     """A retired key stays published for ``retain`` beyond its end, and no longer."""
     rotated = ring.rotate(ring_of(2), NOW + 10)
     end = NOW + 10 + RETIREMENT_GRACE + rotated.retain
     assert len(ring.rotate(rotated, end - 1).keys) == 2
     assert states(ring.rotate(rotated, end)) == ["active"]
+
+
+def test_active_key_cannot_retire_without_a_successor() -> None:
+    """Retiring the only key that can sign is refused."""
+    found = ring_of(2)
+    with pytest.raises(ConfigurationError, match="no pending key is ready"):
+        ring.retire(found, found.keys[0].kid, NOW)
 
 
 def test_retire_hands_over_to_a_ready_key() -> None:

@@ -75,6 +75,17 @@ def test_count_and_history_grow_with_each_redrive_and_stay_bounded(bureau: Burea
     assert len(set(ids)) == 12
 
 
+def test_what_a_sender_says_of_it_is_stripped_and_noted(bureau: Bureau) -> None:
+    """Lineage on an incoming message, signed or not, is not believed."""
+    told = bureau.message()
+    lies = ((f"{PREFIX}count", "99"), (f"{PREFIX}history", '[{"id": "x"}]'))
+    if bureau.place == KAFKA:
+        lies = tuple((name, value.encode()) for name, value in lies)  # type: ignore[assignment]
+    letter = rejected(bureau, bureau.forge.seal(replace(told, headers=(*told.headers, *lies))))
+    assert lines(letter) == {"count": 1, "history": []}
+    assert json.loads(dict(letter.headers)[f"{PREFIX}metadata"])["stripped"] == 2  # type: ignore[arg-type]
+
+
 def test_a_release_of_somebody_elses_adds_nothing(bureau: Bureau) -> None:
     """A release of no authority of ours, whatever past it tells, neither counts nor is believed later."""
     stranger = Releaser(

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mqauth.testing.batchforge import leaf_hash
 from mqauth.wire.batch import HASH_BYTES, Proven, Tree
@@ -80,6 +82,29 @@ def path_length(index: int, size: int) -> int:
         count += index & 1 or index < last
         index, last = index >> 1, last >> 1
     return count
+
+
+@given(st.integers(1, 70), st.data())
+def test_remembering_changes_no_answer(size: int, data: st.DataObject) -> None:
+    """Proofs honest and bent, in any order: with one memory, with none, and by the RFC's steps alike."""
+    leaves, tree = data_of(size), tree_of(size)
+    warm = Proven(tree.root, size)
+    for _ in range(data.draw(st.integers(1, 12))):
+        index = data.draw(st.integers(0, size - 1))
+        leaf, path = leaf_hash(leaves[index]), bytearray(tree.paths()[index])
+        bend = data.draw(st.sampled_from(["none", "none", "bit", "leaf", "other", "swap"]))
+        if bend == "bit" and path:
+            path[data.draw(st.integers(0, len(path) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        elif bend == "leaf":
+            leaf = leaf_hash(leaves[data.draw(st.integers(0, size - 1))])
+        elif bend == "other":
+            other = tree.paths()[data.draw(st.integers(0, size - 1))]
+            path = bytearray(other) if len(other) == len(path) else path
+        elif bend == "swap" and len(path) >= 2 * HASH_BYTES:
+            path[:HASH_BYTES], path[-HASH_BYTES:] = path[-HASH_BYTES:], path[:HASH_BYTES]
+        expected = rfc_verifies(leaf, index, size, hashes(bytes(path)), tree.root)
+        assert warm.proves(leaf, index, bytes(path)) is expected
+        assert Proven(tree.root, size).proves(leaf, index, bytes(path)) is expected
 
 
 @pytest.mark.parametrize("size", [0, MAX_BATCH + 1])

@@ -25,7 +25,7 @@ from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
 from mqauth.judging.selftest import at_start, starting
 from mqauth.policies.opa import MAX_MEMORY
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.testing import Forge
+from mqauth.testing import Forge, IdentityForge
 from mqauth.testing.policy_contract import ELSEWHERE, PLACE, honest
 from mqauth.wire.message import Message
 from tests.opa_agent import PATH, UNDEFINED, URL, Agent
@@ -59,6 +59,19 @@ def test_exactly_the_members_that_are_named(agent: Agent) -> None:
             "audience": "billing", "destination": PLACE, "scope": "billing", "claims": {},
         }
     ]  # fmt: skip
+
+
+def test_claims_are_the_authoritys() -> None:
+    """In the identity form the claims of the WIT are asked, and none that its producer wrote."""
+    forge, agent = IdentityForge(), Agent()
+    agent.says = lambda question: question["claims"].get("env") == "prod"
+    guard = Pipeline(verifier=forge.verifier(), policy=agent.opa(), replay=MemoryReplayStore(8))
+    plain = Message(destination=PLACE, body=b"x")
+    token = forge.jws(plain, wit=forge.wit(claims={"env": "prod"})).encode()
+    signed = Message(destination=PLACE, body=b"x", headers=(("mqauth-token", token),))
+    assert run(guard.judge(guard.receive(signed))).verdict is Verdict.ACCEPTED
+    assert agent.asked[0]["form"] == "identity"
+    assert agent.asked[0]["claims"] == {"env": "prod"}
 
 
 # What counts as an answer.

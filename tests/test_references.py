@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from mqauth.cli import main
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import ActiveKey, Keystore
+from mqauth.keystore import ActiveKey, Keystore, State
 from mqauth.keystore.disk import files, ring
 from mqauth.keystore.reference import key as reference
 from mqauth.keystore.reference.key import ReferenceKey
@@ -83,6 +83,14 @@ def adopted(store: Keystore, uri: str = "held:1") -> ring.RingKey:
 
 
 # --- adopting ---------------------------------------------------------------------------------------------
+
+
+def test_adopted_key_is_pending(store: Keystore, holders: Holders) -> None:
+    """Even the first key of a folder is pending when it is adopted, under the thumbprint of its public half."""
+    made = store.adopt("held:1", subjects=[SUBJECT])
+    assert (made.state, made.uri, made.ready - NOW) == (State.PENDING, "held:1", ring.DEFAULT_PUBLISH_DELAY)
+    assert (made.kid, made.key.algorithm) == (holders["held:1"].key.kid, "EdDSA")
+    assert store.ring().get(made.kid) == made
 
 
 def test_a_key_that_signs_as_another_is_not_adopted(store: Keystore, holders: Holders) -> None:

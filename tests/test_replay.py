@@ -84,6 +84,19 @@ def test_the_claim_table(
     assert judge(entry, replace(REQUEST, place=place, redelivered=redelivered), now) is status
 
 
+@pytest.mark.parametrize(
+    ("entry", "status"),
+    [
+        (None, ClaimStatus.LOST), (HELD, ClaimStatus.LOST), (DONE, ClaimStatus.LOST),
+        (OURS, ClaimStatus.FRESH),
+    ],
+)  # fmt: skip
+def test_a_renewal_is_for_the_owner_alone(entry: Entry | None, status: ClaimStatus) -> None:
+    """Renewing takes nothing that is not held by this owner, not even an unseen id or one whose lease is over."""
+    assert judge(entry, replace(REQUEST, renew=True, redelivered=True), 99) is status
+    assert judge(entry, replace(REQUEST, renew=True, place=HERE), 0) is status
+
+
 def test_without_a_store_every_copy_is_handled() -> None:
     """``replay=None`` takes each claim for a first one, in its words; to leave it out is an error."""
     forge, handled = Forge(FakeClock(NOW)), list[bytes | None]()
@@ -96,6 +109,18 @@ def test_without_a_store_every_copy_is_handled() -> None:
     assert handled == [b"order"] * 3
     with pytest.raises(TypeError, match="replay"):
         Pipeline(**settings)
+
+
+@pytest.mark.parametrize("end", ["confirm", "release"])
+def test_a_former_owner_changes_nothing(end: str) -> None:
+    """Whoever lost the lease can neither finish nor free the new owner's claim."""
+    clock = FakeClock(NOW)
+    store = MemoryReplayStore(clock=clock)
+    store.claim(REQUEST)
+    clock.advance(60)
+    assert store.claim(replace(REQUEST, owner="heir", redelivered=True)) is ClaimStatus.FRESH
+    getattr(store, end)(REQUEST)
+    assert store.claim(replace(REQUEST, owner="third", redelivered=True)) is ClaimStatus.HELD
 
 
 def test_a_stepped_wall_clock_moves_no_lease() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.signer import MAX_LIFETIME
-from mqauth.testing import Forge
+from mqauth.testing import FakeClock, Forge
 from mqauth.wire import claims, envelope, jws
 from mqauth.wire.message import Message
 
@@ -20,6 +20,25 @@ Maker = Callable[..., Message]
 def claims_of(message: Message) -> claims.Claims:
     """Return the claims of a signed message."""
     return claims.parse(jws.take_apart(envelope.token_of(message)).payload)
+
+
+def test_claims_are_the_producers(forge: Forge, clock: FakeClock, kafka: Maker) -> None:
+    """Issuer, subject, audience, whole-second times and the binding stand in the token."""
+    found = claims_of(forge.signer(lifetime=90).sign(kafka()))
+    now = int(clock.now())
+    assert (found.iss, found.sub, found.aud) == ("https://auth.example", "orders-api", "billing")
+    assert (found.iat, found.exp) == (now, now + 90)
+    assert found.mqa == envelope.bind(kafka())
+
+
+def test_each_call_has_its_own_id(forge: Forge, kafka: Maker) -> None:
+    """The same message signed twice is two messages; an id has 128 random bits."""
+    signer = forge.signer()
+    first, second = claims_of(signer.sign(kafka())).jti, claims_of(signer.sign(kafka())).jti
+    assert first != second
+    asked: list[int] = []
+    forge.signer(randomness=lambda size: asked.append(size) or bytes(size)).sign(kafka())
+    assert asked == [16]
 
 
 def test_audiences_by_destination(forge: Forge, kafka: Maker, rabbit: Maker) -> None:

@@ -48,6 +48,36 @@ def test_each_attack_meets_its_reason(
     assert reason_of(lambda: judged(verifier, hostile, clock.now(), forge.keys)) is attack.reason
 
 
+@pytest.mark.parametrize(
+    ("iat", "exp", "nbf", "leeway", "reason"),
+    [
+        (0, 60, None, 5, None),
+        (5, 60, None, 5, None), (6, 60, None, 5, Reason.ISSUED_IN_FUTURE),
+        (0, 60, None, 0, None), (1, 60, None, 0, Reason.ISSUED_IN_FUTURE),
+        (0, 60, 5, 5, None), (0, 60, 6, 5, Reason.NOT_YET_VALID), (0, 60, 60, 60, None),
+        (-60, -4, None, 5, None), (-60, -5, None, 5, Reason.EXPIRED), (-60, 1, None, 0, None),
+        (-60, 0, None, 0, Reason.EXPIRED), (-60, -59, None, 60, None), (-61, -60, None, 60, Reason.EXPIRED),
+        (0, 0, None, 5, Reason.EXPIRED), (2, 1, None, 5, Reason.EXPIRED),
+        (0, 3600, None, 5, None), (0, 3601, None, 5, Reason.LIFETIME_EXCESSIVE),
+        (-10, 3591, None, 60, Reason.LIFETIME_EXCESSIVE), (6, 9999, 9, 5, Reason.ISSUED_IN_FUTURE),
+        (0, 9999, 9, 5, Reason.NOT_YET_VALID), (-9999, -9, None, 5, Reason.EXPIRED),
+    ],
+)  # fmt: skip
+def test_times_at_their_edges(  # noqa: PLR0917 - the table's columns and fixtures
+    iat: int, exp: int, nbf: int | None, leeway: int, reason: Reason | None, forge: Forge, kafka: Maker,
+    clock: FakeClock, reason_of: ReasonOf,
+) -> None:  # fmt: skip
+    """Leeway widens iat, nbf and exp by exactly its seconds and never the lifetime; iat before nbf before exp."""
+    now = int(clock.now())
+    bends = {"iat": now + iat, "exp": now + exp} | ({} if nbf is None else {"nbf": now + nbf})
+    message = forge.seal(kafka(), claims=bends)
+    verifier = forge.verifier(leeway=leeway)
+    if reason is None:
+        assert judged(verifier, message, float(now)).claims.exp == now + exp
+    else:
+        assert reason_of(lambda: judged(verifier, message, float(now))) is reason
+
+
 KID, OTHER = "kid", "other"
 
 
