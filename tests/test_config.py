@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
 
 import mqauth
-from mqauth.audit.record import AuditRecord
 from mqauth.config.declaration import read
 from mqauth.config.kinds import is_url
 from mqauth.config.settings import FileSettings
@@ -24,11 +22,6 @@ from mqauth.testing.clock import FakeClock
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key
 from mqauth.wire.message import Message
-
-SCHEMA = Draft202012Validator(
-    json.loads((Path(__file__).parents[1] / "docs" / "mqauth.schema.json").read_text("utf-8"))
-)
-"""What editors hold a file against."""
 
 FULL = """
 [producer]
@@ -275,15 +268,6 @@ def test_second_writer_of_the_audit_is_refused(place: Path) -> None:
     guard = mqauth.load(written(place, text)).pipeline
     assert refusal(place, text, "pipeline").startswith("mqauth.toml: [audit] file: audit.jsonl: another process")
     audit_file(guard).close()
-
-
-def rejection(number: int) -> AuditRecord:
-    """Return the record of a forgery."""
-    return AuditRecord(
-        id=f"id-{number}", time=1_900_000_000.0, verdict="rejected", reason="signature_invalid", detail="x" * 200,
-        scope="billing", broker={"destination": "kafka:orders"}, token={"claimed": {"kid": "k"}},
-        body_sha256=None, body_size=None, key_set=None, policy=None, dead_letter=None, instance="me",
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

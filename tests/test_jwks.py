@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-import mqauth
 from mqauth import JWKS, flow
 from mqauth.audit.record import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
@@ -749,15 +748,6 @@ def test_a_discovered_source_is_a_cache_like_any_other() -> None:
 
 
 # Configuration
-
-
-def configured(folder: Path, source: str) -> mqauth.Pipeline:
-    """Return the pipeline of a consumer that trusts one issuer by a source."""
-    (folder / "mqauth.toml").write_text(
-        '[consumer]\naudience = "billing"\n[[consumer.issuers]]\nissuer = "https://auth.example"\n'
-        f'vouches = true\n{source}\n[[consumer.allow]]\nsubject = "a"\ndestinations = ["kafka:orders"]\n'
-    )
-    return mqauth.load(folder / "mqauth.toml").judge
 
 
 @pytest.fixture(autouse=True)

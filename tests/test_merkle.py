@@ -15,8 +15,6 @@ from mqauth.testing.batchforge import leaf_hash
 from mqauth.wire.batch import HASH_BYTES, Proven, Tree
 from mqauth.wire.claims import MAX_BATCH
 
-SIZES = (*range(1, 71), 1023, MAX_BATCH)
-
 
 def mth(data: Sequence[bytes]) -> bytes:
     """Merkle Tree Hash (RFC 9162, 2.1.1): by recursion over the largest power of two below the size."""
