@@ -330,6 +330,13 @@ def test_a_neighbour_without_a_credential_shuts_nobody_out(tmp_path: Path) -> No
     assert world.ask().status == 200
 
 
+def test_one_site_of_ipv6_is_one_address(tmp_path: Path) -> None:
+    """Whoever has a /64 is one address, not 2^64."""
+    world = World(tmp_path, refusals=1)
+    assert [world.ask("bad", address=f"2001:db8::{n}").status for n in range(1, 4)] == [401, 429, 429]
+    assert world.ask("bad", address="2001:db8:0:1::1").status == 401
+
+
 def test_a_rate_is_bounded_and_looking_counts_nothing(clock: FakeClock) -> None:
     """Beyond the capacity the key that was used least goes; who only looks takes no room."""
     rate = Rate(2, clock, capacity=2)

@@ -83,6 +83,14 @@ def test_from_a_credential_to_a_verified_message(world: World, port: int) -> Non
     assert dict(verified.identity.claims) == {"env": "prod"}
 
 
+def test_a_body_over_the_limit_is_refused(world: World, port: int) -> None:
+    """A large body is answered and not kept; the next request of the same address is served."""
+    credential = world.credential()
+    headers = {"Authorization": f"Bearer {credential}", "DPoP": world.proof(credential)}
+    assert fetch(port, "POST", "/v1/identity", b" " * 100_000, **headers) == (400, {"error": "invalid_request"})
+    assert asked(world, port)[0] == 200
+
+
 def test_a_producer_of_ours_that_is_not_granted_signs_nothing(tmp_path: Path) -> None:
     """Our client without a grant is told so, and signing raises."""
     with listen("127.0.0.1", 0, tls=False) as listener:

@@ -16,7 +16,8 @@ from mqauth.authority.desk import Answered
 from mqauth.errors import Cause, Unavailable
 from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.telemetry.authority import MAX_SUBJECTS, AuthorityTelemetry
-from tests.authority_world import World
+from mqauth.wire.keys import Key
+from tests.authority_world import ORDERS, World
 from tests.test_telemetry import Meter
 
 
@@ -47,6 +48,27 @@ def counted(meter: Meter, name: str) -> dict[tuple[Any, ...], Any]:
     return {
         tuple(value for _, value in labels): getattr(point, "value", None) or point.count
         for labels, point in meter.points(name).items()
+    }
+
+
+def test_answers_are_counted(world: World, meter: Meter) -> None:
+    """Each answer counts once, with why and by which credential; unread requests too."""
+    world.ask()
+    stranger = Key.generate("ES256")
+    world.ask(world.credential(key=stranger))
+    nobody = world.credential(claims={"iss": "https://nobody.example"})
+    assert [world.ask(nobody).status for _ in range(3)] == [401, 401, 429]
+    assert counted(meter, "mqauth.authority.requests") == {
+        ("issued", "cluster", ""): 1,
+        ("invalid_client", "cluster", "credential_key"): 1,
+        ("invalid_client", "", "credential_issuer"): 2,
+        ("slow_down", "", "unread"): 1,
+    }
+    assert counted(meter, "mqauth.authority.identities") == {("cluster", ORDERS): 1}
+    assert counted(meter, "mqauth.authority.duration") == {
+        ("issued",): 1,
+        ("invalid_client",): 3,
+        ("slow_down",): 1,
     }
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +13,15 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from hypothesis import given
+from hypothesis import strategies as st
 
 import mqauth
 import mqauth.check
 from mqauth.check import CODES, Report, Severity, check
 from mqauth.check.deployment import is_loopback
 from mqauth.check.target import is_own_group
+from mqauth.cli import main
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import Keystore, public_keys
@@ -948,6 +948,43 @@ def test_strict_makes_warnings_errors(world: World) -> None:
     assert [report.count(severity) for severity in Severity] == [1, 0, 1]
 
 
+def test_an_error_cannot_be_accepted(world: World) -> None:
+    """Naming an error under ``accept`` is an error itself, and hides nothing."""
+    world.edit("orders.dead", "orders")
+    world.edit("rate = 8", 'rate = 8\naccept = ["dead_letters_source"]')
+    assert {found.code.name for found in world.check().findings} == {"dead_letters_source", "configuration"}
+
+
+def test_nothing_is_changed(world: World) -> None:
+    """A check leaves every file as it was and makes none: no audit file, no lock."""
+    world.write()
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in world.place.rglob("*")}
+    world.check()
+    assert {path for path in world.place.rglob("*")} == set(before)
+    assert all(path.stat().st_mode == bits for path, (_, bits) in before.items())
+
+
+KEYS = (
+    "issuer", "subject", "audience", "keys", "issuers", "file", "allow", "brokers", "store", "lifetime",
+    "max_lifetime", "accept", "authorities", "destinations", "jwks",
+)  # fmt: skip
+MEMBERS = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["", "*", "a", "https://a", "kafka:#"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+TABLES = ("producer", "consumer", "replay", "audit", "dead_letters", "release", "check", "x")
+
+
+@given(tables=st.dictionaries(st.sampled_from(TABLES), MEMBERS))
+def test_no_shape_of_a_file_crashes_it(tmp_path_factory: pytest.TempPathFactory, tables: dict[str, Any]) -> None:
+    """Whatever a file holds, the check ends with findings."""
+    path = tmp_path_factory.getbasetemp() / "shapes.toml"
+    path.write_text("".join(f"{name} = {toml(value)}\n" for name, value in tables.items() if value is not None))
+    report = check(path, clock=FakeClock())
+    assert report.count(Severity.ERROR) <= len(report.findings)
+
+
 def toml(value: Any) -> str:
     """Return a value as TOML; what TOML lacks as an empty text."""
     if isinstance(value, dict):
@@ -969,6 +1006,23 @@ def test_loopback_is_this_machine_only(host: str, is_it: bool) -> None:
     assert is_loopback(host) is is_it
 
 
+def test_group_of_a_stranger_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group is its owner's own when it has his name and no other member, as ``umask 002`` presumes."""
+    import grp
+    import pwd
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(pwd, "getpwuid", lambda user: SimpleNamespace(pw_name="ann"))
+    members: list[str] = []
+    monkeypatch.setattr(grp, "getgrgid", lambda group: SimpleNamespace(
+        gr_name="ann" if group == 1000 else "staff", gr_mem=members
+    ))  # fmt: skip
+    assert [is_own_group(1000, group) for group in (1000, 50)] == [True, False]
+    members.append("bob")
+    assert not is_own_group(1000, 1000)
+    assert is_own_group(0, 50)
+
+
 def test_unknown_owner_has_no_group_of_his_own() -> None:
     """A user or group the system does not know is a stranger."""
     assert not is_own_group(2**31 - 5, 2**31 - 5)
@@ -977,25 +1031,41 @@ def test_unknown_owner_has_no_group_of_his_own() -> None:
 # --- the command ------------------------------------------------------------------------------------------
 
 
-def run(world: World, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Run the real command in the world's folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "mqauth", "check", *arguments], cwd=world.place, capture_output=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, stdin=subprocess.DEVNULL, timeout=300,
-    )  # fmt: skip
-
-
 @pytest.fixture
-def shell(tmp_path: Path) -> World:
-    """A world whose keys are of today: the command goes by the machine's clock."""
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A world in whose folder the command is run; its keys are of today, for the command goes by the clock."""
+    monkeypatch.chdir(tmp_path)
     return World(tmp_path, SYSTEM_CLOCK)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "counts"),
+    [
+        ((), (), (0, 0)), ((), ("--strict",), (0, 0)),
+        (("leeway = 5", "leeway = 30"), (), (0, 1)), (("leeway = 5", "leeway = 30"), ("--strict",), (1, 0)),
+        (("kafka:orders", "kafka:*"), (), (1, 0)),
+    ],
+    ids=["sound", "sound, strict", "a warning", "a warning, strict", "an error"],
+)  # fmt: skip
+def test_command_counts_and_exits(
+    shell: World, capsys: pytest.CaptureFixture[str], change: Any, options: Any, counts: Any
+) -> None:
+    """An error exits 1, a warning only with ``--strict``; each finding has exactly the promised members."""
+    if change:
+        shell.edit(*change)
+    shell.write()
+    assert main(["check", "mqauth.toml", "--json", *options]) == (1 if counts[0] else 0)
+    report = json.loads(capsys.readouterr().out)
+    assert (report["errors"], report["warnings"]) == counts
+    for finding in report["findings"]:
+        assert finding.keys() == {"code", "severity", "line", "key", "message", "why", "instead"}
 
 
 SECRETS = ("hunter2", "c2VjcmV0LWtleS1tYXRlcmlhbA", PASSPHRASE.decode(), "tok3n-in-a-query")
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
-def test_no_secret_is_printed(shell: World, options: tuple[str, ...]) -> None:
+def test_no_secret_is_printed(shell: World, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]) -> None:
     """URLs' credentials and queries, key material and passphrases stay out of every output."""
     secret = "c2VjcmV0LWtleS1tYXRlcmlhbA"
     shell.jwks(
@@ -1010,9 +1080,29 @@ def test_no_secret_is_printed(shell: World, options: tuple[str, ...]) -> None:
     )
     shell.file("secret/passphrase", PASSPHRASE + b"x", 0o644)
     shell.write(0o644)
-    done = run(shell, "mqauth.toml", *options)
-    assert done.returncode == 1
-    printed = (done.stdout + done.stderr).decode()
+    assert main(["check", "mqauth.toml", *options]) == 1
+    printed = "".join(capsys.readouterr())
     assert [secret for secret in SECRETS if secret in printed] == []
     assert [code for code in ("broker_tls_ignored", "configuration", "jwks_symmetric", "replay_plaintext") if
             code not in printed] == []  # fmt: skip
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e[red]"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_terminal_commands_of_the_file_are_harmless(
+    shell: World, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    """Control sequences in keys, paths, kids and the file's own name are printed as text, in every output."""
+    shell.edit('file = "audit.jsonl"', f"file = {json.dumps('/dev/' + HOSTILE)}")
+    shell.edit('file = "review.json"', f"file = {json.dumps(HOSTILE)}")
+    shell.edit("vouches = false", 'subjects = { "\u202e[bold]x" = ["orders-api"] }')
+    shell.text += f"\n[{json.dumps(HOSTILE)}]\n"
+    name = f"evil{HOSTILE}.toml"
+    (shell.place / name).write_text(shell.text)
+    assert main(["check", name, *options]) == 1
+    printed = capsys.readouterr().out
+    assert "audit_not_durable" in printed
+    assert [sign for sign in ("\x1b", "\x07", "\x9b", "\u202e") if sign in printed] == []
+    assert "[red]" in printed

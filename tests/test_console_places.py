@@ -280,6 +280,21 @@ def test_a_forged_letter_has_no_record(room: Room, tmp_path: Path) -> None:
     assert "No audit record" in room.client().get(f"/letter/{mark_of(room)}/audit").text
 
 
+def test_rotated_parts_belong_to_the_chain(room: Room, tmp_path: Path) -> None:
+    """A record in a file that was rotated is found, and the chain goes on from part to part."""
+    path = tmp_path / "audit.jsonl"
+    on_record(room, path, 3)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.with_name("audit.jsonl.000001").write_bytes(b"".join(lines[:2]))
+    path.write_bytes(lines[2])
+    for at, (mark, name) in enumerate(
+        zip(marks(room), ["audit.jsonl.000001", "audit.jsonl.000001", "audit.jsonl"], strict=True)
+    ):
+        shown = room.client().get(f"/letter/{mark}/audit").text
+        assert ">unbroken<" in shown
+        assert f"Line {at % 2 + 1} of <code>{tmp_path / name}<" in shown
+
+
 def test_large_files_are_for_the_command(room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that would keep people waiting are not read: the page names the command that does."""
     on_record(room, tmp_path / "audit.jsonl")

@@ -29,6 +29,15 @@ def record(number: int = 0, *, verdict: str = "rejected", kid: str = "k", at: fl
     )  # fmt: skip
 
 
+def test_a_minute_later_detail_is_back() -> None:
+    """What was a flood a minute ago is told whole again."""
+    sink = Sink()
+    gate = FloodGate(sink, 1)
+    for at in (0, 1, 61):
+        gate.write(record(at=at))
+    assert [found.detail for found in sink.records] == ["why", None, "why"]
+
+
 def test_detectors_see_what_the_gate_drops() -> None:
     """A watch around the gate counts every record, also those whose detail is dropped."""
     sink, told = Sink(), list[Alert]()
