@@ -11,18 +11,71 @@ from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.pipeline import Verdict
 from mqauth.judging.policy import Allow
+from mqauth.judging.verifier import Issuer
 from mqauth.signer import Signer
 from mqauth.testing import Forge
 from mqauth.testing.batchforge import forge_batch
 from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.message import Message, Origin
 
+World = Any
+BUILT_IN = (
+    "b3", "x-b3-traceid", "sentry-trace", "x-datadog-trace-id", "uber-trace-id", "uberctx-user", "x-amzn-trace-id",
+    "x-cloud-trace-context", "newrelic", "elastic-apm-traceparent", "x-shovelled", "x-shovelled-timestamp",
+    "x-received-from", "x-original-exchange", "x-original-routing-key", "X-B3-Sampled", "B3",
+)  # fmt: skip
 MIRROR = AcceptAs(at="kafka:eu.orders", signed_for=("kafka:orders",))
 SHOVEL = AcceptAs(at="rabbitmq:/billing", signed_for=("rabbitmq:shop/orders.*",))
 
 
+def with_header(message: Message, name: str, value: Any = b"x") -> Message:
+    """Return a message to which a header was added on the way."""
+    return replace(message, headers=(*message.headers, (name, value)))
+
+
 class TestHeaders:
     """Test 8 of the design's page on rollout."""
+
+    @pytest.mark.parametrize("name", BUILT_IN)
+    def test_built_in(self, name: str, make_world: Any, forge: Forge, kafka: Any) -> None:
+        """What tracing adds on the way is accepted under ``reject``, and no handler sees it."""
+        world = make_world(verifier=forge.verifier(unsigned_headers="reject"))
+        outcome = world.process(with_header(world.sealed(kafka()), name))
+        assert outcome.verdict is Verdict.ACCEPTED
+        assert name not in dict(outcome.verified.headers)
+
+    def test_allowed(self, make_world: Any, forge: Forge, kafka: Any) -> None:
+        """Names and beginnings of one's own are accepted in any case; others are rejected as before."""
+        world = make_world(
+            verifier=forge.verifier(unsigned_headers="reject", allow_unsigned_headers=["sw8", "x-acme-*"])
+        )
+        for offset, (name, wanted) in enumerate((
+            ("SW8", Verdict.ACCEPTED), ("X-Acme-Trace", Verdict.ACCEPTED), ("x-other", Verdict.REJECTED),
+        )):  # fmt: skip
+            outcome = world.process(with_header(world.sealed(kafka(offset)), name))
+            assert outcome.verdict is wanted
+            assert outcome.verified is None or name not in dict(outcome.verified.headers)
+
+    def test_covered_one_that_changed(self, make_world: Any, forge: Forge, kafka: Any) -> None:
+        """A header that a token covers is compared, whatever list it stands on."""
+        world = make_world(verifier=forge.verifier(allow_unsigned_headers=["sw8"]))
+        for offset, name in enumerate(("sw8", "b3")):
+            message = with_header(kafka(offset), name, b"1")
+            sealed = world.forge.seal(message, cover=[name])
+            changed = tuple((found, b"2" if found == name else value) for found, value in sealed.headers)
+            assert world.process(replace(sealed, headers=changed)).reason is Reason.HEADERS_MISMATCH
+            assert world.process(sealed).verdict is Verdict.ACCEPTED
+
+    def test_producer_leaves_them(self, forge: Forge, kafka: Any) -> None:
+        """A producer signs none of those it is told, alone and in batches; what it is told to cover it covers."""
+        common: dict[str, Any] = {
+            "key": Forge().key, "issuer": "https://auth.example", "subject": "orders-api", "audience": "billing",
+        }  # fmt: skip
+        message = with_header(with_header(kafka(), "SW8"), "x-acme-a")
+        signer = Signer(**common, leave_unsigned=["sw8", "x-acme-*"])
+        assert names(signer, message) == ["tag", "tenant"]
+        assert names(Signer(**common), message) == ["SW8", "tag", "tenant", "x-acme-a"]
+        assert names(Signer(**common, cover=["SW8"], leave_unsigned=["sw8"]), message) == ["SW8"]
 
     @pytest.mark.parametrize(
         "names",
@@ -37,6 +90,10 @@ class TestHeaders:
         """One name in place of a list is refused: it would be its letters."""
         with pytest.raises(ConfigurationError, match="leave_unsigned is a list"):
             HeaderNames("leave_unsigned", "sw8")
+
+    def test_broad(self) -> None:
+        """A beginning is broad where it ends within a word."""
+        assert HeaderNames("x", ["x-trace-*", "x-trac*", "acme.*", "sw8"]).broad == ("x-trac*",)
 
 
 def names(signer: Signer, message: Message) -> list[str]:
@@ -62,6 +119,15 @@ class TestAcceptAs:
             message, destination="kafka:eu.orders", origin=Origin(topic="eu.orders", partition=0, offset=offset)
         )
 
+    def test_mirrored_topic(self, make_world: Any, forge: Forge, kafka: Any) -> None:
+        """A mirrored record is accepted as what was signed; its origin says where it arrived, the audit both."""
+        world = make_world(verifier=forge.verifier(accept_as=[MIRROR]), record="all")
+        outcome = world.process(self.mirrored(world.sealed(kafka())))
+        assert outcome.verdict is Verdict.ACCEPTED
+        assert (outcome.verified.destination, outcome.verified.origin.topic) == ("kafka:orders", "eu.orders")
+        (record,) = world.records
+        assert (record["broker"]["destination"], record["signed_for"]) == ("kafka:eu.orders", "kafka:orders")
+
     def test_shoveled_queue(self, make_world: Any, forge: Forge, rabbit: Any) -> None:
         """A queue that a shovel fills is accepted by a pattern; another exchange is not."""
         world = make_world(verifier=forge.verifier(accept_as=[SHOVEL]))
@@ -69,6 +135,16 @@ class TestAcceptAs:
         assert world.process(moved).verdict is Verdict.ACCEPTED
         other = replace(forge.seal(rabbit(destination="rabbitmq:stock/orders.x")), destination="rabbitmq:/billing")
         assert world.process(other).reason is Reason.DESTINATION_MISMATCH
+
+    def test_other_pairs(self, make_world: Any, forge: Forge, kafka: Any) -> None:
+        """Neither the other way round, nor from elsewhere, nor in two steps."""
+        chain = AcceptAs(at="kafka:archive", signed_for=("kafka:eu.orders",))
+        world = make_world(verifier=forge.verifier(accept_as=[MIRROR, chain]))
+        sealed = world.sealed(kafka())
+        for place in ("kafka:archive", "kafka:us.orders"):
+            assert world.process(replace(sealed, destination=place)).reason is Reason.DESTINATION_MISMATCH
+        back = replace(forge.seal(kafka(destination="kafka:eu.orders")), destination="kafka:orders")
+        assert world.process(back).reason is Reason.DESTINATION_MISMATCH
 
     def test_once(self, make_world: Any, forge: Forge, kafka: Any) -> None:
         """In one scope the original and its mirrored copy are one message: the second is ``replayed``."""
@@ -97,6 +173,12 @@ class TestAcceptAs:
         elsewhere = replace(made.seal(2), destination="kafka:us.orders")
         assert world.process(elsewhere).reason is Reason.DESTINATION_MISMATCH
 
+    def test_changed_on_the_way(self, make_world: Any, forge: Forge, kafka: Any) -> None:
+        """An alias is no pardon: a changed body is a mismatch."""
+        world = make_world(verifier=forge.verifier(accept_as=[MIRROR]))
+        changed = replace(self.mirrored(world.sealed(kafka())), body=b"evil")
+        assert world.process(changed).reason is Reason.BODY_MISMATCH
+
     @pytest.mark.parametrize(
         ("at", "signed_for"),
         [
@@ -115,3 +197,17 @@ class TestAcceptAs:
         """There is one entry for each destination."""
         with pytest.raises(ConfigurationError, match="one entry"):
             forge.verifier(accept_as=[MIRROR, MIRROR])
+
+
+def test_what_is_trusted_is_told_apart() -> None:
+    """An alias, a header that needs no signature and a pinned subject each make other settings of a verifier."""
+    forge = Forge()
+    key = forge.keys
+    changed: list[dict[str, Any]] = [
+        {}, {"accept_as": [MIRROR]}, {"accept_as": [SHOVEL]}, {"allow_unsigned_headers": ["sw8"]},
+        {"keys": {"a": Issuer(keys=key, subjects={"k": frozenset(["one"])})}},
+        {"keys": {"a": Issuer(keys=key, subjects={"k": frozenset(["one", "two"])})}},
+    ]  # fmt: skip
+    settings = [forge.verifier(**each).settings for each in changed]
+    assert len(set(settings)) == len(settings)
+    assert forge.verifier(accept_as=[MIRROR]).settings == settings[1]

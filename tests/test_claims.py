@@ -30,6 +30,14 @@ def parse(changes: dict[str, Any] | None = None, binding: dict[str, Any] | None 
     return claims.parse(strictjson.dumps(found))
 
 
+def test_parsed_claims_round_trip() -> None:
+    """What is built is what is parsed, unknown claims and nbf included."""
+    found = parse({"nbf": 0, "role": {"x": [1]}})
+    assert found.nbf == 0
+    assert found.extra == {"role": {"x": [1]}}
+    assert claims.parse(claims.build(found)) == found
+
+
 def test_no_value_of_a_bad_claim_is_repeated() -> None:
     """The detail names the claim and never its value."""
     with pytest.raises(Rejection) as caught:

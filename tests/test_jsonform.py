@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -12,6 +13,15 @@ import pytest
 from mqauth.wire import json_form as jsonform
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.message import Message, Origin
+
+
+def short(value: object) -> str:
+    """Return a test id; huge integers have no decimal text."""
+    try:
+        return str(value)[-40:]
+    except ValueError:
+        return "huge"
+
 
 VALUES: list[tuple[Any, dict[str, Any]]] = [
     ("é", {"str": "é"}), (b"\x00", {"b64": "AA=="}), (3, {"int": 3}), (True, {"bool": True}),
@@ -25,6 +35,21 @@ VALUES: list[tuple[Any, dict[str, Any]]] = [
     ((1, (b"", "x")), {"list": [{"int": 1}, {"list": [{"b64": ""}, {"str": "x"}]}]}),
     ({"a": 1, "b": {}}, {"table": [["a", {"int": 1}], ["b", {"table": []}]]}),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "form"), VALUES, ids=short)
+def test_each_value_has_one_tag_and_comes_back(value: Any, form: dict[str, Any]) -> None:
+    """Every AMQP value type survives strict JSON."""
+    assert jsonform.value_to_form(value) == form
+    again = jsonform.value_from_form(strictjson.loads(strictjson.dumps(form), depth=8))
+    assert again == value
+    assert type(again) is type(value)
+
+
+def test_nan_comes_back() -> None:
+    """A float that is no number is written by name."""
+    assert jsonform.value_to_form(float("nan")) == {"float": "nan"}
+    assert str(jsonform.value_from_form({"float": "nan"})) == "nan"
 
 
 @pytest.mark.parametrize(
@@ -47,6 +72,12 @@ def test_writing_a_bottomless_value_cuts_it() -> None:
     assert b"(nested too deep)" in strictjson.dumps(jsonform.value_to_form(value))
 
 
+@pytest.mark.usefixtures("other_zone")
+def test_a_time_without_zone_is_written_as_utc() -> None:
+    """As the clients mean it, wherever the machine stands."""
+    assert jsonform.value_to_form(datetime(2030, 1, 2)) == {"time": "2030-01-02T00:00:00Z"}
+
+
 MESSAGES = [
     Message(destination="kafka:orders", body=None, key=b"\xff", headers=(("a", b"1"), ("a", None), ("é", b""))),
     Message(destination="kafka:orders", body=b"", origin=Origin(
@@ -57,6 +88,12 @@ MESSAGES = [
             headers=tuple((str(number), value) for number, (value, _) in enumerate(VALUES)),
             origin=Origin(scope="s", queue="q", exchange="", routing_key="q", redelivered=True)),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.destination)
+def test_a_message_comes_back_from_its_form(message: Message) -> None:
+    """Form and back is the identity, through JSON text."""
+    assert jsonform.from_form(json.loads(json.dumps(jsonform.to_form(message)))) == message
 
 
 def test_hostile_names_are_written_as_escapes() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from mqauth.errors import ConfigurationError
 from mqauth.wire import base64url, jwk
-from mqauth.wire.keys import ALGORITHMS, Key, Revocation, jwk_members
+from mqauth.wire.keys import ALGORITHMS, Key, KeySet, Revocation, jwk_members
 
 KEYS = {algorithm: Key.generate(algorithm, subjects=["a"]) for algorithm in ALGORITHMS}
 GOOD = {algorithm: jwk_members(key) for algorithm, key in KEYS.items()}
@@ -22,6 +24,14 @@ def bent(algorithm: str = "EdDSA", **changes: Any) -> dict[str, Any]:
 def octets(raw: bytes) -> str:
     """Return base64url text."""
     return base64url.encode(raw).decode()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_published_key_is_read_back(algorithm: str) -> None:
+    """What is dumped loads to the same keys."""
+    keys = KeySet([KEYS[algorithm]])
+    raw = json.dumps(jwk.dump_key_set(keys)).encode()
+    assert jwk.load_key_set(raw).keys == keys.keys
 
 
 @pytest.mark.parametrize(
@@ -86,3 +96,30 @@ def test_a_malformed_revocation_counts_as_wholly_revoked(revoked: object) -> Non
     key = jwk.load_key(bent(revoked=revoked, exp=9))
     assert key.revocation == Revocation(revoked_at=0, reason="malformed revoked")
     assert key.expires == 9
+
+
+def test_a_revocation_is_read_with_its_time_and_reason() -> None:
+    """A reason that is no text is dropped, the revocation is not."""
+    assert jwk.load_key(bent(revoked={"revoked_at": 7, "reason": "lost"})).revocation == Revocation(
+        revoked_at=7, reason="lost"
+    )
+    assert jwk.load_key(bent(revoked={"revoked_at": 7, "reason": 1})).revocation == Revocation(revoked_at=7)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [b"", b"[]", b"{}", b'{"keys":{}}', b'{"keys":null}', b'{"keys":[],"keys":[]}', b"\xff",
+    b" " * (256 * 1024 + 1),
+     b'{"keys":' + b"[" * 10_000, {"keys": "x"}, {}, []],
+    ids=lambda value: repr(value)[:20],
+)  # fmt: skip
+def test_a_document_that_is_no_key_set_is_a_configuration_error(document: Any) -> None:
+    """Anything but a bounded JSON object with a list of keys is refused, with its name."""
+    with pytest.raises(ConfigurationError, match=r"^jwks\.json: "):
+        jwk.load_key_set(document, name="jwks.json")
+
+
+def test_the_size_limit_is_inclusive() -> None:
+    """256 KiB pass."""
+    document = b'{"keys":[]}'
+    assert jwk.load_key_set(document + b" " * (jwk.MAX_DOCUMENT - len(document))).keys == ()

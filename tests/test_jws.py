@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from mqauth.errors import Reason, Rejection
+from mqauth.errors import ConfigurationError, Reason, Rejection
 from mqauth.wire import base64url, jws
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.keys import ALGORITHMS, Key
@@ -37,6 +37,15 @@ def signed(header: bytes, payload: bytes = b"{}", key: Key = KEY) -> bytes:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_signed_token_verifies_with_its_key(algorithm: str) -> None:
+    """Each algorithm signs and verifies, and gives back payload, kid and alg."""
+    key = KEYS[algorithm]
+    opened = jws.take_apart(jws.compact(b'{"a":1}', jws.LocalSigningKey(key)).encode())
+    jws.verify(opened, key.public_only)
+    assert (opened.payload, opened.kid, opened.algorithm) == (b'{"a":1}', key.kid, algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("other", ALGORITHMS)
 def test_the_key_decides_the_algorithm(algorithm: str, other: str, reason_of: ReasonOf) -> None:
     """A token that names another algorithm than its key has is refused, even RS256 for a PS256 key."""
@@ -59,6 +68,12 @@ def test_the_size_of_a_token_is_bounded_exactly(reason_of: ReasonOf) -> None:
     """8,192 bytes are looked at; one more is token_oversize, unseen."""
     assert reason_of(lambda: jws.take_apart(b"A" * jws.MAX_TOKEN)) is Reason.TOKEN_MALFORMED
     assert reason_of(lambda: jws.take_apart(b"A" * (jws.MAX_TOKEN + 1))) is Reason.TOKEN_OVERSIZE
+
+
+def test_a_public_key_cannot_sign() -> None:
+    """Signing needs the private half."""
+    with pytest.raises(ConfigurationError):
+        jws.LocalSigningKey(KEY.public_only)
 
 
 def test_an_opened_token_does_not_show_itself() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
@@ -9,8 +12,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 from mqauth.errors import ConfigurationError
 from mqauth.wire.keys import (
     ALGORITHMS,
+    MAX_KID,
     Key,
     KeySet,
+    Revocation,
+    jwk_members,
+    natural_algorithm,
     thumbprint,
 )
 
@@ -40,6 +47,22 @@ def test_generated_keys_sign_with_their_algorithm(algorithm: str) -> None:
     assert allowed == ({"EdDSA", "Ed25519"} if algorithm == "EdDSA" else {algorithm})
 
 
+@pytest.mark.parametrize("algorithm", ["HS256", "none", "", "Ed25519", "ES512"])
+def test_other_algorithms_have_no_keys(algorithm: str) -> None:
+    """No key is generated for an algorithm off the list."""
+    with pytest.raises(ConfigurationError):
+        Key.generate(algorithm)
+
+
+def test_rsa_signs_rs256_unless_told_ps256() -> None:
+    """An RSA key fits two algorithms and is pinned to one."""
+    private = rsa.generate_private_key(65537, 2048)
+    assert Key.from_private(private).algorithm == "RS256"
+    assert Key.from_private(private, algorithm="PS256").allows("PS256")
+    with pytest.raises(ConfigurationError):
+        Key.from_private(private, algorithm="ES256")
+
+
 @pytest.mark.parametrize(
     "private",
     [
@@ -53,6 +76,22 @@ def test_weak_and_foreign_keys_are_refused(private: object) -> None:
     """RSA under 2048 bits or with exponent 3, and other curves, make no key."""
     with pytest.raises(ConfigurationError):
         Key.from_pem(pem(private))
+
+
+@pytest.mark.parametrize("kid", ["", "x" * (MAX_KID + 1)])
+def test_a_kid_has_1_to_128_characters(kid: str) -> None:
+    """A kid out of its limits is refused; the limits themselves pass."""
+    with pytest.raises(ConfigurationError):
+        replace(KEY, kid=kid)
+    assert replace(KEY, kid="x" * MAX_KID).kid
+
+
+def test_pem_round_trips_with_and_without_passphrase(tmp_path: Path) -> None:
+    """A key written to a file is the key read from it."""
+    for passphrase in (None, b"open"):
+        path = tmp_path / "key.pem"
+        path.write_bytes(KEY.to_pem(passphrase))
+        assert Key.load(path, passphrase=passphrase).kid == KEY.kid
 
 
 @pytest.mark.parametrize(
@@ -71,6 +110,12 @@ def test_a_bad_key_file_is_one_clear_line(raw: bytes, passphrase: bytes | None, 
     with pytest.raises(ConfigurationError, match=what) as caught:
         Key.from_pem(raw, passphrase=passphrase, name="orders.pem")
     assert str(caught.value).startswith("orders.pem: ")
+
+
+def test_a_missing_key_file_is_named(tmp_path: Path) -> None:
+    """A file that cannot be read is a configuration error with its path."""
+    with pytest.raises(ConfigurationError, match=r"none\.pem: No such file"):
+        Key.load(tmp_path / "none.pem")
 
 
 def test_a_public_key_has_nothing_private_to_write() -> None:
@@ -92,3 +137,41 @@ def test_a_key_set_holds_public_halves_only() -> None:
     assert keys.get("another") is None
     assert keys.key_set() is keys
     assert keys.refresh("another", 0.0) is keys
+
+
+def test_one_kid_cannot_stand_for_two_keys() -> None:
+    """A set in which a kid is ambiguous is refused."""
+    with pytest.raises(ConfigurationError):
+        KeySet([KEY, replace(Key.generate(), kid=KEY.kid)])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"expires": 1}, {"revocation": Revocation()}, {"revocation": Revocation(revoked_at=1)}, {"subjects": None},
+     {"subjects": frozenset(["b"])}, {"kid": "other"}],
+    ids=repr,
+)  # fmt: skip
+def test_the_version_changes_with_whatever_a_verdict_depends_on(changes: dict[str, object]) -> None:
+    """A key's end, revocation, subjects and kid all show in the set's version; order does not."""
+    other = Key.generate()
+    before = KeySet([KEY, other]).version
+    assert KeySet([other, KEY]).version == before
+    assert KeySet([replace(KEY, **changes), other]).version != before  # type: ignore[arg-type]
+
+
+def test_a_published_key_says_its_subjects_and_end() -> None:
+    """A JWK carries mqauth_sub, exp and revoked where the key has them, and nothing private."""
+    key = replace(KEY, expires=5, revocation=Revocation(revoked_at=7, reason="stolen"))
+    members = jwk_members(key)
+    assert members["mqauth_sub"] == ["orders-api"]
+    assert (members["exp"], members["revoked"]) == (5, {"revoked_at": 7, "reason": "stolen"})
+    assert "d" not in members
+    assert not {"mqauth_sub", "exp", "revoked"} & jwk_members(Key.generate()).keys()
+
+
+def test_curves_decide_their_algorithm() -> None:
+    """P-256 is ES256, P-384 is ES384, and no other curve has one."""
+    for curve, algorithm in ((ec.SECP256R1(), "ES256"), (ec.SECP384R1(), "ES384")):
+        assert natural_algorithm(ec.generate_private_key(curve).public_key()) == algorithm
+    with pytest.raises(ConfigurationError):
+        natural_algorithm(ec.generate_private_key(ec.SECP521R1()).public_key())

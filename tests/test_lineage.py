@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 from mqauth import flow
-from mqauth.errors import Reason, RejectNow
+from mqauth.errors import Reason, Rejection, RejectNow
 from mqauth.judging.pipeline import Verdict
 from mqauth.letters.authorities import Releaser
 from mqauth.letters.dead_letter import PREFIX
 from mqauth.letters.release import (
+    MAX_COUNT,
     MAX_HOPS,
+    NO_PAST,
     RELEASE_HEADER,
     Hop,
     Past,
     open_release,
+    parse_past,
 )
 from mqauth.review import Filter, Letter, judge, read
 from mqauth.testing import FakeClock, Forge
@@ -131,6 +135,42 @@ def test_what_a_letter_says_is_not_signed(bureau: Bureau) -> None:
     assert lines(rejected(bureau))["count"] == 2
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "",
+        "x",
+        "{}",
+        "[1]",
+        "[[]]",
+        '[{"id": 1}]',
+        "[" * 200,
+        json.dumps([{}] * 9),
+        "\ud800",
+        '[{"id": "\\u001b"}]',
+    ],
+)
+def test_any_history_can_be_read(told: str, bureau: Bureau) -> None:
+    """Whatever stands there, it is shown harmless or not at all."""
+    letter = rejected(bureau, bureau.forge.seal(bureau.message()))
+    lies = {f"{PREFIX}count": told, f"{PREFIX}history": told}
+    headers = tuple((name, lies.get(name, value)) for name, value in letter.headers)
+    found = read(Letter(message=replace(letter, headers=headers)))
+    assert found.intact
+    assert found.count == 1
+    assert all("\x1b" not in text for hop in found.history for text in hop.values())
+
+
+def test_a_release_without_a_past_counts_its_letter(bureau: Bureau) -> None:
+    """A reviewer's tool that tells no past: two letters, of the first the release's own word."""
+    sealed = bureau.forge.seal(bureau.message())
+    released, release = bureau.releaser.release(sealed, letter="b" * 64, scope="billing", reason="x")
+    assert release.past is None
+    found = lines(rejected(bureau, released))
+    assert found["count"] == 2
+    assert [(hop["id"], hop["reason"]) for hop in found["history"]] == [("b" * 64, None)]
+
+
 def test_a_past_that_does_not_fit_is_counted(bureau: Bureau) -> None:
     """Where the release would be too large its hops are left out, the number never."""
     headers = tuple((f"header-{number:03}-{'x' * 16}", "v") for number in range(160))
@@ -152,3 +192,42 @@ def test_a_spent_release_does_not_stand_in_the_way_of_a_verdict(bureau: Bureau) 
         assert flow.run(judge(index, bureau.guard, Filter())) == {"accepted": 1}
         bureau.clock.advance(7200)
         assert flow.run(judge(index, bureau.guard, Filter())) == {"expired": 1}
+
+
+GOOD: dict[str, Any] = {"count": 2, "hops": [asdict(HOP)]}
+
+
+def test_a_past_in_its_form_is_read() -> None:
+    """What is written is what is read."""
+    for past in (
+        Past(count=2, hops=(HOP, HOP)),
+        Past(count=MAX_COUNT),
+        Past(count=1, hops=(replace(HOP, reason=None),)),
+    ):
+        assert parse_past(json.loads(json.dumps(asdict(past)))) == past
+    assert NO_PAST.and_then(HOP) == Past(count=1, hops=(HOP,))
+    assert Past(count=MAX_COUNT).and_then(HOP).count == MAX_COUNT
+
+
+@pytest.mark.parametrize(
+    "bend",
+    [
+        lambda past: None, lambda past: [], lambda past: past | {"more": 1}, lambda past: {"count": 2},
+        lambda past: past | {"count": 0}, lambda past: past | {"count": True}, lambda past: past | {"count": 2.0},
+        lambda past: past | {"count": MAX_COUNT + 1}, lambda past: past | {"hops": past["hops"] * 9, "count": 9},
+        lambda past: past | {"hops": past["hops"] * 3}, lambda past: past | {"hops": {}},
+        lambda past: past | {"hops": [1]}, lambda past: past | {"hops": [asdict(HOP) | {"more": 1}]},
+        lambda past: past | {"hops": [asdict(HOP) | {"letter": "A" * 64}]},
+        lambda past: past | {"hops": [asdict(HOP) | {"letter": 1}]},
+        lambda past: past | {"hops": [asdict(HOP) | {"reason": "because"}]},
+        lambda past: past | {"hops": [asdict(HOP) | {"reason": 1}]},
+        lambda past: past | {"hops": [asdict(HOP) | {"time": -1}]},
+        lambda past: past | {"hops": [asdict(HOP) | {"time": 2**53}]},
+        lambda past: past | {"hops": [asdict(HOP) | {"time": True}]},
+    ],
+)  # fmt: skip
+def test_a_past_in_another_form_is_release_invalid(bend: Callable[[dict[str, Any]], Any]) -> None:
+    """Exactly its members, within its bounds, of its types."""
+    with pytest.raises(Rejection) as caught:
+        parse_past(bend(GOOD))
+    assert caught.value.reason is Reason.RELEASE_INVALID

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, fields, replace
 
-from mqauth.wire.message import Message
+import pytest
+
+from mqauth.wire.message import NO_ORIGIN, Message, Origin, kafka_origin, message_of
 
 OLD, NEW = "dAuV3yR2SqOqyRXx7m3ZkA", "f5zTnBvXQ5mYxPqV2a0hLw"
 RABBIT = Message(destination="rabbitmq:shop/orders", body=b"secret-body", properties={"content-type": "a"})
@@ -28,6 +30,105 @@ def test_repr_shows_neither_body_nor_headers() -> None:
     assert repr(KAFKA) == "Message('kafka:orders', None bytes, 6 headers)"
 
 
+def test_occurrences_keep_order_and_case() -> None:
+    """Every value of a name comes in order; another case is another name."""
+    assert KAFKA.occurrences("tag") == (b"1", None)
+    assert KAFKA.occurrences("absent") == ()
+
+
+def test_properties_are_properties_on_rabbitmq_and_headers_on_kafka() -> None:
+    """The seven protected properties are read where each broker keeps them."""
+    assert RABBIT.property_values("content-type") == ("a",)
+    assert RABBIT.property_values("type") == ()
+    assert replace(RABBIT, headers=(("type", "x"),)).property_values("type") == ()
+    assert KAFKA.property_values("type") == (b"x", b"y")
+    assert replace(KAFKA, properties={"reply-to": "x"}).property_values("reply-to") == ()
+
+
+def test_a_property_has_text_only_where_it_stands_once() -> None:
+    """Absent, repeated or null properties have no text; bytes that are no UTF-8 are replaced."""
+    assert RABBIT.text_property("content-type") == "a"
+    assert KAFKA.text_property("content-type") == "a\ufffd"
+    assert KAFKA.text_property("type") is None
+    assert KAFKA.text_property("app-id") is None
+    assert replace(KAFKA, headers=(("app-id", None),)).text_property("app-id") is None
+
+
+@pytest.mark.parametrize("missing", ["topic", "partition", "offset"])
+def test_coordinates_need_topic_partition_and_offset(missing: str) -> None:
+    """An exact place exists only where all three are known; offset 0 counts as known."""
+    origin = Origin(topic="t", partition=0, offset=0)
+    assert origin.coordinates == ("", "t", 0, 0)
+    assert replace(origin, **{missing: None}).coordinates is None
+
+
+def test_coordinates_tell_clusters_apart() -> None:
+    """The same offset in another cluster is another place."""
+    assert Origin(cluster="c", topic="t", partition=1, offset=2).coordinates == ("c", "t", 1, 2)
+
+
+def test_coordinates_tell_a_topic_made_anew_apart() -> None:
+    """The same offset in a topic with another id is another place; no topic's name can look like that."""
+    old, new = (Origin(topic="t", topic_id=topic_id, partition=1, offset=2) for topic_id in (OLD, NEW))
+    assert old.coordinates == ("", f"t:{OLD}", 1, 2)
+    assert old.coordinates != new.coordinates
+
+
+def test_source_is_for_people() -> None:
+    """The source is topic/partition/offset, or the queue, or empty."""
+    assert Origin(topic="t", partition=1, offset=2).source == "t/1/2"
+    assert Origin(queue="q").source == "q"
+    assert NO_ORIGIN.source == ""
+
+
+@pytest.mark.parametrize(
+    ("cluster", "topic_id", "source"),
+    [(None, None, "t.x-1/1/2"), ("c", None, "t.x-1/1/2@c"), ("c", OLD, f"t.x-1/1/2@c/{OLD}"),
+     (None, OLD, f"t.x-1/1/2@/{OLD}")],
+)  # fmt: skip
+def test_source_of_a_record_names_its_place_exactly(
+    cluster: str | None, topic_id: str | None, source: str
+) -> None:
+    """What is known of cluster and topic stands in the source, and is read back from it."""
+    origin = Origin(scope="g", topic="t.x-1", partition=1, offset=2, cluster=cluster, topic_id=topic_id)
+    assert origin.source == source
+    assert Origin.of_record(source, scope="g") == origin
+
+
+@pytest.mark.parametrize(
+    "source", ["", "t", "t/1", "t/1/", "/1/2", "t/1/2/3", "t/-1/2", "t/1/x", "t/1/2@c/d/e/\n",
+               f"t/1/2@{'c' * 200}", "t/" + "1" * 30 + "/2"],
+)  # fmt: skip
+def test_source_that_is_no_place(source: str) -> None:
+    """Text that names no record has no origin."""
+    assert Origin.of_record(source, scope="g") is None
+
+
 def test_native_objects_do_not_take_part_in_equality() -> None:
     """Two messages are equal by what they say, whatever client object they came from."""
     assert replace(RABBIT, native=object()) == replace(RABBIT, native=object())
+
+
+def test_made_by_the_slot() -> None:
+    """What broker wrappers make quickly is what the constructors make, every field of it, and as frozen."""
+    origin = Origin(
+        scope="g",
+        topic="t",
+        partition=1,
+        offset=2,
+        timestamp_ms=3,
+        timestamp_type="append",
+        cluster="c",
+        topic_id=OLD,
+    )
+    assert kafka_origin("g", "t", 1, 2, 3, "append", "c", OLD) == origin
+    slow = Message(
+        destination="kafka:t", body=b"b", key=b"k", properties={"a": "b"}, headers=(("c", b"d"),), origin=origin,
+        native=5, malformed="m",
+    )  # fmt: skip
+    quick = message_of("kafka:t", b"b", b"k", {"a": "b"}, (("c", b"d"),), origin, 5, "m")
+    assert (quick, quick.native, hash(quick.origin)) == (slow, slow.native, hash(origin))
+    for made, name in ((quick, "body"), (quick.origin, "scope")):
+        assert all(hasattr(made, field.name) for field in fields(made))
+        with pytest.raises(FrozenInstanceError):
+            setattr(made, name, "x")

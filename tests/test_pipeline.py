@@ -128,6 +128,40 @@ class TestOutcomes:
             world.process(rabbit())
         assert world.published == []
 
+    def test_an_unknown_kid_makes_the_source_look_again_once(
+        self, make_world: Any, forge: Forge, kafka: Maker
+    ) -> None:
+        """A key that was published since is found; one that was not is key_unknown."""
+
+        class Source:
+            def __init__(self) -> None:
+                self.refreshed: list[tuple[str, float]] = []
+
+            def key_set(self) -> KeySet:
+                return KeySet([])
+
+            def refresh(self, kid: str, received: float, /) -> KeySet:
+                self.refreshed.append((kid, received))
+                return forge.keys
+
+        source = Source()
+        world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=source)}))
+        assert world.process(world.sealed()).verdict is Verdict.ACCEPTED
+        assert source.refreshed == [(forge.key.kid, forge.clock.now())]
+        assert_rejected(world.process(world.sealed(key=forge.stranger)), Reason.KEY_UNKNOWN)
+
+    def test_a_verifier_that_breaks_condemns_one_message_only(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever a message makes the pure steps raise, it is message_malformed and the consumer goes on."""
+        for step in ("open", "verify"):
+            with monkeypatch.context() as patched:
+                patched.setattr(world.pipeline.verifier, step, lambda *arguments: {}[1])
+                outcome = world.process(world.sealed())
+            assert_rejected(outcome, Reason.MESSAGE_MALFORMED)
+            assert outcome.detail == "KeyError while it was judged"
+        assert world.process(world.sealed()).verdict is Verdict.ACCEPTED
+
 
 HOSTILE: list[Any] = [
     10**5000, {1: 2}, "\ud800", object(), float("nan"), [1], bytearray(b"x"), {"\ud800": ("\udfff",)}, 1j,
@@ -203,6 +237,14 @@ class TestReplay:
         copy = replace(message, origin=replace(message.origin, offset=8))
         assert_rejected(world.process(copy), Reason.REPLAYED)
         assert counts(world) == (2, 1, 1)
+
+    def test_a_reread_may_be_settled_as_a_duplicate(self, make_world: Any, kafka: Maker) -> None:
+        """reread="duplicate" spares the handler what it did before."""
+        world = make_world(reread="duplicate")
+        message = world.sealed(kafka())
+        assert world.process(message).verdict is Verdict.ACCEPTED
+        assert world.process(message).verdict is Verdict.DUPLICATE
+        assert counts(world) == (1, 0, 0)
 
     def test_copies_that_were_deferred_together_are_handled_once(self, world: World, clock: FakeClock) -> None:
         """An outage longer than a token's life must not let every copy in once it is over."""
@@ -334,6 +376,21 @@ class TestDeferral:
         assert source.looked == 3
         source.pending = None
         assert world.process(delivery).verdict is Verdict.ACCEPTED
+
+    def test_a_source_may_itself_decide_that_a_kid_is_unknown(self, make_world: Any, forge: Forge) -> None:
+        """After holding a message long enough the source rejects: key_unknown, dead-lettered."""
+
+        class Source:
+            def key_set(self) -> KeySet:
+                return KeySet([])
+
+            def refresh(self, kid: str, received: float, /) -> KeySet:
+                raise Rejection(Reason.KEY_UNKNOWN, "held long enough")
+
+        world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=Source())}))
+        outcome = world.process(world.sealed())
+        assert_rejected(outcome, Reason.KEY_UNKNOWN)
+        assert str(outcome.detail).startswith("held long enough: issuer ")
 
     @pytest.mark.parametrize("answer", [None, {}, True])
     def test_what_is_no_key_set_condemns_nothing(self, make_world: Any, forge: Forge, answer: Any) -> None:

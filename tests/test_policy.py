@@ -50,6 +50,24 @@ def test_patterns_follow_amqp_topics(pattern: str, place: str, fits: bool) -> No
     assert matches(pattern, place) is fits
 
 
+def test_no_pattern_is_slow() -> None:
+    """Sixty # against a hundred words, the case that is exponential for a backtracking matcher, ends."""
+    pattern = "rabbitmq:x/" + ".".join(["#", "a"] * 60)
+    assert not matches(pattern, "rabbitmq:x/" + ".".join(["a"] * 100 + ["b"]))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["orders", "kafka:", "kafka:a b", "kafka:a/b", "kafka:a*", "kafka:%2e", "rabbitmq:*/a", "rabbitmq:#/a",
+    "rabbitmq:a",
+     "*", "#", "", "rabbitmq:a/b/c", "kafka:a.**", "redis:a", "kafka:é"],
+)  # fmt: skip
+def test_a_pattern_out_of_form_is_refused(pattern: str) -> None:
+    """A wildcard is a whole word, never in the exchange, and the rest is canonical."""
+    with pytest.raises(ConfigurationError):
+        Rule(subject="a", destinations=(pattern,))
+
+
 @pytest.mark.parametrize(
     "rule",
     [lambda: Rule(subject="", destinations=()), lambda: Rule(subject="a", destinations=(), issuer=""),
@@ -79,3 +97,17 @@ def test_a_rule_allows_what_it_names() -> None:
         for place in ("kafka:a", "kafka:c", "kafka:d")
     }
     assert found == {"kafka:a": Decision.ALLOW, "kafka:c": Decision.ALLOW, "kafka:d": Decision.DENY}
+
+
+def test_a_rule_may_name_its_issuer() -> None:
+    """The same subject of another issuer is another producer."""
+    policy = Allow([Rule(subject="me", destinations=("kafka:a",), issuer="https://one.example")])
+    one = verified(subject="me", destination="kafka:a", issuer="https://one.example")
+    two = verified(subject="me", destination="kafka:a", issuer="https://two.example")
+    assert (policy.decide(one), policy.decide(two)) == (Decision.ALLOW, Decision.DENY)
+
+
+def test_the_version_changes_with_the_rules() -> None:
+    """Equal rules have one version, others another."""
+    assert Allow({"a": ["kafka:a"]}).version == Allow([Rule(subject="a", destinations=("kafka:a",))]).version
+    assert Allow({"a": ["kafka:a"]}).version != Allow({"a": ["kafka:b"]}).version

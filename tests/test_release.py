@@ -18,10 +18,11 @@ from mqauth.letters.release import (
     RELEASE_TYPE,
     WAIVABLE,
     open_release,
+    parse,
 )
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, with_token
-from mqauth.wire import base64url
+from mqauth.wire import base64url, claims
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.keys import Key, KeySet
@@ -264,6 +265,29 @@ def test_an_authority_out_of_reach_defers(
 
 
 # --- making them ------------------------------------------------------------------------------------------
+
+
+def test_a_new_release_replaces_an_old_one(desk: Desk, late: Message) -> None:
+    """A message redriven twice carries one release, the last."""
+    twice = desk.released(desk.released(late, Reason.EXPIRED), Reason.EXPIRED, reason="again")
+    assert open_release(twice).release.reason == "again"
+
+
+def test_what_stands_in_a_release_is_what_is_parsed(desk: Desk, late: Message) -> None:
+    """Building and parsing are each other's inverse."""
+    message, release = desk.releaser.release(
+        late, letter="a" * 64, scope=SCOPE, reason="why", waive=[Reason.EXPIRED, Reason.REPLAYED]
+    )
+    assert open_release(message).release == release
+    assert parse(strictjson.dumps(release.as_dict())) == release
+    assert release.mqa == claims.parse(desk_payload(late)).mqa
+
+
+def desk_payload(message: Message) -> bytes:
+    """Return the payload of a message's token."""
+    token = dict(message.headers)[TOKEN_HEADER]
+    text = token if isinstance(token, bytes) else str(token).encode()
+    return base64url.decode(text.split(b".")[1])
 
 
 def test_a_message_without_a_whole_token_cannot_be_released(desk: Desk) -> None:

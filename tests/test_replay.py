@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from integration.scale import nightly
-from mqauth.errors import Cause, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.replay.memory import MemoryReplayStore
@@ -109,6 +109,12 @@ def test_without_a_store_every_copy_is_handled() -> None:
     assert handled == [b"order"] * 3
     with pytest.raises(TypeError, match="replay"):
         Pipeline(**settings)
+
+
+def test_a_store_holds_at_least_one_id() -> None:
+    """A capacity of nothing would defer for ever."""
+    with pytest.raises(ConfigurationError):
+        MemoryReplayStore(0)
 
 
 @pytest.mark.parametrize("end", ["confirm", "release"])

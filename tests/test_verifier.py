@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mqauth.errors import ConfigurationError, Reason, Rejection
+from mqauth.judging.token import Times
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Issuer, Verifier
@@ -114,6 +116,50 @@ def test_the_brokers_user_may_not_contradict_the_subject(  # noqa: PLR0917 - the
         assert reason_of(lambda: judged(verifier, message, clock.now())) is Reason.SUBJECT_MISMATCH
 
 
+@pytest.mark.parametrize(
+    ("require", "cover", "good"),
+    [
+        (["tenant"], None, True), (["tenant"], [], False), (["tenant"], ["count"], False),
+        (["absent"], None, False),
+        (["absent"], ["absent"], False), (["content-type"], [], True), (["app-id"], None, False), ([], [], True),
+        (["Tenant"], None, False), (["mqauth-token"], None, False),
+    ],
+)  # fmt: skip
+def test_required_headers_are_present_and_covered(  # noqa: PLR0917 - the table's columns and fixtures
+    require: list[str], cover: list[str] | None, good: bool, forge: Forge, rabbit: Maker, reason_of: ReasonOf,
+    clock: FakeClock,
+) -> None:  # fmt: skip
+    """Present alone or covered alone does not do; the seven properties are always covered."""
+    message = forge.seal(rabbit(), cover=cover)
+    verifier = forge.verifier(require_headers=require)
+    if good:
+        assert judged(verifier, message, clock.now())
+    else:
+        assert reason_of(lambda: judged(verifier, message, clock.now())) is Reason.COVERAGE_INSUFFICIENT
+
+
+def test_required_property_is_no_table_header(
+    forge: Forge, rabbit: Maker, clock: FakeClock, reason_of: ReasonOf
+) -> None:
+    """On RabbitMQ a header that is called content-type does not stand for the property of that name."""
+    message = forge.seal(rabbit(properties={}, headers=(("content-type", "application/json"),)))
+    verifier = forge.verifier(require_headers=["content-type"])
+    assert reason_of(lambda: judged(verifier, message, clock.now())) is Reason.COVERAGE_INSUFFICIENT
+
+
+def test_unsigned_headers_are_hidden_or_refused(
+    forge: Forge, rabbit: Maker, kafka: Maker, clock: FakeClock, reason_of: ReasonOf
+) -> None:
+    """An added header is invisible by default and refused where asked; what brokers add is neither."""
+    strict = forge.verifier(unsigned_headers="reject")
+    for message in (forge.seal(rabbit()), forge.seal(kafka())):
+        added = replace(message, headers=(*message.headers, ("x-evil", b"1")))
+        assert judged(forge.verifier(), added, clock.now()).header("x-evil") is None
+        assert reason_of(lambda m=added: judged(strict, m, clock.now())) is Reason.COVERAGE_INSUFFICIENT
+        by_broker = replace(message, headers=(*message.headers, ("x-death", ()), ("traceparent", b"x")))
+        assert judged(strict, by_broker, clock.now())
+
+
 @pytest.mark.parametrize("keys", ["jwks.json", Path("jwks.json"), b"{}", None])
 def test_what_is_no_source_of_keys_is_refused(keys: Any) -> None:
     """A path in place of a source is a configuration error that says what is wanted, and not one at a message."""
@@ -121,6 +167,14 @@ def test_what_is_no_source_of_keys_is_refused(keys: Any) -> None:
         Verifier(keys={"https://auth.example": keys}, audience="billing")
     with pytest.raises(ConfigurationError, match="keys come from a source"):
         TrustDomain(keys=keys)
+
+
+@pytest.mark.parametrize("audience", ["billing", ["billing"], ("other", "billing"), iter(["billing"])])
+def test_a_consumer_may_accept_several_audiences(
+    audience: Any, forge: Forge, kafka: Maker, clock: FakeClock
+) -> None:
+    """The accepted audiences are a set of the consumer's."""
+    assert judged(forge.verifier(audience=audience), forge.seal(kafka()), clock.now())
 
 
 @pytest.mark.parametrize(
@@ -140,6 +194,12 @@ def test_contradicting_settings_are_refused(settings: dict[str, Any], forge: For
     """No issuer, no audience, a wildcard, or times out of bounds: a configuration error."""
     with pytest.raises(ConfigurationError):
         forge.verifier(**settings)
+
+
+def test_the_limits_of_settings_pass() -> None:
+    """No leeway, 60 s of it, and a lifetime and queue age of one second are allowed."""
+    assert Times(leeway=0, max_lifetime=1).leeway == 0
+    assert Times(leeway=60, at="append", max_queue_age=1).max_queue_age == 1
 
 
 def test_a_rejection_holds_nothing_of_the_message(forge: Forge, kafka: Maker, clock: FakeClock) -> None:
