@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -183,3 +183,15 @@ def reason_of() -> Callable[[Callable[[], object]], Reason]:
         return caught.value.reason
 
     return run
+
+
+@pytest.fixture
+def other_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose local time is far from UTC."""
+    import time
+
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
