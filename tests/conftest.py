@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,10 @@ from mqauth.letters import dead_letter as deadletter
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message, Origin
+
+# No unit test asks a server whose certificate is signed by somebody known. Reading the system's authorities takes
+# some 20 ms of CPU for each TLS context, in each process.
+os.environ["SSL_CERT_FILE"] = os.devnull
 
 RABBITMQ = "rabbitmq:shop/orders.created"
 KAFKA = "kafka:orders"

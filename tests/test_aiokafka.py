@@ -139,9 +139,6 @@ async def test_a_client_that_cannot_be_left_hides_no_error(
     assert not consumer.health().consuming
 
 
-# Records
-
-
 # The producer
 
 
@@ -233,9 +230,6 @@ async def test_sender_cancelled(client: Client, forge: Forge) -> None:
     assert [sent["value"] for sent in client.sent] == [b"0", b"1", b"2"]
     client.open[1].set_result("metadata")
     assert await waiting == "metadata"
-
-
-# Dead letters, answers
 
 
 # Transactional letters

@@ -35,9 +35,7 @@ from mqauth.wire.message import Message, Origin
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
-    from kafka import TopicPartition
 
-    from mqauth.brokers.log.poison import Poison, audit_record
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "audit-record.schema.json").read_text())
 VALIDATOR = Draft202012Validator(SCHEMA)
@@ -110,32 +108,6 @@ def test_every_record_of_the_pipeline(tmp_path: Path, place: str) -> None:
     assert {record["verdict"] for record in records} == {"accepted", "rejected", "alert"}
     assert sum("flood" in record for record in records) > 10
     assert len({record["alert"]["kind"] for record in records if "alert" in record}) >= 6
-
-
-def test_duplicate(tmp_path: Path) -> None:
-    """A message seen again and settled without its handler leaves a record that follows it."""
-    place, forge = PLACES[0], Forge()
-    path = tmp_path / "audit.jsonl"
-    message = replace(
-        forge.signer().sign(honest_message(place)), origin=Origin(topic="orders", partition=0, offset=3)
-    )
-    with AuditFile(path, fsync=False) as file:
-        guard = guarded(forge, place, file, reread="duplicate")
-        stage = MemoryStage(place)
-        for _ in range(2):
-            letters = DeadLetters(stage.broker, "kafka:orders.dead")
-            run(guard.process(guard.receive(message), lambda _: None, letters))
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [record["verdict"] for record in records] == ["accepted", "duplicate"]
-    assert [faults(record) for record in records] == [[], []]
-
-
-def test_skipped_range_of_kafka() -> None:
-    """The record of a range that kafka-python could not parse follows it."""
-    poison = Poison(partition=TopicPartition("orders", 1), first=5, beyond=9, error="CorruptRecordError")
-    record = audit_record(poison, guarded(Forge(), PLACES[0], None), "billing").as_dict()
-    assert faults(record) == []
-    assert record["broker"]["last_offset"] == 8
 
 
 @given(

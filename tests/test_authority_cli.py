@@ -22,9 +22,9 @@ from mqauth.authority.issuing import Trace
 from mqauth.cli import app
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import Keystore, public_keys
+from mqauth.keystore import Keystore
 from mqauth.testing.clock import FakeClock
-from mqauth.wire import enrolment, identity
+from mqauth.wire import enrolment
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.keys import Key, KeySet, public_members
@@ -116,18 +116,6 @@ def test_grants_tells_why_a_credential_gets_nothing(run: Run, machine: Key) -> N
     assert said[1][0] == "nothing: credential_audience: its aud is not ours alone"
 
 
-def test_issue_signs_without_a_credential_and_leaves_a_record(run: Run) -> None:
-    """A WIT by hand is for the key in the file, and the audit says that a command asked."""
-    key = Key.generate("ES256")
-    Path("key.json").write_text(json.dumps(public_members(key.public) | {"alg": "ES256"}))
-    code, out, _ = run("issue", "--sub", ORDERS, "--jwk", "key.json")
-    wit = identity.parse_wit(out.strip().encode())
-    record = json.loads(Path("authority.jsonl").read_text())
-    assert (code, wit.identity.subject, wit.identity.jkt) == (0, ORDERS, key.kid)
-    assert dict(wit.identity.claims) == {"env": "prod"}
-    assert (record["verdict"], record["asked"]) == ("identity_issued", {"address": "command", "jkt": key.kid})
-
-
 @pytest.mark.parametrize(
     ("members", "subject", "wanted"),
     [
@@ -142,24 +130,6 @@ def test_issue_refuses(run: Run, members: dict[str, str], subject: str, wanted: 
     assert (code != 0, out) == (True, "")
     assert wanted in error
     assert not Path("authority.jsonl").exists()
-
-
-def test_issue_wants_one_key_and_no_key_set(run: Run) -> None:
-    """A JWK Set, as ``keys jwks`` writes it, is refused as usage, in words that say what is wanted."""
-    Path("key.json").write_text('{"keys": [{"kty": "OKP"}]}')
-    code, _, error = run("issue", "--sub", ORDERS, "--jwk", "key.json")
-    assert (code, "key.json: not one public key as a JWK" in error) == (2, True)
-
-
-def test_cutoff_stands_in_every_set_of_the_folder(run: Run) -> None:
-    """A subject that is cut off stands in what ``keys jwks`` prints, and whoever may ask again is named."""
-    code, out, error = run("cutoff", "--sub", ORDERS, "--why", "stolen", "--before", "2026-11-29T10:00:00Z")
-    assert (code, out.partition(":")[0]) == (0, "wimse")
-    assert f"a grant still names {ORDERS}" in error
-    assert public_keys(Path("authority-keys")).cutoffs[ORDERS].before == 1_795_946_400
-    # An earlier moment takes nothing back.
-    run("cutoff", "--sub", ORDERS, "--why", "less", "--before", "2026-11-29T09:00:00Z")
-    assert public_keys(Path("authority-keys")).cutoffs[ORDERS].reason == "stolen"
 
 
 def test_cutoff_tells_how_many_identities_still_live(run: Run) -> None:
@@ -191,54 +161,6 @@ def test_trace_leads_from_a_key_to_who_asked(run: Run, machine: Key, capsys: pyt
     assert app.run(["audit", "trace", "authority.jsonl", "--jkt", key.kid[:12]]) == 0
     assert f"from 10.0.0.7 {ORDERS}" in capsys.readouterr().out
     assert app.run(["audit", "trace", "authority.jsonl", "--jkt", machine.kid]) == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "wanted"),
-    [
-        (('url = "https', 'url = "http'), "[authority] url: must be https://... (http only on this machine)"),
-        ((f'"{URL}"', f'"{URL}/"'), "with neither user, query, fragment nor a / at its end"),
-        (
-            ("[authority]\n", "[authority]\nlifetime = 299\n"),
-            "lifetime: must be 300 to 86400",
-        ),
-        (
-            (f'subject = "{ORDERS}"', f'subject = "{ORDERS}"\nlifetime = 59'),
-            "lifetime: must be 60 to 86400, not 59",
-        ),
-        (
-            (f'subject = "{ORDERS}"', f'subject = "{ORDERS}"\nlifetime = 3601'),
-            "lifetime: is longer than the authority's",
-        ),
-        ((f'subject = "{ORDERS}"', f'subject = "{ORDERS}/../b"'), "subject: must be an identifier"),
-        (('env = "prod"', 'env = ""'), "must be 1 to 256 characters"),
-        (("[authority]\n", "[authority]\nlifetime = 7200\n"), "its overlap of 3600 s is shorter than lifetime"),
-        (('credential = "machines"', 'credential = "x"'), "[[authority.grants]] #1 credential: is not among"),
-        ((f'subject = "{ORDERS}"', 'subject = "wimse://x/a"'), "[[authority.grants]] #1 subject: is of another"),
-        (
-            (f'subject = "{ORDERS}"', 'subject = "orders"'),
-            "[[authority.grants]] #1 subject: must be an identifier",
-        ),
-        (('env = "prod"', 'cnf = "x"'), "[[authority.grants]] #1 claims: claims are none of"),
-        (('match = { sub = "orders-api" }', "match = {}"), "[authority.grants.match]: must have at least 1 entry"),
-        (('file = "jwks.json"', 'file = "jwks.json"\nmax_lifetime = 301'), "max_lifetime: at most 300"),
-        (('file = "jwks.json"\n', ""), "[[authority.credentials]] #1: needs one of file, jwks and discovery"),
-    ],
-)
-def test_settings_that_are_refused(machine: Key, change: tuple[str, str], wanted: str) -> None:
-    """Each mistake in ``[authority]`` is one line that names its place, before anything is served."""
-    Path("mqauth.toml").write_text(TOML.replace(*change))
-    with pytest.raises(ConfigurationError) as refused:
-        load("mqauth.toml").authority.authority()
-    assert wanted in str(refused.value)
-
-
-def test_a_file_is_of_keystores_unless_it_says_otherwise(machine: Key) -> None:
-    """The set of a platform may be a file too: then its tokens have no type of ours, and live for longer."""
-    text = TOML.replace('file = "jwks.json"', 'file = "jwks.json"\nenrolment = false\nmax_lifetime = 7200')
-    Path("mqauth.toml").write_text(text)
-    (issuer,) = load("mqauth.toml").authority.desk.issuers
-    assert (issuer.enrolment, issuer.max_lifetime) == (False, 7200)
 
 
 def test_a_key_that_is_limited_vouches_for_nobody(machine: Key, tmp_path: Path) -> None:
@@ -343,11 +265,3 @@ def test_a_shortened_record_of_an_authority_is_found(machine: Key) -> None:
     path.write_bytes(b"".join(lines[:2]))
     assert verify_chain([path]).intact
     assert not verify_chain([path], read_heads("heads.jsonl", keys)).intact
-
-
-def test_a_key_of_heads_that_cannot_be_read_stops_the_start(machine: Key) -> None:
-    """An authority whose heads cannot be signed does not start, and the setting is named."""
-    configured, _ = heads(machine)
-    Path("heads.pem").write_text("none")
-    with pytest.raises(ConfigurationError, match=r"\[authority\] heads_key"):
-        configured.authority()

@@ -20,7 +20,6 @@ from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Verifier
 from mqauth.keystore.identity.identity_key import IdentityKey, WITKey
 from mqauth.keystore.identity.request import OwnKey
-from mqauth.keystore.remote.jwks import JWKS
 from mqauth.signer import Signer
 from mqauth.wire import jwk
 from mqauth.wire.message import Message
@@ -89,42 +88,6 @@ def test_a_body_over_the_limit_is_refused(world: World, port: int) -> None:
     headers = {"Authorization": f"Bearer {credential}", "DPoP": world.proof(credential)}
     assert fetch(port, "POST", "/v1/identity", b" " * 100_000, **headers) == (400, {"error": "invalid_request"})
     assert asked(world, port)[0] == 200
-
-
-def test_many_ask_at_once(world: World, port: int) -> None:
-    """Thirty requests at once each get an identity, and the chain of their records is one."""
-    statuses: list[int] = []
-    threads = [threading.Thread(target=lambda: statuses.append(asked(world, port)[0])) for _ in range(30)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert statuses == [200] * 30
-    assert len(world.records()) == 30
-
-
-@pytest.mark.parametrize("algorithm", ["EdDSA", "ES256"])
-def test_a_producer_of_ours_enrols_and_a_consumer_accepts(tmp_path: Path, algorithm: str) -> None:
-    """Our client with its own keystore gets its identity; a consumer that fetches the set accepts its messages."""
-    with listen("127.0.0.1", 0, tls=False) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        world = World(tmp_path, url=url, clock=SYSTEM_CLOCK)
-        own = OwnKey(world.machine, issuer=MACHINES, subject="orders-api")
-        enrolled = IdentityKey(url, subject=ORDERS, credential=own, algorithm=algorithm, unsafe_http_loopback=True)
-        with (
-            serving(world, listener),
-            enrolled as key,
-            JWKS(f"{url}/jwks.json", unsafe_http_loopback=True) as keys,
-        ):
-            signer = Signer(key=key, issuer=DOMAIN, subject=ORDERS, audience="billing")
-            found = keys.refresh("", SYSTEM_CLOCK.now())
-            verifier = Verifier(keys={DOMAIN: TrustDomain(keys=keys)}, audience="billing")
-            for signed in (signer.sign(MESSAGE), *signer.sign_many([MESSAGE, MESSAGE])):
-                verified = verifier.verify(signed, verifier.open(signed), found, SYSTEM_CLOCK.now())
-                assert (verified.subject, verified.issuer) == (ORDERS, DOMAIN)
-    (record,) = world.records()
-    assert record["token"]["verified"]["identity"]["jkt"] == verified.identity.jkt
-    assert record["asked"]["credential"]["name"] == "machines"
 
 
 def test_a_producer_of_ours_that_is_not_granted_signs_nothing(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Verifier
 from mqauth.keystore import Keystore, public_keys
 from mqauth.keystore.disk import cutoffs, ring
-from mqauth.keystore.disk.ring import MAX_OVERLAP, RETIREMENT_GRACE, KeyRing
 from mqauth.keystore.identity.identity_key import WITKey
-from mqauth.keystore.remote.keyserver import KeyServer, max_age, publish
+from mqauth.keystore.remote.keyserver import publish
 from mqauth.signer import Signer
 from mqauth.testing.clock import FakeClock
 from mqauth.wire import jwk
@@ -57,62 +56,12 @@ def test_what_a_retired_key_vouched_for_lives_out(tmp_path: Path) -> None:
     assert [judged(world, each) for each in (wit, later)] == [ORDERS, ORDERS]
 
 
-def test_an_end_comes_later_by_the_overlap(store: Keystore) -> None:
-    """A retired key ends after its grace and the overlap, and goes from the set after ``retain`` more."""
-    before = store.ring()
-    retired = ring.rotate(ring.add(before, store.create().key, 0), before.keys[0].created + 600)
-    now = before.keys[0].created + 600
-    (first, _) = retired.published
-    assert first.expires == now + RETIREMENT_GRACE + 3600
-    assert len(ring.rotate(retired, now + retired.grace + retired.retain - 1).keys) == 2
-    assert len(ring.rotate(retired, now + retired.grace + retired.retain).keys) == 1
-    assert max_age([retired], now + retired.grace - 5) == 5
-
-
-def test_the_overlap_is_kept(store: Keystore) -> None:
-    """The overlap stands in the folder until another one is named; a folder of before has none."""
-    store.create()
-    assert store.ring().overlap == 3600
-    store.create(overlap=7200)
-    assert ring.load(ring.dump(store.ring()), name="x").overlap == 7200
-    assert b"overlap" not in ring.dump(KeyRing())
-    assert ring.load(ring.dump(KeyRing()), name="x").overlap == 0
-
-
-@pytest.mark.parametrize("overlap", [-1, MAX_OVERLAP + 1])
-def test_an_overlap_out_of_bounds_is_refused(store: Keystore, overlap: int) -> None:
-    """An overlap is no time before zero, and at most a day."""
-    with pytest.raises(ConfigurationError, match="overlap is 0 to"):
-        store.create(overlap=overlap)
-
-
-def test_a_cut_off_stays_until_nothing_it_refuses_can_be_read(store: Keystore) -> None:
-    """The next cut-off removes those of identities that ended, a keystore's ``retain`` later."""
-    store.cut_off(ORDERS, reason="stolen")
-    kept = RETIREMENT_GRACE + 3600 + 8 * 86_400
-    for seconds, wanted in ((kept, {ORDERS, f"{DOMAIN}/a"}), (1, {f"{DOMAIN}/b", f"{DOMAIN}/a"})):
-        store.clock.advance(seconds)  # type: ignore[attr-defined]
-        store.cut_off(f"{DOMAIN}/{'a' if seconds > 1 else 'b'}", reason="")
-        assert store.cutoffs().keys() == wanted
-
-
 def test_a_moment_moves_forward_only(store: Keystore) -> None:
     """A second cut-off of a subject may be later, and an earlier one changes nothing."""
     now = int(store.clock.now())
     for before in (now, now + 9, now + 5):
         store.cut_off(ORDERS, reason=str(before), before=before)
     assert store.cutoffs() == {ORDERS: Cutoff(before=now + 9, reason=str(now + 9))}
-
-
-@pytest.mark.parametrize("later", [0, 1])
-def test_of_two_folders_the_later_moment_counts(tmp_path: Path, later: int) -> None:
-    """A subject that two keystores cut off is served with the later moment, in whatever order they stand."""
-    folders = [Keystore(folder=tmp_path / name, clock=FakeClock()) for name in "ab"]
-    for number, each in enumerate(folders):
-        each.create()
-        each.cut_off(ORDERS, reason="", before=2_000_000_000 + (number == later))
-    body = KeyServer([each.folder for each in folders], clock=FakeClock()).current.body
-    assert jwk.load_key_set(body).cutoffs[ORDERS].before == 2_000_000_001
 
 
 def test_there_is_room_for_so_many(store: Keystore) -> None:

@@ -214,37 +214,7 @@ def test_credentials_that_aws_does_not_know_are_looked_for_again(key: KmsKey, se
         assert client_of.cache_info().currsize == kept
 
 
-def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """Where the chain finds none the key is unavailable, and its host is named."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    client_of.cache_clear()
-    with pytest.raises(Unavailable, match=f"{SHOWN}: NoCredentialsError"):
-        KmsKey(f"awskms:{ARN}").sign(b"x", "ES256")
-
-
 # --- references ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("uri", "server"),
-    [
-        (f"awskms:{ARN}", "https://kms.eu-central-1.amazonaws.com"),
-        (f"awskms:{ARN.replace('key/', 'key/mrk-')}", "https://kms.eu-central-1.amazonaws.com"),
-        ("awskms:arn:aws-cn:kms:cn-north-1:111122223333:key/a", "https://kms.cn-north-1.amazonaws.com.cn"),
-        ("awskms:arn:aws-us-gov:kms:us-gov-west-1:111122223333:key/a", "https://kms.us-gov-west-1.amazonaws.com"),
-        ("awskms:arn:aws-eusc:kms:eusc-de-east-1:111122223333:key/a", "https://kms.eusc-de-east-1.amazonaws.eu"),
-        ("awskms:arn:aws-iso:kms:us-iso-east-1:111122223333:key/a?endpoint=https://kms.ic", "https://kms.ic"),
-        (f"awskms:{ARN}?endpoint=https://vpce-1.kms.example:8443/&ca=/ca.pem", "https://vpce-1.kms.example:8443"),
-        (f"awskms:{ARN}?endpoint=http://127.0.0.1:80&unsafe_http_loopback=true", "http://127.0.0.1:80"),
-    ],
-)
-def test_references(uri: str, server: str) -> None:
-    """The endpoint is that of the ARN's partition and region, unless another one is named."""
-    assert KmsReference.parse(uri).server == server
 
 
 @pytest.mark.parametrize(

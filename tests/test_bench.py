@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from integration.benchmarks.client.rounds import (
     Measured,
     Rounds,
-    Spread,
-    Stopwatch,
     Variant,
     alternate,
     quantile,
@@ -55,13 +53,6 @@ def test_variants_take_turns() -> None:
     }  # fmt: skip
 
 
-def test_progress_is_told_before_each_round() -> None:
-    """Whoever watches knows what runs now."""
-    log: list[str] = []
-    alternate([variant("a", log, count(1.0))], 1, progress=lambda name: log.append(f"next {name}"))
-    assert log == ["next a", "a", "next a", "a"]
-
-
 def test_time_that_is_over_ends_the_rounds() -> None:
     """When time is over no round begins, yet every variant has one that counts."""
     log: list[str] = []
@@ -80,23 +71,6 @@ def test_broken_variant_is_told_and_the_others_go_on() -> None:
     assert found.summary("good")["broken"] == {"failed": "ValueError: 1"}
 
 
-def test_round_that_fails_once_is_tried_again() -> None:
-    """One hiccup costs a variant nothing: the round is run again."""
-    errors = iter([None, ValueError(), None, None])
-    found = alternate([failing(lambda: next(errors))], 2)
-    assert (len(found.measured["broken"]), found.failed) == (2, {})
-
-
-def test_stopwatch_reads_both_clocks() -> None:
-    """Wall and CPU seconds are those between start and stop, and rates follow from them."""
-    wall, cpu = iter([10.0, 14.0]), iter([1.0, 3.0])
-    watch = Stopwatch(lambda: next(wall), lambda: next(cpu))
-    watch.start()
-    found = watch.stop(1000)
-    assert (found.wall, found.cpu) == (4.0, 2.0)
-    assert (found.rate, found.microseconds, found.cpu_per_1000) == (250.0, 4000.0, 2.0)
-
-
 def test_ratio_is_taken_within_each_round() -> None:
     """A ratio is between neighbours in time: a machine that slows down between rounds moves rates, not ratios."""
     found = Rounds(
@@ -109,12 +83,6 @@ def test_ratio_is_taken_within_each_round() -> None:
     assert found.rate("ours") == pytest.approx(90)
 
 
-def test_spread_is_the_quartiles() -> None:
-    """The spread of 1 to 5 is 2, 3, 4, in whatever order they come."""
-    assert Spread.of([5, 1, 4, 2, 3]) == Spread(2, 3, 4)
-    assert Spread.of([7]) == Spread(7, 7, 7)
-
-
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 1))
 def test_quantile_lies_among_the_figures(figures: list[float], share: float) -> None:
     """A quantile is no less than the least and no more than the most, and the ends are these."""
@@ -122,17 +90,6 @@ def test_quantile_lies_among_the_figures(figures: list[float], share: float) -> 
     assert ordered[0] <= quantile(ordered, share) * (1 + 1e-12)
     assert quantile(ordered, share) <= ordered[-1] * (1 + 1e-12)
     assert (quantile(ordered, 0), quantile(ordered, 1)) == (ordered[0], ordered[-1])
-
-
-def test_summary_has_every_figure() -> None:
-    """The long form has rate, time, CPU and ratio with quartiles, and percentiles only where latencies are."""
-    slow = Measured(messages=2, wall=1, cpu=1, latencies=(0.001, 0.003))
-    told = Rounds({"base": [measured(100)], "slow": [slow]}, {}).summary("base")
-    assert told["base"].keys() == {"rate", "us", "cpu_s_per_1000", "ratio"}
-    assert told["slow"] == {
-        "rate": [2.0, 2.0, 2.0], "us": [5e5, 5e5, 5e5], "cpu_s_per_1000": [500, 500, 500],
-        "ratio": [0.02, 0.02, 0.02], "p50_ms": 2.0, "p99_ms": 2.98,
-    }  # fmt: skip
 
 
 def test_short_form_has_rates_and_all_ratios() -> None:

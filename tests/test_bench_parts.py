@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,11 +12,10 @@ from typing import Any
 import pytest
 from cryptography.exceptions import InvalidSignature
 
-from integration.benchmarks import flood, pages, profile
+from integration.benchmarks import flood, pages
 from integration.benchmarks.client import contenders, identity, inprocess, run
-from integration.benchmarks.client.contenders import Bare, Carried, Effort
+from integration.benchmarks.client.contenders import Effort
 from integration.benchmarks.client.inprocess import BATCH_NAME, PLACE, Cell, Operations
-from integration.benchmarks.client.report import lines
 from integration.benchmarks.client.rounds import Measured
 from integration.benchmarks.client.workload import Refusals, RefusedError, Tally, Workload, guard
 from integration.documentation import ROOT
@@ -64,42 +62,10 @@ def test_the_identity_form_has_a_direct_one_of_its_size_beside_it() -> None:
         )
 
 
-def test_a_workload_of_the_benchmark_keeps_its_identity() -> None:
-    """Each signer of a contender signs under the same WIT, as one process does for half an hour."""
-    forge = identity.OneIdentity()
-    wits = {forge.signer().sign(Workload().message(PLACE)).headers[-1][1].partition(b"~")[0] for _ in range(3)}  # type: ignore[union-attr, arg-type]
-    assert len(wits) == 1
-
-
 @pytest.fixture(scope="module")
 def report() -> run.Report:
     """A report of a tiny run in process."""
     return run.measure(TINY)
-
-
-def test_bare_changes_nothing() -> None:
-    """The bare client carries the body as it is, and no token."""
-    assert Bare().seal(PLACE, BODY) == (BODY, None)
-    assert Bare().opener(PLACE)(BODY, None) == BODY
-
-
-def test_carried_token_is_not_looked_at() -> None:
-    """The token that is only carried goes with the body as it is, and any other is taken too."""
-    assert Carried("token").seal(PLACE, BODY) == (BODY, "token")
-    assert Carried("token").opener(PLACE)(BODY, "another") == BODY
-
-
-def test_contenders_are_closed_where_one_cannot_be_made() -> None:
-    """What a contender has at the broker is deleted although the next one failed to be made."""
-    log: list[tuple[str, str, float]] = []
-
-    def making() -> Iterator[Contender]:
-        yield Contender("bare", log)
-        raise RefusedError("no queue")
-
-    with pytest.raises(RefusedError, match="no queue"):
-        contenders.compare_all(making(), NOTHING)
-    assert log == [("bare", "close", 0)]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -121,11 +87,6 @@ def test_every_operation_runs(kind: str) -> None:
     assert found == {f"{kind} 100 0 {operation}": count for operation in inprocess.OPERATIONS}
 
 
-def test_what_a_message_leaves_behind_is_measured() -> None:
-    """A claim takes memory until it expires, and the benchmark sees it."""
-    assert Operations(Cell(kind="EdDSA"), 8).kept_bytes() > 0
-
-
 def test_refused_message_fails_the_round() -> None:
     """A benchmark that measured rejections would be fast and wrong: it fails."""
     forge, letters = Forge(), Refusals()
@@ -135,22 +96,6 @@ def test_refused_message_fails_the_round() -> None:
     inprocess.judge_all(guard(forge, PLACE), [replace(forge.seal(message), body=b"changed")], letters)
     with pytest.raises(RefusedError, match="body_mismatch"):
         letters.check()
-
-
-def test_verdicts_that_refuse_fail_their_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verdict is measured of accepted messages alone."""
-    operations = Operations(Cell(kind="EdDSA"), 2)
-    monkeypatch.setattr(inprocess, "guard", lambda _forge, *places: guard(Forge(), *places))
-    with pytest.raises(RefusedError, match="key_unknown"):
-        operations.verdict()
-
-
-def test_workload_is_what_it_says() -> None:
-    """Bodies have their size and number, messages their headers, in their broker's types."""
-    load = Workload(size=100, headers=2)
-    assert (len(load.body(7)), load.body(7)[:8]) == (100, b"00000007")
-    assert load.message("kafka:a").headers == (("header-0", b"value 0"), ("header-1", b"value 1"))
-    assert load.message("rabbitmq:a/b").headers == (("header-0", "value 0"), ("header-1", "value 1"))
 
 
 def test_tally_ends_at_the_last() -> None:
@@ -224,24 +169,6 @@ def test_report_has_the_shape_programs_read(report: run.Report) -> None:
     assert report.failed() == {}
 
 
-def test_report_for_people_names_every_kind(report: run.Report) -> None:
-    """The text has a row for each kind."""
-    rows = [line.split()[0] for line in lines(report) if line.split()]
-    assert [row for row in rows if row in ("EdDSA", "ES256", BATCH_NAME)] == ["EdDSA", "ES256", BATCH_NAME]
-
-
-def test_amounts_measure_every_algorithm_size_and_header_count() -> None:
-    """Quick or not, no field of the table is left out."""
-    for amount in (run.QUICK, run.FULL):
-        assert len({(cell.kind, cell.size, cell.headers) for cell in amount.cells}) == 6 * 3 * 3
-
-
-@pytest.mark.parametrize("text", ["localhost:9092", "kafka://localhost:9092", "kafka://localhost:9092/"])
-def test_kafka_address_in_either_spelling(text: str) -> None:
-    """``host:port`` and the URL other commands take are the same."""
-    assert run.address_of(text) == "localhost:9092"
-
-
 def test_tables_are_put_between_their_marks(report: run.Report) -> None:
     """A page keeps its text and gets new tables, but for those whose figures are not there."""
     found = report.whole()
@@ -270,12 +197,3 @@ def test_forged_batch_tokens_leave_nothing_behind() -> None:
     told = flood.flood(100, stretch=10)
     assert told["reasons"] == {"signature_invalid": 100 + 10}
     assert (told["tokens"], told["kept_bytes_a_token"] < 500) == (100, True)
-
-
-def test_profile_names_the_signature() -> None:
-    """The shares of a profile are of the whole, and the signature is among them."""
-    found = profile.measure(64)
-    assert found.keys() == {"single sign", "single verdict", "batch sign", "batch verdict"}
-    for shares in found.values():
-        assert sum(shares.values()) == pytest.approx(1, abs=0.01)
-    assert found["single sign"]["the signature"] > 0

@@ -11,17 +11,9 @@ from integration.benchmarks.client.inprocess import PLACE
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
-    from integration.benchmarks import rivals
     from integration.benchmarks.rivals import Celery, Handwritten, Joserfc, WrongMessageError
 
 BODY = b'{"order": 1}'
-
-
-@pytest.mark.parametrize("wrapper", [Handwritten, Joserfc, Celery])
-def test_wrapper_opens_what_it_seals(wrapper: type[Wrapper]) -> None:
-    """A rival takes its own messages."""
-    made = wrapper()
-    assert made.opener(PLACE)(*made.seal(PLACE, BODY)) == BODY
 
 
 @pytest.mark.parametrize(
@@ -48,14 +40,3 @@ def test_hand_written_wrapper_is_a_competent_one(wrapper: type[Wrapper]) -> None
     open_(body, token)
     with pytest.raises(WrongMessageError, match="seen before"):
         open_(body, token)
-
-
-def test_rivals_of_each_broker() -> None:
-    """RabbitMQ has the wrappers and the pipelined client, Kafka the wrappers."""
-    found = rivals.rivals()
-    assert {name: len(makes) for name, makes in found.items()} == {"rabbitmq": 4, "kafka": 3}
-
-
-def test_what_a_rival_remembers_is_measured() -> None:
-    """The set of ids takes memory, and the benchmark sees it."""
-    assert rivals.kept_bytes(8) > 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pty
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import pytest
 
 from mqauth import cli
-from mqauth.audit.file import MIN_BYTES, AuditFile, HeadFile, parts
+from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.record import AuditRecord
 from mqauth.cli import forms
 from mqauth.wire.jwk import dump_key_set
@@ -67,34 +65,6 @@ def test_verify_without_heads_is_never_intact(path: Path, run: Run) -> None:
     assert (code, out) == (0, "unanchored: unbroken, but no signed heads to compare it with; 20 records\n")
 
 
-def test_verify_with_heads(path: Path, run: Run) -> None:
-    """A log that its heads confirm is intact; who is believed is said where no key is pinned."""
-    heads, keys = path.with_name("heads"), path.with_name("jwks.json")
-    code, out, _ = run("verify", path, "--heads", heads)
-    assert (code, out) == (0, "intact; 20 records; the key in the heads is trusted: give --keys\n")
-    assert run("verify", path, "--heads", heads, "--keys", keys)[:2] == (0, "intact; 20 records\n")
-
-
-def test_verify_says_what_is_not_signed_yet(path: Path, run: Run) -> None:
-    """Records behind the last signed head are counted: what is cut of them goes unnoticed."""
-    with AuditFile(path, fsync=False) as file:
-        file.write(record(20))
-    assert (
-        "21 records, the last 1 of them after the last signed head"
-        in run("verify", path, "--heads", path.with_name("heads"))[1]
-    )
-
-
-def test_verify_as_json(path: Path, run: Run) -> None:
-    """A program gets exactly five members."""
-    code, out, _ = run("verify", path, "--json")
-    assert (code, json.loads(out)) == (
-        0, {"intact": True, "anchored": False, "records": 20, "first_bad": None, "what": None}
-    )  # fmt: skip
-    code, out, _ = run("verify", path, "--heads", path.with_name("heads"), "--json")
-    assert json.loads(out)["anchored"] is True
-
-
 def test_verify_names_line_and_deed(path: Path, run: Run) -> None:
     """A broken log: exit 1, the first bad line and what was done to it."""
     path.write_bytes(path.read_bytes().replace(b'"id-7"', b'"id-9"'))
@@ -106,70 +76,12 @@ def test_verify_names_line_and_deed(path: Path, run: Run) -> None:
     )  # fmt: skip
 
 
-def test_verify_with_a_stranger_pinned(path: Path, run: Run) -> None:
-    """Heads signed by another key than the pinned ones are an error, not an answer."""
-    keys = path.with_name("jwks.json")
-    keys.write_text(json.dumps(dump_key_set(KeySet([Key.generate()]))))
-    code, _, err = run("verify", path, "--heads", path.with_name("heads"), "--keys", keys)
-    assert (code, "line 1 is no head signed by a known key" in err) == (2, True)
-
-
-def test_rotated_parts_are_found(tmp_path: Path, run: Run) -> None:
-    """The name of the file alone is enough: its rotated parts are read before it."""
-    path = tmp_path / "audit.jsonl"
-    with AuditFile(path, fsync=False, max_bytes=MIN_BYTES) as file:
-        for number in range(400):
-            file.write(record(number))
-    assert len(parts(path)) > 2
-    assert json.loads(run("verify", path, "--json")[1])["records"] == 400
-    assert json.loads(run("stats", path, "--json")[1])["records"] == 400
-    assert run("show", "id-0", path)[0] == 0
-
-
-def test_progress_on_a_terminal(path: Path) -> None:
-    """On a terminal ``verify`` draws a progress bar, on standard error alone."""
-    keeper, terminal = pty.openpty()
-    child = os.posix_spawn(
-        sys.executable, [sys.executable, "-m", "mqauth", "audit", "verify", str(path)],
-        {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "TERM": "xterm"},
-        file_actions=[(os.POSIX_SPAWN_DUP2, terminal, 2),
-                      (os.POSIX_SPAWN_OPEN, 1, str(path.with_name("out")), os.O_WRONLY | os.O_CREAT, 0o600)],
-    )  # fmt: skip
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert b"reading" in os.read(keeper, 65_536)
-    os.close(keeper)
-    assert path.with_name("out").read_text().startswith("unanchored")
-
-
-def test_tail(path: Path, run: Run) -> None:
-    """The last records, oldest first, without reading the others."""
-    code, out, _ = run("tail", path, "-n", 2)
-    assert (code, [line.split()[0] for line in out.splitlines()]) == (
-        0, ["2026-11-25T10:18:00.000Z", "2026-11-25T10:19:00.000Z"]
-    )  # fmt: skip
-    assert [json.loads(line)["id"] for line in run("tail", path, "-n", 3, "--json")[1].splitlines()] == [
-        "id-17", "id-18", "id-19"
-    ]  # fmt: skip
-    assert len(run("tail", path, "-n", 1000)[1].splitlines()) == 20
-
-
 def test_tail_says_what_a_reviewer_did(tmp_path: Path, run: Run) -> None:
     """A dead letter that was discarded is told from the rejection that made it."""
     path = tmp_path / "reviewer.jsonl"
     told = record(1).as_dict() | {"verdict": "discarded", "reason": "expired", "review": {"reviewer": "ada"}}
     path.write_text(json.dumps(told) + "\n")
     assert run("tail", path)[1].split()[1:3] == ["discarded", "expired"]
-
-
-def test_tail_of_long_logs_reads_their_end(tmp_path: Path, run: Run) -> None:
-    """Lines that lie across the blocks a tail is read in come out whole."""
-    path = tmp_path / "audit.jsonl"
-    with AuditFile(path, fsync=False) as file:
-        for number in range(500):
-            file.write(record(number))
-    found = [json.loads(line)["id"] for line in run("tail", path, "-n", 300, "--json")[1].splitlines()]
-    assert found == [f"id-{number}" for number in range(200, 500)]
 
 
 def test_tail_of_standard_input(path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,22 +115,6 @@ def test_trace(path: Path, run: Run, options: list[str], count: int) -> None:
     code, out, _ = run("trace", path, *options)
     assert (code, len(out.splitlines())) == (0 if count else 1, count)
     assert ("claimed orders-api" in out) is ("k1" in out)
-
-
-@pytest.mark.parametrize(
-    ("by", "counts"),
-    [
-        ("reason", {"signature_invalid": 10}), ("kid", {"k1": 10, "k2": 10}),
-        ("issuer", {"https://auth.example": 20}),
-        ("subject", {"orders-api": 20}), ("destination", {"kafka:orders": 20}), ("time", {"2026-11-25T10": 20}),
-        ("verdict", {"rejected": 10, "accepted": 10}), ("day", {"2026-11-25": 20}), ("alert", {}),
-    ],
-)  # fmt: skip
-def test_stats(path: Path, run: Run, by: str, counts: dict[str, int]) -> None:
-    """Records are counted by each dimension."""
-    assert json.loads(run("stats", path, "--by", by, "--json")[1]) == {
-        "by": by, "records": sum(counts.values()), "counts": counts,
-    }  # fmt: skip
 
 
 @pytest.fixture
@@ -260,16 +156,6 @@ def test_stats_of_hostile_times_and_names(tmp_path: Path, run: Run, terminal: No
     assert (code, out.count("\n"), "\x1b" in out, "\u202e" in out) == (0, 2, False, False)
 
 
-@pytest.mark.parametrize("text", ["\x7f", "\x9b31m", "\u202e", "\u2028", "\ufeff", "\U000e0041"])
-def test_json_does_nothing_to_a_terminal(tmp_path: Path, run: Run, text: str) -> None:
-    """What a terminal would act on is escaped in JSON too, and comes back the same to a program."""
-    path = tmp_path / "audit.jsonl"
-    path.write_text(json.dumps({"id": "x", "detail": text}) + "\n")
-    out = run("show", "x", path)[1]
-    assert text not in out
-    assert json.loads(out)["detail"] == text
-
-
 def test_detect(path: Path, run: Run) -> None:
     """Detectors run over an old log: 1 and the alerts where there are any, 0 where not."""
     assert run("detect", path) == (0, "", "")
@@ -279,17 +165,6 @@ def test_detect(path: Path, run: Run) -> None:
     assert (code, "resurrected_key 1 times claimed iss" in out) == (1, True)
     found = json.loads(run("detect", path, "--json")[1])
     assert (found["kind"], found["verified"], found["about"]["kid"]) == ("resurrected_key", False, "k1")
-
-
-def test_detect_by_configured_thresholds(path: Path, run: Run) -> None:
-    """An old log is read again with the thresholds of a configuration file."""
-    config = path.with_name("mqauth.toml")
-    config.write_text("[misuse]\nburst = 10\nwindow = 3600\n")
-    code, out, _ = run("detect", path, "--config", config, "--json")
-    assert (code, {json.loads(line)["kind"] for line in out.splitlines()}) == (1, {"burst"})
-    config.write_text("[misuse]\nbursts = 10\n")
-    code, _, err = run("detect", path, "--config", config)
-    assert (code, "did you mean burst?" in err) == (2, True)
 
 
 def test_alerts_and_floods_in_a_tail(path: Path, run: Run) -> None:

@@ -70,15 +70,6 @@ def test_a_password_goes_to_no_other_machine_in_the_clear(servers: list[str], tm
         load(tmp_path, SASL).for_kafka(f"kafka://{','.join(servers)}")
 
 
-def test_a_login_takes_the_place_of_the_urls(tmp_path: Path) -> None:
-    """On RabbitMQ user and password are quoted into the URL, and stand on no command line."""
-    settings = load(tmp_path, 'user = "rev/iewer"\npassword_env = "BROKER_PASSWORD"\n')
-    wanted = "amqps://rev%2Fiewer:s3cr%40t%3A%2F@mq.example:5671/vhost?heartbeat=5"
-    assert settings.for_rabbitmq("amqps://mq.example:5671/vhost?heartbeat=5") == {"url": wanted}
-    assert settings.for_rabbitmq("amqps://guest:gu@mq.example:5671/vhost?heartbeat=5") == {"url": wanted}
-    assert BrokerSettings().for_rabbitmq("amqp://a/") == {"url": "amqp://a/"}
-
-
 def test_tls_reaches_aio_pika(tmp_path: Path) -> None:
     """A context of ours, that verifies."""
     context = load(tmp_path, "tls = true").for_rabbitmq("amqps://mq.example/")["ssl_context"]

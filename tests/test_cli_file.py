@@ -43,32 +43,6 @@ def place(
     return place_of(broker, queue, topic, settings_of(None))
 
 
-def test_the_file_alone_names_broker_and_queue() -> None:
-    """In a folder with ``mqauth.toml`` no option is needed."""
-    found = place(FILE)
-    assert (found.broker, found.name) == ("amqp://mq.example/", "orders.dead")
-
-
-def test_a_name_takes_its_table() -> None:
-    """``--broker NAME`` takes ``[brokers.NAME]``, with the topic there."""
-    found = place(FILE, "log")
-    assert (found.broker, found.name) == ("kafka://log-1:9092,log-2:9092", "orders.gone")
-
-
-def test_the_name_of_dead_letters_is_the_default() -> None:
-    """Without queue or topic in the table it is the ``[dead_letters] name``, on either broker."""
-    named = '[broker]\nurl = "{}"\n[dead_letters]\nname = "shop.dead"'
-    assert place(named.format("amqp://a/")).name == "shop.dead"
-    assert place(named.format("kafka://a:1")).name == "shop.dead"
-
-
-def test_an_option_counts_before_the_file() -> None:
-    """URL and queue of options replace those of the file; a queue of the file is not asked of a Kafka."""
-    assert place(FILE, queue="other").name == "other"
-    found = place(FILE, "kafka://a:1")
-    assert (found.broker, found.name) == ("kafka://a:1", "shop.dead")
-
-
 def test_the_only_one_of_several_tables_needs_no_name() -> None:
     """One ``[brokers.NAME]`` is taken; of two the error names both."""
     one = '[brokers.a]\nurl = "amqp://a/"\nqueue = "q"\n'
@@ -96,22 +70,6 @@ def test_a_url_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match="SHOP_URL holds no amqp://") as caught:
         place(text)
     assert "s3cret" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "broker", "said"),
-    [
-        ("", None, r"no broker: give --broker URL, or \[broker\] url in mqauth.toml"),
-        (FILE, "lgo", r"or a name of \[brokers.NAME\]; mqauth.toml has log"),
-        ("", "lgo", r"mqauth.toml has no \[brokers.NAME\]"),
-        ('[broker]\nurl = "amqp://a/"', None, r"--queue: required with this broker; or \[broker\] queue"),
-        ('[broker]\nqueue = "a"\ntopic = "b"', None, r"\[broker\] topic: contradicts queue"),
-    ],
-)
-def test_what_is_not_named_is_asked_for(text: str, broker: str | None, said: str) -> None:
-    """An error names the option and the setting in which the answer may stand."""
-    with pytest.raises(ConfigurationError, match=said):
-        place(text, broker)
 
 
 def shown(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, tuple[str, str]]:

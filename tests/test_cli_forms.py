@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,21 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from hypothesis import given
-from hypothesis import strategies as st
-from rich.cells import cell_len
 
 from mqauth.cli import main
 from mqauth.cli.broker import told
 from mqauth.cli.forms import (
-    GROUP,
-    LETTER,
-    TO_CHANGE,
-    VERDICT,
-    Column,
     CommandFailed,
-    fitted,
     moment,
     pick,
     shown_time,
@@ -65,31 +54,10 @@ def test_an_id_is_taken_whole_or_by_its_beginning(text: str, found: str) -> None
     assert pick(text, IDS, option="--id") == found
 
 
-@pytest.mark.parametrize(
-    ("text", "least", "said"),
-    [
-        ("xyz", 4, "--id xyz: give the id, or at least its first 4 characters"),
-        ("xyz1234", TO_CHANGE, "at least its first 8 characters"),
-        ("abcdefgh", 4, "--id abcdefgh: 2 begin so: abcdefgh1, abcdefgh2"),
-    ],
-)
-def test_an_id_that_is_not_clear_is_usage(text: str, least: int, said: str) -> None:
-    """Too short, or several that fit, which are named."""
-    with pytest.raises(ConfigurationError, match=said):
-        pick(text, IDS, option="--id", least=least)
-
-
 def test_at_most_five_are_named() -> None:
     """Of many ids that fit, five stand in the error."""
     with pytest.raises(ConfigurationError, match=r"9 begin so: same1, same2, same3, same4, same5, \.\.\.$"):
         pick("same", [f"same{number}" for number in range(1, 10)], option="--id")
-
-
-def test_an_id_that_nothing_has_is_exit_code_1() -> None:
-    """None is no mistake in the usage: the letter may be gone."""
-    with pytest.raises(CommandFailed, match="nope1: there is none") as caught:
-        pick("nope1", IDS, option="--id")
-    assert caught.value.exit_code == 1
 
 
 # --- times ------------------------------------------------------------------------------------------------
@@ -103,15 +71,6 @@ def test_times_are_taken_in_three_forms(monkeypatch: pytest.MonkeyPatch) -> None
     assert moment("2026-11-25T10:00:00+01:00") == datetime(2026, 11, 25, 9, tzinfo=UTC).timestamp()
 
 
-@pytest.mark.parametrize(
-    "text", ["soon", "2026-11-25", "2026-11-25T10:00:00", "1h30", "-1h", "", "1900-01-01T00:00Z"]
-)
-def test_a_time_without_a_zone_is_refused(text: str) -> None:
-    """What is meant must not depend on the machine."""
-    with pytest.raises(typer.BadParameter, match="with a zone"):
-        moment(text)
-
-
 def test_times_are_shown_to_the_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the year where it is not this one; nothing where no calendar has the time."""
     monkeypatch.setattr(type(SYSTEM_CLOCK), "now", lambda _: datetime(2026, 11, 27, tzinfo=UTC).timestamp())
@@ -120,77 +79,7 @@ def test_times_are_shown_to_the_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (shown_time(None), shown_time(1e30)) == ("", "")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["dlq", "list", "--broker", "amqp://a/", "--queue", "q"], ["dlq", "discard", "--why", "w"],
-        ["audit", "trace", "f", "--kid", "k"], ["audit", "stats", "f"],
-        ["keys", "revoke", "--kid", "k", "--why", "r"],
-    ],
-)  # fmt: skip
-def test_every_command_takes_the_same_times(arguments: list[str], ended: Exit) -> None:
-    """``--since`` and ``--from`` are one option, with one error."""
-    for option in ("--from", "--since"):
-        code, error = ended(*arguments, option, "yesterday")
-        assert (code, error.count("\n")) == (2, 1)
-        assert (
-            "'--from' / '--since': give a time with a zone like 2026-11-25T10:00:00Z, or 2h or 7d (ago)" in error
-        )
-
-
 # --- tables -----------------------------------------------------------------------------------------------
-
-WIDEST = {
-    "letter": "a1b2c3d4e5f6" + "0" * 52, "kid": "K1d-K1d_K1dK" + "x" * 31, "letters": "1234567", "intact": "yes",
-    "reason": "message_malformed", "verdict now": "message_malformed", "time (UTC)": "2025-11-27 02:04",
-    "first (UTC)": "2025-11-27 02:04", "last (UTC)": "2025-11-27 02:04", "subject": "s" * 256,
-    "issuer": "https://" + "i" * 248, "destination": "rabbitmq:" + "d" * 500,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("columns", [LETTER, GROUP, VERDICT])
-def test_the_widest_rows_fit_80_columns(columns: tuple[Column, ...]) -> None:
-    """No line is wider, and the first 12 characters of each id are on the screen."""
-    rows = [[WIDEST[column.name] for column in columns], [WIDEST[column.name][::-1] for column in columns]]
-    lines = list(fitted("t" * 300, columns, rows, width=80))
-    assert max(map(cell_len, lines)) <= 80
-    for index, column in enumerate(columns):
-        if column.is_id and not column.more:
-            assert all(any(row[index][:12] in line for line in lines) for row in rows)
-
-
-@given(
-    st.lists(
-        st.lists(st.text(st.characters(exclude_categories=("C", "Z")), max_size=40), min_size=4, max_size=4),
-        max_size=5,
-    ),
-    st.integers(12, 100),
-)
-def test_no_line_is_wider_than_the_terminal(rows: list[list[str]], width: int) -> None:
-    """Whatever the cells and the terminal, wide and narrow characters included; no cell takes two lines."""
-    columns = (
-        Column("id", is_id=True, cut=False),
-        Column("a"),
-        Column("b", more=True),
-        Column("c", cut=False),
-    )
-    lines = list(fitted("title", columns, rows, width=width))
-    assert max(map(cell_len, lines)) <= width
-
-
-def test_some_columns_are_for_those_who_ask(tmp_path: Path) -> None:
-    """A column marked as more stands in a whole table alone."""
-    columns = (Column("id", is_id=True), Column("x", more=True), Column("y"))
-    rows = [["a" * 20, "1", "2"]]
-    assert [line.split() for line in fitted("t", columns, rows, width=30)] == [["t"], ["id", "y"], ["a" * 12, "2"]]
-    assert list(fitted("t", columns, rows, width=90, whole=True))[2].split() == ["a" * 20, "1", "2"]
-
-
-def test_what_does_not_fit_is_cut() -> None:
-    """A text that may be cut makes room for those that may not."""
-    columns = (Column("reason", cut=False), Column("subject"))
-    lines = list(fitted("t", columns, [["r" * 20, "s" * 30]], width=40))
-    assert lines[2] == f"{'r' * 20}  {'s' * 17}…"
 
 
 def in_terminal(arguments: list[str], folder: Path, columns: int = 80) -> str:
@@ -213,34 +102,7 @@ def in_terminal(arguments: list[str], folder: Path, columns: int = 80) -> str:
             found += part
 
 
-def test_keys_list_in_a_terminal_and_piped(
-    tmp_path: Path, ended: Exit, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """80 columns and short ids for people; tab-separated and whole for programs; ``--wide`` is whole too."""
-    keystore = Keystore(folder=tmp_path / "keys")
-    kids = [keystore.create(subjects=[f"{'s' * 60}{number}"]).kid for number in range(2)]
-    lines = in_terminal(["keys", "list"], tmp_path).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert all(any(line.startswith(f"{kid[:12]} ") for line in lines) for kid in kids)
-    assert all(kid in in_terminal(["keys", "list", "--wide"], tmp_path) for kid in kids)
-    assert main(["keys", "list"]) == 0
-    head, *rows = (line.split("\t") for line in capsys.readouterr().out.splitlines())
-    assert head[0] == "kid"
-    assert [row[0] for row in rows] == kids
-
-
 # --- keys -------------------------------------------------------------------------------------------------
-
-
-def test_the_first_key_names_its_producer(ended: Exit) -> None:
-    """Without ``--subject`` or ``--pinned`` no first key is made; the next takes over what the first has."""
-    code, error = ended("keys", "new")
-    assert (code, "--subject: name the producer" in error) == (2, True)
-    assert not Path("keys").exists()
-    assert ended("keys", "new", "--subject", "a", "--pinned")[0] == 2
-    assert ended("keys", "new", "--subject", "orders-api") == (0, "")
-    assert ended("keys", "new") == (0, "")
-    assert [key.key.subjects for key in Keystore(folder=Path("keys")).ring().keys] == [{"orders-api"}] * 2
 
 
 def test_the_only_active_key_is_not_revoked_unasked(tmp_path: Path, ended: Exit) -> None:
@@ -256,14 +118,6 @@ def test_the_only_active_key_is_not_revoked_unasked(tmp_path: Path, ended: Exit)
     assert keystore.ring().active is not None
     assert ended(*revoke, "--yes") == (0, "")
     assert keystore.ring().active is None
-
-
-def test_a_short_kid_changes_nothing(tmp_path: Path, ended: Exit) -> None:
-    """To change a key takes 8 characters of its id."""
-    kid = Keystore(folder=tmp_path / "keys").create(subjects=["a"]).kid
-    code, error = ended("keys", "retire", "--kid", kid[:7], "--yes")
-    assert (code, "at least its first 8 characters" in error) == (2, True)
-    assert ended("keys", "retire", "--kid", "A" * 12)[0] == 1
 
 
 def test_rotate_says_that_there_is_no_next_key(tmp_path: Path, ended: Exit) -> None:
@@ -295,15 +149,6 @@ def named(name: str, *arguments: Any) -> Exception:
     return error
 
 
-def test_a_template_that_a_client_never_filled_in_is_not_shown() -> None:
-    """aiormq has a ``%s`` for a login that was refused; what the broker itself said is shown."""
-    error = named("ProbableAuthenticationError", "ACCESS_REFUSED - Login was refused")
-    error.reason = "probable authentication error: %s"  # type: ignore[attr-defined]
-    said = str(told(error, ["amqp://mq.example/"], "ada", 0.1))
-    assert "as user ada: ACCESS_REFUSED - Login was refused; are user" in said
-    assert "%" not in said
-
-
 def test_errors_that_came_from_each_other_are_told() -> None:
     """``raise a from b``, where ``b`` came while ``a`` was handled, has no first cause."""
     first, second = named("KafkaConnectionError"), named("SSLCertVerificationError", "self-signed")
@@ -311,54 +156,6 @@ def test_errors_that_came_from_each_other_are_told() -> None:
     assert "self-signed" in str(told(first, ["kafka://mq.example:9093"], None, 0.1))
     second.__class__.__name__ = "OtherError"
     assert "cannot reach" in str(told(first, ["kafka://mq.example:9093"], None, 0.1))
-
-
-def test_a_broker_out_of_reach_is_named_with_host_port_and_user() -> None:
-    """What, where, as whom, why and what to do; no password, no query."""
-    error = told(named("AMQPConnectionError"), ["amqps://reviewer:pw@127.0.0.1:1/v?cafile=x"], None, 3.2)
-    assert str(error) == (
-        "cannot reach amqps://127.0.0.1:1 as user reviewer: connection refused, 3 s;"
-        " is the broker running, and is this its port?"
-    )
-    assert getattr(error, "exit_code", None) == 3
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("ProbableAuthenticationError", "are user, password and permissions right?"),
-        ("ChannelNotFoundEntity", "is it declared, in this virtual host?"),
-        ("ConnectionNotAllowed", "is there such a virtual host"),
-        ("SSLCertVerificationError", "give ca in [broker]"),
-    ],
-)
-def test_a_broker_that_refuses_us_is_configuration(name: str, said: str) -> None:
-    """It answered, so the settings are wrong: exit code 2, with what the broker said."""
-    error = told(named(name, "NOT_HERE"), ["amqp://mq.example/"], "ada", 0.1)
-    assert isinstance(error, ConfigurationError)
-    assert str(error).startswith("amqp://mq.example:5672 refuses us as user ada: NOT_HERE; ")
-    assert said in str(error)
-
-
-@pytest.mark.parametrize(
-    ("found", "said"),
-    [
-        (
-            socket.gaierror(-2, "Name or service not known"),
-            "name or service not known, 0 s; is the host's name right?",
-        ),
-        (TimeoutError(), "no answer, 0 s; is a firewall in between?"),
-        (OSError(101, "Network is unreachable"), "network is unreachable, 0 s; is the network up?"),
-    ],
-)
-def test_why_a_broker_is_out_of_reach(found: OSError, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The servers are tried once more, for their clients keep the reason to themselves."""
-
-    def refuse(*_: object) -> socket.socket:
-        raise found
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    assert str(told(named("KafkaTimeoutError"), ["kafka://mq.example:9092"], None, 0.0)).endswith(said)
 
 
 @pytest.mark.parametrize(
@@ -390,11 +187,6 @@ def test_a_fault_of_ours_repeats_no_text(ended: Exit, monkeypatch: pytest.Monkey
     assert ended("keys", "list") == (
         1, "mqauth: this is a fault of mqauth (ZeroDivisionError); run it again with --debug and report it\n"
     )  # fmt: skip
-
-
-def test_debug_after_two_hyphens_is_an_argument(ended: Exit) -> None:
-    """Behind ``--`` the word is taken as it stands."""
-    assert ended("check", "--", "--debug") == (2, "mqauth: --debug: No such file or directory\n")
 
 
 _ENTRY = (

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 
-from mqauth.audit.file import AuditFile
 from mqauth.cli import dlq
 from mqauth.cli.app import run
-from mqauth.cli.serve import log_lines
-from mqauth.keystore import Keystore
-from mqauth.logs import emit
-from tests.test_cli_audit import record
 from tests.test_cli_forms import in_terminal
 
 WIDTH = 80
@@ -38,17 +32,6 @@ def fits(shown: str) -> list[str]:
     lines = shown.splitlines()
     assert max(map(cell_len, lines)) <= WIDTH
     return lines
-
-
-def test_stats_in_a_terminal(tmp_path: Path) -> None:
-    """Each key has a bar in one line, with a beginning of its id by which ``trace`` finds it."""
-    kids = [Keystore(folder=tmp_path / "keys").create(subjects=["a"]).kid for _ in range(3)]
-    with AuditFile(tmp_path / "audit.jsonl", fsync=False) as file:
-        for number, kid in enumerate(kids):
-            file.write(record(number, kid=kid))
-    lines = fits(in_terminal(["audit", "stats", "audit.jsonl", "--by", "kid"], tmp_path))
-    assert {line[:12] for line in lines[2:]} == {kid[:12] for kid in kids}
-    assert run(["audit", "trace", str(tmp_path / "audit.jsonl"), "--kid", lines[2][:12]]) == 0
 
 
 def test_findings_in_a_terminal_are_paragraphs(tmp_path: Path) -> None:
@@ -114,19 +97,3 @@ def test_depth_is_a_probe(
     where = ["--broker", "amqp://127.0.0.1:1/", "--queue", "orders.dead"]
     assert run(["dlq", "depth", *limit, *where, "--json"]) == code
     assert json.loads(capsys.readouterr().out) == {"open": 2, "max": most}
-
-
-def test_lines_of_a_command_that_stays(capsys: pytest.CaptureFixture[str]) -> None:
-    """``--log json`` writes each line of mqauth as an object, from the level on, and leaves logging as it was."""
-    logger = logging.getLogger("mqauth")
-    before = (logger.handlers, logger.propagate, logger.level)
-    with log_lines("json", "info"):
-        emit("console.login", "login of %s", "ada")
-        emit("message.accepted", "not shown")
-    with log_lines("text", "warning"):
-        emit("console.login", "not shown")
-        emit("console.login_failed", "a login failed")
-    assert (logger.handlers, logger.propagate, logger.level) == before
-    first, second = capsys.readouterr().err.splitlines()
-    assert json.loads(first)["event.name"] == "console.login"
-    assert second.endswith("Z WARNING mqauth.console: a login failed")

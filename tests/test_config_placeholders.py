@@ -45,17 +45,6 @@ def test_a_placeholder_is_its_variable(text: str, found: str, tmp_path: Path) ->
     }  # fmt: skip
 
 
-def test_keys_have_no_placeholders(tmp_path: Path) -> None:
-    """A key is read as it stands."""
-    assert read('"${SHOP}" = 1', tmp_path) == {"${SHOP}": 1}
-
-
-def test_what_comes_out_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The value of a variable is not searched for placeholders."""
-    monkeypatch.setenv("SHOP", "${GONE}")
-    assert read('a = "${SHOP}"', tmp_path) == {"a": "${GONE}"}
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -77,14 +66,6 @@ def test_results_obey_the_same_limits(monkeypatch: pytest.MonkeyPatch, tmp_path:
     read('[consumer]\naudience = "${SHOP}"', tmp_path)
     found = check(tmp_path / "mqauth.toml").findings
     assert "consumer.audience" in {one.key for one in found if one.code.name == "configuration"}
-
-
-def test_check_notes_trust_from_the_environment(tmp_path: Path) -> None:
-    """An issuer, rule or waiver that a variable decides is a note with its line; a path of the audit is none."""
-    read('[consumer]\naudience = "${SHOP}"\n[[consumer.issuers]]\nissuer = "${SHOP}"\nfile = "j"\n'
-         '[audit]\nfile = "${SHOP}"', tmp_path)  # fmt: skip
-    found = [one for one in check(tmp_path / "mqauth.toml").findings if one.code.name == "trust_from_environment"]
-    assert [(one.key, one.line) for one in found] == [("consumer.issuers[0].issuer", 4)]
 
 
 def test_the_audit_file_has_the_process_own_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

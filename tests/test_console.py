@@ -30,7 +30,7 @@ from mqauth.judging.verifier import Issuer
 from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.review import ALL, Filter, Index, Plan, Session
+from mqauth.review import ALL, Index, Plan, Session
 from mqauth.review.glossary import EXPLANATIONS, LABELS
 from mqauth.review.letterbox import BATCH
 from mqauth.testing import FakeClock, Forge
@@ -515,14 +515,6 @@ def test_bad_form(room: Room, body_: bytes) -> None:
 # --- acts -------------------------------------------------------------------------------------------------
 
 
-def test_empty_and_unread(room: Room) -> None:
-    """Before letters are read the page says so, and with none it says that too."""
-    client = room.client()
-    assert "Nothing read yet" in client.get("/").text
-    room.read()
-    assert "No dead letters" in client.get("/").text
-
-
 def bodies(page: str) -> list[str]:
     """Return the marks of the letters in a list, in its order."""
     return re.findall(r'class="open" href="/letter/([0-9a-f]{64})', page)
@@ -573,24 +565,6 @@ def test_pages_and_neighbours_follow_filter_and_order(
         }
         assert beside.get("prev") == (seen[at - 1] if at else None)
         assert beside.get("next") == (seen[at + 1] if at < 4 else None)
-
-
-def test_groups_and_picture(room: Room) -> None:
-    """The first page shows each group with its count, and bars that stand for every letter."""
-    room.send(*room.late(3), rabbitmq_message(body=b"bare"))
-    shown = room.client().get("/").text
-    assert "<strong>4 dead letters</strong> in 2 groups" in shown
-    assert shown.index("expired</a>") < shown.index("token missing</a>")
-    overview = room.backend.letters.ask(display.overview, None)
-    assert overview is not None
-    assert sum(column.total() for column in overview.columns.values()) == 4
-    drawn = re.findall(
-        r': ([0-9]+), from[^<]*</title><rect [^>]*y="([0-9.]+)" width="18" height="([0-9.]+)"', shown
-    )
-    assert sum(int(count) for count, _, _ in drawn) == 4
-    assert min(float(top) for _, top, _ in drawn) == 0.0
-    assert all(float(top) + float(tall) <= 160.01 for _, top, tall in drawn)
-    assert overview.highest <= 4
 
 
 def test_review_from_end_to_end(room: Room) -> None:
@@ -656,21 +630,6 @@ def test_old_plan(room: Room) -> None:
     assert len(room.broker.waiting(DEAD)) == 0
 
 
-def test_a_viewer_who_reads_again_keeps_no_reviewer_from_confirming(room: Room) -> None:
-    """Letters that are read between a preview and its confirmation change nothing in what was previewed."""
-    room.send(*room.late(1))
-    client, viewer = room.client(), room.client("viewer")
-    post(client, "/act/discard", why="x")
-    room.wait()
-    assert room.backend.job is not None
-    preview = room.backend.job.id
-    assert post(viewer, "/refresh").status_code == 303
-    room.wait()
-    assert post(client, "/confirm", job=preview).status_code == 303
-    room.wait(10)
-    assert len(room.broker.waiting(DEAD)) == 0
-
-
 def test_a_viewers_reading_gives_way(room: Room) -> None:
     """While a viewer has the letters read again, a reviewer can work on those that are shown."""
     room.send(*room.late(1))
@@ -701,15 +660,6 @@ def test_cancel(room: Room) -> None:
     assert account["cancelled"]
     assert account["done"] + account["left"] == 3
     assert len(room.broker.waiting(DEAD)) == account["left"] > 0
-
-
-def test_failure_is_a_line_on_the_page(room: Room) -> None:
-    """A job that fails says why, and the console stays up."""
-    plan = Plan(act="redrive", wanted=Filter(), reason="x", reviewer="nobody the key speaks for")
-    room.send(*room.late(1))
-    room.backend.rehearse(plan)
-    room.wait()
-    assert "does not speak for " in room.client().get("/job").text
 
 
 def test_backend_for_looking_only(room: Room) -> None:
@@ -833,17 +783,6 @@ def test_account_of_an_act_is_shown_while_the_broker_is_lost(room: Room) -> None
     room.wait(10)
     assert "No dead letters" in client.get("/").text
     assert "data-live" not in client.get("/").text
-
-
-def test_backend_closes_while_the_broker_is_lost(room: Room) -> None:
-    """Closing does not wait for a broker that may never come back, not even after an act."""
-    room.send(*room.late(2))
-    flaky = Flaky(room, 2)
-    planned(room, room.client(), "discard")
-    flaky.wait()
-    room.backend.close()
-    assert room.backend.job is not None
-    assert not room.backend.job.running
 
 
 def test_first_page_comes_while_letters_are_read(room: Room) -> None:

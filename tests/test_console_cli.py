@@ -34,14 +34,6 @@ def test_bad_options(options: list[str], words: str, capsys: pytest.CaptureFixtu
     assert words in capsys.readouterr().err
 
 
-def test_broker_out_of_reach_makes_no_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where the broker cannot be reached nothing is served, and no token file is made."""
-    tokens = tmp_path / "tokens"
-    assert run([*NOWHERE, "--token-file", str(tokens)]) == 3
-    assert "cannot reach amqp://127.0.0.1:1" in capsys.readouterr().err
-    assert not tokens.exists()
-
-
 OIDC = """
 issuer = "http://127.0.0.1:1"
 client_id = "console"
@@ -109,20 +101,4 @@ def test_key_that_speaks_for_several(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run([*options, *oidc(tmp_path)[:2]]) == 2
     assert "does not speak for " in capsys.readouterr().err
     assert run([*options, *oidc(tmp_path)]) == 3
-    assert "cannot reach amqp://127.0.0.1:1" in capsys.readouterr().err
-
-
-def test_key_names_the_reviewer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A key of one subject names the reviewer: the user of the machine, who may have no name, is not asked."""
-
-    def nobody() -> str:
-        raise KeyError("uid not found")
-
-    assert run(["keys", "new", "--dir", str(tmp_path / "ada"), "--subject", "ada@example.test"]) == 0
-    (tmp_path / "jwks.json").write_text(json.dumps(dump_key_set(KeySet([Key.generate()]))))
-    (tmp_path / "mqauth.toml").write_text(CONSUMER)
-    monkeypatch.setattr("getpass.getuser", nobody)
-    assert run([*NOWHERE, "--config", str(tmp_path / "mqauth.toml"), "--key", str(tmp_path / "ada")]) == 3
     assert "cannot reach amqp://127.0.0.1:1" in capsys.readouterr().err

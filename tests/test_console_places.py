@@ -16,10 +16,10 @@ from starlette.testclient import TestClient
 
 from mqauth import AuditFile
 from mqauth.console import Backend, Tokens, application
-from mqauth.console.display import GREY, REASONS, body, of_producer, of_reason
+from mqauth.console.display import body
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
-from mqauth.review import ALL, Filter, Index
+from mqauth.review import ALL, Index
 from mqauth.review import session as trails
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.keys import KeySet
@@ -110,35 +110,6 @@ def test_marks_are_read_strictly(room: Room, marks_: list[str]) -> None:
     assert room.client().get("/letters", params={"marks": marks_}).status_code == 400
 
 
-def test_chosen_letters_that_are_gone_are_not_acted_on(room: Room) -> None:
-    """A chosen letter that was resolved since is not replaced by another."""
-    room.send(*room.late(2))
-    chosen = marks(room)[:1]
-    assert room.backend.letters.ask(Index.count, 0, Filter(marks=tuple(chosen))) == 1
-    room.broker.take(room.backend.session.box.name)
-    room.read()
-    assert room.backend.letters.ask(Index.count, 0, Filter(marks=tuple(chosen))) == 0
-    assert "Discard 0 dead letters" in room.client().get("/act/discard", params={"marks": chosen}).text
-
-
-def test_a_viewer_chooses_nothing(room: Room) -> None:
-    """A viewer's list has no boxes, and no acts for all that match."""
-    room.send(*room.late(1))
-    shown = room.client("viewer").get("/letters").text
-    assert 'type="checkbox"' not in shown
-    assert "that match" not in shown
-
-
-def test_all_that_match_is_a_step_of_its_own(room: Room) -> None:
-    """The acts on all letters of the filter stand in a part that is opened first and says how many they are."""
-    room.send(*room.late(3))
-    shown = room.client().get("/letters?reason=expired").text
-    step = shown[shown.index("<details") : shown.index("</details>")]
-    assert "All 3 dead letters that match" in step
-    assert "/act/redrive?reason=expired" in step
-    assert "/act/" not in shown.replace(step, "")
-
-
 # --- several queues ---------------------------------------------------------------------------------------
 
 
@@ -191,23 +162,6 @@ def test_every_queue_has_pages_of_its_own(house: House) -> None:
     assert client.get("/letters").status_code == client.get("/at/nowhere/").status_code == 404
 
 
-def test_an_act_stays_in_its_queue(house: House) -> None:
-    """All letters of one queue are discarded, none of the other; redirects lead to the queue's own job."""
-    for room in house.rooms.values():
-        room.send(*room.late(2))
-    shop, abroad = house.rooms.values()
-    client = house.client()
-    token = re.search(r'name="csrf" value="([^"]+)"', client.get("/").text)
-    assert token is not None
-    led = client.post("/at/shop/act/discard", data={"csrf": token[1], "why": "x"})
-    assert led.headers["location"] == "/at/shop/job"
-    shop.wait()
-    assert shop.backend.job is not None
-    client.post("/at/shop/confirm", data={"csrf": token[1], "job": shop.backend.job.id})
-    shop.wait()
-    assert (len(marks(shop)), len(marks(abroad))) == (0, 2)
-
-
 def test_refresh_of_all_leaves_one_at_work_alone(house: House) -> None:
     """*Refresh* on the first page reads every queue again; a queue with a job of its own goes on with that."""
     shop, abroad = house.rooms.values()
@@ -228,44 +182,6 @@ def test_names_with_one_address_are_refused(room: Room, names: tuple[str, ...]) 
     backends = dict.fromkeys(names, room.backend)
     with pytest.raises(ConfigurationError, match="a name of its own"):
         application(backends, tokens=Tokens(TOKENS), hosts=[HOST], reviewer="ada")
-
-
-# --- colours ----------------------------------------------------------------------------------------------
-
-
-def test_every_reason_has_a_mark_of_its_own() -> None:
-    """Each reason has a colour and a pattern that no other reason has both of; what is no reason is grey."""
-    assert set(REASONS) == set(Reason)
-    assert len(set(REASONS.values())) == len(REASONS)
-    assert all(pattern in range(5) for _, pattern in REASONS.values())
-    assert of_reason("forged") == GREY
-    assert GREY not in REASONS.values()
-
-
-def test_colours_are_the_same_on_every_page(room: Room) -> None:
-    """Chart, legend and tables show a reason by the same mark, whatever else there is and whoever comes first."""
-    room.send(*room.late(1))
-    alone = swatches(room.client().get("/").text)
-    room.send(rabbitmq_message(body=b"a"), rabbitmq_message(body=b"b"))
-    shown = room.client().get("/").text
-    assert (
-        alone["expired"] == swatches(shown)["expired"] == swatches(room.client().get("/letters").text)["expired"]
-    )
-    drawn = dict(re.findall(r"<title>(\w+ ?\w*): [^<]*</title><rect class=\"(c\d)\"", shown))
-    assert drawn == {"expired": "c0", "token missing": "c1"}
-
-
-def swatches(page: str) -> dict[str, str]:
-    """Return the class of the colour that stands before each reason."""
-    found = re.findall(r'<rect class="(c\d)"[^>]*rx="3"/>(?:<rect[^>]*>)?</svg>\s*([a-z ]+?)\s*<', page)
-    return {name: colour for colour, name in found}
-
-
-def test_a_producer_has_one_colour() -> None:
-    """A producer's colour depends on its name alone."""
-    assert of_producer("orders") == of_producer("orders")
-    assert len({of_producer(str(number)) for number in range(100)}) == 8
-    assert of_producer("\ud800") in range(8)
 
 
 # --- bodies -----------------------------------------------------------------------------------------------
@@ -332,15 +248,6 @@ def test_a_fault_is_a_page_with_an_id(
     assert "broken" in str(line.exc_text)
 
 
-def test_refusals_do_not_flood_the_log(room: Room, caplog: pytest.LogCaptureFixture) -> None:
-    """Many pages that are not there write one line."""
-    caplog.set_level(logging.INFO, "mqauth.console")
-    client = room.client(None)
-    for number in range(50):
-        assert client.get(f"/nothing/{number}").status_code == 404
-    assert len([record for record in caplog.records if getattr(record, "event", "") == "console.refused"]) == 1
-
-
 # --- audit ------------------------------------------------------------------------------------------------
 
 
@@ -350,19 +257,6 @@ def on_record(room: Room, path: Path, count: int = 1) -> None:
         room.guard.audit = sink
         room.send(*room.late(count))
     room.backend.files = (path,)
-
-
-def test_a_letter_leads_to_its_audit_record(room: Room, tmp_path: Path) -> None:
-    """The record of the rejection is shown, and that the chain is unbroken up to it."""
-    path = tmp_path / "audit.jsonl"
-    on_record(room, path, 3)
-    client, mark = room.client("viewer"), mark_of(room)
-    assert f'href="/letter/{mark}/audit"' in client.get(f"/letter/{mark}").text
-    shown = html.unescape(client.get(f"/letter/{mark}/audit").text)
-    assert shown.count("unbroken") == 1
-    assert "Line 1 of" in shown
-    id = room.backend.letters.ask(Index.page, [], ALL, after=0, limit=1)[0].id
-    assert f'"dead_letter": "{id}"' in shown
 
 
 def test_a_broken_chain_is_told(room: Room, tmp_path: Path) -> None:

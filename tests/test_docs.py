@@ -42,7 +42,6 @@ NEEDS_SERVICE = {
 }
 ELSEWHERE = {".github/CONTRIBUTING.md"}  # commands of developers' tools
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
-MODULES = {"identity.py", "trust.py"}  # imported by others, and run by them
 ITEM = re.compile(r"^\* `(\w+)`: ", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 SPAN = re.compile(r"`(mqauth [a-z][^`]*)`")

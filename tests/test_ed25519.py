@@ -9,8 +9,6 @@ from typing import Any, Final
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from hypothesis import given
-from hypothesis import strategies as st
 from nacl.bindings import crypto_sign, crypto_sign_open
 
 from mqauth.wire import jws
@@ -138,19 +136,6 @@ def test_the_verdict_is_openssls(monkeypatch: pytest.MonkeyPatch, *, installed: 
         )
 
 
-@given(st.binary(max_size=200), st.integers(0, 511), st.binary(max_size=3))
-def test_a_changed_signature_does_not_hold(data: bytes, bit: int, tail: bytes) -> None:
-    """Whatever bit of it is turned, and whatever is behind it."""
-    key = Ed25519PrivateKey.from_private_bytes(bytes(32))
-    good = key.sign(data)
-    turned = bytearray(good)
-    turned[bit // 8] ^= 1 << bit % 8
-    assert jws.ed25519_holds(data, key.public_key(), good)
-    assert not jws.ed25519_holds(data, key.public_key(), bytes(turned))
-    assert not tail or not jws.ed25519_holds(data, key.public_key(), good + tail)
-    assert not jws.ed25519_holds(data + b"x", key.public_key(), good)
-
-
 def _raising(*_arguments: Any) -> bytes:
     raise RuntimeError("libsodium is broken")
 
@@ -188,11 +173,3 @@ def test_signatures_of_the_rfc(
     monkeypatch.setattr(jws, "_SIGN", crypto_sign if installed else None)
     sign = jws.ed25519_signer(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(seed)))
     assert sign(bytes.fromhex(data)).hex() == signature
-
-
-@given(st.binary(min_size=32, max_size=32), st.binary(max_size=300))
-def test_a_signature_is_openssls(seed: bytes, data: bytes) -> None:
-    """Whatever the key and what is signed, libsodium's signature is OpenSSL's."""
-    key = Ed25519PrivateKey.from_private_bytes(seed)
-    assert jws.ed25519_signer(key)(data) == key.sign(data)
-    assert key.sign != jws.ed25519_signer(key)  # PyNaCl is installed where tests run

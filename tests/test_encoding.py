@@ -19,28 +19,6 @@ def encoded(*values: Any, name: str = "n") -> bytes:
     return b"".join(parts)
 
 
-@pytest.mark.parametrize(
-    ("value", "raw"),
-    [
-        (None, b"n"), (True, b"t\x01"), (False, b"t\x00"), (0, b"i\x00\x00\x00\x010"),
-        (-(2**63), b"i\x00\x00\x00\x14-9223372036854775808"),
-        (2**63 - 1, b"i\x00\x00\x00\x139223372036854775807"),
-        (0.5, b"d\x3f\xe0\0\0\0\0\0\0"), (-0.0, b"d\x80\0\0\0\0\0\0\0"), (float("nan"), b"d\x7f\xf8\0\0\0\0\0\0"),
-        (float("inf"), b"d\x7f\xf0\0\0\0\0\0\0"),
-        ("", b"s\0\0\0\0"), ("é", b"s\0\0\0\x02\xc3\xa9"), (b"", b"b\0\0\0\0"), (b"\0", b"b\0\0\0\x01\0"),
-        (Decimal("12.50"), b"D\0\0\0\x0512.50"), (Decimal("1E2"), b"D\0\0\0\x03100"),
-        (datetime(1970, 1, 1, 0, 1, tzinfo=UTC), b"T\0\0\0\x0260"),
-        (datetime(2106, 2, 7, 6, 28, 15, tzinfo=UTC), b"T\0\0\0\x0a4294967295"),
-        (Decimal(-(2**31)), b"D\0\0\0\x0b-2147483648"),
-        ((), b"l\0\0\0\0"), ((None, 1), b"l\0\0\0\x02ni\0\0\0\x011"),
-        ({}, b"m\0\0\0\0"), ({"b": None, "a": True}, b"m\0\0\0\x02k\0\0\0\x01at\x01k\0\0\0\x01bn"),
-    ],
-)  # fmt: skip
-def test_each_type_has_its_bytes(value: Any, raw: bytes) -> None:
-    """Every value type has one tag and one form, which the profile fixes."""
-    assert encoded(value) == b"h\0\0\0\x01n\0\0\0\x01" + raw
-
-
 def test_no_two_meanings_share_their_bytes() -> None:
     """Absent, null, empty, repeated, and every type that prints alike are all different."""
     values: list[tuple[Any, ...]] = [
@@ -54,26 +32,6 @@ def test_no_two_meanings_share_their_bytes() -> None:
 def test_a_table_is_ordered_by_the_bytes_of_its_names() -> None:
     """Brokers may reorder a table, so its order means nothing."""
     assert encoded({"b": 1, "a": 2, "é": 3}) == encoded({"é": 3, "a": 2, "b": 1})
-
-
-def test_a_time_is_whole_seconds_rounded_down() -> None:
-    """Fractions are dropped as AMQP drops them; a moment before 1970 is none, however near."""
-    moment = datetime(2030, 1, 1, tzinfo=UTC)
-    assert encoded(moment + timedelta(microseconds=999_999)) == encoded(moment)
-    with pytest.raises(MalformedMessage):
-        encoded(datetime(1970, 1, 1, tzinfo=UTC) - timedelta(microseconds=1))
-
-
-def test_a_time_is_one_moment_in_every_zone() -> None:
-    """Two ways to write one moment have one encoding."""
-    east = datetime(2030, 1, 1, 14, tzinfo=timezone(timedelta(hours=14)))
-    assert encoded(east) == encoded(datetime(2030, 1, 1, tzinfo=UTC))
-
-
-@pytest.mark.usefixtures("other_zone")
-def test_a_time_without_zone_is_utc_wherever_the_machine_stands() -> None:
-    """The clients take a naive time as UTC, so its digest may not depend on local time."""
-    assert encoded(datetime(2030, 1, 1)) == encoded(datetime(2030, 1, 1, tzinfo=UTC))
 
 
 @pytest.mark.parametrize(

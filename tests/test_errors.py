@@ -7,15 +7,12 @@ import pytest
 from mqauth import errors
 from mqauth.errors import (
     Cause,
-    ConfigurationError,
-    MalformedMessage,
     MqauthError,
     Reason,
     Rejection,
     RejectNow,
     RetryLater,
     Unavailable,
-    require,
 )
 
 REASONS = [
@@ -77,22 +74,7 @@ def test_the_text_of_a_verdict_is_its_code_and_detail(error: Rejection | Unavail
     assert error.detail == "late"
 
 
-def test_without_detail_the_text_is_the_code() -> None:
-    """A verdict without detail reads as its code alone."""
-    assert str(Rejection(Reason.EXPIRED)) == "expired"
-    assert str(Unavailable(Cause.KEY_PENDING)) == "key_pending"
-
-
 def test_handler_signals_have_a_default_text() -> None:
     """RetryLater and RejectNow say what they ask for even without a detail."""
     assert (str(RetryLater()), str(RejectNow())) == ("retry later", "reject now")
     assert (RetryLater("a").detail, RejectNow("b").detail) == ("a", "b")
-
-
-def test_require_returns_what_it_checked() -> None:
-    """What holds is returned; what does not is the error that was named, by default one of configuration."""
-    assert require("kept", "missing") == "kept"
-    with pytest.raises(ConfigurationError, match=r"^missing$"):
-        require(None, "missing")
-    with pytest.raises(MalformedMessage, match=r"^wrong$"):
-        require(False, "wrong", MalformedMessage)

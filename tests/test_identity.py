@@ -10,13 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mqauth import load, self_test
-from mqauth.check import check
+from mqauth import load
 from mqauth.errors import ConfigurationError, Reason, Unavailable
 from mqauth.flow import run
-from mqauth.judging.delivery import verdict_record
 from mqauth.judging.pipeline import Outcome, Pipeline
-from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.unverified import Verdict
 from mqauth.judging.verifier import Issuer
@@ -31,7 +28,7 @@ from mqauth.testing.batchforge import forge_batch
 from mqauth.testing.forge import Forge
 from mqauth.testing.identity import TRUST_DOMAIN, WORKLOAD, BatchIdentityForge, IdentityForge
 from mqauth.testing.token_attacks import honest_message
-from mqauth.wire import identity, jwk
+from mqauth.wire import jwk
 from mqauth.wire.identity import opened_token
 from mqauth.wire.keys import Cutoff, Key, KeySet
 from mqauth.wire.message import TOKEN_HEADER, HeaderValue, Message
@@ -85,15 +82,6 @@ def test_a_handler_changes_no_later_message() -> None:
         assert (said, extra) == ({"shop": ["orders"]}, {"spans": []})
         said["shop"].append("payments")
         extra["spans"].append(number)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_forged_token_is_as_a_signed_one(form: str) -> None:
-    """The forge's honest token is accepted."""
-    clock = FakeClock(1_900_000_000)
-    forge = FORMS[form](clock)
-    outcome = judged(pipeline(forge, clock), forge.seal(honest_message(PLACES[0])))
-    assert outcome.verdict is Verdict.ACCEPTED, outcome
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -157,28 +145,6 @@ def test_identities_that_are_good_for_nothing_push_none_out() -> None:
     assert pipe.verifier.identities.held() == (live.encode(),)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_proof_like_one_that_was_accepted_is_read_without_parsing(
-    place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Under the WIT of that one and no other; what it reads is what the parser reads."""
-    clock = FakeClock(1_900_000_000)
-    forge = IdentityForge(clock)
-    signers = {"same": forge.signer(), "renewed": forge.signer(key=forge.authority.issue(
-        WORKLOAD, forge.key, claims={"jti": "another"}))}  # fmt: skip
-    pipe, parsed, parse = pipeline(forge, clock), list[str](), identity.parse_proof
-    assert judged(pipe, signers["same"].sign(honest_message(place))).verdict is Verdict.ACCEPTED
-    monkeypatch.setattr(identity, "parse_proof", lambda opened: parsed.append("") or parse(opened))
-    for name, times in (("same", 0), ("renewed", 1), ("renewed", 0), ("same", 0)):
-        before, message = len(parsed), signers[name].sign(honest_message(place, 1))
-        outcome = judged(pipe, message)
-        assert outcome.verified is not None
-        assert len(parsed) - before == times, name
-        fresh = judged(pipeline(forge, clock), message).verified
-        assert fresh is not None
-        assert (outcome.verified.claims, outcome.verified.identity) == (fresh.claims, fresh.identity)
-
-
 HEAD = """
 [consumer]
 audience = "billing"
@@ -212,16 +178,6 @@ def configured(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_file_names_a_trust_domain(tmp_path: Path) -> None:
-    """The verifier trusts the authority's keys for the domain, and the rule asks for claims."""
-    pipe = load(configured(tmp_path, HEAD)).judge
-    domain = pipe.verifier.issuers["wimse://prod.example"]
-    assert isinstance(domain, TrustDomain)
-    assert domain.max_identity_lifetime == 3600
-    assert isinstance(pipe.policy, Allow)
-    assert pipe.policy.rules[1].claims == {"env": "prod"}
-
-
 @pytest.mark.parametrize(("old", "new", "said"), [
     ('trust_domain = "wimse://prod.example"', 'trust_domain = "https://prod.example"', "must be wimse://"),
     ('trust_domain = "wimse', 'issuer = "x"\ntrust_domain = "wimse', "contradicts issuer"),
@@ -237,14 +193,6 @@ def test_a_contradiction_is_refused(tmp_path: Path, old: str, new: str, said: st
     """Never both forms in one table, and nothing that would have no effect."""
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         load(configured(tmp_path, HEAD.replace(old, new)))
-
-
-def test_the_check_warns_of_both_forms_and_of_keys_that_are_dropped_too_early(tmp_path: Path) -> None:
-    """One destination open to a key on disk and to an identity; keys that end before identities do."""
-    report = check(configured(tmp_path, HEAD), clock=FakeClock(1_900_000_000))
-    codes = {finding.code.name for finding in report.findings}
-    assert {"forms_both", "identity_outlives_keys"} <= codes
-    assert "binding_unseen" not in codes
 
 
 @pytest.mark.parametrize(("day", "event", "level"), [
@@ -265,13 +213,6 @@ def test_a_direct_issuer_that_is_to_go_is_loud_and_its_messages_are_accepted(
         assert judged(pipe, forge.seal(honest_message(PLACES[0]))).verdict is Verdict.ACCEPTED
     said = [(one.event, one.levelname) for one in caplog.records if one.event.startswith("issuer.")]
     assert said == ([] if event is None else [(event, level)] * (2 if level == "WARNING" else 3))
-
-
-def test_a_file_says_when_a_direct_issuer_goes(tmp_path: Path) -> None:
-    """The day reaches the issuer; a trust domain has none."""
-    dated = HEAD.replace('file = "direct.json"', 'file = "direct.json"\nuntil = 2030-03-01')
-    pipe = load(configured(tmp_path, dated)).judge
-    assert pipe.verifier.ends == {"https://auth.example": date(2030, 3, 1)}
 
 
 def test_a_producer_stops_before_its_identity_ends() -> None:
@@ -303,23 +244,6 @@ def test_an_identity_of_another_key_is_none() -> None:
             WITKey(wit, forge.key, clock=clock)
 
 
-def test_the_audit_record_says_whose_key_it_was() -> None:
-    """The identity stands under verified once the signatures held, under claimed before."""
-    clock = FakeClock(1_900_000_000)
-    forge = IdentityForge(clock)
-    for message, where in (
-        (replace(forge.seal(honest_message(PLACES[0])), body=b"evil"), "verified"),
-        (forge.seal(honest_message(PLACES[0]), key=forge.stranger), "claimed"),
-    ):
-        pipe = pipeline(forge, clock)
-        delivery = pipe.receive(message)
-        run(pipe.judge(delivery))
-        token = verdict_record(delivery, scope="s", time=0.0, policy="p", instance="i").token
-        assert token[where]["identity"] == {
-            "kid": forge.authority.key.kid, "jkt": forge.key.kid, "exp": 1_900_003_600, "jti": None, "iss": None,
-        }  # fmt: skip
-
-
 def test_a_cut_off_travels_with_its_set() -> None:
     """A set that is dumped and read again cuts off alike, and one that cannot be read keeps those before it."""
     cut = KeySet([Key.generate()], (), {WORKLOAD: Cutoff(before=7, reason="stolen")})
@@ -341,18 +265,6 @@ def test_a_letter_shows_what_its_identity_claims() -> None:
         forge = form(FakeClock(1_900_000_000))
         opened, said = opened_token(forge.token(honest_message(PLACES[0])).encode())
         assert (opened.kid, said.iss, said.sub) == (forge.authority.key.kid, TRUST_DOMAIN, WORKLOAD)
-
-
-def test_the_self_test_of_a_trust_domain_finds_nothing() -> None:
-    """Places of rules that ask for claims are tried too, and no forged message is let in."""
-    clock = FakeClock(1_900_000_000)
-    forge = IdentityForge(clock)
-    rule = Rule(subject=WORKLOAD, destinations=(PLACES[0],), issuer=TRUST_DOMAIN, claims={"env": "prod"})
-    pipe = Pipeline(
-        verifier=forge.verifier(), policy=Allow([rule]), replay=MemoryReplayStore(clock=clock), clock=clock
-    )
-    found = self_test(pipe)
-    assert (found.accepted, found.refused) == ((), 2)
 
 
 def test_a_sibling_ends_with_its_identity() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from integration.scale import nightly
 from mqauth.flow import run
 from mqauth.judging.unverified import Verdict
 from mqauth.testing import FakeClock
@@ -77,11 +78,4 @@ def tried(form: str, count: int, seed: int) -> list[int]:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_changed_token_is_rejected(form: str) -> None:
     """Of random changes none passes, but in the twelve bytes of a batch that nothing protects."""
-    assert tried(form, 1_500, 1) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-def test_no_change_of_many_passes(form: str) -> None:
-    """The same with 15,000 changes of each form."""
-    assert tried(form, 15_000, 2) == []
+    assert tried(form, nightly(15_000, otherwise=3_000), 2) == []

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 import mqauth
-from mqauth.cli.app import VERBS, app
 
 HEAVY = (
     "aio_pika", "aiormq", "asyncio", "cryptography", "http.client", "jwt", "kafka", "redis", "rich.console",
@@ -68,23 +66,6 @@ def test_name_is_what_the_type_checker_sees(name: str, module: str) -> None:
     exec(f"from {module} import {name}", scope)  # noqa: S102 - our own package
     assert getattr(mqauth, name) is scope[name]
     assert name in dir(mqauth)
-
-
-def test_unknown_name_is_no_attribute() -> None:
-    """A name that is not public is an ``AttributeError`` that names it, and no import is tried."""
-    with pytest.raises(AttributeError, match="module 'mqauth' has no attribute 'Nothing'"):
-        _ = mqauth.Nothing
-
-
-def test_help_says_what_each_verb_says() -> None:
-    """The line of a verb in ``mqauth --help`` is the first one of its own help: neither can go stale alone."""
-    context: Any = typer.Context(typer.main.get_command(app))
-    commands = {name: context.command.get_command(context, name) for name in VERBS}
-    first = {name: command.help.splitlines()[0].partition(";")[0] for name, command in commands.items()}
-    assert {name: line.rstrip(".") for name, line in first.items()} == {
-        name: line.rstrip(".") for name, (_, _, line) in VERBS.items()
-    }
-    assert context.command.get_command(context, "nonsense") is None
 
 
 LIBRARIES = {

@@ -81,26 +81,6 @@ def test_points_of_small_order_are_skipped(point: bytes) -> None:
     assert len(found.skipped) == 1
 
 
-def test_without_alg_a_curve_decides() -> None:
-    """OKP and EC keys need no alg; Ed25519 names the same algorithm as EdDSA."""
-    listed = [bent(algorithm, alg=GONE) for algorithm in ("EdDSA", "ES256", "ES384")]
-    assert [key.algorithm for key in jwk.load_key_set({"keys": listed})] == ["EdDSA", "ES256", "ES384"]
-    assert jwk.load_key(bent(alg="Ed25519")).algorithm == "EdDSA"
-
-
-def test_key_ops_with_verify_and_unknown_members_are_fine() -> None:
-    """RFC 7517 lets a key carry more than we know."""
-    assert jwk.load_key(bent(key_ops=["verify", "sign"], x5t="x", use=GONE)).kid == KEYS["EdDSA"].kid
-
-
-def test_a_kid_that_stands_for_two_keys_is_used_for_neither() -> None:
-    """Which of the two is meant cannot be told; a repeated identical key is one."""
-    twin = bent("ES256", kid=KEYS["EdDSA"].kid)
-    found = jwk.load_key_set({"keys": [GOOD["EdDSA"], twin, GOOD["ES384"], GOOD["ES384"]]})
-    assert [key.algorithm for key in found] == ["ES384"]
-    assert "stands for two keys" in found.skipped[0]
-
-
 @pytest.mark.parametrize("expires", [None, "5", 5.0, True, -1, []])
 def test_a_malformed_exp_counts_as_revoked(expires: object) -> None:
     """An end that cannot be read must not mean no end."""

@@ -45,11 +45,6 @@ def test_a_signed_token_verifies_with_its_key(algorithm: str) -> None:
     assert (opened.payload, opened.kid, opened.algorithm) == (b'{"a":1}', key.kid, algorithm)
 
 
-def test_ed25519_is_another_name_of_eddsa() -> None:
-    """RFC 9864 names the same algorithm anew; both names verify."""
-    jws.verify(jws.take_apart(token(alg="Ed25519")), KEY)
-
-
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("other", ALGORITHMS)
 def test_the_key_decides_the_algorithm(algorithm: str, other: str, reason_of: ReasonOf) -> None:
@@ -57,16 +52,6 @@ def test_the_key_decides_the_algorithm(algorithm: str, other: str, reason_of: Re
     opened = jws.take_apart(token(KEYS[algorithm], alg=other))
     if other != algorithm:
         assert reason_of(lambda: jws.verify(opened, KEYS[algorithm])) is Reason.ALGORITHM_FORBIDDEN
-
-
-@pytest.mark.parametrize(
-    "alg", ["none", "None", "HS256", "HS512", "RS512", "ES512", "ES256K", "eddsa", "EdDSA ", "", None, 1, True,
-    ["EdDSA"],
-            {"a": 1}, GONE]
-)  # fmt: skip
-def test_an_algorithm_off_the_list_is_forbidden(alg: object, reason_of: ReasonOf) -> None:
-    """No HMAC, no none, no other spelling, no other type."""
-    assert reason_of(lambda: jws.take_apart(token(alg=alg))) is Reason.ALGORITHM_FORBIDDEN
 
 
 def test_hmac_keyed_with_the_public_key_is_no_way_in(reason_of: ReasonOf) -> None:
@@ -79,92 +64,10 @@ def test_hmac_keyed_with_the_public_key_is_no_way_in(reason_of: ReasonOf) -> Non
     assert reason_of(lambda: jws.verify(opened, KEY)) is Reason.ALGORITHM_FORBIDDEN
 
 
-@pytest.mark.parametrize(
-    "typ",
-    ["JWT", "at+jwt", "MQAUTH+JWT", "application/mqauth+jwt", "mqauth+jwt ", "", None, 1, ["mqauth+jwt"], GONE],
-)
-def test_typ_is_compared_exactly(typ: object, reason_of: ReasonOf) -> None:
-    """Another type of token, in any spelling, is token_type."""
-    assert reason_of(lambda: jws.take_apart(token(typ=typ))) is Reason.TOKEN_TYPE
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["jwk", "jku", "x5u", "x5c", "x5t", "crit", "b64", "zip", "cty", "enc", "iss", "Alg", "KID", "kid ", ""],
-)
-def test_any_other_parameter_is_forbidden(name: str, reason_of: ReasonOf) -> None:
-    """The header has alg, typ and kid and nothing else, even where the value is null."""
-    for value in ("x", None, {}):
-        assert reason_of(lambda value=value: jws.take_apart(token(**{name: value}))) is Reason.HEADER_FORBIDDEN
-
-
-@pytest.mark.parametrize("kid", ["", "x" * 129, None, 1, True, [], {}, "a\n", "a\x00", "\x7f", GONE])
-def test_a_kid_is_text_of_1_to_128_characters(kid: object, reason_of: ReasonOf) -> None:
-    """A kid is bounded before anything is looked up by it."""
-    assert reason_of(lambda: jws.take_apart(token(kid=kid))) is Reason.TOKEN_MALFORMED
-
-
-def test_the_limits_of_a_kid_pass() -> None:
-    """1 and 128 characters are allowed."""
-    assert {jws.take_apart(token(kid=kid)).kid for kid in ("x", "é" * 128)} == {"x", "é" * 128}
-
-
-@pytest.mark.parametrize(
-    "header",
-    [b"", b"{}", b"[]", b"null", b'"x"', b"1", b"\xff",
-    b'{"alg":"EdDSA","alg":"EdDSA","typ":"mqauth+jwt","kid":"a"}',
-     b'{"kid":"\\ud800"}', b"[" * 3000, b'{"a":[[[[1]]]]}', b'{"kid":NaN}', b'\xef\xbb\xbf{"kid":"a"}'],
-    ids=repr,
-)  # fmt: skip
-def test_a_header_that_is_no_strict_object_is_malformed(header: bytes, reason_of: ReasonOf) -> None:
-    """Duplicates, deep nesting and anything that is no object are token_malformed."""
-    assert reason_of(lambda: jws.take_apart(signed(header))) is Reason.TOKEN_MALFORMED
-
-
-@pytest.mark.parametrize(
-    "bend",
-    [
-        lambda t: b"", lambda t: b".", lambda t: b"..", lambda t: b"...", lambda t: t + b".", lambda t: b"." + t,
-        lambda t: t + b".e30", lambda t: t.rpartition(b".")[0], lambda t: t + b"=", lambda t: t + b"==",
-        lambda t: t + b"\n", lambda t: b" " + t, lambda t: t.replace(b".", b". ", 1), lambda t: t + b"\x00",
-        lambda t: t.replace(b".", b"\xc0\xae"), lambda t: b"\xff" * 100, lambda t: t[:-1] + b"+",
-        lambda t: t.replace(b".", b"A.", 1), lambda t: t + b"AAA",
-    ],
-)  # fmt: skip
-def test_a_token_that_is_no_strict_compact_jws_is_malformed(
-    bend: Callable[[bytes], bytes], reason_of: ReasonOf
-) -> None:
-    """Three segments of canonical base64url: no padding, blanks, or fourth segment."""
-    assert reason_of(lambda: jws.take_apart(bend(token()))) is Reason.TOKEN_MALFORMED
-
-
 def test_the_size_of_a_token_is_bounded_exactly(reason_of: ReasonOf) -> None:
     """8,192 bytes are looked at; one more is token_oversize, unseen."""
     assert reason_of(lambda: jws.take_apart(b"A" * jws.MAX_TOKEN)) is Reason.TOKEN_MALFORMED
     assert reason_of(lambda: jws.take_apart(b"A" * (jws.MAX_TOKEN + 1))) is Reason.TOKEN_OVERSIZE
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("signature", [b"", b"\x00", bytes(64), bytes(96), bytes(256), bytes(384), b"\xff" * 512])
-def test_a_signature_of_any_length_is_only_invalid(algorithm: str, signature: bytes, reason_of: ReasonOf) -> None:
-    """Signatures that make crypto libraries raise are signature_invalid like any other."""
-    opened = jws.take_apart(token(KEYS[algorithm]))._replace(signature=signature)
-    assert reason_of(lambda: jws.verify(opened, KEYS[algorithm])) is Reason.SIGNATURE_INVALID
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_another_key_of_the_same_algorithm_does_not_verify(algorithm: str, reason_of: ReasonOf) -> None:
-    """A signature holds for its own key alone."""
-    opened = jws.take_apart(token(KEYS[algorithm]))
-    assert reason_of(lambda: jws.verify(opened, Key.generate(algorithm))) is Reason.SIGNATURE_INVALID
-
-
-def test_steps_within_the_header_have_an_order(reason_of: ReasonOf) -> None:
-    """kid comes before typ, typ before other parameters, those before alg."""
-    assert reason_of(lambda: jws.take_apart(token(kid="", typ="x", jku="x", alg="none"))) is Reason.TOKEN_MALFORMED
-    assert reason_of(lambda: jws.take_apart(token(typ="x", jku="x", alg="none"))) is Reason.TOKEN_TYPE
-    assert reason_of(lambda: jws.take_apart(token(jku="x", alg="none"))) is Reason.HEADER_FORBIDDEN
-    assert reason_of(lambda: jws.take_apart(token(alg="none"))) is Reason.ALGORITHM_FORBIDDEN
 
 
 def test_a_public_key_cannot_sign() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import os
 import signal
@@ -83,23 +82,6 @@ def good(handler: Handler) -> None:
     handler.answer()
 
 
-def ends_later(handler: Handler) -> None:
-    """Answer, and end the connection without a word."""
-    handler.answer()
-    handler.close_connection = True
-
-
-def says_close(handler: Handler) -> None:
-    """Answer, and say that the connection ends, but leave it open."""
-    handler.answer(Connection="close")
-    handler.close_connection = False
-
-
-def says_nothing(handler: Handler) -> None:
-    """End the connection without an answer."""
-    handler.close_connection = True
-
-
 def resets(handler: Handler) -> None:
     """Reset the connection without an answer."""
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -120,11 +102,6 @@ def too_much(handler: Handler) -> None:
     handler.answer(b'{"n": 2}')
     wire.write(handler.wfile.getvalue())
     handler.wfile = wire
-
-
-def refuses(handler: Handler) -> None:
-    """Answer with a status that nobody wanted."""
-    handler.answer(status=403)
 
 
 @pytest.fixture
@@ -152,43 +129,6 @@ def ask(server: Server, kept: Kept) -> Any:
     return document["n"]
 
 
-def test_requests_share_a_connection(server: Server, kept: Kept) -> None:
-    """Requests one after another come by one connection."""
-    assert [ask(server, kept) for _ in range(5)] == [1] * 5
-    assert (server.connections, server.requests) == (1, [1] * 5)
-
-
-@pytest.mark.parametrize("plan", [ends_later, says_close])
-def test_a_connection_that_ended_is_not_used_again(server: Server, kept: Kept, plan: Any) -> None:
-    """One that the server ended while it was idle, or said it would, is replaced, and no request is lost."""
-    server.plans = [plan]
-    ask(server, kept)
-    if plan is ends_later:
-        assert server.ended.acquire(timeout=30)
-    assert ask(server, kept) == 1
-    assert server.requests == [1, 2]
-
-
-@pytest.mark.parametrize("plan", [says_nothing, resets])
-def test_where_nothing_was_answered_another_one_is_opened_once(server: Server, kept: Kept, plan: Any) -> None:
-    """A kept connection that ends with the request is replaced, and the request sent again, a single time."""
-    server.plans = [good, plan]
-    assert [ask(server, kept), ask(server, kept)] == [1, 1]
-    assert server.requests == [1, 1, 2]
-    server.plans = [plan, plan]
-    with pytest.raises(FetchFailed, match="out of reach"):
-        ask(server, kept)
-    assert server.requests == [1, 1, 2, 2, 3]
-
-
-def test_a_fresh_connection_is_asked_once(server: Server, kept: Kept) -> None:
-    """Where a new connection brings no answer the request has failed."""
-    server.plans = [says_nothing]
-    with pytest.raises(FetchFailed, match="out of reach"):
-        ask(server, kept)
-    assert server.requests == [1]
-
-
 def test_half_an_answer_is_not_asked_for_again(server: Server, kept: Kept) -> None:
     """An answer that breaks off is a failure: the server may have done what it was asked."""
     server.plans = [good, breaks_off]
@@ -196,17 +136,6 @@ def test_half_an_answer_is_not_asked_for_again(server: Server, kept: Kept) -> No
     with pytest.raises(FetchFailed):
         ask(server, kept)
     assert server.requests == [1, 1]
-
-
-@pytest.mark.parametrize("plan", [breaks_off, refuses])
-def test_after_a_failure_the_connection_is_not_used_again(server: Server, kept: Kept, plan: Any) -> None:
-    """Only a whole answer that was wanted leaves a connection to the next request."""
-    server.plans = [plan]
-    with pytest.raises(FetchFailed):
-        ask(server, kept)
-    assert kept.take() is None
-    assert ask(server, kept) == 1
-    assert server.connections == 2
 
 
 def test_an_answer_that_nobody_asked_for_is_never_read(server: Server, kept: Kept) -> None:
@@ -281,12 +210,3 @@ def test_a_child_after_a_fork_opens_its_own(server: Server, kept: Kept) -> None:
     assert os.waitpid(child, 0)[1] == 0
     ask(server, kept)
     assert server.requests == [1, 2, 1]
-
-
-def test_a_connection_ends_with_its_keeper(server: Server) -> None:
-    """Where nobody has the keeper any more, its connection is closed."""
-    kept = Kept()
-    ask(server, kept)
-    del kept
-    gc.collect()
-    assert server.ended.acquire(timeout=30)

@@ -12,10 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqauth.testing.batchforge import leaf_hash
-from mqauth.wire.batch import HASH_BYTES, Proven, Tree, node_hash
+from mqauth.wire.batch import HASH_BYTES, Proven, Tree
 from mqauth.wire.claims import MAX_BATCH
-
-SIZES = (*range(1, 71), 1023, MAX_BATCH)
 
 
 def mth(data: Sequence[bytes]) -> bytes:
@@ -84,64 +82,6 @@ def path_length(index: int, size: int) -> int:
     return count
 
 
-def indexes(size: int) -> Sequence[int]:
-    """Return every place of a small tree, and some of a large one."""
-    return range(size) if size <= 70 else sorted({0, 1, 2, 511, 512, 1000, size - 2, size - 1})
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_roots_and_paths_are_the_rfcs(size: int) -> None:
-    """Root and every inclusion path are those of the recursive definition, and their lengths are told before."""
-    data, tree = data_of(size), tree_of(size)
-    assert tree.root == mth(data)
-    for index in indexes(size):
-        assert hashes(tree.paths()[index]) == inclusion(index, data)
-        assert path_length(index, size) == len(inclusion(index, data))
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_a_proof_holds_for_its_own_leaf_and_place_only(size: int) -> None:
-    """With or without memory of the others, a leaf is proven at its place and at no other of the same length."""
-    data, tree = data_of(size), tree_of(size)
-    warm = Proven(tree.root, size)
-    for index in indexes(size):
-        leaf, path = leaf_hash(data[index]), tree.paths()[index]
-        for proven in (Proven(tree.root, size), warm, warm):
-            assert proven.proves(leaf, index, path)
-            assert not proven.proves(leaf_hash(b"other"), index, path)
-        for other in indexes(size):
-            same = path_length(other, size) == path_length(index, size)
-            assert not same or other == index or not warm.proves(leaf, other, path)
-
-
-@pytest.mark.parametrize("size", [2, 3, 5, 8, 13, 64])
-def test_every_bit_of_a_proof_counts_whatever_is_remembered(size: int) -> None:
-    """A bit changed anywhere, tail included, is refused before and after every other leaf was proven."""
-    data, tree = data_of(size), tree_of(size)
-    warm = Proven(tree.root, size)
-    for index in range(size):
-        assert warm.proves(leaf_hash(data[index]), index, tree.paths()[index])
-    for index in range(size):
-        path = tree.paths()[index]
-        for place in range(0, len(path), 7):
-            bent = path[:place] + bytes([path[place] ^ 1]) + path[place + 1 :]
-            assert not warm.proves(leaf_hash(data[index]), index, bent)
-            assert not Proven(tree.root, size).proves(leaf_hash(data[index]), index, bent)
-
-
-def test_what_was_refused_is_not_remembered() -> None:
-    """A failed proof leaves nothing behind that a later one could lean on."""
-    size, data = 8, data_of(8)
-    tree, proven = tree_of(8), Proven(tree_of(8).root, size)
-    evil = leaf_hash(b"evil")
-    for _ in range(2):
-        assert not proven.proves(evil, 3, tree.paths()[3])
-        assert not proven.proves(node_hash(evil, evil), 2, tree.paths()[2])
-    for index in range(size):
-        assert proven.proves(leaf_hash(data[index]), index, tree.paths()[index])
-    assert not proven.proves(evil, 3, tree.paths()[3])
-
-
 @given(st.integers(1, 70), st.data())
 def test_remembering_changes_no_answer(size: int, data: st.DataObject) -> None:
     """Proofs honest and bent, in any order: with one memory, with none, and by the RFC's steps alike."""
@@ -163,14 +103,6 @@ def test_remembering_changes_no_answer(size: int, data: st.DataObject) -> None:
         expected = rfc_verifies(leaf, index, size, hashes(bytes(path)), tree.root)
         assert warm.proves(leaf, index, bytes(path)) is expected
         assert Proven(tree.root, size).proves(leaf, index, bytes(path)) is expected
-
-
-def test_leaf_and_node_are_hashed_apart() -> None:
-    """No bytes are a leaf's and a node's at once (RFC 9162, 2.1.1: second preimages)."""
-    left, right = leaf_hash(b"a"), leaf_hash(b"b")
-    assert node_hash(left, right) == hashlib.sha256(b"\x01" + left + right).digest()
-    assert leaf_hash(left + right) != node_hash(left, right)
-    assert Tree([left]).root == left
 
 
 @pytest.mark.parametrize("size", [0, MAX_BATCH + 1])
@@ -213,10 +145,3 @@ def test_threads_share_a_memory() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_all_paths_at_once(size: int) -> None:
-    """Made together, the paths are those of the recursive definition."""
-    tree = Tree([leaf_hash(b"%d" % number) for number in range(size)])
-    assert [hashes(path) for path in tree.paths()] == [inclusion(index, data_of(size)) for index in range(size)]

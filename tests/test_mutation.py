@@ -14,7 +14,7 @@ import pytest
 from integration.mutation import MODULES
 from integration.mutation.faults import Key, faults
 from integration.mutation.planted import path_of
-from integration.mutation.report import WHY, Report, entries
+from integration.mutation.report import WHY, entries
 
 ROOT: Final = Path(__file__).parent.parent
 SAMPLE: Final = (
@@ -96,23 +96,3 @@ def test_the_tests_that_survivors_name_exist() -> None:
         for word in entry["note"].replace(",", " ").replace(";", " ").split():
             if word.endswith(".py"):
                 assert (ROOT / word).exists(), word
-
-
-def test_a_score_counts_what_a_vector_can_tell() -> None:
-    """What is explained, all of a function or so many, is not counted, and what is not is open."""
-    killed, whole, some, still = (Key("wire.claims", name, "", "", 1) for name in ("a", "b", "c", "c"))
-    report = Report({("wire.claims", "b"): None, ("wire.claims", "c"): 1})
-    for key, told in ((killed, "tokens: x"), (whole, ""), (some, ""), (still, "")):
-        report.add(key, told)
-    assert report.line("wire.claims") == "wire.claims: 50.0 % of 2 (1 killed, 2 explained, 1 open)"
-    assert report.open == [still]
-
-
-def test_an_unknown_module_is_refused() -> None:
-    """The command says so before it begins."""
-    run = subprocess.run(
-        [sys.executable, "-m", "integration.mutation", "wire.nothing"], capture_output=True, text=True, cwd=ROOT,
-        timeout=60, check=False,
-    )  # fmt: skip
-    assert run.returncode == 2
-    assert "wire.nothing" in run.stderr

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.reference.uri import TokenURI
@@ -61,16 +59,6 @@ def test_a_pin_is_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(ConfigurationError, match="a PIN never stands in a uri") as caught:
         TokenURI.parse(uri)
     assert "4711" not in str(caught.value)
-
-
-@given(st.text())
-def test_total(text: str) -> None:
-    """Whatever stands behind the scheme is read or refused, and nothing else is raised."""
-    try:
-        found = TokenURI.parse("pkcs11:" + text)
-    except ConfigurationError:
-        return
-    assert found.token
 
 
 def test_pin_of_a_file(tmp_path: Path) -> None:

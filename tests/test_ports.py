@@ -27,17 +27,6 @@ def test_no_client_is_given_it(port: Port) -> None:
     assert port.number < first
 
 
-def test_claimed_once(port: Port) -> None:
-    """A port that is claimed is not claimed again, and is free after its release."""
-    other = Port(port.number)
-    assert other.number != port.number
-    port.release()
-    again = Port(port.number)
-    assert again.number == port.number
-    for each in (other, again):
-        each.release()
-
-
 def test_released_while_another_claims_it(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever locks a file that its owner has just removed has not claimed the port: a third one may have."""
     lock = fcntl.flock

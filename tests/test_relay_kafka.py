@@ -41,12 +41,3 @@ def test_answer_that_ends_like_an_address(ends: tuple[Relay, socket.socket, sock
     _, client, broker = ends
     address = HOST + struct.pack(">i", broker.getsockname()[1])
     assert answered(client, broker, b"an answer " + address[:size]) == b"an answer " + address[:size]
-
-
-def test_addresses_and_swaps(ends: tuple[Relay, socket.socket, socket.socket]) -> None:
-    """The broker's address becomes the relay's wherever it stands, and bytes to swap are swapped."""
-    relay, client, broker = ends
-    relay.swaps = {b"apple": b"pears"}
-    theirs = HOST + struct.pack(">i", broker.getsockname()[1])
-    ours = HOST + struct.pack(">i", int(relay.server.rpartition(":")[2]))
-    assert answered(client, broker, theirs + b"apple" + theirs) == ours + b"pears" + ours

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import itertools
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.replay.rules import ClaimRequest, ClaimStatus, Entry, batch_id, claim_id, judge, release_id
+from mqauth.replay.rules import ClaimRequest, ClaimStatus, Entry, batch_id, judge
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message, Place
 
@@ -112,80 +111,10 @@ def test_without_a_store_every_copy_is_handled() -> None:
         Pipeline(**settings)
 
 
-def test_a_renewal_makes_the_lease_longer() -> None:
-    """A renewed lease holds from the renewal on; a lost one cannot be renewed."""
-    clock = FakeClock(NOW)
-    store = MemoryReplayStore(clock=clock)
-    store.claim(LIVE)
-    clock.advance(50)
-    assert store.claim(replace(LIVE, renew=True)) is ClaimStatus.FRESH
-    clock.advance(59)
-    assert store.claim(heir(LIVE)) is ClaimStatus.HELD
-    clock.advance(1)
-    assert store.claim(heir(LIVE)) is ClaimStatus.FRESH
-    assert store.claim(replace(LIVE, renew=True)) is ClaimStatus.LOST
-
-
-def test_a_batch_counts_as_its_wishes_one_by_one() -> None:
-    """Of two copies in one batch the first is fresh and the second a replay; confirming ends each."""
-    store = MemoryReplayStore(clock=FakeClock(NOW))
-    other = replace(LIVE, id=b"2")
-    assert store.claim_many([LIVE, copied(LIVE), other]) == [
-        ClaimStatus.FRESH, ClaimStatus.REPLAYED, ClaimStatus.FRESH
-    ]  # fmt: skip
-    for request in [LIVE, copied(other)]:
-        store.confirm(request)
-    assert store.claim(heir(LIVE)) is ClaimStatus.DUPLICATE
-    assert store.claim(heir(other)) is ClaimStatus.HELD
-
-
-def test_an_id_is_of_issuer_subject_and_jti_without_ambiguity() -> None:
-    """No two triples of texts share an id, wherever their letters part, and surrogates do not raise."""
-    texts = ["a", "ab", "b", "abc", "bc", "\ud800", "é"]
-    triples = list(itertools.product(texts, repeat=3))
-    assert len({claim_id(*each) for each in triples}) == len(triples)
-    assert {len(claim_id(*each)) for each in triples} == {16}
-
-
-def test_the_id_of_a_token_is_the_profiles() -> None:
-    """SHA-256 of sized issuer, sized subject and jti, cut to 16 bytes (wire profile 1, section 8)."""
-    raw = b"\x00\x00\x00\x02\xc3\xa9\x00\x00\x00\x01sj"
-    assert claim_id("é", "s", "j") == hashlib.sha256(raw).digest()[:16]
-
-
-def test_the_id_of_a_release_is_no_messages() -> None:
-    """Four zero bytes begin what it is a digest of, where a message has the length of its issuer."""
-    letter = "0" * 64
-    assert (
-        release_id("a", letter) == hashlib.sha256(bytes(4) + b"\x00\x00\x00\x01a" + letter.encode()).digest()[:16]
-    )
-    assert release_id("a", letter) not in {claim_id("a", subject, letter) for subject in ("a", "\x00", letter)}
-
-
 def test_a_store_holds_at_least_one_id() -> None:
     """A capacity of nothing would defer for ever."""
     with pytest.raises(ConfigurationError):
         MemoryReplayStore(0)
-
-
-def test_confirm_makes_a_claim_done() -> None:
-    """After confirm a redelivery is a duplicate and a copy a replay, whatever time passes within its life."""
-    clock = FakeClock(NOW)
-    store = MemoryReplayStore(clock=clock)
-    assert store.claim(REQUEST) is ClaimStatus.FRESH
-    store.confirm(REQUEST)
-    clock.advance(65)
-    assert store.claim(replace(REQUEST, redelivered=True)) is ClaimStatus.DUPLICATE
-    assert store.claim(copied(REQUEST)) is ClaimStatus.REPLAYED
-
-
-def test_release_makes_an_id_unseen() -> None:
-    """After release the message may be handled again."""
-    store = MemoryReplayStore(clock=FakeClock(NOW))
-    store.claim(REQUEST)
-    store.release(REQUEST)
-    assert len(store) == 0
-    assert store.claim(copied(REQUEST)) is ClaimStatus.FRESH
 
 
 @pytest.mark.parametrize("end", ["confirm", "release"])
@@ -198,31 +127,6 @@ def test_a_former_owner_changes_nothing(end: str) -> None:
     assert store.claim(replace(REQUEST, owner="heir", redelivered=True)) is ClaimStatus.FRESH
     getattr(store, end)(REQUEST)
     assert store.claim(replace(REQUEST, owner="third", redelivered=True)) is ClaimStatus.HELD
-
-
-@pytest.mark.parametrize("end", ["confirm", "release"])
-def test_ending_an_unknown_or_done_claim_changes_nothing(end: str) -> None:
-    """Confirm and release of what is not held do nothing: a done id is never freed."""
-    store = MemoryReplayStore(clock=FakeClock(NOW))
-    getattr(store, end)(REQUEST)
-    assert len(store) == 0
-    store.claim(REQUEST)
-    store.confirm(REQUEST)
-    getattr(store, end)(replace(REQUEST, owner="me"))
-    assert store.claim(REQUEST) is ClaimStatus.REPLAYED
-
-
-def test_a_lease_is_renewed_from_the_new_claim() -> None:
-    """The heir holds for a whole lease of its own."""
-    clock = FakeClock(NOW)
-    store = MemoryReplayStore(clock=clock)
-    store.claim(LIVE)
-    clock.advance(60)
-    assert store.claim(heir(LIVE)) is ClaimStatus.FRESH
-    clock.advance(59.9)
-    assert store.claim(replace(heir(LIVE), owner="third")) is ClaimStatus.HELD
-    clock.advance(0.1)
-    assert store.claim(replace(heir(LIVE), owner="third")) is ClaimStatus.FRESH
 
 
 def test_a_stepped_wall_clock_moves_no_lease() -> None:
@@ -270,13 +174,6 @@ def test_a_longer_life_counts_on_both_clocks(index: int | None, story: tuple[int
         assert store.claim(copied(replace(one, expires=NOW + end))) is ClaimStatus.REPLAYED
 
 
-def test_scopes_are_apart() -> None:
-    """Each consumer group may handle a message once."""
-    store = MemoryReplayStore(clock=FakeClock(NOW))
-    assert store.claim(REQUEST) is ClaimStatus.FRESH
-    assert store.claim(replace(REQUEST, scope="stock")) is ClaimStatus.FRESH
-
-
 def test_a_full_store_defers_and_expiry_makes_room() -> None:
     """No live id is evicted; one is forgotten only after its last moment."""
     clock = FakeClock(NOW)
@@ -313,34 +210,6 @@ def test_claim_and_release_in_turn_do_not_grow_memory() -> None:
 
     churn(5_000)
     assert churn(20_000) < 100_000  # the dicts it went through, once; a key left behind each time would be 1 MB
-
-
-def test_an_heir_that_may_live_longer_is_kept_longer() -> None:
-    """A delivery that was deferred asks to be remembered beyond exp; taking over a lease counts as asking."""
-    clock = FakeClock(NOW)
-    store = MemoryReplayStore(clock=clock)
-    store.claim(replace(REQUEST, place=HERE))
-    store.claim(replace(LIVE, place=HERE, owner="heir"))
-    clock.advance(65 + ENOUGH)
-    assert store.claim(replace(LIVE, place=THERE, owner="copy")) is ClaimStatus.REPLAYED
-    assert len(store) == 1
-
-
-def test_what_was_released_is_forgotten_with_its_life() -> None:
-    """A released and reclaimed id expires like any other, and those held beside it do too."""
-    clock = FakeClock(NOW)
-    store = MemoryReplayStore(clock=clock)
-    for number in range(50):
-        store.claim(replace(REQUEST, id=f"kept {number}".encode()))
-    for _ in range(20):
-        store.claim(REQUEST)
-        store.release(REQUEST)
-    store.claim(REQUEST)
-    assert len(store) == 51
-    clock.advance(65 + ENOUGH)
-    for _ in range(51):
-        store.claim(replace(LIVE, id=b"later"))
-    assert len(store) == 1
 
 
 def test_of_racing_copies_one_is_fresh() -> None:
@@ -475,52 +344,6 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 StoreMachine.TestCase.settings = settings(max_examples=nightly(100, otherwise=40), stateful_step_count=40)
-TestStoreMachine = StoreMachine.TestCase
-
-
-def test_an_id_in_a_batch_is_no_single_id() -> None:
-    """The same bytes claimed as a single message's id and as one in a batch are two ids, held and done."""
-    store = MemoryReplayStore(clock=FakeClock(NOW))
-    single = replace(IN_BATCH, index=None)
-    for one, other in ((single, IN_BATCH), (copied(single), copied(IN_BATCH))):
-        assert store.claim(one) is store.claim(other)
-    assert len(store) == 2
-    store.confirm(single)
-    assert store.claim(heir(IN_BATCH)) is ClaimStatus.HELD
-
-
-@pytest.mark.parametrize("done", [True, False], ids=["done", "held"])
-def test_a_batch_is_forgotten_with_its_longest_life(done: bool) -> None:
-    """No message of a batch is forgotten before its time, nor any kept for long once the last is over."""
-    clock = FakeClock(NOW)
-    store = MemoryReplayStore(clock=clock)
-    batch = [replace(IN_BATCH, id=batch_id(bytes(16), n), index=n, expires=NOW + 65 * n) for n in (1, 3, 2)]
-    store.claim_many(batch)
-    if done:
-        for request in batch:
-            store.confirm(request)
-    for seconds in (65, 65, 65):
-        clock.advance(seconds)
-        live = [one for one in batch if one.expires >= clock.now()]
-        assert [store.claim(copied(one)) for one in live] == [ClaimStatus.REPLAYED] * len(live)
-    clock.advance(ENOUGH)
-    assert store.claim(replace(LIVE, id=b"later")) is ClaimStatus.FRESH
-    assert len(store) == 1
-
-
-def test_a_batch_counts_its_claimed_ids() -> None:
-    """What is claimed of a batch counts one by one, and what is claimed again or released does not."""
-    store = MemoryReplayStore(4, clock=FakeClock(NOW))
-    batch = [replace(IN_BATCH, id=batch_id(bytes(16), n), index=n) for n in range(0, 1000, 200)]
-    store.claim_many(batch[:4])
-    for request in batch[:2]:
-        store.confirm(request)
-    for _ in range(2):
-        assert len(store) == 4
-        with pytest.raises(Unavailable):
-            store.claim(batch[4])
-    store.release(batch[2])
-    assert store.claim(batch[4]) is ClaimStatus.FRESH
 
 
 @pytest.mark.slow

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import date
 from typing import Any
 
 import pytest
 
 from mqauth import flow
 from mqauth.brokers import memory
-from mqauth.errors import Reason, RejectNow
+from mqauth.errors import RejectNow
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.policy import Allow
-from mqauth.judging.rollout import EVERYWHERE, Exemption, Rollout, Rung
+from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung
 from mqauth.judging.verifier import Issuer
 from mqauth.letters.dead_letter import PREFIX
-from mqauth.letters.release import RELEASE_HEADER, WAIVABLE
+from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import ALL, judge
 from mqauth.testing import FakeClock, Forge
@@ -24,10 +23,8 @@ from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire.keys import KeySet
 from mqauth.wire.message import TOKEN_HEADER, Message
 from tests.conftest import KAFKA, RABBITMQ
-from tests.test_review import SCHEMA, Bureau
+from tests.test_review import Bureau
 from tests.test_rollout import at
-
-EXEMPT = Rollout(exemptions=[Exemption(destination=KAFKA, until=date(2030, 6, 1), why="sensors")])
 
 
 class Climber(Bureau):
@@ -78,21 +75,6 @@ def desk(request: pytest.FixtureRequest, clock: FakeClock, forge: Forge) -> Clim
     return made
 
 
-@pytest.mark.parametrize("rung", [Rung.OBSERVE, Rung.OFF])
-def test_it_goes_back_plain(rung: Rung, desk: Climber) -> None:
-    """Without a release, to the old handler alone; the record says the rung and no release."""
-    desk.climb(at(rung))
-    desk.gives_up = False
-    account = desk.redrive()
-    (message,) = desk.broker.waiting(desk.place)
-    assert RELEASE_HEADER not in dict(message.headers)
-    assert desk.send() == [Verdict.UNVERIFIED]
-    assert (account["done"], desk.old[0].body, desk.handled) == (1, b"hello", [])
-    act = next(record for record in desk.audit if record["verdict"] == "redriven")
-    assert (act["review"]["rung"], "release" in act["review"]) == ("observe", False)
-    assert list(SCHEMA.iter_errors(act)) == []
-
-
 def test_a_forged_letter_leads_nowhere_that_is_not_listed(desk: Climber) -> None:
     """An entry for all destinations sends no letter back plain: whoever forged it chose the destination."""
     desk.climb(at(Rung.OBSERVE, EVERYWHERE))
@@ -108,29 +90,6 @@ def test_what_goes_back_plain_is_not_sent_elsewhere_too(clock: FakeClock, forge:
     assert desk.redrive()["done"] == 1
     (message,) = desk.broker.waiting(desk.place)
     assert [name for name, _ in message.headers] == [TOKEN_HEADER]
-
-
-def test_what_is_exempt_goes_back_plain_too(clock: FakeClock, forge: Forge) -> None:
-    """At ``enforce`` an exemption is what lets it pass, and nothing of it is refused."""
-    desk = Climber(clock, forge, KAFKA, EXEMPT)
-    desk.send(desk.message())
-    desk.gives_up = False
-    assert desk.redrive()["done"] == 1
-    assert desk.send() == [Verdict.UNVERIFIED]
-    desk.gives_up = True
-    desk.send(desk.message(b"again"))
-    desk.climb(None)
-    assert desk.redrive()["refused"] == {"enforced": 1}
-
-
-@pytest.mark.parametrize("waive", [(), WAIVABLE])
-def test_after_going_up_it_stays(waive: tuple[Reason, ...], desk: Climber) -> None:
-    """Whatever a release may waive, nothing is sent."""
-    desk.climb(None)
-    assert desk.redrive(ALL, *waive)["refused"] == {"enforced": 1}
-    assert desk.broker.waiting(desk.place) == ()
-    assert len(desk.letters()) == 1
-    assert desk.discard()["done"] == 1
 
 
 def test_a_letter_that_lost_its_rung_is_no_way_around(desk: Climber) -> None:

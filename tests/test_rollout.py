@@ -12,7 +12,7 @@ import pytest
 
 from mqauth import Unverified, testing
 from mqauth.delivery.log_work import EarlyClaims
-from mqauth.errors import Cause, ConfigurationError, Reason, RejectNow, RetryLater, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Reason, RejectNow, Unavailable
 from mqauth.flow import run
 from mqauth.judging.pipeline import Outcome, Verdict
 from mqauth.judging.rollout import WEEK, Exemption, Rollout, RolloutEntry, Rung
@@ -20,7 +20,6 @@ from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
-from mqauth.testing.forge import without_token
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.message import Message, Origin
 from tests.conftest import KAFKA, RABBITMQ, Plug, World, rabbitmq_message
@@ -118,46 +117,12 @@ class TestOff:
 class TestObserve:
     """What would be refused goes to the old handler, and says why."""
 
-    def test_an_honest_message_is_verified_claimed_and_confirmed(self, ladder: Maker) -> None:
-        """A ``Verified`` is the same at every rung."""
-        world = ladder(at(Rung.OBSERVE))
-        outcome = world.process(world.sealed())
-        assert outcome.verdict is Verdict.ACCEPTED
-        assert type(world.handler.done[0]) is Verified
-        assert (world.store.claim.calls, world.store.confirm.calls, world.old.calls) == (1, 1, 0)
-
-    def test_an_unsigned_message_would_be_token_missing(self, ladder: Maker) -> None:
-        """It reaches the old handler."""
-        world = ladder(at(Rung.OBSERVE))
-        assert is_unverified(world, world.process(rabbitmq_message()), "token_missing")
-
-    @pytest.mark.parametrize("attack", ATTACKS_ON_KAFKA, ids=lambda attack: attack.name)
-    def test_a_forgery_fares_like_its_stripped_copy(self, attack: Any, ladder: Maker) -> None:
-        """A bad token is worth as much as none: both reach the old handler, and ``enforce`` rejects both."""
-        world = ladder(at(Rung.OBSERVE))
-        forged = attack.mount(world.forge, honest_message(KAFKA))
-        assert is_unverified(world, world.process(forged), attack.reason.value)
-        assert is_unverified(world, world.process(without_token(forged)), "token_missing")
-        strict = ladder(at(Rung.OBSERVE, "kafka:elsewhere"))
-        assert strict.process(forged).reason is attack.reason
-        assert strict.process(without_token(forged)).reason is Reason.TOKEN_MISSING
-        assert strict.old.calls == 0
-
     def test_a_malformed_message_reaches_the_old_handler(self, ladder: Maker) -> None:
         """What no ``Message`` can hold is in ``native``."""
         world = ladder(at(Rung.OBSERVE))
         broken = rabbitmq_message(malformed="a header has no UTF-8 form", native=object())
         assert is_unverified(world, world.process(broken), "message_malformed")
         assert world.old.done[0].native is broken.native
-
-    def test_a_copy_runs_again(self, ladder: Maker) -> None:
-        """A replay would be ``replayed``, and goes to the old handler as often as it is delivered."""
-        world = ladder(at(Rung.OBSERVE))
-        message = world.sealed()
-        world.process(message)
-        for _ in range(2):
-            assert world.process(message).unverified.would.code == "replayed"  # type: ignore[union-attr]
-        assert (world.handler.calls, world.old.calls, world.published) == (1, 2, [])
 
     def test_a_duplicate_runs_again(self, ladder: Maker) -> None:
         """A redelivery of what was handled would be settled, and runs again as without mqauth."""
@@ -183,15 +148,6 @@ class TestObserve:
         clock.advance(30)
         assert world.process(world.sealed(rabbitmq_message())).verdict is Verdict.ACCEPTED
 
-    def test_a_slow_store_is_left_alone(self, ladder: Maker, clock: FakeClock) -> None:
-        """What took over 250 ms is not asked again for 30 s; its answer counts."""
-        world = ladder(at(Rung.OBSERVE))
-        claim = world.store.claim.function
-        world.store.claim.function = lambda request: (clock.advance(0.3), claim(request))[1]
-        assert world.process(world.sealed()).verdict is Verdict.ACCEPTED
-        assert world.process(world.sealed(rabbitmq_message(body=b"2"))).verdict is Verdict.UNVERIFIED
-        assert world.store.claim.calls == 1
-
     @pytest.mark.parametrize("step", ["confirm", "release"])
     def test_a_claim_that_cannot_be_ended_is_not_waited_for(self, step: str, ladder: Maker) -> None:
         """A verified message is settled, or dead-lettered for its handler, although the store is down."""
@@ -210,35 +166,6 @@ class TestObserve:
         world.old.failure = RejectNow("never")
         assert world.process(rabbitmq_message()).reason is Reason.HANDLER_FAILED
         assert len(world.published) == 1
-
-    def test_the_letter_of_an_unverified_message_says_the_rung(self, ladder: Maker) -> None:
-        """Record and letter name it, and neither says that anything was verified."""
-        world = ladder(at(Rung.OBSERVE))
-        world.old.failure = RejectNow("never")
-        expired = world.sealed(claims={"iat": 0, "exp": 60})
-        assert world.process(expired).reason is Reason.HANDLER_FAILED
-        assert dict(world.published[0].headers)["mqauth-dead-rung"] == "observe"
-        assert world.records[0]["rung"] == "observe"
-        assert "verified" not in world.records[0]["token"]
-
-    def test_an_old_handler_may_put_its_message_off(self, ladder: Maker) -> None:
-        """``RetryLater`` defers it, and it goes on with the handler."""
-        world = ladder(at(Rung.OBSERVE))
-        world.old.failure = RetryLater("later")
-        delivery = world.receive(rabbitmq_message())
-        assert world.process(delivery).cause is Cause.HANDLER_DEFERRED
-        world.old.failure = None
-        assert world.process(delivery).verdict is Verdict.UNVERIFIED
-
-    def test_a_verdict_on_the_spot_ends_with_confirm(self, ladder: Maker) -> None:
-        """``judge`` gives a fifth verdict; ``bury`` refuses it."""
-        world = ladder(at(Rung.OBSERVE), record="all")
-        delivery = world.receive(rabbitmq_message())
-        assert world.run(world.pipeline.judge(delivery)).verdict is Verdict.UNVERIFIED
-        with pytest.raises(ConfigurationError, match="confirm"):
-            world.run(world.pipeline.bury(delivery, world.letters))
-        assert world.run(world.pipeline.confirm(delivery)).verdict is Verdict.UNVERIFIED
-        assert world.records == []
 
     def test_what_was_given_back_is_judged_anew(self, ladder: Maker) -> None:
         """A message that was out of luck once is verified the next time."""
@@ -273,26 +200,9 @@ class TestExemptions:
         assert world.process(heartbeat("order")).reason is Reason.TOKEN_MISSING
         assert [beat.destination for beat in beats] == [RABBITMQ]
 
-    @pytest.mark.parametrize("name", ["mqauth-token", "MQAUTH-Token"])
-    def test_with_a_token_in_whatever_spelling_it_is_judged(self, name: str, ladder: Maker) -> None:
-        """Exempt means that it may lack a token, not that it may have a bad one."""
-        world = ladder(self.rollout, {"heartbeat": lambda _: None})
-        assert world.process(heartbeat(headers=((name, "x"),))).verdict is Verdict.REJECTED
-
-    def test_each_kind_needs_a_handler(self, ladder: Maker) -> None:
-        """A consumer that has none for a kind refuses to start."""
-        with pytest.raises(ConfigurationError, match="heartbeat"):
-            ladder(self.rollout, lambda _: None)
-
 
 class TestHandlers:
     """What a consumer refuses before it starts."""
-
-    def test_without_unverified_the_destinations_are_named(self, ladder: Maker) -> None:
-        """A rung below enforce needs a second handler."""
-        world = ladder(at(Rung.OBSERVE, KAFKA))
-        with pytest.raises(ConfigurationError, match="kafka:orders"):
-            world.pipeline.handlers(world.handler, None)
 
     def test_one_function_for_both_is_refused(self, ladder: Maker) -> None:
         """Code for one never runs with the other."""
@@ -307,11 +217,6 @@ class TestHandlers:
 
         with pytest.raises(ConfigurationError, match="annotated"):
             ladder(at(Rung.OBSERVE), handle)
-
-    def test_old_code_that_is_still_wired_in_is_said(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
-        """With everything at enforce ``unverified=`` is a leftover."""
-        world.pipeline.handlers(world.handler, lambda _: None)
-        assert "old code is still wired in" in caplog.text
 
 
 class TestUnverified:
@@ -391,25 +296,6 @@ def test_verdicts_made_ahead_are_as_lenient(clock: FakeClock, forge: Forge) -> N
     assert world.published == []
 
 
-def test_a_slow_store_delays_no_second_poll(clock: FakeClock, forge: Forge) -> None:
-    """Below enforce the claims that are made together are made with little patience, too."""
-
-    class Slow(MemoryReplayStore):
-        asked = 0
-
-        def claim_many(self, requests: Any, /) -> Any:
-            """Take a second, and fail."""
-            Slow.asked += 1
-            clock.advance(1)
-            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE)
-
-    world = Ladder(clock, forge, False, at(Rung.OBSERVE), replay=Slow(clock=clock))
-    polls = [[world.receive(message) for message in deliveries(forge, random.Random(n), 20)] for n in range(3)]
-    for waiting in polls:
-        run(EarlyClaims(world.pipeline).judge_ahead(waiting))
-    assert Slow.asked == 1
-
-
 def test_keys_out_of_reach_defer_nothing(ladder: Maker, forge: Forge, clock: FakeClock) -> None:
     """A key server that is down is asked once in 30 s; each message would have been deferred."""
 
@@ -430,3 +316,22 @@ def test_keys_out_of_reach_defer_nothing(ladder: Maker, forge: Forge, clock: Fak
         message = world.sealed(rabbitmq_message(body=b"%d" % number))
         assert is_unverified(world, world.process(message), "keys_unavailable")
     assert Down.asked == 1
+
+
+def test_a_slow_store_delays_no_second_poll(clock: FakeClock, forge: Forge) -> None:
+    """Below enforce the claims that are made together are made with little patience, too."""
+
+    class Slow(MemoryReplayStore):
+        asked = 0
+
+        def claim_many(self, requests: Any, /) -> Any:
+            """Take a second, and fail."""
+            Slow.asked += 1
+            clock.advance(1)
+            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE)
+
+    world = Ladder(clock, forge, False, at(Rung.OBSERVE), replay=Slow(clock=clock))
+    polls = [[world.receive(message) for message in deliveries(forge, random.Random(n), 20)] for n in range(3)]
+    for waiting in polls:
+        run(EarlyClaims(world.pipeline).judge_ahead(waiting))
+    assert Slow.asked == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-from datetime import date
 from pathlib import Path
 
 import pytest
@@ -29,14 +28,6 @@ def settings(**changes: str) -> RolloutSettings:
     members = {name: text for name, text in (GOOD | changes).items() if text}
     text = "".join(f"{name.rstrip('_')} = {value}\n" for name, value in members.items())
     return read(RolloutSettings, Table(file="mqauth.toml", name="[[rollout]] #1", members=tomllib.loads(text)))
-
-
-def test_an_entry_has_what_the_file_says() -> None:
-    """Rung, dates, owner; the window is a week."""
-    entry = settings().build()
-    assert (entry.rung, entry.since, entry.until) == (Rung.OBSERVE, date(2026, 11, 26), date(2027, 1, 31))
-    assert (entry.owner, entry.window) == ("orders-team", 7 * 86_400)
-    assert settings(window='"12h"').build().window == 43_200
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -13,16 +12,6 @@ import pytest
 
 from integration import pace, runner, scale
 
-MEETS = """
-import threading
-from pathlib import Path
-
-def test_meets_the_other():
-    here = Path(__file__).parent
-    (here / "{mine}").touch()
-    ticks = threading.Event()
-    assert any((here / "{other}").exists() or ticks.wait(0.05) for _ in range(2400))
-"""
 PACED = """
 import threading
 
@@ -40,13 +29,6 @@ def test_unmarked():
 @pytest.mark.slow
 def test_marked():
     waits()
-"""
-TELLS_CPU = """
-import time
-from pathlib import Path
-
-def test_tells():
-    Path(__file__).with_suffix(".cpu").write_text(str(time.process_time()))
 """
 LEAVES_A_THREAD = """
 import threading
@@ -107,41 +89,6 @@ def test_quick_has_the_first_client_of_each_broker() -> None:
     assert contracts == {"integration/test_contract_kafka.py", "integration/test_contract_rabbitmq.py"}
 
 
-@pytest.mark.parametrize("quick", [True, False])
-def test_slow_services_are_of_the_nightly_form(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of a service that takes minutes are left out of every run but the nightly one; no other is."""
-    monkeypatch.delenv(scale.VARIABLE, raising=False)
-    ordinary = {file for group in runner.integration_tests(quick=quick) for file in group.files}
-    monkeypatch.setenv(scale.VARIABLE, "1")
-    nightly = {file for group in runner.integration_tests(quick=quick) for file in group.files}
-    assert nightly - ordinary == {"integration/test_keycloak.py", "integration/test_spire.py"}
-    assert ordinary <= nightly
-
-
-def test_new_file_moves_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A unit test's file stays in its group, whatever files come and go."""
-    monkeypatch.setattr(runner, "ROOT", tmp_path)
-    (tmp_path / "tests").mkdir()
-    homes: dict[str, str] = {}
-    for number in range(20):
-        (tmp_path / "tests" / f"test_{97 * number % 20}.py").touch()
-        now = {file: group.name for group in runner.unit_tests() for file in group.files}
-        assert homes.items() <= now.items()
-        homes = now
-    assert len(set(homes.values())) > 1
-
-
-def test_sessions_run_side_by_side(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Two sessions that wait for each other both pass; each one's output comes whole, under its name."""
-    here = session(tmp_path, "here", MEETS.format(mine="a", other="b"))
-    there = session(tmp_path, "there", MEETS.format(mine="b", other="a"))
-    counts = runner.run_sessions([here, there], at_once=2)
-    assert (counts.passed, counts.failed) == (2, 0)
-    said = capfd.readouterr()
-    assert len(re.findall(r"== (?:here|there): [0-9]+ s", said.out + said.err)) == 2
-    assert said.out.count("100%") == 2
-
-
 def test_two_that_compute_beside_those_that_wait(tmp_path: Path) -> None:
     """Two sessions compute at any time, and more only where none is left that waits."""
     groups = [
@@ -155,30 +102,6 @@ def test_two_that_compute_beside_those_that_wait(tmp_path: Path) -> None:
     assert [each.group.name for each in begun] == ["units-1", "units-2", "a", "b", "units-3"]
     left = [each for each in begun if not each.group.computes]
     assert runner.next_session(begun[::-1], left).group.name == "units-3"
-
-
-def test_cpu_is_a_sessions_own(tmp_path: Path) -> None:
-    """A session has at least the CPU time its test took, and all have no more than this process's children."""
-    before = os.times()
-    sessions = [session(tmp_path, name, TELLS_CPU) for name in ("here", "there")]
-    runner.run_sessions(sessions, at_once=2)
-    after = os.times()
-    for each in sessions:
-        assert each.cpu >= float((tmp_path / f"test_{each.group.name}.cpu").read_text())
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
-    assert sum(each.cpu for each in sessions) <= spent + 0.1  # os.times counts in ticks
-
-
-@pytest.mark.parametrize(
-    ("source", "counts"),
-    [("def test_a():\n    pass", (1, 0)), ("def test_a():\n    assert False", (0, 1)), ("x = 1", (0, 0)),
-     ("syntax error", (0, 1)), ("import os\ndef test_a():\n    os._exit(3)", (0, 1))],
-    ids=["passes", "fails", "empty", "broken", "dies"],
-)  # fmt: skip
-def test_counts_of_a_session(tmp_path: Path, source: str, counts: tuple[int, int]) -> None:
-    """A failure counts, a session that broke off counts as one, and one without tests as none."""
-    found = runner.run_sessions([session(tmp_path, "one", source)])
-    assert (found.passed, found.failed) == counts
 
 
 def test_a_test_that_hangs_ends_its_session(
@@ -213,35 +136,9 @@ def test_process_that_does_not_end_fails(tmp_path: Path) -> None:
     assert "in waits_for_ever" in done.stderr
 
 
-def test_time_without_a_cpu_is_not_the_tests() -> None:
-    """What each process was kept waiting since the test began is subtracted, of new processes all of it."""
-    before = pace.Reading(0.0, {1: 5.0, 2: 1.0, 3: 9.0})
-    now = pace.Reading(20.0, {1: 7.0, 2: 1.0, 4: 0.5})
-    assert pace.own_seconds(10.0, before, now) == pytest.approx(10.0 - 2.0 - 0.5)
-
-
 @pytest.mark.parametrize(("ended", "took"), [(0.0, 10.0), (1.0, 4.0)])
 def test_where_a_child_ended_the_machine_counts(ended: float, took: float) -> None:
     """The pressure of the machine is subtracted only where a child's own delay can no longer be read."""
     before = pace.Reading(0.0, {1: 5.0}, ended=3.0, pressure=100.0)
     now = pace.Reading(10.0, {1: 5.0}, ended=3.0 + ended, pressure=106.0)
     assert pace.own_seconds(0.0, before, now) == pytest.approx(took)
-
-
-def test_readings_are_of_this_session() -> None:
-    """A reading has this process and its children, and no negative delay."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        found = pace.read().delays
-        assert child.stdin is not None
-        child.stdin.close()
-    assert child.pid in found
-    assert all(delay >= 0 for delay in found.values())
-
-
-@pytest.mark.parametrize(("value", "number"), [(None, 2), ("", 2), ("1", 10)])
-def test_nightly_counts(monkeypatch: pytest.MonkeyPatch, value: str | None, number: int) -> None:
-    """The variable alone decides between the full count and the smaller one."""
-    monkeypatch.delenv(scale.VARIABLE, raising=False)
-    if value is not None:
-        monkeypatch.setenv(scale.VARIABLE, value)
-    assert scale.nightly(10, otherwise=2) == number

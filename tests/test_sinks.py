@@ -12,8 +12,7 @@ import pytest
 
 from mqauth.audit.misuse import Alert, Detector, Thresholds
 from mqauth.audit.record import AuditRecord
-from mqauth.audit.sinks import CallableSink, FanOut, FloodGate, LoggingSink, MisuseWatch
-from mqauth.errors import Cause, Unavailable
+from mqauth.audit.sinks import FanOut, LoggingSink, MisuseWatch
 
 
 class Sink:
@@ -65,23 +64,6 @@ def test_logging_sink(caplog: pytest.LogCaptureFixture) -> None:
     assert json.loads(line.getMessage())["reason"] == "key_revoked"
 
 
-def test_callable_sink() -> None:
-    """A function is a sink, and what it raises reaches the pipeline."""
-    seen: list[AuditRecord] = []
-    CallableSink(seen.append).write(rejected())
-    assert [record.id for record in seen] == ["id-0"]
-    with pytest.raises(Unavailable):
-        CallableSink(Sink(Unavailable(Cause.AUDIT_UNAVAILABLE)).write).write(rejected())
-
-
-@pytest.mark.parametrize("kind", [Sink, AsyncSink])
-def test_fan_out_writes_everywhere(kind: type[Sink]) -> None:
-    """Every sink gets the record, whatever its colour."""
-    durable, other = Sink(), kind()
-    finish(FanOut(durable, other).write(rejected()))
-    assert (len(durable.records), len(other.records)) == (1, 1)
-
-
 @pytest.mark.parametrize("kind", [Sink, AsyncSink])
 def test_fan_out_second_sink_may_fail(kind: type[Sink], caplog: pytest.LogCaptureFixture) -> None:
     """A second sink that fails is counted and logged, and the message goes on."""
@@ -99,28 +81,6 @@ def test_fan_out_durable_must_not_fail(kind: type[Sink]) -> None:
     with pytest.raises(OSError, match="disk"):
         finish(FanOut(kind(OSError("disk")), other).write(rejected()))
     assert other.records == []
-
-
-@pytest.mark.parametrize("kind", [Sink, AsyncSink])
-def test_watch_adds_alerts(kind: type[Sink]) -> None:
-    """The alert follows its record, names it, and holds neither token nor body."""
-    sink, told = kind(), []
-    watch = MisuseWatch(sink, on_alert=told.append)
-    finish(watch.write(rejected()))
-    first, alert = sink.records
-    members = alert.as_dict()
-    assert (members["verdict"], members["completed_by"], members["token"]) == ("alert", first.id, {})
-    assert members["alert"] == {"kind": "resurrected_key", "count": 1,
-                                "about": {"iss": "i", "kid": "k", "reason": "key_revoked"},
-                                "verified": True}  # fmt: skip
-    assert [alert.kind for alert in told] == ["resurrected_key"]
-
-
-def test_watch_over_a_fan_out_of_both_colours() -> None:
-    """A watch over sinks of which one is asynchronous writes record and alert to all."""
-    sink, other = Sink(), AsyncSink()
-    finish(MisuseWatch(FanOut(sink, other)).write(rejected()))
-    assert (len(sink.records), len(other.records)) == (2, 2)
 
 
 def test_watch_survives_its_callback(caplog: pytest.LogCaptureFixture) -> None:
@@ -149,24 +109,6 @@ def test_watch_alert_not_written_twice(kind: type[Sink], caplog: pytest.LogCaptu
     finish(MisuseWatch(sink, Detector(Thresholds())).write(rejected()))
     assert [record.verdict for record in sink.records] == ["rejected"]
     assert "alert could not be written: OSError" in caplog.text
-
-
-@pytest.mark.parametrize("outer", [FanOut, MisuseWatch, FloodGate])
-@pytest.mark.parametrize("inner", [CallableSink, FanOut, MisuseWatch, FloodGate])
-def test_asynchronous_at_the_core(outer: Any, inner: Any) -> None:
-    """However sinks are wrapped, a record given to an asynchronous one is awaited, never dropped."""
-    sink = AsyncSink()
-    finish(outer(inner(sink.write if inner is CallableSink else sink)).write(rejected("expired")))
-    assert len(sink.records) == 1
-
-
-@pytest.mark.parametrize("place", ["durable", "other"])
-def test_fan_out_over_wrapped_asynchronous_sinks(place: str) -> None:
-    """A coroutine that only a wrapper gives back is awaited in either place."""
-    sink, plain = AsyncSink(), Sink()
-    wrapped = CallableSink(sink.write)
-    finish((FanOut(wrapped, plain) if place == "durable" else FanOut(plain, wrapped)).write(rejected()))
-    assert (len(sink.records), len(plain.records)) == (1, 1)
 
 
 def test_watch_survives_its_detector(caplog: pytest.LogCaptureFixture) -> None:

@@ -198,48 +198,6 @@ def test_whatever_is_no_signature_is_unavailable(
     assert SECRET not in f"{caught.value!r}{caught.value.__cause__!r}{caplog.text}{key!r}"
 
 
-def test_a_slow_answer_is_unavailable_within_the_timeout(
-    key: TransitKey, server: Server, clock: FakeClock
-) -> None:
-    """One deadline for everything: an answer a byte at a time ends 2 s after the request began."""
-    server.answers = [signed(ED, b"input")]
-    dial = server.dial
-
-    def drip(*arguments: Any) -> Any:
-        wire = dial(*arguments)
-        wire.step, wire.pause = 1, 0.5
-        return wire
-
-    key._dial = drip
-    began = clock.monotonic()
-    with pytest.raises(Unavailable, match="no whole answer within 2 s"):
-        key.sign(b"input", "EdDSA")
-    assert clock.monotonic() - began == 2.0
-
-
-def test_the_token_file_is_read_for_each_request(key: TransitKey, server: Server, token: Path) -> None:
-    """A token that an agent replaced is used at the next request, without a restart."""
-    server.answers = [signed(ED, b"x"), signed(ED, b"x")]
-    key.sign(b"x", "EdDSA")
-    token.write_text("another")
-    key.sign(b"x", "EdDSA")
-    assert "X-Vault-Token: another\r\n" in server.sent()[0]
-
-
-@pytest.mark.parametrize("text", ["", "two\nlines", "a b", "\u00e9", "x" * 16_385])
-def test_a_file_without_a_token_is_unavailable_until_it_has_one(
-    key: TransitKey, server: Server, token: Path, text: str
-) -> None:
-    """A file that is empty or holds something else asks nothing of anyone, and is read again next time."""
-    token.write_text(text, "utf-8")
-    with pytest.raises(Unavailable, match=str(token)):
-        key.sign(b"x", "EdDSA")
-    assert server.asked == []
-    token.write_text(SECRET)
-    server.answers = [signed(ED, b"x")]
-    assert key.sign(b"x", "EdDSA")
-
-
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
 def test_a_token_that_others_may_read_is_not_used(key: TransitKey, server: Server, token: Path, mode: int) -> None:
     """A token file is private, as every file of ours that holds a secret."""
@@ -256,26 +214,6 @@ def test_an_algorithm_that_transit_does_not_sign_for_us_is_refused(key: TransitK
 
 
 BASE = "transit:https://bao.example/transit/orders?key_version=1&token_file=/t"
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        BASE,
-        BASE + "&ca=/ca.pem",
-        BASE.replace("https://bao.example", "http://127.0.0.1:8200") + "&unsafe_http_loopback=true",
-        BASE.replace("/transit/", "/team-a/engines/transit.v2/"),
-    ],
-)
-def test_references(uri: str) -> None:
-    """A reference names server, mount, key, version and token file, and may name CAs or http on loopback."""
-    found = TransitReference.parse(uri)
-    assert (found.name, found.version, found.token_file) == ("orders", 1, Path("/t"))
-
-
-def test_paths_may_be_escaped() -> None:
-    """A path with a space or an ampersand is written with percent signs."""
-    assert TransitReference.parse(BASE + "%20%26b+c").token_file == Path("/t &b+c")
 
 
 @pytest.mark.parametrize(
@@ -332,14 +270,6 @@ def test_each_signature_is_checked(entry: ReferenceKey, server: Server) -> None:
         signature = entry.sign(b"x")
         jws.verify(jws.Opened("EdDSA", ED.kid, b"x", b"", signature), ED.public_only)
     assert server.answers == []
-
-
-def test_wrong_signatures_alone_are_unavailable(entry: ReferenceKey, server: Server) -> None:
-    """Three wrong ones are ``Unavailable``, no configuration error: the next request may meet the right server."""
-    server.answers = [signed(ED, b"y")] * 3 + [signed(ED, b"x")]
-    with pytest.raises(Unavailable, match="signs with another key"):
-        entry.sign(b"x")
-    assert entry.sign(b"x")
 
 
 def test_a_failure_is_logged_once_a_minute(

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from mqauth.errors import ConfigurationError
-from mqauth.judging.verified import Verified, equip
-from mqauth.testing import Forge, verified
+from mqauth.judging.verified import Verified
+from mqauth.testing import Forge
 from mqauth.wire.message import Message
 
 Maker = Callable[..., Message]
@@ -42,12 +42,6 @@ def test_uncovered_headers_are_hidden(forge: Forge, rabbit: Maker) -> None:
     assert found.native == "the client's own"
 
 
-def test_properties_are_those_that_are_present(forge: Forge, rabbit: Maker) -> None:
-    """Of the seven protected properties the present ones are shown, others never."""
-    found = judged(forge, rabbit(properties={"type": "t", "priority": "9"}))
-    assert found.properties == {"type": "t"}
-
-
 def test_it_cannot_be_made_changed_or_copied_into_another(forge: Forge, rabbit: Maker) -> None:
     """Only the verifier makes one, and nobody changes one."""
     found = judged(forge, rabbit())
@@ -67,19 +61,3 @@ def test_repr_shows_who_and_where(forge: Forge, rabbit: Maker) -> None:
     """It can be logged: neither body nor headers nor token."""
     text = repr(judged(forge, rabbit()))
     assert text == "Verified('rabbitmq:shop/orders.created', issuer='https://auth.example', subject='orders-api')"
-
-
-def test_reply_needs_a_responder(forge: Forge, rabbit: Maker) -> None:
-    """Without one it says what to configure; with one it hands over message and body."""
-    found = judged(forge, rabbit())
-    with pytest.raises(ConfigurationError):
-        found.reply(b"x")
-    equipped = equip(found, responder=lambda message, body: (message.subject, body), value={"a": 1})
-    assert equipped.reply(b"x") == ("orders-api", b"x")
-    assert (equipped.value, equipped.body, found.value) == ({"a": 1}, b"hello", None)
-
-
-def test_the_public_helper_really_verifies() -> None:
-    """A handler's test gets a Verified that was sealed and verified, with what it asked for."""
-    found = verified(body=b"x", subject="me", key=None, headers=[("a", "b")], properties={"type": "t"})
-    assert (found.body, found.subject, found.header("a"), found.properties) == (b"x", "me", "b", {"type": "t"})
