@@ -6,6 +6,8 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
+from mqauth.errors import MalformedMessage
+from mqauth.wire import destination
 from mqauth.wire.message import NO_ORIGIN, Message, Origin, kafka_origin, message_of
 
 OLD, NEW = "dAuV3yR2SqOqyRXx7m3ZkA", "f5zTnBvXQ5mYxPqV2a0hLw"
@@ -132,3 +134,9 @@ def test_made_by_the_slot() -> None:
         assert all(hasattr(made, field.name) for field in fields(made))
         with pytest.raises(FrozenInstanceError):
             setattr(made, name, "x")
+
+
+def test_a_lone_surrogate_has_no_destination() -> None:
+    """A name without UTF-8 form is refused with an error of ours."""
+    with pytest.raises(MalformedMessage):
+        destination.kafka("\ud800")
