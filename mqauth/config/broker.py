@@ -91,9 +91,12 @@ class BrokerSettings(Settings):
         """Yield the refusal of a password, which is for the environment or for a file of its own."""
         # Of several servers any may have one; so may the query, for kafka-python.
         servers = (self.url or "").partition("://")[2].split(",")
-        secret = any(urlsplit(f"//{server}").password is not None for server in servers)
         return self.refused(
-            (secret, "url", "holds a password; use user with password_env or password_file, or url_env")
+            (
+                any(urlsplit(f"//{server}").password is not None for server in servers),
+                "url",
+                "holds a password; use user with password_env or password_file, or url_env",
+            )
         )
 
     def unlocked(self) -> "BrokerSettings":

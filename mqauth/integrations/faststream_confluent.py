@@ -157,9 +157,8 @@ class SubscriberOffsets(Offsets):
 
     def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
         """Commit offsets by partition, unless there was a rebalance; return the name of an error that passes."""
-        if membership_of(self._client).generation != self._generation:
-            return "a rebalance"
-        return super().send_commit(offsets)
+        same = membership_of(self._client).generation == self._generation
+        return super().send_commit(offsets) if same else "a rebalance"
 
     def here(self, work: Callable[..., Any], /, *args: Any) -> Any:
         """Make a call on the thread."""
@@ -191,8 +190,11 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
     Raises:
         MalformedMessage: it cannot be sent.
     """
-    if not all(map(is_sendable, command.headers)):
-        raise MalformedMessage("a header's name must be UTF-8 without NUL: confluent-kafka cannot send another")
+    require(
+        all(map(is_sendable, command.headers)),
+        "a header's name must be UTF-8 without NUL: confluent-kafka cannot send another",
+        MalformedMessage,
+    )
     await faststream_log.seal(broker, command, send, signer, answers=answers)
 
 

@@ -112,9 +112,8 @@ class SubscriberOffsets(Offsets):
 
     async def send_commit(self, offsets: Mapping[Any, Committed], /) -> str | None:
         """Commit offsets by partition, unless there was a rebalance; return the name of an error that passes."""
-        if aiokafka_client.generation_of(self._client) != self._generation:
-            return "a rebalance"
-        return await super().send_commit(offsets)
+        same = aiokafka_client.generation_of(self._client) == self._generation
+        return await super().send_commit(offsets) if same else "a rebalance"
 
 
 def processor(subscriber: Any) -> Callable[..., LogProcessor]:

@@ -211,8 +211,10 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
         command.body, kind = await DefaultCodec().encode(command.body, broker.config.fd_config._serializer)
     if isinstance(command.key, str):
         command.key = command.key.encode()
-    headers = {"content-type": kind or "", **command.headers_to_publish()}
-    pairs = [(name, (text or "").encode()) for name, text in headers.items()]
+    pairs = [
+        (name, (text or "").encode())
+        for name, text in {"content-type": kind or "", **command.headers_to_publish()}.items()
+    ]
     message = to_message(command.destination, command.body, command.key, pairs)
     sealed = await signed(signer, signer.sign, message)
     command.headers = {name: value.decode() for name, value in native_headers(sealed.headers)}
