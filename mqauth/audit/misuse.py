@@ -214,8 +214,7 @@ class Detector:
         fact = Fact(time_of(members), reason, values, is_verified(members))
         if self._started is None:
             self._started = fact.time
-        alerts = self._habits(fact) if fact.reason is None else self._faults(fact)
-        return [alert for alert in alerts if self._is_new(alert)]
+        return list(filter(self._is_new, self._habits(fact) if fact.reason is None else self._faults(fact)))
 
     def _faults(self, fact: Fact) -> Iterator[Alert]:
         """Notice what rejections show, alone or together."""
