@@ -119,8 +119,9 @@ def up(
                     exempt = Rollout((), [] if consumer is None else [each.build() for each in consumer.unsigned])
                     against = rollout_steps.unread(places.parse(destination)[1], known, entry, exempt, asked)
                 else:
-                    consumers = 1 if file.check is None else file.check.consumers
-                    against = rollout_steps.emptied(known, asked, consumers, look, _now)
+                    against = rollout_steps.emptied(
+                        known, asked, 1 if file.check is None else file.check.consumers, look, _now
+                    )
             # meanwhile there may be new reports
             standing = look()
             standing.against += [] if against is None else [against]
