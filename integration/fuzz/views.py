@@ -157,7 +157,7 @@ def _lists(row: Any, index: Index) -> str:
 @cache
 def _site() -> Site:
     box = SimpleNamespace(name="orders.dead")
-    session = SimpleNamespace(box=box, guard=object(), can_redrive=True, can_discard=True)
+    session = SimpleNamespace(box=box, guard=object(), can_redrive=True, audit=object())
     backend: Any = SimpleNamespace(letters=SimpleNamespace(lost=None), session=session, job=None, files=["audit"])
     place = ConsoleQueue(backend)
     return Site([place], Sessions(), Cookie(name="mqauth", tls=False), place)

@@ -133,8 +133,12 @@ class _Reading:
         total = sum(self.seen.values())
         unmet = {chain for chain, places in self.heads.items() if places}
         if unmet:
-            gone = "truncated" if not self.met or unmet & self.met.keys() else "recomputed"
-            return ChainReport(intact=False, records=total, first_bad=total + 1, what=gone)
+            return ChainReport(
+                intact=False,
+                records=total,
+                first_bad=total + 1,
+                what="truncated" if not self.met or unmet & self.met.keys() else "recomputed",
+            )
         self.leave()
         return ChainReport(
             intact=True,
@@ -274,6 +278,5 @@ def _diagnosed(read: _Reading, line: Line, paths: Sequence[Path]) -> ChainReport
         return _bad(line, "inserted" if resumes else "edited")
     if line.prev == read.before and not resumes:
         return _bad(replace(line, number=line.number - 1), "inserted")
-    if not copied and (later or (earlier and not resumes)):
-        return _bad(line, "reordered")
-    return _bad(line, "inserted" if resumes else "removed")
+    moved = not copied and (later or (earlier and not resumes))
+    return _bad(line, "reordered" if moved else "inserted" if resumes else "removed")

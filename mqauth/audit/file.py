@@ -127,8 +127,9 @@ class AuditFile(AbstractContextManager["AuditFile"]):
             # The next record follows the last whole one; a torn line is cut off.
             line, end, torn = last_line(self.path)
             # A crash can leave the beginning of a record, or zeros. Anything else no audit file has written.
-            begun = _BEGINS.startswith(torn[: len(_BEGINS)]) or not torn.strip(b"\0")
-            require(begun, f"{self.path}: no audit file")
+            require(
+                _BEGINS.startswith(torn[: len(_BEGINS)]) or not torn.strip(b"\0"), f"{self.path}: no audit file"
+            )
             if end < self._lines.end:
                 emit("audit.torn", "%s: a torn last line is cut off: %d bytes", self.path, self._lines.end - end)
                 self._lines.cut(end)

@@ -39,7 +39,6 @@ AT_ONCE: Final = {
     Reason.SUBJECT_MISMATCH: ("shared_key", "iss", "kid", "sub"),
 }
 """Reasons of which a single rejection is an alert: the alert's kind, and the values it is about."""
-_WINDOWS: Final = ("bursts", "replays", "expired", "expired by producer", "unknown kids", "kids by issuer")
 Key = tuple[str, ...]
 Found = tuple[str, int, Mapping[str, str]]
 """The kind of an alert, a count, and what it is about."""
@@ -175,13 +174,21 @@ class Detector:
 
     def __init__(self, thresholds: Thresholds = Thresholds(), *, instances: int = INSTANCES) -> None:
         self.thresholds = thresholds
-        self._windows = {name: Window(thresholds.window, thresholds.capacity) for name in _WINDOWS}
+        self._windows = {
+            name: Window(thresholds.window, thresholds.capacity)
+            for name in ("bursts", "replays", "expired", "expired by producer", "unknown kids", "kids by issuer")
+        }
         self._silent = Recent[Key, float](thresholds.capacity)
         self._pairs: set[Key] = set()
         self._subjects: dict[Key, set[str]] = {}
         self._started: float | None = None
-        self._rollout = RolloutWatch(thresholds.capacity)
-        self._identities = IdentityWatch(thresholds.capacity, instances)
+        # By scope the rungs of a rollout, and since when each message of a destination has a token.
+        self._rungs: dict[str, dict[str, int]] = {}
+        self._signed_since: dict[tuple[str, str], float] = {}
+        self._instances = min(instances, 1024)
+        self._owners = Recent[str, str](4 * thresholds.capacity)
+        self._alive = Recent[str, list[int]](thresholds.capacity)
+        self._credentials = Recent[str, str](thresholds.capacity)
 
     def observe(self, members: Record) -> list[Alert]:
         """Read one record, as ``AuditRecord.as_dict`` returns it, and return the alerts it completes.
@@ -193,7 +200,7 @@ class Detector:
         # What is unsigned has a report of its own, and an outage is no misuse.
         if not judged or (verdict == "would_reject" and reason in (None, Reason.TOKEN_MISSING)):
             now = time_of(members)
-            signs = (*self._rollout.observe(members, now), *self._identities.observe(members, now))
+            signs = (*self._of_rollout(members, now), *self._of_identity(members, now))
             told = [Alert(kind=kind, about=about, count=count, time=now, verified=True)
                     for kind, count, about in signs]  # fmt: skip
             return [alert for alert in told if self._is_new(alert)]
@@ -207,43 +214,42 @@ class Detector:
         fact = Fact(time_of(members), reason, values, is_verified(members))
         if self._started is None:
             self._started = fact.time
-        alerts = self._habits(fact) if fact.reason is None else self._faults(fact)
-        return [alert for alert in alerts if self._is_new(alert)]
+        return list(filter(self._is_new, self._habits(fact) if fact.reason is None else self._faults(fact)))
 
     def _faults(self, fact: Fact) -> Iterator[Alert]:
         """Notice what rejections show, alone or together."""
         limits = self.thresholds
         if fact.reason not in _BURST_EXEMPT:
             for dimension in filter(fact.values.__contains__, ("iss", "kid", "sub", "destination")):
-                count = self._count("bursts", (str(fact.reason), dimension, fact.values[dimension]), fact)
+                count = self._windows["bursts"].add(
+                    (str(fact.reason), dimension, fact.values[dimension]), fact.time
+                )
                 if count >= limits.burst:
                     yield fact.alert("burst", count, "reason", dimension)
         if fact.reason == Reason.REPLAYED:
             # In a batch all messages share one token, so that the place in the batch is part of the key.
-            count = self._count("replays", fact.key("iss", "sub", "jti", "index"), fact)
+            count = self._windows["replays"].add(fact.key("iss", "sub", "jti", "index"), fact.time)
             if count >= limits.replays:
                 yield fact.alert("repeated_replay", count, "iss", "jti", "index", "sub")
         elif fact.reason == Reason.EXPIRED:
             # Expired tokens of many producers come from a wrong clock; of one from that producer or a thief.
-            self._count("expired by producer", fact.key("iss", "sub"), fact)
-            count = self._count("expired", (), fact)
+            self._windows["expired by producer"].add(fact.key("iss", "sub"), fact.time)
+            count = self._windows["expired"].add((), fact.time)
             if count >= limits.expired:
                 if len(self._windows["expired by producer"].counts) >= limits.skewed_producers:
                     yield fact.alert("clock_skew", count, "destination")
                 else:
                     yield fact.alert("expired_burst", count, "iss", "sub")
         elif (
-            fact.reason == Reason.KEY_UNKNOWN and self._count("kids by issuer", fact.key("iss", "kid"), fact) == 1
+            fact.reason == Reason.KEY_UNKNOWN
+            and self._windows["kids by issuer"].add(fact.key("iss", "kid"), fact.time) == 1
         ):
-            count = self._count("unknown kids", fact.key("iss"), fact)
+            count = self._windows["unknown kids"].add(fact.key("iss"), fact.time)
             if count >= limits.unknown_kids:
                 yield fact.alert("unknown_keys", count, "iss")
         elif fact.reason in AT_ONCE:
             kind, *about = AT_ONCE[Reason(fact.reason)]
             yield fact.alert(kind, 1, *about)
-
-    def _count(self, window: str, key: Key, fact: Fact) -> int:
-        return self._windows[window].add(key, fact.time)
 
     def _habits(self, fact: Fact) -> Iterator[Alert]:
         """Notice a producer at a new destination, and a key that signs for a second producer."""
@@ -274,25 +280,12 @@ class Detector:
         self._silent.keep(key, alert.time + self.thresholds.quiet)
         return True
 
-
-class RolloutWatch:
-    """Reads the records ``rollout`` and ``observed`` in order.
-
-    Args:
-        capacity: destinations that are remembered.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._rungs: dict[str, dict[str, int]] = {}
-        self._signed_since: dict[tuple[str, str], float] = {}
-
-    def observe(self, record: Record, now: float) -> Iterator[Found]:
-        """Yield what a record shows; ``now`` is its time, UTC seconds."""
+    def _of_rollout(self, record: Record, now: float) -> Iterator[Found]:
+        """Notice a rung that was lowered, and unsigned messages that are back."""
         scope = str(record.get("scope"))[:_TEXT]
         if record.get("verdict") == "rollout":
             rungs, before = rungs_of(member(record, "rollout")), self._rungs.get(scope)
-            if before is not None or len(self._rungs) < self._capacity:
+            if before is not None or len(self._rungs) < self.thresholds.capacity:
                 self._rungs[scope] = rungs
             for destination, rung in rungs.items():
                 if before is not None and rung < before.get(destination, RUNGS.index("enforce")):
@@ -304,30 +297,15 @@ class RolloutWatch:
                 key, count = (scope, destination), unsigned.get(destination, 0)
                 since = self._signed_since.get(key)
                 if not count:
-                    if since is None and len(self._signed_since) < self._capacity:
+                    if since is None and len(self._signed_since) < self.thresholds.capacity:
                         self._signed_since[key] = now
                     continue
                 self._signed_since.pop(key, None)
                 if since is not None and now - since >= DAY:
                     yield "unsigned_again", int(count), {"destination": str(destination)[:_TEXT]}
 
-
-class IdentityWatch:
-    """Reads records in order.
-
-    Args:
-        capacity: subjects that are remembered, and a fourth of the keys.
-        instances: identities of one subject that may be alive at once.
-    """
-
-    def __init__(self, capacity: int, instances: int = INSTANCES) -> None:
-        self._instances = min(instances, 1024)
-        self._owners = Recent[str, str](4 * capacity)
-        self._alive = Recent[str, list[int]](capacity)
-        self._credentials = Recent[str, str](capacity)
-
-    def observe(self, record: Record, now: float) -> Iterator[Found]:
-        """Yield what a record shows; ``now`` is its time, UTC seconds."""
+    def _of_identity(self, record: Record, now: float) -> Iterator[Found]:
+        """Notice keys, numbers and credentials of a subject that are not as before."""
         if record.get("verdict") != "identity_issued":
             return
         claims = claims_of(record)

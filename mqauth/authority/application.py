@@ -131,8 +131,11 @@ class AuthorityServer:
                 emit("authority.unavailable", "no identity can be given: %s", error)
             return (UNAVAILABLE, {}, 5), error.cause.value
         # Seconds from now, so that the clock of whoever asked does not matter.
-        told = {"wit": wit, "sub": trace.subject, "expires_in": lifetime, "renew_in": lifetime // 2}
-        return (ISSUED, told, 0), ""
+        return (
+            ISSUED,
+            {"wit": wit, "sub": trace.subject, "expires_in": lifetime, "renew_in": lifetime // 2},
+            0,
+        ), ""
 
 
 def _asked(headers: Headers, body: bytes | None) -> dict[str, Any]:
@@ -147,10 +150,13 @@ def _asked(headers: Headers, body: bytes | None) -> dict[str, Any]:
     proofs = [value for name, value in headers if name == b"dpop"]
     scheme, _, credential = (given[0] if len(given) == 1 else b"").decode("latin-1").partition(" ")
     is_ours = scheme.lower() in ("bearer", "dpop") and credential.isascii()
-    one_proof = len(proofs) == 1 and proofs[0].isascii()
     grant_only(
         (is_ours, Refusal.CREDENTIAL_MALFORMED, "there is not exactly one Authorization, of Bearer or DPoP"),
-        (one_proof, Refusal.DPOP_INVALID, "there is not exactly one proof"),
+        (
+            len(proofs) == 1 and proofs[0].isascii(),
+            Refusal.DPOP_INVALID,
+            "there is not exactly one proof",
+        ),
     )
     # The subject that the body names, if there is one.
     with refusing(ValueError, lambda error: f"the body: {error}", partial(Refused, Refusal.REQUEST_MALFORMED)):

@@ -297,8 +297,7 @@ def verify(shown: ShownCredential, *, audience: str, now: float) -> ShownCredent
     )
     times = {"iat": claimed.get("iat"), "exp": claimed.get("exp"), "nbf": claimed.get("nbf", 0)}
     for name, moment in times.items():
-        is_time = type(moment) is int and moment >= 0
-        grant_only((is_time, Refusal.CREDENTIAL_MALFORMED, f"its {name} is no time"))
+        grant_only((type(moment) is int and moment >= 0, Refusal.CREDENTIAL_MALFORMED, f"its {name} is no time"))
     issued, ends, begins = (int(moment or 0) for moment in times.values())
     # A binding that cannot be read must not make it a bearer credential. What is no binding is ignored (RFC 7800,
     # section 3.1): Keycloak says ``kc-jkt-type`` beside it.

@@ -283,11 +283,14 @@ class IdentityAuthority:
         jwk = held_key(proof, url=self.desk.audience + PATH, credential=shown, now=self._clock.now())
         trace.jkt = identity.jkt_of(jwk)
         verified = self.desk.read(shown, trace)
-        # RFC 9449, sections 7.1 and 7.2
-        as_it_is = bound is (verified.jkt is not None)
         grant_only(
             (verified.jkt in (None, trace.jkt), Refusal.CREDENTIAL_BINDING, "it is bound to another key"),
-            (as_it_is, Refusal.CREDENTIAL_BINDING, "it is shown as Bearer where it is bound, or else as DPoP"),
+            # RFC 9449, sections 7.1 and 7.2
+            (
+                bound is (verified.jkt is not None),
+                Refusal.CREDENTIAL_BINDING,
+                "it is shown as Bearer where it is bound, or else as DPoP",
+            ),
         )
         grant = self.desk.grant(verified, subject)
         trace.subject = grant.subject
@@ -303,8 +306,13 @@ class IdentityAuthority:
         now = int(self._clock.now())
         with refusing(ConfigurationError, str, _UNSIGNED):
             cutoff = self._cutoffs().get(grant.subject)
-        if cutoff is not None and now < cutoff.before:
-            raise Refused(Refusal.SUBJECT_CUT_OFF, "the subject is cut off until later")
+        grant_only(
+            (
+                cutoff is None or now >= cutoff.before,
+                Refusal.SUBJECT_CUT_OFF,
+                "the subject is cut off until later",
+            )
+        )
         if wait := self._rates.take(grant.subject):
             raise Refused(Refusal.RATE_EXCEEDED, "too many identities of the subject in a minute", wait)
         lifetime = grant.lifetime or self.lifetime
@@ -318,8 +326,10 @@ class IdentityAuthority:
         payload = strict_json.dumps(claims | dict(grant.claims))
         with refusing((ConfigurationError, KeyChanged), str, _UNSIGNED):
             key = self._keys.signing_key()
-            limited = getattr(key, "subjects", None)
-            require(limited is None, "the authority's key has mqauth_sub: make it with mqauth keys new --pinned")
+            require(
+                getattr(key, "subjects", None) is None,
+                "the authority's key has mqauth_sub: make it with mqauth keys new --pinned",
+            )
             text = jws.compact(payload, key, typ=identity.WIT_TYPE)
         # It is read as a consumer does: nobody gets one that every consumer would refuse.
         with refusing(Rejection, lambda error: f"consumers would not take it: {error}", _UNSIGNED):

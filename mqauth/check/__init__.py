@@ -49,9 +49,11 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
     # What the reader refuses.
     findings = [finding("configuration", refusal.path, refusal.what) for refusal in target.refusals]
     # Settings that say whom to trust, and have a placeholder.
-    for at, name in placeholders(tomllib.loads(text)):
-        if at[:2] in (("consumer", "issuers"), ("consumer", "allow"), ("release", "authorities")):
-            findings.append(finding("trust_from_environment", at, f"takes {name} from the environment"))
+    findings += [
+        finding("trust_from_environment", at, f"takes {name} from the environment")
+        for at, name in placeholders(tomllib.loads(text))
+        if at[:2] in (("consumer", "issuers"), ("consumer", "allow"), ("release", "authorities"))
+    ]
     # What the rules find; what is refused when the objects are built, where nothing was found wrong before; and
     # names in [check] accept that cannot be accepted.
     findings += [each for rule in RULES for each in rule(target)]
@@ -63,20 +65,20 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
     for number, name in enumerate(target.options.accept):
         near = "".join(difflib.get_close_matches(name, CODES, 1))
         unknown = "no such code" + (f"; did you mean {near}?" if near else "")
-        error = f"{name} is an error, and cannot be accepted"
         findings += those(
             (name not in CODES, "configuration", ("check", "accept", number), unknown),
             (
                 name in CODES and CODES[name].severity is Severity.ERROR,
                 "configuration",
                 ("check", "accept", number),
-                error,
+                f"{name} is an error, and cannot be accepted",
             ),
         )
     lines = lines_of(text)
     every = ordered(replace(each, line=nearest(lines, each.path)) for each in findings)
-    accepted = target.options.accept
-    kept = tuple(each for each in every if each.severity is Severity.ERROR or each.code.name not in accepted)
+    kept = tuple(
+        each for each in every if each.severity is Severity.ERROR or each.code.name not in target.options.accept
+    )
     # What could not be looked at, and the setting that makes it visible.
     given, replay, producer = target.options.table.members, target.replay, target.settings.producer
     local = target.settings.consumer is not None and replay is not None and replay.kind in ("memory", "file")

@@ -46,8 +46,7 @@ class _URL(NamedTuple):
             return any(value != "0" for value in self.options.get("no_verify_ssl", ()))
         lax = any(value != "required" for value in self.options.get("ssl_cert_reqs", ()))
         hostname = {value.lower() for value in self.options.get("ssl_check_hostname", ())}
-        checked = hostname <= {"true", "t", "yes", "y", "1"}
-        return self.scheme != "redis" and (lax or not checked)
+        return self.scheme != "redis" and (lax or not hostname <= {"true", "t", "yes", "y", "1"})
 
 
 def connections(target: Target) -> Iterator[Finding]:
@@ -81,11 +80,11 @@ def writable(target: Target) -> Iterator[Finding]:
     for source in target.sources:
         files = (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot))
         trusted += [(path, (*source.table.path, key)) for key, path in files]
-    for path, at in trusted:
-        if path is not None and strangers(path) & _WRITE:
-            yield finding(
-                "trust_writable", at, f"{target.shown(path)} may be written by others (mode {mode(path)})"
-            )
+    return (
+        finding("trust_writable", at, f"{target.shown(path)} may be written by others (mode {mode(path)})")
+        for path, at in trusted
+        if path is not None and strangers(path) & _WRITE
+    )
 
 
 def readable(target: Target) -> Iterator[Finding]:
@@ -102,24 +101,26 @@ def readable(target: Target) -> Iterator[Finding]:
         *_named(target, "consumer.opa.token_file", "producer.identity.credential.client_secret_file"),
     ]
     secrets += [(reference.secret, signs.at) for signs, reference in target.references]
-    for secret, named in secrets:
-        if secret is not None and strangers(secret):
-            yield finding(
-                "secret_readable", named, f"{target.shown(secret)} is open to others (mode {mode(secret)})"
-            )
+    yield from (
+        finding("secret_readable", named, f"{target.shown(secret)} is open to others (mode {mode(secret)})")
+        for secret, named in secrets
+        if secret is not None and strangers(secret)
+    )
     if passphrases and strangers(target.file) & 0o004:
         yield finding(
             "config_readable",
             passphrases[0][1],
             f"{target.file.name} may be read by everybody and names a passphrase_file",
         )
-    for where, url in _urls(target):
-        if strangers(target.file) & 0o044 and url.has_password:
-            yield finding(
-                "secret_readable",
-                where,
-                f"a password for {url} in a file that others may read (mode {mode(target.file)})",
-            )
+    yield from (
+        finding(
+            "secret_readable",
+            where,
+            f"a password for {url} in a file that others may read (mode {mode(target.file)})",
+        )
+        for where, url in _urls(target)
+        if strangers(target.file) & 0o044 and url.has_password
+    )
 
 
 def _named(target: Target, *settings: str) -> list[tuple[Path | None, Place]]:

@@ -36,14 +36,18 @@ def bindings(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         path, keys, subjects = issuer.table.path, key_set(issuer), issuer.subjects or {}
         first = seen.setdefault(_place(issuer), issuer.issuer)
         if first != issuer.issuer:
-            key = "jwks" if issuer.file is None else "file"
-            yield finding("issuers_share_keys", (*path, key), f"{issuer.issuer} has the keys of {first}")
+            yield finding(
+                "issuers_share_keys",
+                (*path, "jwks" if issuer.file is None else "file"),
+                f"{issuer.issuer} has the keys of {first}",
+            )
         # Pins of keys that the file does not have.
         for kid in subjects:
             if kid != _ANY and keys is not None and keys.get(kid) is None:
-                shown = target.shown(issuer.file or target.file)
                 yield finding(
-                    "pin_unknown", (*path, "subjects", kid), f"no usable key of {shown} has the kid {kid}"
+                    "pin_unknown",
+                    (*path, "subjects", kid),
+                    f"no usable key of {target.shown(issuer.file or target.file)} has the kid {kid}",
                 )
         # A trust domain vouches for its subjects, and rules name them; its keys must outlast the identities.
         if issuer.trust_domain is not None:
@@ -253,11 +257,13 @@ def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:
     keys = key_set(issuer)
     if keys is None:
         return False
-    judge: Issuer | TrustDomain = Issuer(keys=keys, subjects=issuer.subjects, vouches=issuer.vouches)
-    if issuer.trust_domain is not None:
-        judge = TrustDomain(keys=keys, subjects=issuer.subjects)
-        if trust_domain_of(rule.subject) != issuer.trust_domain:
-            return True
+    if issuer.trust_domain not in (None, trust_domain_of(rule.subject)):
+        return True
+    judge = (
+        Issuer(keys=keys, subjects=issuer.subjects, vouches=issuer.vouches)
+        if issuer.trust_domain is None
+        else TrustDomain(keys=keys, subjects=issuer.subjects)
+    )
     alive = [key for key in keys if key.revocation is None or key.revocation.revoked_at > now]
     return not any(judge.speaks_for(key, rule.subject) for key in alive)
 

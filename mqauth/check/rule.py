@@ -180,8 +180,10 @@ class Target:
     def audit_files(self) -> tuple[tuple[Place, Path], ...]:
         """The audit files, each with where it is named."""
         audit, authority = self.settings.audit, self.settings.authority
-        files = [] if audit is None else [(("audit", "file"), audit.file)]
-        return (*files, *([] if authority is None else [(("authority", "audit"), authority.audit)]))
+        return (
+            *([] if audit is None else [(("audit", "file"), audit.file)]),
+            *([] if authority is None else [(("authority", "audit"), authority.audit)]),
+        )
 
     @property
     def replay(self) -> ReplaySettings | None:
@@ -251,8 +253,9 @@ class Finding:
     @property
     def key(self) -> str:
         """The place as people read it, like ``consumer.issuers[0].jwks``."""
-        parts = (f"[{part}]" if isinstance(part, int) else f".{spelt(part)}" for part in self.path)
-        return "".join(parts).removeprefix(".")
+        return "".join(
+            f"[{part}]" if isinstance(part, int) else f".{spelt(part)}" for part in self.path
+        ).removeprefix(".")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the finding as JSON values."""

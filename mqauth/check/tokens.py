@@ -169,7 +169,6 @@ def rotation(target: Target) -> Iterator[Finding]:
         if ring.active is not None and ring.active.activated is not None:
             kid, used = ring.active.kid, now - ring.active.activated
             waiting = [key for key in ring.keys if key.state is State.PENDING]
-            soon = not waiting and used > limit - max(delay, limit // 10)
             yield from those(
                 (
                     used > limit,
@@ -178,7 +177,7 @@ def rotation(target: Target) -> Iterator[Finding]:
                     f"the key {kid} has signed for {_days(used)}, longer than {_days(limit)}",
                 ),
                 (
-                    soon,
+                    not waiting and used > limit - max(delay, limit // 10),
                     "key_no_next",
                     at,
                     f"the key {kid} is due in {_days(max(limit - used, 0))}, and no other is pending",
@@ -340,14 +339,19 @@ def overlaps(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Findin
 def enrolment(_: Target, producer: ProducerSettings) -> Iterator[Finding]:
     """Find requests for an identity in plain text, which stay on this machine."""
     identity = producer.identity
-    if identity is not None:
-        credential = identity.credential
-        for table, key, url in (
+    urls = (
+        ()
+        if identity is None
+        else (
             (identity.table, "authority", identity.authority),
-            (credential.table, "token_url", credential.token_url),
-        ):
-            if url is not None and is_url(url, ("http",)):
-                yield finding("authority_loopback", (*table.path, key), f"http to {urlsplit(url).hostname}")
+            (identity.credential.table, "token_url", identity.credential.token_url),
+        )
+    )
+    return (
+        finding("authority_loopback", (*table.path, key), f"http to {urlsplit(url).hostname}")
+        for table, key, url in urls
+        if url is not None and is_url(url, ("http",))
+    )
 
 
 RULES: Final = (

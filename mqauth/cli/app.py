@@ -371,7 +371,8 @@ def progress_bar(what: str, total: int | None, *, quiet: bool = False) -> Iterat
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(
+        *Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True), transient=True
+    ) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.update(task, completed=count)

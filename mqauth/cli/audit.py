@@ -114,8 +114,11 @@ def tail(
 def show(record_id: Annotated[str, typer.Argument(help="Id of a record or a dead letter.")], files: Files) -> int:
     """Print one record whole, as JSON. Exits with 1 where no record has this id."""
     paths = with_parts(files)
-    ids = (str(record.get(name, "")) for record in read_records(paths) for name in ("id", "dead_letter"))
-    whole = pick(record_id, ids, option="id")
+    whole = pick(
+        record_id,
+        (str(record.get(name, "")) for record in read_records(paths) for name in ("id", "dead_letter")),
+        option="id",
+    )
     for record in read_records(paths):
         if whole in (record.get("id"), record.get("dead_letter")):
             print_json(dict(record))

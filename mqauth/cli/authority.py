@@ -30,7 +30,6 @@ from mqauth.cli.serve import (
     origin,
 )
 from mqauth.cli.settings import file_of
-from mqauth.config.keys import ConfiguredAuthority
 from mqauth.config.load import load
 from mqauth.errors import ConfigurationError, Rejection, refusing, require
 from mqauth.keystore.disk.files import read_bounded
@@ -72,17 +71,15 @@ def serve(
     certificate, metrics, observers = certificate_of(tls_cert, tls_key), dict[str, str](), list[Any]()
     with ExitStack() as stack:
         if metrics_port is None:
-            configured = _configured(config)
+            configured = load(file_of(config)).authority
         else:
             with refusing(ImportError, '--metrics-port needs "mqauth[prometheus]"'):
                 from mqauth.telemetry import AuthorityTelemetry
                 from mqauth.telemetry.prometheus import Endpoint
-            try:
+            named = f"--metrics-host {metrics_host} --metrics-port {metrics_port}"
+            with refusing(OSError, lambda error: f"{named}: {error.strerror}"):
                 # Who names an address means it.
                 endpoint = stack.enter_context(Endpoint(metrics_port, host=metrics_host, expose=True))
-            except OSError as error:
-                named = f"--metrics-host {metrics_host} --metrics-port {metrics_port}"
-                raise ConfigurationError(f"{named}: {error.strerror}") from error
             telemetry = AuthorityTelemetry(endpoint.meter)
             configured = load(file_of(config), on_alert=endpoint.telemetry.alert).authority
             telemetry.watch(
@@ -124,7 +121,7 @@ def grants(
 
     Exits with 1 where it would get nothing.
     """
-    desk, trace, told = _configured(config).desk, Trace("command"), dict[str, Any]()
+    desk, trace, told = load(file_of(config)).authority.desk, Trace("command"), dict[str, Any]()
     try:
         # One newline at its end is no part of it.
         raw = sys.stdin.buffer.read(_MAX_FILE) if token == Path("-") else read_bounded(token, _MAX_FILE)
@@ -161,15 +158,16 @@ def issue(
 
     It is for a public key in a file, without any credential. A grant has to name the subject.
     """
-    configured = _configured(config)
+    configured = load(file_of(config)).authority
     granted = [grant for grant in configured.desk.grants if grant.subject == subject]
     require(granted, "--sub: no grant names this subject")
-    try:
+    with refusing(
+        (Rejection, ValueError),
+        lambda error: f"{jwk}: not one public key as a JWK: {getattr(error, 'detail', error)}",
+        lambda text: CommandFailed(text, USAGE),
+    ):
         members = identity.read_jwk(strict_json.loads(read_bounded(jwk, _MAX_FILE), depth=2))
         identity.key_of(members)
-    except (Rejection, ValueError) as error:
-        detail = getattr(error, "detail", error)
-        raise CommandFailed(f"{jwk}: not one public key as a JWK: {detail}", USAGE) from error
     trace = Trace("command", subject)
     trace.jkt = identity.jkt_of(members)
     authority = configured.authority(audit)
@@ -202,7 +200,7 @@ def cutoff(
 
     Consumers see it within a minute. Identities that it gets later count again.
     """
-    configured = _configured(config)
+    configured = load(file_of(config)).authority
     require(
         identity.trust_domain_of(subject) == configured.settings.trust_domain,
         f"--sub: must be an identifier in {configured.settings.trust_domain}",
@@ -224,7 +222,3 @@ def cutoff(
         )
     if any(grant.subject == subject for grant in configured.desk.grants):
         print_error(f"note: a grant still names {subject}: whoever has its credential can ask again")
-
-
-def _configured(config: Path | None) -> ConfiguredAuthority:
-    return load(file_of(config)).authority

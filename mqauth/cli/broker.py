@@ -186,8 +186,7 @@ def place_of(broker: str | None, queue: str | None, topic: str | None, file: Fil
     options = {"queue": queue, "topic": topic}
     wanted, other = ("topic", "queue") if url.startswith("kafka:") else ("queue", "topic")
     require(options[other] is None, f"--{other}: this broker needs --{wanted}")
-    letters = None if file.dead_letters is None else file.dead_letters.name
-    name = options[wanted] or getattr(settings, wanted) or letters
+    name = options[wanted] or getattr(settings, wanted) or (file.dead_letters and file.dead_letters.name)
     return LetterAddress(
         broker=url,
         name=require(name, f"--{wanted}: required with this broker; or [broker] {wanted} in {FILE}"),

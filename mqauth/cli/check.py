@@ -28,7 +28,7 @@ from mqauth.config.issuer_settings import SourceSettings
 from mqauth.config.load import load
 from mqauth.config.settings import FileSettings
 from mqauth.config.toml_file import Place, Table, lines_of, nearest, read_toml, spelt
-from mqauth.errors import ConfigurationError, MqauthError, Unavailable, require
+from mqauth.errors import MqauthError, Unavailable, require
 from mqauth.http.connection import Deadline, Endpoint, FetchFailed, tls_context
 from mqauth.http.exchange import request
 from mqauth.judging.selftest import self_test
@@ -113,18 +113,25 @@ def _authority(url: str, *, ca: Path | None = None, keys: Path | None = None) ->
     published_keys = URLFetch(published, timeout=_SECONDS, context=context, clock=SYSTEM_CLOCK)(None).keys
     active = None if keys is None else Keystore(folder=keys).ring().active
     require(told.get("active"), "none of its keys signs")
-    if active is not None and (published_keys is None or published_keys.get(active.kid) is None):
-        raise ConfigurationError(f"its set lacks the key that signs here, {active.kid}: another authority answers")
-    return f"well; {_counted(len(published_keys.keys) if published_keys is not None else 0)}"
+    known = () if published_keys is None else published_keys.keys
+    require(
+        active is None or active.kid in {key.kid for key in known},
+        f"its set lacks the key that signs here, {active and active.kid}: another authority answers",
+    )
+    return f"well; {_counted(len(known))}"
 
 
 def _issuer(source: SourceSettings) -> str:
     given: dict[str, Any] = {"timeout": _SECONDS, "clock": SYSTEM_CLOCK, "context": tls_context(source.ca)}
-    if source.jwks is None:
-        fetch: Any = DiscoveredFetch(source.issuer, unsafe_http_loopback=source.unsafe_http_loopback, **given)
-    else:
-        endpoint = Endpoint.parse(source.jwks, unsafe_http_loopback=source.unsafe_http_loopback)
-        fetch = URLFetch(endpoint, svid=source.svid, **given)
+    fetch: Any = (
+        DiscoveredFetch(source.issuer, unsafe_http_loopback=source.unsafe_http_loopback, **given)
+        if source.jwks is None
+        else URLFetch(
+            Endpoint.parse(source.jwks, unsafe_http_loopback=source.unsafe_http_loopback),
+            svid=source.svid,
+            **given,
+        )
+    )
     key_set = fetch(None).keys
     keys = require(() if key_set is None else tuple(key_set.keys), "its set has no key that can be used")
     unbound = sum(key.subjects is None for key in keys)

@@ -44,7 +44,7 @@ from mqauth.cli.serve import (
 from mqauth.cli.settings import file_of, key_reader, review_of, reviewer_of, settings_of
 from mqauth.errors import refusing, require
 from mqauth.http.connection import FetchFailed
-from mqauth.review import MakeReleaser, SharedAuditFile, reviewers_releaser
+from mqauth.review import SharedAuditFile, reviewers_releaser
 from mqauth.wire.keys import SigningKey
 
 if TYPE_CHECKING:
@@ -133,12 +133,11 @@ def console(
         sink = None if audit is None else SharedAuditFile(audit)
         backends = {}
         for called, address in addresses.items():
-            session = stack.enter_context(opened(address, audit=sink, **powers()))
-            backends[called] = Backend(session, files=files or ())
+            backends[called] = Backend(
+                stack.enter_context(opened(address, audit=sink, **powers())), files=files or ()
+            )
             stack.callback(backends[called].close)
-        made, fresh = fresh_tokens(), True
-        if token_file is not None:
-            made, fresh = read_tokens(token_file)
+        made, fresh = (fresh_tokens(), True) if token_file is None else read_tokens(token_file)
         served = application(
             backends,
             tokens=Tokens(made) if tokens else None,
@@ -169,9 +168,11 @@ def _powers(
 ) -> dict[str, Any]:
     """Return the pipeline and the releaser of one session; each has its own, since each has its own loop."""
     guard = None if config is None else load(config).trial
-    releaser: MakeReleaser | None = None
-    if read_key is not None and guard is not None:
-        releaser = reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
+    releaser = (
+        None
+        if read_key is None or guard is None
+        else reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
+    )
     return {"guard": guard, "releaser": releaser}
 
 

@@ -70,9 +70,8 @@ class Case:
     @property
     def as_expected(self) -> bool:
         """Whether the case ended as it must."""
-        if self.expected == ACCEPTED:
-            return self.verdict == ACCEPTED
-        return self.reason == self.expected and self.verdict != LOST and self.audit
+        refused = self.reason == self.expected and self.verdict != LOST and self.audit
+        return self.verdict == ACCEPTED if self.expected == ACCEPTED else refused
 
 
 def named(message: Message, name: str) -> Message:
@@ -91,13 +90,12 @@ def _text(value: object) -> str:
 
 
 _STAGES: Final = {
-    "kafka": ("kafka", "KafkaStage"),
-    "confluent": ("confluent", "ConfluentStage"),
-    "confluent+aio": ("confluent", "AIOConfluentStage"),
-    "aiokafka": ("aiokafka", "AiokafkaStage"),
-    "pika": ("pika", "PikaStage"),
+    "kafka": ("kafka", "kafka", "KafkaStage"),
+    "confluent": ("kafka", "confluent", "ConfluentStage"),
+    "confluent+aio": ("kafka", "confluent", "AIOConfluentStage"),
+    "aiokafka": ("kafka", "aiokafka", "AiokafkaStage"),
+    "pika": ("amqp", "pika", "PikaStage"),
 }
-_SCHEMES: Final = {"confluent": "kafka", "confluent+aio": "kafka", "aiokafka": "kafka", "pika": "amqp"}
 """Schemes that name a client, and the scheme of their URL otherwise."""
 
 
@@ -128,12 +126,12 @@ def demo(
         stage: Stage = MemoryStage()
         if broker is not None:
             scheme, mark, rest = broker.partition("://")
-            url = _SCHEMES.get(scheme, scheme) + mark + rest
+            kind, room, stage_of = _STAGES.get(scheme, (scheme, "rabbitmq", "RabbitMQStage"))
+            url = kind + mark + rest
             check_url("--broker", url)
             stack.enter_context(reached(url))
-            room, kind = _STAGES.get(scheme, ("rabbitmq", "RabbitMQStage"))
             with refusing(ImportError, f"--broker {scheme}://: install mqauth[{room}]"):
-                stage = getattr(import_module(f"mqauth.testing.stage_{room}"), kind)(broker)
+                stage = getattr(import_module(f"mqauth.testing.stage_{room}"), stage_of)(broker)
         stack.callback(stage.close)
         # An audit file that is kept has signed heads beside it. One that an earlier demo left goes on with the key
         # that signed them.
@@ -153,10 +151,14 @@ def demo(
     refused = sum(case.as_expected for case in attacks)
     odd = [case.case for case in cases if not case.as_expected]
     shown = ("case", "story", "expected", "verdict", "reason", "audit")
-    told = [{name: getattr(case, name) for name in shown} for case in cases]
     answer(
         as_json,
-        {"broker": stage.name, "cases": told, "audit_chain": chain, "lost": lost},
+        {
+            "broker": stage.name,
+            "cases": [{name: getattr(case, name) for name in shown} for case in cases],
+            "audit_chain": chain,
+            "lost": lost,
+        },
         *table_lines(
             f"mqauth demo on {stage.name}",
             (
@@ -192,13 +194,21 @@ def _cases(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> list
     honest = [named(honest_message(target, number), f"honest-{number}") for number in range(messages)]
     first = forge.signer().sign(honest[0])
     cases = [Case(case="honest-0", story="an honest order", expected=ACCEPTED, message=first)]
-    for number, message in enumerate(honest[1:], 1):
-        case = Case(case=f"honest-{number}", story="an honest order", expected=ACCEPTED, message=message)
-        cases.append(replace(case, signer=forge.signer()))
-    for number, attack in enumerate(ATTACKS, messages):
-        if attack.fits(target):
-            hostile = attack.mount(forge, named(honest_message(target, number), attack.name))
-            cases.append(Case(case=attack.name, story=attack.story, expected=attack.reason.value, message=hostile))
+    cases += [
+        Case(
+            case=f"honest-{number}", story="an honest order", expected=ACCEPTED, message=message,
+            signer=forge.signer(),
+        )
+        for number, message in enumerate(honest[1:], 1)
+    ]  # fmt: skip
+    cases += [
+        Case(
+            case=attack.name, story=attack.story, expected=attack.reason.value,
+            message=attack.mount(forge, named(honest_message(target, number), attack.name)),
+        )
+        for number, attack in enumerate(ATTACKS, messages)
+        if attack.fits(target)
+    ]  # fmt: skip
     cases.append(
         Case(
             case="replay", story="a copy of honest-0, published again", expected=Reason.REPLAYED.value,

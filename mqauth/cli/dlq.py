@@ -170,8 +170,11 @@ def check(*, place: LetterAddress, wanted: review.Filter, config: Config = None,
     """Ask what the verdict on dead letters would be today. Nothing is changed."""
     with _surveyed(place, as_json, guard=load(file_of(config)).trial) as (session, index):
         counts = session.judge(index, _resolved(index, wanted))
-        cells = ((str(count), verdict) for verdict, count in counts.most_common())
-        lines = table_lines(f"{counts['accepted']} of {counts.total()} would pass now", VERDICT, cells)
+        lines = table_lines(
+            f"{counts['accepted']} of {counts.total()} would pass now",
+            VERDICT,
+            ((str(count), verdict) for verdict, count in counts.most_common()),
+        )
         answer(
             as_json,
             {"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"]}
@@ -214,8 +217,10 @@ def redrive(
     name = reviewer_of(read_key, reviewer or mine.reviewer)
     # A key that does not speak for the reviewer is refused before anything is connected.
     releaser(name)
-    terms: dict[str, Any] = {"waive": review.waivable(waive or ()), "scope": scope, "reviewer": name}
-    plan = review.Plan(act=review.REDRIVE, wanted=wanted, reason=why, **terms)
+    plan = review.Plan(
+        act=review.REDRIVE, wanted=wanted, reason=why, waive=review.waivable(waive or ()), scope=scope,
+        reviewer=name,
+    )  # fmt: skip
     return _carry_out(place, plan, audit, **acting, guard=guard, releaser=releaser)
 
 
@@ -234,8 +239,10 @@ def discard(
     """Remove dead letters for good, each with an audit record. Exits with 1 where some were left."""
     mine = review_of(settings_of(config))
     name = reviewer or mine.reviewer or getpass.getuser()
-    plan = review.Plan(act=review.DISCARD, wanted=wanted, reason=why, reviewer=name)
-    return _carry_out(place, plan, given(audit, "--audit", mine.audit), **acting)
+    return _carry_out(
+        place, review.Plan(act=review.DISCARD, wanted=wanted, reason=why, reviewer=name),
+        given(audit, "--audit", mine.audit), **acting,
+    )  # fmt: skip
 
 
 @app.command("export")

@@ -127,8 +127,10 @@ def init(
         require(rung in ("enforce", "observe"), "--rung: must be enforce or observe")
         url = url or _URLS[broker]
         check_url("--url", url)
-        secret = ":" in url.partition("://")[2].rpartition("@")[0]
-        require(not secret, "--url: holds a password; leave it out, and see [broker] in consumer/mqauth.toml")
+        require(
+            ":" not in url.partition("://")[2].rpartition("@")[0],
+            "--url: holds a password; leave it out, and see [broker] in consumer/mqauth.toml",
+        )
         require(
             url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}, like {_URLS[broker]}"
         )
@@ -306,8 +308,8 @@ def _write(folder: Path, producer: str, files: Mapping[str, str]) -> None:
         public = json.dumps(dump_key_set(keystore.public_keys()), indent=2)
         (stage / "consumer" / "jwks.json").write_text(public + "\n", "utf-8")
         for side in ("producer", "consumer"):
-            findings = check(stage / side / "mqauth.toml").findings
-            for wrong in [each for each in findings if each.severity is Severity.ERROR]:
+            report = check(stage / side / "mqauth.toml")
+            for wrong in [each for each in report.findings if each.severity is Severity.ERROR]:
                 raise ConfigurationError(f"{side}/mqauth.toml: {wrong.key}: {wrong.message}")
         names = sorted(entry.name for entry in stage.iterdir())
         taken = [name for name in names if os.path.lexists(folder / name)]

@@ -92,8 +92,15 @@ def new(
     """Make a key. The first one of a folder signs at once; later ones are pending."""
     require(algorithm in ALGORITHMS, f"--alg: must be {', '.join(ALGORITHMS)}")
     keystore = Keystore(folder=folder, passphrase=_passphrase(passphrase_env, passphrase_file))
-    create = partial(keystore.create, algorithm=algorithm, pending=pending)
-    _made(keystore, create, subjects, pinned=pinned, as_json=as_json, publish_delay=publish_delay, overlap=overlap)
+    _made(
+        keystore,
+        partial(keystore.create, algorithm=algorithm, pending=pending),
+        subjects,
+        pinned=pinned,
+        as_json=as_json,
+        publish_delay=publish_delay,
+        overlap=overlap,
+    )
 
 
 @app.command("adopt")
@@ -111,8 +118,15 @@ def adopt(
 ) -> None:
     """Enter a key that an HSM or a service holds. It is pending; its private half stays there."""
     keystore = Keystore(folder=folder)
-    adopt = partial(keystore.adopt, uri)
-    _made(keystore, adopt, subjects, pinned=pinned, as_json=as_json, publish_delay=publish_delay, overlap=overlap)
+    _made(
+        keystore,
+        partial(keystore.adopt, uri),
+        subjects,
+        pinned=pinned,
+        as_json=as_json,
+        publish_delay=publish_delay,
+        overlap=overlap,
+    )
 
 
 @app.command("jwks")
@@ -201,8 +215,7 @@ def _end(folder: Path, kid: str, act: Callable[[KeyRing, str, int], KeyRing], *,
         until = "until you make another key" if ready is None else f"until {shown_time(ready)} UTC"
         warning = f"{whole} is the only active key: nothing can be signed {until}"
         confirmed(f"{warning}. Go on?", f"{warning}; give --yes if that is what you want", quiet=as_json)
-    ended = keystore.change(lambda keys, moment: act(keys, whole, moment)).get(whole)
-    _print_key(ended, folder, as_json=as_json)
+    _print_key(keystore.change(lambda keys, moment: act(keys, whole, moment)).get(whole), folder, as_json=as_json)
 
 
 @app.command("serve")

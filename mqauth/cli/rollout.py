@@ -98,8 +98,7 @@ def up(
         narrowed = replace(file, rollout=(*file.rollout[:number], alone, *file.rollout[number:]))
 
         def look() -> Standing:
-            known = _standings(narrowed, audit or _own_files(file))
-            return next(each for each in known if each.entry is alone)
+            return next(each for each in _standings(narrowed, audit or _own_files(file)) if each.entry is alone)
 
         # what the reports say, and then what the broker says of what waits
         standing = look()
@@ -120,8 +119,9 @@ def up(
                     exempt = Rollout((), [] if consumer is None else [each.build() for each in consumer.unsigned])
                     against = rollout_steps.unread(places.parse(destination)[1], known, entry, exempt, asked)
                 else:
-                    consumers = 1 if file.check is None else file.check.consumers
-                    against = rollout_steps.emptied(known, asked, consumers, look, _now)
+                    against = rollout_steps.emptied(
+                        known, asked, 1 if file.check is None else file.check.consumers, look, _now
+                    )
             # meanwhile there may be new reports
             standing = look()
             standing.against += [] if against is None else [against]
@@ -135,9 +135,17 @@ def up(
         if on_kafka and rung is Rung.ENFORCE
         else None
     )
-    noted = {} if why is None else {f"why {_today()}": why}
-    answers = {"only_print": only_print, "yes": yes, "as_json": json}
-    return _apply(config, destination, values, noted, number=number, note=note, **answers)
+    return _apply(
+        config,
+        destination,
+        values,
+        {} if why is None else {f"why {_today()}": why},
+        number=number,
+        note=note,
+        only_print=only_print,
+        yes=yes,
+        as_json=json,
+    )
 
 
 @app.command("down")
@@ -158,8 +166,9 @@ def down(
     with refusing(ValueError, "--until is a date like 2027-01-31"):
         day = date.fromisoformat(until)
     values: dict[str, Value] = {"rung": Rung(rung - 1).label, "since": _today(), "until": day}
-    noted = {f"why {_today()}": why}
-    return _apply(config, destination, values, noted, only_print=only_print, yes=yes, as_json=json)
+    return _apply(
+        config, destination, values, {f"why {_today()}": why}, only_print=only_print, yes=yes, as_json=json
+    )
 
 
 @app.command("accept")
@@ -194,8 +203,9 @@ def _no_files(file: FileSettings) -> str:
 def _standings(file: FileSettings, files: list[Path]) -> list[Standing]:
     reports = ((path, verify_chain(with_parts([path]))) for path in files)
     broken = (f"an audit file does not hold: {path}: {each.what}" for path, each in reports if not each.intact)
-    problem = next(broken, None if files else _no_files(file))
-    return standings(file, read_records(with_parts(files)), now=_now(), broken=problem)
+    return standings(
+        file, read_records(with_parts(files)), now=_now(), broken=next(broken, None if files else _no_files(file))
+    )
 
 
 # The file

@@ -52,11 +52,12 @@ def broker_for(destination: str, named: str | None, config: FileSettings) -> Bro
     Raises:
         ConfigurationError: none is named, or it is of the other kind.
     """
-    if named is None:
-        tables = [each for each in (config.broker, *(config.brokers or {}).values()) if each is not None]
-    else:
-        tables = [BrokerSettings(url=named) if is_broker_url(named) else table_of(named, config)]
-    known = [table.unlocked() for table in tables]
+    tables = (
+        [config.broker, *(config.brokers or {}).values()]
+        if named is None
+        else [BrokerSettings(url=named) if is_broker_url(named) else table_of(named, config)]
+    )
+    known = [table.unlocked() for table in tables if table is not None]
     fits = [each for each in known if each.url and each.url.startswith("kafka:") is places.is_kafka(destination)]
     return require(
         fits[0] if fits else None,

@@ -43,9 +43,11 @@ def log_lines(form: str, level: str) -> Iterator[None]:
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     text.converter = time.gmtime
     handler.setFormatter(JSONFormatter() if form == "json" else text)
-    least = logging.getLevelNamesMapping()[level.upper()]
     # Whoever reaches the port chooses how many warnings uvicorn has.
-    loggers = {logging.getLogger("mqauth"): least, logging.getLogger("uvicorn"): logging.ERROR}
+    loggers = {
+        logging.getLogger("mqauth"): logging.getLevelNamesMapping()[level.upper()],
+        logging.getLogger("uvicorn"): logging.ERROR,
+    }
     kept = {logger: (logger.handlers, logger.propagate, logger.level) for logger in loggers}
     try:
         for logger, own in loggers.items():

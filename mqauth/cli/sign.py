@@ -27,7 +27,7 @@ from mqauth.cli.app import (
 from mqauth.cli.forms import one_line, shown_time
 from mqauth.cli.settings import file_of
 from mqauth.clock import SYSTEM_CLOCK
-from mqauth.errors import Rejection, require
+from mqauth.errors import Rejection, refusing, require
 from mqauth.flow import run
 from mqauth.logs import harmless
 from mqauth.signer import Prepared
@@ -124,8 +124,9 @@ def verify(
             outcome = Outcome(verdict=Verdict.REJECTED, reason=Reason.MESSAGE_MALFORMED, detail=str(error))
         else:
             if message.origin == NO_ORIGIN:
-                now = int(SYSTEM_CLOCK.now() * 1000)
-                message = replace(message, origin=Origin(timestamp_ms=now, timestamp_type="append"))
+                message = replace(
+                    message, origin=Origin(timestamp_ms=int(SYSTEM_CLOCK.now() * 1000), timestamp_type="append")
+                )
             # A message that is accepted is confirmed, as by a consumer whose handler succeeds.
             delivery = pipeline.receive(message)
             outcome = run(pipeline.judge(delivery))
@@ -162,11 +163,9 @@ def show(
     stand in the list of processes.
     """
     raw = standard_input().read(MAX_TOKEN + 2) if token == _INPUT else token.encode("utf-8", "backslashreplace")
-    try:
+    where = "standard input" if token == _INPUT else "the argument (for a file: mqauth identity show - < FILE)"
+    with refusing(Rejection, lambda error: f"{where}: {error.reason}: {error.detail}", MalformedMessage):
         description = described(raw.strip())
-    except Rejection as error:
-        where = "standard input" if token == _INPUT else "the argument (for a file: mqauth identity show - < FILE)"
-        raise MalformedMessage(f"{where}: {error.reason}: {error.detail}") from error
     answer(
         as_json,
         description,

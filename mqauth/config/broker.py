@@ -22,6 +22,7 @@ from mqauth.errors import refusing, require
 from mqauth.http.connection import is_loopback
 
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+_BOOTSTRAP_MS: Final = 10_000
 _FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -91,9 +92,12 @@ class BrokerSettings(Settings):
         """Yield the refusal of a password, which is for the environment or for a file of its own."""
         # Of several servers any may have one; so may the query, for kafka-python.
         servers = (self.url or "").partition("://")[2].split(",")
-        secret = any(urlsplit(f"//{server}").password is not None for server in servers)
         return self.refused(
-            (secret, "url", "holds a password; use user with password_env or password_file, or url_env")
+            (
+                any(urlsplit(f"//{server}").password is not None for server in servers),
+                "url",
+                "holds a password; use user with password_env or password_file, or url_env",
+            )
         )
 
     def unlocked(self) -> "BrokerSettings":
@@ -190,7 +194,7 @@ class BrokerSettings(Settings):
         servers = url.partition("://")[2].strip("/").split(",")
         options: dict[str, Any] = {
             "bootstrap_servers": servers,
-            "bootstrap_timeout_ms": 10_000,
+            "bootstrap_timeout_ms": _BOOTSTRAP_MS,
             "security_protocol": "SSL" if self.secure else "PLAINTEXT",
         }
         if self.secure:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from mqauth.config.declaration import Settings, inner, inners, only_with
 from mqauth.config.issuer_settings import IssuerSettings
@@ -184,11 +184,6 @@ class AcceptAsSettings(Settings):
         return AcceptAs(**self.arguments(AcceptAs))
 
 
-_SUBJECT: Final = text(
-    "word", "subject".__eq__, 'must be "subject" or a table of user to subject', {"const": "subject"}
-)
-
-
 def _only_append(members: Mapping[str, Any]) -> str | None:
     return None if members.get("at") == "append" else 'only with at = "append"'
 
@@ -283,7 +278,12 @@ class ConsumerSettings(Settings):
     require_headers: Annotated[tuple[str, ...], many(NAME), "Headers that must be present and covered."] = ()
     user_id: Annotated[
         Literal["subject"] | Mapping[str, str] | None,
-        text_or_table(_SUBJECT, entries(ANY, NAME)),
+        text_or_table(
+            text(
+                "word", "subject".__eq__, 'must be "subject" or a table of user to subject', {"const": "subject"}
+            ),
+            entries(ANY, NAME),
+        ),
         "Compare the AMQP user with `sub`: they are equal, or a table maps users to subjects.",
     ] = None
     exception_messages: Annotated[
@@ -327,8 +327,9 @@ class ConsumerSettings(Settings):
         domains = {each.trust_domain for each in self.issuers if each.trust_domain is not None}
         for each in self.issuers:
             inside = any(f"{each.issuer}/".startswith(f"{domain}/") for domain in domains)
-            is_direct = each.trust_domain is None
-            yield from each.refused((is_direct and inside, "issuer", "lies in a trust domain that is configured"))
+            yield from each.refused(
+                (each.trust_domain is None and inside, "issuer", "lies in a trust domain that is configured")
+            )
         for rule in self.allow:
             of_domain = rule.issuer in domains if rule.issuer is not None else issuers == domains
             yield from rule.refused(

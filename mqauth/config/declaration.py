@@ -56,8 +56,8 @@ class Setting(NamedTuple):
     def schema(self) -> Mapping[str, Any]:
         """The setting in JSON Schema, with its help and its default."""
         # A rule of one setting about another is not part of the schema; the description names it.
-        required = filter(None, (rule({}) for rule in self.rules))
-        schema = {**self.kind.schema, "description": "; ".join((self.help.removesuffix("."), *required)) + "."}
+        told = [self.help.removesuffix("."), *filter(None, (rule({}) for rule in self.rules))]
+        schema = {**self.kind.schema, "description": "; ".join(told) + "."}
         default = list(self.default) if isinstance(self.default, tuple | frozenset) else self.default
         return {**schema, "default": default} if isinstance(default, bool | int | float | str | list) else schema
 
@@ -153,8 +153,7 @@ def collect(declared: type[Settings], table: Table) -> tuple[dict[str, Any], lis
     """Return the values of a table that are right one by one, and the refusals of all others."""
     known = declared.settings()
     values: dict[str, Any] = {}
-    unknown = (key for key in table.members if key not in known)
-    meant = {key: "".join(difflib.get_close_matches(key, known, 1)) for key in unknown}
+    meant = {key: "".join(difflib.get_close_matches(key, known, 1)) for key in table.members if key not in known}
     refusals = [
         table.refuse(key, f"unknown key; did you mean {near}?" if near else "unknown key")
         for key, near in meant.items()

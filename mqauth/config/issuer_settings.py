@@ -120,7 +120,11 @@ class IssuerSettings(SourceSettings):
     ] = IDENTITY_LIFETIME
     subjects: Annotated[
         Mapping[str, frozenset[str]] | None,
-        entries(_KID, many(NAME, 1, frozenset), 1),
+        entries(
+            _KID,
+            many(NAME, 1, frozenset),
+            1,
+        ),
         'The subjects that a key may speak for, by kid; `"*"` is for keys that do not say it themselves.',
     ] = None
     vouches: Annotated[bool, FLAG, "The issuer is an authority: its keys sign for all its subjects."] = False
@@ -219,16 +223,7 @@ def _is_own_url(text: str) -> bool:
     return (local or is_url(text, ("https",))) and not set("?#@") & set(text) and not text.endswith("/")
 
 
-_AUTHORITY_URL: Final = text(
-    "URL",
-    _is_own_url,
-    "must be https://... (http only on this machine), with neither user, query, fragment nor a / at its end",
-    {"pattern": "^https?://"},
-)
 _HEADS: Final = only_with("heads")
-_SUBJECT: Final = text(
-    "identifier", trust_domain_of, "must be an identifier like wimse://prod.example/shop/orders"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,7 +308,11 @@ class GrantSettings(Settings):
     match: Annotated[
         Mapping[str, str], entries(NAME, ANY, 1), "Claims of the credential; each must be exactly this text."
     ]
-    subject: Annotated[str, _SUBJECT, "The identity: an identifier in the authority's trust domain."]
+    subject: Annotated[
+        str,
+        text("identifier", trust_domain_of, "must be an identifier like wimse://prod.example/shop/orders"),
+        "The identity: an identifier in the authority's trust domain.",
+    ]
     claims: Annotated[
         Mapping[str, str] | None, entries(NAME, NAME, 1), "What the WIT says besides; at most 16 texts."
     ] = None
@@ -332,7 +331,17 @@ class IdentityAuthoritySettings(HeadsSettings):
     """``[authority]``: the arguments of ``IdentityAuthority``, its key and its audit file, with signed heads."""
 
     trust_domain: Annotated[str, TRUST_DOMAIN, "The trust domain of all its identities; experimental."]
-    url: Annotated[str, _AUTHORITY_URL, "Its own URL: what `aud` of a credential and `htu` of a proof must say."]
+    url: Annotated[
+        str,
+        text(
+            "URL",
+            _is_own_url,
+            "must be https://... (http only on this machine), "
+            "with neither user, query, fragment nor a / at its end",
+            {"pattern": "^https?://"},
+        ),
+        "Its own URL: what `aud` of a credential and `htu` of a proof must say.",
+    ]
     keys: Annotated[Path, PATH, "The keystore folder with the key that signs; made with `--overlap`."]
     passphrase_env: Annotated[str | None, NAME, "The environment variable with the passphrase of the keys."] = None
     passphrase_file: Annotated[

@@ -140,8 +140,10 @@ def seconds(least: float, most: float = math.inf, *, fractions: bool = False) ->
             value = int(value[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[value[-1]]
         return number.read(table, key, value)
 
-    text_form = {"type": "string", "pattern": f"^{_DURATION.pattern}$"}
-    return Kind({"anyOf": [number.schema, text_form], "title": "duration"}, read)
+    return Kind(
+        {"anyOf": [number.schema, {"type": "string", "pattern": f"^{_DURATION.pattern}$"}], "title": "duration"},
+        read,
+    )
 
 
 def many(item: Kind, least: int = 0, into: type[tuple[Any, ...]] | type[frozenset[Any]] = tuple) -> Kind:
@@ -194,8 +196,9 @@ def entries(name: Kind, item: Kind, least: int = 0) -> Kind:
         raise_first(refusals)
         return values
 
-    schema = {"type": "object", "additionalProperties": item.schema}
-    return Kind(schema | ({"minProperties": least} if least else {}), read)
+    return Kind(
+        {"type": "object", "additionalProperties": item.schema} | ({"minProperties": least} if least else {}), read
+    )
 
 
 def text_or_table(word: Kind, table: Kind) -> Kind:

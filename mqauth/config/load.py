@@ -7,7 +7,7 @@ it names an environment variable or a file that does (``passphrase_env``, ``pass
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from mqauth.config.settings import (
     ReplaySettings,
 )
 from mqauth.config.toml_file import Table, read_toml
-from mqauth.errors import require
+from mqauth.errors import refusing, require
 from mqauth.judging.pipeline import Observer, Pipeline
 from mqauth.judging.policy import Allow, Policy
 from mqauth.judging.rollout import Rollout
@@ -292,10 +292,11 @@ class Configuration:
                 return FileReplayStore(settings.file, clock=self._clock)
         if settings.redis is None:
             return MemoryReplayStore(settings.capacity, clock=self._clock)
-        try:
+        with refusing(
+            ImportError, 'needs redis-py: install "mqauth[redis]"', partial(settings.table.refuse, "store")
+        ):
             from mqauth.stores.redis import RedisReplayStore
-        except ImportError as error:
-            raise settings.table.refuse("store", 'needs redis-py: install "mqauth[redis]"') from error
+
         with settings.table.located("store"):
             return RedisReplayStore.from_url(settings.redis, clock=self._clock)
 

@@ -117,9 +117,11 @@ def application(
     )
 
     async def failed(request: Request, error: Exception) -> Response:
-        status, text = (409 if isinstance(error, BusyError) else 400), str(error)
-        if isinstance(error, HTTPException):
-            status, text = error.status_code, error.detail
+        status, text = (
+            (error.status_code, error.detail)
+            if isinstance(error, HTTPException)
+            else (409 if isinstance(error, BusyError) else 400, str(error))
+        )
         known: Site = getattr(request.state, "site", site)
         return known.error(status, _NO_PAGE if text == "Not Found" else text, site.session(request))
 
@@ -243,9 +245,7 @@ class Lobby:
 
     async def log_in(self, request: Request) -> Response:
         """Show the ways to log in."""
-        if self.site.session(request) is not None:
-            return RedirectResponse("/", SEE_OTHER)
-        return self._page()
+        return self._page() if self.site.session(request) is None else RedirectResponse("/", SEE_OTHER)
 
     async def with_token(self, request: Request) -> Response:
         """Begin a session for a local token."""

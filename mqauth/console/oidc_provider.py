@@ -10,7 +10,6 @@ import base64
 import hmac
 import json
 import secrets
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -26,6 +25,7 @@ from mqauth.http.connection import Deadline, Dial, Endpoint, FetchFailed, tls_co
 from mqauth.http.exchange import request
 from mqauth.keystore.remote.fetch import WELL_KNOWN
 from mqauth.wire import base64url
+from mqauth.wire.memo import Recent
 
 LIFETIME: Final = 600
 """Seconds within which people must come back from the provider."""
@@ -64,7 +64,8 @@ class Attempts:
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
         self._seal = Fernet(Fernet.generate_key())
-        self._used: OrderedDict[str, float] = OrderedDict()
+        # The states of those that were used, far more than people log in within the life of a cookie.
+        self._used = Recent[str, None](MAX_USED)
 
     def begin(self) -> tuple[Attempt, str]:
         """Return a new login, and the same sealed, for the cookie."""
@@ -79,14 +80,11 @@ class Attempts:
             raw = self._seal.decrypt_at_time((sealed or "").encode("ascii"), LIFETIME, int(self._clock.now()))
         except (InvalidToken, ValueError):
             return None
-        attempt, now = Attempt(**json.loads(raw)), self._clock.monotonic()
+        attempt = Attempt(**json.loads(raw))
         same = hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "replace"))
-        while self._used and (len(self._used) >= MAX_USED or next(iter(self._used.values())) <= now):
-            self._used.popitem(last=False)
         if not same or attempt.state in self._used:
             return None
-        # Twice as long as the cookie is valid by the wall clock, which may be set back.
-        self._used[attempt.state] = now + 2 * LIFETIME
+        self._used.keep(attempt.state, None)
         return attempt
 
 

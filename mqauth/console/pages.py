@@ -26,7 +26,6 @@ from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Index, Order
 from mqauth.review.glossary import LABELS, explain
 
 PAGE: Final = 100
-_MARK: Final = re.compile("[0-9a-f]{64}")
 LETTER_COLUMNS: Final = {
     "id": LABELS["letter"],
     "reason": "Reason",
@@ -89,7 +88,9 @@ def filter_of(fields: Fields) -> Filter:
     }
     require(all(len(text) <= 300 for text in texts.values()), "A filter is too long.", bad_request)
     marks = fields.getlist("marks")
-    require(len(marks) <= PAGE and all(map(_MARK.fullmatch, marks)), _NOT_OURS, bad_request)
+    require(
+        len(marks) <= PAGE and all(re.fullmatch("[0-9a-f]{64}", mark) for mark in marks), _NOT_OURS, bad_request
+    )
     return Filter(**texts, marks=tuple(marks) or None)
 
 
@@ -130,9 +131,7 @@ def for_everybody(page: Callable[[Any, Request, WebSession], Awaitable[Response]
     async def seen(self: Any, request: Request) -> Response:
         request.state.site = self.site
         session = self.site.session(request)
-        if session is None:
-            return RedirectResponse("/login", SEE_OTHER)
-        return await page(self, request, session)
+        return RedirectResponse("/login", SEE_OTHER) if session is None else await page(self, request, session)
 
     return seen
 
@@ -181,12 +180,11 @@ class Pages:
         """Show the groups of letters, the first page."""
         query = request.query_params
         wanted, order = Filter(search=query.get("search") or None), order_of(query, GROUP_COLUMNS, LARGEST)
-        overview = await run_in_threadpool(self._ask, display.overview, None)
         return self._filtered(
             "groups.html",
             session,
             wanted,
-            overview=overview,
+            overview=await run_in_threadpool(self._ask, display.overview, None),
             groups=await run_in_threadpool(
                 self._ask, Index.groups, [], wanted, limit=display.MAX_GROUPS, order=order
             ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from confluent_kafka import KafkaException, Message
@@ -18,7 +19,6 @@ from mqauth.delivery.start import Committed
 from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.integrations import faststream_log
 from mqauth.integrations.faststream_log import (
-    SETTINGS,
     LogProcessor,
     Place,
     Records,
@@ -26,28 +26,21 @@ from mqauth.integrations.faststream_log import (
     check,
     only_signed,
     prove,
-    started,
-    stopping,
 )
 from mqauth.signer import Signer
 from mqauth.wire import message as wire
 
 __all__ = [
     "BATCHES",
-    "PROCESSOR",
     "check",
-    "deliveries",
     "is_out_of_reach",
     "only_signed",
+    "processor",
     "prove",
     "seal",
-    "started",
-    "stopping",
 ]
 BATCHES: Final = (BatchPublisher,)
 """Kinds of publishers that send batches."""
-PROCESSOR: Final = LogProcessor
-"""Carries the records of a subscriber through the pipeline."""
 
 
 class ConfluentRecords(Records):
@@ -164,17 +157,16 @@ class SubscriberOffsets(Offsets):
 
     def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
         """Commit offsets by partition, unless there was a rebalance; return the name of an error that passes."""
-        if membership_of(self._client).generation != self._generation:
-            return "a rebalance"
-        return super().send_commit(offsets)
+        same = membership_of(self._client).generation == self._generation
+        return super().send_commit(offsets) if same else "a rebalance"
 
     def here(self, work: Callable[..., Any], /, *args: Any) -> Any:
         """Make a call on the thread."""
         return asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
 
 
-def deliveries(subscriber: Any) -> tuple[ConfluentRecords, dict[str, Any]]:
-    """Return the calls for a subscriber's records, and settings of its ``Processor``.
+def processor(subscriber: Any) -> Callable[..., LogProcessor]:
+    """Return what makes the ``Processor`` of a subscriber's records.
 
     Raises:
         ConfigurationError: it takes batches, has several workers, or no group; the broker's ``config`` has another
@@ -189,7 +181,7 @@ def deliveries(subscriber: Any) -> tuple[ConfluentRecords, dict[str, Any]]:
     broker = subscriber._outer_config.broker_config
     if not isinstance(broker.builder, Building):
         broker.builder = Building(broker.builder)
-    return ConfluentRecords(subscriber, DefaultSubscriber), SETTINGS
+    return partial(LogProcessor, ConfluentRecords(subscriber, DefaultSubscriber))
 
 
 async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers: bool) -> None:
@@ -198,8 +190,11 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
     Raises:
         MalformedMessage: it cannot be sent.
     """
-    if not all(map(is_sendable, command.headers)):
-        raise MalformedMessage("a header's name must be UTF-8 without NUL: confluent-kafka cannot send another")
+    require(
+        all(map(is_sendable, command.headers)),
+        "a header's name must be UTF-8 without NUL: confluent-kafka cannot send another",
+        MalformedMessage,
+    )
     await faststream_log.seal(broker, command, send, signer, answers=answers)
 
 

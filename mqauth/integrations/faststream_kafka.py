@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
+from functools import partial
 from typing import Any, Final
 
 from aiokafka import ConsumerRecord, TopicPartition
@@ -16,7 +17,6 @@ from mqauth.brokers.log.records import record_message
 from mqauth.delivery.start import Committed
 from mqauth.errors import Unavailable
 from mqauth.integrations.faststream_log import (
-    SETTINGS,
     LogProcessor,
     Place,
     Records,
@@ -25,27 +25,20 @@ from mqauth.integrations.faststream_log import (
     only_signed,
     prove,
     seal,
-    started,
-    stopping,
 )
 from mqauth.wire.message import Message
 
 __all__ = [
     "BATCHES",
-    "PROCESSOR",
     "check",
-    "deliveries",
     "is_out_of_reach",
     "only_signed",
+    "processor",
     "prove",
     "seal",
-    "started",
-    "stopping",
 ]
 BATCHES: Final = (BatchPublisher,)
 """Kinds of publishers that send batches."""
-PROCESSOR: Final = LogProcessor
-"""Carries the records of a subscriber through the pipeline."""
 
 
 class AioKafkaRecords(Records):
@@ -119,18 +112,17 @@ class SubscriberOffsets(Offsets):
 
     async def send_commit(self, offsets: Mapping[Any, Committed], /) -> str | None:
         """Commit offsets by partition, unless there was a rebalance; return the name of an error that passes."""
-        if aiokafka_client.generation_of(self._client) != self._generation:
-            return "a rebalance"
-        return await super().send_commit(offsets)
+        same = aiokafka_client.generation_of(self._client) == self._generation
+        return await super().send_commit(offsets) if same else "a rebalance"
 
 
-def deliveries(subscriber: Any) -> tuple[AioKafkaRecords, dict[str, Any]]:
-    """Return the calls for a subscriber's records, and settings of its ``Processor``.
+def processor(subscriber: Any) -> Callable[..., LogProcessor]:
+    """Return what makes the ``Processor`` of a subscriber's records.
 
     Raises:
         ConfigurationError: it takes batches, has several workers, or no group.
     """
-    return AioKafkaRecords(subscriber, DefaultSubscriber), SETTINGS
+    return partial(LogProcessor, AioKafkaRecords(subscriber, DefaultSubscriber))
 
 
 def is_out_of_reach(error: BaseException) -> bool:

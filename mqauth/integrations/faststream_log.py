@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Awaitable, Set
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from faststream._internal.parser import DefaultCodec
 
@@ -21,9 +21,6 @@ from mqauth.judging.verified import Verified
 from mqauth.logs import emit
 from mqauth.signer import Signer
 from mqauth.wire.message import Message
-
-SETTINGS: Final = {"consumer_timeout": math.inf}
-"""Of a ``Processor``: what is deferred is held until it is decided, since nothing after it may be committed."""
 
 
 class Place(NamedTuple):
@@ -153,7 +150,8 @@ class LogProcessor(Processor):
 
     def __init__(self, calls: Records, guard: Pipeline, *rest: Any, **settings: Any) -> None:
         check_log(guard)
-        super().__init__(calls, guard, *rest, **settings)
+        # What is deferred is held until it is decided, since nothing after it may be committed.
+        super().__init__(calls, guard, *rest, consumer_timeout=math.inf, **settings)
         self._records = calls
         self.positions = calls.positions = Positions(calls, guard.clock)
 
@@ -171,20 +169,6 @@ class LogProcessor(Processor):
             return await super().process(native, *rest)
         finally:
             self.positions.running -= 1
-
-
-async def started(processor: LogProcessor) -> None:
-    """Begin what a subscriber was given, and what it will be; may be called again.
-
-    Raises:
-        OffsetsRefusedError: the broker does not let the group commit.
-    """
-    await processor.positions.started()
-
-
-async def stopping(processor: LogProcessor) -> None:
-    """Before a subscriber stops: leave its partitions to others where they have begun."""
-    await processor.positions.stopping()
 
 
 async def attempt(call: Awaitable[Any], lost: tuple[type[Exception], ...], what: str) -> bool:
@@ -227,8 +211,10 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
         command.body, kind = await DefaultCodec().encode(command.body, broker.config.fd_config._serializer)
     if isinstance(command.key, str):
         command.key = command.key.encode()
-    headers = {"content-type": kind or "", **command.headers_to_publish()}
-    pairs = [(name, (text or "").encode()) for name, text in headers.items()]
+    pairs = [
+        (name, (text or "").encode())
+        for name, text in {"content-type": kind or "", **command.headers_to_publish()}.items()
+    ]
     message = to_message(command.destination, command.body, command.key, pairs)
     sealed = await signed(signer, signer.sign, message)
     command.headers = {name: value.decode() for name, value in native_headers(sealed.headers)}

@@ -116,15 +116,12 @@ class Protection:
         )
         require_manual(subscriber)
         check_handlers(subscriber)
-        calls, settings = self.leaf.deliveries(subscriber)
-        processor: Processor = self.leaf.PROCESSOR(
-            calls,
+        processor: Processor = self.leaf.processor(subscriber)(
             self._guard,
             handle,
             dead_letters=self.letters,
             gives_back=True,
             unverified=dict.fromkeys(kinds_of(subscriber), handle_unverified) or None,
-            **settings,
         )
         self._processors[subscriber] = processor
         return processor
@@ -185,13 +182,17 @@ class Protection:
         Raises:
             OffsetsRefusedError: the broker does not let a group commit.
         """
-        for processor in self._processors.values():
-            await self.leaf.started(processor)
+        for positions in self._positions():
+            await positions.started()
 
     async def stopping(self) -> None:
         """Before the broker stops: leave to others what was begun."""
-        for processor in self._processors.values():
-            await self.leaf.stopping(processor)
+        for positions in self._positions():
+            await positions.stopping()
+
+    def _positions(self) -> list[Any]:
+        # Those of records; a queue keeps its own messages.
+        return [each.positions for each in self._processors.values() if hasattr(each, "positions")]
 
     async def prove(self, native: Any) -> None:
         """Have the broker of a delivery prove its append times, once a connection.
@@ -361,11 +362,10 @@ class Middleware(BaseMiddleware):
 
 
 def _leaf(broker: Any) -> Any:
-    for kind in type(broker).__mro__:
-        for package, leaf in LEAVES.items():
-            if kind.__module__.startswith(f"{package}."):
-                return import_module(leaf)
-    raise ConfigurationError("protect takes FastStream's RabbitBroker, KafkaBroker or Confluent's KafkaBroker")
+    modules = [kind.__module__ for kind in type(broker).__mro__]
+    leaves = [leaf for each in modules for package, leaf in LEAVES.items() if each.startswith(f"{package}.")]
+    require(leaves, "protect takes FastStream's RabbitBroker, KafkaBroker or Confluent's KafkaBroker")
+    return import_module(leaves[0])
 
 
 def _not_handled(turn: Turn) -> Exception:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,16 +39,14 @@ class FastStreamDeliveries(Deliveries):
         return native.delivery_tag is None or await super().lives(native)
 
 
-PROCESSOR = Processor
-"""Carries the deliveries of a subscriber through the pipeline."""
 BATCHES = ()
 """Kinds of publishers that send batches."""
 ANSWERS = FastStreamDeliveries(RABBIT_REPLY.name)
 """The calls for the answers of requests; RabbitMQ takes an answer as acked."""
 
 
-def deliveries(subscriber: Any) -> tuple[FastStreamDeliveries, dict[str, Any]]:
-    """Return the calls for a subscriber's deliveries, and settings of its ``Processor``.
+def processor(subscriber: Any) -> Callable[..., Processor]:
+    """Return what makes the ``Processor`` of a subscriber's deliveries.
 
     Raises:
         ConfigurationError: it consumes a stream.
@@ -55,7 +55,7 @@ def deliveries(subscriber: Any) -> tuple[FastStreamDeliveries, dict[str, Any]]:
     if queue.arguments.get("x-queue-type") == QueueType.STREAM.value:
         raise stream_refused(queue.name)
     declared: Any = SimpleNamespace(passive=not queue.declare, arguments=queue.arguments)
-    return FastStreamDeliveries(queue.name), {"delivery_limit": limit_of(declared, None)}
+    return partial(Processor, FastStreamDeliveries(queue.name), delivery_limit=limit_of(declared, None))
 
 
 async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers: bool) -> None:
@@ -84,13 +84,6 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
     sealed = await signed(signer, Producer(command.exchange, signer).seal, native, command.destination)
     # one dict for both: middlewares that come after ours add trace headers to the command's
     command.body, command.headers = sealed, sealed.headers
-
-
-async def started(_processor: Processor) -> None:
-    """Do nothing: a queue keeps its own messages."""
-
-
-stopping = started
 
 
 def only_signed(_message: object, _verified: object) -> None:

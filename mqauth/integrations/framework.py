@@ -141,9 +141,9 @@ class LateLetters:
             ConfigurationError: it publishes only together with offsets, which FastStream commits.
         """
         sink = await settled(self._given()) if callable(self._given) else self._given
-        transactional = sink is not None and not hasattr(sink, "publish")
         require(
-            not transactional, "FastStream commits its offsets itself: transactional dead letters cannot be used"
+            sink is None or hasattr(sink, "publish"),
+            "FastStream commits its offsets itself: transactional dead letters cannot be used",
         )
         self._sink = None if sink is None else letters_on_thread(sink)
         await arun(look(self))

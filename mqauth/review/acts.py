@@ -178,8 +178,7 @@ def rehearse(
 
     def verdict_on(number: int) -> Flow[str]:
         try:
-            reading = yield from recalled(index.reading(number), originals)
-            yield from _returned(today, reading, plan, releaser)
+            yield from _returned(today, (yield from recalled(index.reading(number), originals)), plan, releaser)
         except _RefusedError as refusal:
             return str(refusal)
         return "accepted"
@@ -300,14 +299,14 @@ def _returned(
             )
         except (MalformedMessage, ConfigurationError) as error:
             outcome = yield from today.verdict(without_release(original), scope=scope)
-            accepted = outcome.verdict is Verdict.ACCEPTED
-            raise _RefusedError(UNSENDABLE if accepted else verdict_word(outcome)) from error
+            raise _RefusedError(
+                UNSENDABLE if outcome.verdict is Verdict.ACCEPTED else verdict_word(outcome)
+            ) from error
         outcome = yield from today.verdict(message, scope=scope)
         if outcome.verdict is Verdict.ACCEPTED:
             return message, release
-        if outcome.reason is None or outcome.reason not in plan.waive or outcome.reason in waived:
-            raise _RefusedError(verdict_word(outcome))
-        waived |= {outcome.reason}
+        require(outcome.reason in plan.waive - waived, verdict_word(outcome), _RefusedError)
+        waived |= plan.waive & {outcome.reason}
 
 
 def _end(box: LetterBox, account: Account) -> Flow[None]:
@@ -376,8 +375,10 @@ class SharedAuditFile:
         Raises:
             Unavailable: ``audit_unavailable``: the disk refused, or another process keeps the file.
         """
-        unavailable = partial(Unavailable, Cause.AUDIT_UNAVAILABLE)
-        with refusing(ConfigurationError, str, unavailable), self._opened() as file:
+        with (
+            refusing(ConfigurationError, str, partial(Unavailable, Cause.AUDIT_UNAVAILABLE)),
+            self._opened() as file,
+        ):
             file.write(record)
 
     def _opened(self) -> AuditFile:

@@ -269,8 +269,9 @@ class Index(AbstractContextManager["Index"]):
 
     def ids(self) -> Iterator[tuple[str, bool]]:
         """Yield each id once, and whether one of its letters is intact."""
-        rows = self._each("SELECT id, max(intact) FROM letters GROUP BY id", [])
-        yield from ((id, bool(intact)) for id, intact in rows)
+        yield from (
+            (id, bool(intact)) for id, intact in self._each("SELECT id, max(intact) FROM letters GROUP BY id", [])
+        )
 
     def freeze(self, wanted: Filter = ALL) -> Counter[str]:
         """Return the letters that are meant now, counted."""

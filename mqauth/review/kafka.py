@@ -127,9 +127,8 @@ class KafkaLetterBox:
             "kafka-python sends no record without key and value",
             MalformedMessage,
         )
-        headers = dead_letter_headers(message.headers)
         with refusing(MessageSizeTooLargeError, "too large for its topic with the release", MalformedMessage):
-            self._send(names[0], value=message.body, key=message.key, headers=headers)
+            self._send(names[0], value=message.body, key=message.key, headers=dead_letter_headers(message.headers))
 
     def remove(self, letter: Letter, /) -> None:
         """Resolve the very letter, for every reviewer.

@@ -126,10 +126,9 @@ def read(letter: Letter) -> Reading:
             original = _from_whole(message, lines)
         elif form == "json":
             original = json_form.from_form(_parse(message.body or b"", "body"))
-        elif form == "reference":
-            fault = "only a reference is left: the message was too large for a letter"
         else:
-            fault = "the letter has no known form"
+            gone = "only a reference is left: the message was too large for a letter"
+            fault = gone if form == "reference" else "the letter has no known form"
     except MalformedMessage as error:
         fault = str(error)
     # A forged letter must not end the pass over all letters, whatever it makes a parser raise.
@@ -175,14 +174,11 @@ def read(letter: Letter) -> Reading:
 
 def letter_headers(message: Message) -> dict[str, str]:
     """Return a letter's own headers as text, by their names without prefix; of a repeated one the first."""
-    headers: dict[str, str] = {}
-    for name, value in message.headers:
-        if name.startswith(PREFIX) and isinstance(value, str | bytes):
-            headers.setdefault(
-                name.removeprefix(PREFIX),
-                value if isinstance(value, str) else value.decode("utf-8", "backslashreplace"),
-            )
-    return headers
+    return {
+        name.removeprefix(PREFIX): value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
+        for name, value in reversed(message.headers)
+        if name.startswith(PREFIX) and isinstance(value, str | bytes)
+    }
 
 
 def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
@@ -232,9 +228,11 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     own |= {name: value for name, value in live.items() if name in LIVE_PROPERTIES}
     # Where it came from, as the letter says. Its id proves whether that is true.
     scope, source = lines.get("scope"), lines.get("source", "")
-    origin = Origin.of_record(source, scope=scope)
-    if parsed[0] == destination.RABBITMQ:
-        origin = Origin(scope=scope, queue=source, exchange=parsed[1], routing_key=parsed[2])
+    origin = (
+        Origin(scope=scope, queue=source, exchange=parsed[1], routing_key=parsed[2])
+        if parsed[0] == destination.RABBITMQ
+        else Origin.of_record(source, scope=scope)
+    )
     return Message(
         destination=address,
         body=message.body,

@@ -104,8 +104,7 @@ def fill(
             index.add(letters)
             progress(index.size)
             # With all letters read only the end of the pass is left, and an index that is complete is worth more.
-            whole = index.size == index.expected
-            if cancelled is not None and cancelled.is_set() and not whole:
+            if cancelled is not None and cancelled.is_set() and index.size != index.expected:
                 yield from call(box.browse, 0)
                 return
     except Unavailable:
@@ -128,15 +127,14 @@ def take_in(box: LetterBox, forms: Iterable[Any]) -> Flow[int]:
         Unavailable: the broker refused one, or could not be reached.
     """
     count = 0
-    for form in forms:
+    for count, form in enumerate(forms, 1):
         message = json_form.from_form(form)
         require(
             read(Letter(message=message)).intact,
-            f"letter {count + 1}: no dead letter with a valid id and digest",
+            f"letter {count}: no dead letter with a valid id and digest",
             MalformedMessage,
         )
         yield from call(box.publish, replace(message, destination=box.destination, origin=NO_ORIGIN))
-        count += 1
     return count
 
 
@@ -197,8 +195,11 @@ class Judge:
 
     def verdict(self, message: Message, *, scope: str) -> Flow[Outcome]:
         """Judge a message as if it were delivered now, without asking whether it was handled before."""
-        now = redeliverable(message, scope=scope, now=self.clock.now())
-        return (yield from self._guard.judge(self._guard.receive(now)))
+        return (
+            yield from self._guard.judge(
+                self._guard.receive(redeliverable(message, scope=scope, now=self.clock.now()))
+            )
+        )
 
     def admits(self, original: Message) -> bool:
         """Return whether an original may go back without a proof: below ``enforce``, or exempt."""
@@ -231,9 +232,8 @@ def why_not_intact(reading: Reading) -> str:
 
 def verdict_word(outcome: Outcome) -> str:
     """Return an outcome in one word: ``accepted``, a reason, or a cause."""
-    if outcome.verdict is Verdict.ACCEPTED:
-        return str(outcome.verdict.value)
-    return str(outcome.reason or outcome.cause or outcome.verdict.value)
+    why = None if outcome.verdict is Verdict.ACCEPTED else outcome.reason or outcome.cause
+    return str(why or outcome.verdict.value)
 
 
 def judge(

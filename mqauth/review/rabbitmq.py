@@ -123,9 +123,11 @@ class RabbitMQLetterBox:
                     if self._publishing is None or self._publishing.is_closed:
                         self._publishing = await (await self._connected()).channel(publisher_confirms=True)
                     channel = self._publishing
-                    exchange = channel.default_exchange
-                    if exchange_name:
-                        exchange = await channel.get_exchange(exchange_name, ensure=False)
+                    exchange = (
+                        await channel.get_exchange(exchange_name, ensure=False)
+                        if exchange_name
+                        else channel.default_exchange
+                    )
                     native.limit = await frame_limit(channel)
                     result = await exchange.publish(native, routing_key, mandatory=True)
         except _GONE as error:

@@ -75,11 +75,6 @@ class Session:
         return self.guard is not None and self._releaser is not None and self.audit is not None
 
     @property
-    def can_discard(self) -> bool:
-        """Whether there is an audit."""
-        return self.audit is not None
-
-    @property
     def waivable(self) -> list[Reason]:
         """The reasons that the consumer lets releases waive."""
         release = None if self.guard is None else self.guard.verifier.release
@@ -153,7 +148,7 @@ class Session:
             ConfigurationError: no audit, or for a redrive no pipeline or no key.
         """
         require(
-            self.can_discard if plan.act == DISCARD else self.can_redrive,
+            self.audit if plan.act == DISCARD else self.can_redrive,
             f"not set up to {plan.act}: it needs an audit file, and to redrive a key too",
         )
 
@@ -237,8 +232,11 @@ class Session:
             beside: ids in other queues and topics whose rejections the files name too, as of ``Index.ids``.
             as_of: UTC seconds at which the first of all these was read; by default, the index.
         """
-        waiting = chain(index.ids(), beside)
-        return account(read_records(with_parts(files)), waiting, as_of=index.as_of if as_of is None else as_of)
+        return account(
+            read_records(with_parts(files)),
+            chain(index.ids(), beside),
+            as_of=index.as_of if as_of is None else as_of,
+        )
 
     def _releaser_of(self, plan: Plan) -> Releaser:
         allowed = ", ".join(self.waivable) or "nothing"

@@ -113,8 +113,10 @@ class FileReplayStore:
         self._clock = clock
         self._file = SQLiteFile(Path(path), _SCHEMA, 0x6D717277)
         self._execute = self._file.connection.execute
-        names = self._execute("SELECT name FROM names ORDER BY number")
-        self._names = [(), *(tuple(json.loads(name)) for (name,) in names)]
+        self._names = [
+            (),
+            *(tuple(json.loads(name)) for (name,) in self._execute("SELECT name FROM names ORDER BY number")),
+        ]
         self._numbers = {name: number for number, name in enumerate(self._names)}
         ((age,),) = self._execute("SELECT seconds FROM age")
         self._opened = clock.monotonic() - age

@@ -24,8 +24,6 @@ _NETWORK: Final = frozenset(
     ("9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gfs2", "lustre", "nfs", "nfs4", "ocfs2", "smb3")
 )
 _FRAMES: Final = 4096  # pages in the log, 16 MiB, beyond which it is to begin anew
-_FULL: Final = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE))
-_DAMAGED: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 _DAMAGE: Final = (
     "damaged. Move it away, with its -wal and -shm, to begin a new one, which does not know what was handled: a "
     "copy of a message whose token is still good would be handled again"
@@ -116,9 +114,11 @@ class SQLiteFile:
     def words(self, error: Exception) -> tuple[Cause, str]:
         """Return the cause and the detail of a deferral by an error of SQLite or of the system."""
         code = getattr(error, "sqlite_errorcode", 0)
-        if code in _FULL or getattr(error, "errno", 0) == errno.ENOSPC:
+        full = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+        if code in full or getattr(error, "errno", 0) == errno.ENOSPC:
             return Cause.REPLAY_STORE_FULL, f"{self.path}: the disk is full"
-        return Cause.REPLAY_STORE_UNAVAILABLE, f"{self.path}: {_DAMAGE if code & 0xFF in _DAMAGED else error}"
+        damaged = code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        return Cause.REPLAY_STORE_UNAVAILABLE, f"{self.path}: {_DAMAGE if damaged else error}"
 
     def close(self) -> None:
         """Copy the log to its place, and close the file, while nobody uses it; in a forked child do nothing."""

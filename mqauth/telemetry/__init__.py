@@ -67,9 +67,6 @@ METRICS: Final = (
     *AUTHORITY_METRICS,
 )
 """All metrics of this module; the dashboard and the alert rules name these and no others."""
-# Those of OpenTelemetry's conventions for messaging.
-_HANDLER_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-_BUCKETS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0)
 
 
 class Telemetry:
@@ -104,13 +101,42 @@ class Telemetry:
             "mqauth.judge.duration",
             unit="s",
             description="Time of a verdict, without handler and dead letter",
-            explicit_bucket_boundaries_advisory=_BUCKETS,
+            explicit_bucket_boundaries_advisory=(
+                0.00005,
+                0.0001,
+                0.00025,
+                0.0005,
+                0.001,
+                0.0025,
+                0.005,
+                0.01,
+                0.05,
+                0.25,
+                1.0,
+                5.0,
+            ),
         )
         self._handling = meter.create_histogram(
             "messaging.process.duration",
             unit="s",
             description="Time of a handler",
-            explicit_bucket_boundaries_advisory=_HANDLER_BUCKETS,
+            # Those of OpenTelemetry's conventions for messaging.
+            explicit_bucket_boundaries_advisory=(
+                0.005,
+                0.01,
+                0.025,
+                0.05,
+                0.075,
+                0.1,
+                0.25,
+                0.5,
+                0.75,
+                1.0,
+                2.5,
+                5.0,
+                7.5,
+                10.0,
+            ),
         )
         self.consumers: dict[str, Callable[[], Any]] = {}
         """``health`` of each consumer that is watched, for probes."""
@@ -223,8 +249,11 @@ class Telemetry:
             for destination in entry.destinations:
                 self._watch("mqauth.rollout.rung", partial(int, entry.rung), destination=destination)
         for places, until in ends(rollout):
-            left = partial(lambda until: days_left(until, self._now()), until)
-            self._watch("mqauth.rollout.days_left", left, destination=places)
+            self._watch(
+                "mqauth.rollout.days_left",
+                partial(lambda until: days_left(until, self._now()), until),
+                destination=places,
+            )
 
     def timed(self, handler: Handler) -> Handler:
         """Return a handler whose time is measured as ``messaging.process.duration``; of the same kind as it is."""

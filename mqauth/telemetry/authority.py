@@ -31,8 +31,9 @@ def gauges(meter: Meter, known: Mapping[str, tuple[str, str]]) -> Callable[..., 
     """
     made: dict[str, list[Gauge]] = {name: [] for name in known}
     for name, (unit, text) in known.items():
-        reader = partial(_observations, made[name])
-        meter.create_observable_gauge(name, callbacks=[reader], unit=unit, description=text)
+        meter.create_observable_gauge(
+            name, callbacks=[partial(_observations, made[name])], unit=unit, description=text
+        )
 
     def watch(name: str, read: Callable[[], float | None], **labels: str) -> None:
         made[name].append((labels, read))
@@ -65,7 +66,6 @@ AUTHORITY_METRICS: Final = (
     "mqauth.authority.duration",
     *_GAUGES,
 )
-_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class AuthorityTelemetry:
@@ -91,7 +91,21 @@ class AuthorityTelemetry:
             "mqauth.authority.duration",
             unit="s",
             description="Time of an authority's answer",
-            explicit_bucket_boundaries_advisory=_BUCKETS,
+            explicit_bucket_boundaries_advisory=(
+                0.001,
+                0.0025,
+                0.005,
+                0.01,
+                0.025,
+                0.05,
+                0.1,
+                0.25,
+                0.5,
+                1.0,
+                2.5,
+                5.0,
+                10.0,
+            ),
         )
         self._watch = gauges(meter, _GAUGES)
 

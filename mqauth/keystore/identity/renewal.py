@@ -93,8 +93,9 @@ def usable(state: Renewal, now: Moment) -> WorkloadKey | None:
 
 def wait(state: Renewal, now: Moment) -> float:
     """Return the seconds until the next request is due, at most 0 where it is due now."""
-    ahead = 0.0 if state.key is None else state.renew_after - now.since(state.asked)
-    return max(ahead, state.retry - now.monotonic)
+    return max(
+        0.0 if state.key is None else state.renew_after - now.since(state.asked), state.retry - now.monotonic
+    )
 
 
 def granted(grant: Grant, *, asked: Moment, jitter: float) -> Renewal:
@@ -134,8 +135,9 @@ def failed(state: Renewal, why: str, *, now: Moment, jitter: float, retry_after:
 
 def pause(failures: int, *, jitter: float, retry_after: float = 0) -> float:
     """Return the seconds to wait after a failure: 1, doubling to 60, and at least what the authority asks for."""
-    doubled = RETRIES.step(1 + failures) * (1 - JITTER * jitter)
-    return min(RETRIES.longest, max(RETRIES.first, doubled, retry_after))
+    return min(
+        RETRIES.longest, max(RETRIES.first, RETRIES.step(1 + failures) * (1 - JITTER * jitter), retry_after)
+    )
 
 
 def given_up(state: Renewal, why: str) -> Renewal:
@@ -155,9 +157,8 @@ def refusal(identity: Identity, keys: KeySet) -> str | None:
     key, cutoff = keys.get(identity.kid), keys.cutoffs.get(identity.subject)
     if key is not None and key.revocation is not None:
         return "the authority's key that signed the identity is revoked"
-    if cutoff is not None and (identity.issued is None or identity.issued < cutoff.before):
-        return "the subject is cut off"
-    return None
+    is_cut = cutoff is not None and (identity.issued is None or identity.issued < cutoff.before)
+    return "the subject is cut off" if is_cut else None
 
 
 def forked(state: Renewal, jitter: float) -> Renewal:

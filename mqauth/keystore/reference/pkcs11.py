@@ -229,12 +229,13 @@ class TokenKey:
             self._found = (SESSIONS.generation, key, algorithm)
         return self._found[1:]
 
-    def _one(self, session: pkcs11.Session, kind: ObjectClass, name: str) -> Any:
+    def _one(self, session: Any, kind: ObjectClass, name: str) -> Any:
         """Return the one object of a class that the URI names."""
         wanted = {Attribute.CLASS: kind, Attribute.LABEL: self._uri.label, Attribute.ID: self._uri.id}
-        objects = _all(session, {name: value for name, value in wanted.items() if value is not None})
+        # A search holds the session until it was read to its end.
+        objects = list(session.get_objects({name: value for name, value in wanted.items() if value is not None}))
         if not objects:
-            there = [repr(item.label) for item in _all(session, {Attribute.CLASS: kind})]
+            there = [repr(item.label) for item in session.get_objects({Attribute.CLASS: kind})]
             has = f"{', '.join(there[:_SHOWN])}{' and more' if there[_SHOWN:] else ''}" if there else "none"
             raise ConfigurationError(f"{self._uri.where}: has no {name} key {self._uri.what}, but {has}")
         ids = ", ".join(item.id.hex() for item in objects[:_SHOWN])
@@ -243,11 +244,6 @@ class TokenKey:
             f"{self._uri.where}: has {len(objects)} {name} keys {self._uri.what}: name one by its id ({ids})",
         )
         return objects[0]
-
-
-def _all(session: pkcs11.Session, wanted: dict[Any, Any]) -> list[Any]:
-    """Return all objects with these attributes: a search holds the session until it was read to its end."""
-    return list(session.get_objects(wanted))
 
 
 def _token(library: Any, uri: TokenURI) -> pkcs11.Token:

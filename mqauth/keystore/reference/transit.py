@@ -116,10 +116,8 @@ class TransitKey:
             # Of Ed25519 it is standard base64, of ECDSA that of JWS.
             text, prefix = str(answer.get("signature")), f"vault:v{version}:"
             require(text.startswith(prefix), "another version's", ValueError)
-            text = text.removeprefix(prefix)
-            if algorithm == "EdDSA":
-                return base64.b64decode(text, validate=True)
-            return base64url.decode(text.encode("ascii"))
+            raw = text.removeprefix(prefix).encode("ascii")
+            return base64.b64decode(raw, validate=True) if algorithm == "EdDSA" else base64url.decode(raw)
 
     def _ask(self, verb: str, document: Any = None) -> Mapping[str, Any]:
         """Return what the server answers about the key."""
@@ -128,14 +126,13 @@ class TransitKey:
         with refusing(ConfigurationError, str, self._unavailable):
             token = read_bounded(path, 16 * 1024, private=True).decode("ascii", "replace").rstrip("\r\n")
             require(VISIBLE.fullmatch(token), f"{path}: no token")
-        headers = {"X-Vault-Token": token, "X-Vault-Request": "true"}
         with refusing(FetchFailed, str, self._unavailable):
             answer = request(
                 self._reference.endpoint(verb),
                 deadline=Deadline(self._clock, self._timeout),
                 context=self._context,
                 document=document,
-                headers=headers,
+                headers={"X-Vault-Token": token, "X-Vault-Request": "true"},
                 dial=self._dial,
                 kept=self._kept,
             )
