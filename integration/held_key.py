@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
+import pytest
+
+from integration.http_proxy import Answer, Proxy, honest
 from integration.services.openbao import OpenBao
-from mqauth import Signer
+from mqauth import Signer, Unavailable
 from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.disk import ring
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
+from mqauth.testing.signing_contract import accepted
 from mqauth.wire.keys import Key
+from mqauth.wire.message import Message
 
+MESSAGE: Final = Message(destination="kafka:orders", body=b"hello", key=b"42")
 MOUNT: Final = "team/signing"
 POLICY: Final = """\
 path "{mount}/keys/{name}" {{ capabilities = ["read"] }}
@@ -44,8 +52,8 @@ class Entered:
 
     store: Keystore
 
-    def uri(self) -> str:
-        """Return the reference of the key."""
+    def uri(self, server: str = "") -> str:
+        """Return the reference of the key, or by the URL of a proxy."""
         raise NotImplementedError
 
     def adopt(self, uri: str = "", *, pinned: bool = False) -> Key:
@@ -86,3 +94,73 @@ class Held(Entered):
         place = f"transit:{server or self.openbao.secure}/{MOUNT}/{self.name}?key_version={version}"
         trust = "unsafe_http_loopback=true" if server else f"ca={self.openbao.ca}"
         return f"{place}&token_file={self.token}&{trust}"
+
+
+class Fault(NamedTuple):
+    """What befalls a service, what mends it if anything does, and what a producer is told."""
+
+    break_it: Callable[[Any], object]
+    mend: Callable[[Any], object] | None
+    says: str
+
+
+def signs_nothing_through(fault: Fault, held: Entered) -> str:
+    """See that nothing is signed through a fault, and the signer goes on once mended; return what was told."""
+    public, signer = held.adopt(), held.signer()
+    signer.sign(MESSAGE)
+    fault.break_it(held)
+    with pytest.raises(Unavailable, match=fault.says) as caught:
+        signer.sign(MESSAGE)
+    assert caught.value.cause == "keys_unavailable"
+    if fault.mend is not None:
+        fault.mend(held)
+        assert accepted(signer.sign(MESSAGE), public) == public.kid
+    return f"{caught.value!r}{caught.value.__cause__!r}"
+
+
+def of_other_input(member: str) -> Answer:
+    """Have the server sign another input of the same length: a signature of the right key and shape."""
+
+    def change(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
+        head, _, body = request.partition(b"\r\n\r\n")
+        told = json.loads(body)[member]
+        raw = base64.b64decode(told)
+        other = base64.b64encode(raw[:-1] + bytes([raw[-1] ^ 1])).decode()
+        return server(head + b"\r\n\r\n" + body.replace(told.encode(), other.encode()))
+
+    return change
+
+
+def refuses(answer: Answer, says: str, held: Entered, proxy: Proxy) -> str:
+    """See that an answer is ``Unavailable`` after three attempts, and passes; return what was told."""
+    public, signer = held.adopt(held.uri(proxy.url)), held.signer()
+    signer.sign(MESSAGE)
+    before, proxy.answer = proxy.requests, answer
+    with pytest.raises(Unavailable, match=says) as caught:
+        signer.sign(MESSAGE)
+    assert proxy.url in str(caught.value)
+    assert proxy.requests == before + 3
+    proxy.answer = honest
+    assert accepted(signer.sign(MESSAGE), public) == public.kid
+    return f"{caught.value!r}{caught.value.__cause__!r}"
+
+
+def takes_the_good_ones(wrong: Answer, held: Entered, proxy: Proxy) -> None:
+    """See that each message is signed at the third attempt, where two of three answers are wrong."""
+    public, signer = held.adopt(held.uri(proxy.url)), held.signer()
+    begun = proxy.requests
+
+    def now_and_then(request: bytes, server: Callable[[bytes], bytes]) -> bytes | None:
+        return honest(request, server) if (proxy.requests - begun) % 3 == 0 else wrong(request, server)
+
+    proxy.answer = now_and_then
+    for number in range(10):
+        assert accepted(signer.sign(replace(MESSAGE, key=b"%d" % number)), public) == public.kid
+    assert proxy.requests == begun + 30
+
+
+def megabytes(kind: str) -> Answer:
+    """Answer with 30 MiB."""
+    body = b'{"data":"%s"}' % (b" " * 31_457_280)
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return lambda *_: head.encode() + body

@@ -258,6 +258,14 @@ class TaskContract:
             shop.refused("store on Redis", signer=signer, dead_letters=shop.dead, guard=lambda guard=guard: guard)
 
 
+def judge_of(probe: Probe, target: Any, store: Any, audit: AuditFile) -> Pipeline:
+    """Return the pipeline of what is attacked."""
+    return Pipeline(
+        verifier=Verifier(keys=probe.keys, audience="billing"), policy=probe.forge.policy(target.destination),
+        replay=store, audit=audit, observers=[probe.observer],
+    )  # fmt: skip
+
+
 class WorkerAttacks(AttackSuite):
     """The attack suite against what a worker is given.
 
@@ -284,11 +292,6 @@ class WorkerAttacks(AttackSuite):
         with closing(store), AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
 
             def consuming(probe: Probe) -> AbstractContextManager[Any]:
-                guard = Pipeline(
-                    verifier=Verifier(keys=probe.keys, audience="billing"),
-                    policy=probe.forge.policy(target.destination), replay=store, audit=audit,
-                    observers=[probe.observer],
-                )  # fmt: skip
-                return self.worker(target, guard, probe)
+                return self.worker(target, judge_of(probe, target, store, audit), probe)
 
             yield consuming

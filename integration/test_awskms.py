@@ -17,8 +17,17 @@ from typing import Any, Final
 import pytest
 
 from integration.documentation import Reader, blocks, matches
-from integration.held_key import Entered
-from integration.http_proxy import Answer, Proxy, honest
+from integration.held_key import (
+    MESSAGE,
+    Entered,
+    Fault,
+    megabytes,
+    of_other_input,
+    refuses,
+    signs_nothing_through,
+    takes_the_good_ones,
+)
+from integration.http_proxy import Answer, Proxy
 from integration.keyserver import Authority
 from integration.services.kms import Emulation, LocalKms, MiniStack
 from mqauth import Unavailable
@@ -29,7 +38,6 @@ from mqauth.keystore.reference.awskms import MAX_RAW, client_of
 from mqauth.testing.signing_contract import SigningContract, accepted, verify
 from mqauth.wire import jws
 from mqauth.wire.keys import Key
-from mqauth.wire.message import Message
 from tests.authority_world import World
 
 SPECS: Final = {"EdDSA": "ECC_NIST_EDWARDS25519", "ES256": "ECC_NIST_P256", "ES384": "ECC_NIST_P384"}
@@ -126,7 +134,6 @@ class User:
 
 
 PAGE: Final = "docs/how-to/use-aws-kms.md"
-MESSAGE: Final = Message(destination="kafka:orders", body=b"hello", key=b"42")
 
 
 @pytest.fixture(autouse=True)
@@ -270,16 +277,15 @@ def test_an_alias_in_a_keystore_signs_nothing(held: KmsHeld) -> None:
 
 # --- faults -----------------------------------------------------------------------------------------------
 
-Fault = tuple[Callable[[KmsHeld], object], Callable[[KmsHeld], object] | None, str]
-FAULTS: dict[str, Fault] = {
-    "killed": (lambda held: held.kms.kill(), lambda held: held.kms.start(), "EndpointConnectionError"),
-    "paused": (lambda held: held.kms.pause(), lambda held: held.kms.resume(), "ReadTimeoutError"),
-    "disabled": (
+FAULTS: Final = {
+    "killed": Fault(lambda held: held.kms.kill(), lambda held: held.kms.start(), "EndpointConnectionError"),
+    "paused": Fault(lambda held: held.kms.pause(), lambda held: held.kms.resume(), "ReadTimeoutError"),
+    "disabled": Fault(
         lambda held: held.client.disable_key(KeyId=held.arn),
         lambda held: held.client.enable_key(KeyId=held.arn),
         "DisabledException: the key is disabled",
     ),
-    "to be deleted": (
+    "to be deleted": Fault(
         lambda held: held.client.schedule_key_deletion(KeyId=held.arn, PendingWindowInDays=7),
         lambda held: (held.client.cancel_key_deletion(KeyId=held.arn), held.client.enable_key(KeyId=held.arn)),
         "KMSInvalidStateException: the key is to be deleted",
@@ -293,20 +299,10 @@ FAULTS: dict[str, Fault] = {
 def test_a_producer_through_a_fault(fault: str, held: KmsHeld, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing is signed meanwhile, the error names the host, and the signer goes on afterwards."""
     caplog.set_level(logging.DEBUG)
-    public, signer = held.adopt(), held.signer()
-    signer.sign(MESSAGE)
-    caplog.clear()
-    broken, mended, says = FAULTS[fault]
-    broken(held)
-    with pytest.raises(Unavailable, match=says) as caught:
-        signer.sign(MESSAGE)
-    assert caught.value.cause == "keys_unavailable"
-    assert f"{held.kms.url}: {held.arn}" in str(caught.value)
+    told = signs_nothing_through(FAULTS[fault], held)
+    assert f"{held.kms.url}: {held.arn}" in told
     assert [record.levelname for record in caplog.records if record.name.startswith("mqauth")] == ["ERROR"]
-    assert "unguessable-secret" not in f"{caught.value!r}{caught.value.__cause__!r}{caplog.text}"
-    assert mended is not None
-    mended(held)
-    assert accepted(signer.sign(MESSAGE), public) == public.kid
+    assert "unguessable-secret" not in told + caplog.text
 
 
 @pytest.fixture
@@ -414,73 +410,13 @@ def assumed(aws: MiniStack, name: str) -> dict[str, str]:
 # --- what stands between, and answers in its place ---------------------------------------------------------
 
 
-def answer(status: str, body: bytes, kind: str = "application/x-amz-json-1.1") -> bytes:
-    """Return an HTTP answer."""
-    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    return head.encode() + body
-
-
-def refusal(code: str, status: str = "400 Bad Request") -> Answer:
-    """Answer with a code of AWS, and a text with what must not be repeated."""
-    body = json.dumps({"__type": code, "message": "x-amz-security-token:unguessable-token"}).encode()
-    return lambda *_: answer(status, body)
-
-
-def changed(**members: Any) -> Answer:
-    """Answer as the server does, but for some members."""
-
-    def change(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
-        body = json.loads(server(request).partition(b"\r\n\r\n")[2])
-        return answer("200 OK", json.dumps({**body, **members}).encode())
-
-    return change
-
-
-def of_other_input(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
-    """Have the server sign another input of the same length: a signature of the right key and shape."""
-    head, _, body = request.partition(b"\r\n\r\n")
-    told = json.loads(body)["Message"]
-    raw = base64.b64decode(told)
-    other = base64.b64encode(raw[:-1] + bytes([raw[-1] ^ 1])).decode()
-    return server(head + b"\r\n\r\n" + body.replace(told.encode(), other.encode()))
-
-
-def encoded(raw: bytes) -> str:
-    """Return standard base64."""
-    return base64.b64encode(raw).decode()
-
-
-RUBBISH: dict[str, tuple[Answer, str]] = {
-    "another input's": (of_other_input, "signs with another key"),
-    "no signature": (changed(Signature=None), "without a signature"),
-    "no base64": (changed(Signature="####"), "without a signature"),
-    "raw, not DER": (changed(Signature=encoded(bytes(64))), "without a signature"),
-    "DER with a tail": (changed(Signature=encoded(bytes.fromhex("3006020101020101") + b"x")), "without a sig"),
-    "DER, padded": (changed(Signature=encoded(bytes.fromhex("300702020001020101"))), "without a signature"),
-    "DER, negative": (changed(Signature=encoded(bytes.fromhex("30060201ff020101"))), "without a signature"),
-    "DER, too large": (
-        changed(Signature=encoded(bytes.fromhex("3026") + b"\x02\x21\x01" + bytes(32) + b"\x02\x01\x01")),
-        "without a signature",
-    ),
-    "DER, ones": (changed(Signature=encoded(bytes.fromhex("3006020101020101"))), "signs with another key"),
-    "throttled": (refusal("ThrottlingException"), "ThrottlingException: over the quota"),
-    "key not reachable": (refusal("KeyUnavailableException", "500 Internal Server Error"), "KeyUnavailable"),
-    "not found": (refusal("NotFoundException"), "NotFoundException: no such key"),
-    "wrong signature": (refusal("com.amazon.coral.service#InvalidSignatureException"), "the clock here is wrong"),
-    "a code with a secret": (refusal("x-amz-security-token:unguessable-token"), "an error without a code$"),
-    "a login page": (lambda *_: answer("200 OK", b"<html>sign in</html>", "text/html"), "without a signature"),
-    "empty": (lambda *_: answer("200 OK", b"{}"), "without a signature"),
-    "no object": (lambda *_: answer("200 OK", b"[]"), "AttributeError"),
-    "a redirect": (
-        lambda *_: b"HTTP/1.1 307 Moved\r\nLocation: https://evil.example/\r\nConnection: close\r\n\r\n", "307",
-    ),
+RUBBISH: Final[dict[str, tuple[Answer, str]]] = {
+    "another input's": (of_other_input("Message"), "signs with another key"),
     "half an answer": (lambda request, server: server(request)[:-20], "without a signature|Error"),
     "no HTTP": (lambda *_: b"\x16\x03\x01\x00\xff" * 800, "ConnectionClosedError"),
-    "nothing": (lambda *_: b"", "ConnectionClosedError"),
-    "30 MiB": (lambda *_: answer("200 OK", b'{"KeyId":"%s"}' % (b" " * 31_457_280)), "without a signature"),
-    "502": (lambda *_: answer("502 Bad Gateway", b"<html>", "text/html"), "502"),
+    "30 MiB": (megabytes("application/x-amz-json-1.1"), "without a signature"),
     "silence": (lambda *_: None, "ReadTimeoutError"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -490,16 +426,8 @@ def test_no_rubbish_becomes_a_token(
     rubbish: str, held: KmsHeld, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever is answered, in the right shape too, is ``Unavailable`` after three attempts, and not repeated."""
-    public, signer = held.adopt(held.uri(proxy.url)), held.signer()
-    signer.sign(MESSAGE)
-    before, (proxy.answer, says) = proxy.requests, RUBBISH[rubbish]
-    with pytest.raises(Unavailable, match=says) as caught:
-        signer.sign(MESSAGE)
-    assert proxy.url in str(caught.value)
-    assert proxy.requests == before + 3
-    assert "unguessable" not in f"{caught.value!r}{caught.value.__cause__!r}{caplog.text}"
-    proxy.answer = honest
-    assert accepted(signer.sign(MESSAGE), public) == public.kid
+    told = refuses(*RUBBISH[rubbish], held, proxy)
+    assert "unguessable" not in told + caplog.text
 
 
 def test_another_keys_signature_under_this_keys_name_is_never_sent(held: KmsHeld, proxy: Proxy) -> None:
@@ -517,16 +445,7 @@ def test_another_keys_signature_under_this_keys_name_is_never_sent(held: KmsHeld
 
 def test_rubbish_among_good_answers_is_never_sent(held: KmsHeld, proxy: Proxy) -> None:
     """Two of three answers are signatures of another input; each message is signed at the third attempt."""
-    public, signer = held.adopt(held.uri(proxy.url)), held.signer()
-    begun = proxy.requests
-
-    def now_and_then(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
-        return honest(request, server) if (proxy.requests - begun) % 3 == 0 else of_other_input(request, server)
-
-    proxy.answer = now_and_then
-    for number in range(10):
-        assert accepted(signer.sign(replace(MESSAGE, key=b"%d" % number)), public) == public.kid
-    assert proxy.requests == begun + 30
+    takes_the_good_ones(of_other_input("Message"), held, proxy)
 
 
 # --- keys that cannot be ours, processes, the authority, the command ----------------------------------------

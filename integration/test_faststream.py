@@ -1,4 +1,4 @@
-"""FastStream on a real RabbitMQ and a real Kafka: verdicts, rollouts, requests, stops, and a shop of services."""
+"""FastStream on a real RabbitMQ and a real Kafka: requests, stops, deferrals, and a shop of services."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +28,11 @@ from mqauth import ActiveKey, AuditFile, Key, KeySet, MemoryReplayStore, Message
 from mqauth.audit.chain import verify_chain
 from mqauth.brokers import kafka as kafka_leaf
 from mqauth.brokers import rabbitmq as wrapper
-from mqauth.brokers.rabbitmq.translate import Measured, to_native
-from mqauth.integrations.faststream import NotHandledError, UnverifiedMessage, VerifiedMessage, protect, unverified
-from mqauth.judging.rollout import WEEK, Rollout, RolloutEntry, Rung
+from mqauth.brokers.rabbitmq.translate import to_native
+from mqauth.integrations.faststream import NotHandledError, VerifiedMessage, protect
 from mqauth.testing.forge import ISSUER, Forge
 
 PATIENCE = 60.0
-
-
-def observing(place: str) -> Rollout:
-    """Return a rollout that observes one destination."""
-    day = datetime.now(UTC).date()
-    return Rollout([
-        RolloutEntry(
-            destinations=(place,), rung=Rung.OBSERVE, since=day, until=day + timedelta(9), owner="team",
-            window=WEEK,
-        )
-    ])  # fmt: skip
 
 
 class Store(MemoryReplayStore):
@@ -70,13 +57,12 @@ class Shop:
     Args:
         url: of RabbitMQ.
         audit: where its records go.
-        observed: whether its queue is on the rung ``observe``.
         signer: of what it publishes, in place of the forge's.
         trusts: keys of the issuer beside the forge's.
     """
 
     def __init__(
-        self, url: str, audit: AuditFile, *, observed: bool = False, signer: Signer | None = None,
+        self, url: str, audit: AuditFile, *, signer: Signer | None = None,
         trusts: Sequence[Key] = (),
     ) -> None:  # fmt: skip
         self.forge = Forge()
@@ -88,7 +74,6 @@ class Shop:
             verifier=self.forge.verifier(keys={self.forge.issuer: KeySet([*self.forge.keys, *trusts])}),
             policy=self.forge.policy(f"rabbitmq:/{self.name}", "rabbitmq:/amq.rabbitmq.reply-to.#"),
             replay=self.store, audit=audit,
-            rollout=observing(f"rabbitmq:/{self.name}") if observed else None,
         )  # fmt: skip
         self.broker: Any = protect(
             RabbitBroker(url, graceful_timeout=0.1),
@@ -115,11 +100,6 @@ class Shop:
                 if len(found) == number:
                     return found
         raise AssertionError
-
-    async def send(self, message: Message) -> None:
-        """Publish a message past FastStream."""
-        channel = await (await self.broker.connect()).channel()
-        await channel.default_exchange.publish(to_native(message, message_id=uuid.uuid4().hex), self.name)
 
     async def ask(self, order: dict[str, int]) -> Any:
         """Return the answer to a request."""
@@ -148,59 +128,6 @@ async def shop(rabbitmq: RabbitMQ, tmp_path: Path) -> Any:
         yield shop
         await shop.end()
     assert verify_chain(tmp_path / "audit.jsonl").intact
-
-
-async def test_rabbitmq(shop: Shop) -> None:
-    """An honest message is handled; an unsigned, a forged and a replayed one become dead letters."""
-
-    @shop.broker.subscriber(shop.name)
-    async def take(order: dict[str, int], verified: VerifiedMessage) -> None:
-        shop.handled.put_nowait(verified)
-
-    await shop.broker.start()
-    await shop.broker.publish({"order": 1}, shop.name)
-    async with asyncio.timeout(PATIENCE):
-        honest = await shop.handled.get()
-    assert honest.body == b'{"order":1}'
-    place = Message(destination=f"rabbitmq:/{shop.name}", body=b"unsigned")
-    await shop.send(place)
-    await shop.send(shop.forge.seal(place, key=shop.forge.stranger))
-    channel = await (await shop.broker.connect()).channel()
-    await channel.default_exchange.publish(Measured.of(honest.native), shop.name)
-    found = await shop.buried(3)
-    assert sorted(found) == [
-        ("key_unknown", b"unsigned"),
-        ("replayed", honest.body),
-        ("token_missing", b"unsigned"),
-    ]
-    assert shop.handled.empty()
-    queue: Any = await channel.declare_queue(shop.name, passive=True)
-    assert queue.declaration_result.message_count == 0
-
-
-async def test_rabbitmq_rollout(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
-    """While a queue is observed, what is not signed reaches the second handler alone, and is acked."""
-    with AuditFile(tmp_path / "audit.jsonl") as audit:
-        shop = Shop(rabbitmq.url, audit, observed=True)
-        orders, proofless = shop.broker.subscriber(shop.name), asyncio.Queue[Any]()
-
-        @orders(filter=unverified)
-        async def old(body: bytes, message: UnverifiedMessage) -> None:
-            proofless.put_nowait((body, message.would and message.would.code))
-
-        @orders
-        async def take(body: bytes, verified: VerifiedMessage) -> None:
-            shop.handled.put_nowait(verified)
-
-        await shop.broker.start()
-        await shop.send(Message(destination=f"rabbitmq:/{shop.name}", body=b"unsigned"))
-        await shop.broker.publish(b"signed", shop.name)
-        async with asyncio.timeout(PATIENCE):
-            assert await proofless.get() == (b"unsigned", "token_missing")
-            assert (await shop.handled.get()).body == b"signed"
-        await shop.end()
-    assert proofless.empty()
-    assert shop.handled.empty()
 
 
 async def test_rabbitmq_request(shop: Shop) -> None:
@@ -290,7 +217,6 @@ class TopicShop:
         self.topic = f"orders-{uuid.uuid4().hex}"
         self.audit = audit
         self.replay: Any = MemoryReplayStore()
-        self.rollout: Rollout | None = None
         self.handled: list[int] = []
         self.done = asyncio.Event()
 
@@ -298,7 +224,7 @@ class TopicShop:
         """Return a broker whose handler is not declared yet."""
         guard = Pipeline(
             verifier=self.forge.verifier(), policy=self.forge.policy(f"kafka:{self.topic}"), replay=self.replay,
-            audit=self.audit, rollout=self.rollout,
+            audit=self.audit,
         )  # fmt: skip
         broker = self.package.KafkaBroker(self.address, graceful_timeout=0.1)
         return protect(broker, guard=guard, dead_letters=self.letters, signer=self.forge.signer())
@@ -368,28 +294,6 @@ async def test_stop_in_the_middle(topic_shop: TopicShop) -> None:
         await topic_shop.done.wait()
     await second.stop()
     assert (topic_shop.handled, topic_shop.committed()) == (list(range(RECORDS)), RECORDS)
-
-
-async def test_rollout(topic_shop: TopicShop) -> None:
-    """While a topic is observed, what is not signed reaches the second handler, what is signed the first."""
-    topic_shop.rollout = observing(f"kafka:{topic_shop.topic}")
-    broker, proofless = topic_shop.broker(), list[bytes | None]()
-    records = topic_shop.subscriber(broker)
-
-    @records(filter=unverified)
-    async def old(order: int, message: UnverifiedMessage) -> None:
-        assert message.body == str(order).encode()
-        proofless.append(message.body)
-
-    records(topic_shop.take)
-    await broker.start()
-    with client.KafkaProducer(bootstrap_servers=topic_shop.address) as producer:
-        producer.send(topic_shop.topic, value=b"77").get(timeout=PATIENCE)
-    await topic_shop.publish(broker)
-    async with asyncio.timeout(PATIENCE):
-        await topic_shop.done.wait()
-    await broker.stop()
-    assert (proofless, topic_shop.handled, topic_shop.committed()) == ([b"77"], list(range(RECORDS)), RECORDS + 1)
 
 
 class Away(MemoryReplayStore):

@@ -25,7 +25,6 @@ from integration.redis_doubles import CountingRedis, LossyConnection, certificat
 from integration.scale import nightly
 from integration.services import Redis
 from mqauth.errors import Cause, Unavailable
-from mqauth.flow import arun, call, run
 from mqauth.replay.rules import ClaimRequest
 from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.clock import START, FakeClock
@@ -505,20 +504,6 @@ def test_shared_by_both_colours(own: Redis) -> None:
         return found
 
     assert asyncio.run(story()) == [REPLAYED, FRESH]
-    store.close()
-
-
-def test_either_colour(own: Redis) -> None:
-    """A store of a URL claims in the colour it is called in."""
-    store = RedisReplayStore.from_url(own.url, namespace=namespace())
-    assert run(call(store.claim, wish())) is FRESH
-
-    async def story() -> Any:
-        found = await arun(call(store.claim, wish("second")))
-        await store.aclose()
-        return found
-
-    assert asyncio.run(story()) is REPLAYED
     store.close()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import os
@@ -17,8 +16,20 @@ from typing import Any, Final
 import pytest
 
 from integration.documentation import Reader, blocks, matches
-from integration.held_key import MOUNT, Held, engine, private
-from integration.http_proxy import Answer, Proxy, honest
+from integration.held_key import (
+    MESSAGE,
+    MOUNT,
+    Fault,
+    Held,
+    engine,
+    megabytes,
+    of_other_input,
+    private,
+    refuses,
+    signs_nothing_through,
+    takes_the_good_ones,
+)
+from integration.http_proxy import Answer, Proxy
 from integration.services.openbao import OpenBao
 from mqauth import Unavailable
 from mqauth.errors import ConfigurationError
@@ -26,11 +37,9 @@ from mqauth.keystore import ActiveKey, Keystore
 from mqauth.testing.signing_contract import SigningContract, accepted
 from mqauth.wire import identity, jws
 from mqauth.wire.keys import Key, jwk_members, public_members
-from mqauth.wire.message import Message
 from tests.authority_world import DOMAIN, MACHINES, ORDERS, URL, World
 
 PAGE: Final = "docs/how-to/use-openbao-or-vault.md"
-MESSAGE: Final = Message(destination="kafka:orders", body=b"hello", key=b"42")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,8 +87,6 @@ def test_es384_signs_too(openbao: OpenBao, tmp_path: Path) -> None:
 
 # What a producer meets, and what mends it; each gives what the error must say.
 
-Fault = tuple[Callable[[Held], None], Callable[[Held], None], str]
-
 
 def revoke(held: Held) -> None:
     """Revoke the token."""
@@ -108,29 +115,25 @@ def recreate(held: Held, kind: str) -> None:
     held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}", {"type": kind})
 
 
-def nothing(_held: Held) -> None:
-    """Mend nothing: that key is gone for good."""
-
-
-FAULTS: dict[str, Fault] = {
-    "killed": (lambda held: held.openbao.kill(), lambda held: held.openbao.start(), "out of reach"),
-    "paused": (
+FAULTS: Final = {
+    "killed": Fault(lambda held: held.openbao.kill(), lambda held: held.openbao.start(), "out of reach"),
+    "paused": Fault(
         lambda held: held.openbao.pause(),
         lambda held: held.openbao.resume(),
         "no whole answer within 2 s",
     ),
-    "sealed": (lambda held: held.openbao.seal(), lambda held: held.openbao.unseal(), "status 503: sealed"),
-    "revoked": (revoke, renew, "status 403: the token has ended or was revoked"),
-    "forbidden": (forbid, renew, "status 403: .*its policy does not allow it"),
-    "no token": (lambda held: held.token.unlink(), renew, "No such file"),
-    "deleted": (delete, nothing, "status 400: the key is gone"),
-    "another key": (lambda held: recreate(held, "ed25519"), nothing, "signs with another key"),
-    "another type": (
+    "sealed": Fault(lambda held: held.openbao.seal(), lambda held: held.openbao.unseal(), "status 503: sealed"),
+    "revoked": Fault(revoke, renew, "status 403: the token has ended or was revoked"),
+    "forbidden": Fault(forbid, renew, "status 403: .*its policy does not allow it"),
+    "no token": Fault(lambda held: held.token.unlink(), renew, "No such file"),
+    "deleted": Fault(delete, None, "status 400: the key is gone"),
+    "another key": Fault(lambda held: recreate(held, "ed25519"), None, "signs with another key"),
+    "another type": Fault(
         lambda held: recreate(held, "ecdsa-p256"),
-        nothing,
+        None,
         "signs with another key|without a signature",
     ),
-    "no signing type": (lambda held: recreate(held, "aes256-gcm96"), nothing, "status 400"),
+    "no signing type": Fault(lambda held: recreate(held, "aes256-gcm96"), None, "status 400"),
 }
 
 
@@ -140,36 +143,13 @@ FAULTS: dict[str, Fault] = {
 def test_a_producer_through_a_fault(fault: str, held: Held, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing is signed meanwhile, the error names the host and no token, and the signer goes on afterwards."""
     caplog.set_level(logging.DEBUG)
-    public, signer, secret = held.adopt(), held.signer(), held.token.read_text()
-    signer.sign(MESSAGE)
-    broken, mended, says = FAULTS[fault]
-    broken(held)
-    with pytest.raises(Unavailable, match=says) as caught:
-        signer.sign(MESSAGE)
-    assert caught.value.cause == "keys_unavailable"
-    assert held.openbao.secure in str(caught.value)
-    assert secret not in f"{caught.value!r}{caught.value.__cause__!r}{caplog.text}"
-    if mended is not nothing:
-        mended(held)
-        assert accepted(signer.sign(MESSAGE), public) == public.kid
+    secret = held.token.read_text()
+    told = signs_nothing_through(FAULTS[fault], held)
+    assert held.openbao.secure in told
+    assert secret not in told + caplog.text
 
 
 # What stands between a producer and OpenBao, and answers in its place.
-
-
-def answer(status: str, body: bytes, kind: str = "application/json") -> bytes:
-    """Return an HTTP answer."""
-    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
-
-
-def of_other_input(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
-    """Have the server sign another input of the same length: a signature of the right key and shape."""
-    head, _, body = request.partition(b"\r\n\r\n")
-    members = json.loads(body)
-    raw = base64.b64decode(members["input"])
-    other = base64.b64encode(raw[:-1] + bytes([raw[-1] ^ 1])).decode()
-    return server(head + b"\r\n\r\n" + body.replace(members["input"].encode(), other.encode()))
 
 
 def of_another_version(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
@@ -182,27 +162,15 @@ def of_another_version_renamed(request: bytes, server: Callable[[bytes], bytes])
     return of_another_version(request, server).replace(b"vault:v2:", b"vault:v1:")
 
 
-RUBBISH: dict[str, tuple[Answer, str]] = {
-    "another input's": (of_other_input, "signs with another key"),
+RUBBISH: Final[dict[str, tuple[Answer, str]]] = {
+    "another input's": (of_other_input("input"), "signs with another key"),
     "another version's": (of_another_version, "without a signature of version 1"),
     "another version's, renamed": (of_another_version_renamed, "signs with another key"),
-    "a login page": (lambda *_: answer("200 OK", b"<html>sign in</html>", "text/html"), "content type"),
-    "empty data": (lambda *_: answer("200 OK", b'{"data":{}}'), "without a signature"),
-    "no data": (lambda *_: answer("200 OK", b"[]"), "not a JSON object"),
-    "a zero signature": (
-        lambda *_: answer("200 OK", b'{"data":{"signature":"vault:v1:%s"}}' % base64.b64encode(bytes(64))),
-        "signs with another key",
-    ),
-    "a redirect": (
-        lambda *_: b"HTTP/1.1 307 Temporary Redirect\r\nLocation: https://evil.example/\r\n\r\n", "a redirect",
-    ),
     "half an answer": (lambda request, server: server(request)[:-20], "ends early|not JSON|out of reach|not HTTP"),
     "no HTTP": (lambda *_: b"\x16\x03\x01\x00\xff" * 800, "not HTTP"),
-    "nothing": (lambda *_: b"", "out of reach"),
-    "30 MiB": (lambda *_: answer("200 OK", b'{"data":"%s"}' % (b" " * 31_457_280)), "over 262144|out of reach"),
-    "502": (lambda *_: answer("502 Bad Gateway", b"<html>", "text/html"), "status 502"),
+    "30 MiB": (megabytes("application/json"), "over 262144|out of reach"),
     "silence": (lambda *_: None, "no whole answer within 2 s"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -218,29 +186,12 @@ def proxy(openbao: OpenBao) -> Iterator[Proxy]:
 def test_no_rubbish_becomes_a_token(rubbish: str, held: Held, proxy: Proxy) -> None:
     """Whatever a proxy answers, in the right shape too, is ``Unavailable`` after three attempts."""
     held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/rotate")
-    public, signer = held.adopt(held.uri(proxy.url)), held.signer()
-    signer.sign(MESSAGE)
-    before, (proxy.answer, says) = proxy.requests, RUBBISH[rubbish]
-    with pytest.raises(Unavailable, match=says) as caught:
-        signer.sign(MESSAGE)
-    assert proxy.url in str(caught.value)
-    assert proxy.requests == before + 3
-    proxy.answer = honest
-    assert accepted(signer.sign(MESSAGE), public) == public.kid
+    refuses(*RUBBISH[rubbish], held, proxy)
 
 
 def test_rubbish_among_good_answers_is_never_sent(held: Held, proxy: Proxy) -> None:
     """Two of three answers are signatures of another input; each message is signed at the third attempt."""
-    public, signer = held.adopt(held.uri(proxy.url)), held.signer()
-    begun = proxy.requests
-
-    def now_and_then(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
-        return honest(request, server) if (proxy.requests - begun) % 3 == 0 else of_other_input(request, server)
-
-    proxy.answer = now_and_then
-    for number in range(10):
-        assert accepted(signer.sign(replace(MESSAGE, key=b"%d" % number)), public) == public.kid
-    assert proxy.requests == begun + 30
+    takes_the_good_ones(of_other_input("input"), held, proxy)
 
 
 def test_a_rotation_there_changes_nothing_until_it_is_adopted(held: Held) -> None:

@@ -99,6 +99,11 @@ def made(key: Key, text: bytes, **changes: Any) -> Answer:
     return said(**{**usual, **changes})
 
 
+def der(text: str) -> Answer:
+    """Return the answer whose signature is these bytes, in hexadecimal digits."""
+    return made(ES, b"input", Signature=base64.b64encode(bytes.fromhex(text)).decode())
+
+
 def described(public: Any, *algorithms: str, **changes: Any) -> Answer:
     """Return what AWS says of a key."""
     raw = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -182,12 +187,21 @@ def test_an_algorithm_that_kms_does_not_sign_for_us_is_refused(key: KmsKey) -> N
         (said(400, __type=f"x {TOKEN}"), "an error without a code$"),
         (said(403), "403$"),
         (said(500, __type="KMSInternalException"), "KMSInternalException: AWS KMS failed"),
+        (said(500, __type="KeyUnavailableException"), "KeyUnavailable"),
+        (said(400, __type="com.amazon.coral.service#InvalidSignatureException"), "the clock here is wrong"),
         (said(503), "503$"),
         ((307, b""), "307$"),
         ((200, b"<html>"), "without a signature|Error"),
         (made(ES384, b"input", SigningAlgorithm="ECDSA_SHA_256"), "without a signature"),
         (made(ES, b"input", Signature=None), "without a signature"),
+        (made(ES, b"input", Signature="####"), "without a signature"),
         (made(ES, b"input", Signature=base64.b64encode(bytes(64)).decode()), "without a signature"),
+        (der("3006020101020101" + "78"), "without a signature"),
+        (der("300702020001020101"), "without a signature"),
+        (der("30060201ff020101"), "without a signature"),
+        (der("3026022101" + "00" * 32 + "020101"), "without a signature"),
+        (said(), "without a signature"),
+        ((200, b"[]"), "AttributeError"),
         (ConnectTimeoutError(endpoint_url="https://kms"), "ConnectTimeoutError"),
     ],
 )

@@ -172,6 +172,7 @@ def test_a_key_that_cannot_be_ours_is_refused(
         (response(b"{}", status="500 Internal Server Error"), "status 500$"),
         (response(b"", status="307 Temporary Redirect", Location="https://evil.example/"), "redirect"),
         (response(b"<html>", Content_Type="text/html"), "content type"),
+        (response(b"[]"), "not a JSON object"),
         (response(b"{}"), "an answer without data"),
         (response(b'{"data":[]}'), "an answer without data"),
         (data(), "without a signature"),

@@ -11,7 +11,8 @@ import pytest
 
 from integration.every_client import CLIENTS, Running, Wiring
 from integration.scale import is_nightly
-from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verifier
+from integration.task_parts import judge_of
+from mqauth import AuditFile, MemoryReplayStore
 from mqauth.testing.attacks import AttackSuite, ConsumerFactory, Probe
 from mqauth.testing.batchforge import BatchForge
 from mqauth.testing.forge import Forge
@@ -53,14 +54,9 @@ class TestEveryClient(AttackSuite):
         source = target.queue if client.startswith("rabbitmq") else target.topic
 
         def consuming(probe: Probe) -> AbstractContextManager[Running]:
-            guard = Pipeline(
-                verifier=Verifier(keys=probe.keys, audience="billing"),
-                policy=probe.forge.policy(target.destination), replay=store, audit=audit,
-                observers=[probe.observer],
-            )  # fmt: skip
             wiring = Wiring(
                 url=target.url, source=source, dead=target.dead, scope=getattr(target, "group", source),
-                guard=guard, handler=probe.handler,
+                guard=judge_of(probe, target, store, audit), handler=probe.handler,
             )  # fmt: skip
             return CLIENTS[client](wiring)
 

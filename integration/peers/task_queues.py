@@ -116,6 +116,14 @@ class Application:
             audit=AuditFile(folder / "audit.jsonl", fsync=False),
         )
 
+    def task(self, name: str) -> Callable[[str], None]:
+        """Return the function of a task, which notes that it ran."""
+
+        def run(order: str) -> None:
+            self.ran.put((name, order))
+
+        return run
+
     def send(self, order: str, place: int = 0) -> None:
         """Send a task to one of the queues."""
         raise NotImplementedError
@@ -230,17 +238,8 @@ class Dramatiq(Application):
         if self.way == OURS:
             protect_dramatiq(broker, guard=self.guard, dead_letters=self.dead, signer=self.signer)
 
-        def pack(order: str) -> None:
-            self.ran.put(("pack", order))
-
-        def burn(order: str) -> None:
-            self.ran.put(("burn", order))
-
-        def other(order: str) -> None:
-            self.ran.put(("other", order))
-
-        for actor, queue in ((pack, self.name), (burn, self.name), (other, self.queues[1])):
-            dramatiq.actor(broker=broker, queue_name=queue, max_retries=0)(actor)
+        for name, queue in (("pack", self.name), ("burn", self.name), ("other", self.queues[1])):
+            dramatiq.actor(self.task(name), actor_name=name, broker=broker, queue_name=queue, max_retries=0)
         return broker
 
     def send(self, order: str, place: int = 0) -> None:
@@ -296,14 +295,8 @@ class Celery(Application):
         if self.way == OURS:
             protect_celery(app, guard=self.guard, dead_letters=self.dead, signer=self.signer)
 
-        def pack(order: str) -> None:
-            self.ran.put(("pack", order))
-
-        def burn(order: str) -> None:
-            self.ran.put(("burn", order))
-
-        for task in (pack, burn):
-            app.task(task, name=task.__name__, shared=False)
+        for name in ("pack", "burn"):
+            app.task(self.task(name), name=name, shared=False)
         return app
 
     def send(self, order: str, place: int = 0) -> None:
