@@ -288,6 +288,17 @@ def test_an_owner_who_raises_changes_nothing(clock: FakeClock, caplog: pytest.Lo
     assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
 
 
+def test_health_tells_state_ages_and_counters(warm: Bench) -> None:
+    """Health of an outage: stale, its ages, how it fails, and what was counted."""
+    warm.issuer.fail()
+    warm.tick(200)
+    warm.tick(60)
+    found = warm.jwks.health()
+    assert (found.state, found.keys, found.age, found.serves_for) == ("stale", 2, 320, 3280)
+    assert (found.attempt_age, found.failing_for, found.last_failure) == (0, 60, "out of reach")
+    assert found.counters == {"attempts": 3, "refreshed": 1, "failed": 2}
+
+
 def test_closing_ends_the_thread_and_leaves_the_set() -> None:
     """After ``close`` no thread is left, the set serves on, and an unknown kid is deferred."""
     clock = FakeClock()
@@ -594,6 +605,20 @@ def test_anything_but_a_good_answer_is_a_failure(clock: FakeClock, raw: bytes, w
     """Redirects, other statuses, other types, broken bodies and no HTTP at all are failures that say why."""
     with pytest.raises(FetchFailed, match=why):
         ask(Wire(raw, clock), clock)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"Cache_Control": "no-store, max-age=600"}, 0),
+        ({"Cache_Control": "private, no-cache"}, 0),
+        ({"Cache_Control": "max-age=forever"}, None),
+        ({}, None),
+    ],
+)
+def test_cache_control_is_read_with_suspicion(clock: FakeClock, headers: dict[str, Any], expected: float) -> None:
+    """``no-store`` and ``no-cache`` mean no freshness, and what is no number of seconds says nothing."""
+    assert ask(Wire(response(**headers), clock), clock).max_age == expected
 
 
 def test_odd_headers_say_nothing(clock: FakeClock) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -489,6 +490,19 @@ def plain_letters(bureau: Bureau, count: int) -> None:
         reason = Reason.REPLAYED if number % 3 == 0 else Reason.EXPIRED
         letter = replace(letter_of(message, reason), time=1_900_000_000.0 + number)
         bureau.plant(letter.whole(lambda name, value: True))
+
+
+def test_a_cancelled_reading_keeps_what_it_has_and_gives_everything_back(bureau: Bureau) -> None:
+    """Cancelled after the first letters the index has those and is not complete; the queue has all of them."""
+    plain_letters(bureau, 450)
+    cancelled = threading.Event()
+    cancelled.set()
+    with Index(0.0) as index:
+        flow.run(fill(index, bureau.box, cancelled=cancelled))
+        assert (index.count(), index.complete) == (200, False)
+    assert len(bureau.letters()) == 450
+    with bureau.survey() as index:
+        assert index.count() == 450
 
 
 def test_a_reading_that_breaks_gives_everything_back(bureau: Bureau) -> None:
