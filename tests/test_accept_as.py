@@ -18,7 +18,6 @@ from mqauth.testing.batchforge import forge_batch
 from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.message import Message, Origin
 
-World = Any
 BUILT_IN = (
     "b3", "x-b3-traceid", "sentry-trace", "x-datadog-trace-id", "uber-trace-id", "uberctx-user", "x-amzn-trace-id",
     "x-cloud-trace-context", "newrelic", "elastic-apm-traceparent", "x-shovelled", "x-shovelled-timestamp",

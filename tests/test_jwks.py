@@ -190,6 +190,13 @@ def look(request: pytest.FixtureRequest) -> Callable[[Bench, str], KeySet]:
     return found
 
 
+def test_a_new_key_is_found_at_once(warm: Bench, look: Callable[[Bench, str], KeySet]) -> None:
+    """A kid that the issuer published since the last fetch is there after one look."""
+    warm.issuer.serve(A, B, C)
+    assert look(warm, C.kid).get(C.kid) == C.public_only
+    assert len(warm.issuer.asked) == 2
+
+
 def test_an_unknown_kid_is_in_no_request(warm: Bench) -> None:
     """An issuer is asked with the entity tag alone: what a sender wrote stands in no URL."""
     warm.refresh("../../evil?kid=x")
@@ -366,6 +373,26 @@ def judged(
     wish = pipeline.process(pipeline.receive(message), lambda verified: None, letters)
     outcome = asyncio.run(flow.arun(wish)) if asynchronous else flow.run(wish)
     return outcome.verdict, outcome.reason or outcome.cause, records[0] if records else None  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_one_cache_serves_both_colours(
+    clock: FakeClock, forge: Forge, kafka: Callable[..., Message], asynchronous: bool
+) -> None:
+    """Cold, known, unknown and out of reach: the pipeline's verdicts are the same under ``run`` and ``arun``."""
+    world = Bench(clock, forge.key)
+
+    def judge(**bends: Any) -> tuple[Verdict, Any]:
+        return judged(world, forge, forge.seal(kafka(), **bends), asynchronous=asynchronous)[:2]
+
+    assert judge() == (Verdict.ACCEPTED, None)
+    assert judge(key=forge.stranger) == (Verdict.REJECTED, Reason.KEY_UNKNOWN)
+    clock.advance(60)
+    world.issuer.fail()
+    assert judge(key=forge.stranger) == (Verdict.DEFERRED, Cause.KEY_PENDING)
+    assert judge() == (Verdict.ACCEPTED, None)
+    clock.advance(59)
+    assert judge(key=forge.stranger) == (Verdict.DEFERRED, Cause.KEY_PENDING)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

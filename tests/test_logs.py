@@ -17,7 +17,7 @@ import pytest
 
 import mqauth
 from mqauth.errors import Cause, Unavailable
-from mqauth.logs import EVENTS, KINDS, AddMessage, JSONFormatter, Rate, error_id
+from mqauth.logs import EVENTS, KINDS, AddMessage, JSONFormatter, Rate
 from mqauth.testing import ATTACKS, FakeClock, Forge
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.message import Message
@@ -207,17 +207,6 @@ class TestFloodCost:
         logged = self.calls(World(clock, forge), messages)
         monkeypatch.setattr(Rate, "admits", lambda *_: False)
         assert logged <= 1.05 * self.calls(World(clock, forge), messages)
-
-
-def fault(source: str) -> str:
-    """Return the error id of what a module's one function raises."""
-    space: dict[str, Any] = {"__name__": "billing"}
-    exec(compile(source, "billing.py", "exec"), space)  # noqa: S102 - two releases of one module
-    try:
-        (space.get("charge") or space["refund"])()
-    except Exception as error:
-        return error_id(error)
-    raise AssertionError
 
 
 class TestForms:

@@ -6,6 +6,7 @@ import json
 import threading
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from mqauth.review import (
     account,
     act,
     fill,
+    judge,
     read,
     rehearse,
     take_in,
@@ -264,6 +266,29 @@ def test_filters_and_pages(mixed: Bureau) -> None:
         with pytest.raises(ConfigurationError):
             index.reading(10_000)
     assert mixed.letters() == before
+
+
+def test_judging_and_rehearsing_stop_before_the_next_letter(mixed: Bureau) -> None:
+    """Cancelled after the second letter, exactly two are counted, and only they have a verdict."""
+    plan = mixed.plan("redrive")
+
+    def watched(count: Any) -> Counter[str]:
+        cancelled, seen = threading.Event(), list[int]()
+
+        def progress(so_far: int) -> None:
+            seen.append(so_far)
+            if so_far == 2:
+                cancelled.set()
+
+        found: Counter[str] = flow.run(count(progress=progress, cancelled=cancelled))
+        assert seen == [1, 2]
+        return found
+
+    with mixed.survey() as index:
+        assert watched(partial(judge, index, mixed.guard)).total() == 2
+        assert sum(row.today is not None for row in index.page()) == 2
+        rehearsal = partial(rehearse, index, plan, guard=mixed.guard, releaser=mixed.releaser)
+        assert watched(rehearsal).total() == 2
 
 
 # --- acting -----------------------------------------------------------------------------------------------
