@@ -22,6 +22,7 @@ from mqauth.audit.sinks import MisuseWatch
 from mqauth.delivery.health import QueueHealth, State, told_of
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.rollout import Exemption, Rollout, Rung
+from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.telemetry import Telemetry
 from mqauth.testing import ATTACKS, FakeClock, Forge
 from mqauth.testing.forge import ISSUER
@@ -186,6 +187,28 @@ class TestDetectors:
         assert found is not None
         assert found["rollout"]["rungs"][0]["rung"] == "observe"
         assert last_rollout(tmp_path / "none.jsonl") is None
+
+
+def test_the_record_of_the_start_has_what_needs_no_append_time(
+    world: Callable[..., Ladder], forge: Forge, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nobody waits for append times, up to what, and why, is in audit and log at each start."""
+    entries = [
+        WithoutEvidence(destination=KAFKA, through={0: 12}, why="before LogAppendTime"),
+        WithoutEvidence(destination="rabbitmq:shop/#", through=1_800_000_000.0, why="before the interceptor"),
+    ]
+    found = world(Rollout(), verifier=forge.verifier(at="append", max_queue_age=3600, without_evidence=entries))
+    found.run(found.pipeline.tick(last=True))
+    (facts,) = of(found, "rollout")
+    assert facts["without_evidence"] == [
+        {"destination": KAFKA, "through": {"0": 12}, "why": "before LogAppendTime"},
+        {
+            "destination": "rabbitmq:shop/#", "through": "2027-01-15T08:00:00.000Z",
+            "why": "before the interceptor",
+        },
+    ]  # fmt: skip
+    said = [record.getMessage() for record in caplog.records if record.event == "rollout.without_evidence"]  # type: ignore[attr-defined]
+    assert said[0] == f"{KAFKA}: dead-lettered without an append time, through {{'0': 12}}: before LogAppendTime"
 
 
 class TestAliases:
