@@ -151,6 +151,20 @@ def test_a_cold_cache_whose_issuer_is_down_is_unavailable(bench: Bench) -> None:
     assert bench.cause(A.kid) is Cause.KEYS_UNAVAILABLE
 
 
+def test_an_outage_is_survived_for_max_stale(warm: Bench) -> None:
+    """The last good set serves for an hour of outage and is then unavailable; the first answer brings it back."""
+    warm.issuer.fail()
+    for _ in range(118):
+        warm.tick(30)
+        assert warm.jwks.key_set().get(A.kid) is not None
+    warm.tick(1)
+    with pytest.raises(Unavailable, match="out of reach"):
+        warm.jwks.key_set()
+    warm.issuer.serve(A)
+    warm.tick(30)
+    assert set(warm.jwks.key_set().by_kid) == {A.kid}
+
+
 def test_a_known_kid_takes_no_lock(warm: Bench) -> None:
     """A look-up goes through while another thread holds the cache's lock."""
     held, done = threading.Event(), threading.Event()
