@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 import mqauth
+from mqauth.audit.misuse import Detector, Thresholds
+from mqauth.audit.sinks import CallableSink, MisuseWatch
 from mqauth.errors import Cause, Unavailable
 from mqauth.logs import EVENTS, KINDS, AddMessage, JSONFormatter, Rate
 from mqauth.testing import ATTACKS, FakeClock, Forge
@@ -120,6 +122,19 @@ class TestOutcomes:
         world.process(delivery)
         (record,) = said("message.resumed")
         assert (record.levelname, vars(record)["cause"]) == ("INFO", cause.value)
+
+    def test_alert(self, world: World, said: Records) -> None:
+        """An alert is an error with what it is about; of a key that was revoked it is critical."""
+        watch = MisuseWatch(CallableSink(lambda record: None), Detector(Thresholds(burst=2)))
+        for attack in ATTACKS:
+            if attack.reason.value in ("key_revoked", "producer_forbidden"):
+                made = world.pipeline.receive(attack.mount(world.forge, honest_message("kafka:orders")))
+                world.run(world.pipeline.process(made, None, world.letters))
+        for record in world.audit.write.done:
+            watch.write(record)
+        levels = {vars(each)["kind"]: each.levelname for each in said("misuse.alert")}
+        assert levels["new_destination"] == "ERROR"
+        assert levels["resurrected_key"] == "CRITICAL"
 
 
 def broken(_verified: Any) -> None:

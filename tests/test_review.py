@@ -268,6 +268,20 @@ def test_filters_and_pages(mixed: Bureau) -> None:
     assert mixed.letters() == before
 
 
+def test_judging_touches_nothing_and_finds_exactly_what_the_key_helps(mixed: Bureau) -> None:
+    """After the missing key arrives exactly its letters pass; nothing is claimed, removed or recorded."""
+    before, records = mixed.letters(), len(mixed.audit)
+    with mixed.survey() as index:
+        assert flow.run(judge(index, mixed.guard))["accepted"] == 0
+        mixed.learn(mixed.forge.stranger)
+        counts = flow.run(judge(index, mixed.guard))
+        assert counts == {
+            "accepted": 3, "expired": 2, "signature_invalid": 2, "token_missing": 1, "producer_forbidden": 1
+        }  # fmt: skip
+        assert index.count(Filter(today="accepted", reason="key_unknown")) == 3
+    assert (mixed.letters(), len(mixed.audit)) == (before, records)
+
+
 def test_judging_and_rehearsing_stop_before_the_next_letter(mixed: Bureau) -> None:
     """Cancelled after the second letter, exactly two are counted, and only they have a verdict."""
     plan = mixed.plan("redrive")
