@@ -17,7 +17,6 @@ from mqauth.testing import Forge
 from mqauth.testing.batchforge import forge_batch
 from mqauth.wire.message import HeaderNames, Message, Origin
 
-World = Any
 BUILT_IN = (
     "b3", "x-b3-traceid", "sentry-trace", "x-datadog-trace-id", "uber-trace-id", "uberctx-user", "x-amzn-trace-id",
     "x-cloud-trace-context", "newrelic", "elastic-apm-traceparent", "x-shovelled", "x-shovelled-timestamp",

@@ -12,7 +12,7 @@ import pytest
 from mqauth import Pipeline
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import aiokafka
-from mqauth.errors import Cause, ConfigurationError, RetryLater, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import arun
 from mqauth.judging.verified import Verified
 from mqauth.logs import HANDLING
@@ -21,7 +21,7 @@ from mqauth.replay.rules import ClaimRequest
 from mqauth.testing import Forge
 from mqauth.wire.message import Message
 from tests.aiokafka_broker import FakeConsumer, FakeProducer
-from tests.log_broker import PARTITIONS, Broker
+from tests.log_broker import Broker
 
 PATIENCE = 10.0
 
@@ -126,41 +126,6 @@ async def test_from_start_to_end(room: Room, caplog: pytest.LogCaptureFixture) -
         await consumer.run()
 
 
-async def test_everything_asynchronous(room: Room) -> None:
-    """Store, audit, letters and handler may all be awaited, in one partition one after the other."""
-    room.store = AsyncStore()
-    room.send(*(b"%d" % number for number in range(20)))
-    room.broker.append(Message(destination="kafka:orders", body=b"forged", key=b"k"))
-    async with room.consumer():
-        await room.until(lambda: room.committed() == 21)
-    assert room.handled == [b"%d" % number for number in range(20)]
-    assert [letter.value for letter in room.broker.dead] == [b"forged"]
-    assert len(room.records) == 1
-
-
-async def test_beside_a_long_handler(room: Room) -> None:
-    """While a handler waits, other partitions go on, as many as there are workers; its own one waits."""
-    begun, over = asyncio.Event(), asyncio.Event()
-
-    async def handler(verified: Verified) -> None:
-        if verified.body == b"long":
-            begun.set()
-            await over.wait()
-        room.handled.append(verified.body)
-
-    room.send(b"long", b"behind")
-    async with room.consumer(handler, workers=2):
-        await begun.wait()
-        for number in range(3):
-            message = Message(destination="kafka:orders", body=b"%d" % number, key=b"l")
-            room.broker.append(room.forge.signer().sign(message))
-        await room.until(lambda: len(room.handled) == 3)
-        assert room.handled == [b"0", b"1", b"2"]
-        over.set()
-        await room.until(lambda: len(room.handled) == 5)
-    assert room.handled[3:] == [b"long", b"behind"]
-
-
 async def test_grace_over(room: Room) -> None:
     """A handler that takes longer than the grace is cancelled, its claim released; its record comes again."""
     room.store = AsyncStore()
@@ -181,20 +146,6 @@ async def test_grace_over(room: Room) -> None:
     async with room.consumer():
         await room.until(lambda: room.committed() == 1)
     assert room.handled == [b"0"]
-
-
-async def test_settles_before_a_rebalance(room: Room) -> None:
-    """Before a rebalance what is handled is committed, also where a commit has failed a moment ago."""
-    async with room.consumer() as consumer:
-        await room.until(lambda: len(room.broker.committed) == PARTITIONS)
-        room.broker.refuses_commits = True
-        room.send(b"0")
-        await room.until(lambda: room.handled == [b"0"])
-        await consumer._commit(last=True)
-        assert room.committed() == 0
-        room.broker.refuses_commits = False
-        await consumer.settle()
-        assert room.committed() == 1
 
 
 async def test_asks_for_nothing_in_a_rebalance(room: Room) -> None:
@@ -243,27 +194,6 @@ async def test_handler_that_stops_it(room: Room) -> None:
     consumers.append(room.consumer(handler))
     await consumers[0].run()
     assert (room.handled[0], room.committed()) == (b"0", len(room.handled))
-
-
-async def test_put_off(room: Room) -> None:
-    """A handler may ask for another time, and what is behind it waits; an outage of audit is shown and over."""
-    asked: list[bytes | None] = []
-
-    async def handler(verified: Verified) -> None:
-        asked.append(verified.body)
-        if len(asked) < 3:
-            raise RetryLater("not yet")
-        room.handled.append(verified.body)
-
-    room.send(b"0", b"1")
-    room.down = True
-    async with room.consumer(handler) as consumer:
-        await room.until(lambda: len(room.handled) == 2)
-        room.broker.append(Message(destination="kafka:orders", body=b"forged", key=b"k"))
-        await room.until(lambda: consumer.health().cause is Cause.AUDIT_UNAVAILABLE)
-        room.down = False
-        await room.until(lambda: room.committed() == 3)
-    assert (asked, len(room.broker.dead)) == ([b"0", b"0", b"0", b"1"], 1)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.audit.query import count, read_records
+from mqauth.audit.query import Selection, claims_of, count, is_verified, read_records
 from mqauth.errors import ConfigurationError
 from mqauth.wire import strict_json as strictjson
 
@@ -19,6 +19,39 @@ def record(**changes: Any) -> dict[str, Any]:
         "broker": {"destination": "kafka:orders"},
         "token": {"verified": {"iss": "i", "sub": "s", "kid": "k", "jti": "j"}},
     } | changes  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wanted", "holds"),
+    [
+        ({}, True),
+        ({"kid": "k", "subject": "s", "jti": "j"}, True),
+        ({"kid": "other"}, False),
+        ({"subject": "other"}, False),
+        ({"verdict": "rejected"}, True),
+        ({"verdict": "accepted"}, False),
+        ({"since": 1_795_602_600.0}, True),
+        ({"until": 1_795_602_600.0}, False),
+        ({"since": 1_795_651_200.0}, False),
+        ({"until": 1_795_651_200.0}, True),
+    ],
+)
+def test_selection(wanted: dict[str, Any], holds: bool) -> None:
+    """A selection holds exactly for the records it describes; times are from inclusive, to exclusive."""
+    assert Selection(**wanted).holds(record()) is holds
+
+
+@pytest.mark.parametrize(
+    ("dimension", "value"),
+    [
+        ("reason", "expired"), ("verdict", "rejected"), ("issuer", "i"), ("subject", "s"), ("kid", "k"),
+        ("destination", "kafka:orders"), ("hour", "2026-11-25T10"), ("time", "2026-11-25T10"),
+        ("day", "2026-11-25"), ("minute", "2026-11-25T10:30"),
+    ],
+)  # fmt: skip
+def test_count(dimension: str, value: str) -> None:
+    """Records are counted by each dimension."""
+    assert count([record(), record()], dimension) == {value: 2}
 
 
 def test_count_alerts() -> None:
@@ -37,6 +70,13 @@ def test_count_by_nonsense() -> None:
     """An unknown dimension is refused."""
     with pytest.raises(ConfigurationError, match="counted by"):
         count([], "colour")
+
+
+@pytest.mark.parametrize("token", [None, "text", {}, {"claimed": "text"}])
+def test_odd_tokens(token: object) -> None:
+    """A record whose token is not as it should be says nothing of claims and is not verified."""
+    assert claims_of(record(token=token)) == {}
+    assert not is_verified(record(token=token))
 
 
 def test_odd_broker() -> None:

@@ -917,6 +917,27 @@ def test_page_has_every_code() -> None:
     assert items == [f"* `{code.name}` ({code.severity.value}): {code.instead}" for code in CODES.values()]
 
 
+def test_every_refusal_of_a_table_is_found(world: World) -> None:
+    """A table with several refused settings shows each of them, inner tables and entries included."""
+    world.edit("leeway = 5", "leeway = 61\nmax_lifetyme = 1")
+    world.edit("max_lifetime = 300", "max_lifetime = 0.5")
+    world.edit(STALE, "max_stale = 5")
+    world.edit(f"subjects = {STAR}", f'subjects = {{ {"k" * 129} = ["a"], kid-1 = [] }}')
+    world.edit('destinations = ["kafka:stock.*"]', "")
+    world.edit('name = "orders.dead"', 'nmae = "orders.dead"')
+    found = {(finding.key, finding.message) for finding in world.check().findings}
+    assert found == {
+        ("consumer.leeway", "must be 0 to 60, not 61"),
+        ("consumer.max_lifetyme", "unknown key; did you mean max_lifetime?"),
+        ("consumer.max_lifetime", 'must be an integer (seconds) or a string like "15m", not a float'),
+        (f"{PARTNER}.max_stale", "must be 30 to 604800, not 5"),
+        (f"{PARTNER}.subjects.{'k' * 129}", 'must be a kid of at most 128 characters, or "*"'),
+        (f"{PARTNER}.subjects.kid-1", "must name at least 1"),
+        ("consumer.allow[1].destinations", "required"),
+        ("dead_letters.nmae", "unknown key; did you mean name?"),
+    }
+
+
 # --- the check as a whole ---------------------------------------------------------------------------------
 
 

@@ -363,6 +363,21 @@ def test_exit_code_of_lines(ready: Shell, verdicts: list[str], code: int) -> Non
     assert ([found["verdict"] for found in ran.objects()], ran.code) == (verdicts, code)
 
 
+def test_redelivery_is_told_from_replay(ready: Shell) -> None:
+    """A Kafka record read again at its offset is accepted; a RabbitMQ redelivery of a done one is a duplicate."""
+    record = ready(*SIGN, stdin=MESSAGE).object()
+    record["origin"] = {"scope": "billing", "topic": "orders", "partition": 0, "offset": 12}
+    copy = record | {"origin": record["origin"] | {"offset": 13}}
+    queued = ready(*SIGN, stdin={"destination": "rabbitmq:shop/orders.a", "body": ""}).object()
+    again = queued | {"origin": {"queue": "billing", "redelivered": True}}
+    first = queued | {"origin": {"queue": "billing"}}
+    ran = ready(*VERIFY, "--lines", stdin=lines(record, record, copy, first, again))
+    assert [found["verdict"] for found in ran.objects()] == [
+        "accepted", "accepted", "rejected", "accepted", "duplicate",
+    ]  # fmt: skip
+    assert ran.objects()[-1] == {"verdict": "duplicate", "reason": None, "detail": None, "claims": None}
+
+
 def test_scopes_are_told_apart(ready: Shell) -> None:
     """Without ``[consumer] scope`` the origin's scope counts: the same message may reach many."""
     record = ready(*SIGN, stdin=MESSAGE).object()

@@ -72,6 +72,22 @@ def test_a_url_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "broker", "said"),
+    [
+        ("", None, r"no broker: give --broker URL, or \[broker\] url in mqauth.toml"),
+        (FILE, "lgo", r"or a name of \[brokers.NAME\]; mqauth.toml has log"),
+        ("", "lgo", r"mqauth.toml has no \[brokers.NAME\]"),
+        ('[broker]\nurl = "amqp://a/"', None, r"--queue: required with this broker; or \[broker\] queue"),
+        ('[broker]\nqueue = "a"\ntopic = "b"', None, r"\[broker\] topic: contradicts queue"),
+    ],
+)
+def test_what_is_not_named_is_asked_for(text: str, broker: str | None, said: str) -> None:
+    """An error names the option and the setting in which the answer may stand."""
+    with pytest.raises(ConfigurationError, match=said):
+        place(text, broker)
+
+
 def shown(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, tuple[str, str]]:
     """Return what ``config show`` says: value and source of each setting."""
     assert main(["config", "show", "--json", *options]) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from integration import settings as reference
+from integration.settings_examples import EXAMPLES, UNITS, of
 from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import FloodGate
@@ -27,7 +28,7 @@ from mqauth.config.consumer_settings import (
     RuleSettings,
     UnsignedSettings,
 )
-from mqauth.config.declaration import Setting, Settings, inner, inners, not_with, only_with, read
+from mqauth.config.declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
 from mqauth.config.issuer_settings import CredentialSettings as AuthorityCredentials
 from mqauth.config.issuer_settings import (
     GrantSettings,
@@ -120,9 +121,61 @@ def every_setting() -> list[Any]:
 # --- the declarations of ours -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("path", "made"), [(reference.PAGE, reference.page), (reference.SCHEMA, None)])
+def test_the_reference_is_what_the_code_says(path: Path, made: Callable[[], str] | None) -> None:
+    """Page and schema are what ``python -m integration.settings`` writes from the declarations."""
+    wanted = json.dumps(reference.schema(), indent=2) + "\n" if made is None else made()
+    assert path.read_text("utf-8") == wanted, "python -m integration.settings writes it anew"
+
+
+def settings_of(name: str, table: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield table, key and schema of each setting."""
+    for key, said in table["properties"].items():
+        inner = said.get("items", said)
+        if "properties" in inner:
+            yield from settings_of(f"{name}.{key}".lstrip("."), inner)
+        elif "properties" not in (said.get("additionalProperties") or {}):
+            yield name, key, said
+
+
+def test_every_setting_has_an_example_that_fits() -> None:
+    """The page's example of each setting is TOML that its schema accepts, and no example is of no setting."""
+    used = set[str]()
+    for declared in (reference.FileSettings, reference.OIDCSettings):
+        for table, key, said in settings_of("", schema_of(declared)):
+            used |= {f"{table}.{key}"} & EXAMPLES.keys() or {key}
+            value = of(EXAMPLES, table, key)
+            Draft202012Validator(said).validate(value)
+            assert tomllib.loads(f"x = {reference.toml(value)}"), (table, key)
+    assert EXAMPLES.keys() <= used
+
+
+def test_every_setting_that_measures_has_a_unit() -> None:
+    """A number says in which unit it is."""
+    numbers = {
+        f"{table}.{key}"
+        for declared in (reference.FileSettings, reference.OIDCSettings)
+        for table, key, said in settings_of("", schema_of(declared))
+        if said.get("type") in ("integer", "number") and of(UNITS, table, key) is None
+    }
+    assert numbers == set()
+
+
 def test_the_schema_is_one() -> None:
     """The file is a JSON Schema of the draft it names."""
     Draft202012Validator.check_schema(json.loads(reference.SCHEMA.read_text("utf-8")))
+
+
+@pytest.mark.parametrize(("name", "setting"), every_setting())
+def test_a_declaration_is_whole(name: str, setting: Setting) -> None:
+    """Each setting has a kind, one sentence of help that fits a line, and a default within its own bounds."""
+    assert isinstance(setting.kind, Kind)
+    assert setting.help.endswith(".")
+    assert "\n" not in setting.help
+    assert len(setting.help) <= 100
+    if isinstance(setting.default, bool | int | float | str):
+        table = Table(file="mqauth.toml", members={name: setting.default})
+        assert setting.kind.read(table, name, setting.default) == setting.default
 
 
 @pytest.mark.parametrize(("name", "setting"), every_setting())
@@ -217,6 +270,79 @@ def refused(text: str) -> RefusedSetting:
     with pytest.raises(RefusedSetting) as caught:
         bicycle(text)
     return caught.value
+
+
+def test_a_table_is_read_from_its_declaration() -> None:
+    """Values come as the objects take them, what is left out has its default, and a field without kind is none."""
+    found = bicycle(
+        'name = "a"\nservice = 9\nrent = "2h"\nowners = ["b"]\ncolour = "red"\nmanual = "m.txt"\n'
+        '[[wheels]]\nname = "w"'
+    )
+    assert (found.name, found.gears, found.owners, found.manual) == ("a", 1, ("b",), Path("/garage/m.txt"))
+    assert isinstance(found.service, float)
+    assert found.rent == 7200
+    assert found.colour is Colour.RED
+    assert [wheel.name for wheel in found.wheels] == ["w"]
+    assert refused('name = "a"\nweighed = true').what.startswith("unknown key")
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "said"),
+    [
+        ("", ("name",), "/garage/b.toml: name: required"),
+        ('name = "a"\ngear = 2', ("gear",), "/garage/b.toml: gear: unknown key; did you mean gears?"),
+        ('name = "a"\ngears = 2', ("gears",), "/garage/b.toml: gears: only with chain"),
+        ('name = "a"\nchain = true\ngears = 31', ("gears",), "/garage/b.toml: gears: must be 1 to 30, not 31"),
+        ('name = "a"\nchain = true\ngears = true', ("gears",), "gears: must be an integer, not a boolean"),
+        ('name = "a"\nchain = true\nbelt = true', ("chain",), "chain: contradicts belt: only one of the two"),
+        ('name = "a"\nservice = nan', ("service",), "service: must be 0.5 to 3600, not nan"),
+        ('name = "a"\nservice = 2026-11-26', ("service",),
+         "service: must be a number (seconds) or a string like \"15m\", not a date or time"),
+        ('name = "a"\nrent = true', ("rent",), 'rent: must be an integer (seconds) or a string like "15m"'),
+        ('name = "a"\nrent = "2 hours"', ("rent",), 'rent: must be seconds, or a duration like "90s"'),
+        ('name = "a"\nrent = "0m"', ("rent",), 'rent: must be seconds, or a duration like "90s"'),
+        ('name = "a"\nrent = "2d"', ("rent",), "rent: must be 60 to 86400, not 172800"),
+        ('name = "a"\ncolour = "pink"', ("colour",), 'colour: must be "red" or "blue"'),
+        ('name = "a"\nwheels = []', ("wheels",), "wheels: must hold at least 1 table"),
+        ('name = "a"\n[wheels]\nname = "w"', ("wheels",), "must be an array of tables [[wheels]], not a table"),
+        ('name = "a"\n[[wheels]]\n', ("wheels", 0, "name"), "[[wheels]] #1 name: required"),
+        ('name = "a"\n[[wheels]]\nname = "w"\n[[wheels]]\nname = "w"', ("wheels", 1, "name"),
+         "[[wheels]] #2 name: is configured twice"),
+        ('name = "a"\n[bell]\nnaem = "w"', ("bell", "naem"), "[bell] naem: unknown key; did you mean name?"),
+        ('name = "a"\nbell = 1', ("bell",), "bell: must be a table, not an integer"),
+    ],
+)  # fmt: skip
+def test_a_refusal_has_its_exact_place(text: str, path: tuple[str | int, ...], said: str) -> None:
+    """A refusal names file, table, key and what is wrong, and carries the path that the check points at."""
+    found = refused(text)
+    assert found.path == path
+    assert said in str(found)
+
+
+def test_an_unknown_key_comes_before_what_is_missing() -> None:
+    """A misspelt required key is answered with the key that was meant, not with *required*."""
+    assert refused('nmae = "a"').what == "unknown key; did you mean name?"
+
+
+def test_a_refusal_brings_the_others_of_its_table() -> None:
+    """The first refusal is raised, and carries those of the other settings, tables and entries within it."""
+    found = refused('name = "a"\nservice = 4000\ncolour = "pink"\n[bell]\n[[wheels]]\n[[wheels]]\nname = 1')
+    assert [found.path, *(other.path for other in found.others)] == [
+        ("service",), ("colour",), ("wheels", 0, "name"), ("wheels", 1, "name"), ("bell", "name"),
+    ]  # fmt: skip
+
+
+def test_the_schema_follows_from_the_declaration() -> None:
+    """Type, bounds, help, what it needs beside it, default, and which settings are required."""
+    found = schema_of(Bicycle)
+    assert found["required"] == ["name"]
+    assert found["properties"]["gears"] == {
+        "type": "integer", "minimum": 1, "maximum": 30, "description": "Gears; only with chain.", "default": 1,
+    }  # fmt: skip
+    assert found["properties"]["wheels"]["items"]["required"] == ["name"]
+    assert "weighed" not in found["properties"]
+    assert Draft202012Validator(found).is_valid({"name": "a", "owners": ["b"], "bell": {"name": "w"}})
+    assert not Draft202012Validator(found).is_valid({"name": "a", "gear": 2})
 
 
 @pytest.mark.parametrize(

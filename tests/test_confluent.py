@@ -173,11 +173,6 @@ def test_other_records_refused(guard: Pipeline) -> None:
 # The producer
 
 
-def told(into: list[Any]) -> Callable[[Any, Any], None]:
-    """Return a callback that notes what it is told."""
-    return lambda error, message: into.append((error and error.name(), message.topic()))
-
-
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"], ids=ascii)
 def test_deadly_names(name: str, client: Client, forge: Forge) -> None:
     """A header's name that the client cuts, or that ends the process, is refused before it is given to it."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jwt
 import pytest
 
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, Rejection
 from mqauth.testing import FakeClock
-from mqauth.wire import dpop, enrolment
+from mqauth.wire import dpop, enrolment, jws
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.keys import Key
 
 NOW = 1_900_000_000
 JKT = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"
 URL = "https://authority.prod.example/v1/identity"
+ALGORITHMS = ("EdDSA", "ES256", "ES384")
 
 
 def seen(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -56,6 +58,22 @@ def test_a_public_key_proves_nothing() -> None:
         proof(Key.generate().public_only)
 
 
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "RS256", "PS256"])
+def test_a_credential_is_a_jws_by_the_producers_key(algorithm: str) -> None:
+    """Another library verifies a credential; its header is exactly typ, alg and kid, its audience one text."""
+    key = Key.generate(algorithm)
+    token = credential(key)
+    said = jwt.decode(
+        token, key.public, algorithms=[algorithm], audience="https://authority.prod.example",
+        options={"verify_exp": False, "verify_iat": False},
+    )  # fmt: skip
+    assert jwt.get_unverified_header(token) == {"typ": "mqauth-enrol+jwt", "alg": algorithm, "kid": key.kid}
+    assert json.loads(json.dumps(said)) == {
+        "iss": "https://orders.example", "sub": "orders-api", "aud": "https://authority.prod.example", "iat": NOW,
+        "exp": NOW + 60, "jti": said["jti"], "cnf": {"jkt": JKT},
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("lifetime", [0, 301, -1])
 def test_a_credential_lives_for_minutes(lifetime: int) -> None:
     """A credential of no time, or of more than 300 s, is refused where it would be made."""
@@ -77,3 +95,10 @@ def test_names_have_their_limits(name: str, text: str) -> None:
     """Names that an authority would refuse are refused here."""
     with pytest.raises(ConfigurationError, match="names"):
         credential(Key.generate(), **{name: text})
+
+
+def test_a_credential_is_no_message_token() -> None:
+    """A consumer refuses a credential by its type."""
+    with pytest.raises(Rejection) as caught:
+        jws.take_apart(credential(Key.generate()).encode())
+    assert caught.value.reason == "token_type"

@@ -141,19 +141,6 @@ class Service:
         return [letter.rejection.reason for letter in self.letters.found]
 
 
-async def test_handler_gets_what_was_verified(audit: AuditFile) -> None:
-    """An honest message reaches its handler decoded and as ``Verified``, and is acked after that."""
-    service = Service(audit)
-    service.subscribe()
-    native, channel = delivered(service.honest())
-    async with service.running() as deliver:
-        await deliver(native)
-    ((order, verified),) = service.calls
-    assert (order, verified.subject, verified.body) == ({"order": 1}, "orders-api", b'{"order": 1}')
-    assert isinstance(verified, Verified)
-    assert (channel.settled, service.letters.found) == (["ack"], [])
-
-
 def forgery(service: Service) -> Message:
     """Return a message signed by a stranger."""
     return service.forge.seal(Message(destination=PLACE, body=b"{"), key=service.forge.stranger)
@@ -196,20 +183,6 @@ async def test_a_consumer_with_a_hole_does_not_start(audit: AuditFile, monkeypat
     monkeypatch.setattr("mqauth.judging.judge.Judge.prepare", lambda *_: None)
     with pytest.raises(ConfigurationError, match="self-test: the consumer would let in"):
         await service.broker.start()
-
-
-async def test_replayed_is_rejected(audit: AuditFile) -> None:
-    """A copy of a handled message is dead-lettered; the broker's own redelivery of it is a duplicate."""
-    service = Service(audit)
-    service.subscribe()
-    message = service.honest()
-    async with service.running() as deliver:
-        await deliver(delivered(message)[0])
-        with pytest.raises(NotHandledError, match="duplicate"):
-            await deliver(delivered(message, redelivered=True)[0])
-        with pytest.raises(NotHandledError, match="replayed"):
-            await deliver(delivered(message)[0])
-    assert (len(service.calls), service.reasons) == (1, [Reason.REPLAYED])
 
 
 async def test_settled_after_the_result_is_published(audit: AuditFile) -> None:
@@ -279,29 +252,6 @@ async def test_signals_of_handlers(audit: AuditFile, signal: Exception, calls: i
             with pytest.raises((AckMessage, NotHandledError)):
                 await deliver(native)
     assert (len(service.calls), service.reasons, channel.settled) == (calls, reasons, ["ack"])
-
-
-class Store(MemoryReplayStore):
-    """A replay store that is out of reach for some calls."""
-
-    failures = 1
-
-    def claim(self, request: Any, /) -> Any:
-        """Fail, or claim."""
-        if self.failures:
-            self.failures -= 1
-            raise ConnectionError
-        return super().claim(request)
-
-
-async def test_deferred_is_held(audit: AuditFile) -> None:
-    """While the replay store is out of reach a message is held, and handled once after that."""
-    service = Service(audit, replay=Store())
-    service.subscribe()
-    native, channel = delivered(service.honest())
-    async with service.running() as deliver:
-        await deliver(native)
-    assert (len(service.calls), service.reasons, channel.settled) == (1, [], ["ack"])
 
 
 class Down(Letters):

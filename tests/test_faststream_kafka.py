@@ -228,27 +228,6 @@ def service(request: pytest.FixtureRequest, audit: AuditFile) -> Service:
     return Service(request.param, audit)
 
 
-async def test_accepted_is_committed(service: Service) -> None:
-    """An honest record is handled, and then its own offset is committed, no other's."""
-    service.subscribe()
-    async with service.running() as deliver:
-        await deliver(service.honest())
-    ((order, verified),) = service.calls
-    assert (order, verified.origin.offset, verified.origin.scope) == ({"order": 1}, 7, "billing")
-    assert service.client.inner.calls == [("commit", 8)]
-
-
-async def test_rejected_is_committed_after_its_letter(service: Service) -> None:
-    """An unsigned record, also one whose headers FastStream cannot parse, is dead-lettered and then committed."""
-    service.subscribe(parser=service.calls.append)
-    bad = Message(destination=PLACE, body=b"{", headers=(("tenant", b"\xff"),))
-    async with service.running() as deliver:
-        with pytest.raises(NotHandledError, match="token_missing"):
-            await deliver(bad)
-    assert (service.calls, service.reasons) == ([], [Reason.TOKEN_MISSING])
-    assert service.client.inner.calls == [("commit", 8)]
-
-
 async def test_replayed_is_told_from_read_again(service: Service) -> None:
     """A copy at another offset is a replay; the record itself, read again after a crash, is handled."""
     service.subscribe()

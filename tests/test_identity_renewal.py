@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,14 +18,14 @@ from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.http.connection import FetchFailed
 from mqauth.keystore.identity import renewal
 from mqauth.keystore.identity.identity_key import IdentityKey
-from mqauth.keystore.identity.renewal import Grant, Moment
+from mqauth.keystore.identity.renewal import Grant, Moment, Renewal
 from mqauth.keystore.identity.request import Refused, TokenFile
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.keystore.remote.refresher import ThreadRefresher
 from mqauth.keystore.remote.rules import Answer
 from mqauth.signer import Signer
 from mqauth.testing import FakeClock
-from mqauth.testing.identity import TRUST_DOMAIN, WORKLOAD, WITSigner
+from mqauth.testing.identity import OTHER_WORKLOAD, TRUST_DOMAIN, WORKLOAD, WITSigner
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.keys import Cutoff, Key, KeySet, Revocation
@@ -51,6 +52,44 @@ def later(seconds: float, stepped: float = 0) -> Moment:
     return Moment(NOW.monotonic + seconds, NOW.wall + seconds + stepped)
 
 
+@given(JITTER, st.integers(300, 86_400), st.data())
+def test_an_identity_is_renewed_at_half_its_life(jitter: float, life: int, data: st.DataObject) -> None:
+    """The next request is due from 45 to 50 % of the life on, or earlier where the authority says so."""
+    wanted = data.draw(st.integers(1, life))
+    given_ = Grant(key=GRANT.key, expires_in=life, renew_in=wanted)
+    state = renewal.granted(given_, asked=NOW, jitter=jitter)
+    half = min(life / 2, wanted)
+    assert 0.9 * half <= renewal.wait(state, NOW) <= half
+    assert renewal.wait(state, later(half)) <= 0
+    assert renewal.wait(state, later(0.89 * half)) > 0
+
+
+@given(JITTER, st.integers(0, 1000), st.floats(0, 1e9))
+def test_a_pause_is_1_to_60_seconds(jitter: float, failures: int, retry_after: float) -> None:
+    """Whatever an authority asks for, a pause is within 1 and 60 s, and as long as it asks for up to that."""
+    found = renewal.pause(failures, jitter=jitter, retry_after=retry_after)
+    assert min(60, max(1, retry_after)) <= found <= 60
+
+
+@given(st.integers(0, 30))
+def test_pauses_double(failures: int) -> None:
+    """Without jitter a pause is twice the one before, to 60 s."""
+    assert renewal.pause(failures, jitter=0) == min(60, 2**failures)
+
+
+@given(st.lists(st.tuples(JITTER, st.floats(0, 600)), max_size=40))
+def test_failures_never_shorten_an_identity(outages: list[tuple[float, float]]) -> None:
+    """However requests fail, the identity is used until it ends, and no two requests are within a second."""
+    state, now = renewal.granted(GRANT, asked=NOW, jitter=0), later(1800)
+    for jitter, seconds in outages:
+        state = renewal.failed(state, "out of reach", now=now, jitter=jitter)
+        assert 1 <= renewal.wait(state, now) <= 60
+        now = Moment(now.monotonic + seconds, now.wall + seconds)
+        left = NOW.monotonic + 3600 - now.monotonic
+        assert (renewal.usable(state, now) is GRANT.key) == (left > 0)
+    assert state.failures == len(outages)
+
+
 @given(st.floats(-1e6, 1e6), st.floats(0, 7200))
 def test_a_clock_that_is_set_never_lengthens_an_identity(stepped: float, seconds: float) -> None:
     """A clock set back changes nothing; one set forward, as after a sleep, ends the identity earlier."""
@@ -65,6 +104,44 @@ def test_a_child_asks_no_later_than_its_parent(jitter: float) -> None:
     """After a fork each child asks at a time of its own, up to 10 % earlier."""
     state = renewal.granted(GRANT, asked=NOW, jitter=0)
     assert 0.9 * 1800 - 1e-6 <= renewal.wait(renewal.forked(state, jitter), NOW) <= 1800
+
+
+def test_without_an_identity_a_request_is_due_at_once() -> None:
+    """A producer that starts, and one whose identity was given up, asks now."""
+    assert renewal.wait(Renewal(), NOW) <= 0
+    state = renewal.given_up(renewal.granted(GRANT, asked=NOW, jitter=0), "revoked")
+    assert renewal.usable(state, NOW) is None
+    assert renewal.wait(state, NOW) <= 0
+
+
+def test_giving_up_keeps_the_pause() -> None:
+    """An authority that fails is not asked at once because its set says that a key is revoked."""
+    state = renewal.failed(renewal.granted(GRANT, asked=NOW, jitter=0), "503", now=NOW, jitter=0)
+    assert renewal.wait(renewal.given_up(state, "revoked"), NOW) == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "cutoffs", "why"),
+    [
+        ([], {}, None),
+        ([Revocation(revoked_at=0)], {}, "revoked"),
+        ([Revocation(revoked_at=1_900_000_500)], {}, "revoked"),
+        ([None], {WORKLOAD: 1_900_000_000}, None),
+        ([None], {WORKLOAD: 1_900_000_001}, "cut off"),
+        ([None], {OTHER_WORKLOAD: 1_900_000_001}, None),
+    ],
+)
+def test_what_consumers_refuse(keys: list[Any], cutoffs: dict[str, int], why: str | None) -> None:
+    """An identity is refused by a revocation of its kid and a cut-off after its iat, not by a missing kid."""
+    one = Key.generate()
+    signed = [
+        Key(kid=GRANT.key.identity.kid, algorithm="EdDSA", public=one.public, revocation=found) for found in keys
+    ]
+    found = renewal.refusal(
+        GRANT.key.identity,
+        KeySet(signed, cutoffs={name: Cutoff(before=before) for name, before in cutoffs.items()}),
+    )
+    assert found is None if why is None else found is not None and why in found
 
 
 # --- the key ----------------------------------------------------------------------------------------------
@@ -147,6 +224,26 @@ def why(key: IdentityKey) -> str:
     return caught.value.detail
 
 
+def test_the_first_use_asks() -> None:
+    """Nothing is asked before the first use, and one request serves every token after it."""
+    bench = Bench()
+    assert bench.asked == 0
+    keys = {bench.key.signing_key() for _ in range(3)}
+    assert (len(keys), bench.asked) == (1, 1)
+
+
+def test_each_identity_has_a_fresh_key() -> None:
+    """At half its life the identity is another one, of another key; one before is not asked for again."""
+    bench = Bench()
+    first = bench.key.signing_key()
+    bench.tick(1799)
+    assert bench.key.signing_key() is first
+    bench.tick(1)
+    second = bench.key.signing_key()
+    assert (second.identity.jkt != first.identity.jkt, bench.asked) == (True, 2)
+    assert bench.key.health().expires_in == 3600
+
+
 def test_an_outage_changes_nothing_until_the_identity_ends() -> None:
     """For 28 minutes of an outage messages are signed; then nothing is, and the error names the host."""
     bench = Bench()
@@ -169,12 +266,42 @@ def test_an_outage_changes_nothing_until_the_identity_ends() -> None:
     assert bench.key.health().state == "fresh"
 
 
+def test_requests_that_fail_follow_each_other_slowly() -> None:
+    """In an outage of half an hour there are few requests, a minute apart in the end."""
+    bench = Bench()
+    bench.key.start()
+    bench.answer = FetchFailed("out of reach")
+    moments = []
+    for second in range(3600):
+        before = bench.asked
+        bench.tick(1)
+        moments += [second] if bench.asked > before else []
+    apart = [one - before for before, one in pairwise(moments)]
+    assert apart[:6] == [1, 2, 4, 8, 16, 32]
+    assert set(apart[6:]) == {60}
+
+
 def test_a_slow_down_is_heeded() -> None:
     """A 429 with ``Retry-After`` is the wait, where it is longer than the pause."""
     bench = Bench()
     bench.answer = Refused("refused, 429 slow_down", 20)
     assert why(bench.key) == f"{HOST}: refused, 429 slow_down"
     assert bench.key.health().renew_in == 20
+
+
+@pytest.mark.parametrize(
+    "error", [FetchFailed("no"), ConfigurationError("token: missing"), Unavailable(Cause.KEYS_UNAVAILABLE, "hsm")]
+)
+def test_a_producer_starts_without_its_authority(error: Exception) -> None:
+    """A signer is made while nothing can be had, and signs once there is an identity."""
+    bench = Bench()
+    bench.answer = error
+    signer = bench.signer()
+    with pytest.raises(Unavailable, match=HOST):
+        signer.sign(honest_message("kafka:orders"))
+    bench.answer = None
+    bench.tick(2)
+    assert signer.sign(honest_message("kafka:orders")).headers
 
 
 def test_a_request_that_breaks_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
@@ -245,6 +372,15 @@ def test_a_cut_off_in_the_middle_of_a_renewal_stops(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(bench.key, "_refusal", looked)
     bench.key.start(0)
     assert why(bench.key) == f"{HOST}: refused, 403 access_denied"
+
+
+def test_a_set_that_cannot_be_had_changes_nothing() -> None:
+    """A producer whose authority serves no set signs with what it has."""
+    bench = Bench()
+    first = bench.key.signing_key()
+    bench.publish(Key.generate())
+    bench.tick(60)
+    assert bench.key.signing_key() is first
 
 
 @pytest.mark.parametrize(("lifetime", "good"), [(1770, True), (1771, False)])

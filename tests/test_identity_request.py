@@ -20,10 +20,14 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS
 from mqauth.errors import ConfigurationError, Unavailable
 from mqauth.http.connection import FetchFailed
 from mqauth.http.exchange import Response
+from mqauth.keystore import Keystore
+from mqauth.keystore.disk.watch import ActiveKey
 from mqauth.keystore.identity.request import (
     ClientCredentials,
     Credential,
     IdentityRequest,
+    OwnKey,
+    Refused,
     TokenFile,
 )
 from mqauth.testing.identity import OTHER_WORKLOAD, TRUST_DOMAIN, WORKLOAD, WITSigner
@@ -136,6 +140,35 @@ def asking(fake: Fake, credential: Credential, **settings: Any) -> IdentityReque
     return IdentityRequest(fake.url, credential=credential, **(wanted | settings))
 
 
+@pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "ES384"])
+def test_each_request_has_a_new_key_and_the_token_of_now(fake: Fake, token: Path, algorithm: str) -> None:
+    """A token file is read for each request, and each WIT vouches for a key of its own."""
+    ask = asking(fake, TokenFile(token), algorithm=algorithm)
+    first = ask()
+    token.write_text("four.five.six", "ascii")
+    second = ask()
+    assert [found["credential"] for found in fake.asked] == ["one.two.three", "four.five.six"]
+    assert {found["scheme"] for found in fake.asked} == {"Bearer"}
+    assert first.key.identity.jkt != second.key.identity.jkt
+    assert (first.expires_in, first.renew_in, first.key.algorithm) == (3600, 1800, algorithm)
+
+
+def test_a_producers_own_key_signs_a_credential(fake: Fake, tmp_path: Path) -> None:
+    """The credential of a keystore names the authority, and is by the active key."""
+    keystore = Keystore(folder=tmp_path / "keys")
+    keystore.create(subjects=["orders-api"])
+    own = OwnKey(ActiveKey(tmp_path / "keys"), issuer="https://orders.example", subject="orders-api")
+    asking(fake, own)()
+    credential = fake.asked[0]["credential"]
+    active = keystore.ring().active
+    assert active is not None
+    said = jwt.decode(credential, active.key.public, algorithms=["EdDSA"], audience=fake.url)
+    assert jwt.get_unverified_header(credential)["typ"] == "mqauth-enrol+jwt"
+    assert (said["iss"], said["sub"]) == ("https://orders.example", "orders-api")
+    with pytest.raises(ConfigurationError, match="does not speak"):
+        asking(fake, OwnKey(ActiveKey(tmp_path / "keys"), issuer="i", subject="stock-api"))()
+
+
 @pytest.mark.parametrize(("kind", "scheme"), [("DPoP", "DPoP"), ("dpop", "DPoP"), ("Bearer", "Bearer")])
 def test_client_credentials_bring_a_token(fake: Fake, tmp_path: Path, kind: str, scheme: str) -> None:
     """An access token of a provider is shown with the scheme of its type; id and secret are encoded for Basic."""
@@ -201,6 +234,26 @@ def test_a_provider_that_says_no_is_named(
 
 
 @pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (400, {"error": "invalid_dpop_proof"}, "refused, 400 invalid_dpop_proof"),
+        (401, {"error": "invalid_client"}, "refused, 401 invalid_client"),
+        (403, {"error": "access_denied"}, "refused, 403 access_denied"),
+        (429, {"error": "slow_down"}, "refused, 429 slow_down"),
+        (503, {"error": "temporarily_unavailable"}, "refused, 503 temporarily_unavailable"),
+        (403, {"error": "\x1b[2J one.two.three"}, "refused, 403 no error of its kind"),
+        (403, {}, "refused, 403 no error of its kind"),
+    ],
+)
+def test_a_refusal_says_status_and_error(fake: Fake, token: Path, status: int, body: Any, said: str) -> None:
+    """A refusal names its status and error, nothing else of the answer, and how long to wait."""
+    fake.status, fake.change, fake.headers = status, lambda _: body, {"Retry-After": "7"}
+    with pytest.raises(Refused) as caught:
+        asking(fake, TokenFile(token))()
+    assert (str(caught.value), caught.value.retry_after) == (said, 7)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"wit": "a.b.c"}, {"wit": 7}, {"wit": None}, {"sub": OTHER_WORKLOAD}, {"sub": None}, {"expires_in": 0},
@@ -220,6 +273,16 @@ def test_what_is_shown_of_an_answer_holds_no_token() -> None:
     shown = repr(Response(document={"access_token": "eyJhbGciOi"}, status=200))
     assert "status=200" in shown
     assert "eyJ" not in shown
+
+
+def test_an_identity_of_another_is_none(fake: Fake, token: Path) -> None:
+    """A WIT for another key, and one of another subject, is a failure, whatever stands beside it."""
+    fake.issues = OTHER_WORKLOAD
+    with pytest.raises(FetchFailed, match="it answered with another subject"):
+        asking(fake, TokenFile(token))()
+    fake.change = lambda answer: answer | {"wit": fake.signer.wit(WORKLOAD, Key.generate())}
+    with pytest.raises(FetchFailed, match="it answered with no identity of ours"):
+        asking(fake, TokenFile(token))()
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b'{"wit":1,"wit":2}', b"{}" + b" " * 20_000])
@@ -291,3 +354,31 @@ def test_a_configured_producer_starts_without_its_authority(fake: Fake, token: P
     config.identity.close()
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:\d+: refused, 403 access_denied"):
         signer.sign(honest_message("kafka:orders"))
+
+
+GOOD = f'authority = "https://a.example"\nsubject = "{WORKLOAD}"\n'
+
+
+@pytest.mark.parametrize(
+    ("head", "identity", "said"),
+    [
+        ('keys = "keys"\n', GOOD + 'credential = { token_file = "t" }', "keys: contradicts identity"),
+        ('issuer = "i"\n', GOOD + 'credential = { token_file = "t" }', "issuer: contradicts identity"),
+        ('subject = "s"\n', GOOD + 'credential = { token_file = "t" }', "subject: contradicts identity"),
+        ("lifetime = 43171\n", GOOD + 'credential = { token_file = "t" }', "lifetime: must be at most 43170"),
+        ("", GOOD, "credential: required"),
+        ("", GOOD + "credential = {}", "needs one of token_file, keys and token_url, not none"),
+        ("", GOOD + 'credential = { token_file = "t", keys = "k" }', "not token_file and keys"),
+        ("", GOOD + 'credential = { keys = "k", subject = "s" }', "issuer: required with keys"),
+        ("", GOOD + 'credential = { token_file = "t", issuer = "i" }', "issuer: only with keys"),
+        ("", GOOD + 'credential = { token_url = "https://a/t", client_id = "c" }', "client_secret_file: required"),
+        ("", 'authority = "https://a.example"\ncredential = { token_file = "t" }', "subject: required"),
+        ("", GOOD.replace(WORKLOAD, "orders-api") + 'credential = { token_file = "t" }', "subject: must be wimse"),
+        ("", GOOD + 'algorithm = "RS256"\ncredential = { token_file = "t" }', "algorithm: must be"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path: Path, head: str, identity: str, said: str) -> None:
+    """What contradicts itself is refused before anything is asked, with table and key."""
+    with pytest.raises(ConfigurationError, match=r"producer") as caught:
+        load(written(tmp_path, f"{HEAD}{head}[producer.identity]\n{identity}\n"))
+    assert said in str(caught.value)

@@ -151,6 +151,20 @@ def test_a_cold_cache_whose_issuer_is_down_is_unavailable(bench: Bench) -> None:
     assert bench.cause(A.kid) is Cause.KEYS_UNAVAILABLE
 
 
+def test_an_outage_is_survived_for_max_stale(warm: Bench) -> None:
+    """The last good set serves for an hour of outage and is then unavailable; the first answer brings it back."""
+    warm.issuer.fail()
+    for _ in range(118):
+        warm.tick(30)
+        assert warm.jwks.key_set().get(A.kid) is not None
+    warm.tick(1)
+    with pytest.raises(Unavailable, match="out of reach"):
+        warm.jwks.key_set()
+    warm.issuer.serve(A)
+    warm.tick(30)
+    assert set(warm.jwks.key_set().by_kid) == {A.kid}
+
+
 def test_a_known_kid_takes_no_lock(warm: Bench) -> None:
     """A look-up goes through while another thread holds the cache's lock."""
     held, done = threading.Event(), threading.Event()
@@ -188,6 +202,13 @@ def look(request: pytest.FixtureRequest) -> Callable[[Bench, str], KeySet]:
     """A look-up in either colour."""
     found: Callable[[Bench, str], KeySet] = request.param
     return found
+
+
+def test_a_new_key_is_found_at_once(warm: Bench, look: Callable[[Bench, str], KeySet]) -> None:
+    """A kid that the issuer published since the last fetch is there after one look."""
+    warm.issuer.serve(A, B, C)
+    assert look(warm, C.kid).get(C.kid) == C.public_only
+    assert len(warm.issuer.asked) == 2
 
 
 def test_an_unknown_kid_is_in_no_request(warm: Bench) -> None:
@@ -288,6 +309,17 @@ def test_an_owner_who_raises_changes_nothing(clock: FakeClock, caplog: pytest.Lo
     assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
 
 
+def test_health_tells_state_ages_and_counters(warm: Bench) -> None:
+    """Health of an outage: stale, its ages, how it fails, and what was counted."""
+    warm.issuer.fail()
+    warm.tick(200)
+    warm.tick(60)
+    found = warm.jwks.health()
+    assert (found.state, found.keys, found.age, found.serves_for) == ("stale", 2, 320, 3280)
+    assert (found.attempt_age, found.failing_for, found.last_failure) == (0, 60, "out of reach")
+    assert found.counters == {"attempts": 3, "refreshed": 1, "failed": 2}
+
+
 def test_closing_ends_the_thread_and_leaves_the_set() -> None:
     """After ``close`` no thread is left, the set serves on, and an unknown kid is deferred."""
     clock = FakeClock()
@@ -355,6 +387,26 @@ def judged(
     wish = pipeline.process(pipeline.receive(message), lambda verified: None, letters)
     outcome = asyncio.run(flow.arun(wish)) if asynchronous else flow.run(wish)
     return outcome.verdict, outcome.reason or outcome.cause, records[0] if records else None  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_one_cache_serves_both_colours(
+    clock: FakeClock, forge: Forge, kafka: Callable[..., Message], asynchronous: bool
+) -> None:
+    """Cold, known, unknown and out of reach: the pipeline's verdicts are the same under ``run`` and ``arun``."""
+    world = Bench(clock, forge.key)
+
+    def judge(**bends: Any) -> tuple[Verdict, Any]:
+        return judged(world, forge, forge.seal(kafka(), **bends), asynchronous=asynchronous)[:2]
+
+    assert judge() == (Verdict.ACCEPTED, None)
+    assert judge(key=forge.stranger) == (Verdict.REJECTED, Reason.KEY_UNKNOWN)
+    clock.advance(60)
+    world.issuer.fail()
+    assert judge(key=forge.stranger) == (Verdict.DEFERRED, Cause.KEY_PENDING)
+    assert judge() == (Verdict.ACCEPTED, None)
+    clock.advance(59)
+    assert judge(key=forge.stranger) == (Verdict.DEFERRED, Cause.KEY_PENDING)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -594,6 +646,20 @@ def test_anything_but_a_good_answer_is_a_failure(clock: FakeClock, raw: bytes, w
     """Redirects, other statuses, other types, broken bodies and no HTTP at all are failures that say why."""
     with pytest.raises(FetchFailed, match=why):
         ask(Wire(raw, clock), clock)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"Cache_Control": "no-store, max-age=600"}, 0),
+        ({"Cache_Control": "private, no-cache"}, 0),
+        ({"Cache_Control": "max-age=forever"}, None),
+        ({}, None),
+    ],
+)
+def test_cache_control_is_read_with_suspicion(clock: FakeClock, headers: dict[str, Any], expected: float) -> None:
+    """``no-store`` and ``no-cache`` mean no freshness, and what is no number of seconds says nothing."""
+    assert ask(Wire(response(**headers), clock), clock).max_age == expected
 
 
 def test_odd_headers_say_nothing(clock: FakeClock) -> None:

@@ -249,29 +249,6 @@ def bench(clock: FakeClock, forge: Forge) -> Bench:
     return Bench(clock, forge)
 
 
-def test_scope_and_origin(bench: Bench) -> None:
-    """The group is the scope, and the origin names the exact place."""
-    bench.add(b"0", partition=ONE)
-    bench.run()
-    origin = bench.handled[0].origin
-    assert (origin.scope, origin.source) == ("billing", "orders/1/0")
-
-
-def test_one_commit_a_batch(bench: Bench) -> None:
-    """A batch costs one commit, not one a record."""
-    bench.add(*(b"%d" % number for number in range(50)))
-    bench.run()
-    assert bench.client.commits == [{ZERO: 50}]
-
-
-@pytest.mark.parametrize("attempt", [1, 2, 3, 10, 10_000])
-def test_backoff_bounds(attempt: int) -> None:
-    """A wait is between half of its step and the whole, never above the longest."""
-    backoff = kafka.Backoff(first=0.5, longest=30)
-    step = min(0.5 * 2 ** min(attempt - 1, 20), 30)
-    assert all(step / 2 <= backoff.wait(attempt) <= step for _ in range(50))
-
-
 def test_health(bench: Bench) -> None:
     """Health says which record stalls, since when and why, and nothing once it went on."""
     bench.letters.down = True
@@ -338,67 +315,6 @@ def test_runs_once(bench: Bench) -> None:
         bench.consumer.run()
 
 
-def test_eager_rebalance_keeps(bench: Bench) -> None:
-    """What an eager rebalance takes and hands back is not committed in between, and not handled twice."""
-    bench.add(b"0", b"1")
-    seen: list[Any] = []
-
-    def rebalance() -> None:
-        bench.client.listener.on_partitions_revoked({ZERO, ONE})
-        seen.append(bench.consumer._assignment.settled_offsets())
-
-    handled = bench.handler
-
-    def handler(verified: Verified) -> None:
-        handled(verified)
-        if len(bench.handled) == 1:
-            rebalance()
-
-    bench.handler = handler
-    bench.client.events = [
-        lambda: None,
-        lambda: seen.append(dict(bench.client.committed)),
-        lambda: bench.client.listener.on_partitions_assigned({ZERO, ONE}),
-    ]
-    bench.run()
-    assert seen == [{}, {}]
-    assert bench.bodies == [b"0", b"1"]
-    assert bench.client.committed == {ZERO: 2}
-
-
-def test_eager_rebalance_loses(bench: Bench) -> None:
-    """What an eager rebalance does not hand back is dropped: neither committed nor gone on with."""
-    bench.letters.down = True
-    bench.add(b"evil", sealed=False)
-    bench.add(b"other", partition=ONE)
-
-    def lose() -> None:
-        bench.client.listener.on_partitions_revoked({ZERO, ONE})
-        bench.client.held = {ONE}
-        bench.client.listener.on_partitions_assigned({ONE})
-        bench.letters.down = False
-
-    bench.client.events = [lambda: None, lambda: None, lose]
-    bench.run(rounds=30, seconds=1)
-    assert bench.letters.published == []
-    assert bench.client.committed == {ONE: 1}
-    assert bench.consumer.health().deferred == 0
-
-
-def test_nothing_starts_in_a_rebalance(bench: Bench) -> None:
-    """A deferred record is not tried again while it is unknown whether its partition comes back."""
-    bench.letters.down = True
-    bench.add(b"evil", sealed=False)
-
-    def revoke() -> None:
-        bench.client.listener.on_partitions_revoked({ZERO, ONE})
-        bench.letters.down = False
-
-    bench.client.events = [lambda: None, lambda: None, revoke]
-    bench.run(rounds=30, seconds=1)
-    assert bench.letters.published == []
-
-
 def test_assignment_unknown(bench: Bench) -> None:
     """A listener whose client cannot say what it holds drops what is revoked, and raises nothing."""
     bench.make()
@@ -412,68 +328,6 @@ def test_assignment_unknown(bench: Bench) -> None:
     bench.client.assignment = fail  # type: ignore[method-assign]
     bench.client.listener.on_partitions_revoked({ZERO})
     assert not part.alive
-
-
-def test_failing_commits_are_rare(bench: Bench) -> None:
-    """While no commit can succeed, as in a rebalance, one is tried a second, not one a poll."""
-    bench.client.commit_errors = [CommitFailedError() for _ in range(100)]
-    bench.add(b"0")
-    bench.run(rounds=100, seconds=0.1)
-    assert 100 - len(bench.client.commit_errors) <= 12
-
-
-@pytest.mark.parametrize("method", ["on_partitions_revoked", "on_partitions_lost"])
-def test_taken_away(bench: Bench, method: str) -> None:
-    """A partition that is taken away in the middle of a batch is dropped with its unfinished work."""
-
-    def handler(verified: Verified) -> None:
-        bench.handled.append(verified)
-        bench.client.held = {ONE}
-        getattr(bench.client.listener, method)({ZERO})
-
-    bench.handler = handler
-    bench.add(b"0", b"1")
-    bench.run()
-    assert bench.bodies == [b"0"]
-    assert bench.client.committed == {}
-
-
-def test_comes_back_fresh(bench: Bench) -> None:
-    """A partition that comes back is read from where the group is; what was handled here is settled."""
-    bench.add(b"0")
-
-    def back() -> None:
-        bench.client.listener.on_partitions_lost({ZERO})
-        bench.client.listener.on_partitions_assigned({ZERO, ONE})
-        bench.client.position[ZERO] = 0
-
-    bench.client.commit_errors = [CommitFailedError()]
-    bench.client.events = [lambda: None, lambda: None, back]
-    bench.run()
-    assert bench.bodies == [b"0"]
-    assert bench.client.committed[ZERO] == 1
-
-
-@pytest.mark.parametrize("member", [True, False])
-def test_a_record_that_outlasted_our_membership(bench: Bench, member: bool) -> None:
-    """What a poll returns after a pause beyond the session is condemned for its time only by a member."""
-    bench.forge = Forge(bench.clock, lifetime=30)
-    bench.client.config["session_timeout_ms"] = 45_000
-    bench.add(b"late")
-    buried: list[int] = []
-    bench.client.commit_errors = [] if member else [CommitFailedError()]
-
-    def lose() -> None:
-        buried.append(len(bench.letters.published))
-        if not member:
-            bench.client.held = {ONE}
-            bench.client.listener.on_partitions_lost({ZERO})
-
-    bench.client.events = [lambda: bench.clock.advance(100), lose]
-    bench.run(rounds=20, seconds=0.5)
-    assert [letter.rejection.reason.value for letter in bench.letters.published] == ["expired"] * member
-    assert bench.client.commits == ([{ZERO: 0, ONE: 0}, {ZERO: 1}] if member else [{ONE: 0}])
-    assert buried == [0]
 
 
 def test_a_rebalance_inside_a_poll_waits(bench: Bench) -> None:
@@ -501,30 +355,6 @@ def test_a_rebalance_inside_a_poll_waits(bench: Bench) -> None:
     assert seen == [False]
     coordinator.rejoin_needed = True
     assert coordinator.need_rejoin()
-
-
-def test_log_went_back(bench: Bench) -> None:
-    """A topic made anew under the same name is read from its start, not skipped as known."""
-    bench.add(b"0", b"1")
-
-    def anew() -> None:
-        bench.client.log[ZERO].clear()
-        bench.add(b"new")
-        bench.client.position[ZERO] = 0
-
-    bench.client.events = [lambda: None, lambda: None, anew]
-    bench.run()
-    assert bench.bodies == [b"0", b"1", b"new"]
-    assert bench.client.commits[-1] == {ZERO: 1}
-
-
-@pytest.mark.parametrize("error", [CommitFailedError(), KafkaTimeoutError("slow")])
-def test_commit_comes_again(bench: Bench, error: Exception) -> None:
-    """A commit that fails for now is made again; the consumer goes on."""
-    bench.client.commit_errors = [error]
-    bench.add(b"0")
-    bench.run(seconds=0.5)
-    assert bench.client.committed == {ZERO: 1}
 
 
 def test_commit_forbidden(bench: Bench) -> None:
@@ -791,27 +621,6 @@ def test_a_method_of_theirs_is_handed_back(bench: Bench) -> None:
     bench.client._fetcher = fetcher  # type: ignore[attr-defined]
     bench.run()
     assert fetcher.fetch_records is theirs
-
-
-def test_polls_while_handling(bench: Bench) -> None:
-    """A long handler costs no poll: the loop goes on, with the partition paused."""
-    go_on = threading.Event()
-    seen: list[bool] = []
-
-    def handler(verified: Verified) -> None:
-        seen.append(go_on.wait(timeout=30))
-        bench.handled.append(verified)
-
-    def polled() -> None:
-        if ZERO in bench.client.paused():
-            go_on.set()
-
-    bench.handler = handler
-    bench.client.events = [lambda: None, lambda: None, polled]
-    bench.add(b"0", b"1")
-    bench.run(rounds=20, workers=1)
-    assert seen == [True, True]
-    assert bench.client.committed == {ZERO: 2}
 
 
 @pytest.mark.parametrize("renewed", [True, False])
@@ -1282,16 +1091,6 @@ def test_judge_accepted(bench: Bench) -> None:
     assert (copied.verdict, str(copied.reason)) == (Verdict.REJECTED, "replayed")
 
 
-def test_judge_released(bench: Bench) -> None:
-    """After ``release`` a message may be delivered anywhere again."""
-    guard = bench.guard()
-    bench.add(b"0")
-    record = bench.client.log[ZERO][0]
-    released = kafka.judge(guard, record, scope="billing").release()
-    assert (released.verdict, released.cause) == (Verdict.DEFERRED, Cause.HANDLER_DEFERRED)
-    assert kafka.judge(guard, replace(record, offset=9), scope="billing").verdict is Verdict.ACCEPTED
-
-
 def test_judge_rejected(bench: Bench) -> None:
     """A rejected record is audited and dead-lettered by ``dead_letter``, and deferred while that cannot be."""
     bench.add(b"0", sealed=False)
@@ -1302,18 +1101,6 @@ def test_judge_rejected(bench: Bench) -> None:
     assert judgement.cause is Cause.DEAD_LETTER_UNAVAILABLE
     bench.letters.down = False
     assert judgement.dead_letter(bench.letters).outcome.dead_letter == bench.letters.published[0].id
-
-
-def test_judge_deferred(bench: Bench) -> None:
-    """A deferred record is judged again as of when it was first received."""
-    store = MemoryReplayStore(1, clock=bench.clock)
-    guard = bench.guard(replay=store)
-    bench.add(b"0", b"1")
-    kafka.judge(guard, bench.client.log[ZERO][0], scope="billing")
-    judgement = kafka.judge(guard, bench.client.log[ZERO][1], scope="billing")
-    assert judgement.cause is Cause.REPLAY_STORE_FULL
-    bench.clock.advance(70)
-    assert judgement.again().verdict is Verdict.ACCEPTED
 
 
 class Changing:

@@ -19,7 +19,7 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     from kafka.future import Future
     from kafka.partitioner import DefaultPartitioner, StickyPartitioner
 
-    from integration.kafka_batches import BatchContract, FakeClient, Seen, Vault, tokens
+    from integration.kafka_batches import BatchContract, FakeClient, Seen, Vault
     from mqauth.brokers import kafka
     from mqauth.brokers.kafka import sealing as kafka_sealing
     from mqauth.brokers.log import sealing as log_sealing
@@ -104,42 +104,6 @@ class Stand:
     def bodies(self, partition: int = 0, topic: str = "orders") -> list[bytes | None]:
         """Return what stands in a partition."""
         return [seen.value for seen in self.client.logs[topic, partition]]
-
-
-def test_linger() -> None:
-    """A batch waits for its alarm, which is set by its first record, and goes when it rings."""
-    stand = Stand()
-    stand.send(b"1")
-    stand.send(b"2")
-    assert (stand.bodies(), stand.alarm.times) == ([b"first"], [0.005])
-    stand.alarm.ring()
-    assert stand.bodies() == [b"first", b"1", b"2"]
-    assert len(tokens(stand.client.logs["orders", 0])) == 2
-    stand.alarm.ring()
-    stand.send(b"3")
-    assert stand.alarm.times == [0.005] * 2
-
-
-def test_full() -> None:
-    """A batch goes when it is full, and the next record opens another."""
-    stand = Stand()
-    for n in range(9):
-        stand.send(b"%d" % n)
-    assert stand.bodies() == [b"first", *(b"%d" % n for n in range(8))]
-    assert len(tokens(stand.client.logs["orders", 0])) == 3
-    assert stand.alarm.times == [0.005] * 3
-
-
-def test_fewer_in_flight() -> None:
-    """A batch is full with as many records as may be in flight."""
-    stand = Stand(batch=64, max_in_flight=3)
-    stand.client.acknowledge()
-    stand.send(b"at once")
-    stand.client.deaf = True
-    for n in range(2):
-        stand.send(b"%d" % n)
-    assert stand.bodies() == [b"first", b"at once"]
-    assert stand.sealing._batch == 3
 
 
 def test_few_close_records_wait_for_none() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 import warnings
 from dataclasses import dataclass, fields
 from enum import IntEnum
@@ -18,7 +17,6 @@ from mqauth.brokers.log import records as log_records
 from mqauth.brokers.log.records import Log
 from mqauth.errors import MalformedMessage
 from mqauth.wire.json_form import to_form
-from mqauth.wire.message import Message
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -73,13 +71,6 @@ def test_round_trip(headers: list[tuple[str, bytes]], body: bytes | None, key: b
     seen = translate.from_native(record, scope="billing")
     assert (seen.destination, seen.key, seen.body, seen.headers) == (sent.destination, key, body, tuple(headers))
     assert seen.malformed is None
-
-
-def test_origin() -> None:
-    """Origin is what the broker says: topic, partition, offset, its timestamp, and the group as scope."""
-    origin = translate.from_native(Record(), scope="billing").origin
-    assert (origin.scope, origin.topic, origin.partition, origin.offset) == ("billing", "orders", 3, 12)
-    assert (origin.timestamp_ms, origin.timestamp_type) == (1_700_000_000_000, "append")
 
 
 def test_origin_has_the_log() -> None:
@@ -140,17 +131,6 @@ def test_numbers_of_a_class_below_int() -> None:
     assert {type(origin.offset), type(origin.timestamp_ms)} == {int}
 
 
-@pytest.mark.parametrize("kind", [0, None, -1, True, 2])
-def test_timestamp_type(kind: Any) -> None:
-    """Only LogAppendTime is the broker's own time; everything else is the producer's."""
-    assert translate.from_native(Record(timestamp_type=kind), scope="g").origin.timestamp_type == "create"
-
-
-def test_unknown_timestamp() -> None:
-    """Kafka's -1 for no timestamp is none."""
-    assert translate.from_native(Record(timestamp=-1), scope="g").origin.timestamp_ms is None
-
-
 def test_null_header() -> None:
     """A null header is kept in its place, and is what kafka-python cannot send again."""
     message = translate.from_native(Record(headers=[("a", None), ("a", b"")]), scope="g")
@@ -192,23 +172,3 @@ def test_own_bytes() -> None:
     message = log_records.to_message("orders", value, memoryview(b"key"))
     value[:] = b"after!"
     assert (message.body, message.key) == (b"before", b"key")
-
-
-def test_headers_not_shared() -> None:
-    """The caller's list is neither kept nor changed."""
-    headers = [("a", b"1")]
-    log_records.native_headers(headers).append(("b", b"2"))
-    assert headers == [("a", b"1")]
-
-
-@given(st.text(string.printable))
-def test_letter_text(text: str) -> None:
-    """Our own text in a dead letter is sent as its UTF-8 bytes."""
-    assert log_records.dead_letter_headers((("n", text), ("b", b"\xff"))) == [("n", text.encode()), ("b", b"\xff")]
-
-
-def test_message_is_plain() -> None:
-    """Content type and the like are headers on Kafka and nothing else."""
-    message = log_records.to_message("orders", b"", None, [("content-type", b"text/plain")])
-    assert message.properties == Message(destination="kafka:orders", body=b"").properties
-    assert message.text_property("content-type") == "text/plain"

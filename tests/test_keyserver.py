@@ -17,7 +17,8 @@ from mqauth.keystore import KeyRing, Keystore
 from mqauth.keystore.disk import files, folder, ring
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE
 from mqauth.keystore.remote import keyserver
-from mqauth.keystore.remote.keyserver import HEALTH, PATHS, KeyServer, max_age, publish
+from mqauth.keystore.remote.keyserver import HEALTH, MAX_AGE, PATHS, KeyServer, max_age, publish, publish_delay
+from mqauth.keystore.remote.rules import publish_delay_of
 from mqauth.testing.clock import START, FakeClock
 from mqauth.wire.jwk import load_key_set
 from mqauth.wire.keys import Key
@@ -34,6 +35,45 @@ def ring_of(count: int, *, delay: int = DELAY) -> KeyRing:
 
 
 # --- the document -----------------------------------------------------------------------------------------
+
+
+def test_document_holds_every_key_and_the_delay() -> None:
+    """The set has each key as ``mqauth keys jwks`` prints it, and the delay as a cache reads it."""
+    found = ring.rotate(ring_of(3), NOW + DELAY)
+    document = json.loads(publish([found]).body)
+    assert list(load_key_set(document)) == list(found.published)
+    assert publish_delay_of(document) == DELAY
+
+
+def test_keystores_are_published_as_one_set() -> None:
+    """Several producers of one issuer are one set, whose delay is the shortest any of them keeps."""
+    first, second = ring_of(2), ring_of(1, delay=120)
+    found = publish([first, second])
+    assert (found.keys, found.active) == (3, 2)
+    assert json.loads(found.body)["mqauth_publish_delay"] == 120
+
+
+def test_delay_is_what_every_pending_key_keeps() -> None:
+    """A delay raised while a key waits is not announced before that key signs, or it would be refused then."""
+    found = replace(ring_of(2), publish_delay=9000)
+    assert publish_delay([found]) == DELAY
+    assert publish_delay([ring.rotate(found, NOW + DELAY)]) == 9000
+
+
+def test_delay_beyond_what_caches_read_is_cut() -> None:
+    """A longer delay than caches accept is announced as the longest they do."""
+    assert publish_delay_of({"mqauth_publish_delay": publish_delay([ring_of(1, delay=30 * 86_400)])}) == 7 * 86_400
+
+
+def test_entity_tag_is_the_documents() -> None:
+    """The same document has the same tag anywhere, another one another."""
+    found = ring_of(2)
+    assert publish([found]).etag == publish([KeyRing(**_fields(found))]).etag
+    assert publish([found]).etag != publish([ring.rotate(found, NOW + DELAY)]).etag
+
+
+def _fields(found: KeyRing) -> dict[str, Any]:
+    return {"keys": found.keys, "publish_delay": found.publish_delay, "retain": found.retain}
 
 
 def test_private_member_is_never_published(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +122,17 @@ def test_document_too_large_for_consumers_is_refused() -> None:
 
 
 # --- how long it may be cached ----------------------------------------------------------------------------
+
+
+def test_fresh_for_five_minutes_at_most() -> None:
+    """Without a change in sight a copy is fresh for five minutes, so that a revocation is seen soon."""
+    assert max_age([ring_of(1)], NOW) == MAX_AGE == 300
+
+
+def test_never_fresh_beyond_the_publish_delay() -> None:
+    """A copy taken just before a key is published has to be old by the time that key signs."""
+    assert max_age([ring_of(1, delay=45)], NOW) == 45
+    assert max_age([ring_of(1), ring_of(1, delay=7)], NOW) == 7
 
 
 def revoked_ahead() -> KeyRing:
@@ -147,6 +198,21 @@ def alarms(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_set_is_served(world: World, path: str) -> None:
+    """Both paths give the JWK Set with its type, its tag, and for how long it is fresh."""
+    status, headers, body = world.ask(path)
+    assert status == 200
+    assert headers == {
+        "content-type": "application/jwk-set+json",
+        "cache-control": "public, max-age=300",
+        "etag": world.server.current.etag,
+        "content-length": str(len(body)),
+        "x-content-type-options": "nosniff",
+    }
+    assert [key.kid for key in load_key_set(body)] == [world.first.kid]
+
+
 @pytest.mark.parametrize("given", ["{}", "W/{}", '"other", {}', "*"])
 def test_known_set_is_not_sent_again(world: World, given: str) -> None:
     """A request that names the tag, weak, in a list, or by ``*``, gets 304 with tag and freshness, and no body."""
@@ -154,6 +220,11 @@ def test_known_set_is_not_sent_again(world: World, given: str) -> None:
     status, headers, body = world.ask(if_none_match=given.format(etag))
     assert (status, body) == (304, b"")
     assert headers == {"cache-control": "public, max-age=300", "etag": etag, "x-content-type-options": "nosniff"}
+
+
+def test_another_tag_gets_the_set(world: World) -> None:
+    """A tag of another document does not keep the set back."""
+    assert world.ask(if_none_match='"other"')[0] == 200
 
 
 def test_rotation_is_out_with_the_next_request(world: World) -> None:
@@ -173,6 +244,19 @@ def test_rotation_is_out_with_the_next_request(world: World) -> None:
     tags.append(headers["etag"])
     assert json.loads(body)["keys"][1]["revoked"] == {"revoked_at": 0, "reason": "stolen"}
     assert len(set(tags)) == 4
+
+
+def test_unchanged_folder_is_not_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request costs one ``stat`` a folder while nothing changes."""
+    monkeypatch.setattr(Keystore, "ring", lambda self: pytest.fail("read"))
+    assert world.ask()[0] == 200
+
+
+def test_head_is_get_without_the_body(world: World) -> None:
+    """HEAD has the headers of GET, its length too."""
+    status, headers, body = world.ask(method="HEAD")
+    assert (status, headers) == world.ask()[:2]
+    assert body == b""
 
 
 def test_other_methods_and_paths(world: World) -> None:
@@ -212,6 +296,20 @@ def test_private_member_in_the_keyset_is_500_and_loud(world: World, alarms: Call
     assert alarms()[1:] == [f"{alarms()[0]}: and 4 more in 60 s"]
     files.write_whole(path, whole)
     assert world.ask()[0] == 200
+
+
+def test_missing_folder_is_500_until_it_is_back(world: World, tmp_path: Path) -> None:
+    """An issuer whose folder is away serves nothing rather than something old; consumers have their caches."""
+    world.store.folder.rename(tmp_path / "away")
+    assert world.ask()[0] == 500
+    (tmp_path / "away").rename(world.store.folder)
+    assert world.ask()[0] == 200
+
+
+def test_start_without_keystore_is_refused(tmp_path: Path) -> None:
+    """A server of nothing does not start."""
+    with pytest.raises(ConfigurationError, match="no keystore"):
+        KeyServer([tmp_path / "keys"])
 
 
 def test_other_protocols_are_refused(world: World) -> None:

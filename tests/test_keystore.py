@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -395,6 +396,23 @@ def test_file_that_did_not_change_is_not_read(jwks: Path, monkeypatch: pytest.Mo
     source = JWKSFile(jwks, clock=FakeClock())
     monkeypatch.setattr(files, "read_bounded", lambda *_arguments: pytest.fail("read again"))
     assert source.refresh("unknown", 0.0) is source.refresh("other", 0.0)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "missing", "unusable", "oversize"])
+def test_last_good_set_stays_and_it_is_loud(jwks: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that goes bad or missing later leaves the last good set in use, logged as one error a change."""
+    key = Key.generate()
+    write_jwks(jwks, key)
+    source = JWKSFile(jwks, clock=FakeClock())
+    jwks.unlink()
+    if damage != "missing":
+        text = {"garbage": "{", "unusable": '{"keys":[{"kty":"oct","k":"AA"}]}', "oversize": " " * 300_000}
+        jwks.write_text(text[damage])
+    with caplog.at_level(logging.ERROR, "mqauth.keystore"):
+        for _ in range(3):
+            assert source.refresh("unknown", 0.0).get(key.kid) is not None
+    assert len(caplog.records) == 1
+    assert "the last good set of 1 keys stays in use" in caplog.text
 
 
 def test_file_that_recovers_is_read_again(jwks: Path) -> None:

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 import mqauth
+from mqauth.audit.misuse import Detector, Thresholds
+from mqauth.audit.sinks import CallableSink, MisuseWatch
 from mqauth.errors import Cause, Unavailable
-from mqauth.logs import EVENTS, KINDS, AddMessage, JSONFormatter, Rate, error_id
+from mqauth.logs import EVENTS, KINDS, AddMessage, JSONFormatter, Rate
 from mqauth.testing import ATTACKS, FakeClock, Forge
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.message import Message
@@ -121,6 +123,19 @@ class TestOutcomes:
         (record,) = said("message.resumed")
         assert (record.levelname, vars(record)["cause"]) == ("INFO", cause.value)
 
+    def test_alert(self, world: World, said: Records) -> None:
+        """An alert is an error with what it is about; of a key that was revoked it is critical."""
+        watch = MisuseWatch(CallableSink(lambda record: None), Detector(Thresholds(burst=2)))
+        for attack in ATTACKS:
+            if attack.reason.value in ("key_revoked", "producer_forbidden"):
+                made = world.pipeline.receive(attack.mount(world.forge, honest_message("kafka:orders")))
+                world.run(world.pipeline.process(made, None, world.letters))
+        for record in world.audit.write.done:
+            watch.write(record)
+        levels = {vars(each)["kind"]: each.levelname for each in said("misuse.alert")}
+        assert levels["new_destination"] == "ERROR"
+        assert levels["resurrected_key"] == "CRITICAL"
+
 
 def broken(_verified: Any) -> None:
     """A handler with a fault."""
@@ -207,17 +222,6 @@ class TestFloodCost:
         logged = self.calls(World(clock, forge), messages)
         monkeypatch.setattr(Rate, "admits", lambda *_: False)
         assert logged <= 1.05 * self.calls(World(clock, forge), messages)
-
-
-def fault(source: str) -> str:
-    """Return the error id of what a module's one function raises."""
-    space: dict[str, Any] = {"__name__": "billing"}
-    exec(compile(source, "billing.py", "exec"), space)  # noqa: S102 - two releases of one module
-    try:
-        (space.get("charge") or space["refund"])()
-    except Exception as error:
-        return error_id(error)
-    raise AssertionError
 
 
 class TestForms:

@@ -12,15 +12,60 @@ from typing import Any
 
 import pytest
 
+from mqauth.errors import MalformedMessage, Rejection
 from mqauth.judging.policy import Allow, Decision
 from mqauth.wire import base64url, destination, jws
-from mqauth.wire.memo import Memo, Recent
+from mqauth.wire.memo import Memo, Recent, size_of
 
 
 def counted() -> tuple[list[str], Memo[str, str]]:
     """Return what a memo's function was called with, and the memo, which has room for ten."""
     calls: list[str] = []
     return calls, Memo(lambda key: calls.append(key) or key.upper(), size=lambda _: 100, capacity=1000)
+
+
+def test_a_function_is_called_once_for_an_argument() -> None:
+    """What it returned is found again, and is what it returned."""
+    calls, memo = counted()
+    assert [memo["a"], memo["b"], memo["a"]] == ["A", "B", "A"]
+    assert calls == ["a", "b"]
+
+
+def test_when_it_is_full_all_is_forgotten() -> None:
+    """The entry that has no room any more is the first of the next round, and the others are made anew."""
+    calls, memo = counted()
+    for number in range(10):
+        assert memo[str(number)] == str(number)
+    assert len(memo) == 10
+    assert memo["next"] == "NEXT"
+    assert set(memo) == {"next"}
+    assert memo["0"] == "0"
+    assert calls == [*map(str, range(10)), "next", "0"]
+
+
+def test_an_entry_over_its_share_is_not_remembered() -> None:
+    """An eighth of the capacity is kept, a byte more is not, and it makes nobody else go."""
+    calls: list[int] = []
+    memo = Memo[int, int](lambda key: calls.append(key) or key, size=lambda key: key, capacity=800)
+    assert [memo[100], memo[101], memo[101], memo[100]] == [100, 101, 101, 100]
+    assert calls == [100, 101, 101]
+    assert not memo.charge(101)
+    assert memo.charge(100)
+
+
+def test_what_the_function_raises_is_not_remembered() -> None:
+    """A refusal is worked out each time, so that refusals take no room."""
+    calls: list[str] = []
+
+    def refuse(key: str) -> str:
+        calls.append(key)
+        raise MalformedMessage(key)
+
+    memo = Memo(refuse)
+    for _ in range(2):
+        with pytest.raises(MalformedMessage):
+            memo["a"]
+    assert (calls, len(memo), memo._held) == (["a", "a"], 0, 0)
 
 
 def test_what_is_kept_again_counts_once() -> None:
@@ -31,6 +76,16 @@ def test_what_is_kept_again_counts_once() -> None:
     assert (memo.get("a"), memo._held) == (1, 100)
     with pytest.raises(KeyError):
         memo["b"]
+
+
+def test_bytes_kept_inside_a_value_count() -> None:
+    """What a value charges for itself makes room like an entry of its own."""
+    memo = Memo[str, int](capacity=1000)
+    memo.keep("a", 1, 100)
+    assert all(memo.charge(100) for _ in range(9))
+    assert "a" in memo
+    assert memo.charge(100)
+    assert (len(memo), memo._held) == (0, 100)
 
 
 def test_threads_keep_the_count() -> None:
@@ -100,6 +155,35 @@ def test_what_a_sender_chooses_is_bounded_in_bytes(name: str, monkeypatch: pytes
     assert 0 < len(memo) < 600
     assert held < capacity + 50_000
     memo.clear()
+
+
+def test_a_refused_header_leaves_nothing() -> None:
+    """Token headers that are refused are not remembered, however many there are."""
+    before = len(jws._HEADERS)
+    for number in range(50):
+        with pytest.raises((Rejection, ValueError)):
+            jws._HEADERS[header(number)[0][:-3], jws.TOKEN_TYPE]
+    assert len(jws._HEADERS) == before
+
+
+def test_a_key_is_counted_with_all_it_holds() -> None:
+    """A tuple takes what its members take, and long text more than short."""
+    assert size_of(("a", ("b",))) == size_of(("a", "b")) > size_of("a")
+    assert size_of("a" * 1000) > 1000
+    assert size_of((None, True, 5)) > size_of(())
+
+
+def test_the_oldest_entries_are_forgotten() -> None:
+    """The latest entries stay within the bound; what is kept again is the newest, and counts once."""
+    recent = Recent[str, int](5, lambda _key, size: size)
+    for key, size in (("a", 2), ("b", 2), ("a", 2), ("c", 2)):
+        recent.keep(key, size)
+    assert (list(recent), recent.held) == (["a", "c"], 4)
+    assert (recent.drop("a"), recent.drop("a"), recent.held) == (2, None, 2)
+    recent.keep("large", 9)
+    assert list(recent) == ["large"]
+    recent.clear()
+    assert (len(recent), recent.held) == (0, 0)
 
 
 def test_who_has_the_most_entries_loses_one() -> None:

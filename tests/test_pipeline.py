@@ -25,6 +25,7 @@ from mqauth.judging.verifier import Issuer
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimStatus
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
+from mqauth.testing.batchforge import forge_batch
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.keys import KeySet
 from mqauth.wire.message import Message
@@ -77,6 +78,23 @@ class TestOutcomes:
         assert letter["mqauth-dead-reason"] == attack.reason.value
         assert letter["mqauth-dead-audit"] == record["id"]
         assert letter["mqauth-dead-id"] == record["dead_letter"]
+
+    def test_a_batchs_record_names_the_place(self, make_world: Any, forge: Forge) -> None:
+        """Token and index name a message of a batch, claimed or verified; the thumbprint is of its own header."""
+        world = make_world(record="all")
+        found = forge_batch(forge, [honest_message("kafka:orders", number) for number in range(3)])
+        wrong = found.seal(1, proof=found.proof(1, path=bytes(64)))
+        edited = found.seal(2, replace(found.messages[2], body=b"evil"))
+        for message in (found.seal(0), wrong, edited):
+            world.process(message)
+        said = [next(iter(record["token"].items())) for record in world.records]
+        assert [(kind, fields["index"]) for kind, fields in said] == [
+            ("verified", 0),
+            ("claimed", 1),
+            ("verified", 2),
+        ]
+        assert len({record["token"]["thumbprint"] for record in world.records}) == 3
+        assert len({fields["jti"] for _, fields in said}) == 1
 
     def test_together_the_attacks_and_this_file_reach_every_reason(self) -> None:
         """No reason of the closed set is unreachable but those that have files of their own."""

@@ -152,14 +152,6 @@ def audit(tmp_path: Path) -> Any:
         yield sink
 
 
-async def test_accepted_is_acked(audit: AuditFile) -> None:
-    """An honest delivery is handled and acked once."""
-    table = Table(audit)
-    delivery = Delivery(table.honest())
-    assert (await table.process(delivery)).verdict is Verdict.ACCEPTED
-    assert (delivery.settled, len(table.handled)) == (["ack"], 1)
-
-
 class Tags:
     """Stands for the acks of a channel."""
 
@@ -422,19 +414,6 @@ async def test_stale_is_not_dispatched(audit: AuditFile) -> None:
     assert (delivery.settled, table.handled) == ([], [])
 
 
-async def test_held_no_longer_than_told(audit: AuditFile) -> None:
-    """A deferred delivery is tried again with growing waits for 60 s, then given back once, suspended before."""
-    table = Table(audit)
-    table.letters.down = True
-    delivery = Delivery(Message(destination=PLACE, body=b"forged"))
-    assert (await table.process(delivery)).verdict is Verdict.DEFERRED
-    assert delivery.settled == ["requeue"]
-    assert 55 < sum(table.slept) <= 66
-    assert max(table.slept) <= 5
-    assert len(table.slept) >= 12
-    assert [held.outcome.cause for held in table.suspended] == [Cause.DEAD_LETTER_UNAVAILABLE]
-
-
 async def test_progress_outlives_the_requeue(audit: AuditFile) -> None:
     """A rejected delivery given back goes on where it stopped: one audit record, one letter."""
     table = Table(audit)
@@ -481,28 +460,6 @@ async def test_a_probe_runs_no_handler(audit: AuditFile) -> None:
     assert await table.processor.probe(waiting) is True
     assert table.handled == []
     await table.process(Delivery(honest))
-    assert len(table.handled) == 1
-
-
-async def test_a_cancelled_handler_gives_its_claim_back(audit: AuditFile) -> None:
-    """Cancelled in its handler, a delivery is requeued and its claim released, so anyone may handle it."""
-    table = Table(audit)
-    begun = asyncio.Event()
-
-    async def handler(_verified: Verified) -> None:
-        begun.set()
-        await asyncio.Event().wait()
-
-    slow = processing(table.guard, handler, dead_letters=table.letters)
-    honest = table.honest()
-    delivery: Any = Delivery(honest)
-    task = asyncio.create_task(slow.process(delivery))
-    await begun.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert delivery.settled == ["requeue"]
-    await table.process(Delivery(honest, redelivered=True))
     assert len(table.handled) == 1
 
 
@@ -617,40 +574,6 @@ class Slow:
             await self.alarm.ring()
 
 
-async def test_a_long_handler_keeps_its_claim(audit: AuditFile) -> None:
-    """A handler ten leases long whose connection was lost is not run again by whoever gets the redelivery."""
-    table = Table(audit, consumer_timeout=0)
-    slow, honest = Slow(table), table.honest()
-    delivery = Delivery(honest)
-    running = await slow.start(delivery)
-    await slow.wait(600)
-    delivery.channel.is_closed = True
-    elsewhere = await table.process(Delivery(honest, redelivered=True))
-    assert (elsewhere.verdict, elsewhere.cause) == (Verdict.DEFERRED, Cause.CLAIM_HELD)
-    slow.go_on.set()
-    await running
-    again = Delivery(honest, redelivered=True)
-    assert (await table.process(again)).verdict is Verdict.DUPLICATE
-    assert (again.settled, len(table.handled)) == (["ack"], 1)
-
-
-async def test_a_message_does_not_expire_in_its_handler(audit: AuditFile) -> None:
-    """A redelivery of what is still being handled here is judged by when that was received, and waits for it."""
-    table = Table(audit, lifetime=60, consumer_timeout=0)
-    slow, honest = Slow(table), table.honest()
-    delivery = Delivery(honest)
-    running = await slow.start(delivery)
-    await slow.wait(300)
-    delivery.channel.is_closed = True
-    again: Any = Delivery(honest, redelivered=True)
-    assert (await slow.processor.process(again)).cause is Cause.CLAIM_HELD
-    slow.go_on.set()
-    await running
-    last: Any = Delivery(honest, redelivered=True)
-    assert (await slow.processor.process(last)).verdict is Verdict.DUPLICATE
-    assert (last.settled, len(table.handled), table.letters.found) == (["ack"], 1, [])
-
-
 async def test_a_copy_does_expire(audit: AuditFile) -> None:
     """What the broker does not call redelivered, or whose original has its connection yet, is judged by itself."""
     for lost, redelivered in ((True, False), (False, True)):
@@ -664,18 +587,6 @@ async def test_a_copy_does_expire(audit: AuditFile) -> None:
         assert (await slow.processor.process(copy)).reason is Reason.EXPIRED
         slow.go_on.set()
         await running
-
-
-async def test_without_renewal_it_would_be_run_again(audit: AuditFile) -> None:
-    """A claim that nobody renews is over after its lease: the redelivery is handled."""
-    table = Table(audit, consumer_timeout=0)
-    slow, honest = Slow(table), table.honest()
-    running = await slow.start(Delivery(honest))
-    table.clock.advance(table.guard.lease)
-    assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
-    slow.go_on.set()
-    await running
-    assert len(table.handled) == 2
 
 
 async def test_a_claim_lost_is_said(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:

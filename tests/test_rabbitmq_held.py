@@ -53,24 +53,6 @@ def last(table: Table, *, returns: Any = 20) -> Any:
     return delivery
 
 
-async def test_retry_later_is_held_for_one_delivery_in_half_an_hour(audit: AuditFile) -> None:
-    """It is tried again and again, suspends nobody, and goes back once before the broker's timeout."""
-    waits = Waits(audit)
-    delivery: Any = Delivery(waits.table.honest())
-    assert (await waits.processor.process(delivery)).cause is Cause.HANDLER_DEFERRED  # type: ignore[union-attr]
-    assert 0.9 * CONSUMER_TIMEOUT <= sum(waits.table.slept) < CONSUMER_TIMEOUT - 100
-    assert (delivery.settled, waits.suspended, waits.calls > 300) == (["requeue"], [], True)
-
-
-async def test_retry_later_is_handled_when_its_time_comes(audit: AuditFile) -> None:
-    """An hour of outage costs one delivery where the handler is ready after 20 minutes: none."""
-    waits = Waits(audit)
-    waits.until = 200
-    delivery: Any = Delivery(waits.table.honest())
-    assert (await waits.processor.process(delivery)).verdict is Verdict.ACCEPTED  # type: ignore[union-attr]
-    assert (delivery.settled, waits.calls) == (["ack"], 200)
-
-
 async def test_retry_later_is_not_run_again_where_another_handled_it_meanwhile(audit: AuditFile) -> None:
     """Its process stands still for longer than the lease; on waking it asks the store before the handler."""
     waits = Waits(audit)

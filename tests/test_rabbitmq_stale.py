@@ -144,35 +144,6 @@ async def test_on_a_blocked_connection_it_waits(monkeypatch: pytest.MonkeyPatch)
     assert not is_blocked(channel)
 
 
-async def test_a_replay_waits_for_its_channel(audit: AuditFile) -> None:
-    """Neither recorded nor buried before the broker answered on the delivery's channel; then both, once."""
-    table, channel = Table(audit), Silent()
-    honest = table.honest()
-    await table.process(Delivery(honest))
-    copy = Delivery(honest)
-    copy.channel = channel
-    processing = asyncio.create_task(table.process(copy))
-    await turns()
-    assert (len(channel.answers), audit.path.read_text(), table.letters.found) == (1, "", [])
-    channel.answers[0].set_result(None)
-    assert (await processing).reason is Reason.REPLAYED
-    assert (copy.settled, len(table.letters.found), len(audit.path.read_text().splitlines())) == (["ack"], 1, 1)
-
-
-async def test_a_replay_of_a_dead_channel_is_dropped(audit: AuditFile) -> None:
-    """What a paused process finds in its buffers was redelivered and handled: it is no copy."""
-    table, channel = Table(audit), Silent()
-    honest = table.honest()
-    await table.process(Delivery(honest))
-    unread = Delivery(honest)
-    unread.channel = channel
-    processing = asyncio.create_task(table.process(unread))
-    await turns()
-    channel.answers[0].set_exception(Exception)
-    assert await processing is None
-    assert (unread.settled, table.letters.found, audit.path.read_text()) == ([], [], "")
-
-
 @pytest.mark.parametrize("what", ["expired", "policy", "handler"])
 async def test_what_another_moment_decides_otherwise_waits_too(audit: AuditFile, what: str) -> None:
     """Rejections for the time, by policy and for a failed handler are asked about before they are recorded."""
@@ -191,14 +162,6 @@ async def test_what_another_moment_decides_otherwise_waits_too(audit: AuditFile,
     assert outcome is not None
     assert outcome.verdict is Verdict.REJECTED
     assert delivery.channel.questions == 1
-
-
-async def test_what_the_bytes_decide_does_not_wait(audit: AuditFile) -> None:
-    """A forged message is wrong whenever it is judged: it costs no round trip."""
-    table = Table(audit)
-    delivery = Delivery(Message(destination=PLACE, body=b"forged"))
-    assert (await table.process(delivery)).verdict is Verdict.REJECTED
-    assert delivery.channel.questions == 0
 
 
 def broken(_: Verified) -> None:

@@ -10,8 +10,13 @@ import redis
 import redis.asyncio
 
 from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.flow import arun, call, refuse_async, run
+from mqauth.replay.rules import ClaimRequest, ClaimStatus
+from mqauth.stores import redis_script
 from mqauth.stores.redis import RedisReplayStore
-from mqauth.testing.store_contract import wish
+from mqauth.testing.clock import START
+from mqauth.testing.store_contract import sibling, wish
+from mqauth.wire.message import Place
 
 NOWHERE = "redis://user:hunter2@127.0.0.1:1/0"
 
@@ -134,6 +139,82 @@ def test_odd_answers(answer: Any) -> None:
     with pytest.raises(Unavailable) as caught:
         RedisReplayStore(Pool(answer)).claim(wish())
     assert caught.value.cause is Cause.REPLAY_STORE_UNAVAILABLE
+
+
+@pytest.mark.parametrize("letter", ["f", b"f"])
+def test_answers_understood(letter: Any) -> None:
+    """An answer is understood whether or not the client decodes it."""
+    assert RedisReplayStore(Pool(letter)).claim(wish()) is ClaimStatus.FRESH
+
+
+def test_either_colour() -> None:
+    """A store of a URL is plain without an event loop and awaited inside one."""
+    store = RedisReplayStore.from_url(NOWHERE)
+    refuse_async(store=store.claim)
+    with pytest.raises(Unavailable):
+        run(call(store.claim, wish()))
+    with pytest.raises(Unavailable):
+        asyncio.run(arun(call(store.claim, wish())))
+
+
+@pytest.mark.parametrize(("fields", "count"), [
+    ({}, 0),
+    ({"maxmemory": 0, "maxmemory_policy": "allkeys-lru", "aof_enabled": 1}, 0),
+    ({"maxmemory": 9, "maxmemory_policy": "noeviction", "aof_enabled": 1}, 0),
+    ({"maxmemory": 9, "maxmemory_policy": "volatile-ttl", "aof_enabled": 1}, 1),
+    ({"maxmemory": 9, "maxmemory_policy": "allkeys-lru", "aof_enabled": 0}, 2),
+])  # fmt: skip
+def test_doubts(fields: dict[str, Any], count: int) -> None:
+    """Eviction with a limit and no append-only file are doubts; nothing else is."""
+    assert len(redis_script.risks(fields)) == count
+
+
+@pytest.mark.parametrize("behind", [-3600.0, 0.0, 3600.0])
+def test_key_life(behind: float) -> None:
+    """A key lives for what the consumer's clock says is left, at least nothing, and the margin."""
+    verb = redis_script.Verb.CLAIM
+    requests = [wish(expires=START + behind)]
+    asked = redis_script.script_call(verb, requests, namespace="m", now=START, margin=300.0, lease_clock=None)
+    assert asked.arguments[0] == ""
+    assert asked.arguments[1:3] == [1, int((max(behind, 0) + 300) * 1000) + 1]
+
+
+@pytest.mark.parametrize(("place", "size"), [(("a" * 1000, "t", 0, 7), 12), (("", "", 0, 0), 12), (None, 0)])
+def test_places_are_small(place: Place | None, size: int) -> None:
+    """A place of any length is sent as 12 bytes, none as none."""
+    assert len(_sent(wish(place=place)).removeprefix(b"claim  30000 5 first")) == size
+
+
+def test_places_are_unambiguous() -> None:
+    """Places whose texts run together differ still."""
+    places = [("a/b", "c", 0, 7), ("a", "b/c", 0, 7), ("", "a/b/c", 0, 7), ("a", "b/c/0", 0, 7)]
+    assert len({_sent(wish(place=place)) for place in places}) == len(places)
+
+
+def _sent(request: ClaimRequest) -> bytes:
+    """Return the argument a claim is sent as."""
+    verb = redis_script.Verb.CLAIM
+    asked = redis_script.script_call(verb, [request], namespace="m", now=START, margin=0, lease_clock=1.0)
+    found = asked.arguments[-1]
+    assert isinstance(found, bytes)
+    return found
+
+
+def test_siblings_are_asked_together() -> None:
+    """The wishes of a poll on one token are one key, its life the longest of theirs, each in its order."""
+    poll = [
+        one
+        for n in (3, 5, 4)
+        for one in (sibling(n, expires=START + n), sibling(n, token=b"x" * 16), wish(id=bytes([n]) * 16))
+    ]
+    asked = redis_script.script_call(
+        redis_script.Verb.CLAIM, poll, namespace="m", now=START, margin=0.0, lease_clock=1.0
+    )
+    assert len(asked.keys) == 5
+    assert asked.keys[0] == b"m:{billing}:" + bytes(range(16)) + b"~"
+    assert asked.arguments[1:3] == [3, 5001]
+    assert asked.arguments[3:6] == [b"claim %d 30000 5 first" % n for n in (3, 5, 4)]
+    assert redis_script.letters(b"036147258", asked) == list("012345678")
 
 
 def test_connections() -> None:

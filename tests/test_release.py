@@ -182,6 +182,20 @@ def test_a_message_handled_before_needs_replayed_waived(desk: Desk) -> None:
     assert [desk.process(waived).verdict for _ in range(2)] == [Verdict.ACCEPTED, Verdict.DUPLICATE]
 
 
+def test_a_duplicate_of_another_scope_is_audited_as_claimed(
+    make_world: Callable[..., World], clock: FakeClock, forge: Forge
+) -> None:
+    """Where every verdict is recorded, a message that was not judged has only claims, and names the release."""
+    desk = Desk(make_world, clock, forge, record="all")
+    assert desk.process(desk.released(desk.world.sealed(), scope="audit")).verdict is Verdict.DUPLICATE
+    (record,) = desk.world.records
+    assert (record["verdict"], record["release"]["scope"], "claimed" in record["token"]) == (
+        "duplicate",
+        "audit",
+        True,
+    )
+
+
 def test_a_forged_release_for_another_scope_drops_nothing(desk: Desk, late: Message) -> None:
     """Only a release that holds can make a message a duplicate."""
     assert why(desk.process(desk.bent(late, key=desk.forge.key, scope="audit"))) is Reason.RELEASE_INVALID

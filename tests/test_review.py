@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from mqauth.review import (
     account,
     act,
     fill,
+    judge,
     read,
     rehearse,
     take_in,
@@ -265,6 +268,43 @@ def test_filters_and_pages(mixed: Bureau) -> None:
     assert mixed.letters() == before
 
 
+def test_judging_touches_nothing_and_finds_exactly_what_the_key_helps(mixed: Bureau) -> None:
+    """After the missing key arrives exactly its letters pass; nothing is claimed, removed or recorded."""
+    before, records = mixed.letters(), len(mixed.audit)
+    with mixed.survey() as index:
+        assert flow.run(judge(index, mixed.guard))["accepted"] == 0
+        mixed.learn(mixed.forge.stranger)
+        counts = flow.run(judge(index, mixed.guard))
+        assert counts == {
+            "accepted": 3, "expired": 2, "signature_invalid": 2, "token_missing": 1, "producer_forbidden": 1
+        }  # fmt: skip
+        assert index.count(Filter(today="accepted", reason="key_unknown")) == 3
+    assert (mixed.letters(), len(mixed.audit)) == (before, records)
+
+
+def test_judging_and_rehearsing_stop_before_the_next_letter(mixed: Bureau) -> None:
+    """Cancelled after the second letter, exactly two are counted, and only they have a verdict."""
+    plan = mixed.plan("redrive")
+
+    def watched(count: Any) -> Counter[str]:
+        cancelled, seen = threading.Event(), list[int]()
+
+        def progress(so_far: int) -> None:
+            seen.append(so_far)
+            if so_far == 2:
+                cancelled.set()
+
+        found: Counter[str] = flow.run(count(progress=progress, cancelled=cancelled))
+        assert seen == [1, 2]
+        return found
+
+    with mixed.survey() as index:
+        assert watched(partial(judge, index, mixed.guard)).total() == 2
+        assert sum(row.today is not None for row in index.page()) == 2
+        rehearsal = partial(rehearse, index, plan, guard=mixed.guard, releaser=mixed.releaser)
+        assert watched(rehearsal).total() == 2
+
+
 # --- acting -----------------------------------------------------------------------------------------------
 
 
@@ -489,6 +529,19 @@ def plain_letters(bureau: Bureau, count: int) -> None:
         reason = Reason.REPLAYED if number % 3 == 0 else Reason.EXPIRED
         letter = replace(letter_of(message, reason), time=1_900_000_000.0 + number)
         bureau.plant(letter.whole(lambda name, value: True))
+
+
+def test_a_cancelled_reading_keeps_what_it_has_and_gives_everything_back(bureau: Bureau) -> None:
+    """Cancelled after the first letters the index has those and is not complete; the queue has all of them."""
+    plain_letters(bureau, 450)
+    cancelled = threading.Event()
+    cancelled.set()
+    with Index(0.0) as index:
+        flow.run(fill(index, bureau.box, cancelled=cancelled))
+        assert (index.count(), index.complete) == (200, False)
+    assert len(bureau.letters()) == 450
+    with bureau.survey() as index:
+        assert index.count() == 450
 
 
 def test_a_reading_that_breaks_gives_everything_back(bureau: Bureau) -> None:

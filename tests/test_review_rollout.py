@@ -15,7 +15,7 @@ from mqauth.judging.policy import Allow
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung
 from mqauth.judging.verifier import Issuer
 from mqauth.letters.dead_letter import PREFIX
-from mqauth.letters.release import WAIVABLE
+from mqauth.letters.release import RELEASE_HEADER, WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import ALL, judge
 from mqauth.testing import FakeClock, Forge
@@ -23,7 +23,7 @@ from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire.keys import KeySet
 from mqauth.wire.message import TOKEN_HEADER, Message
 from tests.conftest import KAFKA, RABBITMQ
-from tests.test_review import Bureau
+from tests.test_review import SCHEMA, Bureau
 from tests.test_rollout import at
 
 
@@ -73,6 +73,21 @@ def desk(request: pytest.FixtureRequest, clock: FakeClock, forge: Forge) -> Clim
     made = Climber(clock, forge, request.param, at(Rung.OBSERVE))
     assert made.send(made.message()) == [Verdict.REJECTED]
     return made
+
+
+@pytest.mark.parametrize("rung", [Rung.OBSERVE, Rung.OFF])
+def test_it_goes_back_plain(rung: Rung, desk: Climber) -> None:
+    """Without a release, to the old handler alone; the record says the rung and no release."""
+    desk.climb(at(rung))
+    desk.gives_up = False
+    account = desk.redrive()
+    (message,) = desk.broker.waiting(desk.place)
+    assert RELEASE_HEADER not in dict(message.headers)
+    assert desk.send() == [Verdict.UNVERIFIED]
+    assert (account["done"], desk.old[0].body, desk.handled) == (1, b"hello", [])
+    act = next(record for record in desk.audit if record["verdict"] == "redriven")
+    assert (act["review"]["rung"], "release" in act["review"]) == ("observe", False)
+    assert list(SCHEMA.iter_errors(act)) == []
 
 
 def test_a_forged_letter_leads_nowhere_that_is_not_listed(desk: Climber) -> None:

@@ -296,6 +296,25 @@ def test_verdicts_made_ahead_are_as_lenient(clock: FakeClock, forge: Forge) -> N
     assert world.published == []
 
 
+def test_a_slow_store_delays_no_second_poll(clock: FakeClock, forge: Forge) -> None:
+    """Below enforce the claims that are made together are made with little patience, too."""
+
+    class Slow(MemoryReplayStore):
+        asked = 0
+
+        def claim_many(self, requests: Any, /) -> Any:
+            """Take a second, and fail."""
+            Slow.asked += 1
+            clock.advance(1)
+            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE)
+
+    world = Ladder(clock, forge, False, at(Rung.OBSERVE), replay=Slow(clock=clock))
+    polls = [[world.receive(message) for message in deliveries(forge, random.Random(n), 20)] for n in range(3)]
+    for waiting in polls:
+        run(EarlyClaims(world.pipeline).judge_ahead(waiting))
+    assert Slow.asked == 1
+
+
 def test_keys_out_of_reach_defer_nothing(ladder: Maker, forge: Forge, clock: FakeClock) -> None:
     """A key server that is down is asked once in 30 s; each message would have been deferred."""
 
@@ -316,22 +335,3 @@ def test_keys_out_of_reach_defer_nothing(ladder: Maker, forge: Forge, clock: Fak
         message = world.sealed(rabbitmq_message(body=b"%d" % number))
         assert is_unverified(world, world.process(message), "keys_unavailable")
     assert Down.asked == 1
-
-
-def test_a_slow_store_delays_no_second_poll(clock: FakeClock, forge: Forge) -> None:
-    """Below enforce the claims that are made together are made with little patience, too."""
-
-    class Slow(MemoryReplayStore):
-        asked = 0
-
-        def claim_many(self, requests: Any, /) -> Any:
-            """Take a second, and fail."""
-            Slow.asked += 1
-            clock.advance(1)
-            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE)
-
-    world = Ladder(clock, forge, False, at(Rung.OBSERVE), replay=Slow(clock=clock))
-    polls = [[world.receive(message) for message in deliveries(forge, random.Random(n), 20)] for n in range(3)]
-    for waiting in polls:
-        run(EarlyClaims(world.pipeline).judge_ahead(waiting))
-    assert Slow.asked == 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,26 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from mqauth.audit.misuse import Detector
-from mqauth.audit.observed import CAPACITY, Group, Observed
+from mqauth.audit.observed import CAPACITY, Group, Observed, group_of
 from mqauth.audit.query import last_rollout
 from mqauth.audit.record import iso_time
 from mqauth.audit.sinks import MisuseWatch
+from mqauth.check import check
 from mqauth.delivery.health import QueueHealth, State, told_of
+from mqauth.errors import RejectNow
 from mqauth.judging.accept_as import AcceptAs
-from mqauth.judging.rollout import Exemption, Rollout, Rung
+from mqauth.judging.observing import lines
+from mqauth.judging.rollout import WEEK, Exemption, Rollout, RolloutEntry, Rung
+from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.telemetry import Telemetry
 from mqauth.testing import ATTACKS, FakeClock, Forge
-from mqauth.testing.forge import ISSUER
+from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import strict_json
+from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message, Origin
-from tests.conftest import KAFKA, RABBITMQ, rabbitmq_message
+from tests.conftest import KAFKA, RABBITMQ, kafka_message, rabbitmq_message
 from tests.test_rollout import Ladder, at
 from tests.test_telemetry import Meter
 
@@ -79,9 +86,61 @@ class TestCounting:
         assert "rare" not in [group.get("app") for group in taken["groups"]]
         assert taken["other"] > 0
 
+    def test_three_of_a_group_are_shown_each_hour(self) -> None:
+        """At most 100 a minute of all groups together."""
+        counts = Observed()
+        same = [counts.would(KAFKA, Group("expired", KAFKA), float(second)) for second in range(0, 7200, 60)]
+        assert sum(same) == 6
+        assert sum(counts.would(KAFKA, Group("expired", KAFKA, app=str(n)), 8000.0) for n in range(500)) == 100
+
+    def test_a_group_is_read_back(self) -> None:
+        """Its id is the same for all partitions; hostile facts are no error."""
+        group = Group("expired", KAFKA, subject="orders-api", kid="k", partition=3)
+        assert group_of({**group._asdict(), "count": 3}) == group
+        assert group.id == replace_partition(group).id
+        assert group_of({"code": 3, "app": ["x"], "partition": "1"}) == Group("", "")
+
+
+def replace_partition(group: Group) -> Group:
+    """Return a group of another partition."""
+    return group._replace(partition=7)
+
 
 class TestRecords:
     """What stands in the audit file."""
+
+    def test_the_start_and_each_minute(self, world: Callable[..., Ladder], clock: FakeClock) -> None:
+        """A record ``rollout`` first, then ``observed`` a minute; none is a record a message."""
+        found = world(at(Rung.OBSERVE))
+        for number in range(100):
+            found.process(kafka_message(number))
+            clock.advance(1)
+        found.process(found.sealed(kafka_message(100)))
+        found.run(found.pipeline.tick(last=True))
+        (rollout,) = of(found, "rollout")
+        assert rollout["rungs"][0] == {
+            "destinations": [KAFKA, RABBITMQ], "rung": "observe", "owner": "orders-team", "since": "2030-03-01",
+            "until": "2030-05-20",
+        }  # fmt: skip
+        observed = of(found, "observed")
+        assert sum(one["unsigned"].get(KAFKA, 0) for one in observed) == 100
+        assert sum(one["accepted"].get(KAFKA, 0) for one in observed) == 1
+        assert len(of(found, "would_reject")) == 3
+        assert len(found.told) == 1 + len(observed) + 3 == 7
+
+    def test_a_would_reject_has_coordinates_and_claims_nothing(self, world: Callable[..., Ladder]) -> None:
+        """It names topic, partition and offset; a bad token's claims are claimed."""
+        found = world(at(Rung.OBSERVE))
+        attack = next(attack for attack in ATTACKS if attack.reason.value == "signature_invalid")
+        found.process(replace(attack.mount(found.forge, honest_message(KAFKA)), origin=kafka_message(9).origin))
+        found.run(found.pipeline.tick(last=True))
+        (record,) = of(found, "would_reject")
+        assert (record["reason"], record["rung"], record["broker"]["offset"]) == (
+            "signature_invalid",
+            "observe",
+            9,
+        )
+        assert "verified" not in record["token"]
 
     @pytest.mark.parametrize(
         ("evidence", "more"),
@@ -120,6 +179,79 @@ class TestRecords:
         below, strict = [record.getMessage() for record in caplog.records if record.event == "consumer.started"]  # type: ignore[attr-defined]
         but = f"also what is not signed, but gives what is not proven at {KAFKA} to unverified=; headers"
         assert (but in below, "also what is not signed; headers" in strict) == (True, True)
+
+    def test_exempt_messages_are_no_news(self, world: Callable[..., Ladder]) -> None:
+        """What somebody decided is in no report."""
+        found = world(Rollout(exemptions=[Exemption(destination=RABBITMQ, until=date(2030, 9, 30), why="old")]))
+        found.process(rabbitmq_message())
+        found.run(found.pipeline.tick(last=True))
+        assert of(found, "observed")[-1]["groups"] == []
+
+    def test_an_audit_that_fails_defers_nothing_and_loses_no_count(self, world: Callable[..., Ladder]) -> None:
+        """What a minute saw is written once audit is back."""
+        found = world(at(Rung.OBSERVE))
+        found.audit.write.failure = OSError("full")
+        assert found.process(rabbitmq_message()).verdict.value == "unverified"
+        found.run(found.pipeline.tick(last=True))
+        found.audit.write.failure = None
+        found.run(found.pipeline.tick(last=True))
+        assert len(of(found, "rollout")) == 1
+        observed = of(found, "observed")
+        assert sum(one["unsigned"].get(RABBITMQ, 0) for one in observed) == 1
+        assert sum(one["lost"].get("audit_unavailable", 0) for one in observed) > 0
+
+
+class TestWarnings:
+    """Loud, and not for ever."""
+
+    def at_start(self, caplog: pytest.LogCaptureFixture, world: Ladder) -> list[tuple[int, str]]:
+        """Return what a tick logged."""
+        caplog.clear()
+        world.run(world.pipeline.tick(last=True))
+        return [(record.levelno, record.message) for record in caplog.records if record.name == "mqauth.rollout"]
+
+    def test_each_rung_and_exemption_is_said_at_the_start(
+        self, world: Callable[..., Ladder], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A WARNING for each, once."""
+        found = world(Rollout(
+            at(Rung.OBSERVE, KAFKA).entries, [Exemption(destination=RABBITMQ, until=date(2030, 9, 30), why="old")]
+        ))  # fmt: skip
+        said = self.at_start(caplog, found)
+        assert [level for level, _ in said] == [logging.WARNING] * 2
+        assert "kafka:orders: observe until 2030-05-20, ask orders-team" in said[0][1]
+        assert self.at_start(caplog, found) == []
+        assert found.pipeline.rollout is not None
+        assert len(list(lines(found.pipeline.rollout))) == 2
+
+    def test_the_end_is_said_daily_and_past_it_hourly(
+        self, world: Callable[..., Ladder], caplog: pytest.LogCaptureFixture, clock: FakeClock
+    ) -> None:
+        """WARNING from 14 days before, CRITICAL after it; no verdict changes by the calendar."""
+        found = world(at(Rung.OBSERVE, KAFKA))
+        self.at_start(caplog, found)
+        end = datetime(2030, 5, 20, tzinfo=UTC).timestamp()
+        clock.advance(end - 14 * DAY - clock.now())
+        assert [level for level, _ in self.at_start(caplog, found)] == [logging.WARNING]
+        clock.advance(3600)
+        assert self.at_start(caplog, found) == []
+        clock.advance(end + 2 * DAY - clock.now())
+        for _ in range(2):
+            assert [level for level, _ in self.at_start(caplog, found)] == [logging.CRITICAL]
+            clock.advance(3600)
+        assert found.process(kafka_message()).verdict.value == "unverified"
+
+    def test_gauges(self, clock: FakeClock) -> None:
+        """The rung as a number, and the days left."""
+        reader = InMemoryMetricReader()
+        meter = MeterProvider([reader]).get_meter("test")
+        telemetry = Telemetry(meter, now=lambda: datetime(2030, 5, 21, tzinfo=UTC).timestamp())
+        telemetry.watch_rollout(at(Rung.OBSERVE, KAFKA))
+        found = Meter(reader, telemetry)
+        assert {labels[0][1]: point.value for labels, point in found.points("mqauth.rollout.rung").items()} == {
+            KAFKA: 1
+        }
+        assert [point.value for point in found.points("mqauth.rollout.days_left").values()] == [-1]
 
 
 class TestDetectors:
@@ -188,6 +320,99 @@ class TestDetectors:
         assert last_rollout(tmp_path / "none.jsonl") is None
 
 
+FILE = """
+[consumer]
+audience = "billing"
+issuers = [{ issuer = "https://auth.example", file = "jwks.json" }]
+allow = [{ subject = "orders-api", destinations = ["kafka:orders"] }]
+
+[[consumer.unsigned]]
+destination = "UNSIGNED"
+until = 2027-06-30
+why = "sensors"
+
+[[rollout]]
+destinations = ["rabbitmq:shop/orders"]
+rung = "off"
+since = 2026-11-26
+until = 2026-12-05
+owner = "orders-team"
+
+[[rollout]]
+destinations = ["rabbitmq:shop/stock"]
+rung = "observe"
+since = 2026-11-26
+until = 2026-11-27
+owner = "orders-team"
+
+[[rollout]]
+destinations = ["*"]
+rung = "observe"
+since = 2026-11-26
+until = 2026-12-24
+owner = "orders-team"
+"""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "codes"),
+    [("rabbitmq:shop/beat", {"unsigned_exempt"}), ("rabbitmq:shop/#", {"unsigned_exempt", "exempt_broad"})],
+)
+def test_the_check_names_what_is_not_enforced(pattern: str, codes: set[str], tmp_path: Path) -> None:
+    """A code for each rung, exemption and term."""
+    keys = dump_key_set(KeySet([Key.generate(subjects=["orders-api"])]))
+    (tmp_path / "jwks.json").write_text(json.dumps(keys), "utf-8")
+    (tmp_path / "mqauth.toml").write_text(FILE.replace("UNSIGNED", pattern), "utf-8")
+    clock = FakeClock()
+    clock.advance(datetime(2026, 11, 28, tzinfo=UTC).timestamp() - clock.now())
+    report = check(tmp_path / "mqauth.toml", clock=clock)
+    found = {one.code.name for one in report.findings if "rollout" in one.code.name or "exempt" in one.code.name}
+    assert found == codes | {
+        "rollout_off", "rollout_observe", "rollout_ending", "rollout_overdue", "rollout_catch_all",
+        "rollout_weakest",
+    }  # fmt: skip
+
+
+def test_a_handler_that_gives_up_is_told_with_the_rung(world: Callable[..., Ladder]) -> None:
+    """Record and letter of ``handler_failed`` follow the schema."""
+    found = world(at(Rung.OBSERVE))
+    found.old.failure = RejectNow("never")
+    found.process(kafka_message())
+    (record,) = of(found, "rejected")
+    assert record["rung"] == "observe"
+
+
+def test_entries_of_a_rollout(world: Callable[..., Ladder]) -> None:
+    """The first entry that matches decides."""
+    first = RolloutEntry(destinations=("kafka:orders.new",), rung=Rung.ENFORCE, since=date(2026, 1, 1),
+                         until=date(2026, 2, 1), owner="o", window=WEEK)  # fmt: skip
+    rollout = Rollout([first, *at(Rung.OBSERVE, "kafka:orders.#").entries])
+    found = [rollout.entry(f"kafka:orders.{name}") for name in ("new", "old")]
+    assert [entry and entry.rung for entry in found] == [Rung.ENFORCE, Rung.OBSERVE]
+
+
+def test_the_record_of_the_start_has_what_needs_no_append_time(
+    world: Callable[..., Ladder], forge: Forge, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nobody waits for append times, up to what, and why, is in audit and log at each start."""
+    entries = [
+        WithoutEvidence(destination=KAFKA, through={0: 12}, why="before LogAppendTime"),
+        WithoutEvidence(destination="rabbitmq:shop/#", through=1_800_000_000.0, why="before the interceptor"),
+    ]
+    found = world(Rollout(), verifier=forge.verifier(at="append", max_queue_age=3600, without_evidence=entries))
+    found.run(found.pipeline.tick(last=True))
+    (facts,) = of(found, "rollout")
+    assert facts["without_evidence"] == [
+        {"destination": KAFKA, "through": {"0": 12}, "why": "before LogAppendTime"},
+        {
+            "destination": "rabbitmq:shop/#", "through": "2027-01-15T08:00:00.000Z",
+            "why": "before the interceptor",
+        },
+    ]  # fmt: skip
+    said = [record.getMessage() for record in caplog.records if record.event == "rollout.without_evidence"]  # type: ignore[attr-defined]
+    assert said[0] == f"{KAFKA}: dead-lettered without an append time, through {{'0': 12}}: before LogAppendTime"
+
+
 class TestAliases:
     """What is accepted where it was not signed for is said at each start, and is nothing amiss."""
 
@@ -233,6 +458,16 @@ class TestAliases:
 
 class TestSigners:
     """Who signed, in bounded memory and records."""
+
+    def test_a_record_says_who_signed(self, world: Callable[..., Ladder]) -> None:
+        """By pattern, issuer and subject."""
+        found = world(at(Rung.OBSERVE))
+        for number in range(3):
+            found.process(found.sealed(kafka_message(number)))
+        found.run(found.pipeline.tick(last=True))
+        signed = [one["signed"][KAFKA][ISSUER] for one in of(found, "observed")]
+        assert {name for one in signed for name in one} == {SUBJECT}
+        assert sum(one[SUBJECT] for one in signed) == 3
 
     def test_nobody_is_lost_where_there_are_many(self) -> None:
         """Those that have no room in a record come in the next; each record has at most 64 KiB."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from mqauth.audit.record import AuditRecord
@@ -34,6 +35,28 @@ def world(sink: Any, clock: FakeClock, forge: Forge, **settings: Any) -> Ladder:
     found.run(found.pipeline.tick())
     clock.advance(PAUSE)
     return found
+
+
+def test_at_enforce_a_letter_waits_for_its_record(clock: FakeClock, forge: Forge) -> None:
+    """There is no letter without a durable record."""
+    going, free = threading.Event(), threading.Event()
+
+    class Stuck:
+        def write(self, record: AuditRecord, /) -> None:
+            """Hang at the record of a rejection until it is let go."""
+            if record.verdict == "rejected":
+                going.set()
+                free.wait()
+
+    found = Ladder(clock, forge, False, at(Rung.OBSERVE, "kafka:elsewhere"), audit=Stuck())
+    found.run(found.pipeline.tick())
+    judging = threading.Thread(target=found.process, args=(kafka_message(),))
+    judging.start()
+    assert going.wait(30)
+    assert found.published == []
+    free.set()
+    judging.join()
+    assert len(found.published) == 1
 
 
 def test_counts_that_could_not_be_written_come_again(clock: FakeClock, forge: Forge) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,13 +107,6 @@ def test_what_no_consumer_could_accept_is_not_signed(changes: dict[str, Any], fo
     """Malformed, signed already, of no canonical destination, unencodable, or with too large a token."""
     with pytest.raises(MalformedMessage):
         forge.signer().sign(kafka(**changes))
-
-
-def seen(signed: Message, forge: Forge) -> Message:
-    """Return what a consumer sees of a signed message."""
-    verifier = forge.verifier()
-    verified = verifier.verify(signed, verifier.open(signed), forge.keys, forge.clock.now())
-    return replace(signed, body=verified.body, headers=signed.headers[:-1])
 
 
 @pytest.mark.parametrize("cover", [None, [], ["a"]])

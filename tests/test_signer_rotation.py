@@ -227,6 +227,16 @@ def test_unreadable_folder_ends_the_key_after_max_stale(world: World) -> None:
 # --- what is refused --------------------------------------------------------------------------------------
 
 
+def test_a_start_without_active_key_is_refused(tmp_path: Path) -> None:
+    """A producer whose folder has no active key, or is none, does not start."""
+    store = Keystore(folder=tmp_path / "keys", clock=FakeClock())
+    with pytest.raises(ConfigurationError, match="no keystore"):
+        ActiveKey(store.folder)
+    store.create(pending=True)
+    with pytest.raises(ConfigurationError, match=r"run mqauth keys rotate in 600 s"):
+        ActiveKey(store.folder, clock=store.clock)
+
+
 @pytest.mark.parametrize(
     "bounds",
     [{"look_every": 0}, {"look_every": MAX_LOOK + 1}, {"max_stale": 1}, {"max_stale": 86_401},

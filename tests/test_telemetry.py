@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging
 import re
+import socket
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,7 +21,10 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import messaging_attributes
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+import mqauth.telemetry as telemetry_module
 from mqauth import Message, Reason, Unavailable, Verdict
 from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert
@@ -80,6 +85,20 @@ def outcome(verdict: Verdict = Verdict.REJECTED, **fields: Any) -> Outcome:
 def message(place: str = "kafka:orders") -> Message:
     """Return a message for a destination."""
     return Message(destination=place, body=b"")
+
+
+def test_verdicts_are_counted(meter: Meter) -> None:
+    """Each outcome counts once, under its verdict, reason or cause, and destination."""
+    meter.telemetry.observe(outcome(reason=Reason.EXPIRED), message(), 0.0)
+    meter.telemetry.observe(outcome(Verdict.DEFERRED, cause=Cause.KEY_PENDING), message(), 0.0)
+    meter.telemetry.observe(outcome(Verdict.ACCEPTED), message(), 0.0)
+    points = meter.points("mqauth.messages")
+    found = {tuple(value for _, value in labels): point.value for labels, point in points.items()}
+    assert found == {
+        ("kafka:orders", "expired", "rejected"): 1,
+        ("kafka:orders", "key_pending", "deferred"): 1,
+        ("kafka:orders", "", "accepted"): 1,
+    }
 
 
 def test_judge_time(meter: Meter) -> None:
@@ -203,6 +222,48 @@ def test_trace_is_continued_or_linked(value: str | bytes, trusted: bool) -> None
     assert (span.attributes or {})["mqauth.subject"] == "orders-api"
 
 
+def test_attributes_are_the_conventions() -> None:
+    """A span says system, operation, destination and place by OpenTelemetry's names."""
+    provider, exporter = spans()
+    for place in ("kafka:orders", "rabbitmq:shop/orders.created"):
+        traced(lambda _: None, provider.get_tracer("test"))(verified(destination=place, body=b"12"))
+    kafka, rabbit = ({**(span.attributes or {})} for span in exporter.get_finished_spans())
+    names = {name for name in vars(messaging_attributes) if name.isupper()}
+    known = {getattr(messaging_attributes, name) for name in names}
+    assert {name for name in (*kafka, *rabbit) if name.startswith("messaging.")} <= known
+    assert (kafka["messaging.system"], kafka["messaging.destination.name"]) == ("kafka", "orders")
+    assert (rabbit["messaging.system"], rabbit["messaging.destination.name"]) == (
+        "rabbitmq",
+        "shop:orders.created",
+    )
+    assert (kafka["messaging.operation.name"], kafka["messaging.message.body.size"]) == ("process", 2)
+    assert [span.name for span in exporter.get_finished_spans()] == [
+        "process orders",
+        "process shop:orders.created",
+    ]
+
+
+def test_configured_propagator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The headers of the configured propagator are read, in any case, and no other header of the message."""
+
+    class Mine(TraceContextTextMapPropagator):
+        @property
+        def fields(self) -> set[str]:
+            return {"x-trace"}
+
+        def extract(self, carrier: Any, context: Any = None, getter: Any = None) -> Any:
+            assert dict(carrier) == {"x-trace": TRACEPARENT}
+            return super().extract({"traceparent": carrier["x-trace"]})
+
+    monkeypatch.setattr(telemetry_module, "get_global_textmap", Mine)
+    provider, exporter = spans()
+    found = verified(
+        destination="kafka:orders", headers=[("X-Trace", TRACEPARENT.encode()), ("traceparent", b"0")]
+    )
+    traced(lambda _: None, provider.get_tracer("test"))(found)
+    assert exporter.get_finished_spans()[0].context.trace_id == 0x0AF7651916CD43DD8448EB211C80319C
+
+
 def test_process_duration(meter: Meter) -> None:
     """A timed handler is one point of ``messaging.process.duration``, with the type of its error."""
 
@@ -251,6 +312,25 @@ def test_async_handler_is_traced() -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         asyncio.run(traced(handler, provider.get_tracer("test"))(verified()))
     assert exporter.get_finished_spans()[0].status.is_ok is False
+
+
+def test_endpoint_serves_metrics() -> None:
+    """The Prometheus endpoint shows the counters under the names that dashboards use."""
+    with Endpoint(0) as endpoint:
+        endpoint.telemetry.observe(outcome(reason=Reason.EXPIRED, judge_seconds=0.1), message(), 0.0)
+        with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/metrics", timeout=10) as answer:
+            page = answer.read().decode()
+    assert re.search(r'mqauth_messages_total\{.*reason="expired".*\} 1\.0', page)
+    assert "mqauth_judge_duration_seconds_bucket" in page
+
+
+def test_a_silent_connection_is_ended(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A connection that asks nothing holds its thread for some seconds and no longer, and nothing is printed."""
+    monkeypatch.setattr("mqauth.telemetry.prometheus.ASKED_WITHIN", 0.05)
+    with Endpoint(0) as endpoint, socket.create_connection(("127.0.0.1", endpoint.port), timeout=60) as silent:
+        silent.sendall(b"GET ")
+        assert silent.recv(1) == b""
+    assert capfd.readouterr().err == ""
 
 
 def test_endpoint_stays_on_loopback() -> None:
@@ -328,6 +408,12 @@ def redacted() -> Iterator[None]:
 
 
 TOKEN = "eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJpIn0.c2lnbmF0dXJl"
+
+
+@pytest.mark.usefixtures("redacted")
+def test_a_record_without_a_name_is_made() -> None:
+    """Receivers of records from elsewhere make one without a name, and name it afterwards."""
+    assert logging.makeLogRecord({"name": "shop", "msg": "hello"}).getMessage() == "hello"
 
 
 @pytest.mark.usefixtures("redacted")
