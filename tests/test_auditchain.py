@@ -66,6 +66,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "audit.jsonl"
 
 
+def test_intact(path: Path) -> None:
+    """An honest log is unbroken; without heads it is not anchored."""
+    report = read(path, lines())
+    assert (report.intact, report.anchored, report.records) == (True, False, RECORDS)
+
+
 @pytest.mark.parametrize("seed", range(50))
 @pytest.mark.parametrize("deed", ["edited", "removed", "inserted", "reordered"])
 def test_each_deed_is_named(path: Path, deed: str, seed: int) -> None:
@@ -104,6 +110,12 @@ def test_first_line_removed(path: Path) -> None:
     assert (report.what, report.first_bad) == ("removed", 1)
 
 
+def test_torn_last_line(path: Path) -> None:
+    """A last line that a crash tore is noted and is no tampering."""
+    report = read(path, [*lines(3), b'{"v":1,"id'])
+    assert (report.intact, report.records, report.what) == (True, 3, "the last line is torn")
+
+
 def test_torn_line_in_the_middle(tmp_path: Path) -> None:
     """Only the very last line can be torn: a log that goes on behind one was edited."""
     first, second = tmp_path / "a", tmp_path / "b"
@@ -122,6 +134,22 @@ def test_rotated_files_are_one_chain(tmp_path: Path) -> None:
     second.write_bytes(b"".join(log[10:]))
     assert verify_chain([first, second]).records == RECORDS
     assert verify_chain([second, first]).what == "reordered"
+
+
+def test_two_writers(tmp_path: Path) -> None:
+    """Another writer's chain begins anew at the start of its own file, and nowhere else."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_bytes(b"".join(lines(5)))
+    second.write_bytes(b"".join(lines(5)))
+    assert verify_chain([first, second]).intact
+    first.write_bytes(b"".join(lines(5)) * 2)
+    assert not verify_chain(first).intact
+
+
+def test_heads_anchor(path: Path) -> None:
+    """Heads that agree anchor the log."""
+    report = read(path, lines(), heads_of(lines(), 10, RECORDS))
+    assert (report.intact, report.anchored) == (True, True)
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -151,6 +179,32 @@ def test_empty_log_is_not_anchored(path: Path) -> None:
     assert not read(path, [], []).anchored
 
 
+def test_progress(path: Path) -> None:
+    """Progress adds up to the bytes of the file."""
+    path.write_bytes(b"".join(lines()))
+    sizes: list[int] = []
+    verify_chain(path, progress=sizes.append)
+    assert sum(sizes) == path.stat().st_size
+
+
+def test_missing_file(path: Path) -> None:
+    """A file that is not there is a configuration error, not an intact log."""
+    with pytest.raises(ConfigurationError, match="No such file"):
+        verify_chain(path)
+
+
+def test_signed_heads_round_trip(tmp_path: Path) -> None:
+    """Heads come back from their file as they were signed, also under a pinned key."""
+    key = Key.generate()
+    heads = heads_of(lines(), 10, 20)
+    file = HeadFile(tmp_path / "heads", key)
+    for head in heads:
+        file.append(head)
+    assert read_heads(tmp_path / "heads") == heads
+    assert read_heads(tmp_path / "heads", KeySet([key])) == heads
+    assert (tmp_path / "heads").stat().st_mode & 0o777 == 0o600
+
+
 def test_heads_of_another_key_are_refused(tmp_path: Path) -> None:
     """Heads signed by another key than the first line's, or the pinned one, are refused."""
     path = tmp_path / "heads"
@@ -176,6 +230,18 @@ def test_head_interval_is_positive(tmp_path: Path) -> None:
         HeadFile(tmp_path / "heads", Key.generate(), every=0)
 
 
+def test_empty_head_file_anchors_nothing(path: Path) -> None:
+    """Heads that say nothing of a log leave it unanchored."""
+    report = read(path, lines(), [])
+    assert (report.intact, report.anchored, report.unsigned) == (True, False, RECORDS)
+
+
+def test_records_behind_the_last_head_are_counted(path: Path) -> None:
+    """An anchored log says how many of its records no head covers yet."""
+    report = read(path, lines(), heads_of(lines(), 10, 30))
+    assert (report.intact, report.anchored, report.unsigned) == (True, True, RECORDS - 30)
+
+
 def test_two_heads_of_one_place_that_disagree(path: Path) -> None:
     """A tail cut and written anew, and signed anew by the honest writer, is found: the older head still stands."""
     log = lines()
@@ -193,6 +259,12 @@ def test_chain_without_a_head_is_not_anchored_by_anothers(tmp_path: Path) -> Non
     second.write_bytes(b"".join(recomputed([line.replace(b'"why"', b'"b"') for line in lines(6)])))
     report = verify_chain([first, second], heads_of(log, 5))
     assert (report.intact, report.anchored, report.unsigned) == (True, False, 6)
+
+
+def test_log_of_a_chain_no_head_knows(path: Path) -> None:
+    """A log replaced by another whole chain is found by the heads of the one that was there."""
+    other = recomputed([line.replace(b'"why"', b'"b"') for line in lines()])
+    assert read(path, other, heads_of(lines(), 10)).what == "recomputed"
 
 
 def test_crashed_writers_file_before_anothers(tmp_path: Path) -> None:
@@ -228,6 +300,13 @@ def test_resumed_at_a_head(path: Path) -> None:
     assert verify_chain(path, heads, continued=True).what == "truncated"
 
 
+def test_no_key_is_not_any_key(tmp_path: Path) -> None:
+    """An empty set of pinned keys lets no head pass; it is not the same as none pinned."""
+    HeadFile(tmp_path / "heads", Key.generate()).append(heads_of(lines(), 10)[0])
+    with pytest.raises(ConfigurationError, match="line 1"):
+        read_heads(tmp_path / "heads", KeySet([]))
+
+
 def test_head_torn_by_a_crash(tmp_path: Path) -> None:
     """A head that a crash tore is passed over, and taken off by the next one."""
     path, heads = tmp_path / "heads", heads_of(lines(), 10, 20)
@@ -238,6 +317,15 @@ def test_head_torn_by_a_crash(tmp_path: Path) -> None:
     assert read_heads(path) == heads[:1]
     file.append(heads[1])
     assert read_heads(path) == heads
+
+
+def test_endless_line_among_heads(tmp_path: Path) -> None:
+    """A line of a megabyte among heads is refused, not taken for the torn end: it would hide those behind it."""
+    path = tmp_path / "heads"
+    path.write_bytes(b"x" * (1024 * 1024) + b"\n")
+    HeadFile(path, Key.generate()).append(heads_of(lines(), 10)[0])
+    with pytest.raises(ConfigurationError, match="line 1"):
+        read_heads(path)
 
 
 def test_recent_heads_are_this_keys_own(tmp_path: Path) -> None:

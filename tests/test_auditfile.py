@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from mqauth.audit.chain import verify_chain
-from mqauth.audit.file import MIN_BYTES, AuditFile, HeadFile, parts, read_heads, rotated
+from mqauth.audit.file import MIN_BYTES, AuditFile, HeadFile, parts, read_heads, rotated, with_parts
 from mqauth.audit.record import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.testing.clock import FakeClock
 from mqauth.wire.keys import Key
 
 
@@ -111,6 +113,12 @@ def test_foreign_file_is_refused(path: Path, raw: bytes) -> None:
         AuditFile(path)
 
 
+def test_unreachable_folder(tmp_path: Path) -> None:
+    """A folder that is not there is a configuration error."""
+    with pytest.raises(ConfigurationError, match="No such file"):
+        AuditFile(tmp_path / "missing" / "audit.jsonl")
+
+
 def test_process_id_in_the_name(tmp_path: Path) -> None:
     """One pattern serves several processes: each writes a file of its own."""
     with AuditFile(tmp_path / "audit-{pid}.jsonl") as file:
@@ -162,6 +170,39 @@ def test_size_is_bounded_below(path: Path) -> None:
     """A size so small that every record would rotate is refused."""
     with pytest.raises(ConfigurationError, match="max_bytes"):
         AuditFile(path, max_bytes=1)
+
+
+def test_heads_at_intervals_and_at_close(path: Path) -> None:
+    """The head is signed every so many records and at the end, also over restarts and rotation."""
+    key = Key.generate()
+    for _ in range(2):
+        heads = HeadFile(path.with_name("heads"), key, every=10)
+        with AuditFile(path, fsync=False, heads=heads, max_bytes=MIN_BYTES) as file:
+            for number in range(95):
+                file.write(big(number))
+    found = read_heads(path.with_name("heads"))
+    places = [head.records for head in found]
+    assert {*range(10, 91, 10), 95, 190} < {*places}
+    assert max(later - sooner for sooner, later in itertools.pairwise([0, *places])) <= 10
+    report = verify_chain([*rotated(path), path], found)
+    assert (report.intact, report.anchored) == (True, True)
+
+
+def test_head_that_cannot_be_signed(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A head file out of reach is loud and stops no message."""
+    heads = HeadFile(path.with_name("missing") / "heads", Key.generate(), every=1)
+    with AuditFile(path, heads=heads) as file:
+        fill(file, 1)
+    assert "head was not signed: FileNotFoundError" in caplog.text
+    assert verify_chain(path).records == 1
+
+
+def test_nothing_new_is_not_signed_again(path: Path) -> None:
+    """A writer that wrote nothing signs nothing."""
+    heads = HeadFile(path.with_name("heads"), Key.generate())
+    with AuditFile(path, heads=heads):
+        pass
+    assert not path.with_name("heads").exists()
 
 
 def _refuse(*_arguments: object) -> None:
@@ -327,6 +368,15 @@ def test_interrupted_rotation_is_finished(path: Path, monkeypatch: pytest.Monkey
     assert len(rotated(path)) == 1
 
 
+@pytest.mark.parametrize("raw", [b"no newline", b"\x7fELF\0\0", b"# notes"])
+def test_foreign_file_without_a_line_is_left_alone(path: Path, raw: bytes) -> None:
+    """A file without a newline that does not begin like a record is refused, not taken for a torn one and cut."""
+    path.write_bytes(raw)
+    with pytest.raises(ConfigurationError, match="no audit file"):
+        AuditFile(path)
+    assert path.read_bytes() == raw
+
+
 @pytest.mark.parametrize("tail", [b"{", b'{"v":1', b'{"v":1,"id":"torn', b"\0" * 100])
 def test_every_torn_tail_is_recovered(path: Path, tail: bytes, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever part of a record a crash left, and zeros a power cut left, is cut off and said."""
@@ -338,6 +388,20 @@ def test_every_torn_tail_is_recovered(path: Path, tail: bytes, caplog: pytest.Lo
         fill(file, 1)
     assert "torn last line" in caplog.text
     assert (verify_chain(path).intact, verify_chain(path).records) == (True, 3)
+
+
+def test_heads_by_time(path: Path) -> None:
+    """A record that comes a minute after the last head is signed at once, however few there are."""
+    clock = FakeClock()
+    heads = HeadFile(path.with_name("heads"), Key.generate(), every=1000, seconds=60, clock=clock)
+    with AuditFile(path, fsync=False, heads=heads) as file:
+        fill(file, 3)
+        assert not heads.path.exists()
+        clock.advance(60)
+        fill(file, 1)
+        assert [head.records for head in read_heads(heads.path)] == [4]
+        fill(file, 1)
+        assert len(read_heads(heads.path)) == 1
 
 
 def test_crashed_writers_records_are_signed_at_its_next_start(path: Path) -> None:
@@ -369,3 +433,32 @@ def test_failing_head_file_is_tried_once_an_interval(path: Path, caplog: pytest.
     with AuditFile(path, fsync=False, heads=heads) as file:
         fill(file, 35)
         assert caplog.text.count("head was not signed") == 3
+
+
+def test_archived_parts(path: Path) -> None:
+    """With its first parts archived a chain goes on under its own name, and verify takes it from a signed head."""
+    key = Key.generate()
+    places = path.with_name("heads")
+    with AuditFile(path, fsync=False, max_bytes=MIN_BYTES, heads=HeadFile(places, key)) as file:
+        for number in range(400):
+            file.write(big(number))
+    archived = rotated(path)[0]
+    archived.rename(path.with_name("archive"))
+    with AuditFile(path, fsync=False, max_bytes=MIN_BYTES, heads=HeadFile(places, key)) as file:
+        fill(file, 10)
+    heads = read_heads(places)
+    kept = verify_chain(parts(path), heads, continued=True)
+    assert (kept.intact, kept.anchored, kept.unsigned) == (True, True, 0)
+    assert verify_chain(parts(path), heads).what == "removed"
+    whole = verify_chain([path.with_name("archive"), *parts(path)], heads)
+    assert (whole.intact, whole.anchored, whole.records) == (True, True, 410)
+
+
+def test_parts_are_added_once(path: Path) -> None:
+    """Rotated parts are put before their file, unless they were given."""
+    first, second = path.with_name(f"{path.name}.000001"), path.with_name(f"{path.name}.000002")
+    for part in (path, first, second, path.with_name(f"{path.name}.gz"), path.with_name(f"{path.name}.heads")):
+        part.touch()
+    assert with_parts([path]) == [first, second, path]
+    assert with_parts([first, second, path]) == [first, second, path]
+    assert with_parts([second]) == [second]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,13 @@ from mqauth.errors import Reason, Rejection
 from mqauth.judging.verifier import Verifier
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.batchforge import ForgedBatch, forge_batch
-from mqauth.testing.forge import NEIGHBOUR
+from mqauth.testing.forge import AUDIENCE, NEIGHBOUR
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import jws
 from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import Message
 
+ReasonOf = Callable[[Callable[[], object]], Reason]
 KAFKA, RABBITMQ = "kafka:orders", "rabbitmq:shop/orders.created"
 
 
@@ -59,6 +61,22 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> Checks:
 # --- what gets in -----------------------------------------------------------------------------------------
 
 
+def test_one_signature_is_checked_for_a_batch(forge: Forge, clock: FakeClock, checks: Checks) -> None:
+    """Siblings need a proof and no signature; another batch needs its own."""
+    verifier, keys = forge.verifier(), forge.keys
+    first, second = batch_of(forge), batch_of(forge)
+    for found in (first, first, second):
+        assert [judge(verifier, found.seal(index), keys, clock.now()) for index in range(4)] == [None] * 4
+    assert checks.count == 2
+
+
+def test_a_single_token_is_not_remembered(forge: Forge, clock: FakeClock, checks: Checks) -> None:
+    """Every copy of a single token has its signature checked."""
+    verifier, sealed = forge.verifier(), forge.seal(honest_message(KAFKA))
+    assert [judge(verifier, sealed, forge.keys, clock.now()) for _ in range(3)] == [None] * 3
+    assert checks.count == 3
+
+
 def test_a_flood_of_forgeries_leaves_no_trace(forge: Forge, clock: FakeClock, checks: Checks) -> None:
     """However many distinct tokens are forged, none is remembered, and the good one needs no second check."""
     verifier, keys, good = forge.verifier(), forge.keys, batch_of(forge, 8)
@@ -88,6 +106,16 @@ def test_a_flood_of_old_tokens_leaves_no_trace(forge: Forge, clock: FakeClock, c
     before = checks.count
     assert judge(verifier, good.seal(1), keys, now) is None
     assert (checks.count, verifier.tokens._held, len(verifier.tokens)) == (before, held, 1)
+
+
+def test_a_forged_sibling_is_not_the_good_token(forge: Forge, clock: FakeClock) -> None:
+    """A token is found by all its bytes: another signature under the same payload is judged on its own."""
+    verifier, good = forge.verifier(), batch_of(forge)
+    assert judge(verifier, good.seal(0), forge.keys, clock.now()) is None
+    head, _, _ = good.jws.rpartition(".")
+    bent = replace(good, jws=f"{head}.{'A' * 86}")
+    assert judge(verifier, bent.seal(1), forge.keys, clock.now()) is Reason.SIGNATURE_INVALID
+    assert judge(verifier, good.seal(1), forge.keys, clock.now()) is None
 
 
 def test_memory_of_a_verifier_is_bounded(forge: Forge, clock: FakeClock, checks: Checks) -> None:
@@ -128,6 +156,22 @@ def test_the_key_set_of_now_decides(forge: Forge, clock: FakeClock, checks: Chec
     assert checks.count >= 3
 
 
+def test_an_equal_key_of_a_new_set_is_checked_once(forge: Forge, clock: FakeClock, checks: Checks) -> None:
+    """A set loaded anew brings new objects: the signature is checked again for the first sibling only."""
+    verifier, found = forge.verifier(), batch_of(forge)
+    for keys in (KeySet([forge.key]), KeySet([replace(forge.key)])):
+        assert [judge(verifier, found.seal(index), keys, clock.now()) for index in range(4)] == [None] * 4
+    assert checks.count == 2
+
+
+def test_a_wrong_key_does_not_spoil_what_is_remembered(forge: Forge, clock: FakeClock) -> None:
+    """After a check that failed under another key the right one is still believed, and the wrong one is not."""
+    verifier, found = forge.verifier(), batch_of(forge)
+    other = KeySet([replace(Key.generate(subjects=["orders-api"]), kid=forge.key.kid)])
+    for keys, reason in ((forge.keys, None), (other, Reason.SIGNATURE_INVALID)) * 3:
+        assert judge(verifier, found.seal(1), keys, clock.now()) is reason
+
+
 @pytest.mark.parametrize(
     ("offset", "reason"),
     [(64, None), (65, Reason.EXPIRED), (-5, None), (-6, Reason.ISSUED_IN_FUTURE), (1e6, Reason.EXPIRED)],
@@ -139,6 +183,58 @@ def test_the_clock_of_now_decides(offset: float, reason: Reason | None, forge: F
     assert judge(verifier, found.seal(0), keys, now) is None
     assert judge(verifier, found.seal(1), keys, now + offset) is reason
     assert judge(verifier, found.seal(2), keys, now) is None
+
+
+def test_a_revocation_that_was_ahead_takes_hold(forge: Forge, clock: FakeClock) -> None:
+    """With one and the same key set, a sibling received past the revocation is refused."""
+    now = int(clock.now())
+    keys = KeySet([replace(forge.key, revocation=Revocation(revoked_at=now + 10))])
+    verifier, found = forge.verifier(), batch_of(forge)
+    moments = [(now, None), (now + 9, None), (now + 10, Reason.KEY_REVOKED), (now + 9, None)]
+    for index, (moment, reason) in enumerate(moments):
+        assert judge(verifier, found.seal(index), keys, moment) is reason
+
+
+def test_not_yet_valid_comes_to_be_valid(forge: Forge, clock: FakeClock) -> None:
+    """A batch refused as too early is accepted at its time."""
+    now = int(clock.now())
+    keys = forge.keys
+    verifier, found = forge.verifier(), batch_of(forge, claims={"nbf": now + 20})
+    assert judge(verifier, found.seal(0), keys, now) is Reason.NOT_YET_VALID
+    assert judge(verifier, found.seal(0), keys, now + 20) is None
+    assert judge(verifier, found.seal(1), keys, now) is Reason.NOT_YET_VALID
+
+
+def appended(message: Message, moment: float) -> Message:
+    """Return a message with the broker's word on when it was appended."""
+    origin = replace(message.origin, timestamp_ms=int(moment * 1000), timestamp_type="append")
+    return replace(message, origin=origin)
+
+
+def test_with_append_time_each_sibling_has_its_own_moment(forge: Forge, clock: FakeClock) -> None:
+    """Siblings of one batch were appended at different times: life, age and revocation are each one's own."""
+    now = int(clock.now())
+    verifier, found = forge.verifier(at="append", max_queue_age=600), batch_of(forge)
+    revoked, keys = KeySet([replace(forge.key, revocation=Revocation(revoked_at=now + 30))]), forge.keys
+    for moment, reason in (
+        (now, None), (now + 65, Reason.EXPIRED), (now + 29, None), (now - 6, Reason.ISSUED_IN_FUTURE),
+        (now + 64, None),
+    ):  # fmt: skip
+        assert judge(verifier, appended(found.seal(1), moment), keys, now + 100) is reason
+    assert judge(verifier, appended(found.seal(2), now), keys, now + 601) is Reason.QUEUE_AGE_EXCEEDED
+    for moment, reason in ((now + 29, None), (now + 30, Reason.KEY_REVOKED), (now, None)):
+        assert judge(verifier, appended(found.seal(3), moment), revoked, now + 100) is reason
+
+
+def test_the_brokers_user_is_each_messages_own(forge: Forge, clock: FakeClock) -> None:
+    """The user of one sibling says nothing about the next."""
+    keys = forge.keys
+    verifier, found = forge.verifier(user_id="subject"), batch_of(forge, place=RABBITMQ)
+    for index, (user, reason) in enumerate((("orders-api", None), ("mallory", Reason.SUBJECT_MISMATCH),
+                                            ("orders-api", None))):  # fmt: skip
+        sealed = found.seal(index)
+        message = replace(sealed, properties={**sealed.properties, "user-id": user})
+        assert judge(verifier, message, keys, clock.now()) is reason
 
 
 @pytest.mark.parametrize(
@@ -153,3 +249,13 @@ def test_a_good_signature_excuses_nothing(
     keys = forge.keys
     verifier, found = forge.verifier(), batch_of(forge, claims=claims)
     assert [judge(verifier, found.seal(index), keys, clock.now()) for index in range(4)] == [reason] * 4
+
+
+def test_two_verifiers_share_nothing(forge: Forge, clock: FakeClock) -> None:
+    """What one consumer accepts another judges by its own audience and keys."""
+    found = batch_of(forge)
+    other = forge.verifier(audience="shipping")
+    for index in range(2):
+        assert judge(forge.verifier(audience=AUDIENCE), found.seal(index), forge.keys, clock.now()) is None
+        assert judge(other, found.seal(index), forge.keys, clock.now()) is Reason.AUDIENCE_MISMATCH
+        assert judge(other, found.seal(index), KeySet([]), clock.now()) is Reason.KEY_UNKNOWN

@@ -8,20 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 import mqauth
+from mqauth.audit.file import parts, read_heads, rotated
+from mqauth.audit.misuse import Alert
+from mqauth.audit.record import AuditRecord
 from mqauth.config.declaration import read
 from mqauth.config.kinds import is_url
 from mqauth.config.settings import FileSettings
 from mqauth.config.toml_file import Table
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline, Verdict
-from mqauth.keystore import Keystore, public_keys
+from mqauth.keystore import Keystore, public_keys, signing_key
+from mqauth.replay.rules import NoReplayStore
+from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.clock import FakeClock
+from mqauth.testing.stage import MemoryStage
 from mqauth.wire.jwk import dump_key_set
-from mqauth.wire.keys import Key
+from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message
+
+SCHEMA = Draft202012Validator(
+    json.loads((Path(__file__).parents[1] / "docs" / "mqauth.schema.json").read_text("utf-8"))
+)
+"""What editors hold a file against."""
 
 FULL = """
 [producer]
@@ -190,6 +202,20 @@ def test_every_setting_reaches_its_object(place: Path) -> None:
     guard.audit.close()
 
 
+def test_objects_are_built_once(place: Path) -> None:
+    """Asking twice gives the same object: one audit file, one replay store."""
+    found = mqauth.load(written(place, SMALL))
+    assert found.pipeline is found.pipeline
+    assert found.signer is found.signer
+
+
+def test_judging_opens_no_audit_file(place: Path) -> None:
+    """``.judge`` gives verdicts beside a running consumer: the audit file is not touched."""
+    judge = mqauth.load(written(place, FULL)).judge
+    assert judge.audit is None
+    assert not (place / "audit.jsonl").exists()
+
+
 def test_defaults_are_those_of_the_design(place: Path) -> None:
     """Left out: 60 s to live, 5 s leeway, 1 h at most, judged on receipt, memory store, no audit."""
     found = mqauth.load(written(place, SMALL))
@@ -204,6 +230,17 @@ def test_batching_is_what_producers_take(place: Path) -> None:
     """``batch`` and ``linger`` of ``[producer]`` are the arguments of a wrapper's ``Producer``, in seconds."""
     found = mqauth.load(written(place, FULL))
     assert found.batching == {"batch": 64, "linger": 1.0}
+
+
+def test_an_agent_is_asked_beside_the_rules(place: Path) -> None:
+    """``[consumer.opa]`` makes the policy: within the rules where there are some, alone where there is none."""
+    table = '[consumer.opa]\nurl = "http://127.0.0.1:8181"\npath = "mqauth/allow"\nremember = 3\ntimeout = 1\n'
+    scoped = SMALL.replace("[consumer]\n", '[consumer]\nscope = "billing"\n')
+    found: Any = mqauth.load(written(place, scoped + table)).pipeline.policy
+    assert (type(found), found.scope, found.within.rules[0].subject) == (mqauth.OPA, "billing", "orders-api")
+    assert (found._remember, found._timeout) == (3, 1)
+    alone: Any = mqauth.load(written(place, scoped.partition("[[consumer.allow]]")[0] + table)).pipeline.policy
+    assert (type(alone), alone.within) == (mqauth.OPA, None)
 
 
 @pytest.mark.parametrize(
@@ -233,9 +270,50 @@ def test_no_rule_refuses_everything(place: Path) -> None:
     assert outcome.reason is mqauth.Reason.PRODUCER_FORBIDDEN
 
 
+@pytest.mark.parametrize("table", ["producer", "consumer"])
+def test_one_half_alone_is_fine(place: Path, table: str) -> None:
+    """A file with ``[producer]`` or ``[consumer]`` alone serves that half, and names the missing one."""
+    head, _, tail = SMALL.partition("[consumer]")
+    half = head if table == "producer" else "[consumer]" + tail
+    has, lacks, missing = (
+        ("signer", "pipeline", "consumer") if table == "producer" else ("pipeline", "signer", "producer")
+    )
+    assert getattr(mqauth.load(written(place, half)), has)
+    assert refusal(place, half, lacks) == f"mqauth.toml: [{missing}]: required here, and missing"
+
+
 def test_missing_dead_letters_is_named(place: Path) -> None:
     """``dead_letters_name`` of a file without the table names the table."""
     assert refusal(place, SMALL, "dead_letters_name") == "mqauth.toml: [dead_letters]: required here, and missing"
+
+
+def test_paths_are_relative_to_the_file(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where the process runs does not matter."""
+    path = written(place, SMALL)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert mqauth.load(path).signer.subject == "orders-api"
+
+
+def test_single_pem_serves_as_keys(place: Path) -> None:
+    """``keys`` may name a PEM file."""
+    key = Key.generate("ES256")
+    (place / "one.pem").write_bytes(key.to_pem())
+    (place / "one.pem").chmod(0o600)
+    signer = mqauth.load(written(place, SMALL.replace('"keys"', '"one.pem"'))).signer
+    token = signer.sign(Message(destination="kafka:orders", body=b"")).headers[-1][1]
+    assert isinstance(token, bytes)
+
+
+@pytest.mark.parametrize("by", ["passphrase_env", "passphrase_file"])
+def test_passphrase_by_reference(place: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A passphrase comes from the environment or from a file, whose last newline does not count."""
+    Keystore(folder=place / "locked", passphrase=b"secret").create()
+    monkeypatch.setenv("MQAUTH_TEST_PASSPHRASE", "secret")
+    (place / "passphrase").write_bytes(b"secret\n")
+    value = "MQAUTH_TEST_PASSPHRASE" if by == "passphrase_env" else "passphrase"
+    text = SMALL.replace('keys = "keys"', f'keys = "locked"\n{by} = "{value}"')
+    assert mqauth.load(written(place, text)).signer.subject == "orders-api"
 
 
 @pytest.mark.parametrize(
@@ -262,12 +340,93 @@ def test_passphrase_that_cannot_be_had(place: Path, line: str, what: str, monkey
     assert "wr0ng" not in said
 
 
+def test_key_of_another_subject_is_refused(place: Path) -> None:
+    """A key that does not speak for the configured subject is refused before anything is signed."""
+    said = refusal(place, SMALL.replace('"orders-api"', '"stock-api"', 1), "signer")
+    kid = signing_key(place / "keys").kid
+    assert said == f"mqauth.toml: [producer] subject: the key {kid} does not speak for it"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "attribute", "what"),
+    [
+        ('keys = "keys"', 'keys = "nowhere"', "signer", "[producer] keys: nowhere: No such file"),
+        ("jwks.json", "nowhere.json", "pipeline", "[[consumer.issuers]] #1 file: nowhere.json: No such file"),
+    ],
+)  # fmt: skip
+def test_missing_file_is_located(place: Path, old: str, new: str, attribute: str, what: str) -> None:
+    """A path that leads nowhere is named with its table and key when its object is built."""
+    assert refusal(place, SMALL.replace(old, new), attribute).startswith(f"mqauth.toml: {what}")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "attribute", "what"),
+    [
+        ('keys = "keys"', 'keys = "{}"', "signer", "[producer] keys: "),
+        ("jwks.json", "{}", "pipeline", "[[consumer.issuers]] #1 file: "),
+    ],
+)
+def test_path_that_cannot_be_looked_at_is_located(
+    place: Path, old: str, new: str, attribute: str, what: str
+) -> None:
+    """A path the system refuses to look up is a configuration error at its key, not an error of the system's."""
+    said = refusal(place, SMALL.replace(old, new.format("k" * 300)), attribute)
+    assert said.startswith(f"mqauth.toml: {what}")
+    assert said.endswith("File name too long")
+
+
 def test_second_writer_of_the_audit_is_refused(place: Path) -> None:
     """One audit file has one writer; the second is told by table and key."""
     text = SMALL + '[audit]\nfile = "audit.jsonl"\n'
     guard = mqauth.load(written(place, text)).pipeline
     assert refusal(place, text, "pipeline").startswith("mqauth.toml: [audit] file: audit.jsonl: another process")
     audit_file(guard).close()
+
+
+def test_audit_settings_reach_their_objects(place: Path) -> None:
+    """Thresholds, rotation, flood gate and heads are those of the file; issuers that vouch are authorities."""
+    guard = mqauth.load(written(place, FULL)).pipeline
+    assert isinstance(guard.audit, mqauth.MisuseWatch)
+    assert guard.audit.detector.thresholds == mqauth.Thresholds(
+        window=30, quiet=300, burst=20, replays=4, expired=10, skewed_producers=5, unknown_kids=6, learn=0,
+        capacity=100, authorities=frozenset(["https://third.example", "https://other.example"]),
+    )  # fmt: skip
+    file = audit_file(guard)
+    with file:
+        for number in range(300):
+            guard.audit.write(rejection(number))
+    heads = read_heads(place / "heads.jsonl", KeySet([Key.load(place / "heads.pem")]))
+    assert [head.records for head in heads][:2] == [10, 20]
+    assert len(rotated(place / "audit.jsonl")) == 1
+    records = [json.loads(line) for part in parts(place / "audit.jsonl") for line in part.read_text().splitlines()]
+    assert sum("flood" in record for record in records) == 250
+    assert [record["alert"]["count"] for record in records if record["verdict"] == "alert"] == [20, 20]
+
+
+def rejection(number: int) -> AuditRecord:
+    """Return the record of a forgery."""
+    return AuditRecord(
+        id=f"id-{number}", time=1_900_000_000.0, verdict="rejected", reason="signature_invalid", detail="x" * 200,
+        scope="billing", broker={"destination": "kafka:orders"}, token={"claimed": {"kid": "k"}},
+        body_sha256=None, body_size=None, key_set=None, policy=None, dead_letter=None, instance="me",
+    )  # fmt: skip
+
+
+def test_observers_and_alerts_are_handed_on(place: Path) -> None:
+    """Who asks ``load`` for it is told every outcome and every alert."""
+    seen: list[object] = []
+    found = mqauth.load(
+        written(place, FULL), observers=[lambda outcome, *_: seen.append(outcome.verdict)], on_alert=seen.append
+    )
+    stage = MemoryStage("kafka:stock")
+    stage.inject(Message(destination="kafka:stock", body=b"forged"))
+    stage.consume(found.pipeline, lambda _: None, until=lambda: len(stage.letters()) == 1)
+    assert seen == [Verdict.REJECTED]
+    assert isinstance(found.pipeline.audit, mqauth.MisuseWatch)
+    for number in range(20):
+        found.pipeline.audit.write(rejection(number))
+    assert [alert.kind for alert in seen[1:] if isinstance(alert, Alert)] == ["burst", "burst"]
+    found.pipeline.audit.close()
 
 
 @pytest.mark.parametrize(
@@ -288,6 +447,33 @@ def test_heads_that_cannot_be_signed(place: Path, line: str, what: str) -> None:
     assert said.startswith(f"mqauth.toml: [audit] {what}")
 
 
+def test_heads_key_with_passphrase(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heads' key may be encrypted; its passphrase is named, never written."""
+    (place / "heads.pem").write_bytes(Key.generate().to_pem(b"secret"))
+    monkeypatch.setenv("HEADS_PASSPHRASE", "secret")
+    text = (
+        SMALL
+        + """[audit]
+file = "audit.jsonl"
+heads = "heads.jsonl"
+heads_key = "heads.pem"
+heads_passphrase_env = "HEADS_PASSPHRASE"
+"""
+    )
+    guard = mqauth.load(written(place, text)).pipeline
+    with audit_file(guard) as file:
+        file.write(rejection(0))
+    assert len(read_heads(place / "heads.jsonl")) == 1
+
+
+def test_redis_store_is_built_unconnected(place: Path) -> None:
+    """A Redis URL gives a store that connects at the first claim, and says nothing of its password."""
+    text = SMALL + '[replay]\nstore = "rediss://user:hunter2@redis.example:6379/0"\n'
+    store = mqauth.load(written(place, text)).pipeline.replay
+    assert isinstance(store, RedisReplayStore)
+    assert "hunter2" not in repr(store)
+
+
 def test_a_file_is_its_consumers_alone(place: Path) -> None:
     """The pipeline opens the replay file, beside the configuration; what commands use beside it does not."""
     text = SMALL + '[replay]\nfile = "replay.sqlite"\n'
@@ -300,6 +486,12 @@ def test_a_file_is_its_consumers_alone(place: Path) -> None:
     with pytest.raises(mqauth.ConfigurationError, match=r"mqauth.toml: \[replay\] file: .*: already open"):
         assert beside.pipeline
     store.close()
+
+
+def test_a_store_may_be_left_out_in_words(place: Path) -> None:
+    """The word ``none`` gives a pipeline that remembers nothing, as ``replay=None`` does."""
+    guard = mqauth.load(written(place, SMALL + '[replay]\nstore = "none"\n')).pipeline
+    assert isinstance(guard.replay, NoReplayStore)
 
 
 def test_redis_without_verification_is_refused(place: Path) -> None:
@@ -315,6 +507,17 @@ def test_no_password_is_shown() -> None:
     for name, table in zip(("replay", "check"), members, strict=True):
         found = read(FileSettings, Table(file="mqauth.toml", members={name: table}))
         assert "hunter2" not in repr(found)
+
+
+def test_release_authorities_are_built(place: Path) -> None:
+    """Who may release, and what they may waive, reaches the verifier; without the table nobody may."""
+    table = '[[release.authorities]]\nissuer = "https://r.example"\nfile = "jwks.json"\nwaive = ["expired"]\n'
+    release = mqauth.load(written(place, SMALL + table)).pipeline.verifier.release
+    assert release is not None
+    assert {name: found.waive for name, found in release.authorities.items()} == {
+        "https://r.example": frozenset([Reason.EXPIRED])
+    }
+    assert mqauth.load(written(place, SMALL)).pipeline.verifier.release is None
 
 
 # --- strictness -------------------------------------------------------------------------------------------
@@ -371,6 +574,12 @@ def shown(spot: tuple[str, ...]) -> str:
     if spot[-1].isdigit():
         return f"[[{spot[0]}.{spot[1]}]] #{int(spot[2]) + 1}"
     return f"[{spot[0]}]"
+
+
+def test_the_file_with_everything_is_good(place: Path) -> None:
+    """The file the strictness tests start from loads, so that each refusal below is of its one change."""
+    assert mqauth.load(written(place, document(tomllib.loads(EVERYTHING)))).dead_letters_name == "orders.dead"
+    assert SCHEMA.is_valid(tomllib.loads(EVERYTHING))
 
 
 PRODUCER, CONSUMER, AUDIT = ("producer",), ("consumer",), ("audit",)
@@ -431,6 +640,12 @@ def test_what_contradicts_is_refused(
     )
 
 
+def test_an_issuer_may_say_that_it_does_not_vouch(place: Path) -> None:
+    """``vouches = false`` beside ``subjects`` says what is so, and is no contradiction."""
+    text = SMALL.replace('"jwks.json"', '"jwks.json"\nvouches = false\nsubjects = { "*" = ["orders-api"] }')
+    assert mqauth.load(written(place, text)).judge.verifier.issuers["https://auth.example"].vouches is False
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
@@ -448,6 +663,13 @@ def test_syntax_error_names_its_line(place: Path, text: str | bytes, what: str) 
     said = refusal(place, text)
     assert said.startswith("mqauth.toml: ")
     assert what in said
+
+
+def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """A missing file, or a folder in its place, is one line."""
+    for path in (tmp_path / "nowhere.toml", tmp_path):
+        with pytest.raises(ConfigurationError, match=str(path)):
+            mqauth.load(path)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 from mqauth.errors import Reason, Rejection
-from mqauth.letters.dead_letter import DeadLetter, letter_id
+from mqauth.letters import dead_letter as deadletter
+from mqauth.letters.dead_letter import MAX_HEADERS, DeadLetter, content_digest, letter_id
+from mqauth.wire import base64url
+from mqauth.wire import json_form as jsonform
+from mqauth.wire import strict_json as strictjson
 from mqauth.wire.message import Message, Origin
 
 Maker = Callable[..., Message]
@@ -41,10 +45,39 @@ def lineage(message: Message) -> dict[str, Any]:
     }
 
 
+def test_body_headers_and_key_stay(kafka: Maker) -> None:
+    """A letter carries the message byte for byte, and its key as key too."""
+    found = letter(kafka()).whole(all_kept)
+    assert (found.body, found.key) == (b"hello", b"42")
+    assert found.headers[: len(kafka().headers)] == kafka().headers
+    assert found.native is None
+
+
+def test_lineage_says_why_when_and_where_from(kafka: Maker) -> None:
+    """Reason, detail made harmless, time, scope, destination, source, key, audit id and digest."""
+    found = lineage(letter(kafka(offset=12)).whole(all_kept))
+    digest = content_digest(kafka())
+    assert found == {
+        "id": letter_id(kafka(offset=12), "billing"), "reason": "expired", "detail": "late\\x1b",
+        "time": "2030-03-17T17:46:40.000Z", "scope": "billing", "destination": "kafka:orders",
+        "source": "orders/0/12",
+        "audit": "id-1", "digest": digest, "count": "1", "history": "[]", "key": base64url.encode(b"42").decode(),
+    }  # fmt: skip
+
+
 def test_the_token_is_moved_so_that_nothing_takes_the_letter_for_a_message(kafka: Maker) -> None:
     """The token's header has another name on a letter; its value is the same."""
     message = kafka(headers=(("mqauth-token", b"t"), ("a", b"1")))
     assert letter(message).whole(all_kept).headers[:2] == (("mqauth-dead-token", b"t"), ("a", b"1"))
+
+
+def test_a_second_token_is_evidence_and_no_header(rabbit: Maker) -> None:
+    """Of two tokens both are kept, in their own spelling, where one AMQP table could hold only one."""
+    message = rabbit(headers=(("MQAUTH-Token", "b"), ("mqauth-token", "a"), ("mqauth-token", "c")))
+    found = letter(message).whole(all_kept)
+    assert [value for name, value in found.headers if "token" in name.lower()] == ["a"]
+    kept = json.loads(lineage(found)["metadata"])["headers"]
+    assert kept == [["MQAUTH-Token", {"str": "b"}], ["mqauth-token", {"str": "c"}]]
 
 
 def test_what_would_act_on_its_own_is_kept_as_metadata(rabbit: Maker) -> None:
@@ -69,6 +102,35 @@ def test_headers_of_our_names_are_the_attackers(rabbit: Maker) -> None:
     assert json.loads(lineage(found)["metadata"])["stripped"] == 2
 
 
+def test_what_the_client_cannot_send_is_kept_in_the_json_form(rabbit: Maker) -> None:
+    """A value the client refuses becomes metadata without losing its type."""
+    found = letter(rabbit(headers=(("raw", b"\xff"), ("a", 1)))).whole(
+        lambda name, value: not isinstance(value, bytes)
+    )
+    assert json.loads(lineage(found)["metadata"])["headers"] == [["raw", {"b64": "/w=="}]]
+
+
+def test_the_body_form_holds_the_whole_message(kafka: Maker) -> None:
+    """Where headers do not fit, the body is the JSON form, from which the message comes back."""
+    found = letter(kafka(malformed="x")).in_body()
+    assert lineage(found)["form"] == "json"
+    assert found.body is not None
+    assert jsonform.from_form(strictjson.loads(found.body, depth=8)) == kafka()
+    assert {name for name, _ in found.headers} == {f"mqauth-dead-{name}" for name in lineage(found)}
+
+
+def test_the_reference_names_the_message(kafka: Maker) -> None:
+    """The smallest form holds coordinates, digest and sizes."""
+    found = letter(kafka(offset=3)).reference()
+    assert found.body is not None
+    assert json.loads(found.body) == {
+        "destination": "kafka:orders", "source": "orders/0/3", "digest": content_digest(kafka()), "body_size": 5,
+        "key_size": 2, "headers": 4,
+    }  # fmt: skip
+    assert lineage(found)["form"] == "reference"
+    assert json.loads(letter(kafka(body=None, key=None)).reference().body or b"")["body_size"] is None
+
+
 def size(message: Message) -> int:
     """Return about how many bytes a broker counts."""
     headers = sum(len(name) + len(str(value)) for name, value in message.headers)
@@ -89,6 +151,31 @@ def test_any_message_a_broker_took_has_a_letter_that_fits(changes: dict[str, Any
     assert lineage(found)["form"] == "reference"
 
 
+def test_a_key_of_1_kib_is_repeated_in_the_lineage_and_no_larger_one(kafka: Maker) -> None:
+    """The record key stays the key; its copy is bounded."""
+    assert "key" in lineage(letter(kafka(key=b"k" * 1024)).whole(all_kept))
+    larger = letter(kafka(key=b"k" * 1025))
+    assert "key" not in lineage(larger.whole(all_kept))
+    assert larger.whole(all_kept).key == b"k" * 1025
+    assert larger.reference().key is None
+    assert letter(kafka(key=b"k" * 1024)).reference().key == b"k" * 1024
+
+
+def test_forms_come_best_first_and_only_when_asked_for(kafka: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A letter that fits whole is never written as JSON."""
+    monkeypatch.setattr(deadletter.json_form, "to_form", lambda message: pytest.fail("made without need"))
+    found = letter(kafka())
+    assert next(found.forms(all_kept, lambda form: True)).body == b"hello"
+
+
+@pytest.mark.parametrize("headers", [1, MAX_HEADERS + 1])
+def test_a_letter_that_may_not_be_a_reference_has_no_such_form(headers: int, kafka: Maker) -> None:
+    """With ``stop`` a message is dead-lettered with all it holds or not at all, however many headers it has."""
+    found = letter(kafka(headers=(("a", b"x"),) * headers))
+    forms = found.forms(all_kept, lambda form: True, "stop")
+    assert [lineage(form).get("form") for form in forms] == ([None, "json"] if headers == 1 else [])
+
+
 BROKER_WRITTEN = (
     ("x-death", ()), ("x-delivery-count", 3), ("x-acquired-count", 4), ("x-first-death-queue", "q"),
     ("x-opt-a", 1),
@@ -104,6 +191,19 @@ def test_the_id_is_the_same_for_a_copy_after_a_crash(kafka: Maker, rabbit: Maker
     assert letter_id(redelivered, "s") == letter_id(rabbit(), "s")
 
 
+def test_the_id_tells_cluster_and_topic_apart(kafka: Maker) -> None:
+    """The same record of another cluster, or of a topic that was made anew, has a letter of its own."""
+    places = [("c", "i" * 22), ("d", "i" * 22), ("c", "j" * 22), (None, None)]
+    origins = [replace(kafka().origin, cluster=cluster, topic_id=topic_id) for cluster, topic_id in places]
+    assert len({letter_id(kafka(origin=origin), "s") for origin in origins}) == len(places)
+
+
+def test_the_source_of_the_longest_topic_is_whole(kafka: Maker) -> None:
+    """A topic of 249 characters, with the ids of cluster and topic, is named to its end in the lineage."""
+    origin = Origin(topic="t" * 249, partition=2**31 - 1, offset=2**63 - 1, cluster="c" * 22, topic_id="i" * 22)
+    assert lineage(letter(kafka(origin=origin)).whole(all_kept))["source"] == origin.source
+
+
 def test_the_id_tells_everything_else_apart(kafka: Maker) -> None:
     """Another scope, place, body, key, property, header or destination is another letter."""
     changed = [
@@ -114,6 +214,19 @@ def test_the_id_tells_everything_else_apart(kafka: Maker) -> None:
     ]  # fmt: skip
     ids = {letter_id(message, "s") for message in changed} | {letter_id(kafka(), "other")}
     assert len(ids) == len(changed) + 1
+
+
+@pytest.mark.parametrize("depth", [33, 500, 2_000, 100_000])
+def test_a_bottomless_header_is_buried_like_any_other(depth: int, rabbit: Maker) -> None:
+    """Deep tables, which would recurse into a crash, have digest, id and every form."""
+    value: Any = "x"
+    for _ in range(depth):
+        value = {"a": (value,)}
+    found = letter(rabbit(headers=(("deep", value),)))
+    assert len(found.id) == len(found.digest) == 64
+    assert next(found.forms(lambda name, value: False, lambda form: True))
+    assert len(found.in_body().body or b"") < 10_000
+    assert found.reference()
 
 
 @pytest.mark.parametrize(
@@ -132,6 +245,35 @@ def test_whatever_an_adapter_hands_over_can_be_buried(changes: dict[str, Any], r
     assert found.in_body().body
 
 
+@pytest.mark.parametrize("count", [MAX_HEADERS, MAX_HEADERS + 1])
+def test_a_message_of_very_many_headers_has_only_a_reference(count: int, kafka: Maker) -> None:
+    """Up to 1,000 headers every form of the letter is made; beyond it only the reference."""
+    found = letter(kafka(headers=tuple((f"{number}", b"") for number in range(count))))
+    forms = list(found.forms(all_kept, lambda form: True))
+    assert len(forms) == (3 if count == MAX_HEADERS else 1)
+    assert forms[-1].body == found.reference().body
+
+
+def test_a_content_is_digested_once_for_a_delivery(
+    world: Any, kafka: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record, the letter's id and each of its forms name one digest, which is made once."""
+    made: list[Message] = []
+
+    def counted(message: Message) -> str:
+        made.append(message)
+        return content_digest(message)
+
+    for module in ("mqauth.letters.dead_letter", "mqauth.judging.delivery"):
+        monkeypatch.setattr(f"{module}.content_digest", counted, raising=False)
+    forms: list[Message] = []
+    world.letters.publish.function = lambda letter: forms.extend(letter.forms(all_kept, lambda form: True))
+    outcome = world.process(kafka())
+    assert (len(made), len(forms)) == (1, 3)
+    assert {dict(form.headers)["mqauth-dead-id"] for form in forms} == {outcome.dead_letter}
+    assert world.records[0]["dead_letter"] == outcome.dead_letter == letter_id(kafka(), "default")
+
+
 def test_the_letter_shows_nothing_of_the_message(kafka: Maker) -> None:
     """A letter can be logged."""
     assert "hello" not in repr(letter(kafka()))
@@ -143,3 +285,10 @@ def test_a_letter_is_no_message(kafka: Maker, forge: Any) -> None:
     with pytest.raises(Rejection) as caught:
         forge.verifier().open(letter(sealed).whole(all_kept))
     assert caught.value.reason is Reason.TOKEN_MISSING
+
+
+@pytest.mark.parametrize("form", ["in_body", "reference"])
+def test_names_without_a_utf8_form_are_written_escaped(form: str, rabbit: Maker) -> None:
+    """A queue's name with a lone surrogate ends in a letter, and in no error."""
+    made = getattr(letter(rabbit(origin=Origin(queue="q\udc80"))), form)()
+    assert b"q\\\\udc80" in (made.body or b"")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
+import math
 import os
 import sqlite3
 import threading
@@ -14,13 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import rule, run_state_machine_as_test
 
+from integration.scale import nightly
 from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.selftest import at_start
 from mqauth.replay.rules import ClaimRequest
 from mqauth.stores import sqlite_file
-from mqauth.stores.file import FileReplayStore
+from mqauth.stores.file import BYTES_AN_ID, FileReplayStore
 from mqauth.stores.sqlite_file import SQLiteFile
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.clock import START
@@ -36,7 +43,10 @@ from mqauth.testing.store_contract import (
     sibling,
     wish,
 )
+from mqauth.wire.message import Message
+from tests.kit.store_machine import machine
 
+STEPS = settings(max_examples=nightly(100, otherwise=20), stateful_step_count=40, deadline=None)
 PLACE = "rabbitmq:shop/orders"
 Opener = Callable[..., Any]
 
@@ -63,6 +73,39 @@ def store(opened: Opener) -> Any:
 
 class TestFile(BatchStoreContract):
     """The store in a file."""
+
+
+class Restarting(machine(lambda clock: clock)):  # type: ignore[misc]
+    """The machine of all stores, with restarts; the next process may have another time, and finds the claims."""
+
+    clock: FakeClock
+    folder: Path
+    numbers = itertools.count()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = self.folder / f"{next(self.numbers)}.sqlite"
+        self.store = FileReplayStore(self.path, clock=self.clock)
+
+    def teardown(self) -> None:
+        """Close the store of an example."""
+        self.store.close()
+
+    @rule(drift=st.sampled_from([0, -90_000, 3000]))
+    def restart(self, drift: int) -> None:
+        """End the process, and with it what it held."""
+        self.store.close()
+        self.clock = FakeClock(self.clock.now() + drift)
+        self.store = FileReplayStore(self.path, clock=self.clock)
+        for key, entry in self.model.items():
+            if entry.owner is not None:
+                self.model[key] = entry._replace(owner="dead", lease_ends=-math.inf)
+
+
+def test_machine(tmp_path: Path) -> None:
+    """The store answers as the pure table does, whatever the order of calls and restarts."""
+    Restarting.folder = tmp_path
+    run_state_machine_as_test(Restarting, settings=STEPS)
 
 
 def test_a_restart_forgets_nothing(opened: Opener) -> None:
@@ -120,6 +163,27 @@ def test_kept_until_expiry(store: Any, clock: FakeClock, done: bool) -> None:
     assert store.claim(wish("second")) is FRESH
 
 
+@pytest.mark.parametrize(("seconds", "step"), [(299, 0), (250, 1000), (1000, -750)])
+def test_a_batch_is_kept_as_long_as_its_longest_life(
+    store: Any, clock: FakeClock, seconds: float, step: float
+) -> None:
+    """The messages of a row are forgotten together, the last of them in its time by both clocks."""
+    batch = [sibling(n, expires=START + 100 * n) for n in (1, 3, 2)]
+    store.claim_many(batch)
+    clock.advance(seconds)
+    clock.step(step)
+    assert rows(store) == 1
+    assert store.claim(sibling(3, "copy")) is REPLAYED
+    clock.advance(60)
+    assert rows(store) == 0
+
+
+def test_a_batch_is_no_single_token(store: Any) -> None:
+    """The id of a single token is none of a batch, even if it had the bytes of one."""
+    assert store.claim(sibling(0, token=bytes(16))) is FRESH
+    assert store.claim(wish("second", id=bytes(18))) is FRESH
+
+
 @pytest.mark.parametrize("step", [10_000_000.0, -10_000_000.0])
 def test_a_clock_that_is_wrong_for_a_while_forgets_nothing(store: Any, clock: FakeClock, step: float) -> None:
     """A wall clock that is set forward or back, and right again later, lets no copy in."""
@@ -161,7 +225,37 @@ def test_the_file_grows_old_over_restarts(opened: Opener, clock: FakeClock) -> N
     assert rows(store) == 0
 
 
+def test_each_process_begins_its_round_elsewhere(opened: Opener) -> None:
+    """Processes that live shortly come to all rows between them, since none begins where the one before did."""
+    store = opened()
+    first = store._looked_at
+    store.close()
+    assert opened()._looked_at != first
+
+
+def test_rows_are_small(opened: Opener, tmp_path: Path) -> None:
+    """A thousand done ids take no more than the page says, and 64 messages of a batch two rows."""
+    store = opened()
+    requests = [wish(id=os.urandom(16), place=("", "orders", 0, n)) for n in range(20_000)]
+    store.claim_many(requests)
+    store.claim_many([sibling(n) for n in range(64)])
+    store.confirm(requests[0])
+    assert store._execute("SELECT count(*) FROM ids").fetchone() == (20_002,)
+    store.close()
+    assert (tmp_path / "replay.sqlite").stat().st_size < 20_000 * BYTES_AN_ID
+
+
 # --- one owner, one machine ---------------------------------------------------------------------------------
+
+
+def test_a_second_store_of_a_file_is_refused(opened: Opener, tmp_path: Path) -> None:
+    """While one has the file, the line says who else might, and what several processes use; then it opens."""
+    store = opened()
+    with pytest.raises(ConfigurationError, match=r"already open, here or in another process; .*Redis or Valkey$"):
+        opened()
+    store.close()
+    assert opened().claim(wish()) is FRESH
+    assert (tmp_path / "replay.sqlite").stat().st_mode & 0o777 == 0o600
 
 
 def in_a_child(action: Callable[[], object]) -> str:
@@ -416,3 +510,31 @@ def test_a_write_that_fails_is_made_again(opened: Opener, monkeypatch: pytest.Mo
     store = opened()
     again: list[ClaimRequest] = [wish("b"), sibling(1, "b", place=HERE), sibling(2, "b"), sibling(40, "b")]
     assert store.claim_many(again) == [REPLAYED, REREAD, FRESH, FRESH]
+
+
+def test_a_closed_store_defers(store: Any) -> None:
+    """What comes after ``close`` waits for another process."""
+    store.close()
+    store.close()
+    with pytest.raises(Unavailable, match="closed"):
+        store.claim(wish())
+
+
+def test_the_log_begins_anew(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite's log does not grow for ever where messages come all the time, also while it is copied."""
+    monkeypatch.setattr(sqlite_file, "_FRAMES", 100)
+    claims = threading.Thread(target=lambda: [store.claim(wish(id=os.urandom(16))) for _ in range(6000)])
+    claims.start()
+    while claims.is_alive():
+        store._tend()
+    # Each claim writes at least one page.
+    assert (tmp_path / "replay.sqlite-wal").stat().st_size < 6000 * 4096 / 2
+    assert store._execute("SELECT count(*) FROM ids").fetchone() == (6000,)
+
+
+def test_a_deferral_names_the_file(store: Any, forge: Forge, clock: FakeClock) -> None:
+    """What a consumer's log and ``health()`` say of a full disk is which file it is."""
+    store._trouble = (Cause.REPLAY_STORE_FULL, f"{store.where}: the disk is full")
+    guard = pipeline(store, forge, clock)
+    outcome = run(guard.judge(guard.receive(forge.seal(Message(destination=PLACE, body=b"")))))
+    assert (outcome.cause, outcome.detail) == (Cause.REPLAY_STORE_FULL, f"{store.where}: the disk is full")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mqauth import flow
+from mqauth.errors import ConfigurationError, RejectNow, RetryLater
 from mqauth.flow import Attempts, ColourError, Flow
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.pipeline import Pipeline
@@ -79,10 +81,61 @@ async def later(value: Any) -> Any:
     return value
 
 
+def test_results_come_back_in_order(runner: Runner) -> None:
+    """A flow asks, is answered, and returns."""
+
+    def wish() -> Flow[list[int]]:
+        first = yield from flow.call(lambda value: value + 1, 1)
+        second = yield from flow.call(lambda value: value * 10, first)
+        return [first, second]
+
+    assert runner(wish()) == [2, 20]
+
+
+def test_errors_reach_the_flow_where_it_asked(runner: Runner) -> None:
+    """A failing call can be caught in the flow, which goes on."""
+
+    def wish() -> Flow[str]:
+        try:
+            yield from flow.call(Flaky(1), 1)
+        except RuntimeError as error:
+            return str((yield from flow.call("caught {}".format, str(error))))
+        return "missed"
+
+    assert runner(wish()) == "caught flaky"
+
+
 def test_an_uncaught_error_leaves_the_runner(runner: Runner) -> None:
     """What the flow does not catch is raised."""
     with pytest.raises(RuntimeError, match="flaky"):
         runner(flow.call(Flaky(1), 1))
+
+
+def test_awaitables_are_awaited() -> None:
+    """arun serves plug-ins of either colour."""
+
+    def wish() -> Flow[tuple[Any, Any]]:
+        first: Any = yield from flow.call(later, 1)
+        second = yield from flow.call(lambda value: value, 2)
+        return first, second
+
+    assert asyncio.run(flow.arun(wish())) == (1, 2)
+
+
+@pytest.mark.parametrize("rule", [None, Attempts(limit=3, wait=0)])
+def test_run_refuses_a_coroutine_and_closes_it(rule: Attempts | None) -> None:
+    """A coroutine where nobody awaits is a ColourError at once, not tried again, and never a silent success."""
+    calls = 0
+
+    def asynchronous(value: int) -> Awaitable[int]:
+        nonlocal calls
+        calls += 1
+        return later(value)
+
+    wish = flow.call(asynchronous, 1) if rule is None else attempt(asynchronous, 1, rule)
+    with pytest.raises(ColourError):
+        flow.run(wish)
+    assert calls == 1
 
 
 def test_run_refuses_any_awaitable() -> None:
@@ -94,6 +147,54 @@ def test_run_refuses_any_awaitable() -> None:
 
     with pytest.raises(ColourError):
         flow.run(flow.call(Later))
+
+
+@pytest.mark.parametrize(("failures", "limit", "calls"), [(0, 3, 1), (1, 3, 2), (2, 3, 3), (1, 2, 2)])
+def test_attempts_are_made_until_one_succeeds(failures: int, limit: int, calls: int, runner: Runner) -> None:
+    """A handler that fails fewer times than its limit succeeds."""
+    handler = Flaky(failures)
+    assert runner(attempt(handler, "ok", Attempts(limit=limit, wait=0))) == failures
+    assert handler.calls == calls
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+async def test_a_failure_while_beginning_counts(failures: int) -> None:
+    """The first attempt counts wherever it was made, and the others wait for the event loop."""
+    handler = Flaky(failures)
+    found = flow.begin(attempt(handler, "v", Attempts(limit=3, wait=0)))
+    assert isinstance(found, flow.Waiting)
+    assert handler.calls == 1
+    if failures == 3:
+        with pytest.raises(RuntimeError, match="flaky"):
+            await flow.resume(found)
+    else:
+        assert await flow.resume(found) == failures
+    assert handler.calls == min(3, failures + 1)
+
+
+async def test_a_flow_waits_only_for_what_is_awaited() -> None:
+    """Plain calls are made while beginning, the rest after that; each once."""
+    calls = list[str]()
+
+    async def waits(value: str) -> str:
+        calls.append(f"awaited {value}")
+        return value
+
+    def plain(value: str) -> str:
+        calls.append(value)
+        return value
+
+    def wished() -> Flow[str]:
+        first = yield from flow.call(plain, "a")
+        second = yield from flow.call(waits, "b")
+        return first + second + (yield from flow.call(plain, "c"))
+
+    found = flow.begin(wished())
+    assert isinstance(found, flow.Waiting)
+    assert calls == ["a"]
+    assert await flow.resume(found) == "abc"
+    assert calls == ["a", "awaited b", "c"]
+    assert flow.begin(flow.call(plain, "d")) == "d"
 
 
 async def test_a_call_that_may_block_is_not_made_while_beginning() -> None:
@@ -108,6 +209,17 @@ async def test_a_call_that_may_block_is_not_made_while_beginning() -> None:
     plain = flow.begin(flow.call(blocks, "v", twin=str.upper))
     assert isinstance(plain, flow.Waiting)
     assert await flow.resume(plain) == "V"
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit])
+async def test_what_is_no_exception_is_kept(error: type[BaseException]) -> None:
+    """A plain call that raises it is not tried again: who goes on has its delivery in hand, and is told."""
+    handler = Flaky(3, error())  # type: ignore[arg-type]
+    found = flow.begin(attempt(handler, "v", Attempts(limit=3, wait=0)))
+    assert isinstance(found, flow.Waiting)
+    with pytest.raises(error):
+        await flow.resume(found)
+    assert handler.calls == 1
 
 
 class Unhashable(type):
@@ -128,3 +240,135 @@ def test_a_result_of_no_known_kind_is_a_failure_of_the_call(runner: Runner) -> N
     with pytest.raises(TypeError):
         runner(attempt(handler, "v", Attempts(limit=3, wait=0)))
     assert calls == 3
+
+
+async def test_a_later_attempt_has_no_part_in_an_earlier_error() -> None:
+    """Each attempt fails by itself: the first error is not the context of the others."""
+    errors = [ValueError(number) for number in range(3)]
+    left = list(errors)
+
+    async def handler(_: Any) -> None:
+        raise left.pop(0)
+
+    with pytest.raises(ValueError, match="2"):
+        await flow.arun(attempt(handler, "v", Attempts(limit=3, wait=0)))
+    assert [error.__context__ for error in errors] == [None] * 3
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_attempts_end_with_the_last_error(limit: int, runner: Runner) -> None:
+    """After the limit the handler's own error is raised, not the retry library's."""
+    handler = Flaky(99)
+    with pytest.raises(RuntimeError, match="flaky"):
+        runner(attempt(handler, 1, Attempts(limit=limit, wait=0)))
+    assert handler.calls == limit
+
+
+@pytest.mark.parametrize("error", [RetryLater(), RejectNow(), KeyError("mine")])
+def test_final_errors_are_not_tried_again(error: Exception, runner: Runner) -> None:
+    """The handler's signals, and what is configured as final, end the attempts, first or later."""
+    rule = Attempts(limit=5, wait=0, final=(RetryLater, RejectNow, KeyError))
+    for before in (0, 1):
+        handler = Flaky(before)
+
+        def then(value: Any, handler: Flaky = handler) -> Any:
+            handler(value)
+            raise error
+
+        with pytest.raises(type(error)):
+            runner(attempt(then, 1, rule))
+        assert handler.calls == before + 1
+
+
+def test_plain_calls_are_made_once(runner: Runner) -> None:
+    """Stores, sinks and policies are not retried by the runner."""
+    store = Flaky(1)
+    with pytest.raises(RuntimeError):
+        runner(flow.call(store, 1))
+    assert store.calls == 1
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_handler_that_raises_stop_iteration_has_failed(limit: int, runner: Runner) -> None:
+    """StopIteration out of a handler must not end the flow as if it had returned."""
+    with pytest.raises(RuntimeError):
+        runner(attempt(Flaky(9, StopIteration("value")), 1, Attempts(limit=limit, wait=0)))
+
+
+def test_what_ends_a_process_is_not_caught(runner: Runner) -> None:
+    """KeyboardInterrupt and its like pass through a retried call at once."""
+    handler = Flaky(9, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        runner(attempt(handler, 1, Attempts(limit=3, wait=0)))
+    assert handler.calls == 1
+
+
+async def test_cancelling_a_handler_cancels_it() -> None:
+    """Cancellation is no failure to be retried."""
+    started = asyncio.Event()
+
+    async def endless(value: int) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.ensure_future(flow.arun(attempt(endless, 1, Attempts(wait=0))))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"limit": 0}, {"limit": 101}, {"limit": -1}, {"wait": -0.1}, {"wait": 6.0}, {"wait": math.nan},
+    {"wait_max": 0.0}],
+    ids=repr,
+)  # fmt: skip
+def test_attempts_out_of_bounds_are_refused(settings: dict[str, Any]) -> None:
+    """At least one attempt, at most a hundred, and waits that grow."""
+    with pytest.raises(ConfigurationError):
+        Attempts(**settings)
+
+
+def test_the_limits_of_attempts_pass() -> None:
+    """1 and 100 attempts, and no wait at all, are allowed."""
+    assert [Attempts(limit=limit, wait=0, wait_max=0).limit for limit in (1, 100)] == [1, 100]
+
+
+class Callables:
+    """Methods and objects of both colours."""
+
+    async def method(self) -> None:
+        """Asynchronous."""
+
+    async def __call__(self) -> None:
+        """Asynchronous."""
+
+
+def test_colours_are_told_apart() -> None:
+    """Coroutine functions, methods and callable objects are asynchronous; their plain likes are not."""
+    assert [flow.is_async(thing) for thing in (later, Callables().method, Callables())] == [True] * 3
+    assert [flow.is_async(thing) for thing in (len, Flaky(0), Flaky, 3)] == [False] * 4
+
+
+def test_asynchronous_plugins_are_refused_by_name() -> None:
+    """A synchronous consumer says at construction which plug-in it cannot serve."""
+    flow.refuse_async(handler=len)
+    with pytest.raises(ConfigurationError, match="store is asynchronous"):
+        flow.refuse_async(handler=len, store=later)
+
+
+def test_a_twin_serves_event_loops() -> None:
+    """run makes the call itself, arun its twin, or the call where it has none."""
+    twin = lambda value: later(value * 2)  # noqa: E731
+    assert flow.run(flow.call(lambda value: value, 1, twin=twin)) == 1
+    assert asyncio.run(flow.arun(flow.call(lambda value: value, 1, twin=twin))) == 2
+    assert asyncio.run(flow.arun(flow.call(lambda value: value, 1))) == 1
+
+
+async def test_settled_results_are_returned_and_awaitables_awaited() -> None:
+    """Wrappers take plug-ins of either colour by one helper."""
+    assert [await flow.settled(found) for found in (1, later(2))] == [1, 2]
+    coroutine = later(3)
+    assert [flow.is_awaitable(found) for found in (coroutine, 3, None)] == [True, False, False]
+    assert await coroutine == 3

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+import mqauth
 from mqauth import JWKS, flow
 from mqauth.audit.record import AuditRecord
-from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
 from mqauth.http.connection import Deadline, Endpoint, FetchFailed, tls_context
 from mqauth.http.exchange import Response, request
 from mqauth.judging.pipeline import Pipeline, Verdict
@@ -142,6 +143,13 @@ def warm(bench: Bench) -> Bench:
 # Serving
 
 
+def test_nothing_is_fetched_before_first_use(bench: Bench) -> None:
+    """A cache that was only built asks nobody, so that a configuration can be checked offline."""
+    assert bench.issuer.asked == []
+    assert bench.jwks.key_set().get(A.kid) == A.public_only
+    assert bench.issuer.asked == [None]
+
+
 def test_a_cold_cache_whose_issuer_is_down_is_unavailable(bench: Bench) -> None:
     """Without any set every look-up is deferred as ``keys_unavailable``."""
     bench.issuer.fail()
@@ -163,6 +171,16 @@ def test_an_outage_is_survived_for_max_stale(warm: Bench) -> None:
     warm.issuer.serve(A)
     warm.tick(30)
     assert set(warm.jwks.key_set().by_kid) == {A.kid}
+
+
+def test_a_fresh_set_is_asked_for_with_its_entity_tag(warm: Bench) -> None:
+    """The refresh ahead of time sends ``If-None-Match``, and a 304 leaves the set in place and fresh."""
+    before = warm.jwks.key_set()
+    warm.issuer.answer = Answer(keys=None)
+    warm.tick(180)
+    assert warm.issuer.asked == [None, '"1"']
+    assert warm.jwks.key_set() is before
+    assert warm.jwks.health().age == 0
 
 
 def test_a_known_kid_takes_no_lock(warm: Bench) -> None:
@@ -217,6 +235,63 @@ def test_an_unknown_kid_is_in_no_request(warm: Bench) -> None:
     assert warm.issuer.asked[-1] == '"1"'
 
 
+def test_a_kid_the_issuer_lacks_is_unknown(warm: Bench, look: Callable[[Bench, str], KeySet]) -> None:
+    """After one look the set comes back without the kid, and a second message makes no second look."""
+    for _ in range(20):
+        assert look(warm, C.kid).get(C.kid) is None
+    assert len(warm.issuer.asked) == 2
+
+
+def test_an_outage_defers_unknown_kids_for_a_minute(warm: Bench, look: Callable[[Bench, str], KeySet]) -> None:
+    """``key_pending`` for 60 s from the first failed attempt, then ``key_unknown``; three attempts in all."""
+    warm.issuer.fail()
+    seen = []
+    for _ in range(61):
+        with pytest.raises((Unavailable, Rejection)) as caught:
+            look(warm, C.kid)
+        error: Any = caught.value
+        seen.append(error.cause if isinstance(error, Unavailable) else error.reason)
+        warm.clock.advance(1)
+    assert seen == [Cause.KEY_PENDING] * 60 + [Reason.KEY_UNKNOWN]
+    assert len(warm.issuer.asked) == 1 + 3
+    assert warm.jwks.key_set().get(A.kid) is not None
+
+
+def test_a_hanging_issuer_is_waited_for_two_seconds_in_all(
+    warm: Bench, look: Callable[[Bench, str], KeySet]
+) -> None:
+    """Twenty unknown kids behind one hanging attempt wait 2 s together, not each."""
+    warm.inline.hang = True
+    for number in range(20):
+        with pytest.raises(Unavailable) as caught:
+            look(warm, f"kid-{number}")
+        assert caught.value.cause is Cause.KEY_PENDING
+    assert warm.inline.waited == pytest.approx(2)
+
+
+def test_an_answer_wakes_an_event_loop(clock: FakeClock) -> None:
+    """A coroutine that waits for a key goes on when the background thread has it; the loop runs meanwhile."""
+    issuer, arrived = Script(A), threading.Event()
+
+    def slow(etag: str | None, /) -> Answer:
+        if issuer.asked:
+            assert arrived.wait(10)
+        return issuer(etag)
+
+    async def main(jwks: JWKS) -> KeySet:
+        await jwks.arefresh(A.kid, clock.now())
+        clock.advance(60)
+        issuer.serve(A, C)
+        waiting = asyncio.create_task(jwks.arefresh(C.kid, clock.now()))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        arrived.set()
+        return await waiting
+
+    with JWKS(URL, fetch=slow, clock=clock) as jwks:
+        assert asyncio.run(main(jwks)).get(C.kid) == C.public_only
+
+
 class Gate:
     """An issuer whose second answer, with C, comes when the gate is opened."""
 
@@ -237,6 +312,22 @@ class Gate:
         await asyncio.sleep(0)
         assert not any(task.done() for task in tasks)
         return tasks
+
+
+def test_one_waiter_that_is_cancelled_ends_nobody_elses_wait(clock: FakeClock) -> None:
+    """Of two coroutines that wait for one attempt, the second gets its key although the first is cancelled."""
+    gate = Gate()
+
+    async def main(jwks: JWKS) -> KeySet:
+        first, second = await gate.waiting(jwks, clock, 2)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        gate.opened.set()
+        return await second
+
+    with JWKS(URL, fetch=gate, clock=clock) as jwks:
+        assert asyncio.run(main(jwks)).get(C.kid) == C.public_only
 
 
 def test_an_attempt_may_outlive_the_loop_that_waits(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
@@ -297,6 +388,26 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if vars(record).get("event") == "keys.changed"]
 
 
+def test_a_change_is_a_line_with_source_and_keys(warm: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A change of the set is a line of the log that names the source and the keys."""
+    warm.issuer.serve(A, C)
+    with caplog.at_level(logging.INFO, "mqauth.keys"):
+        warm.tick(200)
+    assert told(caplog) == [f"{URL}: refreshed added {C.kid}; removed {B.kid}"]
+
+
+def test_subscribers_get_each_new_set_once(warm: Bench) -> None:
+    """A change is handed to subscribers, an unchanged set is not, and who left hears nothing."""
+    left: list[KeySet] = []
+    leave = warm.jwks.subscribe(left.append)
+    warm.tick(200)
+    warm.issuer.serve(A, B, C)
+    leave()
+    warm.tick(300)
+    assert [set(keys.by_kid) for keys in warm.sets] == [{A.kid, B.kid}, {A.kid, B.kid, C.kid}]
+    assert left == []
+
+
 def test_an_owner_who_raises_changes_nothing(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
     """What a subscriber raises is logged, and the set is in use."""
 
@@ -309,6 +420,17 @@ def test_an_owner_who_raises_changes_nothing(clock: FakeClock, caplog: pytest.Lo
     assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
 
 
+def test_a_set_goes_stale_and_serves_on(bench: Bench) -> None:
+    """Past its freshness the set is stale, past ``max_stale`` there is none."""
+    bench.jwks.start()
+    bench.issuer.fail()
+    states = []
+    for seconds in (299, 1, 3300, 1):
+        bench.clock.advance(seconds)
+        states.append(bench.jwks.health().state)
+    assert states == ["fresh", "stale", "stale", "unavailable"]
+
+
 def test_health_tells_state_ages_and_counters(warm: Bench) -> None:
     """Health of an outage: stale, its ages, how it fails, and what was counted."""
     warm.issuer.fail()
@@ -318,6 +440,14 @@ def test_health_tells_state_ages_and_counters(warm: Bench) -> None:
     assert (found.state, found.keys, found.age, found.serves_for) == ("stale", 2, 320, 3280)
     assert (found.attempt_age, found.failing_for, found.last_failure) == (0, 60, "out of reach")
     assert found.counters == {"attempts": 3, "refreshed": 1, "failed": 2}
+
+
+def test_health_before_the_first_attempt(bench: Bench) -> None:
+    """A cache that was never used is unavailable and has no ages."""
+    found = bench.jwks.health()
+    assert (found.state, found.version, found.age, found.serves_for, found.attempt_age) == (
+        "unavailable", None, None, None, None,
+    )  # fmt: skip
 
 
 def test_closing_ends_the_thread_and_leaves_the_set() -> None:
@@ -461,6 +591,16 @@ def test_a_snapshot_survives_a_restart_during_an_outage(clock: FakeClock, tmp_pa
         after.jwks.key_set()
 
 
+def test_a_snapshot_is_refreshed_at_once_and_guarded(clock: FakeClock, tmp_path: Path) -> None:
+    """The set of a snapshot counts as good: the first answer replaces it, an empty one only when seen twice."""
+    saved(clock, tmp_path / "set.json", A, B)
+    clock.advance(100)
+    after = Bench(clock, snapshot=tmp_path / "set.json")
+    assert set(after.jwks.key_set().by_kid) == {A.kid, B.kid}
+    after.tick(30)
+    assert set(after.jwks.key_set().by_kid) == set()
+
+
 def _other_url(path: Path) -> None:
     keys, _, delay = jwks_snapshot.load(path, source=URL, now=2e9, max_age=1e9)
     jwks_snapshot.save(path, keys, source="https://other.example/jwks.json", asked=2e9, publish_delay=delay)
@@ -590,6 +730,29 @@ def ask(wire: Any, clock: FakeClock, *, etag: str | None = None, url: str = URL)
     return request(endpoint, deadline=Deadline(clock, 5), context=None, etag=etag, dial=lambda *_: wire)
 
 
+def test_a_good_answer_is_read_whole(clock: FakeClock) -> None:
+    """Status, document, entity tag, freshness, age and date come out as the issuer sent them."""
+    raw = response(
+        ETag='"7"', Cache_Control='public, max-age="600"', Age="20", Date="Wed, 21 Oct 2015 07:28:00 GMT"
+    )
+    wire = Wire(raw, clock)
+    found = ask(wire, clock)
+    assert (found.etag, found.max_age, found.age, found.date) == ('"7"', 600, 20, 1445412480)
+    assert found.document == dump_key_set(KeySet([A]))
+    assert wire.closed
+
+
+def test_the_request_is_small_and_plain(clock: FakeClock) -> None:
+    """One GET with the query, no compression asked for, the connection closed after it, our entity tag."""
+    wire = Wire(response(status="304 Not Modified"), clock)
+    assert ask(wire, clock, etag='"7"', url=URL + "?tenant=1").document is None
+    head = wire.sent.decode().split("\r\n")
+    assert head[0] == "GET /jwks.json?tenant=1 HTTP/1.1"
+    assert {"Host: auth.example", "Accept-Encoding: identity", "Connection: close", 'If-None-Match: "7"'} <= set(
+        head
+    )
+
+
 @pytest.mark.parametrize("drip", ["status", "headers", "body", "chunks", "100-continue"])
 def test_five_seconds_bound_the_whole_exchange(clock: FakeClock, drip: str) -> None:
     """An answer that drips in one byte a tenth of a second is given up after 5 s, wherever it drips."""
@@ -606,6 +769,25 @@ def test_five_seconds_bound_the_whole_exchange(clock: FakeClock, drip: str) -> N
     assert clock.monotonic() - began == pytest.approx(5, abs=0.11)
     assert max(wire.timeouts) <= 5
     assert wire.closed
+
+
+@pytest.mark.parametrize("length", ["declared", "undeclared", "chunked"])
+def test_the_body_is_capped_while_streaming(clock: FakeClock, length: str) -> None:
+    """256 KiB is read, one byte more is refused, and no more than a chunk beyond the cap is taken in."""
+    whole = document(A)
+    fits, over = whole + b" " * (MAX_DOCUMENT - len(whole)), b" " * (MAX_DOCUMENT + 10_000_000)
+
+    def raw(body: bytes) -> bytes:
+        if length == "chunked":
+            chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+            return response(chunks, Content_Length=None, Transfer_Encoding="chunked")
+        return response(body, Content_Length=str(len(body)) if length == "declared" else None)
+
+    assert ask(Wire(raw(fits), clock), clock).document is not None
+    wire = Wire(raw(over), clock)
+    with pytest.raises(FetchFailed, match="over 262144 bytes"):
+        ask(wire, clock)
+    assert len(wire.raw) > 9_500_000
 
 
 def test_gzip_is_unpacked_within_the_same_cap(clock: FakeClock) -> None:
@@ -646,6 +828,12 @@ def test_anything_but_a_good_answer_is_a_failure(clock: FakeClock, raw: bytes, w
     """Redirects, other statuses, other types, broken bodies and no HTTP at all are failures that say why."""
     with pytest.raises(FetchFailed, match=why):
         ask(Wire(raw, clock), clock)
+
+
+@pytest.mark.parametrize("content_type", ["application/jwk-set+json", "Application/JSON;charset=UTF-8", None])
+def test_json_by_any_of_its_names_is_read(clock: FakeClock, content_type: str | None) -> None:
+    """JSON types, and an answer that names none, are read."""
+    assert ask(Wire(response(Content_Type=content_type), clock), clock).document is not None
 
 
 @pytest.mark.parametrize(
@@ -711,11 +899,26 @@ def test_http_on_loopback_needs_its_flag(url: str) -> None:
     assert JWKS(url, unsafe_http_loopback=True).source.startswith("http://")
 
 
+def test_the_query_of_a_url_is_never_shown() -> None:
+    """``source`` and ``repr`` leave the query out, which may hold what is nobody's business."""
+    jwks = JWKS("https://auth.example:8443/jwks.json?key=secret")
+    assert repr(jwks) == "JWKS('https://auth.example:8443/jwks.json')"
+
+
 @pytest.mark.parametrize("timeout", [0, -1, 5.1, float("inf"), True, None])
 def test_an_attempt_is_bounded_by_five_seconds(timeout: Any) -> None:
     """A timeout is more than 0 and at most 5 s."""
     with pytest.raises(ConfigurationError, match="timeout"):
         JWKS(URL, timeout=timeout)
+
+
+def test_a_ca_file_without_certificates_is_refused(tmp_path: Path) -> None:
+    """An own CA is a PEM file; a missing or empty one is a configuration error that names it."""
+    empty = tmp_path / "ca.pem"
+    empty.write_text("")
+    for path in (empty, tmp_path / "missing.pem"):
+        with pytest.raises(ConfigurationError, match=path.name):
+            JWKS(URL, ca=path)
 
 
 def test_tls_checks_names_and_certificates() -> None:
@@ -774,6 +977,15 @@ def site(clock: FakeClock) -> Site:
     return Site(clock, {CONFIGURATION: response(configuration), ELSEWHERE: response(document(A), ETag='"1"')})
 
 
+def test_discovery_finds_the_keys_and_remembers_where_for_an_hour(site: Site, clock: FakeClock) -> None:
+    """The configuration is read first, then the set alone for an hour, then the configuration again."""
+    fetch = site.fetch()
+    for at in (0, 1, 3598, 1):
+        clock.advance(at)
+        assert fetch(None).keys is not None
+    assert site.asked == [CONFIGURATION, *[ELSEWHERE] * 3, CONFIGURATION, ELSEWHERE]
+
+
 def test_discovery_starts_over_after_a_failure(site: Site) -> None:
     """A set that is no longer where it was makes the next attempt read the configuration again."""
     fetch = site.fetch()
@@ -814,6 +1026,48 @@ def test_a_discovered_source_is_a_cache_like_any_other() -> None:
 
 
 # Configuration
+
+
+def configured(folder: Path, source: str) -> mqauth.Pipeline:
+    """Return the pipeline of a consumer that trusts one issuer by a source."""
+    (folder / "mqauth.toml").write_text(
+        '[consumer]\naudience = "billing"\n[[consumer.issuers]]\nissuer = "https://auth.example"\n'
+        f'vouches = true\n{source}\n[[consumer.allow]]\nsubject = "a"\ndestinations = ["kafka:orders"]\n'
+    )
+    return mqauth.load(folder / "mqauth.toml").judge
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ('jwks = "https://auth.example/jwks.json"\nmax_stale = 60\npublish_delay = 0', "https://auth.example/jwks.json"),
+        ("discovery = true\nmax_stale = 900", "https://auth.example/"),
+        ('jwks = "http://127.0.0.1:8080/k"\nunsafe_http_loopback = true\nsnapshot = "s.json"', "http://127.0.0.1:8080/k"),
+    ],
+)  # fmt: skip
+def test_a_file_configures_a_cache_and_fetches_nothing(tmp_path: Path, source: str, shown: str) -> None:
+    """``jwks`` and ``discovery`` give a cache that has not asked anybody yet."""
+    keys: Any = configured(tmp_path, source).verifier.issuers["https://auth.example"].keys
+    assert isinstance(keys, JWKS)
+    assert (keys.source, keys.health().counters) == (shown, {})
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ('jwks = "http://127.0.0.1:8080/k"', "#1 jwks: a JWKS URL is https"),
+        ('jwks = "https://auth.example/k"\nmax_stale = 5', "#1 max_stale: must be 30 to 604800, not 5"),
+        ('jwks = "https://auth.example/k"\nca = "ca.pem"', "ca.pem: no PEM certificates"),
+        ("discovery = true\npublish_delay = 604801", "#1 publish_delay: must be 0 to 604800, not 604801"),
+        ('file = "k.json"\nca = "ca.pem"', "#1 ca: only with jwks or discovery"),
+    ],
+)
+def test_a_bad_source_is_refused_by_table_and_key(tmp_path: Path, source: str, what: str) -> None:
+    """What ``JWKS`` would refuse is one configuration error that names file, table and key."""
+    with pytest.raises(ConfigurationError) as caught:
+        configured(tmp_path, source)
+    assert "mqauth.toml: [[consumer.issuers]] #1" in str(caught.value)
+    assert what in str(caught.value)
 
 
 @pytest.fixture(autouse=True)

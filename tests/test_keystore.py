@@ -19,7 +19,7 @@ from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE
 from mqauth.testing.clock import FakeClock
 from mqauth.wire.jwk import dump_key_set, load_key_set
-from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.keys import ALGORITHMS, Key, KeySet
 
 NOW = 1_900_000_000
 
@@ -50,10 +50,29 @@ def test_first_key_is_active_and_later_ones_wait() -> None:
     assert [key.ready - NOW for key in found.keys] == [0, 10, 10]
 
 
+def test_pending_first_key_does_not_sign() -> None:
+    """``--pending`` holds back even a first key."""
+    assert ring_of(1, pending=True).active is None
+
+
 def test_rotate_before_the_delay_changes_nothing() -> None:
     """A key signs only once it has been published for its delay."""
     found = ring_of(2)
     assert ring.rotate(found, NOW + 9) == found
+
+
+def test_rotate_promotes_the_oldest_ready_key_and_is_idempotent() -> None:
+    """After its delay the pending key signs and the old one retires; a second call changes nothing more."""
+    rotated = ring.rotate(ring_of(2), NOW + 10)
+    assert states(rotated) == ["retired", "active"]
+    assert ring.rotate(rotated, NOW + 10) == rotated
+
+
+def test_rotate_goes_as_far_as_it_can() -> None:
+    """Of several ready keys the newest signs, so that a second call right after finds nothing left to do."""
+    rotated = ring.rotate(ring_of(3), NOW + 10)
+    assert states(rotated) == ["retired", "retired", "active"]
+    assert ring.rotate(rotated, NOW + 10) == rotated
 
 
 def test_retired_key_goes_after_retain() -> None:
@@ -62,6 +81,12 @@ def test_retired_key_goes_after_retain() -> None:
     end = NOW + 10 + RETIREMENT_GRACE + rotated.retain
     assert len(ring.rotate(rotated, end - 1).keys) == 2
     assert states(ring.rotate(rotated, end)) == ["active"]
+
+
+def test_published_retired_key_carries_its_end() -> None:
+    """Consumers see when a retired key stopped signing, with the time running producers need to notice."""
+    retired = ring.rotate(ring_of(2), NOW + 10).published[0]
+    assert retired.expires == NOW + 10 + RETIREMENT_GRACE
 
 
 def test_active_key_cannot_retire_without_a_successor() -> None:
@@ -92,6 +117,20 @@ def test_revoked_key_carries_moment_and_reason() -> None:
     assert (revocation.revoked_at, revocation.reason) == (0, "stolen")
 
 
+def test_revoke_needs_no_successor() -> None:
+    """A stolen key stops at once, even where nothing can sign in its place."""
+    found = ring_of(2)
+    revoked = ring.revoke(found, found.keys[0].kid, NOW, reason="stolen", since=NOW - 60)
+    assert states(revoked) == ["revoked", "pending"]
+    assert revoked.active is None
+
+
+def test_revoke_lets_a_ready_key_take_over() -> None:
+    """Where a pending key is ready it signs from the revocation on."""
+    found = ring_of(2)
+    assert states(ring.revoke(found, found.keys[0].kid, NOW + 10, reason="stolen")) == ["revoked", "active"]
+
+
 def test_unknown_kid_is_refused() -> None:
     """Retire and revoke name a key that exists."""
     for act in (lambda: ring.retire(ring_of(1), "x", NOW), lambda: ring.revoke(ring_of(1), "x", NOW, reason="")):
@@ -110,6 +149,15 @@ def test_a_ring_has_one_active_key() -> None:
 
 
 # --- keyset.json ------------------------------------------------------------------------------------------
+
+
+def test_every_state_survives_the_document() -> None:
+    """What is written is what is read: all states, times, subjects and delays."""
+    found = ring.add(ring.rotate(ring_of(2), NOW + 10), Key.generate(), NOW)
+    found = ring.add(found, Key.generate("PS256", subjects=["b", "a"]), NOW)
+    found = ring.revoke(found, found.keys[2].kid, NOW, reason="stolen", since=NOW)
+    assert states(found) == ["retired", "active", "revoked", "pending"]
+    assert ring.load(ring.dump(found), name="keyset.json") == found
 
 
 def tampered(change: Callable[[dict[str, Any]], object]) -> bytes:
@@ -155,6 +203,15 @@ def test_damaged_document_is_refused(raw: bytes, what: str) -> None:
 # --- the folder -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_created_key_signs_with_its_algorithm(store: Keystore, algorithm: str) -> None:
+    """A key made for an algorithm is read back with that algorithm, its kid and its subjects."""
+    made = store.create(algorithm=algorithm, subjects=["orders-api"])
+    key = signing_key(store.folder)
+    assert (key.kid, key.algorithm, key.subjects) == (made.kid, algorithm, {"orders-api"})
+    assert key.private is not None
+
+
 def test_modes_are_private_whatever_the_umask(store: Keystore) -> None:
     """The folder has mode 0700 and every file in it 0600."""
     before = os.umask(0)
@@ -164,6 +221,20 @@ def test_modes_are_private_whatever_the_umask(store: Keystore) -> None:
         os.umask(before)
     assert oct(store.folder.stat().st_mode & 0o777) == "0o700"
     assert {oct(path.stat().st_mode & 0o777) for path in store.folder.iterdir()} == {"0o600"}
+
+
+def test_nothing_is_left_lying_around(store: Keystore) -> None:
+    """After a write the folder holds the PEM, the keyset and the lock, and no temporary file."""
+    made = store.create()
+    assert {path.name for path in store.folder.iterdir()} == {f"{made.kid}.pem", "keyset.json", ".lock"}
+
+
+def test_leftover_of_a_crash_is_removed(store: Keystore) -> None:
+    """A temporary file that a crash left, which may hold a key, is gone after the next write."""
+    store.create()
+    (store.folder / ".writing").write_bytes(b"half a key")
+    store.create()
+    assert not (store.folder / ".writing").exists()
 
 
 def test_lower_publish_delay_waits_for_what_consumers_were_told(store: Keystore) -> None:
@@ -231,6 +302,12 @@ def test_pem_of_a_gone_key_goes_too(store: Keystore) -> None:
     assert old.kid not in {key.kid for key in store.public_keys()}
 
 
+def test_publish_delay_is_kept(store: Keystore) -> None:
+    """The delay given once serves the later keys of the folder."""
+    store.create(publish_delay=7)
+    assert store.create().ready == NOW + 7
+
+
 def test_passphrase_is_needed_and_the_right_one(store: Keystore) -> None:
     """An encrypted key opens with its passphrase only, and the public side needs none."""
     Keystore(folder=store.folder, passphrase=b"right").create()
@@ -249,12 +326,27 @@ def test_one_folder_has_one_passphrase(store: Keystore) -> None:
     assert len(store.ring().keys) == 1
 
 
+def test_no_active_key_says_what_to_do(store: Keystore) -> None:
+    """A folder whose only key is pending cannot sign, and says when it can."""
+    store.create(pending=True, publish_delay=30)
+    with pytest.raises(ConfigurationError, match=r"no active key: run mqauth keys rotate in 30 s"):
+        store.signing_key()
+
+
 def test_swapped_pem_is_refused(store: Keystore) -> None:
     """A PEM that holds another key than the keyset lists is not used."""
     made = store.create()
     path = store.folder / f"{made.kid}.pem"
     path.write_bytes(Key.generate().to_pem())
     with pytest.raises(ConfigurationError, match="another key than its name says"):
+        store.signing_key()
+
+
+def test_missing_pem_is_one_line(store: Keystore) -> None:
+    """A lost PEM is named."""
+    made = store.create()
+    (store.folder / f"{made.kid}.pem").unlink()
+    with pytest.raises(ConfigurationError, match=r"\.pem: No such file"):
         store.signing_key()
 
 
@@ -273,6 +365,13 @@ def test_missing_place_is_one_line(tmp_path: Path) -> None:
         signing_key(tmp_path / "nowhere")
 
 
+def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    """A keystore cannot be made where a file has its name."""
+    (tmp_path / "keys").write_bytes(b"")
+    with pytest.raises(ConfigurationError, match="keys: File exists"):
+        Keystore(folder=tmp_path / "keys").create()
+
+
 @pytest.mark.parametrize("arguments", [{"algorithm": "HS256"}, {"subjects": []}, {"subjects": [""]},
                                        {"publish_delay": -1}, {"publish_delay": 2**40}])  # fmt: skip
 def test_bad_argument_makes_no_key(store: Keystore, arguments: dict[str, Any]) -> None:
@@ -280,6 +379,18 @@ def test_bad_argument_makes_no_key(store: Keystore, arguments: dict[str, Any]) -
     with pytest.raises(ConfigurationError):
         store.create(**arguments)
     assert not (store.folder / "keyset.json").exists()
+
+
+def test_single_pem_serves_as_keystore(tmp_path: Path) -> None:
+    """A single private PEM file signs and publishes, where it is as private as any."""
+    path, key = tmp_path / "one.pem", Key.generate("ES256")
+    path.write_bytes(key.to_pem())
+    path.chmod(0o600)
+    assert signing_key(path).kid == key.kid
+    assert [found.kid for found in public_keys(path)] == [key.kid]
+    path.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="open to others"):
+        public_keys(path)
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,6 +535,33 @@ def test_file_that_recovers_is_read_again(jwks: Path) -> None:
     source.refresh("unknown", 0.0)
     write_jwks(jwks, new)
     assert [key.kid for key in source.refresh("unknown", 0.0)] == [new.kid]
+
+
+def test_set_emptied_on_purpose_is_taken(jwks: Path) -> None:
+    """A later, well-formed empty set means what it says: no key serves any more."""
+    write_jwks(jwks, Key.generate())
+    source = JWKSFile(jwks, clock=FakeClock())
+    write_jwks(jwks)
+    assert source.refresh("unknown", 0.0).keys == ()
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"keys": []}', '{"keys":[{"kty":"oct","k":"AA"}]}', "[]"])
+def test_unusable_file_at_the_start_is_refused(jwks: Path, text: str | None) -> None:
+    """A file that is missing or has no usable key at the start is a configuration error of one line."""
+    if text is not None:
+        jwks.write_text(text)
+    with pytest.raises(ConfigurationError, match=r"jwks\.json: ") as caught:
+        JWKSFile(jwks)
+    assert "\n" not in str(caught.value)
+
+
+def test_skipped_keys_are_reported(jwks: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A key that cannot be used is named in the log while the others serve."""
+    good = dump_key_set(KeySet([Key.generate()]))["keys"]
+    jwks.write_text(json.dumps({"keys": [*good, {"kty": "oct", "k": "AA"}]}))
+    with caplog.at_level(logging.WARNING, "mqauth.keystore"):
+        assert len(JWKSFile(jwks).key_set().keys) == 1
+    assert "skipped key 1: a private or symmetric key in a public set" in caplog.text
 
 
 def test_published_side_is_what_a_consumer_loads(store: Keystore) -> None:

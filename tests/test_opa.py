@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -18,16 +19,16 @@ import pytest
 
 from mqauth import OPA, Allow, Decision
 from mqauth.audit.record import AuditRecord
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.flow import arun, run
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
 from mqauth.judging.selftest import at_start, starting
-from mqauth.policies.opa import MAX_MEMORY
+from mqauth.policies.opa import MAX_MEMORY, question_of, version_of
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.testing import Forge, IdentityForge
+from mqauth.testing import FakeClock, Forge, IdentityForge
 from mqauth.testing.policy_contract import ELSEWHERE, PLACE, honest
-from mqauth.wire.message import Message
+from mqauth.wire.message import Message, Origin
 from tests.opa_agent import PATH, UNDEFINED, URL, Agent
 
 ALLOW, DENY = Decision.ALLOW, Decision.DENY
@@ -61,6 +62,42 @@ def test_exactly_the_members_that_are_named(agent: Agent) -> None:
     ]  # fmt: skip
 
 
+def test_it_is_a_post_with_provenance(agent: Agent) -> None:
+    """The rule is asked by POST under ``/v1/data``, with provenance, and as JSON."""
+    agent.opa().decide(honest())
+    head, _, body = agent.raw[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /v1/data/mqauth/allow?provenance=true HTTP/1.1\r\n")
+    assert b"\r\nContent-Type: application/json" in head
+    assert b"Authorization" not in head
+    assert list(json.loads(body)) == ["input"]
+
+
+def test_a_url_may_have_a_path(agent: Agent) -> None:
+    """An agent behind a proxy is reached under the path of its URL."""
+    agent.opa(url="http://127.0.0.1/opa/").decide(honest())
+    assert agent.raw[0].startswith(b"POST /opa/v1/data/mqauth/allow?provenance=true ")
+
+
+@pytest.mark.parametrize(
+    ("origin", "scope", "expected"),
+    [
+        (Origin(topic="orders", partition=0, offset=1, scope="group-a"), None, "group-a"),
+        (Origin(queue="orders.q"), None, "orders.q"),
+        (Origin(), None, "default"),
+        (Origin(topic="orders", partition=0, offset=1, scope="group-a"), "billing", "billing"),
+    ],
+)
+def test_the_scope_is_the_judges(origin: Origin, scope: str | None, expected: str) -> None:
+    """The scope that is asked is the one that the judge claims for."""
+    forge = Forge()
+    message = forge.signer().sign(Message(destination=PLACE, body=b"x", origin=origin))
+    agent = Agent()
+    opa = agent.opa(scope=scope)
+    guard = Pipeline(verifier=forge.verifier(), policy=opa, replay=MemoryReplayStore(8), scope=scope)
+    assert run(guard.judge(guard.receive(message))).verdict is Verdict.ACCEPTED
+    assert agent.asked[0]["scope"] == expected == guard.scope_of(message)
+
+
 def test_claims_are_the_authoritys() -> None:
     """In the identity form the claims of the WIT are asked, and none that its producer wrote."""
     forge, agent = IdentityForge(), Agent()
@@ -75,6 +112,15 @@ def test_claims_are_the_authoritys() -> None:
 
 
 # What counts as an answer.
+
+
+@pytest.mark.parametrize(
+    ("says", "decision"), [(True, ALLOW), (False, DENY)]
+)  # fmt: skip
+def test_booleans_are_answers(agent: Agent, says: bool, decision: Decision) -> None:
+    """``true`` allows and ``false`` refuses."""
+    agent.says = lambda _: says
+    assert agent.opa().decide(honest()) is decision
 
 
 @pytest.mark.parametrize("says", [UNDEFINED, None, "true", 1, 0, [True], {"allow": True}, 1.5], ids=repr)
@@ -135,6 +181,25 @@ def test_decisions_are_remembered_and_refusals_too(agent: Agent) -> None:
     assert len(agent.asked) == 3
 
 
+def test_a_decision_is_as_old_as_its_question(agent: Agent) -> None:
+    """The time counts from when it was asked for, not from when the answer came."""
+    opa = agent.opa(timeout=5)
+    agent.takes = 4.0
+    opa.decide(honest())
+    agent.clock.advance(5.9)
+    assert opa.remembered(honest()) is ALLOW
+    agent.clock.advance(0.2)
+    assert opa.remembered(honest()) is None
+
+
+def test_zero_remembers_nothing(agent: Agent) -> None:
+    """With ``remember=0`` each message is asked for."""
+    opa = agent.opa(remember=0)
+    for _ in range(3):
+        opa.decide(honest())
+    assert len(agent.asked) == 3
+
+
 def test_an_outage_makes_nothing_last_longer(agent: Agent) -> None:
     """What was allowed before an outage is allowed for its ten seconds, and then nothing is."""
     opa = agent.opa()
@@ -177,6 +242,17 @@ def test_a_slow_answer_of_the_bundle_before_is_not_remembered(agent: Agent) -> N
     assert opa.remembered(honest(destination=ELSEWHERE)) is DENY
 
 
+def test_an_answer_without_a_decision_says_nothing_of_bundles(agent: Agent) -> None:
+    """A 500, which names no bundle, leaves version and memory as they are."""
+    opa = agent.opa()
+    agent.bundles = {"authz": {"revision": "r1"}}
+    opa.decide(honest())
+    agent.status, agent.body = 500, b"{}"
+    failure(opa, destination=ELSEWHERE)
+    assert opa.version == "opa authz@r1"
+    assert opa.remembered(honest()) is ALLOW
+
+
 def test_the_memory_is_bounded_in_bytes(agent: Agent) -> None:
     """Whoever varies long routing keys fills no memory: the oldest decision is asked for again."""
     opa, length = agent.opa(), 2048
@@ -185,6 +261,19 @@ def test_the_memory_is_bounded_in_bytes(agent: Agent) -> None:
         opa.decide(honest(destination=place))
     assert 0 < opa.health().remembered < len(places)
     assert [opa.remembered(honest(destination=place)) for place in (places[0], places[-1])] == [None, DENY]
+
+
+def test_who_varies_routing_keys_pushes_out_no_other_decision(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A producer that asks for more places than there is room for forgets its own; an honest one is remembered."""
+    monkeypatch.setattr("mqauth.policies.opa.MAX_MEMORY", 64 * 1024)
+    opa = agent.opa()
+    opa.decide(honest())
+    for number in range(200):
+        opa.decide(honest(subject="stock-api", destination=f"rabbitmq:shop/{number}"))
+    assert 0 < opa.health().remembered < 200
+    assert opa.remembered(honest()) is ALLOW
 
 
 # Outages.
@@ -211,6 +300,32 @@ def test_nobody_asks_for_a_while_after_a_failure(agent: Agent) -> None:
     clock.advance(1)
     agent.away = False
     assert opa.decide(honest(destination=ELSEWHERE)) is DENY
+
+
+def test_one_question_without_a_decision_holds_nobody_else_up(agent: Agent) -> None:
+    """Where a rule is undefined for one producer, others are decided; it alone is asked for again."""
+    agent.says = lambda question: UNDEFINED if question["subject"] == "stock-api" else True
+    opa = agent.opa()
+    for number in range(1, 4):
+        assert failure(opa, subject="stock-api") == "the answer is neither true nor false"
+        assert opa.decide(honest()) is ALLOW
+        assert len(agent.asked) == number + 1
+    assert opa.health().state == "ok"
+
+
+def test_a_question_that_waits_for_a_thread_takes_the_answer_that_came_meanwhile(agent: Agent) -> None:
+    """However many deliveries ask the same at once, no more are asked than there are threads."""
+    opa = agent.opa()
+    agent.open.clear()
+
+    async def ask() -> list[Decision]:
+        all_of_them = asyncio.gather(*(opa.adecide(honest()) for _ in range(50)))
+        await asyncio.to_thread(agent.reached.wait)
+        agent.open.set()
+        return list(await all_of_them)
+
+    assert asyncio.run(ask()) == [ALLOW] * 50
+    assert len(agent.asked) <= 4
 
 
 def test_an_event_loop_runs_on_while_it_is_asked(agent: Agent) -> None:
@@ -307,6 +422,15 @@ def test_many_threads_meet_one_outage(agent: Agent) -> None:
     assert opa.decide(honest()) is ALLOW
 
 
+def test_a_broken_connection_of_any_kind_is_no_decision(agent: Agent) -> None:
+    """An error that nobody foresaw is an outage like any other."""
+
+    def broken(*_: object) -> Any:
+        raise RuntimeError("s3cret")
+
+    assert failure(agent.opa(dial=broken)) == "the request broke: RuntimeError"
+
+
 # Its start.
 
 
@@ -391,6 +515,23 @@ def test_rules_beside_it_name_their_issuers(agent: Agent) -> None:
         )  # fmt: skip
 
 
+def test_a_refusal_is_recorded_with_the_revision(agent: Agent) -> None:
+    """The audit record of a message that OPA refuses quotes the bundle's revision."""
+
+    class Letters:
+        name = "dead"
+
+        def publish(self, letter: object) -> None:
+            """Take it."""
+
+    agent.bundles = {"authz": {"revision": "r7"}}
+    forge, sink = Forge(), Sink()
+    guard = guard_of(agent.opa(), forge, audit=sink)
+    message = forge.signer().sign(Message(destination=ELSEWHERE, body=b"x"))
+    found = run(guard.process(guard.receive(message), lambda _: None, Letters()))
+    assert (found.reason, sink.records[0].policy) == (Reason.PRODUCER_FORBIDDEN, "opa authz@r7")
+
+
 def test_an_outage_defers_and_names_the_agent(agent: Agent) -> None:
     """During an outage a message waits, and its detail names the URL; afterwards it is accepted."""
     forge = Forge()
@@ -468,3 +609,54 @@ def test_a_token_is_read_for_each_request(agent: Agent, tmp_path: Path) -> None:
     file.write_text("s3cret one\n")
     said = failure(opa)
     assert said == f"{file}: not a token in one line of ASCII"
+
+
+@pytest.mark.parametrize(
+    ("document", "version"),
+    [
+        ({}, "opa, no bundle"),
+        ({"provenance": {"version": "1.22.4"}}, "opa, no bundle"),
+        ({"provenance": {"bundles": {"b": {"revision": "2"}, "a": {"revision": "1"}}}}, "opa a@1 b@2"),
+        ({"provenance": {"bundles": {"a": {}}}}, "opa a@?"),
+        ({"provenance": {"bundles": {"a": None}}}, "opa a@?"),
+        ({"provenance": {"bundles": []}}, "opa, no bundle"),
+        ({"provenance": "x"}, "opa, no bundle"),
+    ],
+)
+def test_the_version_names_the_bundles(document: dict[str, Any], version: str) -> None:
+    """The version is the revisions of all bundles, in one order."""
+    assert version_of(document) == version
+
+
+def test_a_version_is_short_and_harmless() -> None:
+    """Revisions that are long or hold controls become a short printable line."""
+    for revision in ("x" * 5000, "\x1b[31m", "a\nb"):
+        said = version_of({"provenance": {"bundles": {"a": {"revision": revision}}}})
+        assert said.isprintable()
+        assert len(said) <= 128
+
+
+def test_health_says_how_it_is(agent: Agent) -> None:
+    """``health`` counts requests and failures, and says since when there is no answer, and why."""
+    opa = agent.opa()
+    assert opa.health().state == "unasked"
+    opa.decide(honest())
+    found = opa.health()
+    assert (found.state, found.asked, found.failed, found.remembered, found.failing_for) == ("ok", 1, 0, 1, 0)
+    agent.vanish()
+    failure(opa, destination=ELSEWHERE)
+    agent.clock.advance(7)
+    found = opa.health()
+    assert (found.state, found.failed, found.failing_for) == ("failing", 1, 7)
+    assert found.last_failure == "out of reach: Connection refused"
+    agent.clock.advance(60)
+    assert opa.health().failing_for == 0
+
+
+def test_a_question_holds_what_is_asked() -> None:
+    """Two messages of one producer to one place are one question; it names no id and no time."""
+    clock = FakeClock()
+    first = question_of(honest(body=b"a"), None)
+    clock.advance(5)
+    assert question_of(honest(body=b"b", key=b"k"), None) == first
+    assert first.document["claims"] == {}

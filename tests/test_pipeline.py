@@ -16,19 +16,22 @@ from mqauth.errors import (
     ConfigurationError,
     Reason,
     Rejection,
+    RejectNow,
+    RetryLater,
+    StaleDelivery,
     Unavailable,
 )
 from mqauth.flow import Attempts, ColourError, arun, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
-from mqauth.judging.policy import Decision
+from mqauth.judging.policy import Allow, Decision, Rule
 from mqauth.judging.verifier import Issuer
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimStatus
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
 from mqauth.testing.batchforge import forge_batch
 from mqauth.testing.token_attacks import honest_message
-from mqauth.wire.keys import KeySet
-from mqauth.wire.message import Message
+from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.message import Message, Origin
 
 Maker = Callable[..., Message]
 World = Any
@@ -78,6 +81,14 @@ class TestOutcomes:
         assert letter["mqauth-dead-reason"] == attack.reason.value
         assert letter["mqauth-dead-audit"] == record["id"]
         assert letter["mqauth-dead-id"] == record["dead_letter"]
+
+    @pytest.mark.parametrize("attack", BATCH_ATTACKS, ids=lambda attack: attack.name)
+    def test_every_attack_on_a_batch_is_audited_and_dead_lettered(self, attack: Any, world: World) -> None:
+        """One record and one letter name the reason, and the handler never sees it."""
+        place = "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
+        assert_rejected(world.process(attack.mount(world.forge, honest_message(place))), attack.reason)
+        assert counts(world) == (0, 1, 1)
+        assert dict(world.published[0].headers)["mqauth-dead-reason"] == attack.reason.value
 
     def test_a_batchs_record_names_the_place(self, make_world: Any, forge: Forge) -> None:
         """Token and index name a message of a batch, claimed or verified; the thumbprint is of its own header."""
@@ -139,6 +150,25 @@ class TestOutcomes:
         assert_deferred(world.process(world.sealed()), Cause.REPLAY_STORE_UNAVAILABLE)
         assert counts(world) == (0, 0, 0)
 
+    def test_a_malformed_message_is_judged_like_any_other(self, world: World, rabbit: Maker) -> None:
+        """What an adapter could not represent is message_malformed, with its detail."""
+        outcome = world.process(rabbit(malformed="a header is no text"))
+        assert_rejected(outcome, Reason.MESSAGE_MALFORMED)
+        assert outcome.detail == "a header is no text"
+
+    def test_with_all_verdicts_recorded_an_accepted_one_is_too(self, make_world: Any) -> None:
+        """record="all" audits accepted messages as verified, without reason or letter."""
+        world = make_world(record="all")
+        world.process(world.sealed())
+        record = world.records[0]
+        assert (record["verdict"], record["reason"], record["dead_letter"]) == ("accepted", None, None)
+        assert record["token"]["verified"]["sub"] == "orders-api"
+        assert record["key_set"] == world.forge.keys.version
+
+    def test_without_audit_an_accepted_message_is_settled(self, make_world: Any) -> None:
+        """A pipeline that only verifies needs no audit for what it accepts."""
+        assert make_world(audit=None, record="all").process(make_world().sealed()).verdict is Verdict.ACCEPTED
+
     def test_without_audit_a_rejected_message_cannot_be_settled(self, make_world: Any, rabbit: Maker) -> None:
         """A rejection nobody recorded is a configuration error, not a loss."""
         world = make_world(audit=None)
@@ -197,6 +227,16 @@ def bottomless(depth: int) -> Any:
 class TestHostileMessages:
     """Nothing a sender puts in a message crashes, stalls or loops a consumer."""
 
+    @pytest.mark.parametrize(
+        "value", [*HOSTILE, bottomless(40), bottomless(400), bottomless(50_000)], ids=lambda v: type(v).__name__
+    )
+    def test_any_covered_value_is_settled(self, value: Any, world: World) -> None:
+        """A covered header of any type, size or depth is headers_mismatch, audited and buried."""
+        sealed = world.sealed()
+        hostile = replace(sealed, headers=(("tenant", value), *sealed.headers[1:]))
+        assert_rejected(world.process(hostile), Reason.HEADERS_MISMATCH)
+        assert counts(world) == (0, 1, 1)
+
     @pytest.mark.parametrize("value", [*HOSTILE, bottomless(50_000)], ids=lambda v: type(v).__name__)
     def test_any_uncovered_value_is_hidden(self, value: Any, world: World) -> None:
         """An added header of any type does no harm: the message is accepted without it."""
@@ -204,6 +244,18 @@ class TestHostileMessages:
         outcome = world.process(replace(sealed, headers=(*sealed.headers, ("evil", value))))
         assert outcome.verdict is Verdict.ACCEPTED
         assert outcome.verified.header("evil") is None
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"properties": {"content-type": "\ud800"}}, {"properties": {"reply-to": "\ud800"}},
+         {"headers": (("\ud800", 1), ("mqauth-token", "x"))}, {"origin": Origin(queue="\ud800\n\x1b[2J")},
+         {"malformed": "\ud800\n"}],
+        ids=lambda value: next(iter(value)),
+    )  # fmt: skip
+    def test_text_without_utf8_form_is_settled(self, changes: dict[str, Any], world: World, rabbit: Maker) -> None:
+        """Surrogates in properties, names and places end in an audit record and a letter."""
+        assert world.process(rabbit(**changes)).verdict is Verdict.REJECTED
+        assert counts(world) == (0, 1, 1)
 
     def test_hostile_text_is_harmless_in_audit_and_letter(self, world: World, forge: Forge, rabbit: Maker) -> None:
         """Bidi controls, line breaks and escapes an attacker signs as names appear escaped."""
@@ -216,6 +268,36 @@ class TestHostileMessages:
         assert "\\\\u202e" in text
         assert "\x1b" not in text
         assert "\nfake" not in text
+
+    def test_what_a_token_says_is_claimed_until_its_signature_holds(self, world: World) -> None:
+        """Before step 7 a record's token is claimed; after it, verified, though the message was rejected."""
+        early = set()
+        for attack in ATTACKS:
+            place = "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
+            world.process(attack.mount(world.forge, honest_message(place)))
+            early |= {attack.reason} if "claimed" in world.records[-1]["token"] else set()
+        world.handler.failure = ValueError()
+        world.process(world.sealed())
+        assert "verified" in world.records[-1]["token"]
+        assert early == {
+            Reason.TOKEN_MISSING, Reason.TOKEN_REPEATED, Reason.TOKEN_OVERSIZE, Reason.TOKEN_MALFORMED,
+            Reason.TOKEN_TYPE, Reason.HEADER_FORBIDDEN, Reason.ALGORITHM_FORBIDDEN, Reason.CLAIM_MISSING,
+            Reason.CLAIMS_MALFORMED, Reason.ISSUER_UNTRUSTED, Reason.KEY_UNKNOWN, Reason.KEY_REVOKED,
+            Reason.SIGNATURE_INVALID,
+        }  # fmt: skip
+
+    def test_records_never_hold_token_body_or_key(self, world: World, kafka: Maker) -> None:
+        """Whatever the verdict, a record has digests only."""
+        segments = set[str]()
+        for attack in ATTACKS:
+            message = kafka(body=b"BODY-SECRET", key=b"KEY-SECRET", headers=(("tenant", b"HEADER-SECRET"),))
+            attacked = attack.mount(world.forge, message)
+            world.process(attacked)
+            segments |= set(re.findall(r"eyJ[\w-]{20,}", repr(attacked.headers)))
+        text = repr(world.records)
+        assert "SECRET" not in text
+        assert len(segments) >= len(ATTACKS)
+        assert not any(segment in text for segment in segments)
 
     def test_a_delivery_can_be_logged(self, world: World) -> None:
         """The repr of a judged delivery and its outcome holds neither token nor body."""
@@ -247,6 +329,27 @@ class TestReplay:
         assert outcome.verified is not None
         assert counts(world) == (1, 0, 0)
 
+    def test_a_duplicate_is_recorded_with_all_the_others(self, make_world: Any) -> None:
+        """record="all" audits duplicates too."""
+        world = make_world(record="all")
+        message = world.sealed()
+        world.process(message)
+        world.process(replace(message, origin=replace(message.origin, redelivered=True)))
+        assert [record["verdict"] for record in world.records] == ["accepted", "duplicate"]
+
+    def test_a_redelivery_waits_for_a_held_claim_and_inherits_it(self, world: World, clock: FakeClock) -> None:
+        """While an earlier delivery may still be handled: deferred; once its lease is over: handled."""
+        message = world.sealed()
+        crashed = world.receive(message)
+        world.run(world.pipeline.judge(crashed))
+        again = world.receive(replace(message, origin=replace(message.origin, redelivered=True)))
+        assert_deferred(world.process(again), Cause.CLAIM_HELD)
+        clock.advance(59.9)
+        assert_deferred(world.process(again), Cause.CLAIM_HELD)
+        clock.advance(0.1)
+        assert world.process(again).verdict is Verdict.ACCEPTED
+        assert counts(world) == (1, 0, 0)
+
     def test_kafka_tells_a_reread_from_a_copy(self, world: World, kafka: Maker) -> None:
         """The same offset again is handled again; the same token at another offset is a replay."""
         message = world.sealed(kafka(offset=7))
@@ -263,6 +366,60 @@ class TestReplay:
         assert world.process(message).verdict is Verdict.ACCEPTED
         assert world.process(message).verdict is Verdict.DUPLICATE
         assert counts(world) == (1, 0, 0)
+
+    def test_a_reread_whose_handler_fails_stays_done(self, world: World, kafka: Maker) -> None:
+        """Releasing a re-read does not make the id unseen for copies."""
+        message = world.sealed(kafka())
+        world.process(message)
+        world.handler.failure = ValueError()
+        assert_rejected(world.process(message), Reason.HANDLER_FAILED)
+        copy = replace(message, origin=replace(message.origin, offset=8))
+        assert_rejected(world.process(copy), Reason.REPLAYED)
+
+    def test_a_claim_outlives_its_lease(self, make_world: Any, clock: FakeClock) -> None:
+        """A handler slower than the token's life keeps its claim as long as it renews it."""
+        world = make_world(lease=200)
+        message = world.sealed()
+        delivery = world.receive(message)
+        again = world.receive(replace(message, origin=replace(message.origin, redelivered=True)))
+        world.run(world.pipeline.judge(delivery))
+        clock.advance(199)
+        assert_deferred(world.process(again), Cause.CLAIM_HELD)
+        world.run(world.pipeline.renew(delivery))
+        clock.advance(199)
+        assert_deferred(world.process(again), Cause.CLAIM_HELD)
+        world.run(world.pipeline.confirm(delivery))
+        assert world.process(again).verdict is Verdict.DUPLICATE
+
+    def test_scopes_do_not_share_claims(self, make_world: Any) -> None:
+        """Two queues that get the same message may each handle it; a configured scope joins them."""
+        apart, together = make_world(), make_world(scope="billing")
+        message = apart.sealed()
+        other = replace(message, origin=replace(message.origin, queue="other"))
+        assert [apart.process(found).verdict for found in (message, other)] == [Verdict.ACCEPTED] * 2
+        assert [together.process(found).verdict for found in (message, other)] == [
+            Verdict.ACCEPTED,
+            Verdict.REJECTED,
+        ]
+
+    @pytest.mark.parametrize(
+        ("scope", "origin", "expected"),
+        [(None, Origin(), "default"), (None, Origin(queue="q"), "q"), (None, Origin(queue="q", scope="g"), "g"),
+         ("s", Origin(scope="g"), "s")],
+    )  # fmt: skip
+    def test_the_scope_is_configured_or_the_brokers(
+        self, scope: str | None, origin: Origin, expected: str, make_world: Any, rabbit: Maker
+    ) -> None:
+        """Configuration before what the wrapper says, before the queue."""
+        assert make_world(scope=scope).pipeline.scope_of(rabbit(origin=origin)) == expected
+
+    def test_claims_never_hold_the_tokens_text(self, world: World) -> None:
+        """The store sees a digest, an owner nonce, the lease and when to forget."""
+        world.process(world.sealed())
+        request = world.store.claim.done[0]
+        assert len(request.id) == 16
+        assert request.expires == world.clock.now() + 60 + 5
+        assert request.lease == 60
 
     def test_copies_that_were_deferred_together_are_handled_once(self, world: World, clock: FakeClock) -> None:
         """An outage longer than a token's life must not let every copy in once it is over."""
@@ -320,6 +477,44 @@ class TestDeferral:
         assert counts(world) == (1, 0, 0)
         assert delivery.step is Step.SETTLE
 
+    def test_when_confirm_fails_the_handler_does_not_run_again(self, world: World) -> None:
+        """Once a handler has ended only confirm is retried."""
+        world.store.confirm.failure = DOWN
+        delivery = world.receive(world.sealed())
+        assert_deferred(world.process(delivery), Cause.REPLAY_STORE_UNAVAILABLE)
+        assert delivery.step is Step.CONFIRM
+        assert world.handler.calls == 1
+        world.store.confirm.failure = None
+        world.process(delivery)
+        assert world.handler.calls == 1
+        assert world.store.claim.calls == 1
+
+    def test_audit_down(self, world: World, rabbit: Maker) -> None:
+        """No letter without a record; afterwards one record and one letter, under the id of the first try."""
+        delivery = world.receive(rabbit())
+        world.audit.write.failure = DOWN
+        for _ in range(3):
+            assert_deferred(world.process(delivery), Cause.AUDIT_UNAVAILABLE)
+        assert counts(world) == (0, 0, 0)
+        identity = delivery.record_id
+        world.audit.write.failure = None
+        assert_rejected(world.process(delivery), Reason.TOKEN_MISSING)
+        assert counts(world) == (0, 1, 1)
+        assert world.records[0]["id"] == identity
+
+    def test_dead_letters_down(self, world: World, rabbit: Maker) -> None:
+        """The record is written once, whatever the letter takes, and the verdict is kept."""
+        delivery = world.receive(rabbit())
+        world.letters.publish.failure = Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "unroutable")
+        for _ in range(3):
+            outcome = world.process(delivery)
+            assert_deferred(outcome, Cause.DEAD_LETTER_UNAVAILABLE)
+            assert "unroutable (orders.dead); its verdict is token_missing: no token" in str(outcome.detail)
+        assert counts(world) == (0, 1, 0)
+        world.letters.publish.failure = None
+        assert_rejected(world.process(delivery), Reason.TOKEN_MISSING)
+        assert counts(world) == (0, 1, 1)
+
     def test_the_store_down_after_a_failed_handler(self, world: World) -> None:
         """Release is retried; the handler, which has used its attempts, is not."""
         world.handler.failure = ValueError()
@@ -351,6 +546,17 @@ class TestDeferral:
         ]  # fmt: skip
         assert counts(world) == (0, 1, 1)
         assert world.handler.calls == 3
+
+    def test_audit_of_an_accepted_message_down(self, make_world: Any) -> None:
+        """With all verdicts recorded an audit outage after the handler repeats neither handler nor confirm."""
+        world = make_world(record="all")
+        world.audit.write.failure = DOWN
+        delivery = world.receive(world.sealed())
+        assert_deferred(world.process(delivery), Cause.AUDIT_UNAVAILABLE)
+        world.audit.write.failure = None
+        assert world.process(delivery).verdict is Verdict.ACCEPTED
+        assert (world.handler.calls, world.store.confirm.calls) == (1, 1)
+        assert len(world.records) == 1
 
     @pytest.mark.parametrize("plug", ["policy.decide", "store.claim"])
     def test_a_held_message_does_not_expire_in_our_hands(self, plug: str, world: World, clock: FakeClock) -> None:
@@ -449,6 +655,47 @@ class TestDeferral:
             assert runner(guard.judge(delivery)).verdict is Verdict.ACCEPTED
         assert asked == ["refresh", "arefresh"]
 
+    def test_a_full_store_defers(self, make_world: Any, clock: FakeClock) -> None:
+        """No room is the world's fault; room comes with expiry."""
+        world = make_world()
+        small = MemoryReplayStore(1, clock=clock)
+        world.store.claim.function = small.claim
+        world.process(world.sealed())
+        delivery = world.receive(world.sealed())
+        assert_deferred(world.process(delivery), Cause.REPLAY_STORE_FULL)
+        clock.advance(80)
+        assert world.process(delivery).verdict is Verdict.ACCEPTED
+
+    def test_no_append_time_defers(self, make_world: Any, forge: Forge, kafka: Maker) -> None:
+        """Without the broker's evidence the fault is ours."""
+        world = make_world(verifier=forge.verifier(at="append", max_queue_age=600))
+        assert_deferred(world.process(world.sealed(kafka())), Cause.APPEND_TIME_UNAVAILABLE)
+
+    def test_a_message_that_waited_too_long_is_rejected(
+        self, make_world: Any, forge: Forge, kafka: Maker, clock: FakeClock
+    ) -> None:
+        """queue_age_exceeded, by the broker's append time."""
+        world = make_world(verifier=forge.verifier(at="append", max_queue_age=600))
+        origin = Origin(
+            topic="orders", partition=0, offset=1, timestamp_ms=int(clock.now() * 1000), timestamp_type="append"
+        )
+        message = world.sealed(kafka(origin=origin))
+        clock.advance(601)
+        assert_rejected(world.process(message), Reason.QUEUE_AGE_EXCEEDED)
+
+    def test_required_coverage_is_asked_for(self, make_world: Any, forge: Forge, kafka: Maker) -> None:
+        """coverage_insufficient reaches the dead-letter queue like any other reason."""
+        world = make_world(verifier=forge.verifier(require_headers=["absent"]))
+        assert_rejected(world.process(world.sealed(kafka())), Reason.COVERAGE_INSUFFICIENT)
+
+    def test_a_settled_delivery_stays_settled(self, world: World, rabbit: Maker) -> None:
+        """Processing one again returns its outcome and does nothing."""
+        for message in (world.sealed(), rabbit()):
+            delivery = world.receive(message)
+            first, before = world.process(delivery), counts(world)
+            assert world.process(delivery) == first
+            assert counts(world) == before
+
 
 class TestHandler:
     """What a handler may do."""
@@ -465,6 +712,25 @@ class TestHandler:
         assert world.process(world.sealed()).verdict is Verdict.ACCEPTED
         assert world.handler.calls == 3
 
+    def test_it_is_not_tried_again_for_another_consumers_delivery(self, world: World) -> None:
+        """Where the broker gave the delivery away while an attempt ran, no further one begins."""
+        delivery = world.receive(world.sealed())
+        given_away = False
+
+        def fence(_: Delivery) -> None:
+            if given_away:
+                raise StaleDelivery("the partition was taken away")
+
+        def failing(verified: Any) -> None:
+            nonlocal given_away
+            given_away = True
+            raise ValueError
+
+        delivery.fence, world.handler.function = fence, failing
+        with pytest.raises(StaleDelivery):
+            world.process(delivery)
+        assert (world.handler.calls, counts(world), delivery.rejection) == (1, (0, 0, 0), None)
+
     @pytest.mark.parametrize(
         "failure",
         [ValueError("secret"), RecursionError(), MemoryError(), StopIteration(), Rejection(Reason.EXPIRED),
@@ -480,6 +746,32 @@ class TestHandler:
         assert re.search(r"attempt [1-3], error [0-9a-f]{12}$", str(outcome.detail))
         assert len(world.memory) == 0
 
+    def test_after_handler_failed_the_message_may_come_again(self, world: World) -> None:
+        """A redriven message is unseen, not a replay."""
+        message = world.sealed()
+        world.handler.failure = ValueError()
+        world.process(message)
+        world.handler.failure = None
+        assert world.process(message).verdict is Verdict.ACCEPTED
+
+    def test_it_may_ask_for_another_time(self, world: World) -> None:
+        """RetryLater defers without using attempts; the next time the handler runs again under the same claim."""
+        world.handler.failure = RetryLater("database in maintenance")
+        delivery = world.receive(world.sealed())
+        outcome = world.process(delivery)
+        assert_deferred(outcome, Cause.HANDLER_DEFERRED)
+        assert (outcome.detail, world.handler.calls) == ("database in maintenance", 1)
+        world.handler.failure = None
+        assert world.process(delivery).verdict is Verdict.ACCEPTED
+        assert world.store.claim.calls == 1
+
+    def test_it_may_refuse_for_good(self, world: World) -> None:
+        """RejectNow is handler_failed at the first attempt, with the handler's own detail."""
+        world.handler.failure = RejectNow("no such order")
+        outcome = world.process(world.sealed())
+        assert_rejected(outcome, Reason.HANDLER_FAILED)
+        assert (outcome.detail, world.handler.calls, len(world.memory)) == ("no such order", 1, 0)
+
     def test_what_ends_the_process_leaves_the_claim_held(self, world: World) -> None:
         """A killed handler is neither confirmed nor released: its lease runs out, and no letter is written."""
         world.handler.failure = KeyboardInterrupt()
@@ -487,6 +779,20 @@ class TestHandler:
             world.process(world.sealed())
         assert len(world.memory) == 1
         assert counts(world) == (0, 0, 0)
+
+    def test_it_sees_the_same_verified_message_each_time(self, world: World) -> None:
+        """Attempts get one object; a retry judges nothing anew."""
+        seen: list[int] = []
+
+        def handler(verified: Any) -> None:
+            seen.append(id(verified))
+            if len(seen) < 3:
+                raise ValueError
+
+        world.handler.function = handler
+        world.process(world.sealed())
+        assert len(seen) == 3
+        assert len(set(seen)) == 1
 
 
 class TestByHand:
@@ -515,6 +821,18 @@ class TestByHand:
         assert_deferred(world.run(world.pipeline.confirm(delivery)), Cause.REPLAY_STORE_UNAVAILABLE)
         world.store.confirm.failure = None
         assert world.run(world.pipeline.confirm(delivery)).verdict is Verdict.ACCEPTED
+
+    def test_judge_and_release(self, world: World) -> None:
+        """A released message may be judged again, by this delivery or another; release is retried."""
+        message = world.sealed()
+        delivery, _ = self.judge(world, message)
+        world.store.release.failure = DOWN
+        assert_deferred(world.run(world.pipeline.release(delivery)), Cause.REPLAY_STORE_UNAVAILABLE)
+        world.store.release.failure = None
+        for _ in range(2):
+            assert_deferred(world.run(world.pipeline.release(delivery)), Cause.HANDLER_DEFERRED)
+        assert world.store.release.calls == 2
+        assert world.process(message).verdict is Verdict.ACCEPTED
 
     def test_judge_and_bury(self, world: World, rabbit: Maker) -> None:
         """A rejected message is audited and dead-lettered by bury alone, once."""
@@ -560,6 +878,25 @@ class TestByHand:
         assert counts(world) == (0, 0, 0)
         assert_deferred(world.run(world.pipeline.release(rejected)), Cause.HANDLER_DEFERRED)
         assert_rejected(world.run(world.pipeline.bury(rejected, world.letters)), Reason.TOKEN_MISSING)
+
+    def test_a_duplicate_ends_either_way(self, world: World, rabbit: Maker) -> None:
+        """A duplicate has nothing to confirm or bury and may be settled."""
+        message = world.sealed()
+        world.process(message)
+        again = replace(message, origin=replace(message.origin, redelivered=True))
+        delivery, outcome = self.judge(world, again)
+        assert outcome.verdict is Verdict.DUPLICATE
+        assert world.run(world.pipeline.confirm(delivery)).verdict is Verdict.DUPLICATE
+        assert world.run(world.pipeline.bury(delivery, world.letters)).verdict is Verdict.DUPLICATE
+        assert world.store.confirm.calls == 1
+
+    def test_a_deferred_judgement_is_made_again(self, world: World) -> None:
+        """judge defers like process and goes on from there."""
+        world.policy.decide.failure = DOWN
+        delivery, outcome = self.judge(world, world.sealed())
+        assert_deferred(outcome, Cause.POLICY_UNAVAILABLE)
+        world.policy.decide.failure = None
+        assert world.run(world.pipeline.judge(delivery)).verdict is Verdict.ACCEPTED
 
     def test_renew_holds_a_claim_while_its_handler_runs(self, world: World, clock: FakeClock) -> None:
         """A renewed lease keeps a redelivery waiting; a claim that is not held, or was lost, is not renewed."""
@@ -626,6 +963,22 @@ class TestSettings:
         with pytest.raises(ConfigurationError):
             make_world(**settings)
 
+    def test_with_several_issuers_each_rule_names_its_own(self, make_world: Any, forge: Forge) -> None:
+        """A rule without issuer would serve the same name of any issuer."""
+        verifier = forge.verifier(keys={ISSUER: forge.keys, "https://b.example": KeySet([Key.generate()])})
+        loose = Allow({"orders-api": ["kafka:orders"]})
+        strict = Allow([Rule(subject="orders-api", destinations=("kafka:orders",), issuer=ISSUER)])
+        with pytest.raises(ConfigurationError):
+            make_world(verifier=verifier, policy=loose)
+        assert make_world(verifier=verifier, policy=strict).pipeline.policy is strict
+        assert make_world(policy=loose).pipeline.policy is loose
+
+    def test_a_pipeline_names_itself_in_its_records(self, make_world: Any, rabbit: Maker) -> None:
+        """By a random name unless told."""
+        world = make_world(instance=None, randomness=lambda size: b"\0" * size)
+        world.process(rabbit())
+        assert world.records[0]["instance"] == "AAAAAAAA"
+
     def test_an_asynchronous_handler_stops_a_synchronous_consumer(self, clock: FakeClock, forge: Forge) -> None:
         """The wrong colour is a configuration error to whoever runs it, never handler_failed for every message."""
 
@@ -654,3 +1007,23 @@ def process_alone(guard: Pipeline, message: Message, handler: Any) -> Outcome:
     """Process a message without an event loop and without dead letters."""
     sink: Any = None
     return run(guard.process(guard.receive(message), handler, sink))
+
+
+def test_a_change_of_keys_is_passed_on(make_world: Callable[..., World], forge: Forge) -> None:
+    """The callback runs once for each change of an issuer that tells of changes, and not after its end."""
+    listeners: list[Callable[[KeySet], None]] = []
+
+    class Telling(KeySet):
+        def subscribe(self, listener: Callable[[KeySet], None]) -> Callable[[], None]:
+            listeners.append(listener)
+            return lambda: listeners.remove(listener)
+
+    calls: list[str] = []
+    issuers = {ISSUER: Issuer(keys=Telling([])), "https://two.example": Issuer(keys=forge.keys)}
+    pipeline = make_world(verifier=forge.verifier(keys=issuers)).pipeline
+    end = pipeline.on_change(lambda: calls.append("changed"))
+    for listener in listeners:
+        listener(forge.keys)
+    assert calls == ["changed"]
+    end()
+    assert listeners == []

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from mqauth import flow
-from mqauth.errors import Cause, RejectNow, RetryLater, Unavailable
+from mqauth.errors import Cause, Reason, RejectNow, RetryLater, Unavailable
 from mqauth.judging.pipeline import Outcome, Step, Verdict
+from mqauth.replay.rules import ClaimStatus
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message
 from tests.conftest import KAFKA, RABBITMQ, World, kafka_message
@@ -128,6 +129,40 @@ def test_the_same_end_on_the_spot(
     assert (world.waited > 0) == (asynchronous or name == "handler fails")
 
 
+def test_a_copy_is_no_second_message(make_world: MakeWorld, forge: Forge) -> None:
+    """What was handled is a replay elsewhere, and comes again to its own place."""
+    world = make_world(policy=forge.policy(RABBITMQ, KAFKA))
+    sealed = message(world, 1)
+    assert [world.process(each).verdict for each in (message(world, 0), sealed)] == [Verdict.ACCEPTED] * 2
+    copy = replace(sealed, origin=replace(sealed.origin, offset=9))
+    outcome = world.process(copy)
+    assert (outcome.verdict, outcome.reason) == (Verdict.REJECTED, Reason.REPLAYED)
+    assert world.process(sealed).verdict is Verdict.ACCEPTED
+    assert (world.handler.calls, len(world.published)) == (3, 1)
+
+
+class Unhashable(type):
+    """A metaclass whose classes cannot be looked up."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+ODD = Unhashable("Odd", (), {})()
+
+
+@pytest.mark.parametrize("answer", [ClaimStatus.HELD, ClaimStatus.DUPLICATE, ClaimStatus.LOST, "fresh", None, ODD])
+@pytest.mark.parametrize("warm", [True, False])
+def test_any_other_answer_is_heard(answer: Any, warm: bool, make_world: MakeWorld, forge: Forge) -> None:
+    """A message whose claim is not granted is not handled; no answer of a store leaves the flow as an error."""
+    world = make_world(policy=forge.policy(RABBITMQ, KAFKA))
+    if warm:
+        assert world.process(message(world, 0)).verdict is Verdict.ACCEPTED
+    world.store.claim.function = lambda _wish: answer
+    outcome = world.process(message(world, 1))
+    assert outcome.verdict is (Verdict.DUPLICATE if answer is ClaimStatus.DUPLICATE else Verdict.DEFERRED)
+    assert world.handler.calls == warm
+
+
 def test_observers_and_records_are_not_left_out(make_world: MakeWorld, forge: Forge) -> None:
     """With observers, and with every verdict recorded, the second message is told of like the first."""
     seen: list[Outcome] = []
@@ -140,3 +175,16 @@ def test_observers_and_records_are_not_left_out(make_world: MakeWorld, forge: Fo
     for number in range(2):
         world.process(message(world, number))
     assert [record["verdict"] for record in world.records] == ["accepted"] * 2
+
+
+def test_a_store_out_of_reach_is_asked_once(make_world: MakeWorld, forge: Forge) -> None:
+    """Each attempt asks a store that is down once, for it may take its time to say so."""
+    world = make_world(policy=forge.policy(RABBITMQ, KAFKA))
+    assert world.process(message(world, 0)).verdict is Verdict.ACCEPTED
+    delivery, world.store.claim.failure, calls = world.receive(message(world, 1)), DOWN, world.store.claim.calls
+    for number in range(1, 4):
+        assert world.process(delivery).verdict is Verdict.DEFERRED
+        assert world.store.claim.calls == calls + number
+    world.store.claim.failure, world.store.confirm.failure, calls = None, DOWN, world.store.confirm.calls
+    assert world.process(delivery).verdict is Verdict.DEFERRED
+    assert (world.store.confirm.calls, world.handler.calls) == (calls + 1, 2)

@@ -16,19 +16,24 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+import mqauth
+from mqauth.check import check
 from mqauth.cli import main
-from mqauth.errors import ConfigurationError
-from mqauth.keystore import ActiveKey, Keystore, State
+from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.keystore import ActiveKey, Keystore, State, public_keys, signing_key
 from mqauth.keystore.disk import files, ring
 from mqauth.keystore.reference import key as reference
 from mqauth.keystore.reference.key import ReferenceKey
+from mqauth.keystore.remote.keyserver import KeyServer
+from mqauth.letters.authorities import Releaser
 from mqauth.testing.clock import FakeClock
-from mqauth.testing.forge import SUBJECT
-from mqauth.testing.signing_contract import RotationContract, SigningContract
+from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT, Forge
+from mqauth.testing.signing_contract import RotationContract, SigningContract, accepted
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.keys import Key, PublicKey, SigningKey
 
 NOW = 1_900_000_000
+MESSAGE = mqauth.Message(destination="kafka:orders", body=b"hello")
 
 
 class Held:
@@ -74,6 +79,10 @@ def store(tmp_path: Path, holders: Holders) -> Keystore:
     return Keystore(folder=tmp_path / "keys", clock=FakeClock(NOW))
 
 
+def out_of_reach() -> Unavailable:
+    return Unavailable(Cause.KEYS_UNAVAILABLE, "hsm.example: gone")
+
+
 def adopted(store: Keystore, uri: str = "held:1") -> ring.RingKey:
     """Return an adopted key that signs."""
     store.adopt(uri, subjects=[SUBJECT], publish_delay=0)
@@ -91,6 +100,31 @@ def test_adopted_key_is_pending(store: Keystore, holders: Holders) -> None:
     assert (made.state, made.uri, made.ready - NOW) == (State.PENDING, "held:1", ring.DEFAULT_PUBLISH_DELAY)
     assert (made.kid, made.key.algorithm) == (holders["held:1"].key.kid, "EdDSA")
     assert store.ring().get(made.kid) == made
+
+
+def test_adopted_key_leaves_no_file(store: Keystore) -> None:
+    """A reference has no PEM file; its entry in the keyset names the URI, and entries of other keys do not."""
+    store.create(subjects=[SUBJECT])
+    store.adopt("held:1")
+    assert len(list(store.folder.glob("*.pem"))) == 1
+    found = json.loads((store.folder / "keyset.json").read_bytes())["keys"]
+    assert [entry.get("uri") for entry in found] == [None, "held:1"]
+
+
+def test_adopted_key_speaks_for_the_subjects_of_the_last(store: Keystore) -> None:
+    """Without subjects it gets those of the newest key, as a new key does."""
+    store.create(subjects=["a", "b"])
+    assert store.adopt("held:1").key.subjects == {"a", "b"}
+
+
+def test_a_key_is_adopted_once(store: Keystore, holders: Holders) -> None:
+    """The same key under another URI is refused, and the keyset stays as it was."""
+    store.adopt("held:1", subjects=[SUBJECT])
+    holders["held:2"] = holders["held:1"]
+    before = store.ring()
+    with pytest.raises(ConfigurationError, match="a kid stands for two keys"):
+        store.adopt("held:2")
+    assert store.ring() == before
 
 
 def test_a_key_that_signs_as_another_is_not_adopted(store: Keystore, holders: Holders) -> None:
@@ -141,6 +175,18 @@ def test_keyset_with_a_bad_uri(store: Keystore, uri: object) -> None:
         store.ring()
 
 
+def test_command_adopts(
+    tmp_path: Path, holders: Holders, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``mqauth keys adopt`` prints the key and its state; ``keys list`` shows the URI."""
+    command = ["keys", "adopt", "--dir", str(tmp_path / "keys"), "--uri", "held:1", "--json"]
+    assert run(*command, "--subject", SUBJECT) == 0
+    kid = holders["held:1"].key.kid
+    assert json.loads(capsys.readouterr().out) == {"kid": kid, "algorithm": "EdDSA", "state": "pending"}
+    assert run("keys", "list", "--dir", str(tmp_path / "keys"), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["keys"][0]["uri"] == "held:1"
+
+
 def test_command_wants_a_subject(tmp_path: Path, holders: Holders, capsys: pytest.CaptureFixture[str]) -> None:
     """The first key of a folder names whom it speaks for, or is pinned; nothing is asked before."""
     command = ["keys", "adopt", "--dir", str(tmp_path / "keys"), "--uri", "held:1"]
@@ -150,12 +196,86 @@ def test_command_wants_a_subject(tmp_path: Path, holders: Holders, capsys: pytes
     assert run(*command, "--pinned") == 0
 
 
+def test_command_says_what_is_out_of_reach(
+    tmp_path: Path, holders: Holders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A holder out of reach ends the command without a keystore, and is named."""
+    holders["held:1"].failures = [out_of_reach() for _ in range(3)]
+    command = ["keys", "adopt", "--dir", str(tmp_path / "keys"), "--uri", "held:1", "--subject", SUBJECT]
+    assert run(*command) == 3
+    assert "keys_unavailable: hsm.example: gone" in capsys.readouterr().err
+    assert not (tmp_path / "keys" / "keyset.json").exists()
+
+
 def run(*arguments: str) -> int:
     """Return the exit code of the command."""
     return main(list(arguments))
 
 
 # --- states, publishing, signing --------------------------------------------------------------------------
+
+
+def test_states_are_those_of_any_key(store: Keystore) -> None:
+    """A reference goes through all states, and a rotation leaves files of other keys alone."""
+    first = store.create(subjects=[SUBJECT])
+    made = store.adopt("held:1", publish_delay=0)
+    store = replace(store, clock=FakeClock(NOW + ring.DEFAULT_PUBLISH_DELAY))
+    after = store.change(ring.rotate)
+    assert [key.state for key in after.keys] == [State.RETIRED, State.ACTIVE]
+    assert store.change(lambda found, now: ring.revoke(found, made.kid, now, reason="stolen")).active is None
+    gone = replace(store, clock=FakeClock(NOW + 30 * 86_400)).change(ring.rotate)
+    assert [key.kid for key in gone.keys] == [made.kid]
+    assert first.kid not in {path.stem for path in store.folder.glob("*.pem")}
+
+
+def test_public_half_is_published(store: Keystore) -> None:
+    """The JWK Set and its server name the public half alone: neither the URI nor what it names."""
+    made = store.adopt("held:1", subjects=[SUBJECT])
+    assert [key.kid for key in public_keys(store.folder)] == [made.kid]
+    served = KeyServer([store.folder]).current.body
+    assert json.loads(served)["keys"][0]["kid"] == made.kid
+    assert b"held" not in served
+
+
+def test_signing_key_is_a_reference(store: Keystore) -> None:
+    """``Keystore.signing_key``, ``private_key`` and ``signing_key`` give what signs, with kid and subjects."""
+    made = adopted(store)
+    for found in (store.signing_key(), store.private_key(made), signing_key(store.folder)):
+        assert isinstance(found, ReferenceKey)
+        assert (found.kid, found.algorithm, found.subjects) == (made.kid, "EdDSA", {SUBJECT})
+
+
+def test_producer_signs_with_a_reference(store: Keystore, holders: Holders, tmp_path: Path) -> None:
+    """A producer that names the folder signs with the reference, and a consumer accepts it."""
+    made = adopted(store)
+    signer = mqauth.Signer(key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+    assert accepted(signer.sign(MESSAGE), made.key) == made.kid
+
+
+def test_running_producer_follows_from_file_to_reference(store: Keystore) -> None:
+    """A running producer goes on with an adopted key once it is active, and knows that it may block."""
+    first, clock = store.create(subjects=[SUBJECT]), FakeClock(NOW)
+    source = ActiveKey(store.folder, clock=clock)
+    signer = mqauth.Signer(key=source, issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+    assert not signer.blocking
+    made = store.adopt("held:1")
+    replace(store, clock=FakeClock(NOW + 600)).change(ring.rotate)
+    clock.advance(60)
+    assert signer.blocking
+    assert (accepted(signer.sign(MESSAGE), made.key), source.signing_key().kid) == (made.kid, made.kid)
+    assert first.kid != made.kid
+
+
+def test_producer_starts_while_the_holder_is_away(store: Keystore, holders: Holders) -> None:
+    """A signer is made without asking the holder; its first message is told what is out of reach."""
+    adopted(store)
+    asked = holders["held:1"].asked
+    signer = mqauth.Signer(key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+    assert holders["held:1"].asked == asked
+    holders["held:1"].failures = [out_of_reach() for _ in range(3)]
+    with pytest.raises(Unavailable, match=r"keys_unavailable: hsm\.example: gone"):
+        signer.sign(MESSAGE)
+    assert accepted(signer.sign(MESSAGE), holders["held:1"].key)
 
 
 def test_keyset_that_others_may_write(store: Keystore) -> None:
@@ -190,6 +310,36 @@ def test_keyset_in_a_folder_that_others_may_write(store: Keystore) -> None:
         store.signing_key()
     store.folder.chmod(0o1777)
     assert store.signing_key().kid
+
+
+def test_new_key_beside_a_reference_asks_nothing(store: Keystore, holders: Holders) -> None:
+    """``keys new`` beside an active reference needs neither its holder nor a passphrase."""
+    adopted(store)
+    asked = holders["held:1"].asked
+    encrypted = replace(store, passphrase=b"secret")
+    assert encrypted.create().state is State.PENDING
+    assert holders["held:1"].asked == asked
+
+
+def test_check_takes_a_reference(store: Keystore, tmp_path: Path) -> None:
+    """``mqauth check`` judges references as any keys: no finding is about a file that is missing."""
+    adopted(store)
+    (tmp_path / "mqauth.toml").write_text(
+        f'[producer]\nissuer = "{ISSUER}"\nsubject = "{SUBJECT}"\naudience = "{AUDIENCE}"\nkeys = "keys"\n'
+    )
+    (tmp_path / "mqauth.toml").chmod(0o600)
+    report = check(tmp_path / "mqauth.toml")
+    assert {found.code.name for found in report.findings} == {"publish_delay_short"}
+    assert mqauth.load(tmp_path / "mqauth.toml").signer.sign(MESSAGE).headers
+
+
+def test_scheme_that_is_gone(store: Keystore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A keystore with a scheme that this version does not know can be listed, and cannot sign."""
+    adopted(store)
+    monkeypatch.delitem(reference.SCHEMES, "held")
+    assert store.ring().active is not None
+    with pytest.raises(ConfigurationError, match="not 'held'"):
+        ActiveKey(store.folder)
 
 
 # --- the first signature, and failures --------------------------------------------------------------------
@@ -254,6 +404,24 @@ def test_checked_again_in_a_child(holders: Holders) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_tried_three_times(holders: Holders, failures: int) -> None:
+    """What is out of reach once or twice costs no message."""
+    held = holders["held:1"]
+    held.failures = [out_of_reach() for _ in range(failures)]
+    reference_key(held).sign(b"x")
+    assert held.asked == failures + 1
+
+
+def test_three_times_and_no_more(holders: Holders) -> None:
+    """After the third failure signing is ``Unavailable``, with what the holder said."""
+    held = holders["held:1"]
+    held.failures = [out_of_reach() for _ in range(4)]
+    with pytest.raises(Unavailable, match=r"hsm\.example: gone") as caught:
+        reference_key(held).sign(b"x")
+    assert (caught.value.cause, held.asked) == (Cause.KEYS_UNAVAILABLE, 3)
+
+
 def test_a_refusal_is_final(holders: Holders) -> None:
     """What the holder refuses is not tried again: an HSM locks itself after a few wrong PINs."""
     held = holders["held:1"]
@@ -261,6 +429,18 @@ def test_a_refusal_is_final(holders: Holders) -> None:
     with pytest.raises(ConfigurationError, match="wrong PIN"):
         reference_key(held).sign(b"x")
     assert held.asked == 1
+
+
+def test_releases_are_signed_by_references(holders: Holders) -> None:
+    """A reviewer's releases can be signed by a reference, and its subjects count."""
+    held = holders["held:1"]
+    key = reference_key(held, replace(held.key, subjects=frozenset(("ann",))))
+    message = Forge().signer().sign(MESSAGE)
+    releaser = Releaser(key=key, issuer="https://review.example", reviewer="ann")
+    _, release = releaser.release(message, letter="l", scope="billing", reason="a test")
+    assert release.letter == "l"
+    with pytest.raises(ConfigurationError, match="does not speak for "):
+        Releaser(key=key, issuer="https://review.example", reviewer="bob")
 
 
 def test_nothing_is_imported_before_it_is_needed(tmp_path: Path) -> None:

@@ -10,24 +10,25 @@ import pytest
 
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
 from mqauth.judging.pipeline import Outcome, Verdict
-from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
+from mqauth.letters.authorities import DEFAULT_LIFETIME, Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import letter_id
 from mqauth.letters.release import (
     MAX_LIFETIME,
     RELEASE_HEADER,
     RELEASE_TYPE,
     WAIVABLE,
+    is_release,
     open_release,
     parse,
 )
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, with_token
-from mqauth.wire import base64url, claims
+from mqauth.wire import base64url, claims, envelope
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jws import LocalSigningKey
-from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import TOKEN_HEADER, Message
-from tests.conftest import World, kafka_message, rabbitmq_message
+from tests.conftest import KAFKA, RABBITMQ, World, kafka_message, rabbitmq_message
 
 REVIEW = "https://review.example"
 REVIEWER = "ada"
@@ -101,6 +102,15 @@ def why(outcome: Outcome) -> Reason | None:
 # --- what a release does ----------------------------------------------------------------------------------
 
 
+def test_an_expired_message_is_handled_with_a_release(desk: Desk, late: Message) -> None:
+    """Expired is waived; the handler sees who released it and why."""
+    assert why(desk.process(late)) is Reason.EXPIRED
+    outcome = desk.process(desk.released(late, Reason.EXPIRED))
+    assert outcome.verdict is Verdict.ACCEPTED
+    release = desk.world.handler.done[0].release
+    assert (release.sub, release.reason, release.waive) == (REVIEWER, "clock skew", {Reason.EXPIRED})
+
+
 @pytest.mark.parametrize("step", ["authenticate", "verify"])
 def test_a_step_that_breaks_condemns_one_released_message_only(
     step: str, desk: Desk, late: Message, monkeypatch: pytest.MonkeyPatch
@@ -117,6 +127,11 @@ def test_without_a_release_the_handler_sees_none(desk: Desk) -> None:
     """An ordinary message has no release."""
     assert desk.process(desk.world.sealed()).verdict is Verdict.ACCEPTED
     assert desk.world.handler.done[0].release is None
+
+
+def test_a_release_that_waives_nothing_lets_a_good_message_pass(desk: Desk) -> None:
+    """A letter whose key arrived passes by itself, with a release."""
+    assert desk.process(desk.released(desk.world.sealed())).verdict is Verdict.ACCEPTED
 
 
 @pytest.mark.parametrize(
@@ -172,6 +187,60 @@ def test_revoked_and_unknown_keys_are_not_waived(desk: Desk) -> None:
 # --- once, and for one scope ------------------------------------------------------------------------------
 
 
+def test_a_redrive_repeated_after_a_crash_is_a_duplicate(desk: Desk, late: Message) -> None:
+    """Released twice, by two releases of one letter, it is handled once and no replay."""
+    for number, verdict in enumerate((Verdict.ACCEPTED, Verdict.DUPLICATE, Verdict.DUPLICATE)):
+        again = replace(late, origin=replace(late.origin, offset=100 + number if late.origin.topic else None))
+        released = desk.released(again, Reason.EXPIRED, letter=letter_id(late, SCOPE))
+        assert desk.process(released).verdict is verdict
+    assert desk.world.handler.calls == 1
+    assert desk.world.published == []
+
+
+def test_a_copy_that_comes_while_the_first_is_handled_waits(desk: Desk, late: Message) -> None:
+    """Held by another delivery, a copy is deferred; the first may still fail and be given back."""
+    released = desk.released(late, Reason.EXPIRED)
+    first, second = desk.world.receive(released), desk.world.receive(released)
+    assert desk.world.run(desk.world.pipeline.judge(first)).verdict is Verdict.ACCEPTED
+    assert desk.world.run(desk.world.pipeline.judge(second)).cause is Cause.CLAIM_HELD
+    desk.world.run(desk.world.pipeline.release(first))
+    assert desk.world.process(second).verdict is Verdict.ACCEPTED
+
+
+def test_killed_before_the_confirm_it_is_handled_again(desk: Desk, late: Message) -> None:
+    """A claim whose owner died lapses with its lease: handled twice rather than lost."""
+    released = desk.released(late, Reason.EXPIRED)
+    dead = desk.world.receive(released)
+    desk.world.run(desk.world.pipeline.judge(dead))
+    desk.clock.advance(desk.world.pipeline.lease + 1)
+    assert desk.process(released).verdict is Verdict.ACCEPTED
+
+
+def test_killed_between_the_two_confirms_it_is_a_duplicate(desk: Desk, late: Message) -> None:
+    """The release is confirmed first: a crash before the message's own confirm makes no replay of it."""
+    released = desk.released(late, Reason.EXPIRED)
+    dead = desk.world.receive(released)
+    desk.world.run(desk.world.pipeline.judge(dead))
+    assert dead.release_claim is not None
+    desk.world.memory.confirm(dead.release_claim)
+    desk.clock.advance(desk.world.pipeline.lease + 1)
+    assert desk.process(released).verdict is Verdict.DUPLICATE
+
+
+def test_both_leases_are_renewed_and_a_lost_one_is_told(desk: Desk, late: Message) -> None:
+    """Renewing keeps the release's claim and the message's; one lost to another owner is reported."""
+    released = desk.released(late, Reason.EXPIRED)
+    delivery = desk.world.receive(released)
+    desk.world.run(desk.world.pipeline.judge(delivery))
+    for _ in range(3):
+        desk.clock.advance(desk.world.pipeline.lease * 0.9)
+        assert desk.world.run(desk.world.pipeline.renew(delivery)) is True
+        assert desk.world.run(desk.world.pipeline.judge(desk.world.receive(released))).cause is Cause.CLAIM_HELD
+    assert delivery.release_claim is not None
+    desk.world.memory.release(delivery.release_claim)
+    assert desk.world.run(desk.world.pipeline.renew(delivery)) is False
+
+
 def test_a_message_handled_before_needs_replayed_waived(desk: Desk) -> None:
     """A release lets nothing be handled twice unless it says so."""
     sealed = desk.world.sealed()
@@ -180,6 +249,23 @@ def test_a_message_handled_before_needs_replayed_waived(desk: Desk) -> None:
     assert why(desk.process(desk.released(sealed, letter="1" * 64))) is Reason.REPLAYED
     waived = desk.released(sealed, Reason.REPLAYED, letter="2" * 64)
     assert [desk.process(waived).verdict for _ in range(2)] == [Verdict.ACCEPTED, Verdict.DUPLICATE]
+
+
+def test_the_claim_is_kept_until_the_releases_own_end(desk: Desk, late: Message) -> None:
+    """Long after the token's own end, and just before the release's, the release is still remembered."""
+    released = desk.released(late, Reason.EXPIRED)
+    assert desk.process(released).verdict is Verdict.ACCEPTED
+    desk.clock.advance(DEFAULT_LIFETIME - 1)
+    assert desk.process(released).verdict is Verdict.DUPLICATE
+    desk.clock.advance(20)
+    assert why(desk.process(released)) is Reason.RELEASE_INVALID
+
+
+def test_another_scope_settles_it_unhandled(desk: Desk, late: Message) -> None:
+    """A release for one consumer group is a duplicate to another, without record or letter."""
+    outcome = desk.process(desk.released(late, Reason.EXPIRED, scope="audit"))
+    assert outcome.verdict is Verdict.DUPLICATE
+    assert (desk.world.handler.calls, desk.world.published, desk.world.records) == (0, [], [])
 
 
 def test_a_duplicate_of_another_scope_is_audited_as_claimed(
@@ -212,10 +298,77 @@ def test_a_release_of_another_message_is_invalid(desk: Desk, late: Message) -> N
     assert why(desk.process(moved)) is Reason.RELEASE_INVALID
 
 
+def test_an_edited_message_under_an_old_release_is_invalid(desk: Desk, late: Message) -> None:
+    """Body, key, a header or the destination changed under a release: refused."""
+    released = desk.released(late, Reason.EXPIRED)
+    tenants = tuple(
+        (n, b"x" if isinstance(v, bytes) else "x") if n == "tenant" else (n, v) for n, v in released.headers
+    )
+    elsewhere = KAFKA + "2" if late.origin.topic else RABBITMQ + "2"
+    edits: list[dict[str, Any]] = [{"body": b"edited"}, {"headers": tenants}, {"destination": elsewhere}]
+    if late.origin.topic:
+        edits.append({"key": b"43"})
+    for edit in edits:
+        assert why(desk.process(replace(released, **edit))) is Reason.RELEASE_INVALID
+
+
+@pytest.mark.parametrize("covered", [[], ["count"], ["count", "tenant"], ["tenant", "count", "absent"]])
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_release_covers_what_its_token_covers(desk: Desk, covered: list[str], batched: bool) -> None:
+    """A release whose bindings hold, but of other names or in another order than the token's, is refused."""
+    (message,) = desk.forge.signer().sign_many([rabbitmq_message()]) if batched else [desk.world.sealed()]
+    assert covered != [name for name, _ in rabbitmq_message().headers]
+    other = envelope.bind(message, covered).as_dict()
+    assert why(desk.process(desk.bent(message, scope=SCOPE, mqa=other))) is Reason.RELEASE_INVALID
+    assert desk.process(desk.released(message)).verdict is Verdict.ACCEPTED
+
+
+@pytest.mark.parametrize("waived", ["signature_invalid", "key_revoked", "body_mismatch", "anything", 7])
+def test_waiving_what_no_release_may_waive_is_invalid(desk: Desk, late: Message, waived: object) -> None:
+    """The list is closed."""
+    assert why(desk.process(desk.bent(late, waive=[waived]))) is Reason.RELEASE_INVALID
+
+
+def test_an_authority_waives_only_what_it_may(
+    make_world: Callable[..., World], clock: FakeClock, forge: Forge
+) -> None:
+    """A waiver outside the authority's own list makes the whole release invalid."""
+    desk = Desk(make_world, clock, forge, waive=frozenset([Reason.EXPIRED]))
+    sealed = desk.world.sealed()
+    assert why(desk.process(desk.released(sealed, Reason.EXPIRED, Reason.REPLAYED))) is Reason.RELEASE_INVALID
+    assert desk.process(desk.released(sealed, Reason.EXPIRED)).verdict is Verdict.ACCEPTED
+
+
+def test_without_authorities_every_release_is_invalid(
+    make_world: Callable[..., World], clock: FakeClock, forge: Forge
+) -> None:
+    """A consumer that knows no authority refuses a release, and does not just overlook it."""
+    desk = Desk(make_world, clock, forge, release=None)
+    assert why(desk.process(desk.released(desk.world.sealed()))) is Reason.RELEASE_INVALID
+
+
 def test_a_producers_key_releases_nothing(desk: Desk, late: Message) -> None:
     """A release signed by the producer itself, under the authority's name or its own, is refused."""
     assert why(desk.process(desk.bent(late, key=desk.forge.key))) is Reason.RELEASE_INVALID
     assert why(desk.process(desk.bent(late, key=desk.forge.key, iss=ISSUER))) is Reason.RELEASE_INVALID
+
+
+def test_a_message_token_is_no_release_and_a_release_no_token(desk: Desk, late: Message) -> None:
+    """The two types cannot stand in for each other."""
+    assert why(desk.process(desk.bent(late, typ="mqauth+jwt"))) is Reason.RELEASE_INVALID
+    release = dict(desk.released(late).headers)[RELEASE_HEADER]
+    headers = tuple((n, release) if n == TOKEN_HEADER else (n, v) for n, v in late.headers)
+    assert why(desk.process(replace(late, headers=headers))) is Reason.TOKEN_TYPE
+
+
+def test_a_forged_signature_is_invalid(desk: Desk, late: Message) -> None:
+    """A release with another signature is refused."""
+    released = desk.released(late, Reason.EXPIRED)
+    token = dict(released.headers)[RELEASE_HEADER]
+    text = token.decode() if isinstance(token, bytes) else str(token)
+    cut = text.rindex(".") + 1
+    forged = text[:cut] + base64url.encode(b"\x00" * 64).decode()
+    assert why(desk.process(with_release(released, forged))) is Reason.RELEASE_INVALID
 
 
 @pytest.mark.parametrize(
@@ -232,6 +385,66 @@ def test_a_producers_key_releases_nothing(desk: Desk, late: Message) -> None:
 def test_a_release_is_parsed_strictly(desk: Desk, late: Message, change: dict[str, Any]) -> None:
     """A claim that is missing its form, unknown, or out of time: refused, whoever signed it."""
     assert why(desk.process(desk.bent(late, **change))) is Reason.RELEASE_INVALID
+
+
+@pytest.mark.parametrize("name", ["iss", "sub", "reason", "letter", "tok", "mqa", "waive", "scope", "jti"])
+def test_every_claim_is_required(desk: Desk, late: Message, name: str) -> None:
+    """A release without one of its claims is refused."""
+    good = desk.released(late, Reason.EXPIRED)
+    members = open_release(good).release.as_dict()
+    del members[name]
+    assert why(desk.process(desk.signed(good, strictjson.dumps(members)))) is Reason.RELEASE_INVALID
+
+
+@pytest.mark.parametrize(
+    ("value", "found"), [(7, "the header is not of the type"), ("x" * 9000, "over 8192 bytes")]
+)
+def test_a_refused_release_says_what_was_found(desk: Desk, late: Message, value: Any, found: str) -> None:
+    """The detail names what is wrong with the release, and not only the kind of the fault."""
+    if isinstance(value, str) and late.destination.startswith("kafka:"):
+        value = value.encode()
+    outcome = desk.process(replace(late, headers=(*late.headers, (RELEASE_HEADER, value))))
+    assert found in str(outcome.detail)
+
+
+def test_one_release_in_its_own_spelling(desk: Desk, late: Message) -> None:
+    """Two releases, one misspelt, or one of another type are refused."""
+    released = desk.released(late, Reason.EXPIRED)
+    value = dict(released.headers)[RELEASE_HEADER]
+    kept = tuple(pair for pair in released.headers if pair[0] != RELEASE_HEADER)
+    for extra in (
+        ((RELEASE_HEADER, value), ("MQAUTH-Release", value)), (("Mqauth-Release", value),),
+        ((RELEASE_HEADER, None),),
+        ((RELEASE_HEADER, 7),), ((RELEASE_HEADER, "x" * 9000 if isinstance(value, str) else b"x" * 9000),),
+    ):  # fmt: skip
+        message = replace(late, headers=(*kept, *extra))
+        assert any(is_release(name) for name, _ in message.headers)
+        assert why(desk.process(message)) is Reason.RELEASE_INVALID
+
+
+@pytest.mark.parametrize(
+    ("change", "good"),
+    [
+        ({}, True),
+        ({"subjects": None}, True),
+        ({"subjects": frozenset(["eve"])}, False),
+        ({"revocation": Revocation(reason="left")}, False),
+        ({"revocation": Revocation(revoked_at=3_000_000_000)}, True),
+        ({"expires": 1_000}, False),
+        ({"expires": 3_000_000_000}, True),
+    ],
+)
+def test_the_authoritys_keys_end_too(
+    make_world: Callable[..., World], clock: FakeClock, forge: Forge, change: dict[str, Any], good: bool
+) -> None:
+    """A revoked or retired key, or one of another reviewer, releases nothing; one without subjects may."""
+    key = Key.generate(subjects=[REVIEWER])
+    authority = Authority(keys=KeySet([replace(key, **change)]), waive=frozenset(WAIVABLE))
+    desk = Desk(make_world, clock, forge, release=ReleaseAuthorities({REVIEW: authority}))
+    desk.releaser = Releaser(key=key, issuer=REVIEW, reviewer=REVIEWER, clock=clock)
+    outcome = desk.process(desk.released(desk.world.sealed()))
+    assert outcome.verdict is (Verdict.ACCEPTED if good else Verdict.REJECTED)
+    assert good or outcome.reason is Reason.RELEASE_INVALID
 
 
 def test_an_authority_has_no_issuers_name(forge: Forge) -> None:
@@ -276,6 +489,18 @@ def test_an_authority_out_of_reach_defers(
     outcome = desk.process(desk.released(desk.world.sealed()))
     assert outcome.verdict is verdict
     assert outcome.reason in (None, Reason.RELEASE_INVALID)
+
+
+def test_audit_names_the_release(make_world: Callable[..., World], clock: FakeClock, forge: Forge) -> None:
+    """An accepted record says who released what, and what was waived; never the release itself."""
+    desk = Desk(make_world, clock, forge, record="all")
+    sealed = desk.world.sealed()
+    assert desk.process(desk.released(sealed, Reason.EXPIRED)).verdict is Verdict.ACCEPTED
+    assert desk.process(desk.world.sealed()).verdict is Verdict.ACCEPTED
+    first, second = desk.world.records
+    assert (first["release"]["sub"], first["release"]["waive"]) == (REVIEWER, ["expired"])
+    assert first["release"]["letter"] == letter_id(sealed, SCOPE)
+    assert "release" not in second
 
 
 # --- making them ------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,8 @@ from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
 from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
-from mqauth.letters.dead_letter import PREFIX, DeadLetter
-from mqauth.letters.release import RELEASE_HEADER, WAIVABLE
+from mqauth.letters.dead_letter import PREFIX, DeadLetter, content_digest
+from mqauth.letters.release import MAX_HOPS, RELEASE_HEADER, WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import (
     ALL,
@@ -44,8 +45,9 @@ from mqauth.review import (
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire import json_form as jsonform
+from mqauth.wire.envelope import MAX_DEPTH
 from mqauth.wire.keys import Key, KeySet
-from mqauth.wire.message import Message
+from mqauth.wire.message import TOKEN_HEADER, Message
 from tests.conftest import KAFKA, RABBITMQ, kafka_message, rabbitmq_message
 from tests.letter_box import MemoryLetterBox
 
@@ -189,6 +191,21 @@ AMQP = st.recursive(
     lambda inner: st.lists(inner, max_size=3).map(tuple) | st.dictionaries(NAMES, inner, max_size=3),
     max_leaves=4,
 )  # fmt: skip
+HEADER_NAMES = (
+    st.sampled_from(["a", "b", "CC", "BCC", "x-delay", "reply-to", TOKEN_HEADER, "MQAUTH-Token"]) | NAMES
+)
+KAFKA_MESSAGES = st.builds(
+    lambda body, key, headers, offset: kafka_message(offset, body=body, key=key, headers=tuple(headers)),
+    st.none() | st.binary(max_size=20), st.none() | st.binary(max_size=20),
+    st.lists(st.tuples(HEADER_NAMES, VALUES), max_size=8), st.integers(0, 2**40),
+)  # fmt: skip
+RABBITMQ_MESSAGES = st.builds(
+    lambda body, headers, properties: rabbitmq_message(
+        body=body, headers=tuple(headers.items()), properties=properties
+    ),
+    st.binary(max_size=20), st.dictionaries(HEADER_NAMES, AMQP, max_size=6),
+    st.dictionaries(st.sampled_from(["content-type", "message-id", "user-id", "reply-to", "expiration"]), NAMES),
+)  # fmt: skip
 
 
 def restore(letter: Message) -> Message:
@@ -203,6 +220,46 @@ def letter_of(message: Message, reason: Reason = Reason.EXPIRED) -> DeadLetter:
     return DeadLetter(
         message=message, rejection=Rejection(reason, "late"), scope="billing", time=1_900_000_000.0, audit="a"
     )
+
+
+@pytest.mark.parametrize("depth", range(1, MAX_DEPTH + 1))
+@pytest.mark.parametrize("wrap", [lambda value: {"a": value}, lambda value: (value,)], ids=["table", "list"])
+def test_every_depth_that_is_accepted_can_be_read_back(
+    depth: int, wrap: Callable[[Any], Any], forge: Forge, clock: FakeClock
+) -> None:
+    """A header nested as deep as a consumer accepts is restored from each form of its letter, and by the index."""
+    value: Any = "x"
+    for _ in range(depth):
+        value = wrap(value)
+    message = forge.seal(rabbitmq_message(headers=(("deep", value),)))
+    verifier = forge.verifier()
+    assert verifier.verify(message, verifier.open(message), forge.keys, clock.now()).jti
+    letter = letter_of(message)
+    letters = [letter.whole(lambda name, value: True), letter.whole(lambda name, value: False), letter.in_body()]
+    assert [restore(form).headers for form in letters] == [message.headers] * 3
+    assert [read(Letter(message=form)).fault for form in letters] == [None] * 3
+    with Index(clock.now()) as index:
+        index.add([Letter(message=form) for form in letters])
+        assert [index.reading(number).fault for number in (1, 2, 3)] == [None] * 3
+
+
+@pytest.mark.parametrize("carries_none", [True, False])
+@given(message=KAFKA_MESSAGES | RABBITMQ_MESSAGES)
+@settings(max_examples=nightly(150, otherwise=50), deadline=None)
+def test_what_became_a_letter_is_restored(carries_none: bool, message: Message) -> None:
+    """restore(letter(m)) is m, in the whole and in the JSON form, and the reading is intact."""
+    letter = letter_of(message)
+    for form in (letter.whole(lambda name, value: carries_none or value is not None), letter.in_body()):
+        assert restore(form) == replace(message, origin=restore(form).origin)
+        found = read(Letter(message=form))
+        assert (found.intact, found.id, found.fault) == (True, letter.id, None)
+
+
+def test_a_reference_restores_nothing_and_says_so() -> None:
+    """Where only a reference is left there is no original; the rest can still be read."""
+    form = letter_of(kafka_message()).reference()
+    found = read(Letter(message=form))
+    assert (found.original, found.intact, found.form, found.reason) == (None, False, "reference", "expired")
 
 
 @given(
@@ -244,7 +301,52 @@ def test_bad_metadata_is_a_fault(metadata: str) -> None:
     assert found.fault
 
 
+@pytest.mark.parametrize(
+    ("history", "count"),
+    [("x", 0), ("{}", 0), ("[1]", 0), ("[{}]", 1), ("[{}, {}]", 2), (f"[{'{}, ' * MAX_HOPS}{{}}]", 0)],
+)
+def test_a_history_that_is_none_is_left_out(history: str, count: int) -> None:
+    """What a letter says of earlier letters is a list of at most eight objects, or nothing."""
+    headers = ((PREFIX + "history", history),)
+    assert len(read(Letter(message=rabbitmq_message(headers=headers))).history) == count
+
+
+def test_what_brokers_write_on_a_letter_leaves_it_intact() -> None:
+    """A delivery count, and an interceptor's header and property on the letter itself, are not the original's."""
+    message = rabbitmq_message(headers=(("timestamp_in_ms", 5), ("tenant", "acme")))
+    message = replace(message, properties={**message.properties, "timestamp": "5"})
+    form = letter_of(message).whole(lambda name, value: True)
+    headers = (*form.headers, ("timestamp_in_ms", 9), ("x-delivery-count", 3), ("x-acquired-count", 4))
+    lying = replace(form, headers=headers, properties={**form.properties, "timestamp": "9"})
+    found = read(Letter(message=lying))
+    assert found.intact
+    assert found.original is not None
+    assert content_digest(found.original) == content_digest(message)
+
+
+@pytest.mark.parametrize("written", ["x-delivery-count", "x-acquired-count", "timestamp_in_ms"])
+def test_what_brokers_wrote_on_the_original_moves_no_other_header(written: str) -> None:
+    """A message that a queue delivered for the second time, with a header that no client can send, is restored."""
+    headers = ((written, 2), ("ratio", 0.5), ("tenant", "acme"), ("CC", ("copy",)))
+    message = rabbitmq_message(headers=headers)
+    found = read(Letter(message=letter_of(message).whole(lambda name, value: not isinstance(value, float))))
+    assert found.intact, found.fault
+    assert found.original is not None
+    assert [pair for pair in found.original.headers if pair[0] in dict(headers[1:])] == list(headers[1:])
+
+
 # --- looking ----------------------------------------------------------------------------------------------
+
+
+def test_groups_tell_the_kinds_apart(mixed: Bureau) -> None:
+    """A rotation mishap, a skewed clock and a forgery are different groups, the largest first."""
+    with mixed.survey() as index:
+        found = {group.reason: (group.count, group.subject) for group in index.groups()}
+        assert next(iter(found)) == "key_unknown"
+    assert found == {
+        "key_unknown": (3, SUBJECT), "expired": (2, SUBJECT), "signature_invalid": (2, SUBJECT),
+        "token_missing": (1, ""), "producer_forbidden": (1, "stock-api"),
+    }  # fmt: skip
 
 
 def test_filters_and_pages(mixed: Bureau) -> None:
@@ -361,6 +463,29 @@ def test_a_selection_is_frozen(mixed: Bureau) -> None:
     assert [letter.body for letter in mixed.letters()] == [b"new"]
 
 
+def test_cancelled_it_says_exactly_what_was_done(mixed: Bureau) -> None:
+    """A run stops before the next letter; done and left add up to what was selected."""
+    cancelled = threading.Event()
+
+    def stop(so_far: int) -> None:
+        if so_far == 4:
+            cancelled.set()
+
+    found = mixed.discard(progress=stop, cancelled=cancelled)
+    assert (found["done"], found["left"], found["cancelled"]) == (4, 5, True)
+    assert len(mixed.letters()) == 5
+    assert mixed.difference() == 0
+
+
+def test_a_rate_is_kept_and_waiting_can_be_cancelled(mixed: Bureau) -> None:
+    """At two letters an hour the second waits; cancelling ends the wait."""
+    cancelled = threading.Event()
+    found = mixed.discard(rate=2 / 3600, progress=lambda so_far: cancelled.set(), cancelled=cancelled)
+    assert (found["done"], found["left"], found["cancelled"]) == (1, 8, True)
+    with pytest.raises(ConfigurationError):
+        mixed.plan("discard", rate=0)
+
+
 def test_a_broker_that_fails_ends_the_run_and_nothing_is_lost(mixed: Bureau) -> None:
     """Unroutable: the letter is left, the run says why, and the account adds up."""
     mixed.learn(mixed.forge.stranger)
@@ -409,7 +534,28 @@ def test_killed_before_a_removal_the_letter_comes_again_as_a_duplicate(mixed: Bu
     assert mixed.difference() == 0
 
 
+def test_a_reason_is_required(mixed: Bureau) -> None:
+    """No act without a reason, and none that waives what cannot be waived."""
+    for wrong in ("", " ", "a\nb"):
+        with pytest.raises(ConfigurationError):
+            mixed.discard(reason=wrong)
+        with pytest.raises(ConfigurationError):
+            mixed.redrive(reason=wrong)
+    with pytest.raises(ConfigurationError):
+        mixed.redrive(ALL, Reason.SIGNATURE_INVALID)
+    with pytest.raises(ConfigurationError):
+        mixed.discard(reviewer="")
+    assert len(mixed.letters()) == 9
+
+
 # --- laundering -------------------------------------------------------------------------------------------
+
+
+def test_a_letter_republished_as_it_is_is_no_message(mixed: Bureau) -> None:
+    """Moved back to the source by hand it is token_missing, and its old lineage counts for nothing."""
+    letter = next(found for found in mixed.letters() if found.body == b"late 0")
+    assert mixed.send(replace(letter, destination=mixed.place)) == [Verdict.REJECTED]
+    assert mixed.audit[-1]["reason"] == "token_missing"
 
 
 def test_forged_letters_gain_nothing(bureau: Bureau) -> None:
@@ -461,6 +607,19 @@ def test_a_message_handled_before_is_not_let_through_again(bureau: Bureau) -> No
     assert bureau.audit[-1]["reason"] == "replayed"
     assert bureau.redrive(ALL, Reason.REPLAYED)["done"] == 1
     assert bureau.send() == [Verdict.ACCEPTED]
+
+
+def test_an_authority_that_may_not_waive_is_refused_here_already(mixed: Bureau) -> None:
+    """What the consumer would refuse as release_invalid is not even sent."""
+    mixed.guard.verifier.release = None
+    found = mixed.redrive(Filter(reason="expired"), Reason.EXPIRED)
+    assert found["refused"] == {"release_invalid": 2}
+
+
+def test_a_release_for_one_scope_is_left_alone_by_another(mixed: Bureau) -> None:
+    """Redriven for another consumer group, this one settles it unhandled."""
+    assert mixed.redrive(Filter(reason="expired"), Reason.EXPIRED, scope="audit")["done"] == 2
+    assert mixed.send() == [Verdict.DUPLICATE] * 2
 
 
 def test_a_planted_copy_is_told_from_the_letter_it_names(bureau: Bureau) -> None:
@@ -531,6 +690,38 @@ def plain_letters(bureau: Bureau, count: int) -> None:
         bureau.plant(letter.whole(lambda name, value: True))
 
 
+def test_an_index_is_read_while_it_is_filled(bureau: Bureau) -> None:
+    """Between two batches it has the letters so far, groups and columns with them, and says it is not complete."""
+    plain_letters(bureau, 450)
+    seen: list[Any] = []
+
+    def look(count: int) -> None:
+        columns = index.columns(1_900_000_000.0, 100.0, 5, before=2e9)
+        groups = sum(group.count for group in index.groups(limit=2))
+        seen.append((count, index.count(), groups, sum(found[2] for found in columns), index.complete))
+
+    with Index(0.0) as index:
+        flow.run(fill(index, bureau.box, progress=look))
+        assert seen == [(number, number, number, number, False) for number in (200, 400, 450)]
+        assert (index.complete, index.expected) == (True, 450)
+
+
+def test_groups_are_those_that_are_there(bureau: Bureau) -> None:
+    """Counts, first and last time of each group are those of its letters; a limit keeps the largest."""
+    plain_letters(bureau, 450)
+    with bureau.survey() as index:
+        times: dict[str, list[float]] = {}
+        for row in index.page(limit=1000):
+            times.setdefault(row.reason, []).append(row.time or 0.0)
+        wanted = {reason: (len(of), min(of), max(of)) for reason, of in times.items()}
+        for filter_ in (ALL, Filter(since=0.0)):
+            found = index.groups(filter_)
+            assert {group.reason: (group.count, group.first, group.last) for group in found} == wanted
+            assert index.count(filter_) == 450
+        assert [group.count for group in index.groups(limit=1)] == [300]
+        assert (index.kinds(), index.reasons()) == (2, [("expired", 300), ("replayed", 150)])
+
+
 def test_a_cancelled_reading_keeps_what_it_has_and_gives_everything_back(bureau: Bureau) -> None:
     """Cancelled after the first letters the index has those and is not complete; the queue has all of them."""
     plain_letters(bureau, 450)
@@ -554,3 +745,14 @@ def test_a_reading_that_breaks_gives_everything_back(bureau: Bureau) -> None:
     with Index(0.0) as index, pytest.raises(OSError, match="disk full"):
         flow.run(fill(index, bureau.box, progress=full))
     assert len(bureau.letters()) == 3
+
+
+def test_a_failed_survey_leaves_nothing_behind(bureau: Bureau) -> None:
+    """A broker that cannot be asked is told as it is."""
+
+    class Down(MemoryLetterBox):
+        def browse(self, limit: int, /) -> Any:
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "down")
+
+    with Index(0.0) as index, pytest.raises(Unavailable):
+        flow.run(fill(index, Down(bureau.broker, bureau.dead)))

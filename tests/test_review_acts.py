@@ -9,8 +9,9 @@ import pytest
 
 from mqauth import flow
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
+from mqauth.judging.pipeline import Verdict
 from mqauth.letters.dead_letter import PREFIX, DeadLetter
-from mqauth.review import Letter, act, read, rehearse
+from mqauth.review import Letter, act, judge, read, rehearse
 from mqauth.review.letterbox import CHANGED, GONE, ONLY_REFERENCE, Judge, recalled
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message, Origin
@@ -66,6 +67,25 @@ def acted(desk: Bureau, log: Log | None, *waive: Reason) -> dict[str, Any]:
         {"accepted": found["done"]} if found["done"] else {}
     )
     return found
+
+
+def test_a_reference_is_redriven_with_its_original(desk: Bureau, log: Log) -> None:
+    """Read again, proven by the letter's id, released, handled byte for byte; the act counts as proven."""
+    original = planted(desk, log)
+    assert acted(desk, log, Reason.EXPIRED)["done"] == 1
+    assert desk.send() == [Verdict.ACCEPTED]
+    assert desk.handled[0].body == original.body
+    act = next(record for record in desk.audit if record["verdict"] == "redriven")
+    assert (act["review"]["intact"], act["body"]["size"]) == (True, 2000)
+    assert desk.letters() == ()
+
+
+def test_judging_reads_it_again_too(desk: Bureau, log: Log) -> None:
+    """Today's verdict is that of the original; without a place to read it, that it is only a reference."""
+    planted(desk, log)
+    with desk.survey() as index:
+        assert flow.run(judge(index, desk.guard, originals=log)) == {"expired": 1}
+        assert flow.run(judge(index, desk.guard)) == {ONLY_REFERENCE: 1}
 
 
 def test_where_nothing_is_kept_a_reference_is_refused(desk: Bureau, log: Log) -> None:
@@ -154,3 +174,10 @@ def test_a_broker_that_cannot_be_asked_ends_the_run(desk: Bureau, log: Log) -> N
     found = flow.run(act(desk.box, selection, plan, **able))
     assert (found.failed, found.done, found.refused.total()) == (1, 0, 0)
     assert len(desk.letters()) == 1
+
+
+def test_other_letters_are_never_looked_up(desk: Bureau, log: Log) -> None:
+    """A whole letter has its original with it."""
+    desk.send(desk.forge.seal(desk.message(), claims={"iat": 1, "exp": 2}))
+    assert acted(desk, log, Reason.EXPIRED)["done"] == 1
+    assert log.asked == 0

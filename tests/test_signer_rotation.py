@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.errors import ConfigurationError, KeyChanged, Unavailable
+from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, Keystore, RingKey
 from mqauth.keystore.disk import files, folder, ring
@@ -86,6 +86,47 @@ def kid_of(message: Message) -> str:
 
 
 # --- following --------------------------------------------------------------------------------------------
+
+
+def test_signer_follows_a_rotation_within_the_look_interval(world: World) -> None:
+    """Until the next look the old key signs, from then on the new one; nothing is restarted."""
+    signer = world.signer(world.follow())
+    second = world.next_key()
+    world.follow()
+    assert kid_of(signer.sign(MESSAGE)) == second.kid
+    third = world.store.create()
+    world.clock.advance(600)
+    assert kid_of(signer.sign(MESSAGE)) == second.kid
+    world.rotate()
+    world.clock.advance(EVERY - 0.1)
+    assert kid_of(signer.sign(MESSAGE)) == second.kid
+    world.clock.advance(0.1)
+    assert kid_of(signer.sign(MESSAGE)) == third.kid
+
+
+def test_pending_key_signs_only_after_rotate(world: World) -> None:
+    """A key whose delay is over waits for ``rotate``: one writer moves keys on, not each producer's clock."""
+    signer = world.signer(world.follow())
+    world.store.create()
+    world.clock.advance(10_000)
+    assert kid_of(signer.sign(MESSAGE)) == world.first.kid
+
+
+def test_no_stat_a_token(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between looks a token costs no system call on the folder; a look at an unchanged one is one ``stat``."""
+    active = world.follow()
+    signer = world.signer(active)
+    looks: list[Path] = []
+    real = files.stamp
+    monkeypatch.setattr(files, "stamp", lambda path: looks.append(path) or real(path))
+    monkeypatch.setattr(Keystore, "ring", lambda self: pytest.fail("read"))
+    for _ in range(1000):
+        signer.sign(MESSAGE)
+    assert looks == []
+    world.clock.advance(EVERY)
+    for _ in range(1000):
+        signer.sign(MESSAGE)
+    assert len(looks) == 1
 
 
 def test_what_a_late_producer_signs_is_accepted(world: World) -> None:
@@ -169,6 +210,17 @@ def test_revoked_key_signs_nothing_more(world: World, errors: Callable[[], list[
     assert len(errors()) == 1
 
 
+def test_signing_goes_on_after_a_gap(world: World) -> None:
+    """A key made and rotated in after a revocation is picked up without restart."""
+    signer = world.signer(world.follow())
+    world.revoke(world.first.kid)
+    world.clock.advance(EVERY)
+    with pytest.raises(ConfigurationError):
+        signer.sign(MESSAGE)
+    second = world.next_key()
+    assert kid_of(signer.sign(MESSAGE)) == second.kid
+
+
 @pytest.mark.parametrize("end", [World.next_key, World.revoke], ids=["retired", "revoked"])
 def test_ended_key_does_not_sign_for_an_unreadable_successor(
     world: World, end: Callable[..., Any], errors: Callable[[], list[str]]
@@ -220,6 +272,48 @@ def test_unreadable_folder_ends_the_key_after_max_stale(world: World) -> None:
     with pytest.raises(ConfigurationError, match="for too long to know"):
         signer.sign(MESSAGE)
     mend()
+    world.clock.advance(EVERY)
+    assert kid_of(signer.sign(MESSAGE)) == world.first.kid
+
+
+def last_signed(signer: Signer, clock: FakeClock) -> float:
+    """Sign each second until it is refused, and return when it last was not."""
+    last = 0.0
+    for _ in range(1000):
+        clock.advance(1)
+        try:
+            signer.sign(MESSAGE)
+        except ConfigurationError:
+            return last
+        last = clock.now()
+    raise AssertionError("never refused")
+
+
+def test_staleness_ends_before_consumers_refuse(world: World) -> None:
+    """By default a key that retired unseen, in a folder nobody can read, stops before its grace is over."""
+    signer = world.signer(ActiveKey(world.store.folder, clock=world.clock))
+    world.store.create()
+    world.clock.advance(600)
+    signer.sign(MESSAGE)
+    world.rotate()
+    retired = world.store.ring().published[0]
+    world.break_keyset()
+    last = last_signed(signer, world.clock)
+    assert retired.expires is not None
+    assert 0 < last < retired.expires - MAX_LOOK
+
+
+def test_idle_producer_is_not_stale(world: World) -> None:
+    """A producer that signed nothing for long looks first, and goes on if the folder can be read."""
+    signer = world.signer(world.follow())
+    world.clock.advance(100 * STALE)
+    assert kid_of(signer.sign(MESSAGE)) == world.first.kid
+
+
+def test_missing_folder_counts_as_unreadable(world: World, tmp_path: Path) -> None:
+    """A folder that is away for a moment, unmounted for example, changes nothing."""
+    signer = world.signer(world.follow())
+    world.store.folder.rename(tmp_path / "away")
     world.clock.advance(EVERY)
     assert kid_of(signer.sign(MESSAGE)) == world.first.kid
 
@@ -290,9 +384,26 @@ class Changed(jws.LocalSigningKey):
         raise KeyChanged("rotated")
 
 
+def test_changed_key_is_asked_for_again(world: World) -> None:
+    """A key that changes between head and signature costs another attempt, not the message."""
+    assert world.signer(Fickle(2)).sign(MESSAGE).headers
+
+
 def test_ever_changing_key_is_given_up(world: World) -> None:
     """A source that changes without end is unavailable, after three attempts."""
     source = Fickle(10)
     with pytest.raises(Unavailable, match="changes faster"):
         world.signer(source).sign(MESSAGE)
     assert source.times == 6
+
+
+def test_source_out_of_reach_at_the_start_is_asked_later(world: World) -> None:
+    """A signing service that is not up yet does not keep a producer from starting; signing says so."""
+
+    class Down:
+        def signing_key(self) -> SigningKey:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, "down")
+
+    signer = world.signer(Down())
+    with pytest.raises(Unavailable, match="down"):
+        signer.sign(MESSAGE)
