@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,3 +98,14 @@ def test_it_ends_the_consumer(bench: Bench) -> None:
     bench.until(lambda: bool(bench.consumer.failed))
     with pytest.raises(CommitUnansweredError, match="start the process again"):
         bench.consumer.__exit__(None, None, None)
+
+
+def test_it_runs_once_its_block_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``health`` says that a consumer on threads runs once its block has begun, although its thread has not."""
+    begun = threading.Event()
+    consumer = Bench("threads").consumer
+    monkeypatch.setattr(consumer, "run", begun.wait)
+    with consumer:
+        health = consumer.health()
+        begun.set()
+    assert health.running

@@ -217,6 +217,8 @@ class LogConsumer(BackgroundRun, LogEngine):
     def __enter__(self) -> Self:
         """Run in a background thread, once the self-test has passed."""
         at_start(self._guard)
+        # From now on, for whoever asks for its health before the thread has begun.
+        self._running = not self._started
         return super().__enter__()
 
     def run(self, signals: bool = False) -> None:
@@ -240,8 +242,8 @@ class LogConsumer(BackgroundRun, LogEngine):
         with stopping_on_signals(self.stop, enabled=signals):
             self._running = True
             self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name, self._guard.rollout)
-            self._workers.aside(lambda: run(look(self._dead_letters, self._guard.audit)))
             with self._workers.first:
+                self._workers.aside(lambda: run(look(self._dead_letters, self._guard.audit)))
                 self._workers.run()
             unsubscribe()
             with self._workers.first:
@@ -279,19 +281,18 @@ class LogConsumer(BackgroundRun, LogEngine):
 
     def _wind_up(self) -> None:
         """Let running handlers finish, commit, release claims, and leave the client at the first open records."""
-        first = self._workers.first
 
         def leave() -> None:
             with self._workers.poll_lock:
-                with first:
+                with self._workers.first:
                     # Partitions that were assigned a moment ago: their next owner goes on from here.
-                    if first.error is None:
+                    if self._workers.first.error is None:
                         run(self.calls.beginning())
-                with first:
+                with self._workers.first:
                     self.calls.commit(last=True)
                     run(self._work.giving_back())
                     run(self._guard.tick(last=True))
-                with first:
+                with self._workers.first:
                     self.calls.close()
 
         self.stop()
