@@ -118,7 +118,7 @@ class Judge:
         self.ladder = ladder
         self._replay = replay
         self._scope = scope
-        self._reread = reread
+        self._handled_again = reread == "handle"
         self._lease = lease
         self._clock = clock
         self._randomness = randomness
@@ -327,6 +327,7 @@ class Judge:
             kept if kept > held else held,
             False,
             index,
+            self._handled_again,
         )
 
     def _claim(self, delivery: Delivery, claim: ClaimRequest) -> Flow[ClaimStatus]:
@@ -343,7 +344,7 @@ class Judge:
             raise Rejection(Reason.REPLAYED, first_seen(self._replay, claim))
         if status is ClaimStatus.HELD:
             raise Unavailable(Cause.CLAIM_HELD, "an earlier delivery of it is still being handled")
-        if status is ClaimStatus.REREAD and self._reread == "duplicate":
+        if status is ClaimStatus.REREAD and not self._handled_again:
             return ClaimStatus.DUPLICATE
         if status is _FRESH or status is ClaimStatus.REREAD:
             delivery.claim = claim

@@ -69,6 +69,8 @@ class ClaimRequest:
         expires: UTC seconds after which no copy can be accepted any more.
         renew: this is no new claim; it extends the lease of its owner.
         index: the message's place in its batch, also the last two bytes of ``id``; ``None`` for a single token.
+        handled_again: what is read again at its place is handled again: a store may forget in a crash that it was
+            done, but not that it was seen.
     """
 
     scope: str
@@ -80,6 +82,7 @@ class ClaimRequest:
     expires: float
     renew: bool = False
     index: int | None = None
+    handled_again: bool = False
 
 
 class Entry(NamedTuple):
