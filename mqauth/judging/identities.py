@@ -48,13 +48,6 @@ class Identities:
         self._held = memo.Recent[bytes, _Held](capacity)
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def held(self) -> tuple[bytes, ...]:
-        """Return the remembered WITs, the oldest first."""
-        return tuple(self._held)
-
     def __reduce__(self) -> tuple[type[Identities], tuple[int]]:
         return type(self), (self._capacity,)
 
