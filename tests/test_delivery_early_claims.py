@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from mqauth.audit.record import AuditRecord
-from mqauth.delivery.log_work import LONG_ROW, MAX_VERDICT_AGE, ROW, EarlyClaims
+from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.log_work import LONG_ROW, MAX_VERDICT_AGE, ROW, EarlyClaims, LogWork
+from mqauth.delivery.partition import Partition
+from mqauth.delivery.start import Committed, Start
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.flow import arun, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
@@ -31,6 +34,8 @@ class Store(MemoryReplayStore):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.batches: list[int] = []
+        self.confirms: list[int] = []
+        self.claims: list[ClaimRequest] = []
         self.single = 0
         self.fails = False
 
@@ -42,9 +47,18 @@ class Store(MemoryReplayStore):
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
         """Claim each."""
         self.batches.append(len(requests))
+        self.claims += requests
         if self.fails:
             raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "told to")
         return super().claim_many(requests)
+
+    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
+        """Confirm each."""
+        self.confirms.append(len(requests))
+        if self.fails:
+            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "told to")
+        for request in requests:
+            super().confirm(request)
 
 
 class Single:
@@ -91,6 +105,7 @@ class Bench:
     records: list[AuditRecord] = field(default_factory=list)
     name: str = "dead"
     seconds: float = 0.0
+    assignment: Assignment = field(init=False)
 
     def __post_init__(self) -> None:
         self.forge = Forge(self.clock, lifetime=3600)
@@ -381,3 +396,71 @@ def test_time_of_a_verdict(bench: Bench) -> None:
     )
     bench.work(bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard))
     assert seen == [0.0, 0.0]  # by a clock that stands
+
+
+# --- confirms -----------------------------------------------------------------------------------------------
+
+
+class TopicPartition(NamedTuple):
+    """The name of a partition."""
+
+    topic: str
+    partition: int
+
+
+PLACE = TopicPartition("orders", 0)
+
+
+def visited(bench: Bench, messages: Sequence[Message], handler: Any = None, **settings: Any) -> Partition:
+    """Return a partition whose records a worker has taken to their end."""
+    guard = bench.pipeline(**settings)
+    bench.assignment = assignment = Assignment(bench.clock)
+    assignment.begin({PLACE: Start(0, Committed(0, ""), seek=False)}, (PLACE,))
+    assignment.receive(PLACE, messages)
+    partition = assignment.choose()
+    assert partition is not None
+    LogWork(guard, assignment, handler or bench.handle, lambda _: bench).visit(partition)
+    return partition
+
+
+def test_what_was_handled_is_confirmed_in_one_round_trip(bench: Bench) -> None:
+    """One call confirms each row before the next is judged, and one the last row; then copies are replays."""
+    bench.store.in_process = True  # type: ignore[misc]
+    messages = [bench.sealed(offset) for offset in range(ROW + 2)]
+    seen: list[list[int]] = []
+    visited(bench, messages, lambda _: seen.append([*bench.store.confirms]))
+    assert (bench.store.confirms, seen) == ([ROW, 2], [[]] * ROW + [[ROW]] * 2)
+    again = [bench.store.claim(replace(claim, owner="again")) for claim in bench.store.claims]
+    assert again == [ClaimStatus.REREAD] * len(messages)
+
+
+def test_a_record_that_is_not_handled_again_is_confirmed_at_once(bench: Bench) -> None:
+    """Where a record read again is settled without its handler, each confirm comes before the next handler."""
+    visited(bench, [bench.sealed(offset) for offset in range(3)], reread="duplicate")
+    assert (bench.handled, bench.store.confirms) == ([b"0", b"1", b"2"], [])
+    again = [bench.store.claim(replace(claim, owner="again")) for claim in bench.store.claims]
+    assert again == [ClaimStatus.REREAD] * 3
+
+
+def test_accepted_records_are_recorded_before_their_row_is_confirmed(bench: Bench) -> None:
+    """With ``record="all"`` each has its audit record, and its claim is confirmed with the others."""
+    visited(bench, [bench.sealed(0), bench.sealed(1)], record="all")
+    assert ([each.verdict for each in bench.records], bench.store.confirms) == (["accepted"] * 2, [2])
+
+
+def test_a_store_out_of_reach_is_told_the_next_time(bench: Bench) -> None:
+    """What could not be confirmed is settled, and confirmed with what comes next of its partition."""
+
+    def handler(verified: Verified) -> None:
+        bench.store.fails = True
+        bench.handle(verified)
+
+    partition = visited(bench, [bench.sealed(0), bench.sealed(1)], handler)
+    assert (partition.next, len(partition.done)) == (2, 2)
+    assert bench.store.claim(replace(bench.store.claims[0], owner="again")) is ClaimStatus.FRESH
+
+
+def test_what_was_handled_before_a_partition_was_lost_is_confirmed(bench: Bench) -> None:
+    """The next owner of a partition that is taken away during a handler finds what was handled to be done."""
+    visited(bench, [bench.sealed(0), bench.sealed(1)], lambda _: bench.assignment.lost([PLACE]))
+    assert bench.store.confirms == [1]

@@ -7,7 +7,6 @@ import errno
 import itertools
 import math
 import os
-import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -136,71 +135,6 @@ def test_what_a_dead_process_held_is_over(opened: Opener, clock: FakeClock, drif
     assert store.claim(wish("heir", redelivered=True)) is FRESH
     assert store.claim(wish("heir", id=bytes(16), place=HERE)) is FRESH
     assert store.claim(wish("third", redelivered=True)) is HELD
-
-
-@pytest.fixture
-def resting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The threads of stores write nothing by themselves."""
-    monkeypatch.setattr(FileReplayStore, "_tending", lambda _: None)
-
-
-def killed(store: FileReplayStore, folder: Path) -> sqlite3.Connection:
-    """Return what a process that is killed now leaves on the disk."""
-    folder.mkdir()
-    for name in ("replay.sqlite", "replay.sqlite-wal"):
-        shutil.copy(Path(store.where).with_name(name), folder)
-    return sqlite3.connect(folder / "replay.sqlite")
-
-
-@pytest.mark.parametrize(
-    ("change", "written"),
-    [({}, 4), ({"handled_again": True}, 0), ({"handled_again": True, "place": None}, 4)],
-    ids=["settled-when-read-again", "handled-again", "no-place"],
-)
-@pytest.mark.usefixtures("resting")
-def test_what_may_be_handled_again_is_written_with_others(
-    opened: Opener, tmp_path: Path, change: dict[str, Any], written: int
-) -> None:
-    """A confirm is on the disk at once; where a record read again is handled again, within the thread's round."""
-    store = opened()
-    requests = [replace(sibling(index, place=HERE), **change) for index in (0, 1, 32, 900)]
-    store.claim_many(requests)
-    for request in requests:
-        store.confirm(request)
-    for folder, count in (("before", written), ("after", 4)):
-        with closing(killed(store, tmp_path / folder)) as left:
-            assert sum(done.bit_count() for (done,) in left.execute("SELECT done FROM ids")) == count
-        store._tend()
-    assert store._rows == store._done == {}
-
-
-@pytest.mark.usefixtures("resting")
-def test_rows_that_wait_to_be_written_are_few(opened: Opener) -> None:
-    """At most 64 rows wait to be written, however fast messages are handled."""
-    store = opened()
-    for number in range(200):
-        request = wish(id=number.to_bytes(16, "big"), place=HERE, handled_again=True)
-        store.claim(request)
-        store.confirm(request)
-        assert len(store._rows) < 64
-
-
-@pytest.mark.usefixtures("resting")
-def test_a_kill_before_done_is_written_lets_no_copy_in(opened: Opener, tmp_path: Path) -> None:
-    """What a killed process had done is known by its place, and stays known whatever its handler does then."""
-    store, request = opened(), wish(place=HERE, handled_again=True)
-    store.claim(request)
-    store.confirm(request)
-    killed(store, tmp_path / "killed").close()
-    with closing(FileReplayStore(tmp_path / "killed" / "replay.sqlite")) as heir:
-        again, copy = replace(request, owner="again"), replace(request, owner="copy", place=THERE)
-        assert heir.claim(copy) is REPLAYED
-        assert heir.claim(again) is REREAD
-        # Its handler failed for good this time.
-        heir.release(again)
-        assert heir.claim(copy) is REPLAYED
-        # A reviewer's release has no place.
-        assert heir.claim(replace(request, owner="release", place=None, redelivered=True)) is FRESH
 
 
 # --- forgetting ---------------------------------------------------------------------------------------------

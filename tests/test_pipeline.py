@@ -367,16 +367,6 @@ class TestReplay:
         assert world.process(message).verdict is Verdict.DUPLICATE
         assert counts(world) == (1, 0, 0)
 
-    @pytest.mark.parametrize("reread", ["handle", "duplicate"])
-    def test_a_claim_says_whether_its_record_is_handled_again(
-        self, make_world: Any, kafka: Maker, reread: str
-    ) -> None:
-        """A store is told whether it must know at once, also after a crash, what was done."""
-        world = make_world(reread=reread)
-        delivery = world.receive(world.sealed(kafka()))
-        world.run(world.pipeline.judge(delivery))
-        assert delivery.claim.handled_again is (reread == "handle")
-
     def test_a_reread_whose_handler_fails_stays_done(self, world: World, kafka: Maker) -> None:
         """Releasing a re-read does not make the id unseen for copies."""
         message = world.sealed(kafka())

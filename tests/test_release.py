@@ -197,6 +197,15 @@ def test_a_redrive_repeated_after_a_crash_is_a_duplicate(desk: Desk, late: Messa
     assert desk.world.published == []
 
 
+def test_a_released_message_is_confirmed_at_once(desk: Desk, late: Message) -> None:
+    """Both its claims end before it is settled, also for a caller who confirms the records of a poll together."""
+    world, done = desk.world, list[Any]()
+    delivery = world.receive(desk.released(late, Reason.EXPIRED))
+    outcome = world.run(world.pipeline.process(delivery, world.handler, world.letters, None, done))
+    assert outcome.verdict is Verdict.ACCEPTED
+    assert (done, world.store.confirm.calls) == ([], 2)
+
+
 def test_a_copy_that_comes_while_the_first_is_handled_waits(desk: Desk, late: Message) -> None:
     """Held by another delivery, a copy is deferred; the first may still fail and be given back."""
     released = desk.released(late, Reason.EXPIRED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
 from types import GeneratorType
@@ -15,7 +15,6 @@ from mqauth.delivery.partition import Partition, TopicPartition
 from mqauth.errors import Cause, RejectNow, RetryLater, StaleDelivery, Unavailable, require
 from mqauth.flow import Flow, call, is_async, refuse_async, requires_two, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
-from mqauth.judging.rollout import is_lenient
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Decode, Verified, equip
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -71,7 +70,9 @@ class LogWork:
         self._assignment = assignment
         self._handler = equipped(handler, decode, answer)
         self._letters = letters
-        self._leases = LogLeases(guard.lease)
+        self._renewed: dict[int, tuple[Delivery, float]] = {}
+        # ``reread="duplicate"`` has to know at once of each record that it is done.
+        self._confirm_many = getattr(guard.replay, "confirm_many", None) if guard.verdicts.handles_again else None
 
     def visit(self, partition: Partition) -> None:
         """Carry the deliveries of a chosen partition to their end, until one is deferred or none is left.
@@ -92,17 +93,30 @@ class LogWork:
         guard, assignment, handler = self._guard, self._assignment, self._handler
         early = EarlyClaims(guard, on_loop=self._on_loop)
         letters, unverified = self._letters(partition), self._unverified
+        done = None if self._confirm_many is None else partition.done
         try:
-            while (delivery := assignment.next_delivery(partition)) is not None:
-                if (judging := early.judge_ahead(partition.waiting)) is not None:
-                    yield from judging
-                outcome = yield from guard.process(delivery, handler, letters, unverified)
-                if not assignment.attempted(partition, outcome):
-                    return
-        except StaleDelivery:
-            return
+            with suppress(StaleDelivery):
+                while (delivery := assignment.next_delivery(partition)) is not None:
+                    if (judging := early.judge_ahead(partition.waiting)) is not None:
+                        yield from self._confirming(partition)
+                        yield from judging
+                    outcome = yield from guard.process(delivery, handler, letters, unverified, done)
+                    if not assignment.attempted(partition, outcome):
+                        break
+            yield from self._confirming(partition)
         finally:
             assignment.visit_ended(partition)
+
+    def _confirming(self, partition: Partition) -> Flow[None]:
+        """Confirm what was handled in one round trip: before each row of verdicts, and at the end of each visit.
+
+        A process that dies before that leaves its records seen and not done. Each is known by its place, and is
+        handled again there, as it would be anyway. A store that is out of reach is told the next time.
+        """
+        if partition.done and self._confirm_many is not None:
+            with suppress(Unavailable):
+                yield from call(self._confirm_many, partition.done, cause=Cause.REPLAY_STORE_UNAVAILABLE)
+                partition.done.clear()
 
     def skipping(self, place: TopicPartition, first: int, beyond: int, record: AuditRecord) -> Flow[bool]:
         """Audit a range that cannot be read, then go on behind it; where audit is out of reach, defer it.
@@ -124,16 +138,26 @@ class LogWork:
         try:
             yield from call(self._guard.audit.write, record, cause=Cause.AUDIT_UNAVAILABLE)  # type: ignore[union-attr]
         except Unavailable as error:
-            outcome = Outcome(verdict=Verdict.DEFERRED, cause=error.cause, detail=error.detail)
-            self._assignment.stall(partition, first, outcome)
+            self._assignment.stall(partition, first, Outcome(Verdict.DEFERRED, None, error.cause, error.detail))
             return False
         self._assignment.skipped(partition, beyond)
         return True
 
     def renewing(self) -> Flow[None]:
-        """Renew the claims of handlers that run long; where the store is out of reach that is logged."""
-        for delivery in self._leases.due(self._assignment.running_deliveries(), self._guard.clock.monotonic()):
-            yield from self._guard.renew(delivery)
+        """Renew each claim after each third of its lease for which a handler has run; a failure is logged.
+
+        On Kafka a claim with a place outlives its lease: a copy elsewhere is a replay, and at the same place the
+        claim is taken over. But the store forgets an id once no new copy can be accepted, and a handler may run
+        longer than that. And the claim of a released message (``mqauth.letters.release``) has no place, so that a
+        copy would run beside it.
+        """
+        before, self._renewed, now = self._renewed, {}, self._guard.clock.monotonic()
+        for delivery in self._assignment.running_deliveries():
+            _, since = before.get(id(delivery), (delivery, now))
+            if now - since >= self._guard.lease / _LEASE_PARTS:
+                since = now
+                yield from self._guard.renew(delivery)
+            self._renewed[id(delivery)] = (delivery, since)
 
     def giving_back(self) -> Flow[None]:
         """Release claims that are not used here; the same place may take over one that cannot be released."""
@@ -168,9 +192,8 @@ class EarlyClaims:
         self._most_cold = LONG_ROW if near and not on_loop else self._most
         self._monotonic = guard.clock.monotonic
         self._longest = longest
-        self._left = 0
+        self._left = self._judged = 0
         self._ends = 0.0
-        self._judged = 0
 
     def judge_ahead(self, waiting: Sequence[Delivery]) -> Flow[None] | None:
         """Judge the waiting deliveries where their verdicts are missing or too old; to be called before each one.
@@ -196,10 +219,12 @@ class EarlyClaims:
             if delivery.step is _HANDLE and not delivery.deferred:
                 delivery.step = _JUDGE
         self._judged, self._left, self._ends = len(deliveries), len(deliveries) - 1, now + self._longest
-        return None if self._many is None or len(deliveries) < 2 else self._judge(self._many, deliveries)
+        return self._judge(deliveries)
 
-    def _judge(self, many: _ClaimMany, deliveries: list[Delivery]) -> Flow[None]:
+    def _judge(self, deliveries: list[Delivery]) -> Flow[None]:
         """Judge deliveries up to their claims, make the claims together, and go on to the verdicts."""
+        if self._many is None or len(deliveries) < 2:
+            return
         unjudged = [each for each in deliveries if each.step is _JUDGE]
         began = self._monotonic()
         # The claims to make, up to the first delivery for which something is out of reach.
@@ -220,10 +245,9 @@ class EarlyClaims:
         for delivery, request in requests:
             # From now on the store may hold the claim, even if its answer is lost.
             delivery.claim = request
-        # Below ``enforce`` a store that is slow must not delay every poll.
-        asking = call(many, [request for _, request in requests])
-        if any(is_lenient(delivery) for delivery, _ in requests):
-            asking = self._guard.patient(asking)
+        asking = self._guard.patient(
+            call(self._many, [request for _, request in requests]), (delivery for delivery, _ in requests)
+        )
         try:
             statuses = (yield from asking) if requests else []
         except Exception:
@@ -237,39 +261,6 @@ class EarlyClaims:
         seconds = (self._monotonic() - began) / max(1, len(judged))
         for delivery in judged:
             delivery.judge_seconds = seconds
-
-
-class LogLeases:
-    """Tells whose claim is to be renewed: after each third of its lease for which a handler has run.
-
-    On Kafka a claim with a place outlives its lease: a copy elsewhere is a replay, and at the same place the
-    claim is taken over. But the store forgets an id once no new copy can be accepted, and a handler may run
-    longer than that. And the claim of a released message (``mqauth.letters.release``) has no place, so that a
-    copy would run beside it.
-
-    Args:
-        lease: seconds a claim holds.
-    """
-
-    def __init__(self, lease: float) -> None:
-        self._every = lease / _LEASE_PARTS
-        self._since: dict[int, tuple[Delivery, float]] = {}
-
-    def due(self, running: Iterable[Delivery], now: float) -> list[Delivery]:
-        """Return the deliveries whose claims are to be renewed now.
-
-        Args:
-            running: those whose handlers run; all others are forgotten.
-            now: monotonic seconds.
-        """
-        before, self._since, due = self._since, {}, list[Delivery]()
-        for delivery in running:
-            _, since = before.get(id(delivery), (delivery, now))
-            if now - since >= self._every:
-                due.append(delivery)
-                since = now
-            self._since[id(delivery)] = (delivery, since)
-        return due
 
 
 def equipped(
@@ -309,8 +300,10 @@ def check_log(guard: Pipeline) -> None:
     Raises:
         ConfigurationError: its verifier has ``user_id``.
     """
-    asked = guard.verifier.user_id is not None
-    require(not asked, "user_id compares a user that RabbitMQ has checked: Kafka's records have none")
+    require(
+        guard.verifier.user_id is None,
+        "user_id compares a user that RabbitMQ has checked: Kafka's records have none",
+    )
 
 
 def check_plugins(guard: Pipeline, **plugins: object) -> None:

@@ -63,6 +63,7 @@ from mqauth.errors import StaleDelivery
 from mqauth.judging.pipeline import Delivery, Outcome, Step
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.logs import emit
+from mqauth.replay.rules import ClaimRequest
 from mqauth.wire.message import Message
 
 
@@ -108,6 +109,7 @@ class Partition:
         topic_partition: its name.
         waiting: deliveries that are received and not settled, in order.
         letters: dead letters, each with its record's offset, that wait for the transaction that commits them.
+        done: the claims of records that were handled and are yet to be confirmed.
         last: the highest offset received.
         next: the offset to commit: one past the last settled record.
         beyond: the offset after a range that was skipped; it counts once everything before it is settled.
@@ -129,6 +131,7 @@ class Partition:
     topic_partition: TopicPartition
     waiting: deque[Delivery] = field(default_factory=deque)
     letters: deque[tuple[int, DeadLetter]] = field(default_factory=deque)
+    done: list[ClaimRequest] = field(default_factory=list)
     last: int | None = None
     next: int | None = None
     beyond: int | None = None

@@ -234,10 +234,8 @@ _TELLERS: Final[dict[Reason, Callable[[_Case], Both]]] = {
 
 def _time(seconds: float | None) -> str | None:
     """Return a time, or the bare number where it is none: a token may claim any."""
-    if seconds is None:
-        return None
     try:
-        return iso_time(seconds)
+        return None if seconds is None else iso_time(seconds)
     except (ValueError, OverflowError, OSError):
         return str(seconds)
 

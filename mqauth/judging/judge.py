@@ -97,6 +97,9 @@ class Judge:
             was done.
         lease: seconds a claim holds while its handler runs.
         ladder: the rungs of a rollout; ``None`` where everything is enforced.
+
+    Attributes:
+        handles_again: whether a record that is read again is handled again.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class Judge:
         self.ladder = ladder
         self._replay = replay
         self._scope = scope
-        self._handled_again = reread == "handle"
+        self.handles_again = reread == "handle"
         self._lease = lease
         self._clock = clock
         self._randomness = randomness
@@ -327,7 +330,6 @@ class Judge:
             kept if kept > held else held,
             False,
             index,
-            self._handled_again,
         )
 
     def _claim(self, delivery: Delivery, claim: ClaimRequest) -> Flow[ClaimStatus]:
@@ -344,7 +346,7 @@ class Judge:
             raise Rejection(Reason.REPLAYED, first_seen(self._replay, claim))
         if status is ClaimStatus.HELD:
             raise Unavailable(Cause.CLAIM_HELD, "an earlier delivery of it is still being handled")
-        if status is ClaimStatus.REREAD and not self._handled_again:
+        if status is ClaimStatus.REREAD and not self.handles_again:
             return ClaimStatus.DUPLICATE
         if status is _FRESH or status is ClaimStatus.REREAD:
             delivery.claim = claim

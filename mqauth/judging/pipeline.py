@@ -34,7 +34,7 @@ from mqauth.judging.verified import V, Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.logs import HANDLING, emit
-from mqauth.replay.rules import DEFAULT_LEASE, ClaimStatus, NoReplayStore, ReplayStore
+from mqauth.replay.rules import DEFAULT_LEASE, ClaimRequest, ClaimStatus, NoReplayStore, ReplayStore
 from mqauth.wire.base64url import encode as base64url_encode
 from mqauth.wire.message import Message
 
@@ -153,6 +153,7 @@ class Pipeline:
         handler: Handler | None,
         dead_letters: DeadLetterSink | None,
         unverified: UnverifiedHandler | None = None,
+        done: list[ClaimRequest] | None = None,
     ) -> Flow[Outcome]:
         """Carry a delivery to its end, or as far as possible now, through the steps that are left.
 
@@ -162,6 +163,7 @@ class Pipeline:
                 was handled or rejected before; then the observers are not called.
             dead_letters: where a rejected message goes.
             unverified: called with a message that needs no proof, as ``handlers`` returned it.
+            done: takes the claim of a record that was handled, for a caller who confirms many together.
 
         Returns:
             The outcome; everything but ``DEFERRED`` is to be settled.
@@ -189,7 +191,7 @@ class Pipeline:
                 elif step is _HANDLE and handler is not None:
                     yield from self._handled(delivery, handler, delivery.verified, _CONFIRM)
                 else:
-                    ending, ladder = self._end(delivery, dead_letters, unverified), self._ladder
+                    ending, ladder = self._end(delivery, dead_letters, unverified, done), self._ladder
                     yield from ending if ladder is None else ladder.end(delivery, ending, self._record_all)
             outcome = Outcome.of(delivery)
             self.journal.ended(delivery)
@@ -294,9 +296,11 @@ class Pipeline:
         require(refused, "an accepted or unverified delivery ends with confirm or release")
         return (yield from self.process(delivery, None, dead_letters))
 
-    def patient(self, asking: Flow[Any]) -> Flow[Any]:
-        """Return a question to the store as it is asked below ``enforce``, where a slow store holds nothing up."""
-        return asking if self._ladder is None else self._ladder.store.watch(asking)
+    def patient(self, asking: Flow[Any], deliveries: Iterable[Delivery]) -> Flow[Any]:
+        """Return a question to the store for deliveries; one of them below ``enforce`` must not wait for long."""
+        if self._ladder is None or not any(map(is_lenient, deliveries)):
+            return asking
+        return self._ladder.store.watch(asking)
 
     def handlers(self, handler: Any, unverified: Unverifieds | None) -> UnverifiedHandler | None:
         """Return what ``process`` is given as ``unverified``; to be asked once, when a consumer is made.
@@ -313,11 +317,18 @@ class Pipeline:
             yield from self.observing.tick(last)
 
     def _end(
-        self, delivery: Delivery, dead_letters: DeadLetterSink | None, unverified: UnverifiedHandler | None
+        self,
+        delivery: Delivery,
+        dead_letters: DeadLetterSink | None,
+        unverified: UnverifiedHandler | None,
+        done: list[ClaimRequest] | None,
     ) -> Flow[None]:
         """Take one of the steps after verdict and handler: end the claims, record, pass on, or bury."""
-        step = delivery.step
-        if step is _CONFIRM or step is _RELEASE:
+        step, claim = delivery.step, delivery.claim
+        if step is _CONFIRM and done is not None and claim is not None and claim.place is not None:
+            done.append(claim)
+            delivery.step = _RECORD if self._record_all else _SETTLE
+        elif step is _CONFIRM or step is _RELEASE:
             # a reviewer's release is ended first: after a crash between the two the message is a duplicate; the
             # other way round it would be a replay, and dead-lettered
             ends = self.replay.confirm if step is _CONFIRM else self.replay.release

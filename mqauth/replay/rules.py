@@ -69,8 +69,6 @@ class ClaimRequest:
         expires: UTC seconds after which no copy can be accepted any more.
         renew: this is no new claim; it extends the lease of its owner.
         index: the message's place in its batch, also the last two bytes of ``id``; ``None`` for a single token.
-        handled_again: what is read again at its place is handled again: a store may forget in a crash that it was
-            done, but not that it was seen.
     """
 
     scope: str
@@ -82,7 +80,6 @@ class ClaimRequest:
     expires: float
     renew: bool = False
     index: int | None = None
-    handled_again: bool = False
 
 
 class Entry(NamedTuple):
@@ -104,9 +101,10 @@ class ReplayStore(Protocol):
 
     A store may have a fourth method, ``claim_many(requests)``, that makes many claims in one round trip. It
     answers as if each came alone, in order; if it raises, some may be claimed, and the same owners may claim
-    again. A store whose ``in_process`` is true has no round trips to save: it is asked for a part of a poll at a
-    time. With ``first_place(request)`` it also says where the first delivery was, for the detail of a rejection.
-    With ``at_start()`` it is told that a consumer starts, and raises ``ConfigurationError`` if it cannot serve it.
+    again. With ``confirm_many(requests)`` it ends many in one round trip. A store whose ``in_process`` is true has
+    no round trips to save: it is asked for a part of a poll at a time. With ``first_place(request)`` it also says
+    where the first delivery was, for the detail of a rejection. With ``at_start()`` it is told that a consumer
+    starts, and raises ``ConfigurationError`` if it cannot serve it.
     """
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:

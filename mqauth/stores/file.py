@@ -16,10 +16,6 @@ For example, offset 7 of partition 0 of ``orders`` is claimed and confirmed, and
     claim     the row of the id: seen 1, done 0, places (log 2, offset 7); in memory held[0] = owner, end of lease
     confirm   done 1, and the row leaves the memory
     claim     of the copy: the row is read, its place is another: REPLAYED
-
-Of a record that would be handled again all the same (``reread="handle"``), ``done`` is written with others, within
-a second. A process that is killed before that finds it ``seen`` alone, and knows it by its place: another place is
-REPLAYED, and what is read again at the same place stays seen, whatever becomes of its handler.
 """
 
 from __future__ import annotations
@@ -58,7 +54,6 @@ _WRITE: Final = "REPLACE INTO ids VALUES (?, ?, ?, ?, ?, ?)"
 _GROW_OLD: Final = "UPDATE age SET seconds = ?"
 _BITS: Final = 5  # a row has at most 2 ** 5 messages, so that it is always far smaller than a page
 _PLACE: Final = struct.Struct(">Iq")  # the number of a log, from 1, and an offset; zeros for no place
-_DONE: Final = 64  # rows with a message that is done that are written together
 _LOOK: Final = 1000  # rows that are looked at while claims wait: a millisecond or two
 _LAST: Final = b"\xff" * 32  # after every key
 _NOBODY: Final = "a process that is dead"  # the owner of what that held; owners that live are random
@@ -125,8 +120,7 @@ class FileReplayStore:
         self._numbers = {name: number for number, name in enumerate(self._names)}
         ((age,),) = self._execute("SELECT seconds FROM age")
         self._opened = clock.monotonic() - age
-        self._rows: dict[bytes, _Row] = {}  # those in which something is held, or done and not written
-        self._done: dict[bytes, _Row] = {}  # the latter
+        self._rows: dict[bytes, _Row] = {}  # those in which something is held
         self._added = 0  # ids since the thread last came by
         self._looked_at = SYSTEM_RANDOMNESS(16)  # the last key that it came to; not the first one at each start
         self._trouble: tuple[Cause, str] | None = None  # what it met
@@ -159,7 +153,11 @@ class FileReplayStore:
 
     def confirm(self, request: ClaimRequest, /) -> Awaitable[None] | None:
         """Make the claim done, if this owner still holds it."""
-        return self._alone(self._confirm, request)
+        return self._alone(self._confirm_many, (request,))
+
+    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> Awaitable[None] | None:
+        """Make each done, in one transaction."""
+        return self._alone(self._confirm_many, requests)
 
     def release(self, request: ClaimRequest, /) -> Awaitable[None] | None:
         """Forget the claim, if this owner still holds it."""
@@ -170,7 +168,7 @@ class FileReplayStore:
         if not self._lock.acquire(blocking=False):
             return None
         try:
-            entry = self._entry(*self._row(request), request)
+            entry = self._entry(*self._row(request))
             return None if entry is None else entry.place
         finally:
             self._lock.release()
@@ -181,9 +179,6 @@ class FileReplayStore:
             self._closed.set()
             self._thread.join()
             with self._lock:
-                # What is not written is handled again.
-                with suppress(sqlite3.Error):
-                    self._write_done()
                 self._file.close()
 
     def _alone(self, action: Callable[[A], T], given: A, *, waits: bool = False) -> T | Awaitable[T]:
@@ -221,7 +216,7 @@ class FileReplayStore:
     def _judged(self, request: ClaimRequest) -> tuple[ClaimStatus, _Row]:
         """Return what is said of a claim, and its row, which is to be written where the claim is taken."""
         row, bit = self._row(request)
-        entry, now = self._entry(row, bit, request), self._clock.monotonic()
+        entry, now = self._entry(row, bit), self._clock.monotonic()
         status = judge(entry, request, now)
         if status is not ClaimStatus.FRESH:
             return status, row
@@ -239,13 +234,16 @@ class FileReplayStore:
         self._rows[row.key] = row
         return status, row
 
-    def _confirm(self, request: ClaimRequest) -> None:
-        row, bit = self._row(request)
-        if row.is_held_by(request.owner, bit):
-            row.done |= 1 << bit
-            self._done[row.key] = row
-            if request.place is None or not request.handled_again or len(self._done) >= _DONE:
-                self._write_done()
+    def _confirm_many(self, requests: Sequence[ClaimRequest]) -> None:
+        held = []
+        for request in requests:
+            row, bit = self._row(request)
+            if row.is_held_by(request.owner, bit):
+                row.done |= 1 << bit
+                held.append((row, bit))
+        rows = {row.key: row for row, _ in held}.values()
+        self._write("UPDATE ids SET done = ? WHERE key = ?", [(row.done, row.key) for row in rows])
+        for row, bit in held:
             self._let_go(row, bit)
 
     def _release(self, request: ClaimRequest) -> None:
@@ -260,13 +258,6 @@ class FileReplayStore:
             row.seen, row.places = seen, places
             self._let_go(row, bit)
 
-    def _write_done(self) -> None:
-        """Write which messages are done, and forget the rows in which nothing is held."""
-        self._write("UPDATE ids SET done = ? WHERE key = ?", [(row.done, row.key) for row in self._done.values()])
-        written, self._done = self._done, {}
-        for row in written.values():
-            self._let_go(row)
-
     def _write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
         """Write rows in one transaction; a single one is a transaction by itself."""
         if len(rows) > 1:
@@ -275,11 +266,10 @@ class FileReplayStore:
         if len(rows) > 1:
             self._execute("COMMIT")
 
-    def _let_go(self, row: _Row, bit: int | None = None) -> None:
-        """Note that a message is held no longer; a row stays while another is, or what is done is not written."""
-        row.held.pop(bit, None)  # type: ignore[arg-type]
-        if not row.held and row.key not in self._done:
-            self._rows.pop(row.key, None)
+    def _let_go(self, row: _Row, bit: int) -> None:
+        del row.held[bit]
+        if not row.held:
+            del self._rows[row.key]
 
     def _row(self, request: ClaimRequest) -> tuple[_Row, int]:
         """Return the row of an id, a new one if it has none, and its bit there."""
@@ -294,7 +284,7 @@ class FileReplayStore:
             row = _Row(key) if columns is None else _Row(*columns)
         return row, bit
 
-    def _entry(self, row: _Row, bit: int, request: ClaimRequest) -> Entry | None:
+    def _entry(self, row: _Row, bit: int) -> Entry | None:
         """Return what is known of an id, ``None`` if it is unseen."""
         if not row.seen >> bit & 1:
             return None
@@ -303,9 +293,7 @@ class FileReplayStore:
         if bit in row.held:
             owner, ends = row.held[bit]
             return Entry(owner, place, ends)
-        # A process that is dead may have been done with it, and not have written that.
-        done = row.done >> bit & 1 or (request.place is not None and request.handled_again)
-        return Entry(None if done else _NOBODY, place, -math.inf)
+        return Entry(None if row.done >> bit & 1 else _NOBODY, place, -math.inf)
 
     def _number(self, name: tuple[Any, ...]) -> int:
         """Return the number of a log, or of a scope with whether it is that of single tokens."""
@@ -324,8 +312,6 @@ class FileReplayStore:
     def _tend(self) -> None:
         """Forget some ids that are over, and sync; what goes wrong is everybody's trouble until it is over."""
         try:
-            with self._lock:
-                self._write_done()
             added, self._added = self._added, 0
             for _ in range(1 + 8 * added // _LOOK):
                 with self._lock:

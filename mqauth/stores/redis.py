@@ -126,11 +126,15 @@ class RedisReplayStore:
 
     def confirm(self, request: ClaimRequest, /) -> Awaitable[None] | None:
         """Mark the claim as done, if this owner still holds it."""
-        return self._made(self._end(redis_script.Verb.CONFIRM, request))
+        return self.confirm_many((request,))
+
+    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> Awaitable[None] | None:
+        """Mark each as done, in one round trip for every 1,000. On a cluster all must be of one scope."""
+        return self._made(self._end(redis_script.Verb.CONFIRM, requests))
 
     def release(self, request: ClaimRequest, /) -> Awaitable[None] | None:
         """Forget the claim, if this owner still holds it."""
-        return self._made(self._end(redis_script.Verb.RELEASE, request))
+        return self._made(self._end(redis_script.Verb.RELEASE, (request,)))
 
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus] | Awaitable[list[ClaimStatus]]:
         """Claim each, in order, in one round trip for every 1,000. On a cluster all must be of one scope."""
@@ -155,8 +159,8 @@ class RedisReplayStore:
     def _claim_one(self, request: ClaimRequest) -> Flow[ClaimStatus]:
         return (yield from self._claim((request,)))[0]
 
-    def _end(self, verb: redis_script.Verb, request: ClaimRequest) -> Flow[None]:
-        yield from self._send(verb, (request,))
+    def _end(self, verb: redis_script.Verb, requests: Sequence[ClaimRequest]) -> Flow[None]:
+        yield from self._send(verb, requests)
 
     def _claim(self, requests: Sequence[ClaimRequest]) -> Flow[list[ClaimStatus]]:
         letters = yield from self._send(redis_script.Verb.CLAIM, requests)

@@ -62,3 +62,7 @@ class Blocking:
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
         """Claim each message, in order."""
         return self._runner.run(arun(call(self._store.claim_many, requests)))
+
+    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
+        """Mark each claim as done."""
+        self._runner.run(arun(call(self._store.confirm_many, requests)))

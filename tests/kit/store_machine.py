@@ -68,6 +68,14 @@ class StoreMachine(RuleBasedStateMachine):
         """Claim several messages."""
         assert self.store.claim_many(requests) == [self._claimed(request) for request in requests]
 
+    @precondition(lambda self: hasattr(self.store, "confirm_many"))
+    @rule(requests=st.lists(_REQUESTS, max_size=4))
+    def confirm_many(self, requests: list[ClaimRequest]) -> None:
+        """Mark several claims as done."""
+        self.store.confirm_many(requests)
+        for request in requests:
+            self._confirmed(request)
+
     @rule(seconds=st.integers(1, 12))
     def pass_time(self, seconds: int) -> None:
         """Let time pass."""

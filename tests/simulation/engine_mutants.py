@@ -13,7 +13,7 @@ from mqauth.clock import Backoff
 from mqauth.delivery import partition, progress, slot
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.hold import HeldDelivery, Hold
-from mqauth.delivery.log_work import EarlyClaims, LogLeases, LogWork
+from mqauth.delivery.log_work import EarlyClaims, LogWork
 from mqauth.delivery.partition import Partition
 from mqauth.delivery.progress import Progress
 from mqauth.delivery.queue_work import QueueLeases, QueueWork
@@ -281,7 +281,7 @@ LOG: Final = (
     Mutant("gives nothing back", LogWork, "giving_back", lambda _: left_out),
     Mutant("gives back what was answered alone", Assignment, "unhandled_claims", answered_alone),
     Mutant("forgets which claims it asked for", EarlyClaims, "_judge", unremembered),
-    Mutant("renews nothing", LogLeases, "due", returning([])),
+    Mutant("renews nothing", LogWork, "renewing", lambda _: left_out),
     Mutant("loses the time of receipt", Partition, "receive", received_just_now),
     Mutant("loses the time of receipt of the rest", Partition, "put_back", short_receipts),
     Mutant("stops behind what was put back", Partition, "first_open", forgetting_what_is_open),

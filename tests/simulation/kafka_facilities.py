@@ -120,6 +120,10 @@ class Store:
         """Make a claim done."""
         return self._ask(lambda: self._end(self._core.confirm, request))
 
+    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> Any:
+        """Make claims done."""
+        return self._ask(lambda: [self._end(self._core.confirm, request) for request in requests])
+
     def release(self, request: ClaimRequest, /) -> Any:
         """Forget a claim."""
         return self._ask(lambda: self._end(self._core.release, request))

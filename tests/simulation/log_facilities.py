@@ -208,10 +208,14 @@ class Store:
 
     def confirm(self, request: ClaimRequest, /) -> None:
         """Make a claim done."""
+        self._confirm([request])
+
+    def _confirm(self, requests: Sequence[ClaimRequest]) -> None:
         self._facilities.ask("store", _STORE)
-        entry = self.entries.get(request.id)
-        if entry is not None and entry.owner == request.owner:
-            entry.owner = None
+        for request in requests:
+            entry = self.entries.get(request.id)
+            if entry is not None and entry.owner == request.owner:
+                entry.owner = None
         self._facilities.lose("store", _STORE)
 
     def release(self, request: ClaimRequest, /) -> None:
@@ -256,6 +260,10 @@ class BatchStore(Store):
         statuses = [self._claim(request) for request in requests]
         self._facilities.lose("store", _STORE)
         return statuses
+
+    def confirm_many(self, requests: Sequence[ClaimRequest], /) -> None:
+        """Make each done."""
+        self._confirm(requests)
 
 
 class NearStore(BatchStore):

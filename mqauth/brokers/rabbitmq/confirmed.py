@@ -212,9 +212,8 @@ async def declare_dead_letters(channel: AbstractChannel, name: str) -> AbstractQ
 
 async def _declare(channel: AbstractChannel, name: str, arguments: dict[str, Any]) -> AbstractQueue:
     # A robust channel would declare it again after each reconnect, and stay closed where that fails.
-    if isinstance(channel, AbstractRobustChannel):
-        return await channel.declare_queue(name, durable=True, arguments=arguments, robust=False)
-    return await channel.declare_queue(name, durable=True, arguments=arguments)
+    once: dict[str, Any] = {"robust": False} if isinstance(channel, AbstractRobustChannel) else {}
+    return await channel.declare_queue(name, durable=True, arguments=arguments, **once)
 
 
 async def refusal(channel: UnderlayChannel, name: str, **wanted: Any) -> str:
