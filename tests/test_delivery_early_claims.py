@@ -105,12 +105,16 @@ class Bench:
     records: list[AuditRecord] = field(default_factory=list)
     name: str = "dead"
     seconds: float = 0.0
-    assignment: Assignment = field(init=False)
 
     def __post_init__(self) -> None:
         self.forge = Forge(self.clock, lifetime=3600)
         self.store = Store(clock=self.clock)
         self.guard = self.pipeline()
+        self.assignment = Assignment(self.clock)
+
+    def work_of(self, handler: Any, **settings: Any) -> LogWork:
+        """Return what works on the assigned partitions."""
+        return LogWork(self.pipeline(**settings), self.assignment, handler, lambda _: self)
 
     def pipeline(self, **settings: Any) -> Pipeline:
         """Return a pipeline of the forge's."""
@@ -413,13 +417,11 @@ PLACE = TopicPartition("orders", 0)
 
 def visited(bench: Bench, messages: Sequence[Message], handler: Any = None, **settings: Any) -> Partition:
     """Return a partition whose records a worker has taken to their end."""
-    guard = bench.pipeline(**settings)
-    bench.assignment = assignment = Assignment(bench.clock)
-    assignment.begin({PLACE: Start(0, Committed(0, ""), seek=False)}, (PLACE,))
-    assignment.receive(PLACE, messages)
-    partition = assignment.choose()
+    bench.assignment.begin({PLACE: Start(0, Committed(0, ""), seek=False)}, (PLACE,))
+    bench.assignment.receive(PLACE, messages)
+    partition = bench.assignment.choose()
     assert partition is not None
-    LogWork(guard, assignment, handler or bench.handle, lambda _: bench).visit(partition)
+    bench.work_of(handler or bench.handle, **settings).visit(partition)
     return partition
 
 
@@ -448,8 +450,8 @@ def test_accepted_records_are_recorded_before_their_row_is_confirmed(bench: Benc
     assert ([each.verdict for each in bench.records], bench.store.confirms) == (["accepted"] * 2, [2])
 
 
-def test_a_store_out_of_reach_is_told_the_next_time(bench: Bench) -> None:
-    """What could not be confirmed is settled, and confirmed with what comes next of its partition."""
+def test_a_store_out_of_reach_is_told_again(bench: Bench) -> None:
+    """What could not be confirmed is settled; its partition waits, and confirms it once the store is back."""
 
     def handler(verified: Verified) -> None:
         bench.store.fails = True
@@ -457,7 +459,18 @@ def test_a_store_out_of_reach_is_told_the_next_time(bench: Bench) -> None:
 
     partition = visited(bench, [bench.sealed(0), bench.sealed(1)], handler)
     assert (partition.next, len(partition.done)) == (2, 2)
-    assert bench.store.claim(replace(bench.store.claims[0], owner="again")) is ClaimStatus.FRESH
+    assert partition.stall is not None
+    assert partition.stall.cause is Cause.REPLAY_STORE_UNAVAILABLE
+    assert bench.assignment.choose() is None
+    bench.store.fails = False
+    bench.clock.advance(60)
+    assert bench.assignment.choose() is partition
+    bench.work_of(bench.handle).visit(partition)
+    again = [bench.store.claim(replace(claim, owner="again")) for claim in bench.store.claims]
+    assert again == [ClaimStatus.REREAD] * 2
+    assert len(bench.handled) == 2
+    assert bench.assignment.choose() is None
+    assert partition.stall is None
 
 
 def test_what_was_handled_before_a_partition_was_lost_is_confirmed(bench: Bench) -> None:

@@ -192,7 +192,8 @@ class Assignment:
             for each in self._partitions.values():
                 if each.running or each.suspended or (each.stall is not None and now < each.retry_at):
                     continue
-                if each.waiting:
+                # Work is also to tell the store what was handled, where it could not be told.
+                if each.waiting or each.done:
                     each.running = True
                     self._running.append(each)
                     return each

@@ -18,6 +18,7 @@ from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, 
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Decode, Verified, equip
 from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.logs import emit
 from mqauth.replay.rules import ClaimRequest
 
 # Looking up an enum's member is slow in Python 3.11.
@@ -111,12 +112,16 @@ class LogWork:
         """Confirm what was handled in one round trip: before each row of verdicts, and at the end of each visit.
 
         A process that dies before that leaves its records seen and not done. Each is known by its place, and is
-        handled again there, as it would be anyway. A store that is out of reach is told the next time.
+        handled again there, as it would be anyway. For a store that is out of reach the partition waits.
         """
         if partition.done and self._confirm_many is not None:
-            with suppress(Unavailable):
+            try:
                 yield from call(self._confirm_many, partition.done, cause=Cause.REPLAY_STORE_UNAVAILABLE)
                 partition.done.clear()
+            except Unavailable as error:
+                emit("claim.not_renewed", "what was handled is not confirmed yet: %s", error)
+                outcome = Outcome(Verdict.DEFERRED, None, error.cause, error.detail)
+                self._assignment.stall(partition, partition.next or 0, outcome)
 
     def skipping(self, place: TopicPartition, first: int, beyond: int, record: AuditRecord) -> Flow[bool]:
         """Audit a range that cannot be read, then go on behind it; where audit is out of reach, defer it.
@@ -182,11 +187,11 @@ class EarlyClaims:
 
     def __init__(self, guard: Pipeline, *, longest: float = MAX_VERDICT_AGE, on_loop: bool = False) -> None:
         # A policy that is asked elsewhere is asked in a record's turn: none waits for the answers about others.
-        waits = on_loop and is_async(guard.policy.decide)
-        self._many: _ClaimMany | None = None if waits else getattr(guard.replay, "claim_many", None)
+        self._many: _ClaimMany | None = (
+            None if on_loop and is_async(guard.policy.decide) else getattr(guard.replay, "claim_many", None)
+        )
         self._on_loop = on_loop
         self._guard = guard
-        self._verdicts = guard.verdicts
         near = getattr(guard.replay, "in_process", False)
         self._most = ROW if near else sys.maxsize
         self._most_cold = LONG_ROW if near and not on_loop else self._most
@@ -229,10 +234,10 @@ class EarlyClaims:
         began = self._monotonic()
         # The claims to make, up to the first delivery for which something is out of reach.
         requests = []
-        self._verdicts.draw_owners(unjudged)
+        self._guard.verdicts.draw_owners(unjudged)
         for delivery in unjudged:
             try:
-                prepared = self._verdicts.prepare(delivery)
+                prepared = self._guard.verdicts.prepare(delivery)
                 if type(prepared) is GeneratorType:
                     if self._on_loop:
                         break
@@ -256,7 +261,7 @@ class EarlyClaims:
             for (delivery, request), status in zip(requests, statuses, strict=True):
                 # What is out of reach comes up again when the delivery is processed.
                 with suppress(Unavailable):
-                    self._verdicts.conclude(delivery, request, status)
+                    self._guard.verdicts.conclude(delivery, request, status)
         judged = [each for each in unjudged if each.step is not _JUDGE]
         seconds = (self._monotonic() - began) / max(1, len(judged))
         for delivery in judged:
@@ -265,7 +270,7 @@ class EarlyClaims:
 
 def equipped(
     handler: Handler,
-    decode: Decode | None,
+    decode: Callable[..., Any] | None,
     answer: Callable[[Verified, bytes], Any] | None,
 ) -> Handler:
     """Return a handler that gets a decoded message it can answer; the handler itself where neither is wanted.
@@ -276,15 +281,14 @@ def equipped(
     """
     if decode is None and answer is None:
         return handler
-    decoder: Callable[..., Any] | None = decode
     takes_message = decode is not None and requires_two(decode)
 
     def decoding(verified: Verified) -> Any:
         value = None
         # A tombstone has no body.
-        if decoder is not None and verified.body is not None:
+        if decode is not None and verified.body is not None:
             try:
-                value = decoder(verified.body, verified) if takes_message else decoder(verified.body)
+                value = decode(verified.body, verified) if takes_message else decode(verified.body)
             except (RejectNow, RetryLater):
                 raise
             except Exception as error:
