@@ -74,8 +74,13 @@ class HeadFile:
             OSError: the disk refused.
         """
         self._tried = self._clock.monotonic()
-        claims = {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
-        token = jws.compact(strict_json.dumps(claims), self._key, typ=HEAD_TYPE)
+        token = jws.compact(
+            strict_json.dumps(
+                {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
+            ),
+            self._key,
+            typ=HEAD_TYPE,
+        )
         append_shared(self.path, strict_json.dumps({"head": token, "jwk": self._public}) + b"\n")
 
     def recent(self) -> list[Head]:
@@ -295,11 +300,15 @@ def files_of(path: Path, scope: str | None = None) -> list[Path]:
         scope: what stands for ``{scope}``; any, where none is known.
     """
     known = {"{scope}": "*" if scope is None else glob.escape(scope.replace("/", "_"))}
-    pieces = re.split(r"(\{(?:pid|host|instance|scope)\})", str(path))
-    pattern = "".join(
-        known.get(piece, "*") if number % 2 else glob.escape(piece) for number, piece in enumerate(pieces)
-    )
-    paths = {Path(name) for name in glob.glob(pattern)}
+    paths = {
+        Path(name)
+        for name in glob.glob(
+            "".join(
+                known.get(piece, "*") if number % 2 else glob.escape(piece)
+                for number, piece in enumerate(re.split(r"(\{(?:pid|host|instance|scope)\})", str(path)))
+            )
+        )
+    }
     return sorted(path for path in paths if not (path.suffix[1:].isdecimal() and path.with_suffix("") in paths))
 
 

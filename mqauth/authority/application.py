@@ -149,9 +149,12 @@ def _asked(headers: Headers, body: bytes | None) -> dict[str, Any]:
     given = [value for name, value in headers if name == b"authorization"]
     proofs = [value for name, value in headers if name == b"dpop"]
     scheme, _, credential = (given[0] if len(given) == 1 else b"").decode("latin-1").partition(" ")
-    is_ours = scheme.lower() in ("bearer", "dpop") and credential.isascii()
     grant_only(
-        (is_ours, Refusal.CREDENTIAL_MALFORMED, "there is not exactly one Authorization, of Bearer or DPoP"),
+        (
+            scheme.lower() in ("bearer", "dpop") and credential.isascii(),
+            Refusal.CREDENTIAL_MALFORMED,
+            "there is not exactly one Authorization, of Bearer or DPoP",
+        ),
         (
             len(proofs) == 1 and proofs[0].isascii(),
             Refusal.DPOP_INVALID,
@@ -192,18 +195,26 @@ def _address(scope: Message) -> str:
     except (KeyError, TypeError, ValueError):
         return "unknown"
     mapped = getattr(address, "ipv4_mapped", None)
-    whole = address.version == 4 or mapped
-    return str(mapped or address) if whole else str(ipaddress.ip_network((address, 64), strict=False))
+    return (
+        str(mapped or address)
+        if address.version == 4 or mapped
+        else str(ipaddress.ip_network((address, 64), strict=False))
+    )
 
 
 async def _send(send: Send, answer: Answer, body: dict[str, Any], more: list[tuple[bytes, bytes]]) -> None:
     raw = strict_json.dumps(body or {"error": answer.error})
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"cache-control", b"no-store"),
-        (b"x-content-type-options", b"nosniff"),
-        (b"content-length", str(len(raw)).encode()),
-        *more,
-    ]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": answer.status,
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"cache-control", b"no-store"),
+                (b"x-content-type-options", b"nosniff"),
+                (b"content-length", str(len(raw)).encode()),
+                *more,
+            ],
+        }
+    )
     await send({"type": "http.response.body", "body": raw})

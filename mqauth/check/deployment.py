@@ -44,9 +44,11 @@ class _URL(NamedTuple):
         if self.scheme in ("amqp", "amqps"):
             # aio-pika verifies only without this option or with 0: even ``=false`` turns verification off.
             return any(value != "0" for value in self.options.get("no_verify_ssl", ()))
-        lax = any(value != "required" for value in self.options.get("ssl_cert_reqs", ()))
-        hostname = {value.lower() for value in self.options.get("ssl_check_hostname", ())}
-        return self.scheme != "redis" and (lax or not hostname <= {"true", "t", "yes", "y", "1"})
+        return self.scheme != "redis" and (
+            any(value != "required" for value in self.options.get("ssl_cert_reqs", ()))
+            or not {value.lower() for value in self.options.get("ssl_check_hostname", ())}
+            <= {"true", "t", "yes", "y", "1"}
+        )
 
 
 def connections(target: Target) -> Iterator[Finding]:
@@ -56,9 +58,10 @@ def connections(target: Target) -> Iterator[Finding]:
         ignored = sorted({*options.split()} & url.options.keys())
         replay = url.scheme in ("redis", "rediss")
         # kafka-python's default is not encrypted.
-        protocols = url.options.get("security_protocol", ["PLAINTEXT"])
         encrypted = (
-            set(protocols) <= {"SSL", "SASL_SSL"} if url.scheme == "kafka" else url.scheme in ("amqps", "rediss")
+            set(url.options.get("security_protocol", ["PLAINTEXT"])) <= {"SSL", "SASL_SSL"}
+            if url.scheme == "kafka"
+            else url.scheme in ("amqps", "rediss")
         )
         if url.scheme == "amqp" and ignored:
             yield finding("broker_tls_ignored", path, f"{url} with {', '.join(ignored)}")
@@ -78,8 +81,10 @@ def writable(target: Target) -> Iterator[Finding]:
     ]
     trusted += [(reference.ca, signs.at) for signs, reference in target.references]
     for source in target.sources:
-        files = (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot))
-        trusted += [(path, (*source.table.path, key)) for key, path in files]
+        trusted += [
+            (path, (*source.table.path, key))
+            for key, path in (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot))
+        ]
     return (
         finding("trust_writable", at, f"{target.shown(path)} may be written by others (mode {mode(path)})")
         for path, at in trusted
@@ -247,7 +252,6 @@ def shared(target: Target) -> Iterator[Finding]:
     settings, own, consumers = target.settings.audit, dict(target.audit_files), target.options.consumers
     # In containers each process has the number 1.
     named = settings is None or any(name in str(settings.file) for name in ("{host}", "{instance}"))
-    both = len(own) > 1 and len({os.path.abspath(path) for path in own.values()}) == 1
     return those(
         (
             consumers > 1 and not named,
@@ -255,7 +259,12 @@ def shared(target: Target) -> Iterator[Finding]:
             ("audit", "file"),
             f"{consumers} consumers, and a name that two of them may share",
         ),
-        (both, "audit_shared", ("authority", "audit"), "the consumer and the authority of this file write one"),
+        (
+            len(own) > 1 and len({os.path.abspath(path) for path in own.values()}) == 1,
+            "audit_shared",
+            ("authority", "audit"),
+            "the consumer and the authority of this file write one",
+        ),
     )
 
 

@@ -60,7 +60,6 @@ def bindings(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
                 )
             continue
         names, path = subjects.get(_ANY, frozenset()), (*path, "subjects")
-        silent = keys is None or any(key.subjects is None and key.kid not in subjects for key in keys)
         # An empty list in the key itself is stronger than any pin.
         unbound = [
             key.kid
@@ -69,7 +68,8 @@ def bindings(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         ]
         yield from those(
             (
-                len(names) > 1 and silent,
+                len(names) > 1
+                and (keys is None or any(key.subjects is None and key.kid not in subjects for key in keys)),
                 "subjects_shared",
                 (*path, _ANY),
                 f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}',
@@ -143,8 +143,7 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     for number, rule in enumerate(consumer.allow):
         path = ("consumer", "allow", number)
         for at, destination in enumerate(rule.destinations):
-            words = destination.rpartition(":" if is_kafka(destination) else "/")[2].split(".")
-            if set(words) <= {"*", "#"}:
+            if set(destination.rpartition(":" if is_kafka(destination) else "/")[2].split(".")) <= {"*", "#"}:
                 # With the default exchange, a routing key is the name of a queue.
                 name = (
                     "rule_matches_all"
@@ -264,8 +263,11 @@ def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:
         if issuer.trust_domain is None
         else TrustDomain(keys=keys, subjects=issuer.subjects)
     )
-    alive = [key for key in keys if key.revocation is None or key.revocation.revoked_at > now]
-    return not any(judge.speaks_for(key, rule.subject) for key in alive)
+    return not any(
+        judge.speaks_for(key, rule.subject)
+        for key in keys
+        if key.revocation is None or key.revocation.revoked_at > now
+    )
 
 
 def _place(source: SourceSettings) -> str:

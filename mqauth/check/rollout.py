@@ -222,19 +222,24 @@ def _standing(
         if seen.group.code != Verdict.DUPLICATE.value and not is_accepted(entry, seen.group)
     ]
     silent = [destination for destination in entry.destinations if not standing.accepted.get(destination)]
-    reported = f"{len(standing.reported)} of {consumers} consumers reported within the hour"
-    reasons = (
-        (now < ends, f"the window is over at {iso_time(ends)}"),
-        (broken is not None, broken or ""),
-        (len(standing.reported) < consumers, reported),
-        (open_groups, f"{len(open_groups)} groups"),
-        (standing.other, f"{standing.other} messages in no group"),
-        (silent, f"no accepted message of {', '.join(silent)}"),
-        (changed is not None, f"rules, issuers or settings changed at {iso_time(changed or 0)}"),
-        (len(standing.rungs) > 1, f"mixed: {' and '.join(sorted(standing.rungs))} within the hour"),
-        (entry.at is Rung.OFF, "nothing is judged at off"),
-    )
-    standing.against = [reason for holds, reason in reasons if holds]
+    standing.against = [
+        reason
+        for holds, reason in (
+            (now < ends, f"the window is over at {iso_time(ends)}"),
+            (broken is not None, broken or ""),
+            (
+                len(standing.reported) < consumers,
+                f"{len(standing.reported)} of {consumers} consumers reported within the hour",
+            ),
+            (open_groups, f"{len(open_groups)} groups"),
+            (standing.other, f"{standing.other} messages in no group"),
+            (silent, f"no accepted message of {', '.join(silent)}"),
+            (changed is not None, f"rules, issuers or settings changed at {iso_time(changed or 0)}"),
+            (len(standing.rungs) > 1, f"mixed: {' and '.join(sorted(standing.rungs))} within the hour"),
+            (entry.at is Rung.OFF, "nothing is judged at off"),
+        )
+        if holds
+    ]
     return standing
 
 

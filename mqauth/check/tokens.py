@@ -51,8 +51,11 @@ def backlog(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     # Producers in other files may sign for a shorter time, which this file does not say.
     lifetimes = [consumer.max_lifetime]
     lifetimes += [] if target.settings.producer is None else [target.settings.producer.lifetime]
-    domains = [issuer.max_identity_lifetime for issuer in consumer.issuers if issuer.trust_domain is not None]
-    waits = longest_wait(consumer.max_queue_age, lifetimes, domains)
+    waits = longest_wait(
+        consumer.max_queue_age,
+        lifetimes,
+        [issuer.max_identity_lifetime for issuer in consumer.issuers if issuer.trust_domain is not None],
+    )
     if waits < BACKLOG and consumer.backlog is None:
         yield finding(
             "backlog_expires",
@@ -122,18 +125,16 @@ def keys_on_disk(target: Target) -> Iterator[Finding]:
                 (signs.table, "passphrase_env" if file is None else "passphrase_file"),
                 str(error),
             )
-        beside = (folder if in_folder else folder.parent).absolute()
-        is_writable = others(folder) & 0o022
         yield from those(
             (
                 in_folder and others(folder),
-                "keystore_writable" if is_writable else "keystore_readable",
+                "keystore_writable" if others(folder) & 0o022 else "keystore_readable",
                 at,
                 f"{target.shown(folder)} is open to others (mode {mode(folder)})",
             ),
             (plain, "key_plain", at, f"{len(plain)} of {len(pems)} PEM files under {at[1]} without a passphrase"),
             (
-                file is not None and file.absolute().parent == beside,
+                file is not None and file.absolute().parent == (folder if in_folder else folder.parent).absolute(),
                 "passphrase_beside_keys",
                 (signs.table, "passphrase_file"),
                 f"{target.shown(file or folder)} lies beside the keys",
@@ -194,10 +195,14 @@ def rotation(target: Target) -> Iterator[Finding]:
 def references(target: Target) -> Iterator[Finding]:
     """Find holders of keys that are asked without TLS, or whose secret cannot be read here."""
     for signs, held in target.references:
-        unreadable = held.secret is not None and not os.access(held.secret, os.R_OK)
         yield from those(
             (held.host, "transit_loopback", signs.at, f"{held.uri}: http to {held.host}"),
-            (unreadable, "passphrase_unavailable", signs.at, f"{held.uri}: {held.secret} cannot be read"),
+            (
+                held.secret is not None and not os.access(held.secret, os.R_OK),
+                "passphrase_unavailable",
+                signs.at,
+                f"{held.uri}: {held.secret} cannot be read",
+            ),
         )
 
 
@@ -233,11 +238,19 @@ _MEANT: Final = REGISTERED | frozenset(
 def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
     """Find a key that can be copied, a URL in the clear, long lives, limits that are off, and no heads."""
     ring = ring_of(authority.keys)
-    keys = () if ring is None else ring.keys
-    local = [key.kid for key in keys if key.uri is None and key.state in (State.PENDING, State.ACTIVE)]
+    local = [
+        key.kid
+        for key in (() if ring is None else ring.keys)
+        if key.uri is None and key.state in (State.PENDING, State.ACTIVE)
+    ]
     # How long they may live for the consumer of the same file, if it trusts the authority.
-    own = [each.max_identity_lifetime for each in target.issuers if each.trust_domain == authority.trust_domain]
-    lives, limit = authority.lifetime, min(own, default=IDENTITY_LIFETIME)
+    lives, limit = (
+        authority.lifetime,
+        min(
+            [each.max_identity_lifetime for each in target.issuers if each.trust_domain == authority.trust_domain],
+            default=IDENTITY_LIFETIME,
+        ),
+    )
     yield from those(
         (local, "authority_key_on_disk", ("authority", "keys"), f"{few(local)} in {target.shown(authority.keys)}"),
         (
@@ -339,17 +352,16 @@ def overlaps(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Findin
 def enrolment(_: Target, producer: ProducerSettings) -> Iterator[Finding]:
     """Find requests for an identity in plain text, which stay on this machine."""
     identity = producer.identity
-    urls = (
-        ()
-        if identity is None
-        else (
-            (identity.table, "authority", identity.authority),
-            (identity.credential.table, "token_url", identity.credential.token_url),
-        )
-    )
     return (
         finding("authority_loopback", (*table.path, key), f"http to {urlsplit(url).hostname}")
-        for table, key, url in urls
+        for table, key, url in (
+            ()
+            if identity is None
+            else (
+                (identity.table, "authority", identity.authority),
+                (identity.credential.table, "token_url", identity.credential.token_url),
+            )
+        )
         if url is not None and is_url(url, ("http",))
     )
 

@@ -111,14 +111,20 @@ def console(
     read_key = None if key is None else key_reader(key, passphrase_env, passphrase_file)
 
     require(read_key is None or settings.consumer, "--key: needs --config too, the consumer's configuration")
-    judging = None if settings.consumer is None else file_of(config)
-    powers = partial(_powers, judging, read_key, authority=authority, lifetime=lifetime)
+    powers = partial(
+        _powers,
+        None if settings.consumer is None else file_of(config),
+        read_key,
+        authority=authority,
+        lifetime=lifetime,
+    )
     name = "" if read_key is not None else reviewer or getpass.getuser()
     if read_key is not None:
         # The name of whoever signs in with the local token, for which the key has to speak. Without tokens
         # everybody has a name of their own; any name that the key speaks for shows that it is good.
-        subjects = () if tokens else getattr(read_key(), "subjects", None) or ()
-        name = reviewer_of(read_key, reviewer or min(subjects, default=None))
+        name = reviewer_of(
+            read_key, reviewer or min(() if tokens else getattr(read_key(), "subjects", None) or (), default=None)
+        )
         powers()["releaser"](name)
     # Wrong settings of the provider are told now. One that cannot be reached stops no start: it may come back.
     provider = None if oidc is None else Provider(read_settings(oidc))
@@ -168,12 +174,14 @@ def _powers(
 ) -> dict[str, Any]:
     """Return the pipeline and the releaser of one session; each has its own, since each has its own loop."""
     guard = None if config is None else load(config).trial
-    releaser = (
-        None
-        if read_key is None or guard is None
-        else reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
-    )
-    return {"guard": guard, "releaser": releaser}
+    return {
+        "guard": guard,
+        "releaser": (
+            None
+            if read_key is None or guard is None
+            else reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
+        ),
+    }
 
 
 def _hosts(listener: socket.socket, names: Sequence[str], provider: Provider | None) -> list[str]:
@@ -188,6 +196,8 @@ def _hosts(listener: socket.socket, names: Sequence[str], provider: Provider | N
         provider is None or url is not None or not ipaddress.ip_address(host).is_unspecified,
         "--oidc: url: required, since the console listens on every address",
     )
-    more = [*names, *([] if url is None else [url.partition("://")[2]])]
-    own = origin(listener, tls=False).partition("://")[2]
-    return [own, f"localhost:{port}", *(name.lower() for name in more)]
+    return [
+        origin(listener, tls=False).partition("://")[2],
+        f"localhost:{port}",
+        *(name.lower() for name in [*names, *([] if url is None else [url.partition("://")[2]])]),
+    ]

@@ -70,14 +70,22 @@ class Case:
     @property
     def as_expected(self) -> bool:
         """Whether the case ended as it must."""
-        refused = self.reason == self.expected and self.verdict != LOST and self.audit
-        return self.verdict == ACCEPTED if self.expected == ACCEPTED else refused
+        return (
+            self.verdict == ACCEPTED
+            if self.expected == ACCEPTED
+            else self.reason == self.expected and self.verdict != LOST and self.audit
+        )
 
 
 def named(message: Message, name: str) -> Message:
     """Return a message with the name of its case in a last header, of the type that its broker uses."""
-    value = name.encode() if destination.is_kafka(message.destination) else name
-    return replace(message, headers=(*message.headers, (_CASE_HEADER, value)))
+    return replace(
+        message,
+        headers=(
+            *message.headers,
+            (_CASE_HEADER, name.encode() if destination.is_kafka(message.destination) else name),
+        ),
+    )
 
 
 def _header(message: Message, name: str) -> str:

@@ -122,8 +122,12 @@ def list_letters(
             for each, intact in ((row, "yes" if row.intact else "no") for row in rows)
         ]
         more = [f"{total - len(rows)} more: --limit {total}"] if total > len(rows) else []
-        lines = table_lines(_title(session, index, total), LETTER, cells, wide=wide)
-        answer(as_json, {"as_of": iso_time(index.as_of), "total": total, "letters": letters}, *lines, *more)
+        answer(
+            as_json,
+            {"as_of": iso_time(index.as_of), "total": total, "letters": letters},
+            *table_lines(_title(session, index, total), LETTER, cells, wide=wide),
+            *more,
+        )
 
 
 @app.command("groups")
@@ -138,12 +142,15 @@ def groups(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False
             (str(each.count), *(getattr(each, name) for name in names), *map(shown_time, (each.first, each.last)))
             for each in kinds
         ]
-        lines = table_lines(_title(session, index, index.count(wanted)), GROUP, cells, wide=wide)
         told = [
             vars(each) | {name: review.time_text(getattr(each, name)) or None for name in ("first", "last")}
             for each in kinds
         ]
-        answer(as_json, {"as_of": iso_time(index.as_of), "groups": told}, *lines)
+        answer(
+            as_json,
+            {"as_of": iso_time(index.as_of), "groups": told},
+            *table_lines(_title(session, index, index.count(wanted)), GROUP, cells, wide=wide),
+        )
 
 
 @app.command("show")
@@ -159,8 +166,7 @@ def show(
     It has the reason, whether the letter is intact, and the original message.
     """
     with _surveyed(place, True) as (_, index):
-        whole = pick(letter, (id for id, _ in index.ids()), option="letter")
-        for row in index.page(review.Filter(id=whole)):
+        for row in index.page(review.Filter(id=pick(letter, (id for id, _ in index.ids()), option="letter"))):
             print_json(index.reading(row.number).as_dict())
 
 
@@ -170,16 +176,15 @@ def check(*, place: LetterAddress, wanted: review.Filter, config: Config = None,
     """Ask what the verdict on dead letters would be today. Nothing is changed."""
     with _surveyed(place, as_json, guard=load(file_of(config)).trial) as (session, index):
         counts = session.judge(index, _resolved(index, wanted))
-        lines = table_lines(
-            f"{counts['accepted']} of {counts.total()} would pass now",
-            VERDICT,
-            ((str(count), verdict) for verdict, count in counts.most_common()),
-        )
         answer(
             as_json,
             {"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"]}
             | {"verdicts": dict(counts)},
-            *lines,
+            *table_lines(
+                f"{counts['accepted']} of {counts.total()} would pass now",
+                VERDICT,
+                ((str(count), verdict) for verdict, count in counts.most_common()),
+            ),
         )
 
 
@@ -239,10 +244,8 @@ def discard(
     """Remove dead letters for good, each with an audit record. Exits with 1 where some were left."""
     mine = review_of(settings_of(config))
     name = reviewer or mine.reviewer or getpass.getuser()
-    return _carry_out(
-        place, review.Plan(act=review.DISCARD, wanted=wanted, reason=why, reviewer=name),
-        given(audit, "--audit", mine.audit), **acting,
-    )  # fmt: skip
+    plan = review.Plan(act=review.DISCARD, wanted=wanted, reason=why, reviewer=name)
+    return _carry_out(place, plan, given(audit, "--audit", mine.audit), **acting)
 
 
 @app.command("export")
@@ -259,8 +262,9 @@ def export(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False
 def import_letters(*, place: LetterAddress, as_json: Json = False) -> None:
     """Publish exported dead letters from standard input. The first that is not intact ends it."""
     with opened(place) as session:
-        forms = (parsed(raw) for _, raw in read_texts(standard_input(), lines=True))
-        count = session.run(review.take_in(session.box, forms))
+        count = session.run(
+            review.take_in(session.box, (parsed(raw) for _, raw in read_texts(standard_input(), lines=True)))
+        )
     answer(as_json, {"imported": count}, f"{count} letters imported")
 
 
@@ -371,8 +375,9 @@ def _carry_out(
             return 0
         if not yes:
             end = " for good" if plan.act == review.DISCARD else ""
-            meant = (("id", plan.wanted.id), ("kid", plan.wanted.kid))
-            ids = "".join(f", {key} {value}" for key, value in meant if value)
+            ids = "".join(
+                f", {key} {value}" for key, value in (("id", plan.wanted.id), ("kid", plan.wanted.kid)) if value
+            )
             letters = f"{counts['accepted']} of {counts.total()} letters of {session.box.name}"
             confirmed(
                 f"{plan.act.capitalize()} {letters}{ids}{end}?",
@@ -389,8 +394,11 @@ def _carry_out(
                 done = session.act(plan, selection, cancelled=cancelled, progress=advance)
         finally:
             signal.signal(signal.SIGINT, kept)
-    counted = ((done.failed, "failed"), (done.gone, "gone meanwhile"), (done.left, "left"))
-    more = "".join(f", {count} {what}" for count, what in counted if count)
+    more = "".join(
+        f", {count} {what}"
+        for count, what in ((done.failed, "failed"), (done.gone, "gone meanwhile"), (done.left, "left"))
+        if count
+    )
     lines = [f"{done.done} of {done.selected} {_DONE[plan.act]}{more}"]
     lines += [f"{count} refused: {reason}" for reason, count in done.refused.most_common()]
     lines += [f"ended by: {done.error}"] if done.error else []

@@ -119,14 +119,18 @@ def shown_time(seconds: float | None) -> str:
         time = None
     if time is None:
         return ""
-    this_year = time.year == datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).year
-    return f"{time:%m-%d %H:%M}" if this_year else f"{time:%Y-%m-%d %H:%M}"
+    return (
+        f"{time:%m-%d %H:%M}"
+        if time.year == datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).year
+        else f"{time:%Y-%m-%d %H:%M}"
+    )
 
 
 def one_line(text: str) -> str:
     """Return text with line breaks as spaces and every other character that does not print escaped."""
-    joined = " ".join(text.split())
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in joined)
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in " ".join(text.split())
+    )
 
 
 Wide = Annotated[bool, typer.Option("--wide", help="Whole values, wider than the terminal.")]

@@ -53,11 +53,10 @@ def status(config: Config = None, audit: Audit = None, json: Json = False) -> in
     file = settings_of(file_of(config))
     files = audit or _own_files(file)
     entries = _standings(file, files)
-    read = f"{len(files)} audit files read: {few(list(map(str, files)))}" if files else _no_files(file)
     answer(
         json,
         [standing.as_dict() | {"files": list(map(str, files))} for standing in entries],
-        one_line(read),
+        one_line(f"{len(files)} audit files read: {few(list(map(str, files)))}" if files else _no_files(file)),
         *(line for standing in entries for line in _lines(standing)),
     )
     return 0 if all(standing.is_safe and standing.days_left >= 0 for standing in entries) else 1
@@ -116,8 +115,13 @@ def up(
                     "--scope: required, the consumer group or queue; or [consumer] scope; or --settled",
                 )
                 if on_kafka:
-                    exempt = Rollout((), [] if consumer is None else [each.build() for each in consumer.unsigned])
-                    against = rollout_steps.unread(places.parse(destination)[1], known, entry, exempt, asked)
+                    against = rollout_steps.unread(
+                        places.parse(destination)[1],
+                        known,
+                        entry,
+                        Rollout((), [] if consumer is None else [each.build() for each in consumer.unsigned]),
+                        asked,
+                    )
                 else:
                     against = rollout_steps.emptied(
                         known, asked, 1 if file.check is None else file.check.consumers, look, _now
@@ -130,18 +134,15 @@ def up(
             return 1
     values: dict[str, Value] = {"rung": rung.label, "since": _today()}
     values |= {"until": None} if rung is Rung.ENFORCE else {}
-    note = (
-        "the history stays unsigned: who reads it from its beginning needs a group of his own, at observe"
-        if on_kafka and rung is Rung.ENFORCE
-        else None
-    )
     return _apply(
         config,
         destination,
         values,
         {} if why is None else {f"why {_today()}": why},
         number=number,
-        note=note,
+        note="the history stays unsigned: who reads it from its beginning needs a group of his own, at observe"
+        if on_kafka and rung is Rung.ENFORCE
+        else None,
         only_print=only_print,
         yes=yes,
         as_json=json,
@@ -191,8 +192,10 @@ def accept(
 
 def _own_files(file: FileSettings) -> list[Path]:
     """Return the audit files of ``[audit]``, of all processes."""
-    audit = require(file.audit, "give --audit-file FILE: the configuration has no [audit]")
-    return files_of(audit.file, None if file.consumer is None else file.consumer.scope)
+    return files_of(
+        require(file.audit, "give --audit-file FILE: the configuration has no [audit]").file,
+        None if file.consumer is None else file.consumer.scope,
+    )
 
 
 def _no_files(file: FileSettings) -> str:
@@ -261,8 +264,15 @@ def _apply(
     if written:
         with file_errors(path):
             path.write_text(new, "utf-8")
-    rung = str(values.get("rung") or members["rollout"][number]["rung"])
-    answer(as_json, {"destination": destination, "rung": rung, "written": written} | {"lines": diff, "note": note})
+    answer(
+        as_json,
+        {
+            "destination": destination,
+            "rung": str(values.get("rung") or members["rollout"][number]["rung"]),
+            "written": written,
+        }
+        | {"lines": diff, "note": note},
+    )
     return 0 if written else 1
 
 

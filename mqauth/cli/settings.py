@@ -41,8 +41,9 @@ def settings_of(config: Path | None) -> FileSettings:
     Raises:
         ConfigurationError: the file cannot be read, or a setting is refused.
     """
-    is_there = config is not None or os.path.lexists(FILE)
-    return read_file(FileSettings, file_of(config)) if is_there else FileSettings()
+    return (
+        read_file(FileSettings, file_of(config)) if config is not None or os.path.lexists(FILE) else FileSettings()
+    )
 
 
 def review_of(file: FileSettings) -> ReviewSettings:

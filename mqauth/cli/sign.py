@@ -185,8 +185,17 @@ def described(token: bytes) -> dict[str, Any]:
     first, _, rest = token.partition(SEPARATOR)
     if not identity.is_wit(first):
         opened, claims = identity.opened_token(token)
-        direct = {"issuer": claims.iss, "subject": claims.sub, "kid": opened.kid, "algorithm": opened.algorithm}
-        return {"form": "direct", "verified": False, "token": direct | _proof(claims)}
+        return {
+            "form": "direct",
+            "verified": False,
+            "token": {
+                "issuer": claims.iss,
+                "subject": claims.sub,
+                "kid": opened.kid,
+                "algorithm": opened.algorithm,
+            }
+            | _proof(claims),
+        }
     wit = identity.parse_wit(first)
     description: dict[str, Any] = {"form": "identity", "verified": False}
     who = wit.identity

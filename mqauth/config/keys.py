@@ -102,18 +102,17 @@ class ConfiguredAuthority:
         Raises:
             ConfigurationError: the keys of an issuer cannot be read.
         """
-        issuers = [
-            CredentialIssuer(
-                name=each.name,
-                issuer=each.issuer,
-                keys=key_source(each, self._clock),
-                max_lifetime=each.longest,
-                enrolment=each.is_enrolment,
-            )
-            for each in self.settings.credentials
-        ]
         return CredentialDesk(
-            issuers=issuers,
+            issuers=[
+                CredentialIssuer(
+                    name=each.name,
+                    issuer=each.issuer,
+                    keys=key_source(each, self._clock),
+                    max_lifetime=each.longest,
+                    enrolment=each.is_enrolment,
+                )
+                for each in self.settings.credentials
+            ],
             grants=[each.build() for each in self.settings.grants],
             audience=self.settings.url,
             clock=self._clock,
@@ -135,9 +134,11 @@ class ConfiguredAuthority:
             limited is None, "keys", "its key speaks for some subjects only: make it with --pinned"
         )
         if overlap < settings.lifetime:
-            advice = f"run mqauth keys new --dir {settings.keys} --overlap {settings.lifetime}"
-            why = "is shorter than lifetime: a retired key would end before its identities"
-            raise settings.table.refuse("keys", f"its overlap of {overlap} s {why}; {advice}")
+            raise settings.table.refuse(
+                "keys",
+                f"its overlap of {overlap} s is shorter than lifetime: a retired key would end before "
+                f"its identities; run mqauth keys new --dir {settings.keys} --overlap {settings.lifetime}",
+            )
         return keys
 
     def authority(self, audit: Path | None = None) -> IdentityAuthority:

@@ -106,20 +106,21 @@ class ProducerSettings(Settings):
 
     def __post_init__(self) -> None:
         if self.identity is not None:
-            derived = {
+            for name, value in {
                 "issuer": trust_domain_of(self.identity.subject),
                 "subject": self.identity.subject,
                 "keys": self.identity.credential.keys,
-            }
-            for name, value in derived.items():
+            }.items():
                 object.__setattr__(self, name, value)
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of what the direct form lacks, and of a lifetime that no identity lasts for."""
-        needed = ("issuer", "subject", "keys") if self.identity is None else ()
         most = MAX_LIFE // 2 - SPARE
         return self.refused(
-            *((name not in self.table.members, name, "required") for name in needed),
+            *(
+                (name not in self.table.members, name, "required")
+                for name in (("issuer", "subject", "keys") if self.identity is None else ())
+            ),
             (
                 self.identity is not None and self.lifetime > most,
                 "lifetime",

@@ -81,8 +81,10 @@ class Attempts:
         except (InvalidToken, ValueError):
             return None
         attempt = Attempt(**json.loads(raw))
-        same = hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "replace"))
-        if not same or attempt.state in self._used:
+        if (
+            not hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "replace"))
+            or attempt.state in self._used
+        ):
             return None
         self._used.keep(attempt.state, None)
         return attempt
@@ -119,7 +121,6 @@ class Provider:
         now = self._clock.monotonic()
         if not self.known or now - self._asked_at >= REDISCOVER:
             document = self._get(self._configuration, deadline or Deadline(self._clock, TIMEOUT))
-            secret_ways = {_BASIC, "client_secret_post"} & _listed(document, _WAYS, _BASIC)
             for holds, what in (
                 (document.get("issuer") == self.settings.issuer, "'s configuration is another issuer's"),
                 (
@@ -130,7 +131,11 @@ class Provider:
                     ALGORITHMS & _listed(document, _SIGNS, "RS256"),
                     " signs ID tokens with none of the algorithms that we allow",
                 ),
-                (self.settings.secret is None or secret_ways, " accepts no client secret"),
+                (
+                    self.settings.secret is None
+                    or {_BASIC, "client_secret_post"} & _listed(document, _WAYS, _BASIC),
+                    " accepts no client secret",
+                ),
             ):
                 require(holds, f"the identity provider{what}")
             for name in ("authorization_endpoint", "token_endpoint", "jwks_uri", "end_session_endpoint"):
@@ -184,15 +189,17 @@ class Provider:
             authorization = f"Basic {base64.b64encode(pair).decode('ascii')}"
         else:
             form |= {"client_id": id} | ({} if secret is None else {"client_secret": secret})
-        answer = request(
-            self._endpoint(metadata["token_endpoint"], "token_endpoint"),
-            deadline=deadline,
-            context=self._context,
-            form=form,
-            headers={"Authorization": authorization},
-            dial=self._dial,
-        )
-        token = (answer.document or {}).get("id_token")
+        token = (
+            request(
+                self._endpoint(metadata["token_endpoint"], "token_endpoint"),
+                deadline=deadline,
+                context=self._context,
+                form=form,
+                headers={"Authorization": authorization},
+                dial=self._dial,
+            ).document
+            or {}
+        ).get("id_token")
         if not isinstance(token, str):
             raise FetchFailed("the answer holds no ID token")
         # The keys are read for each login: a rotation is seen at once, and a withdrawn key is no key any more.

@@ -211,12 +211,19 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
         command.body, kind = await DefaultCodec().encode(command.body, broker.config.fd_config._serializer)
     if isinstance(command.key, str):
         command.key = command.key.encode()
-    pairs = [
-        (name, (text or "").encode())
-        for name, text in {"content-type": kind or "", **command.headers_to_publish()}.items()
-    ]
-    message = to_message(command.destination, command.body, command.key, pairs)
-    sealed = await signed(signer, signer.sign, message)
+    sealed = await signed(
+        signer,
+        signer.sign,
+        to_message(
+            command.destination,
+            command.body,
+            command.key,
+            [
+                (name, (text or "").encode())
+                for name, text in {"content-type": kind or "", **command.headers_to_publish()}.items()
+            ],
+        ),
+    )
     command.headers = {name: value.decode() for name, value in native_headers(sealed.headers)}
 
 

@@ -169,8 +169,10 @@ class Releaser:
             f"lifetime is 1 to {MAX_LIFETIME} whole seconds",
         )
         subjects = getattr(key, "subjects", None)
-        others = f"the key does not speak for {reviewer}, but for {', '.join(sorted(subjects or ()))}"
-        require(subjects is None or reviewer in subjects, others)
+        require(
+            subjects is None or reviewer in subjects,
+            f"the key does not speak for {reviewer}, but for {', '.join(sorted(subjects or ()))}",
+        )
         self._key: SigningKey = jws.LocalSigningKey(key) if isinstance(key, Key) else key
         self.issuer = issuer
         self.reviewer = reviewer
@@ -214,8 +216,7 @@ class Releaser:
             token = envelope.token_of(bare)
             covered = covered_names(token)
         except Rejection as error:
-            why = f"only a message with a whole token can be released: {error.reason}"
-            raise MalformedMessage(why) from error
+            raise MalformedMessage(f"only a message with a whole token can be released: {error.reason}") from error
         release = Release(
             iss=self.issuer,
             sub=self.reviewer,
@@ -236,8 +237,13 @@ class Releaser:
                 message, letter=letter, scope=scope, reason=reason, waive=waived, past=Past(count=past.count)
             )
         require(len(signed) <= jws.MAX_TOKEN, f"the release is over {jws.MAX_TOKEN} bytes", MalformedMessage)
-        header = (RELEASE_HEADER, signed.encode("ascii") if destination.is_kafka(message.destination) else signed)
-        return replace(bare, headers=(*bare.headers, header)), release
+        return replace(
+            bare,
+            headers=(
+                *bare.headers,
+                (RELEASE_HEADER, signed.encode("ascii") if destination.is_kafka(message.destination) else signed),
+            ),
+        ), release
 
 
 def _signed(opened: OpenedRelease, keys: KeySet, received: float) -> Release:

@@ -167,8 +167,7 @@ class RabbitMQLetterBox:
     async def _taken(self, limit: int) -> list[IncomingMessage]:
         """Return the next batch of the pass; none at its end."""
         channel = self._pass or await self._begin()
-        queue = await channel.get_queue(self.name, ensure=True)
-        waiting = queue.declaration_result.message_count or 0
+        waiting = (await channel.get_queue(self.name, ensure=True)).declaration_result.message_count or 0
         self.expected = self.expected or waiting
         below, arrived = await channel.get_underlay_channel(), asyncio.Queue[DeliveredMessage]()
         if not waiting:
@@ -198,8 +197,9 @@ class RabbitMQLetterBox:
         # see them, and would report a smaller queue.
         deadline = asyncio.get_running_loop().time() + _SETTLE
         while self._returned and asyncio.get_running_loop().time() < deadline:
-            queue = await self._pass.get_queue(self.name, ensure=True)
-            if (queue.declaration_result.message_count or 0) >= self._returned:
+            if (
+                (await self._pass.get_queue(self.name, ensure=True)).declaration_result.message_count or 0
+            ) >= self._returned:
                 break
             await asyncio.sleep(0.05)
         return self._pass
