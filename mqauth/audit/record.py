@@ -99,14 +99,13 @@ def token_fields(
     if claims is not None:
         fields |= {name: harmless(getattr(claims, name)) for name in ("iss", "sub", "aud", "jti")}
         fields |= {"iat": claims.iat, "exp": claims.exp} | ({} if index is None else {"index": index})
-    if identity is not None:
-        fields["identity"] = {
-            "kid": harmless(identity.kid), "jkt": identity.jkt, "exp": identity.expires,
-            "jti": None if identity.jti is None else harmless(identity.jti),
-            "iss": None if identity.iss is None else harmless(identity.iss),
-        }  # fmt: skip
+    who = {} if identity is None else {
+        "kid": harmless(identity.kid), "jkt": identity.jkt, "exp": identity.expires,
+        "jti": None if identity.jti is None else harmless(identity.jti),
+        "iss": None if identity.iss is None else harmless(identity.iss),
+    }  # fmt: skip
     return {
-        "verified" if verified else "claimed": fields,
+        "verified" if verified else "claimed": fields | ({"identity": who} if who else {}),
         "thumbprint": None if token is None else sha256(token),
     }
 

@@ -110,10 +110,9 @@ class AuthorityServer:
                 observer(**told)
             except Exception as error:
                 emit("observer.failed", "an observer failed: %s", type(error).__name__)
+        challenge = (b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode())
         more = [(b"retry-after", str(wait).encode())] if wait else []
-        if answer.status == 401:
-            more.append((b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode()))
-        await _send(send, answer, body, more)
+        await _send(send, answer, body, [*more, *([challenge] if answer.status == 401 else [])])
 
     def _judged(self, headers: Headers, body: bytes | None, trace: Trace, asks: str) -> tuple[Reply, str]:
         """Return the answer to a request, and why it is none with an identity."""
@@ -144,12 +143,15 @@ def _asked(headers: Headers, body: bytes | None) -> dict[str, Any]:
     Raises:
         Refused: ``request_malformed``, or ``dpop_invalid`` where there is not exactly one proof.
     """
-    if body is None:
-        raise Refused(Refusal.REQUEST_MALFORMED, f"the body is over {MAX_BODY} bytes, or came too slowly")
     given = [value for name, value in headers if name == b"authorization"]
     proofs = [value for name, value in headers if name == b"dpop"]
     scheme, _, credential = (given[0] if len(given) == 1 else b"").decode("latin-1").partition(" ")
     grant_only(
+        (
+            body is not None,
+            Refusal.REQUEST_MALFORMED,
+            f"the body is over {MAX_BODY} bytes, or came too slowly",
+        ),
         (
             scheme.lower() in ("bearer", "dpop") and credential.isascii(),
             Refusal.CREDENTIAL_MALFORMED,

@@ -250,9 +250,8 @@ def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> ShownCredential:
         _require(claims.is_name(opened.kid), "it has no kid")
     name = members.get("iss")
     issuer = issuers.get(name) if type(name) is str else None
-    if issuer is None:
-        raise Refused(Refusal.CREDENTIAL_ISSUER, "its iss is not configured")
-    return ShownCredential(issuer, header, members, opened)
+    unknown = partial(Refused, Refusal.CREDENTIAL_ISSUER)
+    return ShownCredential(require(issuer, "its iss is not configured", unknown), header, members, opened)
 
 
 def verify(shown: ShownCredential, *, audience: str, now: float) -> ShownCredential:

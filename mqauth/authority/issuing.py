@@ -64,17 +64,18 @@ class Trace:
 
     def as_dict(self) -> dict[str, Any]:
         """Return who asked: address, key, and credential."""
-        asked: dict[str, Any] = {"address": harmless(self.address)}
-        if self.jkt is not None:
-            asked["jkt"] = self.jkt
-        if self.credential is not None:
-            shown = self.credential
-            texts = {"kid": shown.opened.kid, "iss": shown.issuer.issuer}
-            texts |= {name: text for name in ("sub", "jti") if (text := shown.text(name)) is not None}
-            asked["credential"] = {"name": shown.issuer.name, "verified": shown.verified} | {
-                name: harmless(text) for name, text in texts.items()
-            }
-        return asked
+        asked = {"address": harmless(self.address)} | ({} if self.jkt is None else {"jkt": self.jkt})
+        if self.credential is None:
+            return asked
+        shown = self.credential
+        texts = {
+            "kid": shown.opened.kid,
+            "iss": shown.issuer.issuer,
+            "sub": shown.text("sub"),
+            "jti": shown.text("jti"),
+        }
+        known = {name: harmless(text) for name, text in texts.items() if text is not None}
+        return asked | {"credential": {"name": shown.issuer.name, "verified": shown.verified} | known}
 
 
 MAX_CLAIMS: Final = 16

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
@@ -63,14 +64,23 @@ def connections(target: Target) -> Iterator[Finding]:
             if url.scheme == "kafka"
             else url.scheme in ("amqps", "rediss")
         )
-        if url.scheme == "amqp" and ignored:
-            yield finding("broker_tls_ignored", path, f"{url} with {', '.join(ignored)}")
-        elif not encrypted and not all(map(is_loopback, url.hosts)):
-            yield finding("replay_plaintext" if replay else "broker_plaintext", path, f"{url} is plaintext")
-        elif url.is_unverified:
-            yield finding(
-                "replay_unverified" if replay else "broker_unverified", path, f"{url} turns verification off"
-            )
+        found = those(
+            (url.scheme == "amqp" and ignored, "broker_tls_ignored", path, f"{url} with {', '.join(ignored)}"),
+            (
+                not encrypted and not all(map(is_loopback, url.hosts)),
+                "replay_plaintext" if replay else "broker_plaintext",
+                path,
+                f"{url} is plaintext",
+            ),
+            (
+                url.is_unverified,
+                "replay_unverified" if replay else "broker_unverified",
+                path,
+                f"{url} turns verification off",
+            ),
+        )
+        # The first of them that holds.
+        yield from islice(found, 1)
 
 
 def writable(target: Target) -> Iterator[Finding]:
@@ -276,10 +286,12 @@ def dead_letters(target: Target, settings: DeadLettersSettings) -> Iterator[Find
         return
     destinations = [allowed for rule in consumer.allow for allowed in rule.destinations]
     letters = (destination.kafka(name), destination.rabbitmq("", name))
-    if name == consumer.scope or set(letters) & set(destinations):
-        yield finding("dead_letters_source", at, f"{name} is what the consumer reads from")
-    elif any(matches(allowed, letter) for allowed in destinations for letter in letters):
-        yield finding("dead_letters_reachable", at, f"a rule lets a producer publish to {name}")
+    own = name == consumer.scope or set(letters) & set(destinations)
+    reached = any(matches(allowed, letter) for allowed in destinations for letter in letters)
+    yield from those(
+        (own, "dead_letters_source", at, f"{name} is what the consumer reads from"),
+        (reached and not own, "dead_letters_reachable", at, f"a rule lets a producer publish to {name}"),
+    )
 
 
 RULES: Final = (writable, readable, connections, store, tables, audit, shared, dead_letters)

@@ -35,29 +35,31 @@ def bindings(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     for issuer in consumer.issuers:
         path, keys, subjects = issuer.table.path, key_set(issuer), issuer.subjects or {}
         first = seen.setdefault(_place(issuer), issuer.issuer)
-        if first != issuer.issuer:
-            yield finding(
-                "issuers_share_keys",
-                (*path, "jwks" if issuer.file is None else "file"),
-                f"{issuer.issuer} has the keys of {first}",
-            )
+        at = (*path, "jwks" if issuer.file is None else "file")
+        yield from those(
+            (first != issuer.issuer, "issuers_share_keys", at, f"{issuer.issuer} has the keys of {first}")
+        )
         # Pins of keys that the file does not have.
         for kid in subjects:
-            if kid != _ANY and keys is not None and keys.get(kid) is None:
-                yield finding(
+            yield from those(
+                (
+                    kid != _ANY and keys is not None and keys.get(kid) is None,
                     "pin_unknown",
                     (*path, "subjects", kid),
                     f"no usable key of {target.shown(issuer.file or target.file)} has the kid {kid}",
                 )
+            )
         # A trust domain vouches for its subjects, and rules name them; its keys must outlast the identities.
         if issuer.trust_domain is not None:
             lives = issuer.max_identity_lifetime
-            if issuer.file is None and issuer.max_stale < lives:
-                yield finding(
+            yield from those(
+                (
+                    issuer.file is None and issuer.max_stale < lives,
                     "identity_outlives_keys",
                     (*path, "max_stale"),
                     f"{issuer.issuer}: max_stale is {issuer.max_stale} s, identities last {lives} s",
                 )
+            )
             continue
         names, path = subjects.get(_ANY, frozenset()), (*path, "subjects")
         # An empty list in the key itself is stronger than any pin.
@@ -162,10 +164,8 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 
 def authorities(target: Target) -> Iterator[Finding]:
     """Find release authorities that sign messages too, or that may waive what keeps others out."""
-    producers = {issuer.issuer for issuer in target.issuers}
-    places = {_place(issuer) for issuer in target.issuers}
-    if target.settings.producer is not None:
-        producers.add(target.settings.producer.issuer)
+    places, producer = {_place(issuer) for issuer in target.issuers}, target.settings.producer
+    producers = {None if producer is None else producer.issuer, *(issuer.issuer for issuer in target.issuers)}
     for authority in target.authorities:
         path = authority.table.path
         much = sorted(authority.waive & {Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.KEY_EXPIRED})
@@ -191,12 +191,9 @@ def contents(target: Target) -> Iterator[Finding]:
                 faults.setdefault(fault, []).append(str(number))
         for (name, what), numbers in faults.items():
             yield finding(name, path, f"{shown}: key {few(numbers)}: {what}")
-        keys = key_set(source)
-        twice = (
-            [] if keys is None else [line for line in keys.skipped if line.startswith(("kid ", "mqauth_cutoff "))]
-        )
-        if twice:
-            yield finding("jwks_skipped", path, f"{shown}: {few(twice)}")
+        skipped = getattr(key_set(source), "skipped", ())
+        twice = [line for line in skipped if line.startswith(("kid ", "mqauth_cutoff "))]
+        yield from those((twice, "jwks_skipped", path, f"{shown}: {few(twice)}"))
 
 
 def remote(target: Target) -> Iterator[Finding]:
@@ -208,10 +205,12 @@ def remote(target: Target) -> Iterator[Finding]:
         producer = target.settings.producer
         signs = producer is not None and producer.issuer == source.issuer and producer.keys
         own = ring_of(signs) if signs else None
-        limits = [(DAY, "a day"), (target.options.rotation, "the rotation period")]
-        if own is not None:
-            limits.append((own.retain, "for which the keystore goes on publishing a retired key"))
-        (limit, what), delay = min(limits), source.publish_delay if own is None else own.publish_delay
+        limit, what = min(
+            (DAY, "a day"),
+            (target.options.rotation, "the rotation period"),
+            *([] if own is None else [(own.retain, "for which the keystore goes on publishing a retired key")]),
+        )
+        delay = source.publish_delay if own is None else own.publish_delay
         yield from those(
             (
                 source.unsafe_http_loopback,
@@ -237,9 +236,11 @@ def remote(target: Target) -> Iterator[Finding]:
 def key_set(source: SourceSettings) -> KeySet | None:
     """Return the usable keys of a source's JWK Set file, ``None`` if it has none or it cannot be read."""
     path, svid = source.file, source.svid
-    if path is None:
-        return None
-    return unless_refused(lambda: load_key_set(files.read_bounded(path, MAX_DOCUMENT), svid=svid))
+    return (
+        None
+        if path is None
+        else unless_refused(lambda: load_key_set(files.read_bounded(path, MAX_DOCUMENT), svid=svid))
+    )
 
 
 def _listed(path: Path | None) -> list[Any]:

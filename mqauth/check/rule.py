@@ -154,14 +154,16 @@ class Target:
     def signers(self) -> tuple[Signs, ...]:
         """The tables that name keys which sign."""
         producer, authority = self.settings.producer, self.settings.authority
-        signers = []
-        if producer is not None and producer.keys is not None:
-            waits = 0 if self.settings.consumer is None else self.settings.consumer.max_queue_age or 0
-            signers.append(Signs("producer", producer, producer.keys, FRESH, producer.lifetime + waits))
-        if authority is not None:
+        waits = 0 if self.settings.consumer is None else self.settings.consumer.max_queue_age or 0
+        return (
+            *(
+                []
+                if producer is None or producer.keys is None
+                else [Signs("producer", producer, producer.keys, FRESH, producer.lifetime + waits)]
+            ),
             # What it vouched for lives out by the overlap of its keys, and its set is fresh for a minute.
-            signers.append(Signs("authority", authority, authority.keys, MAX_AGE, 0))
-        return tuple(signers)
+            *([] if authority is None else [Signs("authority", authority, authority.keys, MAX_AGE, 0)]),
+        )
 
     @property
     def references(self) -> Iterator[tuple[Signs, Reference]]:

@@ -125,10 +125,11 @@ def keys_on_disk(target: Target) -> Iterator[Finding]:
                 (signs.table, "passphrase_env" if file is None else "passphrase_file"),
                 str(error),
             )
+        is_writable = others(folder) & 0o022
         yield from those(
             (
                 in_folder and others(folder),
-                "keystore_writable" if others(folder) & 0o022 else "keystore_readable",
+                "keystore_writable" if is_writable else "keystore_readable",
                 at,
                 f"{target.shown(folder)} is open to others (mode {mode(folder)})",
             ),
@@ -147,8 +148,9 @@ def rotation(target: Target) -> Iterator[Finding]:
     now, limit = int(target.now), target.options.rotation
     for signs in target.signers:
         at, ring = signs.at, signs.ring
-        if os.path.isfile(signs.keys):
-            yield finding("key_alone", at, f"{target.shown(signs.keys)} is a single PEM file")
+        yield from those(
+            (os.path.isfile(signs.keys), "key_alone", at, f"{target.shown(signs.keys)} is a single PEM file")
+        )
         if ring is None:
             continue
         delay, retain = ring.publish_delay, ring.retain
@@ -236,7 +238,7 @@ _MEANT: Final = REGISTERED | frozenset(
 
 @on("authority")
 def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
-    """Find a key that can be copied, a URL in the clear, long lives, limits that are off, and no heads."""
+    """Find a key that can be copied, a URL in the clear, long lives, limits that are off, no heads, no grants."""
     ring = ring_of(authority.keys)
     local = [
         key.kid
@@ -244,13 +246,8 @@ def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fi
         if key.uri is None and key.state in (State.PENDING, State.ACTIVE)
     ]
     # How long they may live for the consumer of the same file, if it trusts the authority.
-    lives, limit = (
-        authority.lifetime,
-        min(
-            [each.max_identity_lifetime for each in target.issuers if each.trust_domain == authority.trust_domain],
-            default=IDENTITY_LIFETIME,
-        ),
-    )
+    own = [each.max_identity_lifetime for each in target.issuers if each.trust_domain == authority.trust_domain]
+    lives, limit = authority.lifetime, min(own, default=IDENTITY_LIFETIME)
     yield from those(
         (local, "authority_key_on_disk", ("authority", "keys"), f"{few(local)} in {target.shown(authority.keys)}"),
         (
@@ -278,6 +275,7 @@ def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fi
             "any number of refusals of one address",
         ),
         (authority.heads is None, "authority_unanchored", ("authority", "heads"), "no heads"),
+        (not authority.grants, "grants_empty", ("authority", "grants"), "no [[authority.grants]]"),
     )
 
 
@@ -300,9 +298,7 @@ def credentials(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Fin
 
 @on("authority")
 def grants(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
-    """Find grants that are missing, that anybody of an issuer gets, or that nobody gets."""
-    if not authority.grants:
-        yield finding("grants_empty", ("authority", "grants"), "no [[authority.grants]]")
+    """Find grants that anybody of an issuer gets, or that nobody gets."""
     sources = {issuer.name: issuer for issuer in authority.credentials}
     for grant in authority.grants:
         at = (*grant.table.path, "match")

@@ -83,7 +83,9 @@ def serve(
             telemetry = AuthorityTelemetry(endpoint.meter)
             configured = load(file_of(config), on_alert=endpoint.telemetry.alert).authority
             telemetry.watch(
-                configured.settings.trust_domain, cutoffs=configured.cut_off, key_age=configured.key_age
+                configured.settings.trust_domain,
+                cutoffs=lambda: len(configured.keystore.cutoffs()),
+                key_age=configured.key_age,
             )
             observers.append(telemetry.observe)
             shown = f"[{metrics_host}]" if ":" in metrics_host else metrics_host

@@ -77,10 +77,8 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
         causes += [
             each for each in (cause.__cause__, cause.__context__) if each is not None and each not in causes
         ]
-    why, what_to_do = (
-        f"it answers, but not as this broker does ({type(error).__name__})",
-        "is TLS on at one end alone (amqps://, tls = true), or the virtual host, password or token wrong?",
-    )
+    why = f"it answers, but not as this broker does ({type(error).__name__})"
+    what_to_do = "is TLS on at one end alone (amqps://, tls = true), or the virtual host, password or token wrong?"
     if not servers:
         why, what_to_do = _words(error), "is it running?"
     elif isinstance(error, ssl.SSLError):
@@ -354,7 +352,8 @@ def check_stamps(admin: Any, consumer: ConsumerSettings | None) -> None:
     exact = [each for rule in consumer.allow for each in rule.destinations if not set(each) & set("*#")]
     topics = {parse(each)[1] for each in exact if is_kafka(each)} & {*admin.list_topics()}
     asked = [of.ConfigResource(of.ConfigResourceType.TOPIC, each, configs=[TIMESTAMP_TYPE]) for each in topics]
-    for topic, settings in (admin.describe_configs(asked, config_filter="all")["topic"] if asked else {}).items():
+    configs = admin.describe_configs(asked, config_filter="all")["topic"] if asked else {}
+    for topic, settings in configs.items():
         kind = settings.get(TIMESTAMP_TYPE, {}).get("value")
         require(
             kind == APPEND_TIME,

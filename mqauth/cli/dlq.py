@@ -113,9 +113,8 @@ def list_letters(
     wide: Wide = False,
 ) -> None:
     """List dead letters in the order of the queue. None is removed."""
-    with _surveyed(place, as_json) as (session, index):
-        wanted = _resolved(index, wanted)
-        rows, total = index.page(wanted, limit=limit), index.count(wanted)
+    with _surveyed(place, as_json, wanted) as (session, index, meant):
+        rows, total = index.page(meant, limit=limit), index.count(meant)
         letters = [vars(row) | {"time": review.time_text(row.time) or None} for row in rows]
         cells = [
             (each.id, each.reason, shown_time(each.time), each.subject, each.issuer, each.destination, intact)
@@ -134,9 +133,8 @@ def list_letters(
 @options(place=placed, wanted=_filtered)
 def groups(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False, wide: Wide = False) -> None:
     """Count dead letters by reason, key, producer and destination."""
-    with _surveyed(place, as_json) as (session, index):
-        wanted = _resolved(index, wanted)
-        kinds = index.groups(wanted)
+    with _surveyed(place, as_json, wanted) as (session, index, meant):
+        kinds = index.groups(meant)
         names = ("reason", "kid", "subject", "issuer", "destination")
         cells = [
             (str(each.count), *(getattr(each, name) for name in names), *map(shown_time, (each.first, each.last)))
@@ -149,7 +147,7 @@ def groups(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False
         answer(
             as_json,
             {"as_of": iso_time(index.as_of), "groups": told},
-            *table_lines(_title(session, index, index.count(wanted)), GROUP, cells, wide=wide),
+            *table_lines(_title(session, index, index.count(meant)), GROUP, cells, wide=wide),
         )
 
 
@@ -165,8 +163,9 @@ def show(
 
     It has the reason, whether the letter is intact, and the original message.
     """
-    with _surveyed(place, True) as (_, index):
-        for row in index.page(review.Filter(id=pick(letter, (id for id, _ in index.ids()), option="letter"))):
+    with _surveyed(place, True) as (_, index, _):
+        whole = pick(letter, (id for id, _ in index.ids()), option="letter")
+        for row in index.page(review.Filter(id=whole)):
             print_json(index.reading(row.number).as_dict())
 
 
@@ -174,8 +173,8 @@ def show(
 @options(place=placed, wanted=_filtered)
 def check(*, place: LetterAddress, wanted: review.Filter, config: Config = None, as_json: Json = False) -> None:
     """Ask what the verdict on dead letters would be today. Nothing is changed."""
-    with _surveyed(place, as_json, guard=load(file_of(config)).trial) as (session, index):
-        counts = session.judge(index, _resolved(index, wanted))
+    with _surveyed(place, as_json, wanted, guard=load(file_of(config)).trial) as (session, index, meant):
+        counts = session.judge(index, meant)
         answer(
             as_json,
             {"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"]}
@@ -252,8 +251,8 @@ def discard(
 @options(place=placed, wanted=_filtered)
 def export(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False) -> None:
     """Print dead letters as JSON lines. None is removed."""
-    with _surveyed(place, True) as (_, index):
-        for form in index.forms(_resolved(index, wanted)):
+    with _surveyed(place, True, wanted) as (_, index, meant):
+        for form in index.forms(meant):
             print_json(form)
 
 
@@ -285,7 +284,7 @@ def balance(
     """
     files = files or list(review_of(settings_of(config)).audit_files)
     require(files, f"no audit files: name them, or [review] audit_files in {FILE}")
-    with _surveyed(place, as_json) as (session, index):
+    with _surveyed(place, as_json) as (session, index, _):
         ledger = session.ledger(index, files)
     as_of = "" if ledger.as_of is None else f", as of {shown_time(ledger.as_of)} UTC"
     lines = [
@@ -328,24 +327,21 @@ def _title(session: review.Session, index: review.Index, total: int) -> str:
 
 
 @contextmanager
-def _surveyed(place: LetterAddress, quiet: bool, **settings: Any) -> Iterator[tuple[review.Session, review.Index]]:
-    """Connect to a broker and read all letters, with their number on a terminal."""
+def _surveyed(
+    place: LetterAddress, quiet: bool, wanted: review.Filter = review.ALL, least: int = TO_READ, **settings: Any
+) -> Iterator[tuple[review.Session, review.Index, review.Filter]]:
+    """Connect to a broker and read all letters, with their number on a terminal.
+
+    The filter comes back with the whole ids of the letter and the key whose beginnings it has.
+    """
     with opened(place, **settings) as session, review.Index(session.clock.now()) as index:
         with progress_bar("reading letters", None, quiet=quiet) as advance:
             session.survey(index, progress=advance)
-        yield session, index
-
-
-def _resolved(index: review.Index, wanted: review.Filter, least: int = TO_READ) -> review.Filter:
-    """Return a filter with the whole ids of the letter and the key whose beginnings it has."""
-    # An empty id means letters without one.
-    if wanted.id:
-        wanted = replace(wanted, id=pick(wanted.id, (id for id, _ in index.ids()), option="--id", least=least))
-    if wanted.kid:
-        wanted = replace(
-            wanted, kid=pick(wanted.kid, (group.kid for group in index.groups()), option="--kid", least=least)
-        )
-    return wanted
+        known = {"id": (id for id, _ in index.ids()), "kid": (group.kid for group in index.groups())}
+        # An empty id means letters without one.
+        begun = {name: text for name in known if (text := getattr(wanted, name))}
+        ids: Any = {name: pick(begun[name], known[name], option=f"--{name}", least=least) for name in begun}
+        yield session, index, replace(wanted, **ids)
 
 
 def _carry_out(
@@ -360,8 +356,8 @@ def _carry_out(
     **settings: Any,
 ) -> int:
     """Rehearse a plan, ask, and act; return 0 where every letter was acted on, else 1."""
-    with _surveyed(place, as_json, **settings) as (session, index):
-        plan = replace(plan, wanted=_resolved(index, plan.wanted, TO_CHANGE), rate=rate)
+    with _surveyed(place, as_json, plan.wanted, TO_CHANGE, **settings) as (session, index, meant):
+        plan = replace(plan, wanted=meant, rate=rate)
         selection, counts = session.rehearse(index, plan)
         if dry_run:
             refused = Counter({reason: count for reason, count in counts.items() if reason != "accepted"})
@@ -394,11 +390,8 @@ def _carry_out(
                 done = session.act(plan, selection, cancelled=cancelled, progress=advance)
         finally:
             signal.signal(signal.SIGINT, kept)
-    more = "".join(
-        f", {count} {what}"
-        for count, what in ((done.failed, "failed"), (done.gone, "gone meanwhile"), (done.left, "left"))
-        if count
-    )
+    counted = ((done.failed, "failed"), (done.gone, "gone meanwhile"), (done.left, "left"))
+    more = "".join(f", {count} {what}" for count, what in counted if count)
     lines = [f"{done.done} of {done.selected} {_DONE[plan.act]}{more}"]
     lines += [f"{count} refused: {reason}" for reason, count in done.refused.most_common()]
     lines += [f"ended by: {done.error}"] if done.error else []

@@ -65,10 +65,9 @@ def sign(
     if to is not None:
         _, body = next(texts)
         require(body is not None, f"the body is over {MAX_INPUT} bytes", MalformedMessage)
-        message_form = {"destination": to, "body": base64.b64encode(body or b"").decode("ascii")}
-        if key is not None:
-            message_form["key"] = base64.b64encode(key.encode("utf-8", "surrogateescape")).decode("ascii")
-        texts = iter([(1, strict_json.dumps(message_form))])
+        parts = {"body": body or b""} | ({} if key is None else {"key": key.encode("utf-8", "surrogateescape")})
+        encoded = {name: base64.b64encode(raw).decode("ascii") for name, raw in parts.items()}
+        texts = iter([(1, strict_json.dumps({"destination": to} | encoded))])
     while fault is None and (texts_of_batch := list(islice(texts, batch))):
         origins = [f"line {number}" if lines else "standard input" for number, _ in texts_of_batch]
         forms: list[dict[str, Any]] = []

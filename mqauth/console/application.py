@@ -140,9 +140,8 @@ def application(
         Route(CALLBACK, lobby.callback, methods=["GET"]),
         Route("/logout", lobby.log_out, methods=["POST"]),
         Mount("/static", StaticFiles(directory=STATIC)),
+        *([Route("/", lobby.queues), Route("/refresh", lobby.refresh, methods=["POST"])] if only is None else []),
     ]
-    if only is None:
-        routes += [Route("/", lobby.queues), Route("/refresh", lobby.refresh, methods=["POST"])]
     # The pages of each queue or topic.
     for pages, base in ((Pages(replace(site, place=place)), place.base) for place in places):
         routes += [

@@ -217,12 +217,11 @@ def claims(reading: Reading) -> list[tuple[str, str]]:
     """Return what the token claims, one line a claim."""
     if reading.claims is None:
         return []
-    rows = [("kid", reading.kid or ""), ("alg", reading.alg or "")]
-    for name, value in reading.claims.as_dict().items():
-        if name in ("iat", "exp", "nbf") and isinstance(value, int):
-            rows.append((name, f"{value} ({moment(float(value))})"))
-        else:
-            rows.append((name, value if isinstance(value, str) else json.dumps(value)))
+    members = reading.claims.as_dict()
+    times = {name: members[name] for name in ("iat", "exp", "nbf") if isinstance(members.get(name), int)}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in members.items()}
+    texts |= {name: f"{value} ({moment(float(value))})" for name, value in times.items()}
+    rows = [("kid", reading.kid or ""), ("alg", reading.alg or ""), *texts.items()]
     return [(_short(name), _short(text)) for name, text in rows]
 
 
@@ -243,8 +242,7 @@ def overview(index: Index) -> Any:
     """
     totals = Counter(dict(index.reasons()))
     shown = dict(totals.most_common(SERIES))
-    if len(totals) > SERIES:
-        shown[OTHER] = totals.total() - sum(shown.values())
+    shown |= {OTHER: totals.total() - sum(shown.values())} if len(totals) > SERIES else {}
     span = index.span(_FOREVER)
     first, last = span or (0.0, 0.0)
     step = max(last - first, 1.0) / COLUMNS

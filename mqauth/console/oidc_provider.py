@@ -20,7 +20,7 @@ from cryptography.fernet import Fernet, InvalidToken
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.console.oidc import ALGORITHMS, OIDCSettings, check
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.http.connection import Deadline, Dial, Endpoint, FetchFailed, tls_context
 from mqauth.http.exchange import request
 from mqauth.keystore.remote.fetch import WELL_KNOWN
@@ -138,9 +138,9 @@ class Provider:
                 ),
             ):
                 require(holds, f"the identity provider{what}")
-            for name in ("authorization_endpoint", "token_endpoint", "jwks_uri", "end_session_endpoint"):
-                if name != "end_session_endpoint" or document.get(name) is not None:
-                    self._endpoint(document.get(name), name)
+            end = ["end_session_endpoint"] if document.get("end_session_endpoint") is not None else []
+            for name in ("authorization_endpoint", "token_endpoint", "jwks_uri", *end):
+                self._endpoint(document.get(name), name)
             self.known, self._asked_at = document, now
         return self.known
 
@@ -189,7 +189,7 @@ class Provider:
             authorization = f"Basic {base64.b64encode(pair).decode('ascii')}"
         else:
             form |= {"client_id": id} | ({} if secret is None else {"client_secret": secret})
-        token = (
+        token: Any = (
             request(
                 self._endpoint(metadata["token_endpoint"], "token_endpoint"),
                 deadline=deadline,
@@ -200,8 +200,7 @@ class Provider:
             ).document
             or {}
         ).get("id_token")
-        if not isinstance(token, str):
-            raise FetchFailed("the answer holds no ID token")
+        require(isinstance(token, str), "the answer holds no ID token", FetchFailed)
         # The keys are read for each login: a rotation is seen at once, and a withdrawn key is no key any more.
         return check(
             token,
@@ -214,13 +213,10 @@ class Provider:
 
     def _endpoint(self, url: Any, name: str) -> Endpoint:
         """Return where to ask: https, or http to this machine where the settings allow that by name."""
-        try:
+        what = f"{name}: must be an https URL with a host, without user, password and fragment"
+        with refusing(ConfigurationError, what):
             require(isinstance(url, str) and len(url) <= 2048, "no URL")
             return Endpoint.parse(url, unsafe_http_loopback=self.settings.unsafe_http_loopback)
-        except ConfigurationError:
-            raise ConfigurationError(
-                f"{name}: must be an https URL with a host, without user, password and fragment"
-            ) from None
 
     def _get(self, endpoint: Endpoint, deadline: Deadline) -> Mapping[str, Any]:
         return request(endpoint, deadline=deadline, context=self._context, dial=self._dial).document or {}

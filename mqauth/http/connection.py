@@ -145,10 +145,8 @@ def connect(endpoint: Endpoint, deadline: Deadline, context: ssl.SSLContext | No
 
     # The resolver of the system takes no timeout, so it runs on a thread that is left behind when time is up.
     threading.Thread(target=look_up, name="mqauth-resolve", daemon=True).start()
-    try:
+    with refusing(queue.Empty, "the host name was not looked up in time", FetchFailed):
         addresses = answers.get(timeout=deadline.remaining())
-    except queue.Empty:
-        raise FetchFailed("the host name was not looked up in time") from None
     if isinstance(addresses, Exception):
         raise FetchFailed("the host name is not known") from addresses
     failure: OSError = OSError("no address")

@@ -212,11 +212,10 @@ class Releaser:
         waived = frozenset(waive)
         require(waived <= set(WAIVABLE), f"a release may waive {', '.join(WAIVABLE)}")
         bare, now = without_release(message), int(self._clock.now())
-        try:
+        what = "only a message with a whole token can be released"
+        with refusing(Rejection, lambda error: f"{what}: {error.reason}", MalformedMessage):
             token = envelope.token_of(bare)
             covered = covered_names(token)
-        except Rejection as error:
-            raise MalformedMessage(f"only a message with a whole token can be released: {error.reason}") from error
         release = Release(
             iss=self.issuer,
             sub=self.reviewer,

@@ -278,9 +278,9 @@ def _returned(
     with nothing, and each verdict that the terms may waive adds one reason. Only of a letter rejected as
     ``replayed`` that reason is waived at once, since a verdict without claims does not find it.
     """
-    original, scope, now = reading.original, today.scope_for(reading, plan.scope), today.clock.now()
-    if original is None or not reading.intact:
-        raise _RefusedError(why_not_intact(reading))
+    whole = reading.original if reading.intact else None
+    original = require(whole, why_not_intact(reading), _RefusedError)
+    scope, now = today.scope_for(reading, plan.scope), today.clock.now()
     if reading.rung is not None:
         plain = without_release(redeliverable(original, scope=scope, now=now, proven=False))
         # Nothing that a release may waive would prove who sent it.
@@ -321,16 +321,10 @@ def _record(plan: Plan, reading: Reading, clock: Clock, release: Release | None)
     """Return the audit record of one act. What the token claims is verified only where a release was signed."""
     original = reading.original
     body = None if original is None else original.body
-    review: dict[str, Any] = {"reviewer": harmless(plan.reviewer), "mark": reading.mark, "intact": reading.intact}
-    if reading.rung is not None:
-        review["rung"] = reading.rung
-    if release is not None:
-        review |= {
-            "release": release.jti,
-            "authority": harmless(release.iss),
-            "waive": sorted(release.waive),
-            "until": release.exp,
-        }
+    released = {} if release is None else {
+        "release": release.jti, "authority": harmless(release.iss), "waive": sorted(release.waive),
+        "until": release.exp,
+    }  # fmt: skip
     return AuditRecord(
         id=uuid7(clock, SYSTEM_RANDOMNESS),
         time=clock.now(),
@@ -348,7 +342,15 @@ def _record(plan: Plan, reading: Reading, clock: Clock, release: Release | None)
         policy=None,
         dead_letter=reading.id,
         instance=plan.reviewer,
-        extra={"review": review},
+        extra={
+            "review": {
+                "reviewer": harmless(plan.reviewer),
+                "mark": reading.mark,
+                "intact": reading.intact,
+                **({} if reading.rung is None else {"rung": reading.rung}),
+                **released,
+            }
+        },
     )
 
 

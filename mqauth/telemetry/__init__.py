@@ -351,12 +351,10 @@ def _within(handler: Handler, entered: Callable[[Verified], AbstractContextManag
 
 def _said(verified: Verified) -> dict[str, Any]:
     """Return what OpenTelemetry's conventions say of processing a message, without its destination."""
-    system = "kafka" if is_kafka(verified.destination) else "rabbitmq"
-    attributes: dict[str, Any] = {
-        "messaging.system": system,
+    on_kafka, group = is_kafka(verified.destination), verified.origin.scope
+    return {
+        "messaging.system": "kafka" if on_kafka else "rabbitmq",
         "messaging.operation.name": "process",
         "messaging.operation.type": "process",
+        **({"messaging.consumer.group.name": group} if on_kafka and group is not None else {}),
     }
-    if system == "kafka" and verified.origin.scope is not None:
-        attributes["messaging.consumer.group.name"] = verified.origin.scope
-    return attributes
