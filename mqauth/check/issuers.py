@@ -35,9 +35,13 @@ def bindings(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     for issuer in consumer.issuers:
         path, keys, subjects = issuer.table.path, key_set(issuer), issuer.subjects or {}
         first = seen.setdefault(_place(issuer), issuer.issuer)
-        at = (*path, "jwks" if issuer.file is None else "file")
         yield from those(
-            (first != issuer.issuer, "issuers_share_keys", at, f"{issuer.issuer} has the keys of {first}")
+            (
+                first != issuer.issuer,
+                "issuers_share_keys",
+                (*path, "jwks" if issuer.file is None else "file"),
+                f"{issuer.issuer} has the keys of {first}",
+            )
         )
         # Pins of keys that the file does not have.
         for kid in subjects:

@@ -27,20 +27,10 @@ from mqauth.cli.app import (
     Reviewer,
     Topic,
     answer,
+    options,
 )
 from mqauth.cli.broker import opened, places_of
-from mqauth.cli.serve import (
-    Host,
-    Level,
-    Log,
-    Server,
-    TLSCert,
-    TLSKey,
-    certificate_of,
-    listen,
-    log_lines,
-    origin,
-)
+from mqauth.cli.serve import Serving, listen, origin
 from mqauth.cli.settings import file_of, key_reader, review_of, reviewer_of, settings_of
 from mqauth.errors import refusing, require
 from mqauth.http.connection import FetchFailed
@@ -51,8 +41,10 @@ if TYPE_CHECKING:
     from mqauth.console import Provider
 
 
+@options(serving=Serving)
 def console(
     *,
+    serving: Serving,
     broker: Broker = None,
     queue: Queue = None,
     topic: Topic = None,
@@ -75,25 +67,19 @@ def console(
     tokens: Annotated[
         bool, typer.Option("--tokens/--no-tokens", help="Local tokens beside --oidc, or none.")
     ] = True,
-    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0 for any that is free.")] = 8090,
     names: Annotated[
         list[str] | None, typer.Option("--name", help="Another host:port that people use; may be repeated.")
     ] = None,
-    tls_cert: TLSCert = None,
-    tls_key: TLSKey = None,
     authority: Authority = None,
     lifetime: Lifetime = 3600,
     reviewer: Reviewer = None,
     passphrase_env: PassphraseEnv = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
-    log: Log = "text",
-    level: Level = "info",
 ) -> None:
     """Review dead letters in a browser. It runs until Ctrl-C."""
-    certificate = certificate_of(tls_cert, tls_key)
-    tls = certificate is not None
+    tls = serving.certificate is not None
     require(
         tokens or (oidc is not None and token_file is None),
         "--no-tokens: only with --oidc, and without --token-file",
@@ -133,7 +119,7 @@ def console(
     except FetchFailed as error:
         print(f"warning: identity provider: {error}; the console asks it again at each login", file=sys.stderr)
     with ExitStack() as stack:
-        listener = stack.enter_context(listen(host, port, tls=tls))
+        listener = stack.enter_context(listen(serving.host, port, tls=tls))
         hosts = _hosts(listener, names or (), provider)
         back = None if provider is None else redirect_uri(hosts, provider, tls=tls)
         sink = None if audit is None else SharedAuditFile(audit)
@@ -152,21 +138,22 @@ def console(
             reviewer=name,
             tls=tls,
         )
-        server = Server(served, certificate, requests=64, verb="console", extra="console")
-        stack.enter_context(log_lines(log, level))
-        for backend in backends.values():
-            backend.read(name)
-        told: dict[str, Any] = {"url": origin(listener, tls=tls) + "/", "tokens": made if tokens and fresh else {}}
-        told |= {} if back is None else {"redirect_uri": back}
-        answer(
-            as_json,
-            told,
-            f"console at {told['url']}",
-            *([] if back is None else [f"redirect URI at the identity provider: {back}"]),
-            *(f"{role} token: {token}" for role, token in told["tokens"].items()),
-            *([f"tokens are in {token_file}"] if tokens and not fresh else []),
-        )
-        server.run(listener)
+        shown = made if tokens and fresh else {}
+
+        def told() -> None:
+            for backend in backends.values():
+                backend.read(name)
+            url = origin(listener, tls=tls) + "/"
+            answer(
+                as_json,
+                {"url": url, "tokens": shown} | ({} if back is None else {"redirect_uri": back}),
+                f"console at {url}",
+                *([] if back is None else [f"redirect URI at the identity provider: {back}"]),
+                *(f"{role} token: {token}" for role, token in shown.items()),
+                *([f"tokens are in {token_file}"] if tokens and not fresh else []),
+            )
+
+        serving.run(served, listener, told, requests=64, verb="console", extra="console")
 
 
 def _powers(

@@ -18,21 +18,11 @@ from mqauth.cli.app import (
     Yes,
     answer,
     group,
+    options,
     print_error,
 )
 from mqauth.cli.forms import TO_CHANGE, Column, Wide, confirmed, pick, shown_time, table_lines
-from mqauth.cli.serve import (
-    Host,
-    Level,
-    Log,
-    Server,
-    TLSCert,
-    TLSKey,
-    certificate_of,
-    listen,
-    log_lines,
-    origin,
-)
+from mqauth.cli.serve import Serving, listen, origin
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import require
@@ -222,31 +212,26 @@ def _end(folder: Path, kid: str, act: Callable[[KeyRing, str, int], KeyRing], *,
 
 
 @app.command("serve")
+@options(serving=Serving)
 def serve(
     *,
+    serving: Serving,
     folders: Annotated[
         list[Path] | None, typer.Option("--dir", help="A keystore folder; may be repeated.")
     ] = None,
-    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0 for any that is free.")] = 8080,
-    tls_cert: TLSCert = None,
-    tls_key: TLSKey = None,
     as_json: Json = False,
-    log: Log = "text",
-    level: Level = "info",
 ) -> None:
     """Publish the public keys over HTTP(S) at /jwks.json.
 
     It follows rotation, and runs until Ctrl-C.
     """
-    certificate, keys = certificate_of(tls_cert, tls_key), KeyServer(folders or [_FOLDER])
-    with listen(host, port, tls=certificate is not None) as listener:
-        server = Server(keys, certificate, requests=512, verb="keys serve", extra="serve")
-        address, count = origin(listener, tls=certificate is not None), keys.current.keys
-        told = {"url": address + PATHS[0], "health": address + HEALTH, "keys": count}
-        answer(as_json, told, f"{count} {'key' if count == 1 else 'keys'} at {told['url']}")
-        with log_lines(log, level):
-            server.run(listener)
+    keys, tls = KeyServer(folders or [_FOLDER]), serving.certificate is not None
+    with listen(serving.host, port, tls=tls) as listener:
+        address, count = origin(listener, tls=tls), keys.current.keys
+        found = {"url": address + PATHS[0], "health": address + HEALTH, "keys": count}
+        told = partial(answer, as_json, found, f"{count} {'key' if count == 1 else 'keys'} at {found['url']}")
+        serving.run(keys, listener, told, requests=512, verb="keys serve", extra="serve")
 
 
 def _made(
