@@ -21,7 +21,6 @@ from mqauth.authority.issuing import PATH, IdentityAuthority, Rate, Trace
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Unavailable, refusing, require
 from mqauth.keystore.remote.keyserver import KeyServer, Message
-from mqauth.logs import emit
 from mqauth.wire import strict_json
 from mqauth.wire.claims import is_name
 from mqauth.wire.identity import ALGORITHMS
@@ -109,7 +108,7 @@ class AuthorityServer:
             try:
                 observer(**told)
             except Exception as error:
-                emit("observer.failed", "an observer failed: %s", type(error).__name__)
+                logs.emit("observer.failed", "an observer failed: %s", type(error).__name__)
         challenge = (b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode())
         more = [(b"retry-after", str(wait).encode())] if wait else []
         await _send(send, answer, body, [*more, *([challenge] if answer.status == 401 else [])])
@@ -127,7 +126,7 @@ class AuthorityServer:
                 return (refused.answer, {}, refused.wait), refused.refusal.value
         except Unavailable as error:
             if self._lines.admits("authority.unavailable", (error.cause.value,), {}):
-                emit("authority.unavailable", "no identity can be given: %s", error)
+                logs.emit("authority.unavailable", "no identity can be given: %s", error)
             return (UNAVAILABLE, {}, 5), error.cause.value
         # Seconds from now, so that the clock of whoever asked does not matter.
         return (

@@ -27,7 +27,6 @@ from mqauth.wire import base64url, claims, identity, jws, strict_json
 from mqauth.wire.dpop import HEADER, PROOF_TYPE
 from mqauth.wire.enrolment import CREDENTIAL_TYPE
 from mqauth.wire.jwk import check_source
-from mqauth.wire.jws import ALLOWED, Opened
 from mqauth.wire.keys import Key, KeySource
 
 
@@ -112,7 +111,7 @@ MAX_JWT: Final = 8192
 _require: Final = partial(require, error=ValueError)
 
 
-def open_jwt(text: str) -> tuple[dict[str, Any], dict[str, Any], Opened]:
+def open_jwt(text: str) -> tuple[dict[str, Any], dict[str, Any], jws.Opened]:
     """Take a JWT apart: its JOSE header, its claims, and both for ``jws.verify``; nothing in it is believed.
 
     Raises:
@@ -126,10 +125,10 @@ def open_jwt(text: str) -> tuple[dict[str, Any], dict[str, Any], Opened]:
     header, members = (strict_json.loads(part, depth=8) for part in (first, payload))
     _require(type(header) is dict and type(members) is dict, "its header or its claims are no object")
     algorithm, kid = header.get("alg"), header.get("kid", "")
-    _require(type(algorithm) is str and algorithm in ALLOWED, "its alg is not on the list")
+    _require(type(algorithm) is str and algorithm in jws.ALLOWED, "its alg is not on the list")
     _require(type(kid) is str, "its kid is no text")
     _require("crit" not in header, "it has a crit")
-    return header, members, Opened(algorithm, kid, raw[: raw.rindex(b".")], payload, signature)
+    return header, members, jws.Opened(algorithm, kid, raw[: raw.rindex(b".")], payload, signature)
 
 
 SKEW: Final = 60
@@ -219,7 +218,7 @@ class ShownCredential:
     issuer: CredentialIssuer
     header: Mapping[str, Any]
     claims: Mapping[str, Any]
-    opened: Opened
+    opened: jws.Opened
     verified: bool = False
 
     def text(self, name: str) -> str | None:

@@ -15,9 +15,8 @@ from mqauth.audit.file import with_parts
 from mqauth.audit.query import Selection, read_records
 from mqauth.authority.credential import Refused
 from mqauth.authority.issuing import ISSUED, PATH, Trace
-from mqauth.cli import forms
 from mqauth.cli.app import USAGE, Config, Json, answer, group, options, print_error
-from mqauth.cli.forms import CommandFailed, shown_time
+from mqauth.cli.forms import CommandFailed, moment, shown_time
 from mqauth.cli.serve import Serving, listen, origin
 from mqauth.cli.settings import file_of
 from mqauth.config.load import load
@@ -176,7 +175,7 @@ def cutoff(
         float | None,
         typer.Option(
             "--before",
-            parser=forms.moment,
+            parser=moment,
             metavar="TIME",
             help="Identities issued before this time are refused; by default all up to now.",
         ),

@@ -201,28 +201,28 @@ def _cases(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> list
     forge, target = Forge(lifetime=600), stage.destination
     honest = [named(honest_message(target, number), f"honest-{number}") for number in range(messages)]
     first = forge.signer().sign(honest[0])
-    cases = [Case(case="honest-0", story="an honest order", expected=ACCEPTED, message=first)]
-    cases += [
-        Case(
-            case=f"honest-{number}", story="an honest order", expected=ACCEPTED, message=message,
-            signer=forge.signer(),
-        )
-        for number, message in enumerate(honest[1:], 1)
-    ]  # fmt: skip
-    cases += [
-        Case(
-            case=attack.name, story=attack.story, expected=attack.reason.value,
-            message=attack.mount(forge, named(honest_message(target, number), attack.name)),
-        )
-        for number, attack in enumerate(ATTACKS, messages)
-        if attack.fits(target)
-    ]  # fmt: skip
-    cases.append(
+    cases = [
+        Case(case="honest-0", story="an honest order", expected=ACCEPTED, message=first),
+        *(
+            Case(
+                case=f"honest-{number}", story="an honest order", expected=ACCEPTED, message=message,
+                signer=forge.signer(),
+            )
+            for number, message in enumerate(honest[1:], 1)
+        ),
+        *(
+            Case(
+                case=attack.name, story=attack.story, expected=attack.reason.value,
+                message=attack.mount(forge, named(honest_message(target, number), attack.name)),
+            )
+            for number, attack in enumerate(ATTACKS, messages)
+            if attack.fits(target)
+        ),
         Case(
             case="replay", story="a copy of honest-0, published again", expected=Reason.REPLAYED.value,
             message=first,
-        )
-    )  # fmt: skip
+        ),
+    ]  # fmt: skip
     # They are published, and consumed.
     for case in cases:
         if case.signer is None:

@@ -29,7 +29,6 @@ from mqauth.errors import require
 from mqauth.keystore import Keystore, RingKey, public_keys
 from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.folder import KEYSET
-from mqauth.keystore.disk.ring import KeyRing
 from mqauth.keystore.remote.keyserver import HEALTH, PATHS, KeyServer
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import ALGORITHMS
@@ -197,7 +196,9 @@ def revoke(
     _end(folder, kid, partial(ring.revoke, reason=reason, since=int(since or 0)), yes=yes, as_json=as_json)
 
 
-def _end(folder: Path, kid: str, act: Callable[[KeyRing, str, int], KeyRing], *, yes: bool, as_json: bool) -> None:
+def _end(
+    folder: Path, kid: str, act: Callable[[ring.KeyRing, str, int], ring.KeyRing], *, yes: bool, as_json: bool
+) -> None:
     """Retire or revoke a key, once somebody agreed that nothing can be signed after it."""
     keystore = Keystore(folder=folder)
     before, now = keystore.ring(), int(SYSTEM_CLOCK.now())

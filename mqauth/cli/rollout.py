@@ -19,10 +19,9 @@ from mqauth.audit.query import read_records
 from mqauth.audit.record import iso_time
 from mqauth.check import Severity, check
 from mqauth.check.rollout import HOUR, Standing, standings
-from mqauth.cli import rollout_steps
 from mqauth.cli.app import Config, Json, Yes, answer, group
 from mqauth.cli.forms import one_line
-from mqauth.cli.rollout_steps import Value, changed, number_of
+from mqauth.cli.rollout_steps import Value, broker_for, changed, emptied, number_of, unread
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.settings import FileSettings
@@ -105,17 +104,19 @@ def up(
             against = None
             # With the interceptor the reports say how old what consumers got in the last minute is.
             if standing.oldest is not None and _now() - standing.oldest > HOUR:
-                oldest = f"the oldest delivery of the last minute was appended at {iso_time(standing.oldest)}"
-                against = f"{oldest}: let the consumers catch up"
+                against = (
+                    f"the oldest delivery of the last minute was appended at {iso_time(standing.oldest)}:"
+                    " let the consumers catch up"
+                )
             if on_kafka or standing.oldest is None:
-                asked = rollout_steps.broker_for(destination, broker, file)
+                asked = broker_for(destination, broker, file)
                 consumer = file.consumer
                 known = require(
                     scope or (None if consumer is None else consumer.scope),
                     "--scope: required, the consumer group or queue; or [consumer] scope; or --settled",
                 )
                 if on_kafka:
-                    against = rollout_steps.unread(
+                    against = unread(
                         places.parse(destination)[1],
                         known,
                         entry,
@@ -123,21 +124,18 @@ def up(
                         asked,
                     )
                 else:
-                    against = rollout_steps.emptied(
-                        known, asked, 1 if file.check is None else file.check.consumers, look, _now
-                    )
+                    against = emptied(known, asked, 1 if file.check is None else file.check.consumers, look, _now)
             # meanwhile there may be new reports
             standing = look()
             standing.against += [] if against is None else [against]
         if not standing.is_safe:
             answer(json, standing.as_dict() | {"written": False}, *_lines(standing))
             return 1
-    values: dict[str, Value] = {"rung": rung.label, "since": _today()}
-    values |= {"until": None} if rung is Rung.ENFORCE else {}
+    ended: dict[str, Value] = {"until": None} if rung is Rung.ENFORCE else {}
     return _apply(
         config,
         destination,
-        values,
+        ended | {"rung": rung.label, "since": _today()},
         {} if why is None else {f"why {_today()}": why},
         number=number,
         note="the history stays unsigned: who reads it from its beginning needs a group of his own, at observe"

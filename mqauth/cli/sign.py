@@ -33,7 +33,6 @@ from mqauth.logs import harmless
 from mqauth.signer import Prepared
 from mqauth.wire import identity, json_form, strict_json
 from mqauth.wire.claims import MAX_BATCH, Batch, Claims
-from mqauth.wire.identity import SEPARATOR
 from mqauth.wire.jws import MAX_TOKEN
 from mqauth.wire.message import NO_ORIGIN, Origin
 
@@ -181,7 +180,7 @@ def described(token: bytes) -> dict[str, Any]:
     Raises:
         Rejection: it cannot be parsed, as a consumer would say.
     """
-    first, _, rest = token.partition(SEPARATOR)
+    first, _, rest = token.partition(identity.SEPARATOR)
     if not identity.is_wit(first):
         opened, claims = identity.opened_token(token)
         return {
@@ -214,7 +213,7 @@ def described(token: bytes) -> dict[str, Any]:
         "bytes": len(wit.text),
     }
     if rest:
-        proof = identity.parse_proof(identity.open_proof(rest.partition(SEPARATOR)[0]))
+        proof = identity.parse_proof(identity.open_proof(rest.partition(identity.SEPARATOR)[0]))
         description["proof"] = {"algorithm": proof.opened.algorithm} | _proof(proof.claims)
         description["proof_belongs_to_identity"] = proof.wth == wit.digest
     return description

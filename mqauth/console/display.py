@@ -84,11 +84,6 @@ REASONS: Final[dict[str, tuple[int, int]]] = {
 """Each reason's number of a colour and of a pattern: plain, stripes, dots, bars, checks; each pair stands once."""
 
 
-def of_reason(reason: str) -> tuple[int, int]:
-    """Return the numbers of the colour and of the pattern of a reason."""
-    return REASONS.get(reason, GREY)
-
-
 def of_producer(subject: str) -> int:
     """Return the number of the colour of a producer: of its name alone, so that it is always the same.
 

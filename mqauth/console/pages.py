@@ -113,14 +113,12 @@ def query_of(wanted: Filter, **more: object) -> str:
     return urlencode(wanted.given() | {name: str(value) for name, value in more.items()}, doseq=True)
 
 
-def row_number(text: str | None) -> int:
-    """Return the number of a row in a query, 0 where there is none.
+def row_number(text: str) -> int:
+    """Return the number of a row in a query.
 
     Raises:
         HTTPException: it is no number.
     """
-    if text is None:
-        return 0
     require(text.isascii() and text.isdecimal() and len(text) <= 12, "A number is expected.", bad_request)
     return int(text)
 
@@ -197,7 +195,7 @@ class Pages:
         """Show the letters that a filter means, a page at a time."""
         query = request.query_params
         wanted, order = filter_of(query), order_of(query, LETTER_COLUMNS, QUEUE)
-        after, before = row_number(query.get("after")), row_number(query.get("before"))
+        after, before = row_number(query.get("after", "0")), row_number(query.get("before", "0"))
         start, most = before or after, PAGE + 1
         rows = await run_in_threadpool(
             self._ask, Index.page, [], wanted, after=start, limit=most, order=order.reverse if before else order

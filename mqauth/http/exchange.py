@@ -94,14 +94,17 @@ def request(
         kind, body = "application/x-www-form-urlencoded", urlencode(form).encode("ascii")
     elif document is not None:
         kind, body = "application/json", strict_json.dumps(document)
-    optional = {"If-None-Match": etag, "Content-Type": kind, **(headers or {})}
     sent = {
         "Host": endpoint.authority,
         "Accept": "application/jwk-set+json, application/json",
         "Accept-Encoding": "identity",
         "Connection": "close" if kept is None else "keep-alive",
         "User-Agent": f"mqauth/{__version__}",
-        **{name: value for name, value in optional.items() if value is not None},
+        **{
+            name: value
+            for name, value in {"If-None-Match": etag, "Content-Type": kind, **(headers or {})}.items()
+            if value is not None
+        },
     }
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port)
 

@@ -22,9 +22,8 @@ from typing import Any, Final, cast
 
 import tenacity
 
-from mqauth.audit import record as audit_records
 from mqauth.audit.file import AuditFile
-from mqauth.audit.record import AuditRecord, AuditSink
+from mqauth.audit.record import AuditRecord, AuditSink, broker_fields, sha256, token_fields
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, uuid7
 from mqauth.errors import (
     Cause,
@@ -332,11 +331,9 @@ def _record(plan: Plan, reading: Reading, clock: Clock, release: Release | None)
         reason=None if reading.reason == UNKNOWN else reading.reason,
         detail=plan.reason,
         scope=reading.scope if release is None else release.scope,
-        broker={"destination": reading.destination} if original is None else audit_records.broker_fields(original),
-        token=audit_records.token_fields(
-            None, reading.kid, reading.alg, reading.claims, verified=release is not None
-        ),
-        body_sha256=None if body is None else audit_records.sha256(body),
+        broker={"destination": reading.destination} if original is None else broker_fields(original),
+        token=token_fields(None, reading.kid, reading.alg, reading.claims, verified=release is not None),
+        body_sha256=None if body is None else sha256(body),
         body_size=None if body is None else len(body),
         key_set=None,
         policy=None,
