@@ -119,12 +119,14 @@ def forms(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
             for other in workloads
             if other.subject.endswith(f"/{rule.subject}") or set(rule.destinations) == set(other.destinations)
         ]
-        if same and issuer is not None and not _is_silent(issuer, rule, target.now):
-            yield finding(
+        yield from those(
+            (
+                same and issuer is not None and not _is_silent(issuer, rule, target.now),
                 "forms_both",
                 ("consumer", "allow", number, "subject"),
-                f"{rule.subject} of {issuer.issuer} is {few(same)} in the other form",
+                f"{rule.subject} of {rule.issuer} is {few(same)} in the other form",
             )
+        )
 
 
 @on("consumer")
@@ -158,12 +160,14 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
                 )
                 yield finding(name, (*path, "destinations", at), f"{rule.subject} may publish to {destination}")
         issuers = [source for source in consumer.issuers if rule.issuer in (None, source.issuer)]
-        if all(_is_silent(source, rule, target.now) for source in issuers):
-            yield finding(
+        yield from those(
+            (
+                all(_is_silent(source, rule, target.now) for source in issuers),
                 "subject_without_key",
                 (*path, "subject"),
                 f"no key of {' or '.join(source.issuer for source in issuers)} speaks for {rule.subject}",
             )
+        )
 
 
 def authorities(target: Target) -> Iterator[Finding]:

@@ -56,12 +56,14 @@ def backlog(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         lifetimes,
         [issuer.max_identity_lifetime for issuer in consumer.issuers if issuer.trust_domain is not None],
     )
-    if waits < BACKLOG and consumer.backlog is None:
-        yield finding(
+    return those(
+        (
+            waits < BACKLOG and consumer.backlog is None,
             "backlog_expires",
             ("consumer", "at" if consumer.at == "consume" else "max_queue_age"),
             f"a message that waits for more than {waits} s is rejected",
         )
+    )
 
 
 @on("consumer")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import getpass
 import ipaddress
-import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -36,9 +35,6 @@ from mqauth.errors import refusing, require
 from mqauth.http.connection import FetchFailed
 from mqauth.review import SharedAuditFile, reviewers_releaser
 from mqauth.wire.keys import SigningKey
-
-if TYPE_CHECKING:
-    from mqauth.console import Provider
 
 
 @options(serving=Serving)
@@ -92,8 +88,7 @@ def console(
     addresses = places_of(broker, queue, topic, settings)
     with refusing(ImportError, 'mqauth console needs its packages: install "mqauth[cli,console]"'):
         from mqauth.console import Backend, Provider, Tokens, application, read_settings, redirect_uri
-        from mqauth.console.site import fresh_tokens
-        from mqauth.console.site import token_file as read_tokens
+        from mqauth.console.site import fresh_tokens, tokens_of
     read_key = None if key is None else key_reader(key, passphrase_env, passphrase_file)
 
     require(read_key is None or settings.consumer, "--key: needs --config too, the consumer's configuration")
@@ -108,9 +103,8 @@ def console(
     if read_key is not None:
         # The name of whoever signs in with the local token, for which the key has to speak. Without tokens
         # everybody has a name of their own; any name that the key speaks for shows that it is good.
-        name = reviewer_of(
-            read_key, reviewer or min(() if tokens else getattr(read_key(), "subjects", None) or (), default=None)
-        )
+        subjects = () if tokens else getattr(read_key(), "subjects", None) or ()
+        name = reviewer_of(read_key, reviewer or min(subjects, default=None))
         powers()["releaser"](name)
     # Wrong settings of the provider are told now. One that cannot be reached stops no start: it may come back.
     provider = None if oidc is None else Provider(read_settings(oidc))
@@ -120,7 +114,16 @@ def console(
         print(f"warning: identity provider: {error}; the console asks it again at each login", file=sys.stderr)
     with ExitStack() as stack:
         listener = stack.enter_context(listen(serving.host, port, tls=tls))
-        hosts = _hosts(listener, names or (), provider)
+        # The ``Host`` headers that the console answers to; the first one is printed.
+        address, number = listener.getsockname()[:2]
+        url = None if provider is None else provider.settings.url
+        require(
+            provider is None or url is not None or not ipaddress.ip_address(address).is_unspecified,
+            "--oidc: url: required, since the console listens on every address",
+        )
+        more = [*(names or ()), *([] if url is None else [url.partition("://")[2]])]
+        own = origin(listener, tls=tls)
+        hosts = [own.partition("://")[2], f"localhost:{number}", *map(str.lower, more)]
         back = None if provider is None else redirect_uri(hosts, provider, tls=tls)
         sink = None if audit is None else SharedAuditFile(audit)
         backends = {}
@@ -129,7 +132,7 @@ def console(
                 stack.enter_context(opened(address, audit=sink, **powers())), files=files or ()
             )
             stack.callback(backends[called].close)
-        made, fresh = (fresh_tokens(), True) if token_file is None else read_tokens(token_file)
+        made, fresh = (fresh_tokens(), True) if token_file is None else tokens_of(token_file)
         served = application(
             backends,
             tokens=Tokens(made) if tokens else None,
@@ -143,11 +146,10 @@ def console(
         def told() -> None:
             for backend in backends.values():
                 backend.read(name)
-            url = origin(listener, tls=tls) + "/"
             answer(
                 as_json,
-                {"url": url, "tokens": shown} | ({} if back is None else {"redirect_uri": back}),
-                f"console at {url}",
+                {"url": f"{own}/", "tokens": shown} | ({} if back is None else {"redirect_uri": back}),
+                f"console at {own}/",
                 *([] if back is None else [f"redirect URI at the identity provider: {back}"]),
                 *(f"{role} token: {token}" for role, token in shown.items()),
                 *([f"tokens are in {token_file}"] if tokens and not fresh else []),
@@ -169,22 +171,3 @@ def _powers(
             else reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
         ),
     }
-
-
-def _hosts(listener: socket.socket, names: Sequence[str], provider: Provider | None) -> list[str]:
-    """Return the ``Host`` headers that the console answers to; the first one is printed.
-
-    Raises:
-        ConfigurationError: the provider could not send anybody back to where the console listens.
-    """
-    host, port = listener.getsockname()[:2]
-    url = None if provider is None else provider.settings.url
-    require(
-        provider is None or url is not None or not ipaddress.ip_address(host).is_unspecified,
-        "--oidc: url: required, since the console listens on every address",
-    )
-    return [
-        origin(listener, tls=False).partition("://")[2],
-        f"localhost:{port}",
-        *(name.lower() for name in [*names, *([] if url is None else [url.partition("://")[2]])]),
-    ]

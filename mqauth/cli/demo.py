@@ -247,8 +247,7 @@ def _cases(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> list
         is_copy = _header(letter, _REASON_HEADER) == Reason.REPLAYED.value
         letters["replay" if is_copy else _header(letter, _CASE_HEADER)] = letter
     tokens = {_text(verified.header(_CASE_HEADER)): verified.jti for verified in handled}
-    if len(tokens) < len(handled):
-        tokens = {}
+    tokens = tokens if len(tokens) == len(handled) else {}
     for case in cases:
         trace, dead = tokens.get(case.case), letters.get(case.case)
         if (trace is None) is not (dead is None):

@@ -134,8 +134,11 @@ def init(
         require(
             url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}, like {_URLS[broker]}"
         )
-        names = {"broker": broker, "producer": producer, "consumer": consumer, "issuer": issuer, "url": url}
-        _write(folder, producer, texts(**names, managed=managed, observe=rung == "observe", framework=framework))
+        files = texts(
+            broker=broker, producer=producer, consumer=consumer, issuer=issuer, url=url, managed=managed,
+            observe=rung == "observe", framework=framework,
+        )  # fmt: skip
+        _write(folder, producer, files)
     if apply:
         # Exchange and queues, or topics, at the broker of ``consumer/mqauth.toml``; what exists stays.
         path = folder / _TOPOLOGY
@@ -166,11 +169,10 @@ def init(
                 with rabbitmq(address.settings, address.broker) as (connection, call):
                     call(_declared(connection, topology, proves=proves))
     # The commands that come next.
-    ready = f"{folder / _TOPOLOGY} is declared at the broker" if apply else f"{folder} is ready"
     answer(
         False,
         None,
-        f"{ready}. Next:",
+        f"{folder / _TOPOLOGY} is declared at the broker. Next:" if apply else f"{folder} is ready. Next:",
         *([f"  cd {folder}"] if folder != Path() else []),
         *(
             ["  docker compose up -d --wait      # a broker, unless you have one"]

@@ -75,7 +75,7 @@ def fresh_tokens() -> dict[str, str]:
     return {role: secrets.token_urlsafe(32) for role in ROLES}
 
 
-def token_file(path: Path) -> tuple[dict[str, str], bool]:
+def tokens_of(path: Path) -> tuple[dict[str, str], bool]:
     """Return the tokens of a file, ``role token`` a line, and whether the file was made just now.
 
     Raises:
