@@ -147,7 +147,11 @@ def held_key(proof: str, *, url: str, credential: str, now: float) -> Mapping[st
     Raises:
         Refused: ``dpop_invalid``.
     """
-    try:
+    invalid = partial(Refused, Refusal.DPOP_INVALID)
+    with (
+        refusing(Rejection, lambda error: error.detail.replace("of the identity", "of the proof"), invalid),
+        refusing(ValueError, str, invalid),
+    ):
         header, members, opened = open_jwt(proof)
         _require(header.keys() == HEADER, "its header has not exactly typ, alg and jwk")
         _require(header["typ"] == PROOF_TYPE, f"its typ is not {PROOF_TYPE}")
@@ -166,10 +170,6 @@ def held_key(proof: str, *, url: str, credential: str, now: float) -> Mapping[st
             (members.get("ath") == ath, "its ath is of another credential"),
         ):
             _require(holds, what)
-    except Rejection as error:
-        raise Refused(Refusal.DPOP_INVALID, error.detail.replace("of the identity", "of the proof")) from error
-    except ValueError as error:
-        raise Refused(Refusal.DPOP_INVALID, str(error)) from error
     return jwk
 
 
@@ -248,9 +248,12 @@ def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> ShownCredential:
         header, members, opened = open_jwt(text)
         _require(claims.is_name(opened.kid), "it has no kid")
     name = members.get("iss")
-    issuer = issuers.get(name) if type(name) is str else None
-    unknown = partial(Refused, Refusal.CREDENTIAL_ISSUER)
-    return ShownCredential(require(issuer, "its iss is not configured", unknown), header, members, opened)
+    issuer = require(
+        issuers.get(name) if type(name) is str else None,
+        "its iss is not configured",
+        partial(Refused, Refusal.CREDENTIAL_ISSUER),
+    )
+    return ShownCredential(issuer, header, members, opened)
 
 
 def verify(shown: ShownCredential, *, audience: str, now: float) -> ShownCredential:

@@ -360,12 +360,15 @@ class IdentityAuthority:
             Unavailable: ``audit_unavailable``.
         """
         # What nobody proved stands under ``claimed``.
-        subject = {} if trace.subject is None else {"sub": harmless(trace.subject)}
         self._write(
             REFUSED,
             refused.refusal.value,
             refused.detail,
-            {"claimed": {"iss": self.trust_domain, **subject}, "thumbprint": None},
+            {
+                "claimed": {"iss": self.trust_domain}
+                | ({} if trace.subject is None else {"sub": harmless(trace.subject)}),
+                "thumbprint": None,
+            },
             trace,
         )
 

@@ -374,9 +374,9 @@ def _carry_out(
             ids = "".join(
                 f", {key} {value}" for key, value in (("id", plan.wanted.id), ("kid", plan.wanted.kid)) if value
             )
-            letters = f"{counts['accepted']} of {counts.total()} letters of {session.box.name}"
             confirmed(
-                f"{plan.act.capitalize()} {letters}{ids}{end}?",
+                f"{plan.act.capitalize()} {counts['accepted']} of {counts.total()} letters"
+                f" of {session.box.name}{ids}{end}?",
                 "--yes: required where nobody can be asked (or look with --dry-run)",
                 quiet=as_json,
             )

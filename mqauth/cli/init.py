@@ -134,11 +134,10 @@ def init(
         require(
             url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}, like {_URLS[broker]}"
         )
-        files = texts(
+        _write(folder, producer, texts(
             broker=broker, producer=producer, consumer=consumer, issuer=issuer, url=url, managed=managed,
             observe=rung == "observe", framework=framework,
-        )  # fmt: skip
-        _write(folder, producer, files)
+        ))  # fmt: skip
     if apply:
         # Exchange and queues, or topics, at the broker of ``consumer/mqauth.toml``; what exists stays.
         path = folder / _TOPOLOGY

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -44,36 +44,41 @@ KEY: Final = (
     Column("ready (UTC)", cut=False),
 )
 Dir = Annotated[Path, typer.Option("--dir", help="The keystore folder.")]
-Subjects = Annotated[
-    list[str] | None,
-    typer.Option("--subject", help="A producer that the key may speak for; by default those of the last key."),
-]
-PublishDelay = Annotated[
-    int | None, typer.Option("--publish-delay", help="Seconds for which a new key stays pending.")
-]
-Pinned = Annotated[
-    bool, typer.Option("--pinned", help="The key names no producer: consumers say whom it speaks for.")
-]
-Overlap = Annotated[
-    int | None,
-    typer.Option(
-        "--overlap",
-        help="Of an authority: seconds by which a retired key ends later, so that its identities live out.",
-    ),
-]
 Kid = Annotated[str, typer.Option("--kid", help="Id of the key.")]
 
 
+def _ruled(
+    *,
+    subjects: Annotated[
+        list[str] | None,
+        typer.Option("--subject", help="A producer that the key may speak for; by default those of the last key."),
+    ] = None,
+    publish_delay: Annotated[
+        int | None, typer.Option("--publish-delay", help="Seconds for which a new key stays pending.")
+    ] = None,
+    pinned: Annotated[
+        bool, typer.Option("--pinned", help="The key names no producer: consumers say whom it speaks for.")
+    ] = False,
+    overlap: Annotated[
+        int | None,
+        typer.Option(
+            "--overlap",
+            help="Of an authority: seconds by which a retired key ends later, so that its identities live out.",
+        ),
+    ] = None,
+) -> dict[str, Any]:
+    """Return whom a key is for, and by which rules its folder lives."""
+    return dict(locals())
+
+
 @app.command("new")
+@options(ruled=_ruled)
 def new(
     *,
     folder: Dir = _FOLDER,
+    ruled: dict[str, Any],
     algorithm: Annotated[str, typer.Option("--alg", help=", ".join(ALGORITHMS))] = "EdDSA",
-    subjects: Subjects = None,
-    publish_delay: PublishDelay = None,
-    pinned: Pinned = False,
     pending: Annotated[bool, typer.Option("--pending", help="Do not sign with a first key at once.")] = False,
-    overlap: Overlap = None,
     passphrase_env: PassphraseEnv = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
@@ -81,41 +86,23 @@ def new(
     """Make a key. The first one of a folder signs at once; later ones are pending."""
     require(algorithm in ALGORITHMS, f"--alg: must be {', '.join(ALGORITHMS)}")
     keystore = Keystore(folder=folder, passphrase=_passphrase(passphrase_env, passphrase_file))
-    _made(
-        keystore,
-        partial(keystore.create, algorithm=algorithm, pending=pending),
-        subjects,
-        pinned=pinned,
-        as_json=as_json,
-        publish_delay=publish_delay,
-        overlap=overlap,
-    )
+    _made(keystore, partial(keystore.create, algorithm=algorithm, pending=pending), **ruled, as_json=as_json)
 
 
 @app.command("adopt")
+@options(ruled=_ruled)
 def adopt(
     *,
     uri: Annotated[
         str, typer.Option("--uri", help="Where the key is, pkcs11:token=prod;object=orders-1 for example.")
     ],
+    ruled: dict[str, Any],
     folder: Dir = _FOLDER,
-    subjects: Subjects = None,
-    publish_delay: PublishDelay = None,
-    pinned: Pinned = False,
-    overlap: Overlap = None,
     as_json: Json = False,
 ) -> None:
     """Enter a key that an HSM or a service holds. It is pending; its private half stays there."""
     keystore = Keystore(folder=folder)
-    _made(
-        keystore,
-        partial(keystore.adopt, uri),
-        subjects,
-        pinned=pinned,
-        as_json=as_json,
-        publish_delay=publish_delay,
-        overlap=overlap,
-    )
+    _made(keystore, partial(keystore.adopt, uri), **ruled, as_json=as_json)
 
 
 @app.command("jwks")
@@ -206,8 +193,9 @@ def _end(
     after = act(before, whole, now)
     if before.active is not None and after.active is None and not yes:
         ready = min((key.ready for key in after.keys if key.state is ring.State.PENDING), default=None)
-        until = "until you make another key" if ready is None else f"until {shown_time(ready)} UTC"
-        warning = f"{whole} is the only active key: nothing can be signed {until}"
+        warning = f"{whole} is the only active key: nothing can be signed until " + (
+            "you make another key" if ready is None else f"{shown_time(ready)} UTC"
+        )
         confirmed(f"{warning}. Go on?", f"{warning}; give --yes if that is what you want", quiet=as_json)
     _print_key(keystore.change(lambda keys, moment: act(keys, whole, moment)).get(whole), folder, as_json=as_json)
 
@@ -238,8 +226,8 @@ def serve(
 def _made(
     keystore: Keystore,
     make: Callable[..., RingKey],
-    subjects: list[str] | None,
     *,
+    subjects: list[str] | None,
     pinned: bool,
     as_json: bool,
     **settings: int | None,

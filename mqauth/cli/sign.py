@@ -141,9 +141,8 @@ def verify(
             }
         )
         verdicts.add(outcome.verdict)
-    if exit_zero:
-        return 0
-    return 1 if Verdict.REJECTED in verdicts else 3 if {Verdict.DEFERRED, Verdict.DUPLICATE} & verdicts else 0
+    found = set[Verdict]() if exit_zero else verdicts
+    return 1 if Verdict.REJECTED in found else 3 if {Verdict.DEFERRED, Verdict.DUPLICATE} & found else 0
 
 
 app = group("Print what an identity or a token says.", "mqauth identity show -")
@@ -195,28 +194,33 @@ def described(token: bytes) -> dict[str, Any]:
             | _proof(claims),
         }
     wit = identity.parse_wit(first)
-    description: dict[str, Any] = {"form": "identity", "verified": False}
     who = wit.identity
-    description["identity"] = {
-        "subject": who.subject,
-        "trust_domain": who.trust_domain,
-        "authority_kid": who.kid,
-        "authority_algorithm": wit.opened.algorithm,
-        "algorithm": wit.jwk["alg"],
-        "jkt": who.jkt,
-        "issued": who.issued,
-        "begins": wit.begins,
-        "expires": who.expires,
-        "jti": who.jti,
-        "iss": who.iss,
-        "claims": dict(who.claims),
-        "bytes": len(wit.text),
+    description: dict[str, Any] = {
+        "form": "identity",
+        "verified": False,
+        "identity": {
+            "subject": who.subject,
+            "trust_domain": who.trust_domain,
+            "authority_kid": who.kid,
+            "authority_algorithm": wit.opened.algorithm,
+            "algorithm": wit.jwk["alg"],
+            "jkt": who.jkt,
+            "issued": who.issued,
+            "begins": wit.begins,
+            "expires": who.expires,
+            "jti": who.jti,
+            "iss": who.iss,
+            "claims": dict(who.claims),
+            "bytes": len(wit.text),
+        },
     }
-    if rest:
-        proof = identity.parse_proof(identity.open_proof(rest.partition(identity.SEPARATOR)[0]))
-        description["proof"] = {"algorithm": proof.opened.algorithm} | _proof(proof.claims)
-        description["proof_belongs_to_identity"] = proof.wth == wit.digest
-    return description
+    if not rest:
+        return description
+    proof = identity.parse_proof(identity.open_proof(rest.partition(identity.SEPARATOR)[0]))
+    return description | {
+        "proof": {"algorithm": proof.opened.algorithm} | _proof(proof.claims),
+        "proof_belongs_to_identity": proof.wth == wit.digest,
+    }
 
 
 def _proof(claims: Claims) -> dict[str, Any]:

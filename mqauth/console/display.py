@@ -213,9 +213,12 @@ def claims(reading: Reading) -> list[tuple[str, str]]:
     if reading.claims is None:
         return []
     members = reading.claims.as_dict()
-    times = {name: members[name] for name in ("iat", "exp", "nbf") if isinstance(members.get(name), int)}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in members.items()}
-    texts |= {name: f"{value} ({moment(float(value))})" for name, value in times.items()}
+    texts |= {
+        name: f"{members[name]} ({moment(float(members[name]))})"
+        for name in ("iat", "exp", "nbf")
+        if isinstance(members.get(name), int)
+    }
     rows = [("kid", reading.kid or ""), ("alg", reading.alg or ""), *texts.items()]
     return [(_short(name), _short(text)) for name, text in rows]
 

@@ -213,8 +213,9 @@ class Provider:
 
     def _endpoint(self, url: Any, name: str) -> Endpoint:
         """Return where to ask: https, or http to this machine where the settings allow that by name."""
-        what = f"{name}: must be an https URL with a host, without user, password and fragment"
-        with refusing(ConfigurationError, what):
+        with refusing(
+            ConfigurationError, f"{name}: must be an https URL with a host, without user, password and fragment"
+        ):
             require(isinstance(url, str) and len(url) <= 2048, "no URL")
             return Endpoint.parse(url, unsafe_http_loopback=self.settings.unsafe_http_loopback)
 

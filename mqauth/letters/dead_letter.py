@@ -245,10 +245,9 @@ def content_digest(message: Message) -> str:
     envelope.add_named(parts, "body", (message.body,))
     # Sorted, because pamqp sorts the entries of a table when it sends them, and the letter's digest must be the
     # same.
-    headers = sorted(message.headers, key=itemgetter(0))
     for name, value in (
         *((name, str(message.properties[name])) for name in sorted(message.properties)),
-        *(pair for pair in headers if not envelope.is_broker_written(pair[0])),
+        *(pair for pair in sorted(message.headers, key=itemgetter(0)) if not envelope.is_broker_written(pair[0])),
     ):
         _add_any(parts, name, value)
     return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -277,8 +277,7 @@ def _returned(
     with nothing, and each verdict that the terms may waive adds one reason. Only of a letter rejected as
     ``replayed`` that reason is waived at once, since a verdict without claims does not find it.
     """
-    whole = reading.original if reading.intact else None
-    original = require(whole, why_not_intact(reading), _RefusedError)
+    original = require(reading.original if reading.intact else None, why_not_intact(reading), _RefusedError)
     scope, now = today.scope_for(reading, plan.scope), today.clock.now()
     if reading.rung is not None:
         plain = without_release(redeliverable(original, scope=scope, now=now, proven=False))

@@ -304,13 +304,12 @@ def redeliverable(original: Message, *, scope: str, now: float, proven: bool = T
     """
     claims = _token_fields(original)["claims"] if proven else None
     dropped = {"BCC", "x-delay", "timestamp_in_ms", "CC"} - set(() if claims is None else claims.mqa.hdr)
-    headers = tuple(
-        pair for pair in original.headers if pair[0] not in dropped and not envelope.is_broker_written(pair[0])
-    )
     live = ("user-id", "expiration", "delivery-mode", "cluster-id")
     return replace(
         original,
-        headers=headers,
+        headers=tuple(
+            pair for pair in original.headers if pair[0] not in dropped and not envelope.is_broker_written(pair[0])
+        ),
         properties={name: value for name, value in original.properties.items() if name not in live},
         origin=replace(
             original.origin, scope=scope, timestamp_ms=int(now * 1000), timestamp_type="append", redelivered=False

@@ -21,11 +21,11 @@ with needs_extra("prometheus"):
     from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
 
 LIVE, READY, HEALTH = "/live", "/ready", "/health"
-Consumers = Mapping[str, Callable[[], Health]]
-Start = Callable[[str, list[tuple[str, str]]], Any]
 
 
-def _answering(consumers: Consumers, others: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+def _answering(
+    consumers: Mapping[str, Callable[[], Health]], others: Callable[..., Iterable[bytes]]
+) -> Callable[..., Iterable[bytes]]:
     """Return a WSGI application that answers the probes, and hands every other path on.
 
     No probe asks a broker, an issuer, a store or a disk: a restart cures none of them.
@@ -35,7 +35,7 @@ def _answering(consumers: Consumers, others: Callable[..., Iterable[bytes]]) -> 
         others: answers every other path.
     """
 
-    def application(environ: Mapping[str, Any], start: Start) -> Iterable[bytes]:
+    def application(environ: Mapping[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = str(environ.get("PATH_INFO"))
         if path not in (LIVE, READY, HEALTH):
             return others(environ, start)
