@@ -139,10 +139,8 @@ class AuditFile(AbstractContextManager["AuditFile"]):
                 emit("audit.torn", "%s: a torn last line is cut off: %d bytes", self.path, self._lines.end - end)
                 self._lines.cut(end)
             before = rotated(self.path)
-            if line is None and before:
-                self._hash = _hash_of(last_line(before[-1])[0], before[-1])
-            else:
-                self._hash = GENESIS if line is None else _hash_of(line, self.path)
+            last = self.path if line is not None or not before else before[-1]
+            self._hash = GENESIS if line is None and not before else _hash_of(line or last_line(last)[0], last)
             self._chain, self._records, self._signed = self._counted()
         self._tried = self._signed
         # A crash may have left records unsigned.

@@ -88,13 +88,13 @@ def writable(target: Target) -> Iterator[Finding]:
     trusted: list[tuple[Path | None, Place]] = [
         (target.file, ()),
         *_named(target, "replay.file", "consumer.opa.ca", "producer.identity.ca"),
-    ]
-    trusted += [(reference.ca, signs.at) for signs, reference in target.references]
-    for source in target.sources:
-        trusted += [
+        *((reference.ca, signs.at) for signs, reference in target.references),
+        *(
             (path, (*source.table.path, key))
+            for source in target.sources
             for key, path in (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot))
-        ]
+        ),
+    ]
     return (
         finding("trust_writable", at, f"{target.shown(path)} may be written by others (mode {mode(path)})")
         for path, at in trusted
@@ -114,8 +114,8 @@ def readable(target: Target) -> Iterator[Finding]:
     secrets: list[tuple[Path | None, Place]] = [
         *passphrases,
         *_named(target, "consumer.opa.token_file", "producer.identity.credential.client_secret_file"),
+        *((reference.secret, signs.at) for signs, reference in target.references),
     ]
-    secrets += [(reference.secret, signs.at) for signs, reference in target.references]
     yield from (
         finding("secret_readable", named, f"{target.shown(secret)} is open to others (mode {mode(secret)})")
         for secret, named in secrets

@@ -310,9 +310,9 @@ def weakest(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Fi
     """Say by which destinations a queue may be reached unsigned."""
     consumer = target.settings.consumer
     destinations = [
-        destination for entry in entries if entry.at < Rung.ENFORCE for destination in entry.destinations
+        *(destination for entry in entries if entry.at < Rung.ENFORCE for destination in entry.destinations),
+        *(exemption.destination for exemption in (() if consumer is None else consumer.unsigned)),
     ]
-    destinations += [] if consumer is None else [exemption.destination for exemption in consumer.unsigned]
     rabbit = [destination for destination in destinations if destination.startswith("rabbitmq:")]
     return those((rabbit, "rollout_weakest", ("rollout",), f"unsigned messages may come by {few(rabbit)}"))
 

@@ -49,8 +49,10 @@ def limits(target: Target) -> Iterator[Finding]:
 def backlog(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find a consumer that cannot be stopped for a day without rejecting honest messages for their age."""
     # Producers in other files may sign for a shorter time, which this file does not say.
-    lifetimes = [consumer.max_lifetime]
-    lifetimes += [] if target.settings.producer is None else [target.settings.producer.lifetime]
+    lifetimes = [
+        consumer.max_lifetime,
+        *([] if target.settings.producer is None else [target.settings.producer.lifetime]),
+    ]
     waits = longest_wait(
         consumer.max_queue_age,
         lifetimes,

@@ -102,14 +102,11 @@ def tail(
     json: Json = False,
 ) -> None:
     """Show the last records of a file. To see those that come: tail -F FILE | mqauth audit tail -."""
-    if file != Path("-"):
-        for raw in last_lines(file, lines):
-            with refusing(ValueError, f"{file}: its end is no audit record"):
-                _show(parse_record(raw), json)
-        return
-    for raw in iter(partial(standard_input().readline, MAX_LINE), b""):
+    piped = file == Path("-")
+    source = iter(partial(standard_input().readline, MAX_LINE), b"") if piped else last_lines(file, lines)
+    for raw in source:
         # A line that somebody damaged is for `audit verify` to name.
-        with suppress(ValueError):
+        with suppress(ValueError) if piped else refusing(ValueError, f"{file}: its end is no audit record"):
             _show(parse_record(raw), json)
 
 
@@ -228,8 +225,8 @@ def _sentence(record: Record) -> str:
     if "flood" in record:
         return f"{record.get('time')}  {verdict}  no. {record.get('flood')} of a flood"
     claims = claims_of(record)
-    who = f"{claims.get('sub', '?')} ({claims.get('iss', '?')}, kid {claims.get('kid', '?')})"
-    proof = "" if is_verified(record) or not claims else "claimed "
+    signer = f"{claims.get('sub', '?')} ({claims.get('iss', '?')}, kid {claims.get('kid', '?')})"
+    proof = "" if is_verified(record) else "claimed "
     # Who asked an authority, where a record has it.
     asked = member(record, "asked")
     shown = member(asked, "credential")
@@ -238,5 +235,5 @@ def _sentence(record: Record) -> str:
     where = member(record, "broker").get("destination") or (
         f"from {asked['address']}{by}" if "address" in asked else ""
     )
-    who = who if claims else "no token"
-    return f"{record.get('time')}  {verdict}  {where}  {proof}{who}  {record.get('detail') or ''}".rstrip()
+    who = f"{proof}{signer}" if claims else "no token"
+    return f"{record.get('time')}  {verdict}  {where}  {who}  {record.get('detail') or ''}".rstrip()

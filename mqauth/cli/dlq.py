@@ -286,14 +286,14 @@ def balance(
     require(files, f"no audit files: name them, or [review] audit_files in {FILE}")
     with _surveyed(place, as_json) as (session, index, _):
         ledger = session.ledger(index, files)
-    as_of = "" if ledger.as_of is None else f", as of {shown_time(ledger.as_of)} UTC"
     lines = [
-        f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven"
-        f" + {ledger.discarded} discarded + {len(ledger.missing)} missing{as_of}"
+        f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven + {ledger.discarded} discarded"
+        f" + {len(ledger.missing)} missing"
+        + ("" if ledger.as_of is None else f", as of {shown_time(ledger.as_of)} UTC")
     ]
     for name, ids in (("missing", ledger.missing), ("unknown", ledger.unknown), ("unproven", ledger.unproven)):
-        lines += [f"{name}: {letter}" for letter in ids[:20]]
-        lines += [f"{name}: {len(ids) - 20} more (--json lists 100)"] if len(ids) > 20 else []
+        more = [f"{name}: {len(ids) - 20} more (--json lists 100)"] if len(ids) > 20 else []
+        lines += [*(f"{name}: {letter}" for letter in ids[:20]), *more]
     answer(as_json, ledger.as_dict(), *lines)
     return 1 if ledger.difference else 0
 
@@ -361,12 +361,11 @@ def _carry_out(
         selection, counts = session.rehearse(index, plan)
         if dry_run:
             refused = Counter({reason: count for reason, count in counts.items() if reason != "accepted"})
-            lines = [f"{count} will not be redriven: {reason}" for reason, count in refused.most_common()]
             answer(
                 as_json,
                 {"dry_run": plan.act, "would": counts["accepted"], "refused": dict(refused)},
                 f"would {plan.act} {counts['accepted']} of {counts.total()} letters",
-                *lines,
+                *(f"{count} will not be redriven: {reason}" for reason, count in refused.most_common()),
             )
             return 0
         if not yes:
@@ -392,8 +391,10 @@ def _carry_out(
             signal.signal(signal.SIGINT, kept)
     counted = ((done.failed, "failed"), (done.gone, "gone meanwhile"), (done.left, "left"))
     more = "".join(f", {count} {what}" for count, what in counted if count)
-    lines = [f"{done.done} of {done.selected} {_DONE[plan.act]}{more}"]
-    lines += [f"{count} refused: {reason}" for reason, count in done.refused.most_common()]
-    lines += [f"ended by: {done.error}"] if done.error else []
+    lines = [
+        f"{done.done} of {done.selected} {_DONE[plan.act]}{more}",
+        *(f"{count} refused: {reason}" for reason, count in done.refused.most_common()),
+        *([f"ended by: {done.error}"] if done.error else []),
+    ]
     answer(as_json, {"act": _DONE[plan.act], **done.as_dict()}, *lines)
     return INTERRUPTED if cancelled.is_set() else 0 if done.done + done.gone == done.selected else 1

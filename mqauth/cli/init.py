@@ -237,8 +237,12 @@ def texts(
     }
     # By which clock messages are judged, how long they may wait, and which findings that explains.
     accepted = ["key_plain", *(["lifetime_long"] if managed else [])]
-    hidden = ["unsigned_headers_hidden", *accepted[1:], *(["rollout_observe"] if observe else [])]
-    hidden += [] if on_kafka or not observe else ["rollout_weakest"]
+    hidden = [
+        "unsigned_headers_hidden",
+        *accepted[1:],
+        *(["rollout_observe"] if observe else []),
+        *([] if on_kafka or not observe else ["rollout_weakest"]),
+    ]
     values |= {
         "lifetime": "1d" if managed else "60s",
         "times": _MANAGED if managed else _APPEND + ("" if on_kafka else _INTERCEPTOR),

@@ -342,8 +342,10 @@ def account(
     # A letter still in the queue is open whatever the audit says: an act recorded before a crash may not have
     # removed it.
     resolved = {letter: act for letter, act in acts.items() if letter in rejected and letter not in here}
-    unproven = [letter for letter, intact in here.items() if letter in rejected and not intact]
-    unproven += [letter for letter, (_, intact) in resolved.items() if not intact]
+    unproven = [
+        *(letter for letter, intact in here.items() if letter in rejected and not intact),
+        *(letter for letter, (_, intact) in resolved.items() if not intact),
+    ]
     return Ledger(
         rejected=len(rejected),
         open=sum(1 for letter in here if letter in rejected),
