@@ -74,8 +74,10 @@ class Trace:
             "sub": shown.text("sub"),
             "jti": shown.text("jti"),
         }
-        known = {name: harmless(text) for name, text in texts.items() if text is not None}
-        return asked | {"credential": {"name": shown.issuer.name, "verified": shown.verified} | known}
+        return asked | {
+            "credential": {"name": shown.issuer.name, "verified": shown.verified}
+            | {name: harmless(text) for name, text in texts.items() if text is not None}
+        }
 
 
 MAX_CLAIMS: Final = 16

@@ -238,8 +238,10 @@ class Session:
         )
 
     def _releaser_of(self, plan: Plan) -> Releaser:
-        allowed = ", ".join(self.waivable) or "nothing"
-        require(plan.waive <= {*self.waivable}, f"waive: [[release.authorities]] lets a release waive {allowed}")
+        require(
+            plan.waive <= {*self.waivable},
+            f"waive: [[release.authorities]] lets a release waive {', '.join(self.waivable) or 'nothing'}",
+        )
         return require(self._releaser, "started without --key: nothing can be redriven")(plan.reviewer)
 
 
