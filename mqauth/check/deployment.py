@@ -64,23 +64,25 @@ def connections(target: Target) -> Iterator[Finding]:
             if url.scheme == "kafka"
             else url.scheme in ("amqps", "rediss")
         )
-        found = those(
-            (url.scheme == "amqp" and ignored, "broker_tls_ignored", path, f"{url} with {', '.join(ignored)}"),
-            (
-                not encrypted and not all(map(is_loopback, url.hosts)),
-                "replay_plaintext" if replay else "broker_plaintext",
-                path,
-                f"{url} is plaintext",
-            ),
-            (
-                url.is_unverified,
-                "replay_unverified" if replay else "broker_unverified",
-                path,
-                f"{url} turns verification off",
-            ),
-        )
         # The first of them that holds.
-        yield from islice(found, 1)
+        yield from islice(
+            those(
+                (url.scheme == "amqp" and ignored, "broker_tls_ignored", path, f"{url} with {', '.join(ignored)}"),
+                (
+                    not encrypted and not all(map(is_loopback, url.hosts)),
+                    "replay_plaintext" if replay else "broker_plaintext",
+                    path,
+                    f"{url} is plaintext",
+                ),
+                (
+                    url.is_unverified,
+                    "replay_unverified" if replay else "broker_unverified",
+                    path,
+                    f"{url} turns verification off",
+                ),
+            ),
+            1,
+        )
 
 
 def writable(target: Target) -> Iterator[Finding]:

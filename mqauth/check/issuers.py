@@ -199,8 +199,9 @@ def contents(target: Target) -> Iterator[Finding]:
                 faults.setdefault(fault, []).append(str(number))
         for (name, what), numbers in faults.items():
             yield finding(name, path, f"{shown}: key {few(numbers)}: {what}")
-        skipped = getattr(key_set(source), "skipped", ())
-        twice = [line for line in skipped if line.startswith(("kid ", "mqauth_cutoff "))]
+        twice = [
+            line for line in getattr(key_set(source), "skipped", ()) if line.startswith(("kid ", "mqauth_cutoff "))
+        ]
         yield from those((twice, "jwks_skipped", path, f"{shown}: {few(twice)}"))
 
 

@@ -204,7 +204,6 @@ def check(
             for each in Severity
         ]
         counts = ", ".join(f"{count} {noun}" + ("" if count == 1 else "s") for count, noun in counted)
-        accepted = f"; {report.accepted} accepted" if report.accepted else ""
         # The findings: as paragraphs on a terminal, tab-separated for a program. The file may hold anything.
         if (width := terminal_width()) is None:
             cells = [
@@ -245,7 +244,7 @@ def check(
         answer(
             False,
             None,
-            f"{one_line(str(file))}: {counts}{accepted}.",
+            f"{one_line(str(file))}: {counts}{f'; {report.accepted} accepted' if report.accepted else ''}.",
             *([f"Not looked at: {', '.join(report.unseen)}."] if report.unseen else []),
             *(one_line(f"{each.what}: {each.said}") for each in asked),
         )

@@ -121,9 +121,13 @@ def console(
             provider is None or url is not None or not ipaddress.ip_address(address).is_unspecified,
             "--oidc: url: required, since the console listens on every address",
         )
-        more = [*(names or ()), *([] if url is None else [url.partition("://")[2]])]
         own = origin(listener, tls=tls)
-        hosts = [own.partition("://")[2], f"localhost:{number}", *map(str.lower, more)]
+        hosts = [
+            own.partition("://")[2],
+            f"localhost:{number}",
+            *map(str.lower, names or ()),
+            *([] if url is None else [url.partition("://")[2].lower()]),
+        ]
         back = None if provider is None else redirect_uri(hosts, provider, tls=tls)
         sink = None if audit is None else SharedAuditFile(audit)
         backends = {}

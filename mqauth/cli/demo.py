@@ -157,12 +157,14 @@ def demo(
     lost = sum(case.verdict == LOST for case in cases)
     attacks = [case for case in cases if case.expected != ACCEPTED]
     odd = [case.case for case in cases if not case.as_expected]
-    shown = ("case", "story", "expected", "verdict", "reason", "audit")
     answer(
         as_json,
         {
             "broker": stage.name,
-            "cases": [{name: getattr(case, name) for name in shown} for case in cases],
+            "cases": [
+                {name: getattr(case, name) for name in ("case", "story", "expected", "verdict", "reason", "audit")}
+                for case in cases
+            ],
             "audit_chain": chain,
             "lost": lost,
         },

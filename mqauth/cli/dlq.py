@@ -134,11 +134,11 @@ def groups(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False
     """Count dead letters by reason, key, producer and destination."""
     with _surveyed(place, as_json, wanted) as (session, index, meant):
         kinds = index.groups(meant)
-        names = ("reason", "kid", "subject", "issuer", "destination")
         cells = [
-            (str(each.count), *(getattr(each, name) for name in names), *map(shown_time, (each.first, each.last)))
+            (str(each.count), each.reason, each.kid, each.subject, each.issuer, each.destination,
+             shown_time(each.first), shown_time(each.last))
             for each in kinds
-        ]
+        ]  # fmt: skip
         told = [
             vars(each) | {name: review.time_text(getattr(each, name)) or None for name in ("first", "last")}
             for each in kinds

@@ -115,16 +115,13 @@ def up(
                     scope or (None if consumer is None else consumer.scope),
                     "--scope: required, the consumer group or queue; or [consumer] scope; or --settled",
                 )
-                if on_kafka:
-                    against = unread(
-                        places.parse(destination)[1],
-                        known,
-                        entry,
-                        Rollout((), [] if consumer is None else [each.build() for each in consumer.unsigned]),
-                        asked,
-                    )
-                else:
-                    against = emptied(known, asked, 1 if file.check is None else file.check.consumers, look, _now)
+                exempt = [] if consumer is None else [each.build() for each in consumer.unsigned]
+                consumers = 1 if file.check is None else file.check.consumers
+                against = (
+                    unread(places.parse(destination)[1], known, entry, Rollout((), exempt), asked)
+                    if on_kafka
+                    else emptied(known, asked, consumers, look, _now)
+                )
             # meanwhile there may be new reports
             standing = look()
             standing.against += [] if against is None else [against]

@@ -139,8 +139,12 @@ class Table:
             RefusedSetting: the value is not an array of tables.
         """
         value, name = self.members[key], f"[[{self._dotted(key)}]]"
-        good = isinstance(value, list) and all(isinstance(item, dict) for item in value)
-        self.require_type(good, key, f"an array of tables {name}", value)
+        self.require_type(
+            isinstance(value, list) and all(isinstance(item, dict) for item in value),
+            key,
+            f"an array of tables {name}",
+            value,
+        )
         for number, item in enumerate(value):
             yield Table(file=self.file, name=f"{name} #{number + 1}", members=item, path=(*self.path, key, number))
 
@@ -179,8 +183,9 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
     # TOMLDecodeError is a ValueError, and so is an integer with too many digits for int().
     except ValueError as error:
         last = raw.rstrip(b"\n").count(b"\n") + 1
-        what = str(error).replace("(at end of document)", f"(at line {last}, the end)")
-        raise ConfigurationError(f"{path}: not TOML: {what}") from error
+        raise ConfigurationError(
+            f"{path}: not TOML: {error}".replace("(at end of document)", f"(at line {last}, the end)")
+        ) from error
     return text, _filled(members, Table(file=str(path), members=members))
 
 

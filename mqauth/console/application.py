@@ -345,8 +345,9 @@ class Lobby:
             label, leave = self._provider.settings.label, self._provider.known.get("end_session_endpoint")
             # Where people log out at the provider (OpenID Connect RP-Initiated Logout 1.0).
             if leave is not None:
-                query = urlencode({"client_id": self._provider.settings.client_id})
-                leave = f"{leave}{'&' if '?' in leave else '?'}{query}"
+                leave += ("&" if "?" in leave else "?") + urlencode(
+                    {"client_id": self._provider.settings.client_id}
+                )
         return self.site.page(
             "login.html",
             None,

@@ -150,20 +150,23 @@ class Provider:
         Raises:
             FetchFailed, ConfigurationError: as for ``metadata``.
         """
-        where = self.metadata()["authorization_endpoint"]
-        query = urlencode(
-            {
-                "response_type": "code",
-                "client_id": self.settings.client_id,
-                "redirect_uri": redirect_uri,
-                "scope": " ".join(self.settings.scopes),
-                "state": attempt.state,
-                "nonce": attempt.nonce,
-                "code_challenge": base64url.digest(attempt.verifier.encode("ascii")),
-                "code_challenge_method": "S256",
-            }
+        where = str(self.metadata()["authorization_endpoint"])
+        return (
+            where
+            + ("&" if "?" in where else "?")
+            + urlencode(
+                {
+                    "response_type": "code",
+                    "client_id": self.settings.client_id,
+                    "redirect_uri": redirect_uri,
+                    "scope": " ".join(self.settings.scopes),
+                    "state": attempt.state,
+                    "nonce": attempt.nonce,
+                    "code_challenge": base64url.digest(attempt.verifier.encode("ascii")),
+                    "code_challenge_method": "S256",
+                }
+            )
         )
-        return f"{where}{'&' if '?' in where else '?'}{query}"
 
     def claims(self, code: str, attempt: Attempt, redirect_uri: str) -> dict[str, Any]:
         """Exchange a code, and return the claims of the ID token for this login.
