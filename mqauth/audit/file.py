@@ -298,15 +298,11 @@ def files_of(path: Path, scope: str | None = None) -> list[Path]:
         scope: what stands for ``{scope}``; any, where none is known.
     """
     known = {"{scope}": "*" if scope is None else glob.escape(scope.replace("/", "_"))}
-    paths = {
-        Path(name)
-        for name in glob.glob(
-            "".join(
-                known.get(piece, "*") if number % 2 else glob.escape(piece)
-                for number, piece in enumerate(re.split(r"(\{(?:pid|host|instance|scope)\})", str(path)))
-            )
-        )
-    }
+    pieces = re.split(r"(\{(?:pid|host|instance|scope)\})", str(path))
+    pattern = "".join(
+        known.get(piece, "*") if number % 2 else glob.escape(piece) for number, piece in enumerate(pieces)
+    )
+    paths = {Path(name) for name in glob.glob(pattern)}
     return sorted(path for path in paths if not (path.suffix[1:].isdecimal() and path.with_suffix("") in paths))
 
 

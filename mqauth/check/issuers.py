@@ -64,41 +64,41 @@ def bindings(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
                     f"{issuer.issuer}: max_stale is {issuer.max_stale} s, identities last {lives} s",
                 )
             )
-            continue
-        names, path = subjects.get(_ANY, frozenset()), (*path, "subjects")
-        # An empty list in the key itself is stronger than any pin.
-        unbound = [
-            key.kid
-            for key in keys or ()
-            if key.subjects == frozenset() or (key.subjects is None and not names and key.kid not in subjects)
-        ]
-        yield from those(
-            (
-                len(names) > 1
-                and (keys is None or any(key.subjects is None and key.kid not in subjects for key in keys)),
-                "subjects_shared",
-                (*path, _ANY),
-                f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}',
-            ),
-            (
-                issuer.vouches,
-                "issuer_vouches",
-                (*issuer.table.path, "vouches"),
-                f"every key of {issuer.issuer} signs for all",
-            ),
-            (
-                not issuer.vouches and issuer.subjects is None and issuer.file is None,
-                "binding_unseen",
-                path,
-                "neither subjects nor vouches, and the keys are remote",
-            ),
-            (
-                not issuer.vouches and unbound,
-                "issuer_unbound",
-                path,
-                f"no subject is named by, or pinned to, the key {few(unbound)}",
-            ),
-        )
+        else:
+            names, path = subjects.get(_ANY, frozenset()), (*path, "subjects")
+            # An empty list in the key itself is stronger than any pin.
+            unbound = [
+                key.kid
+                for key in keys or ()
+                if key.subjects == frozenset() or (key.subjects is None and not names and key.kid not in subjects)
+            ]
+            yield from those(
+                (
+                    len(names) > 1
+                    and (keys is None or any(key.subjects is None and key.kid not in subjects for key in keys)),
+                    "subjects_shared",
+                    (*path, _ANY),
+                    f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}',
+                ),
+                (
+                    issuer.vouches,
+                    "issuer_vouches",
+                    (*issuer.table.path, "vouches"),
+                    f"every key of {issuer.issuer} signs for all",
+                ),
+                (
+                    not issuer.vouches and issuer.subjects is None and issuer.file is None,
+                    "binding_unseen",
+                    path,
+                    "neither subjects nor vouches, and the keys are remote",
+                ),
+                (
+                    not issuer.vouches and unbound,
+                    "issuer_unbound",
+                    path,
+                    f"no subject is named by, or pinned to, the key {few(unbound)}",
+                ),
+            )
 
 
 @on("consumer")

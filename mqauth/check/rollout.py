@@ -171,9 +171,7 @@ def _standing(
         for (_, _, before), (time, _, facts) in pairwise(observed)
         if before.get("rules") not in (None, facts.get("rules")) and time >= now - entry.window
     ]
-    for time, record, facts in observed:
-        if time < now - entry.window:
-            continue
+    for time, record, facts in (each for each in observed if each[0] >= now - entry.window):
         # what came in the window
         accepted = member(facts, "accepted")
         standing.accepted.update({name: _whole(accepted[name]) for name in entry.destinations if name in accepted})
@@ -190,16 +188,17 @@ def _standing(
             for issuer, subjects in issuers.items()
             for subject in (subjects if isinstance(subjects, dict) else ())
         }
-        if time < now - HOUR:
-            continue
-        # who is there, on which rung, and how old the last deliveries were
-        process, rungs, appended = record.get("instance"), member(facts, "rungs"), member(facts, "oldest")
-        standing.reported[process] = time
-        standing.rungs |= {str(rungs[destination]) for destination in entry.destinations if destination in rungs}
-        times = [
-            seconds_of(appended[destination]) for destination in entry.destinations if destination in appended
-        ]
-        oldest |= {process: min(times)} if times else {}
+        if time >= now - HOUR:
+            # who is there, on which rung, and how old the last deliveries were
+            process, rungs, appended = record.get("instance"), member(facts, "rungs"), member(facts, "oldest")
+            standing.reported[process] = time
+            standing.rungs |= {
+                str(rungs[destination]) for destination in entry.destinations if destination in rungs
+            }
+            times = [
+                seconds_of(appended[destination]) for destination in entry.destinations if destination in appended
+            ]
+            oldest |= {process: min(times)} if times else {}
     standing.groups = sorted(groups.values(), key=lambda seen: -seen.count)
     standing.oldest = min(oldest.values(), default=None)
     standing.never_signed = list(

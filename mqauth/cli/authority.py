@@ -196,12 +196,8 @@ def cutoff(
     # How many identities still live by the audit file here, if it tells anything.
     alive, since = None, time.time() - configured.settings.lifetime
     with suppress(ConfigurationError):
-        alive = sum(
-            map(
-                Selection(subject=subject, verdict=ISSUED, since=since).holds,
-                read_records(with_parts([configured.settings.audit])),
-            )
-        )
+        wanted = Selection(subject=subject, verdict=ISSUED, since=since)
+        alive = sum(map(wanted.holds, read_records(with_parts([configured.settings.audit]))))
     answer(
         as_json,
         {"sub": subject, "before": cut.before, "reason": cut.reason, "alive": alive},

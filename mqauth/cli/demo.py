@@ -79,13 +79,8 @@ class Case:
 
 def named(message: Message, name: str) -> Message:
     """Return a message with the name of its case in a last header, of the type that its broker uses."""
-    return replace(
-        message,
-        headers=(
-            *message.headers,
-            (_CASE_HEADER, name.encode() if destination.is_kafka(message.destination) else name),
-        ),
-    )
+    value = name.encode() if destination.is_kafka(message.destination) else name
+    return replace(message, headers=(*message.headers, (_CASE_HEADER, value)))
 
 
 def _header(message: Message, name: str) -> str:

@@ -120,10 +120,10 @@ def jwks(
     )
     if out is None:
         print(text)
-        return
-    files.write_whole(out, text.encode("utf-8") + b"\n")
-    # Everybody may read public keys; the consumer often runs as another user.
-    out.chmod(0o644)
+    else:
+        files.write_whole(out, text.encode("utf-8") + b"\n")
+        # Everybody may read public keys; the consumer often runs as another user.
+        out.chmod(0o644)
 
 
 @app.command("list")

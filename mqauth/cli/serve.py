@@ -67,15 +67,14 @@ class Certificate:
     async def renew(self) -> None:
         """Load the files again if one of them changed; only new connections use the new certificate."""
         stamps = [files.stamp(path) for path in self._files]
-        if stamps == self._stamps:
-            return
-        self._stamps = stamps
-        try:
-            # A half-written pair must not reach the context that serves, so another one tries it first.
-            self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
-            self._load(self.context)
-        except ConfigurationError as error:
-            emit("serve.certificate_kept", "%s; the certificate read before stays in use", error)
+        if stamps != self._stamps:
+            self._stamps = stamps
+            try:
+                # A half-written pair must not reach the context that serves, so another one tries it first.
+                self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+                self._load(self.context)
+            except ConfigurationError as error:
+                emit("serve.certificate_kept", "%s; the certificate read before stays in use", error)
 
     def _load(self, context: ssl.SSLContext) -> None:
         chain, key = self._files

@@ -192,17 +192,15 @@ class Provider:
             authorization = f"Basic {base64.b64encode(pair).decode('ascii')}"
         else:
             form |= {"client_id": id} | ({} if secret is None else {"client_secret": secret})
-        token: Any = (
-            request(
-                self._endpoint(metadata["token_endpoint"], "token_endpoint"),
-                deadline=deadline,
-                context=self._context,
-                form=form,
-                headers={"Authorization": authorization},
-                dial=self._dial,
-            ).document
-            or {}
-        ).get("id_token")
+        answer = request(
+            self._endpoint(metadata["token_endpoint"], "token_endpoint"),
+            deadline=deadline,
+            context=self._context,
+            form=form,
+            headers={"Authorization": authorization},
+            dial=self._dial,
+        )
+        token: Any = (answer.document or {}).get("id_token")
         require(isinstance(token, str), "the answer holds no ID token", FetchFailed)
         # The keys are read for each login: a rotation is seen at once, and a withdrawn key is no key any more.
         return check(

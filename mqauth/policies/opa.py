@@ -367,16 +367,11 @@ def version_of(document: Mapping[str, Any]) -> str:
     bundles = provenance.get("bundles") if isinstance(provenance, dict) else None
     if not isinstance(bundles, dict) or not bundles:
         return _UNVERSIONED
-    version = harmless(
-        "opa "
-        + " ".join(
-            sorted(
-                f"{name}@{bundle.get('revision') or '?'}" if isinstance(bundle, dict) else f"{name}@?"
-                for name, bundle in bundles.items()
-            )
-        ),
-        4 * MAX_ANSWER,
+    named = sorted(
+        f"{name}@{bundle.get('revision') or '?'}" if isinstance(bundle, dict) else f"{name}@?"
+        for name, bundle in bundles.items()
     )
+    version = harmless("opa " + " ".join(named), 4 * MAX_ANSWER)
     return version if len(version) <= 128 else f"opa {hashlib.sha256(version.encode()).hexdigest()[:16]}"
 
 

@@ -332,11 +332,9 @@ def account(
     acts: dict[str, tuple[str, bool]] = {}
     for record in records:
         letter, verdict = record.get("dead_letter"), record.get("verdict")
-        if not isinstance(letter, str):
-            continue
-        if verdict == "rejected":
+        if isinstance(letter, str) and verdict == "rejected":
             (rejected if end is None or str(record.get("time")) <= end else later).add(letter)
-        elif verdict in ("redriven", "discarded"):
+        elif isinstance(letter, str) and verdict in ("redriven", "discarded"):
             review = record.get("review")
             acts[letter] = (verdict, isinstance(review, Mapping) and review.get("intact") is True)
     # Another machine's clock may run ahead: what is here, or was acted on, had been rejected by then all the same.
