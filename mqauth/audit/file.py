@@ -214,14 +214,18 @@ class AuditFile(AbstractContextManager["AuditFile"]):
 
     def _sign(self) -> None:
         """Sign the head; if that fails, it is logged, and tried again at the next interval."""
-        if self._heads is None or self._records == self._signed:
-            return
-        self._tried = self._records
-        try:
-            self._heads.append(Head(chain=self._chain, records=self._records, hash=self._hash))
-            self._signed = self._records
-        except OSError as error:
-            emit("audit.head_unsigned", "%s: the head was not signed: %s", self._heads.path, type(error).__name__)
+        if self._heads is not None and self._records != self._signed:
+            self._tried = self._records
+            try:
+                self._heads.append(Head(chain=self._chain, records=self._records, hash=self._hash))
+                self._signed = self._records
+            except OSError as error:
+                emit(
+                    "audit.head_unsigned",
+                    "%s: the head was not signed: %s",
+                    self._heads.path,
+                    type(error).__name__,
+                )
 
     def _counted(self) -> tuple[str, int, int]:
         """Return the chain's first hash, its number of records, and how many of them a signed head covers."""

@@ -25,8 +25,7 @@ class HandshakeLoop(asyncio.SelectorEventLoop):
 
     async def create_server(self, *args: Any, ssl: Any = None, **settings: Any) -> asyncio.Server:
         """Return a server, as any event loop does."""
-        if ssl is not None:
-            settings["ssl_handshake_timeout"] = HANDSHAKE_SECONDS
+        settings |= {} if ssl is None else {"ssl_handshake_timeout": HANDSHAKE_SECONDS}
         return await super().create_server(*args, ssl=ssl, **settings)
 
 

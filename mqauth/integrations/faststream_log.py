@@ -209,8 +209,7 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
     # None without a key is an empty value: a record needs one of the two
     if command.body is not None or command.key is None:
         command.body, kind = await DefaultCodec().encode(command.body, broker.config.fd_config._serializer)
-    if isinstance(command.key, str):
-        command.key = command.key.encode()
+    command.key = command.key.encode() if isinstance(command.key, str) else command.key
     sealed = await signed(
         signer,
         signer.sign,

@@ -236,13 +236,8 @@ class Releaser:
                 message, letter=letter, scope=scope, reason=reason, waive=waived, past=Past(count=past.count)
             )
         require(len(signed) <= jws.MAX_TOKEN, f"the release is over {jws.MAX_TOKEN} bytes", MalformedMessage)
-        return replace(
-            bare,
-            headers=(
-                *bare.headers,
-                (RELEASE_HEADER, signed.encode("ascii") if destination.is_kafka(message.destination) else signed),
-            ),
-        ), release
+        header = (RELEASE_HEADER, signed.encode("ascii") if destination.is_kafka(message.destination) else signed)
+        return replace(bare, headers=(*bare.headers, header)), release
 
 
 def _signed(opened: OpenedRelease, keys: KeySet, received: float) -> Release:

@@ -197,9 +197,8 @@ class RabbitMQLetterBox:
         # see them, and would report a smaller queue.
         deadline = asyncio.get_running_loop().time() + _SETTLE
         while self._returned and asyncio.get_running_loop().time() < deadline:
-            if (
-                (await self._pass.get_queue(self.name, ensure=True)).declaration_result.message_count or 0
-            ) >= self._returned:
+            queue = await self._pass.get_queue(self.name, ensure=True)
+            if (queue.declaration_result.message_count or 0) >= self._returned:
                 break
             await asyncio.sleep(0.05)
         return self._pass
