@@ -196,12 +196,9 @@ class Detector:
         Records with the verdict ``alert`` are ignored, so that a log can be read again.
         """
         reason, verdict = members.get("reason"), members.get("verdict")
+        judged = verdict in ("accepted", "rejected", "would_reject") and isinstance(reason, str | None)
         # What is unsigned has a report of its own, and an outage is no misuse.
-        if (
-            verdict not in ("accepted", "rejected", "would_reject")
-            or not isinstance(reason, str | None)
-            or (verdict == "would_reject" and reason in (None, Reason.TOKEN_MISSING))
-        ):
+        if not judged or (verdict == "would_reject" and reason in (None, Reason.TOKEN_MISSING)):
             now = time_of(members)
             told = [
                 Alert(kind=kind, about=about, count=count, time=now, verified=True)

@@ -109,11 +109,9 @@ class AuthorityServer:
                 observer(**told)
             except Exception as error:
                 logs.emit("observer.failed", "an observer failed: %s", type(error).__name__)
-        more = {
-            b"retry-after": str(wait) if wait else None,
-            b"www-authenticate": f'DPoP algs="{" ".join(ALGORITHMS)}"' if answer.status == 401 else None,
-        }
-        await _send(send, answer, body, [(name, text.encode()) for name, text in more.items() if text is not None])
+        challenge = (b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode())
+        more = [(b"retry-after", str(wait).encode())] if wait else []
+        await _send(send, answer, body, [*more, *([challenge] if answer.status == 401 else [])])
 
     def _judged(self, headers: Headers, body: bytes | None, trace: Trace, asks: str) -> tuple[Reply, str]:
         """Return the answer to a request, and why it is none with an identity."""

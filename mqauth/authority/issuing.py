@@ -74,10 +74,8 @@ class Trace:
             "sub": shown.text("sub"),
             "jti": shown.text("jti"),
         }
-        return asked | {
-            "credential": {"name": shown.issuer.name, "verified": shown.verified}
-            | {name: harmless(text) for name, text in texts.items() if text is not None}
-        }
+        known = {name: harmless(text) for name, text in texts.items() if text is not None}
+        return asked | {"credential": {"name": shown.issuer.name, "verified": shown.verified} | known}
 
 
 MAX_CLAIMS: Final = 16

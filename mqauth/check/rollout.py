@@ -53,8 +53,9 @@ class Seen:
     def who(self) -> str:
         """Who it says it is; what the broker has validated has a star."""
         group = self.group
-        named = ", ".join(filter(None, (group.subject, group.kid))) or (f"app-id {group.app}" if group.app else "")
-        return " ".join(filter(None, (f"*{group.user}" if group.user else "", named))) or "-"
+        named = ", ".join(part for part in (group.subject, group.kid) if part)
+        app = f"app-id {group.app}" if group.app else ""
+        return " ".join(part for part in (f"*{group.user}" if group.user else "", named or app) if part) or "-"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the group as JSON values."""

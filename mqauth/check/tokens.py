@@ -71,13 +71,12 @@ def backlog(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 @on("consumer")
 def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find times and headers that a consumer gets without proof of who wrote them."""
+    destinations = [destination for rule in consumer.allow for destination in rule.destinations]
     loose = HeaderNames("allow_unsigned_headers", consumer.allow_unsigned_headers).broad
     wide = [pattern for each in consumer.accept_as for pattern in each.build().broad]
     yield from those(
         (
-            consumer.at != "consume"
-            and consumer.append_evidence is None
-            and not all(is_kafka(each) for rule in consumer.allow for each in rule.destinations),
+            consumer.at != "consume" and consumer.append_evidence is None and not all(map(is_kafka, destinations)),
             "append_without_evidence",
             ("consumer", "append_evidence"),
             'at = "append" without append_evidence, and a rule names RabbitMQ',

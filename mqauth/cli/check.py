@@ -204,6 +204,8 @@ def check(
             for each in Severity
         ]
         counts = ", ".join(f"{count} {noun}" + ("" if count == 1 else "s") for count, noun in counted)
+        accepted = f"; {report.accepted} accepted" if report.accepted else ""
+        unseen = [f"Not looked at: {', '.join(report.unseen)}."] if report.unseen else []
         # The findings: as paragraphs on a terminal, tab-separated for a program. The file may hold anything.
         if (width := terminal_width()) is None:
             cells = [
@@ -244,8 +246,8 @@ def check(
         answer(
             False,
             None,
-            f"{one_line(str(file))}: {counts}{f'; {report.accepted} accepted' if report.accepted else ''}.",
-            *([f"Not looked at: {', '.join(report.unseen)}."] if report.unseen else []),
+            f"{one_line(str(file))}: {counts}{accepted}.",
+            *unseen,
             *(one_line(f"{each.what}: {each.said}") for each in asked),
         )
     codes = {each.code for each in asked} | ({1} if report.count(Severity.ERROR) else set())

@@ -151,6 +151,7 @@ def demo(
         chain = "intact" if verify_chain(file.path).intact else "broken"
     lost = sum(case.verdict == LOST for case in cases)
     attacks = [case for case in cases if case.expected != ACCEPTED]
+    refused = sum(case.as_expected for case in attacks)
     odd = [case.case for case in cases if not case.as_expected]
     answer(
         as_json,
@@ -175,7 +176,7 @@ def demo(
         ),
         *([f"NOT as expected: {', '.join(odd)}"] if odd else []),
         f"{len(cases) - len(attacks)} honest messages handled,"
-        f" {sum(case.as_expected for case in attacks)} of {len(attacks)} attacks dead-lettered, {lost} lost;",
+        f" {refused} of {len(attacks)} attacks dead-lettered, {lost} lost;",
         f"audit chain {chain}.",
         *(
             "Next: mqauth init --help writes a producer and a consumer of your own,",

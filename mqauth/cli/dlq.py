@@ -120,11 +120,12 @@ def list_letters(
             (each.id, each.reason, shown_time(each.time), each.subject, each.issuer, each.destination, intact)
             for each, intact in ((row, "yes" if row.intact else "no") for row in rows)
         ]
+        more = [f"{total - len(rows)} more: --limit {total}"] if total > len(rows) else []
         answer(
             as_json,
             {"as_of": iso_time(index.as_of), "total": total, "letters": letters},
             *table_lines(_title(session, index, total), LETTER, cells, wide=wide),
-            *([f"{total - len(rows)} more: --limit {total}"] if total > len(rows) else []),
+            *more,
         )
 
 
@@ -285,10 +286,10 @@ def balance(
     require(files, f"no audit files: name them, or [review] audit_files in {FILE}")
     with _surveyed(place, as_json) as (session, index, _):
         ledger = session.ledger(index, files)
-    as_of = "" if ledger.as_of is None else f", as of {shown_time(ledger.as_of)} UTC"
     lines = [
-        f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven"
-        f" + {ledger.discarded} discarded + {len(ledger.missing)} missing{as_of}"
+        f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven + {ledger.discarded} discarded"
+        f" + {len(ledger.missing)} missing"
+        + ("" if ledger.as_of is None else f", as of {shown_time(ledger.as_of)} UTC")
     ]
     for name, ids in (("missing", ledger.missing), ("unknown", ledger.unknown), ("unproven", ledger.unproven)):
         more = [f"{name}: {len(ids) - 20} more (--json lists 100)"] if len(ids) > 20 else []

@@ -159,10 +159,11 @@ def init(
                     check_stamps(admin, settings.consumer)
                     for topic in topology["topics"]:
                         # The number of replicas is the broker's own default.
+                        new = client.admin.NewTopic(
+                            topic["name"], topic["partitions"], -1, topic_configs=topic["configs"]
+                        )
                         with contextlib.suppress(TopicAlreadyExistsError):
-                            admin.create_topics([client.admin.NewTopic(
-                                topic["name"], topic["partitions"], -1, topic_configs=topic["configs"]
-                            )])  # fmt: skip
+                            admin.create_topics([new])
             else:
                 with rabbitmq(address.settings, address.broker) as (connection, call):
                     call(_declared(connection, topology, proves=proves))

@@ -194,18 +194,13 @@ def _own_files(file: FileSettings) -> list[Path]:
 
 
 def _no_files(file: FileSettings) -> str:
-    return (
-        f"no audit file is there: {'' if file.audit is None else file.audit.file}:"
-        " start the consumers, or give --audit-file FILE of each"
-    )
+    name = "" if file.audit is None else file.audit.file
+    return f"no audit file is there: {name}: start the consumers, or give --audit-file FILE of each"
 
 
 def _standings(file: FileSettings, files: list[Path]) -> list[Standing]:
-    broken = (
-        f"an audit file does not hold: {path}: {report.what}"
-        for path in files
-        if not (report := verify_chain(with_parts([path]))).intact
-    )
+    reports = ((path, verify_chain(with_parts([path]))) for path in files)
+    broken = (f"an audit file does not hold: {path}: {each.what}" for path, each in reports if not each.intact)
     return standings(
         file, read_records(with_parts(files)), now=_now(), broken=next(broken, None if files else _no_files(file))
     )

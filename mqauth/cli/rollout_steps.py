@@ -57,11 +57,8 @@ def broker_for(destination: str, named: str | None, config: FileSettings) -> Bro
         if named is None
         else [BrokerSettings(url=named) if is_broker_url(named) else table_of(named, config)]
     )
-    fits = [
-        each
-        for each in (table.unlocked() for table in tables if table is not None)
-        if each.url and each.url.startswith("kafka:") is places.is_kafka(destination)
-    ]
+    known = [table.unlocked() for table in tables if table is not None]
+    fits = [each for each in known if each.url and each.url.startswith("kafka:") is places.is_kafka(destination)]
     return require(
         fits[0] if fits else None,
         "what is not settled yet is to be asked for: give --broker, or say --settled once you know"

@@ -138,9 +138,9 @@ class Provider:
                 ),
             ):
                 require(holds, f"the identity provider{what}")
-            for name in ("authorization_endpoint", "token_endpoint", "jwks_uri", "end_session_endpoint"):
-                if name != "end_session_endpoint" or document.get(name) is not None:
-                    self._endpoint(document.get(name), name)
+            end = ["end_session_endpoint"] if document.get("end_session_endpoint") is not None else []
+            for name in ("authorization_endpoint", "token_endpoint", "jwks_uri", *end):
+                self._endpoint(document.get(name), name)
             self.known, self._asked_at = document, now
         return self.known
 

@@ -360,12 +360,8 @@ class Middleware(BaseMiddleware):
 
 
 def _leaf(broker: Any) -> Any:
-    leaves = [
-        leaf
-        for kind in type(broker).__mro__
-        for package, leaf in LEAVES.items()
-        if kind.__module__.startswith(f"{package}.")
-    ]
+    modules = [kind.__module__ for kind in type(broker).__mro__]
+    leaves = [leaf for each in modules for package, leaf in LEAVES.items() if each.startswith(f"{package}.")]
     require(leaves, "protect takes FastStream's RabbitBroker, KafkaBroker or Confluent's KafkaBroker")
     return import_module(leaves[0])
 

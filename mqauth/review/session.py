@@ -238,10 +238,8 @@ class Session:
         )
 
     def _releaser_of(self, plan: Plan) -> Releaser:
-        require(
-            plan.waive <= {*self.waivable},
-            f"waive: [[release.authorities]] lets a release waive {', '.join(self.waivable) or 'nothing'}",
-        )
+        allowed = ", ".join(self.waivable) or "nothing"
+        require(plan.waive <= {*self.waivable}, f"waive: [[release.authorities]] lets a release waive {allowed}")
         return require(self._releaser, "started without --key: nothing can be redriven")(plan.reviewer)
 
 
