@@ -251,13 +251,8 @@ def _line(raw: bytes, number: int, file: str) -> Line:
     if match is None:
         return Line(number, file)
     body, prev, own = match.groups()
-    return Line(
-        number,
-        file,
-        hashlib.sha256(prev + body + b"}").hexdigest() == own.decode("ascii"),
-        prev.decode("ascii"),
-        own.decode("ascii"),
-    )
+    digest = hashlib.sha256(prev + body + b"}").hexdigest()
+    return Line(number, file, digest == own.decode("ascii"), prev.decode("ascii"), own.decode("ascii"))
 
 
 def _bad(line: Line, what: str) -> ChainReport:

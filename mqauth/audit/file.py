@@ -74,13 +74,8 @@ class HeadFile:
             OSError: the disk refused.
         """
         self._tried = self._clock.monotonic()
-        token = jws.compact(
-            strict_json.dumps(
-                {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
-            ),
-            self._key,
-            typ=HEAD_TYPE,
-        )
+        claims = {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
+        token = jws.compact(strict_json.dumps(claims), self._key, typ=HEAD_TYPE)
         append_shared(self.path, strict_json.dumps({"head": token, "jwk": self._public}) + b"\n")
 
     def recent(self) -> list[Head]:

@@ -200,11 +200,10 @@ class Detector:
         # What is unsigned has a report of its own, and an outage is no misuse.
         if not judged or (verdict == "would_reject" and reason in (None, Reason.TOKEN_MISSING)):
             now = time_of(members)
-            told = [
-                Alert(kind=kind, about=about, count=count, time=now, verified=True)
-                for kind, count, about in (*self._of_rollout(members, now), *self._of_identity(members, now))
-            ]
-            return list(filter(self._is_new, told))
+            signs = (*self._of_rollout(members, now), *self._of_identity(members, now))
+            told = [Alert(kind=kind, about=about, count=count, time=now, verified=True)
+                    for kind, count, about in signs]  # fmt: skip
+            return [alert for alert in told if self._is_new(alert)]
         # The fact of an acceptance or a rejection.
         claims = claims_of(members)
         named = {name: claims.get(name) for name in ("iss", "kid", "sub", "jti")}

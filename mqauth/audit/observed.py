@@ -164,13 +164,8 @@ class Observed:
                 for name, value in group._asdict().items()
                 if value is not None
             }
-            facts = {
-                "id": group.id,
-                **shown_group,
-                "count": counted.number,
-                "first": iso_time(counted.first),
-                "last": iso_time(counted.last),
-            }
+            times = {"count": counted.number, "first": iso_time(counted.first), "last": iso_time(counted.last)}
+            facts = {"id": group.id, **shown_group, **times}
             room -= len(strict_json.dumps(facts))
             if room > 0:
                 shown.append(facts)
@@ -181,10 +176,8 @@ class Observed:
 
 def group_of(facts: Mapping[str, Any]) -> Group:
     """Return the group of a record's member; what is no text is left out, since a log may hold anything."""
+    texts = {name: facts.get(name) for name in Group._fields if name != "partition"}
     partition = facts.get("partition")
-    known = {
-        name: facts[name] for name in Group._fields if name != "partition" and isinstance(facts.get(name), str)
-    }
-    return Group(
-        **{"code": "", "destination": ""} | known, partition=partition if type(partition) is int else None
-    )
+    known = {name: value for name, value in texts.items() if isinstance(value, str)}
+    known = {"code": "", "destination": ""} | known
+    return Group(**known, partition=partition if type(partition) is int else None)

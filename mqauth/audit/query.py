@@ -79,12 +79,10 @@ class Selection:
 
     def holds(self, record: Record) -> bool:
         """Tell whether a record is among those selected."""
+        wanted = {name: getattr(self, name) for name in ("kid", "subject", "jti", "jkt", "verdict")}
         return (
             (not self.verified or is_verified(record))
-            and all(
-                getattr(self, name) in (None, value_of(record, name))
-                for name in ("kid", "subject", "jti", "jkt", "verdict")
-            )
+            and all(value is None or value_of(record, name) == value for name, value in wanted.items())
             and (self.since is None or time_of(record) >= self.since)
             and (self.until is None or time_of(record) < self.until)
         )

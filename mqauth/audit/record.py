@@ -117,18 +117,19 @@ def token_fields(
 def broker_fields(message: Message) -> dict[str, Any]:
     """Return where the broker had the message; a publisher may choose some of the names, so they are escaped."""
     origin = message.origin
+    members = {
+        "destination": message.destination,
+        "queue": origin.queue,
+        "exchange": origin.exchange,
+        "routing_key": origin.routing_key,
+        "cluster": origin.cluster,
+        "topic": origin.topic,
+        "topic_id": origin.topic_id,
+        "partition": origin.partition,
+        "offset": origin.offset,
+    }
     return {
         name: harmless(value) if isinstance(value, str) else value
-        for name, value in {
-            "destination": message.destination,
-            "queue": origin.queue,
-            "exchange": origin.exchange,
-            "routing_key": origin.routing_key,
-            "cluster": origin.cluster,
-            "topic": origin.topic,
-            "topic_id": origin.topic_id,
-            "partition": origin.partition,
-            "offset": origin.offset,
-        }.items()
+        for name, value in members.items()
         if value is not None
     }

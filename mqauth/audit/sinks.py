@@ -150,15 +150,10 @@ class FloodGate(_Wrapping):
             nth = [window.peek(kind, record.time) + 1 for window, kind in zip(self._windows, kinds, strict=True)]
         first = record.verdict == "identity_refused" and nth[1] <= FIRST_OF_AN_ADDRESS
         if not first and any(count > limit for count, limit in zip(nth, self._limits, strict=True)):
-            record = replace(
-                _fact_alone(record),
-                extra={
-                    name: value
-                    for name, value in record.extra.items()
-                    if name not in ("found", "expected", "asked")
-                }
-                | {"flood": max(nth)},
-            )
+            extra = {
+                name: value for name, value in record.extra.items() if name not in ("found", "expected", "asked")
+            }
+            record = replace(_fact_alone(record), extra={**extra, "flood": max(nth)})
         return _begun(self._counted(record, kinds))
 
     def _counted(self, record: AuditRecord, kinds: Iterable[tuple[str, ...]]) -> Flow[None]:

@@ -272,13 +272,8 @@ def verify(shown: ShownCredential, *, audience: str, now: float) -> ShownCredent
     claimed, issuer, kid = shown.claims, shown.issuer, shown.opened.kid
     typ = shown.header.get("typ")
     others = typ is None or (type(typ) is str and typ.lower() in _TYPES)
-    grant_only(
-        (
-            typ == CREDENTIAL_TYPE if issuer.enrolment else others,
-            Refusal.CREDENTIAL_MALFORMED,
-            "its typ is of no credential of this issuer",
-        )
-    )
+    known = typ == CREDENTIAL_TYPE if issuer.enrolment else others
+    grant_only((known, Refusal.CREDENTIAL_MALFORMED, "its typ is of no credential of this issuer"))
     key: Any = None
     # A source that was never asked has no set, and its first answer is worth a wait.
     with suppress(Unavailable):
@@ -309,11 +304,9 @@ def verify(shown: ShownCredential, *, audience: str, now: float) -> ShownCredent
     # section 3.1): Keycloak says ``kc-jkt-type`` beside it.
     cnf = claimed.get("cnf", {"jkt": ""})
     # The other members bind to something that is not checked here (IANA, JWT confirmation methods).
-    jkt = (
-        cnf.get("jkt")
-        if type(cnf) is dict and not {"jwk", "jwe", "kid", "jku", "x5t#S256", "osc"} & cnf.keys()
-        else None
-    )
+    unchecked = {"jwk", "jwe", "kid", "jku", "x5t#S256", "osc"}
+    jkt = cnf.get("jkt") if type(cnf) is dict and not unchecked & cnf.keys() else None
+    bound = type(jkt) is str and len(jkt) < 256
     subject = shown.text("sub")
     speaks = not issuer.enrolment if key.subjects is None else subject in key.subjects
     grant_only(
@@ -322,6 +315,6 @@ def verify(shown: ShownCredential, *, audience: str, now: float) -> ShownCredent
         (0 < ends - issued <= issuer.max_lifetime, Refusal.CREDENTIAL_TIME, "it lives longer than the limit"),
         (claims.is_name(subject), Refusal.CREDENTIAL_MALFORMED, "it has no sub"),
         (speaks, Refusal.CREDENTIAL_SUBJECT, "its key does not speak for its sub"),
-        (type(jkt) is str and len(jkt) < 256, Refusal.CREDENTIAL_BINDING, "its cnf is not a jkt alone"),
+        (bound, Refusal.CREDENTIAL_BINDING, "its cnf is not a jkt alone"),
     )
     return replace(shown, verified=True)

@@ -67,13 +67,9 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
             findings.append(finding("configuration", at, what))
     for number, name in enumerate(target.options.accept):
         near = "".join(difflib.get_close_matches(name, CODES, 1))
+        unknown = "no such code" + (f"; did you mean {near}?" if near else "")
         findings += those(
-            (
-                name not in CODES,
-                "configuration",
-                ("check", "accept", number),
-                "no such code" + (f"; did you mean {near}?" if near else ""),
-            ),
+            (name not in CODES, "configuration", ("check", "accept", number), unknown),
             (
                 name in CODES and CODES[name].severity is Severity.ERROR,
                 "configuration",
@@ -89,23 +85,15 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
     # What could not be looked at, and the setting that makes it visible.
     given, replay, producer = target.options.table.members, target.replay, target.settings.producer
     local = target.settings.consumer is not None and replay is not None and replay.kind in ("memory", "file")
+    unseen = (
+        ("brokers" not in given, "broker URLs ([check] brokers)"),
+        (local and "consumers" not in given, "whether consumers share the replay store ([check] consumers)"),
+        (local and "rate" not in given, "replay capacity ([check] rate)"),
+        (producer is not None and producer.identity is not None, "what the authority would give"),
+        (any(source.file is None for source in target.sources), "remote key sets"),
+    )
     return Report(
-        findings=kept,
-        unseen=tuple(
-            what
-            for holds, what in (
-                ("brokers" not in given, "broker URLs ([check] brokers)"),
-                (
-                    local and "consumers" not in given,
-                    "whether consumers share the replay store ([check] consumers)",
-                ),
-                (local and "rate" not in given, "replay capacity ([check] rate)"),
-                (producer is not None and producer.identity is not None, "what the authority would give"),
-                (any(source.file is None for source in target.sources), "remote key sets"),
-            )
-            if holds
-        ),
-        accepted=len(every) - len(kept),
+        findings=kept, unseen=tuple(what for holds, what in unseen if holds), accepted=len(every) - len(kept)
     )
 
 
@@ -123,18 +111,15 @@ def _refused(
         with suppress(ConfigurationError):
             signs.passphrase()
             openable.add(signs.table)
-    for name in [
-        name
-        for name, wanted in {
-            # A signer with an identity would ask the authority for it.
-            "signer": "producer" in openable,
-            "identity": settings.producer is not None and settings.producer.identity is not None,
-            "trial": settings.consumer is not None,
-            "authority.desk": settings.authority is not None,
-            "authority.keys": "authority" in openable,
-        }.items()
-        if wanted
-    ]:
+    parts = {
+        # A signer with an identity would ask the authority for it.
+        "signer": "producer" in openable,
+        "identity": settings.producer is not None and settings.producer.identity is not None,
+        "trial": settings.consumer is not None,
+        "authority.desk": settings.authority is not None,
+        "authority.keys": "authority" in openable,
+    }
+    for name in [name for name, wanted in parts.items() if wanted]:
         try:
             attrgetter(name)(Configuration(str(path), members, clock))
         except RefusedSetting as refused:

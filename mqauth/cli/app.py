@@ -136,12 +136,10 @@ def options(**makers: Callable[..., Any]) -> Callable[[Callable[..., Any]], Call
         }
 
         def called(**given: Any) -> Any:
-            return command(
-                **{
-                    name: make(**{each: given[each] for each in signatures[name]}) for name, make in makers.items()
-                },
-                **{name: given[name] for name in signatures[""] if name not in makers},
-            )
+            made = {
+                name: make(**{each: given[each] for each in signatures[name]}) for name, make in makers.items()
+            }
+            return command(**made, **{name: given[name] for name in signatures[""] if name not in makers})
 
         known = {name: each for some in signatures.values() for name, each in some.items() if name not in makers}
         vars(called)["__signature__"] = inspect.Signature([*known.values()])

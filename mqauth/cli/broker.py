@@ -88,11 +88,12 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
         for address in addresses:
             socket.create_connection(address, 3.0).close()
     except OSError as failure:
-        why, what_to_do = {
+        advice = {
             ConnectionRefusedError: ("connection refused", "is the broker running, and is this its port?"),
             socket.gaierror: (words_of(failure).lower(), "is the host's name right?"),
             TimeoutError: ("no answer", "is a firewall in between?"),
-        }.get(type(failure), (words_of(failure).lower(), "is the network up?"))
+        }
+        why, what_to_do = advice.get(type(failure), (words_of(failure).lower(), "is the network up?"))
     return CommandFailed(f"cannot reach {where}{who}: {why}, {seconds:.0f} s; {what_to_do}", UNDECIDED)
 
 
@@ -183,12 +184,10 @@ def place_of(broker: str | None, queue: str | None, topic: str | None, file: Fil
     options = {"queue": queue, "topic": topic}
     wanted, other = ("topic", "queue") if url.startswith("kafka:") else ("queue", "topic")
     require(options[other] is None, f"--{other}: this broker needs --{wanted}")
+    name = options[wanted] or getattr(settings, wanted) or (file.dead_letters and file.dead_letters.name)
     return LetterAddress(
         broker=url,
-        name=require(
-            options[wanted] or getattr(settings, wanted) or (file.dead_letters and file.dead_letters.name),
-            f"--{wanted}: required with this broker; or [broker] {wanted} in {FILE}",
-        ),
+        name=require(name, f"--{wanted}: required with this broker; or [broker] {wanted} in {FILE}"),
         settings=settings,
     )
 
@@ -212,9 +211,8 @@ def places_of(
         # A URL is no name: it may hold a password.
         name = broker if broker in names else None
         return {name or "": place_of(broker, queue, topic, file)}
-    return ({} if file.broker is None else {"broker": place_of(None, None, None, file)}) | {
-        name: place_of(name, None, None, file) for name in names
-    }
+    own = {} if file.broker is None else {"broker": place_of(None, None, None, file)}
+    return own | {name: place_of(name, None, None, file) for name in names}
 
 
 def table_of(name: str | None, file: FileSettings) -> BrokerSettings:
@@ -277,9 +275,8 @@ def opened(address: LetterAddress, **settings: Any) -> Iterator[review.Session]:
         admin = stack.enter_context(contextlib.closing(client.KafkaAdminClient(**bootstrap)))
         require(address.name in admin.list_topics(), f"--topic: there is no topic {address.name}")
         create_reviewed(admin, address.name)
-        consumer, records = (
-            stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading))) for _ in range(2)
-        )
+        consumer = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
+        records = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
         # Bytes of a record that is sent back. The broker's own limit decides.
         producer = client.KafkaProducer(
             **bootstrap,
@@ -349,8 +346,8 @@ def check_stamps(admin: Any, consumer: ConsumerSettings | None) -> None:
     if consumer is None or consumer.at != "append":
         return
     of: Any = kafka.admin  # its classes have no types
-    exact = [each for rule in consumer.allow for each in rule.destinations if not set(each) & set("*#")]
-    topics = {parse(each)[1] for each in exact if is_kafka(each)} & {*admin.list_topics()}
+    destinations = [each for rule in consumer.allow for each in rule.destinations if is_kafka(each)]
+    topics = {parse(each)[1] for each in destinations if not set(each) & set("*#")} & {*admin.list_topics()}
     asked = [of.ConfigResource(of.ConfigResourceType.TOPIC, each, configs=[TIMESTAMP_TYPE]) for each in topics]
     configs = admin.describe_configs(asked, config_filter="all")["topic"] if asked else {}
     for topic, settings in configs.items():

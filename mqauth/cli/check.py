@@ -57,11 +57,8 @@ class NetworkAnswer(NamedTuple):
 def ask(settings: FileSettings) -> Iterator[NetworkAnswer]:
     """Ask everybody that a file names, and that can be asked; nothing that was there is changed anywhere."""
     consumer, release, authority = settings.consumer, settings.release, settings.authority
-    for source in (
-        *(consumer.issuers if consumer else ()),
-        *(release.authorities if release else ()),
-        *(authority.credentials if authority else ()),
-    ):
+    trusted = (*(consumer.issuers if consumer else ()), *(release.authorities if release else ()))
+    for source in (*trusted, *(authority.credentials if authority else ())):
         if source.file is None:
             yield answered(f"issuer {source.issuer}", "no keys", partial(_issuer, source))
     if authority is not None:
@@ -81,11 +78,8 @@ def ask(settings: FileSettings) -> Iterator[NetworkAnswer]:
     for name in [*([None] if settings.broker is not None else []), *(settings.brokers or {})]:
         table = "[broker]" if name is None else f"[brokers.{name}]"
         yield answered(table, "", partial(_broker, name, settings))
-        if (
-            consumer is not None
-            and consumer.append_evidence is not None
-            and not (table_of(name, settings).unlocked().url or "").startswith("kafka:")
-        ):
+        url = table_of(name, settings).unlocked().url or ""
+        if consumer is not None and consumer.append_evidence is not None and not url.startswith("kafka:"):
             yield answered(f"append_evidence of {table}", "", partial(_interceptor, name, settings))
 
 
@@ -102,11 +96,8 @@ def answered(what: str, missing: str, question: Callable[[], str]) -> NetworkAns
     except FetchFailed as error:
         return NetworkAnswer(what, 3, f"{missing}: {error}")
     except MqauthError as error:
-        return NetworkAnswer(
-            what,
-            3 if isinstance(error, Unavailable | ConnectionError) or getattr(error, "exit_code", 1) == 3 else 1,
-            str(error),
-        )
+        is_out = isinstance(error, Unavailable | ConnectionError) or getattr(error, "exit_code", 1) == 3
+        return NetworkAnswer(what, 3 if is_out else 1, str(error))
 
 
 def agent(what: str, opened: Callable[[], OPA]) -> NetworkAnswer:
@@ -206,6 +197,8 @@ def check(
         counts = ", ".join(f"{count} {noun}" + ("" if count == 1 else "s") for count, noun in counted)
         accepted = f"; {report.accepted} accepted" if report.accepted else ""
         unseen = [f"Not looked at: {', '.join(report.unseen)}."] if report.unseen else []
+        online_lines = (one_line(f"{each.what}: {each.said}") for each in asked)
+        summary = f"{one_line(str(file))}: {counts}{accepted}."
         # The findings: as paragraphs on a terminal, tab-separated for a program. The file may hold anything.
         if (width := terminal_width()) is None:
             cells = [
@@ -236,20 +229,11 @@ def check(
         else:
             for each in report.findings:
                 print(f"{each.severity}  {each.code.name}{f'  line {each.line}' if each.line else ''}")
-                for text in (
-                    f"{each.key}: {each.message}" if each.key else each.message,
-                    f"why: {each.code.why}",
-                    f"instead: {each.code.instead}",
-                ):
+                message = f"{each.key}: {each.message}" if each.key else each.message
+                for text in (message, f"why: {each.code.why}", f"instead: {each.code.instead}"):
                     print(textwrap.fill(one_line(text), width, initial_indent="  ", subsequent_indent="  "))
                 print()
-        answer(
-            False,
-            None,
-            f"{one_line(str(file))}: {counts}{accepted}.",
-            *unseen,
-            *(one_line(f"{each.what}: {each.said}") for each in asked),
-        )
+        answer(False, None, summary, *unseen, *online_lines)
     codes = {each.code for each in asked} | ({1} if report.count(Severity.ERROR) else set())
     return 1 if 1 in codes else max(codes, default=0)
 
@@ -324,9 +308,10 @@ def _settings(settings: Settings, file: str, lines: Mapping[Place, int]) -> Iter
         for table in tables:
             yield from _settings(table, file, lines)
         if not tables and (name in settings.table.members or setting not in (None, (), frozenset())):
+            value = ", ".join(map(_host, map(str, inner))) if name in hidden else _words(setting)
             yield (
                 f"{settings.table.name} {spelt(name)}",
-                ", ".join(map(_host, map(str, inner))) if name in hidden else _words(setting),
+                value,
                 f"{file}:{nearest(lines, path)}" if name in settings.table.members else "default",
             )
 

@@ -40,9 +40,10 @@ class Connection(H11Protocol):
         self.limit_concurrency = 2 * most
         if len(self.connections) > most:
             # Those whose client has not asked yet, asks slowly, or does not read its answer.
+            others = (other for other in cast(set[Any], self.connections) if other is not self)
             waiting = [
                 other
-                for other in cast(set[Any], self.connections) - {self}
+                for other in others
                 if other.conn.their_state in (h11.IDLE, h11.SEND_BODY)
                 or other.transport.get_write_buffer_size() > 0
             ]

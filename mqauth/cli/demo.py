@@ -70,11 +70,8 @@ class Case:
     @property
     def as_expected(self) -> bool:
         """Whether the case ended as it must."""
-        return (
-            self.verdict == ACCEPTED
-            if self.expected == ACCEPTED
-            else self.reason == self.expected and self.verdict != LOST and self.audit
-        )
+        refused = self.reason == self.expected and self.verdict != LOST and self.audit
+        return self.verdict == ACCEPTED if self.expected == ACCEPTED else refused
 
 
 def named(message: Message, name: str) -> Message:

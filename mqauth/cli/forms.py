@@ -119,18 +119,14 @@ def shown_time(seconds: float | None) -> str:
         time = None
     if time is None:
         return ""
-    return (
-        f"{time:%m-%d %H:%M}"
-        if time.year == datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).year
-        else f"{time:%Y-%m-%d %H:%M}"
-    )
+    this_year = time.year == datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).year
+    return f"{time:%m-%d %H:%M}" if this_year else f"{time:%Y-%m-%d %H:%M}"
 
 
 def one_line(text: str) -> str:
     """Return text with line breaks as spaces and every other character that does not print escaped."""
-    return "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in " ".join(text.split())
-    )
+    joined = " ".join(text.split())
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in joined)
 
 
 Wide = Annotated[bool, typer.Option("--wide", help="Whole values, wider than the terminal.")]

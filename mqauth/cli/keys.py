@@ -113,11 +113,8 @@ def jwks(
     out: Annotated[Path | None, typer.Option("--out", help="Write this file, whole or not at all.")] = None,
 ) -> None:
     """Print the public keys as a JWK Set."""
-    text = json.dumps(
-        dump_key_set(public_keys(folder, passphrase=_passphrase(passphrase_env, passphrase_file))),
-        indent=2,
-        ensure_ascii=False,
-    )
+    keys = public_keys(folder, passphrase=_passphrase(passphrase_env, passphrase_file))
+    text = json.dumps(dump_key_set(keys), indent=2, ensure_ascii=False)
     if out is None:
         print(text)
     else:

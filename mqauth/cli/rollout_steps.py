@@ -134,11 +134,8 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
                     from_native(each, scope=group) for each in records if each.offset < left[topic_partition][1]
                 ):
                     # What would be dead-lettered for want of a token, and nobody has accepted.
-                    if (
-                        not has_token(message)
-                        and rollout.exemption(message) is None
-                        and not is_accepted(entry, group_of_message(message, Reason.TOKEN_MISSING.value))
-                    ):
+                    unproven = not has_token(message) and rollout.exemption(message) is None
+                    if unproven and not is_accepted(entry, group_of_message(message, Reason.TOKEN_MISSING.value)):
                         unsigned[topic_partition.partition] = unsigned.get(topic_partition.partition, 0) + 1
             reader.pause(*(topic_partition for topic_partition in left if topic_partition not in waiting))
     total = sum(unsigned.values())
@@ -204,8 +201,8 @@ def number_of(entries: list[Mapping[str, Any]], destination: str) -> int:
     Raises:
         ConfigurationError: no entry lists it.
     """
-    numbers = [number for number, each in enumerate(entries) if destination in each["destinations"]]
-    return require(numbers, f"{destination} is in no [[rollout]] of the file")[0]
+    numbers = (number for number, each in enumerate(entries) if destination in each["destinations"])
+    return require(next(numbers, -1) + 1, f"{destination} is in no [[rollout]] of the file") - 1
 
 
 def changed(

@@ -40,9 +40,8 @@ def settings_of(config: Path | None) -> FileSettings:
     Raises:
         ConfigurationError: the file cannot be read, or a setting is refused.
     """
-    return (
-        read_file(FileSettings, file_of(config)) if config is not None or os.path.lexists(FILE) else FileSettings()
-    )
+    is_there = config is not None or os.path.lexists(FILE)
+    return read_file(FileSettings, file_of(config)) if is_there else FileSettings()
 
 
 def review_of(file: FileSettings) -> ReviewSettings:

@@ -182,17 +182,8 @@ def described(token: bytes) -> dict[str, Any]:
     first, _, rest = token.partition(identity.SEPARATOR)
     if not identity.is_wit(first):
         opened, claims = identity.opened_token(token)
-        return {
-            "form": "direct",
-            "verified": False,
-            "token": {
-                "issuer": claims.iss,
-                "subject": claims.sub,
-                "kid": opened.kid,
-                "algorithm": opened.algorithm,
-            }
-            | _proof(claims),
-        }
+        direct = {"issuer": claims.iss, "subject": claims.sub, "kid": opened.kid, "algorithm": opened.algorithm}
+        return {"form": "direct", "verified": False, "token": direct | _proof(claims)}
     wit = identity.parse_wit(first)
     who = wit.identity
     description: dict[str, Any] = {

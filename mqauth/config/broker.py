@@ -91,12 +91,10 @@ class BrokerSettings(Settings):
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusal of a password, which is for the environment or for a file of its own."""
         # Of several servers any may have one; so may the query, for kafka-python.
+        servers = (self.url or "").partition("://")[2].split(",")
         return self.refused(
             (
-                any(
-                    urlsplit(f"//{server}").password is not None
-                    for server in (self.url or "").partition("://")[2].split(",")
-                ),
+                any(urlsplit(f"//{server}").password is not None for server in servers),
                 "url",
                 "holds a password; use user with password_env or password_file, or url_env",
             )
@@ -115,13 +113,8 @@ class BrokerSettings(Settings):
             require(address is None or is_broker_url(address), f"the variable {self.url_env} holds no {URLS}")
         with self.table.located("password_file"), refusing(UnicodeDecodeError, "the password is not UTF-8"):
             text = None if password is None else password.decode("utf-8")
-        with (
-            self.table.located("token_callback"),
-            refusing(
-                (ImportError, AttributeError),
-                "there is no such function: is it installed, or is its folder in PYTHONPATH?",
-            ),
-        ):
+        what = "there is no such function: is it installed, or is its folder in PYTHONPATH?"
+        with self.table.located("token_callback"), refusing((ImportError, AttributeError), what):
             ask: Any = self.token_callback and resolve_name(self.token_callback)
         return replace(self, passphrase=passphrase, password=text, url=address, ask_token=ask)
 
@@ -131,7 +124,8 @@ class BrokerSettings(Settings):
         Raises:
             ConfigurationError: it raises, or returns no text.
         """
-        with self.table.located("token_callback"), refusing(Exception, "it raised an error, which --debug shows"):
+        what = "it raised an error, which --debug shows"
+        with self.table.located("token_callback"), refusing(Exception, what):
             token = require(self.ask_token, "")()
         self.table.require(isinstance(token, str) and token, "token_callback", "it returned no text")
         return token
@@ -223,12 +217,8 @@ class BrokerSettings(Settings):
 
         # Told at once: kafka-python would take it for a broker that cannot be reached.
         self.token()
-        return options | {
-            "sasl_mechanism": "OAUTHBEARER",
-            "sasl_oauth_token_provider": type(
-                "Provider", (AbstractTokenProvider,), {"token": lambda _: self.token()}
-            )(),
-        }
+        provider = type("Provider", (AbstractTokenProvider,), {"token": lambda _: self.token()})()
+        return options | {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": provider}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -140,13 +140,8 @@ class WithoutEvidenceSettings(Settings):
     def build(self) -> WithoutEvidence:
         """Return the entry for the verifier."""
         through = self.through
-        return WithoutEvidence(
-            destination=self.destination,
-            through=through.timestamp()
-            if isinstance(through, datetime)
-            else {int(p): at for p, at in through.items()},
-            why=self.why,
-        )
+        last = through.timestamp() if isinstance(through, datetime) else {int(p): at for p, at in through.items()}
+        return WithoutEvidence(destination=self.destination, through=last, why=self.why)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,13 +326,9 @@ class ConsumerSettings(Settings):
         issuers = {each.issuer for each in self.issuers}
         domains = {each.trust_domain for each in self.issuers if each.trust_domain is not None}
         for each in self.issuers:
+            inside = any(f"{each.issuer}/".startswith(f"{domain}/") for domain in domains)
             yield from each.refused(
-                (
-                    each.trust_domain is None
-                    and any(f"{each.issuer}/".startswith(f"{domain}/") for domain in domains),
-                    "issuer",
-                    "lies in a trust domain that is configured",
-                )
+                (each.trust_domain is None and inside, "issuer", "lies in a trust domain that is configured")
             )
         for rule in self.allow:
             of_domain = rule.issuer in domains if rule.issuer is not None else issuers == domains

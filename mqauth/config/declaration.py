@@ -56,13 +56,8 @@ class Setting(NamedTuple):
     def schema(self) -> Mapping[str, Any]:
         """The setting in JSON Schema, with its help and its default."""
         # A rule of one setting about another is not part of the schema; the description names it.
-        schema = {
-            **self.kind.schema,
-            "description": "; ".join(
-                [self.help.removesuffix("."), *filter(None, (rule({}) for rule in self.rules))]
-            )
-            + ".",
-        }
+        told = [self.help.removesuffix("."), *filter(None, (rule({}) for rule in self.rules))]
+        schema = {**self.kind.schema, "description": "; ".join(told) + "."}
         default = list(self.default) if isinstance(self.default, tuple | frozenset) else self.default
         return {**schema, "default": default} if isinstance(default, bool | int | float | str | list) else schema
 
@@ -82,10 +77,10 @@ class Settings:
     def settings(cls) -> Mapping[str, Setting]:
         """Return the settings that the class declares, by name and in the order of declaration."""
         hints = get_type_hints(cls, include_extras=True)
+        declared = {each: hints[each.name] for each in fields(cls) if get_origin(hints[each.name]) is Annotated}
         return {
             each.name: Setting(hint.__metadata__[0], hint.__metadata__[1], hint.__metadata__[2:], each.default)
-            for each in fields(cls)
-            if get_origin(hint := hints[each.name]) is Annotated
+            for each, hint in declared.items()
         }
 
     blamed: ClassVar[str] = ""

@@ -183,6 +183,7 @@ class IdentityCredentialSettings(Settings):
         """Yield the refusal of a missing or second kind, and of what belongs to a kind and is missing."""
         given = self.table.members
         named = [key for key in ("token_file", "keys", "token_url") if key in given]
+        needed = {"keys": ("issuer", "subject"), "token_url": ("client_id", "client_secret_file")}
         return self.refused(
             (
                 len(named) != 1,
@@ -191,10 +192,7 @@ class IdentityCredentialSettings(Settings):
             ),
             *(
                 (named == [kind] and key not in given, key, f"required with {kind}")
-                for kind, keys in {
-                    "keys": ("issuer", "subject"),
-                    "token_url": ("client_id", "client_secret_file"),
-                }.items()
+                for kind, keys in needed.items()
                 for key in keys
             ),
         )

@@ -209,11 +209,12 @@ def text_or_table(word: Kind, table: Kind) -> Kind:
 def url(*schemes: str, words: tuple[str, ...] = ()) -> Kind:
     """Return the kind of a URL with a host, or of certain words in its place."""
     expected = [*(f'"{word}"' for word in words), *(f"{scheme}://..." for scheme in schemes)]
+    patterns = [*(f"^{scheme}://" for scheme in schemes), *(f"^{word}$" for word in words)]
     return text(
         " or ".join([*(f'`"{word}"`' for word in words), "URL"]),
         lambda value: value in words or is_url(value, schemes),
         f"must be {' or '.join(expected)}",
-        {"pattern": "|".join([*(f"^{scheme}://" for scheme in schemes), *(f"^{word}$" for word in words)])},
+        {"pattern": "|".join(patterns)},
     )
 
 
@@ -234,10 +235,8 @@ def is_url(text: str, schemes: tuple[str, ...]) -> bool:
 def is_broker_url(text: str) -> bool:
     """Tell whether a text is an AMQP URL, or ``kafka://host:port`` with further servers after commas."""
     scheme, _, rest = text.partition("://")
-    return all(
-        is_url(f"{scheme}://{server}", ("amqp", "amqps", "kafka"))
-        for server in (rest.split(",") if scheme == "kafka" else [rest])
-    )
+    servers = rest.split(",") if scheme == "kafka" else [rest]
+    return all(is_url(f"{scheme}://{server}", ("amqp", "amqps", "kafka")) for server in servers)
 
 
 def _is_destination(text: str) -> bool:

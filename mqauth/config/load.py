@@ -158,11 +158,8 @@ class Configuration:
     def thresholds(self) -> Thresholds:
         """The thresholds of ``[misuse]``; the authorities include every issuer with ``vouches``."""
         misuse = self._settings.misuse or MisuseSettings()
-        vouching = {
-            each.issuer
-            for each in (() if self._settings.consumer is None else self._settings.consumer.issuers)
-            if each.vouches or each.trust_domain is not None
-        }
+        issuers = () if self._settings.consumer is None else self._settings.consumer.issuers
+        vouching = {each.issuer for each in issuers if each.vouches or each.trust_domain is not None}
         return Thresholds(**misuse.arguments(Thresholds) | {"authorities": misuse.authorities | vouching})
 
     @cached_property
@@ -181,12 +178,8 @@ class Configuration:
                 scope is not None or "{scope}" not in str(given.file), "file", "{scope} needs [consumer] scope"
             )
             with given.table.located("file"):
-                file = AuditFile(
-                    Path(str(given.file).replace("{scope}", (scope or "").replace("/", "_"))),
-                    fsync=not given.unsafe_no_fsync,
-                    max_bytes=given.max_bytes,
-                    heads=heads,
-                )
+                path = Path(str(given.file).replace("{scope}", (scope or "").replace("/", "_")))
+                file = AuditFile(path, fsync=not given.unsafe_no_fsync, max_bytes=given.max_bytes, heads=heads)
             detector = Detector(self.thresholds)
             before = last_rollout(given.file, scope) if self.rollout else None
             # A rung that was lowered since the last start is an alert.
@@ -259,9 +252,10 @@ class Configuration:
         for each in consumer.issuers:
             kind = Issuer if each.trust_domain is None else TrustDomain
             issuers[each.issuer] = kind(keys=key_source(each, clock), **each.arguments(kind))
+        release = self._settings.release or ReleaseSettings()
         authorities = {
             each.issuer: Authority(keys=key_source(each, clock), **each.arguments(Authority))
-            for each in (self._settings.release or ReleaseSettings()).authorities
+            for each in release.authorities
         }
         settings = consumer.arguments(Verifier) | {
             "accept_as": [each.build() for each in consumer.accept_as],

@@ -106,21 +106,20 @@ class ProducerSettings(Settings):
 
     def __post_init__(self) -> None:
         if self.identity is not None:
-            for name, value in {
+            derived = {
                 "issuer": trust_domain_of(self.identity.subject),
                 "subject": self.identity.subject,
                 "keys": self.identity.credential.keys,
-            }.items():
+            }
+            for name, value in derived.items():
                 object.__setattr__(self, name, value)
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of what the direct form lacks, and of a lifetime that no identity lasts for."""
+        needed = ("issuer", "subject", "keys") if self.identity is None else ()
         most = MAX_LIFE // 2 - SPARE
         return self.refused(
-            *(
-                (name not in self.table.members, name, "required")
-                for name in (("issuer", "subject", "keys") if self.identity is None else ())
-            ),
+            *((name not in self.table.members, name, "required") for name in needed),
             (
                 self.identity is not None and self.lifetime > most,
                 "lifetime",

@@ -94,12 +94,8 @@ class Table:
 
     def refuse(self, key: str, what: str) -> RefusedSetting:
         """Return the refusal of a key of this table, or of the table itself where the key is empty."""
-        return RefusedSetting(
-            file=self.file,
-            path=(*self.path, key) if key else self.path,
-            place=" ".join(part for part in (self.name, spelt(key) if key else "") if part),
-            what=what,
-        )
+        where = " ".join(part for part in (self.name, spelt(key) if key else "") if part)
+        return RefusedSetting(file=self.file, path=(*self.path, key) if key else self.path, place=where, what=what)
 
     def require(self, condition: object, key: str, what: str) -> None:
         """Refuse a key unless a condition holds.
@@ -199,13 +195,8 @@ def walk(value: Any, base: Place = ()) -> Iterator[tuple[Place, Any]]:
 
 def placeholders(members: Mapping[str, Any]) -> list[tuple[Place, str]]:
     """Return where each ``${NAME}`` stands in the texts of a file, and the name."""
-    return [
-        (at, match[1])
-        for at, text in walk(members)
-        if isinstance(text, str)
-        for match in _PLACEHOLDER.finditer(text)
-        if match[1]
-    ]
+    texts = [(at, text) for at, text in walk(members) if isinstance(text, str)]
+    return [(at, match[1]) for at, text in texts for match in _PLACEHOLDER.finditer(text) if match[1]]
 
 
 def _filled(value: Any, table: Table, key: str = "") -> Any:
@@ -296,6 +287,5 @@ def lines_of(text: str) -> Mapping[Place, int]:
 
 def nearest(lines: Mapping[Place, int], place: Place) -> int | None:
     """Return the line of a key or, if it is not in the file, of the innermost table around it."""
-    return next(
-        (lines[each] for each in (place[:length] for length in range(len(place), 0, -1)) if each in lines), None
-    )
+    around = (place[:length] for length in range(len(place), 0, -1))
+    return next((lines[each] for each in around if each in lines), None)

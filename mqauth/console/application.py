@@ -287,14 +287,9 @@ class Lobby:
                 forbidden,
             )
             # The answer of another provider (RFC 9207), and an answer that is an error.
+            names_itself = provider.known.get("authorization_response_iss_parameter_supported") is True
             require(
-                answer.get(
-                    "iss",
-                    None
-                    if provider.known.get("authorization_response_iss_parameter_supported") is True
-                    else issuer,
-                )
-                == issuer,
+                answer.get("iss", None if names_itself else issuer) == issuer,
                 "The answer is not of our identity provider. Begin again.",
                 forbidden,
             )

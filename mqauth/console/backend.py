@@ -93,13 +93,8 @@ class Job:
     @property
     def confirmable(self) -> bool:
         """Whether it is a rehearsal that found something to do."""
-        return (
-            not self.running
-            and self.error is None
-            and not self.cancelled.is_set()
-            and self.kind == REHEARSE
-            and self.counts["accepted"] > 0
-        )
+        done = not self.running and self.error is None and not self.cancelled.is_set()
+        return done and self.kind == REHEARSE and self.counts["accepted"] > 0
 
     def saw(self, count: int) -> None:
         """Note how many letters were looked at."""
@@ -329,12 +324,9 @@ class Backend:
                 ]
                 read = [ids for ids in answers if ids is not None]
                 require(len(read) == len(answers), "The other queues and topics are not all read yet.", BusyError)
-                self.ledger = self.session.ledger(
-                    index,
-                    self.files,
-                    beside=chain.from_iterable(ids for _, ids in read),
-                    as_of=min([index.as_of, *(at for at, _ in read)]),
-                )
+                beside = chain.from_iterable(ids for _, ids in read)
+                as_of = min([index.as_of, *(at for at, _ in read)])
+                self.ledger = self.session.ledger(index, self.files, beside=beside, as_of=as_of)
 
         return self._start(Job(kind=ACCOUNT, by=by), work)
 
@@ -366,11 +358,8 @@ class Backend:
         with self._lock:
             if self.job is not None and self.job.running:
                 # Whoever may only look can start nothing that keeps a reviewer from working on what is shown.
-                require(
-                    self.job.kind in FOR_ALL and job.kind not in FOR_ALL and not self.letters.stale,
-                    "Another job is running.",
-                    BusyError,
-                )
+                gives_way = self.job.kind in FOR_ALL and job.kind not in FOR_ALL and not self.letters.stale
+                require(gives_way, "Another job is running.", BusyError)
                 self.job.cancelled.set()
             self.job = job
             self._worker.submit(self._work, job, work)

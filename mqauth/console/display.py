@@ -119,9 +119,8 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def _short(raw: str | bytes) -> str:
-    return visible(
-        (raw if isinstance(raw, str) else raw[:MAX_VALUE].decode("utf-8", "backslashreplace"))[:MAX_VALUE]
-    )
+    text = raw if isinstance(raw, str) else raw[:MAX_VALUE].decode("utf-8", "backslashreplace")
+    return visible(text[:MAX_VALUE])
 
 
 def body(raw: bytes | None, form: str) -> Body:
@@ -151,11 +150,10 @@ def body(raw: bytes | None, form: str) -> Body:
         return Body("json", "", len(raw), "Too large to be shown as JSON.")
     text = ""
     try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse)
         # A little more than is shown: the whole could be a thousand times as long as the body, since 900 lists in
         # each other indent to 57 MB.
-        for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(
-            json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse)
-        ):
+        for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(value):
             text += part
             if len(text) > MAX_BODY:
                 break

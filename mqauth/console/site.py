@@ -85,11 +85,8 @@ def tokens_of(path: Path) -> tuple[dict[str, str], bool]:
         try:
             descriptor = open_private(path, os.O_WRONLY | os.O_EXCL)
         except FileExistsError:
-            pairs = [
-                line.split()
-                for line in read_bounded(path, 4096, private=True).decode("ascii", "replace").splitlines()
-                if line.strip()
-            ]
+            raw = read_bounded(path, 4096, private=True)
+            pairs = [line.split() for line in raw.decode("ascii", "replace").splitlines() if line.strip()]
             require(
                 pairs and all(len(pair) == 2 for pair in pairs),
                 f"{path}: one line for each role: its name and its token",
@@ -136,7 +133,8 @@ class Sessions:
         id, now = secrets.token_urlsafe(32), self._clock.monotonic()
         if len(self._open) >= MAX_SESSIONS:
             # Whoever logs in again and again ends sessions of their own, and nobody else's.
-            most = Counter((session.name, session.role) for session in self._open.values()).most_common(1)[0][0]
+            owners = Counter((session.name, session.role) for session in self._open.values())
+            most = owners.most_common(1)[0][0]
             del self._open[next(key for key, each in self._open.items() if (each.name, each.role) == most)]
         self._open[_digest(id)] = WebSession(name=name, role=role, began=now, used=now)
         return id
@@ -282,19 +280,17 @@ class Site:
     def page(self, name: str, session: WebSession | None, *, status: int = 200, **values: Any) -> Response:
         """Return a page."""
         backend = None if self.place is None else self.place.backend
-        return HTMLResponse(
-            self.environment.get_template(name).render(
-                status=status,
-                session=session,
-                backend=backend,
-                job=backend and backend.job,
-                base=self.base,
-                place=self.place,
-                places=self.places,
-                **values,
-            ),
-            status,
+        html = self.environment.get_template(name).render(
+            status=status,
+            session=session,
+            backend=backend,
+            job=backend and backend.job,
+            base=self.base,
+            place=self.place,
+            places=self.places,
+            **values,
         )
+        return HTMLResponse(html, status)
 
     def error(
         self, status: int, text: str, session: WebSession | None = None, fault: Exception | None = None

@@ -153,13 +153,9 @@ def _checked(
     expect(not (300 <= status < 400 and status != 304), f"a redirect ({status}), which is never followed")
     if status in statuses:
         kind = headers.get("Content-Type")
-        expect(
-            kind is None
-            or re.fullmatch(
-                r"application/(json|[a-z0-9.-]+\+json)", kind.partition(";")[0].strip().lower(), re.ASCII
-            ),
-            "its content type is not JSON",
-        )
+        kinds = r"application/(json|[a-z0-9.-]+\+json)"
+        good = kind is None or re.fullmatch(kinds, kind.partition(";")[0].strip().lower(), re.ASCII)
+        expect(good, "its content type is not JSON")
         with refusing(strict_json.StrictJSONError, lambda error: f"not JSON: {error}", FetchFailed):
             document, etag = strict_json.loads(_body(response, limit), depth=8), None
         expect(isinstance(document, dict), "not a JSON object")

@@ -157,11 +157,8 @@ class SubscriberOffsets(Offsets):
 
     def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
         """Commit offsets by partition, unless there was a rebalance; return the name of an error that passes."""
-        return (
-            super().send_commit(offsets)
-            if membership_of(self._client).generation == self._generation
-            else "a rebalance"
-        )
+        same = membership_of(self._client).generation == self._generation
+        return super().send_commit(offsets) if same else "a rebalance"
 
     def here(self, work: Callable[..., Any], /, *args: Any) -> Any:
         """Make a call on the thread."""

@@ -112,11 +112,8 @@ class SubscriberOffsets(Offsets):
 
     async def send_commit(self, offsets: Mapping[Any, Committed], /) -> str | None:
         """Commit offsets by partition, unless there was a rebalance; return the name of an error that passes."""
-        return (
-            await super().send_commit(offsets)
-            if aiokafka_client.generation_of(self._client) == self._generation
-            else "a rebalance"
-        )
+        same = aiokafka_client.generation_of(self._client) == self._generation
+        return await super().send_commit(offsets) if same else "a rebalance"
 
 
 def processor(subscriber: Any) -> Callable[..., LogProcessor]:

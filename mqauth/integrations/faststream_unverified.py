@@ -56,9 +56,8 @@ No other handler of the subscriber gets what nothing proved."""
 
 def kinds_of(endpoint: Any) -> tuple[str, ...]:
     """Return the kinds for which a subscriber has such a handler; a publisher has none."""
-    return tuple(
-        call.filter.kind for call in getattr(endpoint, "calls", ()) if isinstance(call.filter, UnverifiedFilter)
-    )
+    calls = getattr(endpoint, "calls", ())
+    return tuple(call.filter.kind for call in calls if isinstance(call.filter, UnverifiedFilter))
 
 
 def check_handlers(subscriber: Any) -> None:

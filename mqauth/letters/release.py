@@ -158,10 +158,8 @@ def open_release(message: Message) -> OpenedRelease:
         # The one release header has the form of a token header.
         headers = [(name, value) for name, value in message.headers if is_release(name)]
         expect(len(headers) == 1 and headers[0][0] == RELEASE_HEADER, "not exactly one release header")
-        opened = jws.take_apart(
-            envelope.token_of_value(headers[0][1], on_kafka=destination.is_kafka(message.destination)),
-            typ=RELEASE_TYPE,
-        )
+        token = envelope.token_of_value(headers[0][1], on_kafka=destination.is_kafka(message.destination))
+        opened = jws.take_apart(token, typ=RELEASE_TYPE)
         return OpenedRelease(opened, parse(opened.payload))
     except Rejection as error:
         if error.reason is Reason.RELEASE_INVALID:

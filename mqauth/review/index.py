@@ -79,7 +79,8 @@ class Filter:
 
     def given(self) -> dict[str, Any]:
         """Return the fields that matter."""
-        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
+        members = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in members.items() if value is not None}
 
 
 ALL: Final = Filter()
@@ -150,6 +151,7 @@ class Index(AbstractContextManager["Index"]):
 
     def add(self, letters: Sequence[Letter]) -> None:
         """Read letters one by one and add them."""
+        readings = [read(letter) for letter in letters]
         forms = [strict_json.dumps(json_form.to_form(letter.message)) for letter in letters]
         rows = [
             (
@@ -167,7 +169,7 @@ class Index(AbstractContextManager["Index"]):
                 reading.size,
                 reading.intact,
             )
-            for reading in map(read, letters)
+            for reading in readings
         ]
         with self._lock:
             numbers = range(self.size + 1, self.size + len(letters) + 1)
@@ -195,9 +197,9 @@ class Index(AbstractContextManager["Index"]):
         """
         require(order.by in GROUP, f"groups are sorted by {', '.join(GROUP)}")
         down = "DESC" if order.down else "ASC"
-        what = f"{_NAMES}, count(*) AS count, min(time) AS first, max(time) AS last"
         rest = f"GROUP BY {_NAMES} ORDER BY {order.by} {down}, {_NAMES} LIMIT ?"
-        rows = self._ask(*_select(what, wanted, rest, [-1 if limit is None else limit]))
+        times = "count(*) AS count, min(time) AS first, max(time) AS last"
+        rows = self._ask(*_select(f"{_NAMES}, {times}", wanted, rest, [-1 if limit is None else limit]))
         return [SimpleNamespace(**dict(zip(GROUP, row, strict=True))) for row in rows]
 
     def kinds(self) -> int:
@@ -244,10 +246,8 @@ class Index(AbstractContextManager["Index"]):
         here = f"(SELECT {', '.join(keys)} FROM letters WHERE number = ?)"  # noqa: S608
         follows = f"AND ({', '.join(keys)}) {more} {here}" if after else "AND ? = 0"
         rest = f"{follows} ORDER BY {', '.join(key + down for key in keys)} LIMIT ?"
-        rows = [
-            dict(zip(ROW, row, strict=True))
-            for row in self._ask(*_select(", ".join(ROW), wanted, rest, [after, limit]))
-        ]
+        selected = self._ask(*_select(", ".join(ROW), wanted, rest, [after, limit]))
+        rows = [dict(zip(ROW, row, strict=True)) for row in selected]
         return [SimpleNamespace(**row | {"intact": bool(row["intact"])}) for row in rows]
 
     def reading(self, number: int) -> Reading:
@@ -264,12 +264,8 @@ class Index(AbstractContextManager["Index"]):
 
     def forms(self, wanted: Filter = ALL) -> Iterator[dict[str, Any]]:
         """Yield letters in the JSON form of a message, in the order of the queue, a few at a time."""
-        yield from (
-            json.loads(raw)
-            for (raw,) in self._each(
-                *_select("letter", wanted, "ORDER BY number", table="letters JOIN originals USING (number)")
-            )
-        )
+        sql = _select("letter", wanted, "ORDER BY number", table="letters JOIN originals USING (number)")
+        yield from (json.loads(raw) for (raw,) in self._each(*sql))
 
     def ids(self) -> Iterator[tuple[str, bool]]:
         """Yield each id once, and whether one of its letters is intact."""

@@ -137,11 +137,8 @@ class KafkaLetterBox:
             Unavailable: ``dead_letter_unavailable``.
         """
         origin = letter.message.origin
-        self._send(
-            self.name + REVIEWED,
-            value=strict_json.dumps({"v": 1, "partition": origin.partition, "offset": origin.offset}),
-            key=letter.handle,
-        )
+        value = strict_json.dumps({"v": 1, "partition": origin.partition, "offset": origin.offset})
+        self._send(self.name + REVIEWED, value=value, key=letter.handle)
         self._resolved.add(letter.handle)
 
     def _send(self, topic: str, **record: Any) -> None:
@@ -248,11 +245,8 @@ class KafkaRecords:
             return None
         except (KafkaError, OSError) as error:
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
-        return (
-            from_native(record, scope="", log=self._logs.of(topic))
-            if record is not None and record.offset == offset
-            else None
-        )
+        there = record is not None and record.offset == offset
+        return from_native(record, scope="", log=self._logs.of(topic)) if there else None
 
     def _next(self, partition: Any) -> Any:
         """Return the first record from here on; ``None`` where the batch cannot be parsed.

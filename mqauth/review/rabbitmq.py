@@ -167,7 +167,8 @@ class RabbitMQLetterBox:
     async def _taken(self, limit: int) -> list[IncomingMessage]:
         """Return the next batch of the pass; none at its end."""
         channel = self._pass or await self._begin()
-        waiting = (await channel.get_queue(self.name, ensure=True)).declaration_result.message_count or 0
+        queue = await channel.get_queue(self.name, ensure=True)
+        waiting = queue.declaration_result.message_count or 0
         self.expected = self.expected or waiting
         below, arrived = await channel.get_underlay_channel(), asyncio.Queue[DeliveredMessage]()
         if not waiting:

@@ -199,13 +199,14 @@ class Session:
         Raises:
             ConfigurationError: as for ``rehearse``, or no audit.
         """
+        audit = require(self.audit, f"not set up to {plan.act}: it needs an audit file")
         redrives = plan.act != DISCARD
         return self.run(
             act(
                 self.box,
                 selection,
                 plan,
-                audit=require(self.audit, f"not set up to {plan.act}: it needs an audit file"),
+                audit=audit,
                 guard=self.pipeline() if redrives else None,
                 releaser=self._releaser_of(plan) if redrives else None,
                 originals=self.originals,
@@ -297,6 +298,7 @@ class Ledger:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the ledger as JSON values; of long lists the first 100 ids, with the full count."""
+        lists = {"missing": self.missing, "unknown": self.unknown, "unproven": self.unproven}
         return {
             "as_of": None if self.as_of is None else iso_time(self.as_of),
             "rejected": self.rejected,
@@ -304,14 +306,7 @@ class Ledger:
             "redriven": self.redriven,
             "discarded": self.discarded,
             "difference": self.difference,
-            **{
-                name: {"count": len(ids), "ids": list(ids[:100])}
-                for name, ids in {
-                    "missing": self.missing,
-                    "unknown": self.unknown,
-                    "unproven": self.unproven,
-                }.items()
-            },
+            **{name: {"count": len(ids), "ids": list(ids[:100])} for name, ids in lists.items()},
         }
 
 

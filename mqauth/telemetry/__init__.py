@@ -296,13 +296,12 @@ def traced(handler: Handler, tracer: trace.Tracer | None = None, *, trust_parent
         # The headers of the message that the configured propagator reads, as text; no others are looked at.
         propagator = get_global_textmap()
         fields = {fold(name): name for name in propagator.fields}
-        context = propagator.extract(
-            {
-                fields[fold(name)]: value.decode("ascii", "replace") if isinstance(value, bytes) else value
-                for name, value in verified._facts.message.headers
-                if fold(name) in fields and isinstance(value, str | bytes)
-            }
-        )
+        headers = {
+            fields[fold(name)]: value.decode("ascii", "replace") if isinstance(value, bytes) else value
+            for name, value in verified._facts.message.headers
+            if fold(name) in fields and isinstance(value, str | bytes)
+        }
+        context = propagator.extract(headers)
         remote = trace.get_current_span(context).get_span_context()
         # What is said of the message are verified facts, and where the broker had it.
         origin, body = verified.origin, verified.body
