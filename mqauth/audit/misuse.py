@@ -212,7 +212,8 @@ class Detector:
         if type(index := claims.get("index")) is int:
             values["index"] = str(index)[:_TEXT]
         fact = Fact(time_of(members), reason, values, is_verified(members))
-        self._started = fact.time if self._started is None else self._started
+        if self._started is None:
+            self._started = fact.time
         return list(filter(self._is_new, self._habits(fact) if fact.reason is None else self._faults(fact)))
 
     def _faults(self, fact: Fact) -> Iterator[Alert]:

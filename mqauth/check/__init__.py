@@ -46,20 +46,17 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
     """
     text, members = read_toml(Path(path))
     target = read(Path(path), members, now=clock.now())
-    findings = [
-        # What the reader refuses.
-        *(finding("configuration", refusal.path, refusal.what) for refusal in target.refusals),
-        # Settings that say whom to trust, and have a placeholder.
-        *(
-            finding("trust_from_environment", at, f"takes {name} from the environment")
-            for at, name in placeholders(tomllib.loads(text))
-            if at[:2] in (("consumer", "issuers"), ("consumer", "allow"), ("release", "authorities"))
-        ),
-        # What the rules find.
-        *(each for rule in RULES for each in rule(target)),
+    # What the reader refuses.
+    findings = [finding("configuration", refusal.path, refusal.what) for refusal in target.refusals]
+    # Settings that say whom to trust, and have a placeholder.
+    findings += [
+        finding("trust_from_environment", at, f"takes {name} from the environment")
+        for at, name in placeholders(tomllib.loads(text))
+        if at[:2] in (("consumer", "issuers"), ("consumer", "allow"), ("release", "authorities"))
     ]
-    # What is refused when the objects are built, where nothing was found wrong before; and names in [check] accept
-    # that cannot be accepted.
+    # What the rules find; what is refused when the objects are built, where nothing was found wrong before; and
+    # names in [check] accept that cannot be accepted.
+    findings += [each for rule in RULES for each in rule(target)]
     wrong = {each.path for each in findings if each.severity is Severity.ERROR}
     for at, what in _refused(path, members, clock, target):
         if at not in wrong:

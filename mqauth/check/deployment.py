@@ -11,7 +11,6 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
@@ -45,11 +44,9 @@ class _URL(NamedTuple):
         if self.scheme in ("amqp", "amqps"):
             # aio-pika verifies only without this option or with 0: even ``=false`` turns verification off.
             return any(value != "0" for value in self.options.get("no_verify_ssl", ()))
-        return self.scheme != "redis" and (
-            any(value != "required" for value in self.options.get("ssl_cert_reqs", ()))
-            or not {value.lower() for value in self.options.get("ssl_check_hostname", ())}
-            <= {"true", "t", "yes", "y", "1"}
-        )
+        lax = any(value != "required" for value in self.options.get("ssl_cert_reqs", ()))
+        hostname = {value.lower() for value in self.options.get("ssl_check_hostname", ())}
+        return self.scheme != "redis" and (lax or not hostname <= {"true", "t", "yes", "y", "1"})
 
 
 def connections(target: Target) -> Iterator[Finding]:
@@ -59,30 +56,18 @@ def connections(target: Target) -> Iterator[Finding]:
         ignored = sorted({*options.split()} & url.options.keys())
         replay = url.scheme in ("redis", "rediss")
         # kafka-python's default is not encrypted.
+        protocols = url.options.get("security_protocol", ["PLAINTEXT"])
         encrypted = (
-            set(url.options.get("security_protocol", ["PLAINTEXT"])) <= {"SSL", "SASL_SSL"}
-            if url.scheme == "kafka"
-            else url.scheme in ("amqps", "rediss")
+            set(protocols) <= {"SSL", "SASL_SSL"} if url.scheme == "kafka" else url.scheme in ("amqps", "rediss")
         )
-        # The first of them that holds.
-        yield from islice(
-            those(
-                (url.scheme == "amqp" and ignored, "broker_tls_ignored", path, f"{url} with {', '.join(ignored)}"),
-                (
-                    not encrypted and not all(map(is_loopback, url.hosts)),
-                    "replay_plaintext" if replay else "broker_plaintext",
-                    path,
-                    f"{url} is plaintext",
-                ),
-                (
-                    url.is_unverified,
-                    "replay_unverified" if replay else "broker_unverified",
-                    path,
-                    f"{url} turns verification off",
-                ),
-            ),
-            1,
-        )
+        if url.scheme == "amqp" and ignored:
+            yield finding("broker_tls_ignored", path, f"{url} with {', '.join(ignored)}")
+        elif not encrypted and not all(map(is_loopback, url.hosts)):
+            yield finding("replay_plaintext" if replay else "broker_plaintext", path, f"{url} is plaintext")
+        elif url.is_unverified:
+            yield finding(
+                "replay_unverified" if replay else "broker_unverified", path, f"{url} turns verification off"
+            )
 
 
 def writable(target: Target) -> Iterator[Finding]:
@@ -90,13 +75,11 @@ def writable(target: Target) -> Iterator[Finding]:
     trusted: list[tuple[Path | None, Place]] = [
         (target.file, ()),
         *_named(target, "replay.file", "consumer.opa.ca", "producer.identity.ca"),
-        *((reference.ca, signs.at) for signs, reference in target.references),
-        *(
-            (path, (*source.table.path, key))
-            for source in target.sources
-            for key, path in (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot))
-        ),
     ]
+    trusted += [(reference.ca, signs.at) for signs, reference in target.references]
+    for source in target.sources:
+        files = (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot))
+        trusted += [(path, (*source.table.path, key)) for key, path in files]
     return (
         finding("trust_writable", at, f"{target.shown(path)} may be written by others (mode {mode(path)})")
         for path, at in trusted
@@ -116,8 +99,8 @@ def readable(target: Target) -> Iterator[Finding]:
     secrets: list[tuple[Path | None, Place]] = [
         *passphrases,
         *_named(target, "consumer.opa.token_file", "producer.identity.credential.client_secret_file"),
-        *((reference.secret, signs.at) for signs, reference in target.references),
     ]
+    secrets += [(reference.secret, signs.at) for signs, reference in target.references]
     yield from (
         finding("secret_readable", named, f"{target.shown(secret)} is open to others (mode {mode(secret)})")
         for secret, named in secrets
@@ -264,6 +247,7 @@ def shared(target: Target) -> Iterator[Finding]:
     settings, own, consumers = target.settings.audit, dict(target.audit_files), target.options.consumers
     # In containers each process has the number 1.
     named = settings is None or any(name in str(settings.file) for name in ("{host}", "{instance}"))
+    both = len(own) > 1 and len({os.path.abspath(path) for path in own.values()}) == 1
     return those(
         (
             consumers > 1 and not named,
@@ -271,12 +255,7 @@ def shared(target: Target) -> Iterator[Finding]:
             ("audit", "file"),
             f"{consumers} consumers, and a name that two of them may share",
         ),
-        (
-            len(own) > 1 and len({os.path.abspath(path) for path in own.values()}) == 1,
-            "audit_shared",
-            ("authority", "audit"),
-            "the consumer and the authority of this file write one",
-        ),
+        (both, "audit_shared", ("authority", "audit"), "the consumer and the authority of this file write one"),
     )
 
 
@@ -288,12 +267,10 @@ def dead_letters(target: Target, settings: DeadLettersSettings) -> Iterator[Find
         return
     destinations = [allowed for rule in consumer.allow for allowed in rule.destinations]
     letters = (destination.kafka(name), destination.rabbitmq("", name))
-    own = name == consumer.scope or set(letters) & set(destinations)
-    reached = any(matches(allowed, letter) for allowed in destinations for letter in letters)
-    yield from those(
-        (own, "dead_letters_source", at, f"{name} is what the consumer reads from"),
-        (reached and not own, "dead_letters_reachable", at, f"a rule lets a producer publish to {name}"),
-    )
+    if name == consumer.scope or set(letters) & set(destinations):
+        yield finding("dead_letters_source", at, f"{name} is what the consumer reads from")
+    elif any(matches(allowed, letter) for allowed in destinations for letter in letters):
+        yield finding("dead_letters_reachable", at, f"a rule lets a producer publish to {name}")
 
 
 RULES: Final = (writable, readable, connections, store, tables, audit, shared, dead_letters)

@@ -35,70 +35,64 @@ def bindings(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     for issuer in consumer.issuers:
         path, keys, subjects = issuer.table.path, key_set(issuer), issuer.subjects or {}
         first = seen.setdefault(_place(issuer), issuer.issuer)
-        yield from those(
-            (
-                first != issuer.issuer,
+        if first != issuer.issuer:
+            yield finding(
                 "issuers_share_keys",
                 (*path, "jwks" if issuer.file is None else "file"),
                 f"{issuer.issuer} has the keys of {first}",
             )
-        )
         # Pins of keys that the file does not have.
         for kid in subjects:
-            yield from those(
-                (
-                    kid != _ANY and keys is not None and keys.get(kid) is None,
+            if kid != _ANY and keys is not None and keys.get(kid) is None:
+                yield finding(
                     "pin_unknown",
                     (*path, "subjects", kid),
                     f"no usable key of {target.shown(issuer.file or target.file)} has the kid {kid}",
                 )
-            )
         # A trust domain vouches for its subjects, and rules name them; its keys must outlast the identities.
         if issuer.trust_domain is not None:
             lives = issuer.max_identity_lifetime
-            yield from those(
-                (
-                    issuer.file is None and issuer.max_stale < lives,
+            if issuer.file is None and issuer.max_stale < lives:
+                yield finding(
                     "identity_outlives_keys",
                     (*path, "max_stale"),
                     f"{issuer.issuer}: max_stale is {issuer.max_stale} s, identities last {lives} s",
                 )
-            )
-        else:
-            names, path = subjects.get(_ANY, frozenset()), (*path, "subjects")
-            # An empty list in the key itself is stronger than any pin.
-            unbound = [
-                key.kid
-                for key in keys or ()
-                if key.subjects == frozenset() or (key.subjects is None and not names and key.kid not in subjects)
-            ]
-            yield from those(
-                (
-                    len(names) > 1
-                    and (keys is None or any(key.subjects is None and key.kid not in subjects for key in keys)),
-                    "subjects_shared",
-                    (*path, _ANY),
-                    f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}',
-                ),
-                (
-                    issuer.vouches,
-                    "issuer_vouches",
-                    (*issuer.table.path, "vouches"),
-                    f"every key of {issuer.issuer} signs for all",
-                ),
-                (
-                    not issuer.vouches and issuer.subjects is None and issuer.file is None,
-                    "binding_unseen",
-                    path,
-                    "neither subjects nor vouches, and the keys are remote",
-                ),
-                (
-                    not issuer.vouches and unbound,
-                    "issuer_unbound",
-                    path,
-                    f"no subject is named by, or pinned to, the key {few(unbound)}",
-                ),
-            )
+            continue
+        names, path = subjects.get(_ANY, frozenset()), (*path, "subjects")
+        silent = keys is None or any(key.subjects is None and key.kid not in subjects for key in keys)
+        # An empty list in the key itself is stronger than any pin.
+        unbound = [
+            key.kid
+            for key in keys or ()
+            if key.subjects == frozenset() or (key.subjects is None and not names and key.kid not in subjects)
+        ]
+        yield from those(
+            (
+                len(names) > 1 and silent,
+                "subjects_shared",
+                (*path, _ANY),
+                f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}',
+            ),
+            (
+                issuer.vouches,
+                "issuer_vouches",
+                (*issuer.table.path, "vouches"),
+                f"every key of {issuer.issuer} signs for all",
+            ),
+            (
+                not issuer.vouches and issuer.subjects is None and issuer.file is None,
+                "binding_unseen",
+                path,
+                "neither subjects nor vouches, and the keys are remote",
+            ),
+            (
+                not issuer.vouches and unbound,
+                "issuer_unbound",
+                path,
+                f"no subject is named by, or pinned to, the key {few(unbound)}",
+            ),
+        )
 
 
 @on("consumer")
@@ -119,14 +113,12 @@ def forms(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
             for other in workloads
             if other.subject.endswith(f"/{rule.subject}") or set(rule.destinations) == set(other.destinations)
         ]
-        yield from those(
-            (
-                same and issuer is not None and not _is_silent(issuer, rule, target.now),
+        if same and issuer is not None and not _is_silent(issuer, rule, target.now):
+            yield finding(
                 "forms_both",
                 ("consumer", "allow", number, "subject"),
-                f"{rule.subject} of {rule.issuer} is {few(same)} in the other form",
+                f"{rule.subject} of {issuer.issuer} is {few(same)} in the other form",
             )
-        )
 
 
 @on("consumer")
@@ -151,7 +143,8 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     for number, rule in enumerate(consumer.allow):
         path = ("consumer", "allow", number)
         for at, destination in enumerate(rule.destinations):
-            if set(destination.rpartition(":" if is_kafka(destination) else "/")[2].split(".")) <= {"*", "#"}:
+            words = destination.rpartition(":" if is_kafka(destination) else "/")[2].split(".")
+            if set(words) <= {"*", "#"}:
                 # With the default exchange, a routing key is the name of a queue.
                 name = (
                     "rule_matches_all"
@@ -160,20 +153,20 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
                 )
                 yield finding(name, (*path, "destinations", at), f"{rule.subject} may publish to {destination}")
         issuers = [source for source in consumer.issuers if rule.issuer in (None, source.issuer)]
-        yield from those(
-            (
-                all(_is_silent(source, rule, target.now) for source in issuers),
+        if all(_is_silent(source, rule, target.now) for source in issuers):
+            yield finding(
                 "subject_without_key",
                 (*path, "subject"),
                 f"no key of {' or '.join(source.issuer for source in issuers)} speaks for {rule.subject}",
             )
-        )
 
 
 def authorities(target: Target) -> Iterator[Finding]:
     """Find release authorities that sign messages too, or that may waive what keeps others out."""
-    places, producer = {_place(issuer) for issuer in target.issuers}, target.settings.producer
-    producers = {None if producer is None else producer.issuer, *(issuer.issuer for issuer in target.issuers)}
+    producers = {issuer.issuer for issuer in target.issuers}
+    places = {_place(issuer) for issuer in target.issuers}
+    if target.settings.producer is not None:
+        producers.add(target.settings.producer.issuer)
     for authority in target.authorities:
         path = authority.table.path
         much = sorted(authority.waive & {Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.KEY_EXPIRED})
@@ -199,10 +192,12 @@ def contents(target: Target) -> Iterator[Finding]:
                 faults.setdefault(fault, []).append(str(number))
         for (name, what), numbers in faults.items():
             yield finding(name, path, f"{shown}: key {few(numbers)}: {what}")
-        twice = [
-            line for line in getattr(key_set(source), "skipped", ()) if line.startswith(("kid ", "mqauth_cutoff "))
-        ]
-        yield from those((twice, "jwks_skipped", path, f"{shown}: {few(twice)}"))
+        keys = key_set(source)
+        twice = (
+            [] if keys is None else [line for line in keys.skipped if line.startswith(("kid ", "mqauth_cutoff "))]
+        )
+        if twice:
+            yield finding("jwks_skipped", path, f"{shown}: {few(twice)}")
 
 
 def remote(target: Target) -> Iterator[Finding]:
@@ -214,12 +209,10 @@ def remote(target: Target) -> Iterator[Finding]:
         producer = target.settings.producer
         signs = producer is not None and producer.issuer == source.issuer and producer.keys
         own = ring_of(signs) if signs else None
-        limit, what = min(
-            (DAY, "a day"),
-            (target.options.rotation, "the rotation period"),
-            *([] if own is None else [(own.retain, "for which the keystore goes on publishing a retired key")]),
-        )
-        delay = source.publish_delay if own is None else own.publish_delay
+        limits = [(DAY, "a day"), (target.options.rotation, "the rotation period")]
+        if own is not None:
+            limits.append((own.retain, "for which the keystore goes on publishing a retired key"))
+        (limit, what), delay = min(limits), source.publish_delay if own is None else own.publish_delay
         yield from those(
             (
                 source.unsafe_http_loopback,
@@ -245,11 +238,9 @@ def remote(target: Target) -> Iterator[Finding]:
 def key_set(source: SourceSettings) -> KeySet | None:
     """Return the usable keys of a source's JWK Set file, ``None`` if it has none or it cannot be read."""
     path, svid = source.file, source.svid
-    return (
-        None
-        if path is None
-        else unless_refused(lambda: load_key_set(files.read_bounded(path, MAX_DOCUMENT), svid=svid))
-    )
+    if path is None:
+        return None
+    return unless_refused(lambda: load_key_set(files.read_bounded(path, MAX_DOCUMENT), svid=svid))
 
 
 def _listed(path: Path | None) -> list[Any]:
@@ -273,11 +264,8 @@ def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:
         if issuer.trust_domain is None
         else TrustDomain(keys=keys, subjects=issuer.subjects)
     )
-    return not any(
-        judge.speaks_for(key, rule.subject)
-        for key in keys
-        if key.revocation is None or key.revocation.revoked_at > now
-    )
+    alive = [key for key in keys if key.revocation is None or key.revocation.revoked_at > now]
+    return not any(judge.speaks_for(key, rule.subject) for key in alive)
 
 
 def _place(source: SourceSettings) -> str:

@@ -6,18 +6,16 @@ message that would be refused counts as honest until somebody says otherwise, an
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from datetime import time as time_of_day
-from itertools import pairwise
 from typing import Any, Final
 
 from mqauth.audit.observed import Group, group_of
 from mqauth.audit.query import Record, member, seconds_of, time_of
 from mqauth.audit.record import iso_time
-from mqauth.check.rule import Finding, Target, on, those
+from mqauth.check.rule import Finding, Target, finding, on, those
 from mqauth.config.consumer_settings import ConsumerSettings, RolloutSettings
 from mqauth.config.settings import FileSettings
 from mqauth.judging.journal import few
@@ -92,7 +90,7 @@ class Standing:
 
     entry: RolloutSettings
     days_left: int
-    accepted: Counter[str] = field(default_factory=Counter)
+    accepted: dict[str, int] = field(default_factory=dict)
     groups: list[Seen] = field(default_factory=list)
     other: int = 0
     reported: dict[Any, float] = field(default_factory=dict)
@@ -161,21 +159,24 @@ def _standing(
 ) -> Standing:
     standing = Standing(entry, days_left(entry.until, now) if entry.until else 0)
     groups, signed, oldest = dict[str, Seen](), set[tuple[str, str]](), dict[Any, float]()
-    observed = [
-        (time_of(record), record, member(record, "observed"))
-        for record in told
-        if record.get("verdict") == "observed"
-    ]
-    # a change counts although the record before it is older than the window
-    changes = [
-        time
-        for (_, _, before), (time, _, facts) in pairwise(observed)
-        if before.get("rules") not in (None, facts.get("rules")) and time >= now - entry.window
-    ]
-    for time, record, facts in (each for each in observed if each[0] >= now - entry.window):
+    rules: Any = None
+    changed: float | None = None
+    for record in told:
+        time, facts = time_of(record), member(record, "observed")
+        if record.get("verdict") != "observed":
+            continue
+        # a change counts although the record before it is older than the window
+        if rules not in (None, facts.get("rules")) and time >= now - entry.window:
+            changed = time
+        rules = facts.get("rules")
+        if time < now - entry.window:
+            continue
         # what came in the window
-        accepted = member(facts, "accepted")
-        standing.accepted.update({name: _whole(accepted[name]) for name in entry.destinations if name in accepted})
+        for destination in entry.destinations:
+            if destination in member(facts, "accepted"):
+                standing.accepted[destination] = standing.accepted.get(destination, 0) + _whole(
+                    member(facts, "accepted")[destination]
+                )
         standing.other += _whole(facts.get("other"))
         for told_of in _tables(facts.get("groups")):
             group = group_of(told_of)
@@ -189,22 +190,21 @@ def _standing(
             for issuer, subjects in issuers.items()
             for subject in (subjects if isinstance(subjects, dict) else ())
         }
-        if time >= now - HOUR:
-            # who is there, on which rung, and how old the last deliveries were
-            process, rungs, appended = record.get("instance"), member(facts, "rungs"), member(facts, "oldest")
-            standing.reported[process] = time
-            standing.rungs |= {
-                str(rungs[destination]) for destination in entry.destinations if destination in rungs
-            }
-            times = [
-                seconds_of(appended[destination]) for destination in entry.destinations if destination in appended
-            ]
-            oldest |= {process: min(times)} if times else {}
+        if time < now - HOUR:
+            continue
+        # who is there, on which rung, and how old the last deliveries were
+        process, rungs, appended = record.get("instance"), member(facts, "rungs"), member(facts, "oldest")
+        standing.reported[process] = time
+        standing.rungs |= {str(rungs[destination]) for destination in entry.destinations if destination in rungs}
+        times = [
+            seconds_of(appended[destination]) for destination in entry.destinations if destination in appended
+        ]
+        if times:
+            oldest[process] = min(times)
     standing.groups = sorted(groups.values(), key=lambda seen: -seen.count)
     standing.oldest = min(oldest.values(), default=None)
-    standing.never_signed = list(
-        dict.fromkeys(() if file.consumer is None else _never_signed(entry, file.consumer, signed))
-    )
+    if file.consumer is not None:
+        standing.never_signed = list(dict.fromkeys(_never_signed(entry, file.consumer, signed)))
     # The ends that starts have named for its destinations.
     named = {
         str(each.get("until"))
@@ -222,24 +222,19 @@ def _standing(
         if seen.group.code != Verdict.DUPLICATE.value and not is_accepted(entry, seen.group)
     ]
     silent = [destination for destination in entry.destinations if not standing.accepted.get(destination)]
-    standing.against = [
-        reason
-        for holds, reason in (
-            (now < ends, f"the window is over at {iso_time(ends)}"),
-            (broken is not None, broken or ""),
-            (
-                len(standing.reported) < consumers,
-                f"{len(standing.reported)} of {consumers} consumers reported within the hour",
-            ),
-            (open_groups, f"{len(open_groups)} groups"),
-            (standing.other, f"{standing.other} messages in no group"),
-            (silent, f"no accepted message of {', '.join(silent)}"),
-            (changes, f"rules, issuers or settings changed at {iso_time(max(changes, default=0))}"),
-            (len(standing.rungs) > 1, f"mixed: {' and '.join(sorted(standing.rungs))} within the hour"),
-            (entry.at is Rung.OFF, "nothing is judged at off"),
-        )
-        if holds
-    ]
+    reported = f"{len(standing.reported)} of {consumers} consumers reported within the hour"
+    reasons = (
+        (now < ends, f"the window is over at {iso_time(ends)}"),
+        (broken is not None, broken or ""),
+        (len(standing.reported) < consumers, reported),
+        (open_groups, f"{len(open_groups)} groups"),
+        (standing.other, f"{standing.other} messages in no group"),
+        (silent, f"no accepted message of {', '.join(silent)}"),
+        (changed is not None, f"rules, issuers or settings changed at {iso_time(changed or 0)}"),
+        (len(standing.rungs) > 1, f"mixed: {' and '.join(sorted(standing.rungs))} within the hour"),
+        (entry.at is Rung.OFF, "nothing is judged at off"),
+    )
+    standing.against = [reason for holds, reason in reasons if holds]
     return standing
 
 
@@ -309,11 +304,12 @@ def weakest(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Fi
     """Say by which destinations a queue may be reached unsigned."""
     consumer = target.settings.consumer
     destinations = [
-        *(destination for entry in entries if entry.at < Rung.ENFORCE for destination in entry.destinations),
-        *(exemption.destination for exemption in (() if consumer is None else consumer.unsigned)),
+        destination for entry in entries if entry.at < Rung.ENFORCE for destination in entry.destinations
     ]
+    destinations += [] if consumer is None else [exemption.destination for exemption in consumer.unsigned]
     rabbit = [destination for destination in destinations if destination.startswith("rabbitmq:")]
-    return those((rabbit, "rollout_weakest", ("rollout",), f"unsigned messages may come by {few(rabbit)}"))
+    if rabbit:
+        yield finding("rollout_weakest", ("rollout",), f"unsigned messages may come by {few(rabbit)}")
 
 
 @on("consumer")

@@ -154,16 +154,14 @@ class Target:
     def signers(self) -> tuple[Signs, ...]:
         """The tables that name keys which sign."""
         producer, authority = self.settings.producer, self.settings.authority
-        waits = 0 if self.settings.consumer is None else self.settings.consumer.max_queue_age or 0
-        return (
-            *(
-                []
-                if producer is None or producer.keys is None
-                else [Signs("producer", producer, producer.keys, FRESH, producer.lifetime + waits)]
-            ),
+        signers = []
+        if producer is not None and producer.keys is not None:
+            waits = 0 if self.settings.consumer is None else self.settings.consumer.max_queue_age or 0
+            signers.append(Signs("producer", producer, producer.keys, FRESH, producer.lifetime + waits))
+        if authority is not None:
             # What it vouched for lives out by the overlap of its keys, and its set is fresh for a minute.
-            *([] if authority is None else [Signs("authority", authority, authority.keys, MAX_AGE, 0)]),
-        )
+            signers.append(Signs("authority", authority, authority.keys, MAX_AGE, 0))
+        return tuple(signers)
 
     @property
     def references(self) -> Iterator[tuple[Signs, Reference]]:

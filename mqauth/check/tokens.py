@@ -49,23 +49,16 @@ def limits(target: Target) -> Iterator[Finding]:
 def backlog(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find a consumer that cannot be stopped for a day without rejecting honest messages for their age."""
     # Producers in other files may sign for a shorter time, which this file does not say.
-    lifetimes = [
-        consumer.max_lifetime,
-        *([] if target.settings.producer is None else [target.settings.producer.lifetime]),
-    ]
-    waits = longest_wait(
-        consumer.max_queue_age,
-        lifetimes,
-        [issuer.max_identity_lifetime for issuer in consumer.issuers if issuer.trust_domain is not None],
-    )
-    return those(
-        (
-            waits < BACKLOG and consumer.backlog is None,
+    lifetimes = [consumer.max_lifetime]
+    lifetimes += [] if target.settings.producer is None else [target.settings.producer.lifetime]
+    domains = [issuer.max_identity_lifetime for issuer in consumer.issuers if issuer.trust_domain is not None]
+    waits = longest_wait(consumer.max_queue_age, lifetimes, domains)
+    if waits < BACKLOG and consumer.backlog is None:
+        yield finding(
             "backlog_expires",
             ("consumer", "at" if consumer.at == "consume" else "max_queue_age"),
             f"a message that waits for more than {waits} s is rejected",
         )
-    )
 
 
 @on("consumer")
@@ -129,6 +122,7 @@ def keys_on_disk(target: Target) -> Iterator[Finding]:
                 (signs.table, "passphrase_env" if file is None else "passphrase_file"),
                 str(error),
             )
+        beside = (folder if in_folder else folder.parent).absolute()
         is_writable = others(folder) & 0o022
         yield from those(
             (
@@ -139,7 +133,7 @@ def keys_on_disk(target: Target) -> Iterator[Finding]:
             ),
             (plain, "key_plain", at, f"{len(plain)} of {len(pems)} PEM files under {at[1]} without a passphrase"),
             (
-                file is not None and file.absolute().parent == (folder if in_folder else folder.parent).absolute(),
+                file is not None and file.absolute().parent == beside,
                 "passphrase_beside_keys",
                 (signs.table, "passphrase_file"),
                 f"{target.shown(file or folder)} lies beside the keys",
@@ -152,9 +146,8 @@ def rotation(target: Target) -> Iterator[Finding]:
     now, limit = int(target.now), target.options.rotation
     for signs in target.signers:
         at, ring = signs.at, signs.ring
-        yield from those(
-            (os.path.isfile(signs.keys), "key_alone", at, f"{target.shown(signs.keys)} is a single PEM file")
-        )
+        if os.path.isfile(signs.keys):
+            yield finding("key_alone", at, f"{target.shown(signs.keys)} is a single PEM file")
         if ring is None:
             continue
         delay, retain = ring.publish_delay, ring.retain
@@ -201,14 +194,10 @@ def rotation(target: Target) -> Iterator[Finding]:
 def references(target: Target) -> Iterator[Finding]:
     """Find holders of keys that are asked without TLS, or whose secret cannot be read here."""
     for signs, held in target.references:
+        unreadable = held.secret is not None and not os.access(held.secret, os.R_OK)
         yield from those(
             (held.host, "transit_loopback", signs.at, f"{held.uri}: http to {held.host}"),
-            (
-                held.secret is not None and not os.access(held.secret, os.R_OK),
-                "passphrase_unavailable",
-                signs.at,
-                f"{held.uri}: {held.secret} cannot be read",
-            ),
+            (unreadable, "passphrase_unavailable", signs.at, f"{held.uri}: {held.secret} cannot be read"),
         )
 
 
@@ -242,13 +231,10 @@ _MEANT: Final = REGISTERED | frozenset(
 
 @on("authority")
 def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
-    """Find a key that can be copied, a URL in the clear, long lives, limits that are off, no heads, no grants."""
+    """Find a key that can be copied, a URL in the clear, long lives, limits that are off, and no heads."""
     ring = ring_of(authority.keys)
-    local = [
-        key.kid
-        for key in (() if ring is None else ring.keys)
-        if key.uri is None and key.state in (State.PENDING, State.ACTIVE)
-    ]
+    keys = () if ring is None else ring.keys
+    local = [key.kid for key in keys if key.uri is None and key.state in (State.PENDING, State.ACTIVE)]
     # How long they may live for the consumer of the same file, if it trusts the authority.
     own = [each.max_identity_lifetime for each in target.issuers if each.trust_domain == authority.trust_domain]
     lives, limit = authority.lifetime, min(own, default=IDENTITY_LIFETIME)
@@ -279,7 +265,6 @@ def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fi
             "any number of refusals of one address",
         ),
         (authority.heads is None, "authority_unanchored", ("authority", "heads"), "no heads"),
-        (not authority.grants, "grants_empty", ("authority", "grants"), "no [[authority.grants]]"),
     )
 
 
@@ -302,7 +287,9 @@ def credentials(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Fin
 
 @on("authority")
 def grants(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
-    """Find grants that anybody of an issuer gets, or that nobody gets."""
+    """Find grants that are missing, that anybody of an issuer gets, or that nobody gets."""
+    if not authority.grants:
+        yield finding("grants_empty", ("authority", "grants"), "no [[authority.grants]]")
     sources = {issuer.name: issuer for issuer in authority.credentials}
     for grant in authority.grants:
         at = (*grant.table.path, "match")
@@ -352,16 +339,17 @@ def overlaps(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Findin
 def enrolment(_: Target, producer: ProducerSettings) -> Iterator[Finding]:
     """Find requests for an identity in plain text, which stay on this machine."""
     identity = producer.identity
+    urls = (
+        ()
+        if identity is None
+        else (
+            (identity.table, "authority", identity.authority),
+            (identity.credential.table, "token_url", identity.credential.token_url),
+        )
+    )
     return (
         finding("authority_loopback", (*table.path, key), f"http to {urlsplit(url).hostname}")
-        for table, key, url in (
-            ()
-            if identity is None
-            else (
-                (identity.table, "authority", identity.authority),
-                (identity.credential.table, "token_url", identity.credential.token_url),
-            )
-        )
+        for table, key, url in urls
         if url is not None and is_url(url, ("http",))
     )
 

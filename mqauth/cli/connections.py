@@ -25,7 +25,8 @@ class HandshakeLoop(asyncio.SelectorEventLoop):
 
     async def create_server(self, *args: Any, ssl: Any = None, **settings: Any) -> asyncio.Server:
         """Return a server, as any event loop does."""
-        settings |= {} if ssl is None else {"ssl_handshake_timeout": HANDSHAKE_SECONDS}
+        if ssl is not None:
+            settings["ssl_handshake_timeout"] = HANDSHAKE_SECONDS
         return await super().create_server(*args, ssl=ssl, **settings)
 
 

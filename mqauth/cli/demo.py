@@ -150,14 +150,12 @@ def demo(
     attacks = [case for case in cases if case.expected != ACCEPTED]
     refused = sum(case.as_expected for case in attacks)
     odd = [case.case for case in cases if not case.as_expected]
+    shown = ("case", "story", "expected", "verdict", "reason", "audit")
     answer(
         as_json,
         {
             "broker": stage.name,
-            "cases": [
-                {name: getattr(case, name) for name in ("case", "story", "expected", "verdict", "reason", "audit")}
-                for case in cases
-            ],
+            "cases": [{name: getattr(case, name) for name in shown} for case in cases],
             "audit_chain": chain,
             "lost": lost,
         },
@@ -195,28 +193,28 @@ def _cases(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> list
     forge, target = Forge(lifetime=600), stage.destination
     honest = [named(honest_message(target, number), f"honest-{number}") for number in range(messages)]
     first = forge.signer().sign(honest[0])
-    cases = [
-        Case(case="honest-0", story="an honest order", expected=ACCEPTED, message=first),
-        *(
-            Case(
-                case=f"honest-{number}", story="an honest order", expected=ACCEPTED, message=message,
-                signer=forge.signer(),
-            )
-            for number, message in enumerate(honest[1:], 1)
-        ),
-        *(
-            Case(
-                case=attack.name, story=attack.story, expected=attack.reason.value,
-                message=attack.mount(forge, named(honest_message(target, number), attack.name)),
-            )
-            for number, attack in enumerate(ATTACKS, messages)
-            if attack.fits(target)
-        ),
+    cases = [Case(case="honest-0", story="an honest order", expected=ACCEPTED, message=first)]
+    cases += [
+        Case(
+            case=f"honest-{number}", story="an honest order", expected=ACCEPTED, message=message,
+            signer=forge.signer(),
+        )
+        for number, message in enumerate(honest[1:], 1)
+    ]  # fmt: skip
+    cases += [
+        Case(
+            case=attack.name, story=attack.story, expected=attack.reason.value,
+            message=attack.mount(forge, named(honest_message(target, number), attack.name)),
+        )
+        for number, attack in enumerate(ATTACKS, messages)
+        if attack.fits(target)
+    ]  # fmt: skip
+    cases.append(
         Case(
             case="replay", story="a copy of honest-0, published again", expected=Reason.REPLAYED.value,
             message=first,
-        ),
-    ]  # fmt: skip
+        )
+    )  # fmt: skip
     # They are published, and consumed.
     for case in cases:
         if case.signer is None:
@@ -241,7 +239,8 @@ def _cases(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> list
         is_copy = _header(letter, _REASON_HEADER) == Reason.REPLAYED.value
         letters["replay" if is_copy else _header(letter, _CASE_HEADER)] = letter
     tokens = {_text(verified.header(_CASE_HEADER)): verified.jti for verified in handled}
-    tokens = tokens if len(tokens) == len(handled) else {}
+    if len(tokens) < len(handled):
+        tokens = {}
     for case in cases:
         trace, dead = tokens.get(case.case), letters.get(case.case)
         if (trace is None) is not (dead is None):

@@ -33,6 +33,7 @@ from mqauth.logs import harmless
 from mqauth.signer import Prepared
 from mqauth.wire import identity, json_form, strict_json
 from mqauth.wire.claims import MAX_BATCH, Batch, Claims
+from mqauth.wire.identity import SEPARATOR
 from mqauth.wire.jws import MAX_TOKEN
 from mqauth.wire.message import NO_ORIGIN, Origin
 
@@ -64,9 +65,10 @@ def sign(
     if to is not None:
         _, body = next(texts)
         require(body is not None, f"the body is over {MAX_INPUT} bytes", MalformedMessage)
-        parts = {"body": body or b""} | ({} if key is None else {"key": key.encode("utf-8", "surrogateescape")})
-        encoded = {name: base64.b64encode(raw).decode("ascii") for name, raw in parts.items()}
-        texts = iter([(1, strict_json.dumps({"destination": to} | encoded))])
+        message_form = {"destination": to, "body": base64.b64encode(body or b"").decode("ascii")}
+        if key is not None:
+            message_form["key"] = base64.b64encode(key.encode("utf-8", "surrogateescape")).decode("ascii")
+        texts = iter([(1, strict_json.dumps(message_form))])
     while fault is None and (texts_of_batch := list(islice(texts, batch))):
         origins = [f"line {number}" if lines else "standard input" for number, _ in texts_of_batch]
         forms: list[dict[str, Any]] = []
@@ -141,8 +143,9 @@ def verify(
             }
         )
         verdicts.add(outcome.verdict)
-    found = set[Verdict]() if exit_zero else verdicts
-    return 1 if Verdict.REJECTED in found else 3 if {Verdict.DEFERRED, Verdict.DUPLICATE} & found else 0
+    if exit_zero:
+        return 0
+    return 1 if Verdict.REJECTED in verdicts else 3 if {Verdict.DEFERRED, Verdict.DUPLICATE} & verdicts else 0
 
 
 app = group("Print what an identity or a token says.", "mqauth identity show -")
@@ -179,39 +182,34 @@ def described(token: bytes) -> dict[str, Any]:
     Raises:
         Rejection: it cannot be parsed, as a consumer would say.
     """
-    first, _, rest = token.partition(identity.SEPARATOR)
+    first, _, rest = token.partition(SEPARATOR)
     if not identity.is_wit(first):
         opened, claims = identity.opened_token(token)
         direct = {"issuer": claims.iss, "subject": claims.sub, "kid": opened.kid, "algorithm": opened.algorithm}
         return {"form": "direct", "verified": False, "token": direct | _proof(claims)}
     wit = identity.parse_wit(first)
+    description: dict[str, Any] = {"form": "identity", "verified": False}
     who = wit.identity
-    description: dict[str, Any] = {
-        "form": "identity",
-        "verified": False,
-        "identity": {
-            "subject": who.subject,
-            "trust_domain": who.trust_domain,
-            "authority_kid": who.kid,
-            "authority_algorithm": wit.opened.algorithm,
-            "algorithm": wit.jwk["alg"],
-            "jkt": who.jkt,
-            "issued": who.issued,
-            "begins": wit.begins,
-            "expires": who.expires,
-            "jti": who.jti,
-            "iss": who.iss,
-            "claims": dict(who.claims),
-            "bytes": len(wit.text),
-        },
+    description["identity"] = {
+        "subject": who.subject,
+        "trust_domain": who.trust_domain,
+        "authority_kid": who.kid,
+        "authority_algorithm": wit.opened.algorithm,
+        "algorithm": wit.jwk["alg"],
+        "jkt": who.jkt,
+        "issued": who.issued,
+        "begins": wit.begins,
+        "expires": who.expires,
+        "jti": who.jti,
+        "iss": who.iss,
+        "claims": dict(who.claims),
+        "bytes": len(wit.text),
     }
-    if not rest:
-        return description
-    proof = identity.parse_proof(identity.open_proof(rest.partition(identity.SEPARATOR)[0]))
-    return description | {
-        "proof": {"algorithm": proof.opened.algorithm} | _proof(proof.claims),
-        "proof_belongs_to_identity": proof.wth == wit.digest,
-    }
+    if rest:
+        proof = identity.parse_proof(identity.open_proof(rest.partition(SEPARATOR)[0]))
+        description["proof"] = {"algorithm": proof.opened.algorithm} | _proof(proof.claims)
+        description["proof_belongs_to_identity"] = proof.wth == wit.digest
+    return description
 
 
 def _proof(claims: Claims) -> dict[str, Any]:

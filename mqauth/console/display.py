@@ -238,7 +238,8 @@ def overview(index: Index) -> Any:
     """
     totals = Counter(dict(index.reasons()))
     shown = dict(totals.most_common(SERIES))
-    shown |= {OTHER: totals.total() - sum(shown.values())} if len(totals) > SERIES else {}
+    if len(totals) > SERIES:
+        shown[OTHER] = totals.total() - sum(shown.values())
     span = index.span(_FOREVER)
     first, last = span or (0.0, 0.0)
     step = max(last - first, 1.0) / COLUMNS

@@ -209,20 +209,14 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
     # None without a key is an empty value: a record needs one of the two
     if command.body is not None or command.key is None:
         command.body, kind = await DefaultCodec().encode(command.body, broker.config.fd_config._serializer)
-    command.key = command.key.encode() if isinstance(command.key, str) else command.key
-    sealed = await signed(
-        signer,
-        signer.sign,
-        to_message(
-            command.destination,
-            command.body,
-            command.key,
-            [
-                (name, (text or "").encode())
-                for name, text in {"content-type": kind or "", **command.headers_to_publish()}.items()
-            ],
-        ),
-    )
+    if isinstance(command.key, str):
+        command.key = command.key.encode()
+    pairs = [
+        (name, (text or "").encode())
+        for name, text in {"content-type": kind or "", **command.headers_to_publish()}.items()
+    ]
+    message = to_message(command.destination, command.body, command.key, pairs)
+    sealed = await signed(signer, signer.sign, message)
     command.headers = {name: value.decode() for name, value in native_headers(sealed.headers)}
 
 
