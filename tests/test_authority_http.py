@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.cli.serve import Server, listen
+from mqauth.cli.serve import listen, server_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import Unavailable
 from mqauth.judging.trust_domain import TrustDomain
@@ -31,7 +31,7 @@ MESSAGE = Message(destination="kafka:orders", body=b'{"order": 1}')
 @contextmanager
 def serving(world: World, listener: socket.socket) -> Iterator[None]:
     """Serve within the block, by the server of the command."""
-    uvicorn = Server(world.server, None, requests=64, verb="authority serve", extra="serve")._server
+    uvicorn = server_of(world.server, None, requests=64, verb="authority serve", extra="serve")
     thread = threading.Thread(target=uvicorn.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

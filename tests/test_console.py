@@ -22,7 +22,7 @@ from mqauth.console import Backend, Sessions, Tokens, application, display
 from mqauth.console.backend import BusyError
 from mqauth.console.display import MAX_BODY, MAX_GROUPS, body, visible
 from mqauth.console.pages import GROUP_COLUMNS, LETTER_COLUMNS
-from mqauth.console.site import HEADERS, IDLE, LONGEST, MAX_SESSIONS, token_file
+from mqauth.console.site import HEADERS, IDLE, LONGEST, MAX_SESSIONS, tokens_of
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow
@@ -439,13 +439,13 @@ def test_many_logins_end_sessions_of_their_own(clock: FakeClock) -> None:
 def test_token_file(tmp_path: Path) -> None:
     """The file is made once with mode 0600, read again, and refused when others may read it."""
     path = tmp_path / "tokens"
-    tokens, fresh = token_file(path)
+    tokens, fresh = tokens_of(path)
     assert fresh
     assert path.stat().st_mode & 0o777 == 0o600
-    assert token_file(path) == (tokens, False)
+    assert tokens_of(path) == (tokens, False)
     path.chmod(0o640)
     with pytest.raises(ConfigurationError, match="chmod 600"):
-        token_file(path)
+        tokens_of(path)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from mqauth import AuditFile
 from mqauth.authority.application import AuthorityServer
 from mqauth.authority.credential import CredentialIssuer
 from mqauth.authority.issuing import CredentialDesk, Grant, IdentityAuthority
-from mqauth.cli.serve import Server, listen
+from mqauth.cli.serve import Serving, listen
 from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.keystore.identity.request import OwnKey
@@ -133,7 +133,7 @@ def main(orders: Orders) -> None:
     )  # fmt: skip
     application = AuthorityServer(authority, KeyServer([keys]))
     with listen("127.0.0.1", orders.port, tls=False) as listener:
-        Server(application, None, requests=64, verb="authority serve", extra="serve").run(listener)
+        Serving().run(application, listener, lambda: None, requests=64, verb="authority serve", extra="serve")
 
 
 if __name__ == "__main__":

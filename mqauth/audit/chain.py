@@ -186,10 +186,9 @@ def verify_chain(
         torn = line if line.torn else None
         if torn is not None:
             what = "the last line is torn"
-            continue
-        if not line.good or (line.prev != read.previous and not read.starts(line)):
+        elif not line.good or (line.prev != read.previous and not read.starts(line)):
             return _diagnosed(read, line, paths)
-        if not read.advance(line):
+        elif not read.advance(line):
             return _bad(line, "recomputed")
     return read.end(what)
 
@@ -268,12 +267,11 @@ def _diagnosed(read: _Reading, line: Line, paths: Sequence[Path]) -> ChainReport
     """
     earlier = later = resumes = copied = False
     for other in read_lines(paths):
-        if other.number == line.number or not other.good:
-            continue
-        earlier = earlier or (other.number < line.number and other.hash == line.prev)
-        later = later or (other.number > line.number and other.hash == line.prev)
-        resumes = resumes or (other.number > line.number and other.prev == read.previous)
-        copied = copied or other.hash == line.hash
+        if other.number != line.number and other.good:
+            earlier = earlier or (other.number < line.number and other.hash == line.prev)
+            later = later or (other.number > line.number and other.hash == line.prev)
+            resumes = resumes or (other.number > line.number and other.prev == read.previous)
+            copied = copied or other.hash == line.hash
     if not line.good:
         return _bad(line, "inserted" if resumes else "edited")
     if line.prev == read.before and not resumes:

@@ -119,7 +119,7 @@ class LineFile:
                 with refusing(BlockingIOError, busy):
                     fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 sync_folder(path)
-        self.end = self._size()
+        self.end = os.fstat(self._descriptor).st_size
 
     @property
     def closed(self) -> bool:
@@ -132,7 +132,7 @@ class LineFile:
         Raises:
             OSError: the disk refused, or the file is closed.
         """
-        size = self._size()
+        size = os.fstat(self._descriptor).st_size
         if size > self.end and self._torn:
             os.ftruncate(self._descriptor, self.end)
         elif size != self.end:
@@ -166,9 +166,6 @@ class LineFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def _size(self) -> int:
-        return os.fstat(self._descriptor).st_size
 
 
 def append_shared(path: Path, line: bytes) -> None:

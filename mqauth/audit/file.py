@@ -134,10 +134,8 @@ class AuditFile(AbstractContextManager["AuditFile"]):
                 emit("audit.torn", "%s: a torn last line is cut off: %d bytes", self.path, self._lines.end - end)
                 self._lines.cut(end)
             before = rotated(self.path)
-            if line is None and before:
-                self._hash = _hash_of(last_line(before[-1])[0], before[-1])
-            else:
-                self._hash = GENESIS if line is None else _hash_of(line, self.path)
+            last = self.path if line is not None or not before else before[-1]
+            self._hash = GENESIS if line is None and not before else _hash_of(line or last_line(last)[0], last)
             self._chain, self._records, self._signed = self._counted()
         self._tried = self._signed
         # A crash may have left records unsigned.
@@ -211,14 +209,18 @@ class AuditFile(AbstractContextManager["AuditFile"]):
 
     def _sign(self) -> None:
         """Sign the head; if that fails, it is logged, and tried again at the next interval."""
-        if self._heads is None or self._records == self._signed:
-            return
-        self._tried = self._records
-        try:
-            self._heads.append(Head(chain=self._chain, records=self._records, hash=self._hash))
-            self._signed = self._records
-        except OSError as error:
-            emit("audit.head_unsigned", "%s: the head was not signed: %s", self._heads.path, type(error).__name__)
+        if self._heads is not None and self._records != self._signed:
+            self._tried = self._records
+            try:
+                self._heads.append(Head(chain=self._chain, records=self._records, hash=self._hash))
+                self._signed = self._records
+            except OSError as error:
+                emit(
+                    "audit.head_unsigned",
+                    "%s: the head was not signed: %s",
+                    self._heads.path,
+                    type(error).__name__,
+                )
 
     def _counted(self) -> tuple[str, int, int]:
         """Return the chain's first hash, its number of records, and how many of them a signed head covers."""

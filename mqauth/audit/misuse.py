@@ -262,13 +262,12 @@ class Detector:
         issuer, subject = fact.key("iss", "sub")
         key = fact.key("iss", "kid")
         room = key in self._subjects or len(self._subjects) < self.thresholds.capacity
-        if issuer in self.thresholds.authorities or not room:
-            return
-        seen = self._subjects.setdefault(key, set())
-        if subject not in seen and len(seen) < 2:
-            seen.add(subject)
-            if len(seen) == 2:
-                yield fact.alert("shared_key", 2, "iss", "kid", "sub")
+        if issuer not in self.thresholds.authorities and room:
+            seen = self._subjects.setdefault(key, set())
+            if subject not in seen and len(seen) < 2:
+                seen.add(subject)
+                if len(seen) == 2:
+                    yield fact.alert("shared_key", 2, "iss", "kid", "sub")
 
     def _is_new(self, alert: Alert) -> bool:
         """Tell whether an alert was not given within its quiet time."""
@@ -296,13 +295,12 @@ class Detector:
             for destination in {*member(seen, "accepted"), *unsigned}:
                 key, count = (scope, destination), unsigned.get(destination, 0)
                 since = self._signed_since.get(key)
-                if not count:
-                    if since is None and len(self._signed_since) < self.thresholds.capacity:
-                        self._signed_since[key] = now
-                    continue
-                self._signed_since.pop(key, None)
-                if since is not None and now - since >= DAY:
-                    yield "unsigned_again", int(count), {"destination": str(destination)[:_TEXT]}
+                if count:
+                    self._signed_since.pop(key, None)
+                    if since is not None and now - since >= DAY:
+                        yield "unsigned_again", int(count), {"destination": str(destination)[:_TEXT]}
+                elif since is None and len(self._signed_since) < self.thresholds.capacity:
+                    self._signed_since[key] = now
 
     def _of_identity(self, record: Record, now: float) -> Iterator[Found]:
         """Notice keys, numbers and credentials of a subject that are not as before."""

@@ -96,11 +96,10 @@ def read_records(paths: Iterable[Path]) -> Iterator[Record]:
     """
     for path in paths:
         for number, raw in enumerate(raw_lines(path), 1):
-            if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
-                continue
-            with refusing(ValueError, f"{path}: line {number} is no audit record"):
-                record = parse_record(raw)
-            yield record
+            if raw.endswith(b"\n") or len(raw) >= MAX_LINE:
+                with refusing(ValueError, f"{path}: line {number} is no audit record"):
+                    record = parse_record(raw)
+                yield record
 
 
 def parse_record(raw: bytes) -> Record:

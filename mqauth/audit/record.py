@@ -97,16 +97,19 @@ def token_fields(
     """Return the ``token`` member: the token's claims under ``claimed`` or ``verified``, and its thumbprint."""
     fields: dict[str, Any] = {} if kid is None else {"kid": harmless(kid), "alg": alg}
     if claims is not None:
-        fields |= {name: harmless(getattr(claims, name)) for name in ("iss", "sub", "aud", "jti")}
-        fields |= {"iat": claims.iat, "exp": claims.exp} | ({} if index is None else {"index": index})
-    if identity is not None:
-        fields["identity"] = {
-            "kid": harmless(identity.kid), "jkt": identity.jkt, "exp": identity.expires,
-            "jti": None if identity.jti is None else harmless(identity.jti),
-            "iss": None if identity.iss is None else harmless(identity.iss),
-        }  # fmt: skip
+        fields |= {
+            **{name: harmless(getattr(claims, name)) for name in ("iss", "sub", "aud", "jti")},
+            "iat": claims.iat,
+            "exp": claims.exp,
+            **({} if index is None else {"index": index}),
+        }
+    who = {} if identity is None else {
+        "kid": harmless(identity.kid), "jkt": identity.jkt, "exp": identity.expires,
+        "jti": None if identity.jti is None else harmless(identity.jti),
+        "iss": None if identity.iss is None else harmless(identity.iss),
+    }  # fmt: skip
     return {
-        "verified" if verified else "claimed": fields,
+        "verified" if verified else "claimed": fields | ({"identity": who} if who else {}),
         "thumbprint": None if token is None else sha256(token),
     }
 

@@ -25,7 +25,6 @@ FIRST_OF_AN_ADDRESS: Final = 3
 """Refusals by an authority, of one reason and address in a minute, that always say what was asked."""
 CRITICAL: Final = frozenset(("resurrected_key", "rung_lowered"))
 """Kinds of alerts that are logged as ``CRITICAL``; all others are errors."""
-Kinds = tuple[tuple[str, ...], ...]
 
 
 @dataclass(eq=False)
@@ -146,7 +145,7 @@ class FloodGate(_Wrapping):
         # floods it must not hide what others ask for.
         reason, kid = record.reason or "", str(claims_of({"token": record.token}).get("kid", ""))
         destination = str(record.broker.get("destination") or member(record.extra, "asked").get("address", ""))
-        kinds: Kinds = (reason, kid, destination), (reason, destination), (reason,)
+        kinds = (reason, kid, destination), (reason, destination), (reason,)
         with self._lock:
             nth = [window.peek(kind, record.time) + 1 for window, kind in zip(self._windows, kinds, strict=True)]
         first = record.verdict == "identity_refused" and nth[1] <= FIRST_OF_AN_ADDRESS
@@ -157,7 +156,7 @@ class FloodGate(_Wrapping):
             record = replace(_fact_alone(record), extra={**extra, "flood": max(nth)})
         return _begun(self._counted(record, kinds))
 
-    def _counted(self, record: AuditRecord, kinds: Kinds) -> Flow[None]:
+    def _counted(self, record: AuditRecord, kinds: Iterable[tuple[str, ...]]) -> Flow[None]:
         yield from settling(self.sink.write(record))
         # Counted once it is written: the sink may fail, and the same record then comes again.
         with self._lock:

@@ -21,7 +21,6 @@ from mqauth.authority.issuing import PATH, IdentityAuthority, Rate, Trace
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Unavailable, refusing, require
 from mqauth.keystore.remote.keyserver import KeyServer, Message
-from mqauth.logs import emit
 from mqauth.wire import strict_json
 from mqauth.wire.claims import is_name
 from mqauth.wire.identity import ALGORITHMS
@@ -109,11 +108,10 @@ class AuthorityServer:
             try:
                 observer(**told)
             except Exception as error:
-                emit("observer.failed", "an observer failed: %s", type(error).__name__)
+                logs.emit("observer.failed", "an observer failed: %s", type(error).__name__)
+        challenge = (b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode())
         more = [(b"retry-after", str(wait).encode())] if wait else []
-        if answer.status == 401:
-            more.append((b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode()))
-        await _send(send, answer, body, more)
+        await _send(send, answer, body, [*more, *([challenge] if answer.status == 401 else [])])
 
     def _judged(self, headers: Headers, body: bytes | None, trace: Trace, asks: str) -> tuple[Reply, str]:
         """Return the answer to a request, and why it is none with an identity."""
@@ -128,7 +126,7 @@ class AuthorityServer:
                 return (refused.answer, {}, refused.wait), refused.refusal.value
         except Unavailable as error:
             if self._lines.admits("authority.unavailable", (error.cause.value,), {}):
-                emit("authority.unavailable", "no identity can be given: %s", error)
+                logs.emit("authority.unavailable", "no identity can be given: %s", error)
             return (UNAVAILABLE, {}, 5), error.cause.value
         # Seconds from now, so that the clock of whoever asked does not matter.
         return (
@@ -144,14 +142,20 @@ def _asked(headers: Headers, body: bytes | None) -> dict[str, Any]:
     Raises:
         Refused: ``request_malformed``, or ``dpop_invalid`` where there is not exactly one proof.
     """
-    if body is None:
-        raise Refused(Refusal.REQUEST_MALFORMED, f"the body is over {MAX_BODY} bytes, or came too slowly")
     given = [value for name, value in headers if name == b"authorization"]
     proofs = [value for name, value in headers if name == b"dpop"]
     scheme, _, credential = (given[0] if len(given) == 1 else b"").decode("latin-1").partition(" ")
-    is_ours = scheme.lower() in ("bearer", "dpop") and credential.isascii()
     grant_only(
-        (is_ours, Refusal.CREDENTIAL_MALFORMED, "there is not exactly one Authorization, of Bearer or DPoP"),
+        (
+            body is not None,
+            Refusal.REQUEST_MALFORMED,
+            f"the body is over {MAX_BODY} bytes, or came too slowly",
+        ),
+        (
+            scheme.lower() in ("bearer", "dpop") and credential.isascii(),
+            Refusal.CREDENTIAL_MALFORMED,
+            "there is not exactly one Authorization, of Bearer or DPoP",
+        ),
         (
             len(proofs) == 1 and proofs[0].isascii(),
             Refusal.DPOP_INVALID,
@@ -192,18 +196,26 @@ def _address(scope: Message) -> str:
     except (KeyError, TypeError, ValueError):
         return "unknown"
     mapped = getattr(address, "ipv4_mapped", None)
-    whole = address.version == 4 or mapped
-    return str(mapped or address) if whole else str(ipaddress.ip_network((address, 64), strict=False))
+    return (
+        str(mapped or address)
+        if address.version == 4 or mapped
+        else str(ipaddress.ip_network((address, 64), strict=False))
+    )
 
 
 async def _send(send: Send, answer: Answer, body: dict[str, Any], more: list[tuple[bytes, bytes]]) -> None:
     raw = strict_json.dumps(body or {"error": answer.error})
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"cache-control", b"no-store"),
-        (b"x-content-type-options", b"nosniff"),
-        (b"content-length", str(len(raw)).encode()),
-        *more,
-    ]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": answer.status,
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"cache-control", b"no-store"),
+                (b"x-content-type-options", b"nosniff"),
+                (b"content-length", str(len(raw)).encode()),
+                *more,
+            ],
+        }
+    )
     await send({"type": "http.response.body", "body": raw})

@@ -27,7 +27,6 @@ from mqauth.wire import base64url, claims, identity, jws, strict_json
 from mqauth.wire.dpop import HEADER, PROOF_TYPE
 from mqauth.wire.enrolment import CREDENTIAL_TYPE
 from mqauth.wire.jwk import check_source
-from mqauth.wire.jws import ALLOWED, Opened
 from mqauth.wire.keys import Key, KeySource
 
 
@@ -112,7 +111,7 @@ MAX_JWT: Final = 8192
 _require: Final = partial(require, error=ValueError)
 
 
-def open_jwt(text: str) -> tuple[dict[str, Any], dict[str, Any], Opened]:
+def open_jwt(text: str) -> tuple[dict[str, Any], dict[str, Any], jws.Opened]:
     """Take a JWT apart: its JOSE header, its claims, and both for ``jws.verify``; nothing in it is believed.
 
     Raises:
@@ -126,10 +125,10 @@ def open_jwt(text: str) -> tuple[dict[str, Any], dict[str, Any], Opened]:
     header, members = (strict_json.loads(part, depth=8) for part in (first, payload))
     _require(type(header) is dict and type(members) is dict, "its header or its claims are no object")
     algorithm, kid = header.get("alg"), header.get("kid", "")
-    _require(type(algorithm) is str and algorithm in ALLOWED, "its alg is not on the list")
+    _require(type(algorithm) is str and algorithm in jws.ALLOWED, "its alg is not on the list")
     _require(type(kid) is str, "its kid is no text")
     _require("crit" not in header, "it has a crit")
-    return header, members, Opened(algorithm, kid, raw[: raw.rindex(b".")], payload, signature)
+    return header, members, jws.Opened(algorithm, kid, raw[: raw.rindex(b".")], payload, signature)
 
 
 SKEW: Final = 60
@@ -148,7 +147,11 @@ def held_key(proof: str, *, url: str, credential: str, now: float) -> Mapping[st
     Raises:
         Refused: ``dpop_invalid``.
     """
-    try:
+    invalid = partial(Refused, Refusal.DPOP_INVALID)
+    with (
+        refusing(Rejection, lambda error: error.detail.replace("of the identity", "of the proof"), invalid),
+        refusing(ValueError, str, invalid),
+    ):
         header, members, opened = open_jwt(proof)
         _require(header.keys() == HEADER, "its header has not exactly typ, alg and jwk")
         _require(header["typ"] == PROOF_TYPE, f"its typ is not {PROOF_TYPE}")
@@ -167,10 +170,6 @@ def held_key(proof: str, *, url: str, credential: str, now: float) -> Mapping[st
             (members.get("ath") == ath, "its ath is of another credential"),
         ):
             _require(holds, what)
-    except Rejection as error:
-        raise Refused(Refusal.DPOP_INVALID, error.detail.replace("of the identity", "of the proof")) from error
-    except ValueError as error:
-        raise Refused(Refusal.DPOP_INVALID, str(error)) from error
     return jwk
 
 
@@ -219,7 +218,7 @@ class ShownCredential:
     issuer: CredentialIssuer
     header: Mapping[str, Any]
     claims: Mapping[str, Any]
-    opened: Opened
+    opened: jws.Opened
     verified: bool = False
 
     def text(self, name: str) -> str | None:
@@ -249,9 +248,11 @@ def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> ShownCredential:
         header, members, opened = open_jwt(text)
         _require(claims.is_name(opened.kid), "it has no kid")
     name = members.get("iss")
-    issuer = issuers.get(name) if type(name) is str else None
-    if issuer is None:
-        raise Refused(Refusal.CREDENTIAL_ISSUER, "its iss is not configured")
+    issuer = require(
+        issuers.get(name) if type(name) is str else None,
+        "its iss is not configured",
+        partial(Refused, Refusal.CREDENTIAL_ISSUER),
+    )
     return ShownCredential(issuer, header, members, opened)
 
 

@@ -64,17 +64,18 @@ class Trace:
 
     def as_dict(self) -> dict[str, Any]:
         """Return who asked: address, key, and credential."""
-        asked: dict[str, Any] = {"address": harmless(self.address)}
-        if self.jkt is not None:
-            asked["jkt"] = self.jkt
-        if self.credential is not None:
-            shown = self.credential
-            texts = {"kid": shown.opened.kid, "iss": shown.issuer.issuer}
-            texts |= {name: text for name in ("sub", "jti") if (text := shown.text(name)) is not None}
-            asked["credential"] = {"name": shown.issuer.name, "verified": shown.verified} | {
-                name: harmless(text) for name, text in texts.items()
-            }
-        return asked
+        asked = {"address": harmless(self.address)} | ({} if self.jkt is None else {"jkt": self.jkt})
+        if self.credential is None:
+            return asked
+        shown = self.credential
+        texts = {
+            "kid": shown.opened.kid,
+            "iss": shown.issuer.issuer,
+            "sub": shown.text("sub"),
+            "jti": shown.text("jti"),
+        }
+        known = {name: harmless(text) for name, text in texts.items() if text is not None}
+        return asked | {"credential": {"name": shown.issuer.name, "verified": shown.verified} | known}
 
 
 MAX_CLAIMS: Final = 16
@@ -184,10 +185,13 @@ class CredentialDesk:
             Refused: ``grant_missing``, or ``subject_ambiguous`` where none was named and several subjects match.
         """
         matching = [grant for grant in self.grants if grant.difference(credential) is None]
-        ambiguous = subject is None and len({grant.subject for grant in matching}) > 1
         wanted = [grant for grant in matching if subject in (None, grant.subject)]
         grant_only(
-            (not ambiguous, Refusal.SUBJECT_AMBIGUOUS, "several grants match, and no sub was asked for"),
+            (
+                not (subject is None and len({grant.subject for grant in matching}) > 1),
+                Refusal.SUBJECT_AMBIGUOUS,
+                "several grants match, and no sub was asked for",
+            ),
             (wanted, Refusal.GRANT_MISSING, "no grant for the sub asked for" if matching else "no grant matches"),
         )
         return wanted[0]
@@ -316,14 +320,16 @@ class IdentityAuthority:
         if wait := self._rates.take(grant.subject):
             raise Refused(Refusal.RATE_EXCEEDED, "too many identities of the subject in a minute", wait)
         lifetime = grant.lifetime or self.lifetime
-        claims = {
-            "sub": grant.subject,
-            "iat": now,
-            "exp": now + lifetime,
-            "jti": base64url.encode(self._randomness(16)).decode("ascii"),
-            "cnf": {"jwk": dict(jwk)},
-        }
-        payload = strict_json.dumps(claims | dict(grant.claims))
+        payload = strict_json.dumps(
+            {
+                "sub": grant.subject,
+                "iat": now,
+                "exp": now + lifetime,
+                "jti": base64url.encode(self._randomness(16)).decode("ascii"),
+                "cnf": {"jwk": dict(jwk)},
+            }
+            | dict(grant.claims)
+        )
         with refusing((ConfigurationError, KeyChanged), str, _UNSIGNED):
             key = self._keys.signing_key()
             require(
@@ -354,9 +360,17 @@ class IdentityAuthority:
             Unavailable: ``audit_unavailable``.
         """
         # What nobody proved stands under ``claimed``.
-        subject = {} if trace.subject is None else {"sub": harmless(trace.subject)}
-        token = {"claimed": {"iss": self.trust_domain, **subject}, "thumbprint": None}
-        self._write(REFUSED, refused.refusal.value, refused.detail, token, trace)
+        self._write(
+            REFUSED,
+            refused.refusal.value,
+            refused.detail,
+            {
+                "claimed": {"iss": self.trust_domain}
+                | ({} if trace.subject is None else {"sub": harmless(trace.subject)}),
+                "thumbprint": None,
+            },
+            trace,
+        )
 
     def _write(self, verdict: str, reason: str | None, detail: str, token: dict[str, Any], trace: Trace) -> None:
         written = self._audit.write(

@@ -87,8 +87,11 @@ def verify(
     else:
         why = "no signed heads to compare it with" if heads is None else "the heads do not cover all of it"
         verdict = f"unanchored: unbroken, but {why}; {report.records} records{note}"
-    told = ("intact", "anchored", "records", "first_bad", "what")
-    answer(json, {name: getattr(report, name) for name in told}, one_line(verdict))
+    answer(
+        json,
+        {name: getattr(report, name) for name in ("intact", "anchored", "records", "first_bad", "what")},
+        one_line(verdict),
+    )
     return 0 if report.intact else 1
 
 
@@ -99,14 +102,11 @@ def tail(
     json: Json = False,
 ) -> None:
     """Show the last records of a file. To see those that come: tail -F FILE | mqauth audit tail -."""
-    if file != Path("-"):
-        for raw in last_lines(file, lines):
-            with refusing(ValueError, f"{file}: its end is no audit record"):
-                _show(parse_record(raw), json)
-        return
-    for raw in iter(partial(standard_input().readline, MAX_LINE), b""):
+    piped = file == Path("-")
+    source = iter(partial(standard_input().readline, MAX_LINE), b"") if piped else last_lines(file, lines)
+    for raw in source:
         # A line that somebody damaged is for `audit verify` to name.
-        with suppress(ValueError):
+        with suppress(ValueError) if piped else refusing(ValueError, f"{file}: its end is no audit record"):
             _show(parse_record(raw), json)
 
 
@@ -150,9 +150,10 @@ def trace(
         ids[name] = given and pick(
             given, (str(value_of(record, name) or "") for record in read_records(paths)), option=f"--{name}"
         )
-    wanted = Selection(subject=subject, verified=verified, since=since, until=until, **ids)
     any_found = False
-    for record in filter(wanted.holds, read_records(paths)):
+    for record in filter(
+        Selection(subject=subject, verified=verified, since=since, until=until, **ids).holds, read_records(paths)
+    ):
         any_found = True
         _show(record, json)
     return 0 if any_found else 1
@@ -177,8 +178,11 @@ def stats(
     cells = [
         (name, str(number), *(["#" * math.ceil(number / most * 30)] if drawn else [])) for name, number in rows
     ]
-    lines = table_lines(f"{counts.total()} records by {by}", columns, cells)
-    answer(json, {"by": by, "records": counts.total(), "counts": dict(rows)}, *lines)
+    answer(
+        json,
+        {"by": by, "records": counts.total(), "counts": dict(rows)},
+        *table_lines(f"{counts.total()} records by {by}", columns, cells),
+    )
 
 
 @app.command("detect")
@@ -221,14 +225,15 @@ def _sentence(record: Record) -> str:
     if "flood" in record:
         return f"{record.get('time')}  {verdict}  no. {record.get('flood')} of a flood"
     claims = claims_of(record)
-    who = f"{claims.get('sub', '?')} ({claims.get('iss', '?')}, kid {claims.get('kid', '?')})"
-    proof = "" if is_verified(record) or not claims else "claimed "
+    signer = f"{claims.get('sub', '?')} ({claims.get('iss', '?')}, kid {claims.get('kid', '?')})"
+    proof = "" if is_verified(record) else "claimed "
     # Who asked an authority, where a record has it.
     asked = member(record, "asked")
     shown = member(asked, "credential")
     claimed = "" if shown.get("verified") is True else "claimed "
     by = f"  by {claimed}{shown.get('name')}: {shown.get('sub')}" if shown else ""
-    asker = f"from {asked['address']}{by}" if "address" in asked else ""
-    where = member(record, "broker").get("destination") or asker
-    who = who if claims else "no token"
-    return f"{record.get('time')}  {verdict}  {where}  {proof}{who}  {record.get('detail') or ''}".rstrip()
+    where = member(record, "broker").get("destination") or (
+        f"from {asked['address']}{by}" if "address" in asked else ""
+    )
+    who = f"{proof}{signer}" if claims else "no token"
+    return f"{record.get('time')}  {verdict}  {where}  {who}  {record.get('detail') or ''}".rstrip()

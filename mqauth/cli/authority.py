@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -14,21 +15,9 @@ from mqauth.audit.file import with_parts
 from mqauth.audit.query import Selection, read_records
 from mqauth.authority.credential import Refused
 from mqauth.authority.issuing import ISSUED, PATH, Trace
-from mqauth.cli import forms
-from mqauth.cli.app import USAGE, Config, Json, answer, group, print_error
-from mqauth.cli.forms import CommandFailed, shown_time
-from mqauth.cli.serve import (
-    Host,
-    Level,
-    Log,
-    Server,
-    TLSCert,
-    TLSKey,
-    certificate_of,
-    listen,
-    log_lines,
-    origin,
-)
+from mqauth.cli.app import USAGE, Config, Json, answer, group, options, print_error
+from mqauth.cli.forms import CommandFailed, moment, shown_time
+from mqauth.cli.serve import Serving, listen, origin
 from mqauth.cli.settings import file_of
 from mqauth.config.load import load
 from mqauth.errors import ConfigurationError, Rejection, refusing, require
@@ -44,13 +33,12 @@ Subject = Annotated[str, typer.Option("--sub", help="The identity, such as wimse
 
 
 @app.command("serve")
+@options(serving=Serving)
 def serve(
     *,
+    serving: Serving,
     config: Config = None,
-    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0 for any that is free.")] = 8443,
-    tls_cert: TLSCert = None,
-    tls_key: TLSKey = None,
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -61,14 +49,12 @@ def serve(
         str, typer.Option("--metrics-host", help="Address for /metrics, which asks nobody for a password.")
     ] = "127.0.0.1",
     as_json: Json = False,
-    log: Log = "text",
-    level: Level = "info",
 ) -> None:
     """Give identities at /v1/identity, and keys at /jwks.json.
 
     It runs until Ctrl-C.
     """
-    certificate, metrics, observers = certificate_of(tls_cert, tls_key), dict[str, str](), list[Any]()
+    metrics, observers, tls = dict[str, str](), list[Any](), serving.certificate is not None
     with ExitStack() as stack:
         if metrics_port is None:
             configured = load(file_of(config)).authority
@@ -83,30 +69,31 @@ def serve(
             telemetry = AuthorityTelemetry(endpoint.meter)
             configured = load(file_of(config), on_alert=endpoint.telemetry.alert).authority
             telemetry.watch(
-                configured.settings.trust_domain, cutoffs=configured.cut_off, key_age=configured.key_age
+                configured.settings.trust_domain,
+                cutoffs=lambda: len(configured.keystore.cutoffs()),
+                key_age=configured.key_age,
             )
             observers.append(telemetry.observe)
             shown = f"[{metrics_host}]" if ":" in metrics_host else metrics_host
             metrics["metrics"] = f"http://{shown}:{endpoint.port}/metrics"
         application = configured.server(configured.authority(), observers)
-        listener = stack.enter_context(listen(host, port, tls=certificate is not None))
-        server = Server(application, certificate, requests=512, verb="authority serve", extra="serve")
-        address = origin(listener, tls=certificate is not None)
-        told = {
+        listener = stack.enter_context(listen(serving.host, port, tls=tls))
+        address = origin(listener, tls=tls)
+        found = {
             "url": address + PATH,
             "jwks": address + PATHS[0],
             "health": address + HEALTH,
             "trust_domain": configured.settings.trust_domain,
             **metrics,
         }
-        answer(
+        told = partial(
+            answer,
             as_json,
-            told,
-            f"identities of {told['trust_domain']} at {told['url']}, keys at {told['jwks']}",
+            found,
+            f"identities of {found['trust_domain']} at {found['url']}, keys at {found['jwks']}",
             *(f"metrics at {url}" for url in metrics.values()),
         )
-        with log_lines(log, level):
-            server.run(listener)
+        serving.run(application, listener, told, requests=512, verb="authority serve", extra="serve")
 
 
 @app.command("grants")
@@ -188,7 +175,7 @@ def cutoff(
         float | None,
         typer.Option(
             "--before",
-            parser=forms.moment,
+            parser=moment,
             metavar="TIME",
             help="Identities issued before this time are refused; by default all up to now.",
         ),

@@ -77,10 +77,8 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
         causes += [
             each for each in (cause.__cause__, cause.__context__) if each is not None and each not in causes
         ]
-    why, what_to_do = (
-        f"it answers, but not as this broker does ({type(error).__name__})",
-        "is TLS on at one end alone (amqps://, tls = true), or the virtual host, password or token wrong?",
-    )
+    why = f"it answers, but not as this broker does ({type(error).__name__})"
+    what_to_do = "is TLS on at one end alone (amqps://, tls = true), or the virtual host, password or token wrong?"
     if not servers:
         why, what_to_do = _words(error), "is it running?"
     elif isinstance(error, ssl.SSLError):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import getpass
 import ipaddress
-import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -27,32 +26,21 @@ from mqauth.cli.app import (
     Reviewer,
     Topic,
     answer,
+    options,
 )
 from mqauth.cli.broker import opened, places_of
-from mqauth.cli.serve import (
-    Host,
-    Level,
-    Log,
-    Server,
-    TLSCert,
-    TLSKey,
-    certificate_of,
-    listen,
-    log_lines,
-    origin,
-)
+from mqauth.cli.serve import Serving, listen, origin
 from mqauth.cli.settings import file_of, key_reader, review_of, reviewer_of, settings_of
 from mqauth.errors import refusing, require
 from mqauth.http.connection import FetchFailed
 from mqauth.review import SharedAuditFile, reviewers_releaser
 from mqauth.wire.keys import SigningKey
 
-if TYPE_CHECKING:
-    from mqauth.console import Provider
 
-
+@options(serving=Serving)
 def console(
     *,
+    serving: Serving,
     broker: Broker = None,
     queue: Queue = None,
     topic: Topic = None,
@@ -75,25 +63,19 @@ def console(
     tokens: Annotated[
         bool, typer.Option("--tokens/--no-tokens", help="Local tokens beside --oidc, or none.")
     ] = True,
-    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0 for any that is free.")] = 8090,
     names: Annotated[
         list[str] | None, typer.Option("--name", help="Another host:port that people use; may be repeated.")
     ] = None,
-    tls_cert: TLSCert = None,
-    tls_key: TLSKey = None,
     authority: Authority = None,
     lifetime: Lifetime = 3600,
     reviewer: Reviewer = None,
     passphrase_env: PassphraseEnv = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
-    log: Log = "text",
-    level: Level = "info",
 ) -> None:
     """Review dead letters in a browser. It runs until Ctrl-C."""
-    certificate = certificate_of(tls_cert, tls_key)
-    tls = certificate is not None
+    tls = serving.certificate is not None
     require(
         tokens or (oidc is not None and token_file is None),
         "--no-tokens: only with --oidc, and without --token-file",
@@ -106,13 +88,17 @@ def console(
     addresses = places_of(broker, queue, topic, settings)
     with refusing(ImportError, 'mqauth console needs its packages: install "mqauth[cli,console]"'):
         from mqauth.console import Backend, Provider, Tokens, application, read_settings, redirect_uri
-        from mqauth.console.site import fresh_tokens
-        from mqauth.console.site import token_file as read_tokens
+        from mqauth.console.site import fresh_tokens, tokens_of
     read_key = None if key is None else key_reader(key, passphrase_env, passphrase_file)
 
     require(read_key is None or settings.consumer, "--key: needs --config too, the consumer's configuration")
-    judging = None if settings.consumer is None else file_of(config)
-    powers = partial(_powers, judging, read_key, authority=authority, lifetime=lifetime)
+    powers = partial(
+        _powers,
+        None if settings.consumer is None else file_of(config),
+        read_key,
+        authority=authority,
+        lifetime=lifetime,
+    )
     name = "" if read_key is not None else reviewer or getpass.getuser()
     if read_key is not None:
         # The name of whoever signs in with the local token, for which the key has to speak. Without tokens
@@ -127,8 +113,21 @@ def console(
     except FetchFailed as error:
         print(f"warning: identity provider: {error}; the console asks it again at each login", file=sys.stderr)
     with ExitStack() as stack:
-        listener = stack.enter_context(listen(host, port, tls=tls))
-        hosts = _hosts(listener, names or (), provider)
+        listener = stack.enter_context(listen(serving.host, port, tls=tls))
+        # The ``Host`` headers that the console answers to; the first one is printed.
+        address, number = listener.getsockname()[:2]
+        url = None if provider is None else provider.settings.url
+        require(
+            provider is None or url is not None or not ipaddress.ip_address(address).is_unspecified,
+            "--oidc: url: required, since the console listens on every address",
+        )
+        own = origin(listener, tls=tls)
+        hosts = [
+            own.partition("://")[2],
+            f"localhost:{number}",
+            *map(str.lower, names or ()),
+            *([] if url is None else [url.partition("://")[2].lower()]),
+        ]
         back = None if provider is None else redirect_uri(hosts, provider, tls=tls)
         sink = None if audit is None else SharedAuditFile(audit)
         backends = {}
@@ -137,7 +136,7 @@ def console(
                 stack.enter_context(opened(address, audit=sink, **powers())), files=files or ()
             )
             stack.callback(backends[called].close)
-        made, fresh = (fresh_tokens(), True) if token_file is None else read_tokens(token_file)
+        made, fresh = (fresh_tokens(), True) if token_file is None else tokens_of(token_file)
         served = application(
             backends,
             tokens=Tokens(made) if tokens else None,
@@ -146,21 +145,21 @@ def console(
             reviewer=name,
             tls=tls,
         )
-        server = Server(served, certificate, requests=64, verb="console", extra="console")
-        stack.enter_context(log_lines(log, level))
-        for backend in backends.values():
-            backend.read(name)
-        told: dict[str, Any] = {"url": origin(listener, tls=tls) + "/", "tokens": made if tokens and fresh else {}}
-        told |= {} if back is None else {"redirect_uri": back}
-        answer(
-            as_json,
-            told,
-            f"console at {told['url']}",
-            *([] if back is None else [f"redirect URI at the identity provider: {back}"]),
-            *(f"{role} token: {token}" for role, token in told["tokens"].items()),
-            *([f"tokens are in {token_file}"] if tokens and not fresh else []),
-        )
-        server.run(listener)
+        shown = made if tokens and fresh else {}
+
+        def told() -> None:
+            for backend in backends.values():
+                backend.read(name)
+            answer(
+                as_json,
+                {"url": f"{own}/", "tokens": shown} | ({} if back is None else {"redirect_uri": back}),
+                f"console at {own}/",
+                *([] if back is None else [f"redirect URI at the identity provider: {back}"]),
+                *(f"{role} token: {token}" for role, token in shown.items()),
+                *([f"tokens are in {token_file}"] if tokens and not fresh else []),
+            )
+
+        serving.run(served, listener, told, requests=64, verb="console", extra="console")
 
 
 def _powers(
@@ -168,26 +167,11 @@ def _powers(
 ) -> dict[str, Any]:
     """Return the pipeline and the releaser of one session; each has its own, since each has its own loop."""
     guard = None if config is None else load(config).trial
-    releaser = (
-        None
-        if read_key is None or guard is None
-        else reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
-    )
-    return {"guard": guard, "releaser": releaser}
-
-
-def _hosts(listener: socket.socket, names: Sequence[str], provider: Provider | None) -> list[str]:
-    """Return the ``Host`` headers that the console answers to; the first one is printed.
-
-    Raises:
-        ConfigurationError: the provider could not send anybody back to where the console listens.
-    """
-    host, port = listener.getsockname()[:2]
-    url = None if provider is None else provider.settings.url
-    require(
-        provider is None or url is not None or not ipaddress.ip_address(host).is_unspecified,
-        "--oidc: url: required, since the console listens on every address",
-    )
-    more = [*names, *([] if url is None else [url.partition("://")[2]])]
-    own = origin(listener, tls=False).partition("://")[2]
-    return [own, f"localhost:{port}", *(name.lower() for name in more)]
+    return {
+        "guard": guard,
+        "releaser": (
+            None
+            if read_key is None or guard is None
+            else reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
+        ),
+    }

@@ -113,37 +113,42 @@ def list_letters(
     wide: Wide = False,
 ) -> None:
     """List dead letters in the order of the queue. None is removed."""
-    with _surveyed(place, as_json) as (session, index):
-        wanted = _resolved(index, wanted)
-        rows, total = index.page(wanted, limit=limit), index.count(wanted)
+    with _surveyed(place, as_json, wanted) as (session, index, meant):
+        rows, total = index.page(meant, limit=limit), index.count(meant)
         letters = [vars(row) | {"time": review.time_text(row.time) or None} for row in rows]
         cells = [
             (each.id, each.reason, shown_time(each.time), each.subject, each.issuer, each.destination, intact)
             for each, intact in ((row, "yes" if row.intact else "no") for row in rows)
         ]
         more = [f"{total - len(rows)} more: --limit {total}"] if total > len(rows) else []
-        lines = table_lines(_title(session, index, total), LETTER, cells, wide=wide)
-        answer(as_json, {"as_of": iso_time(index.as_of), "total": total, "letters": letters}, *lines, *more)
+        answer(
+            as_json,
+            {"as_of": iso_time(index.as_of), "total": total, "letters": letters},
+            *table_lines(_title(session, index, total), LETTER, cells, wide=wide),
+            *more,
+        )
 
 
 @app.command("groups")
 @options(place=placed, wanted=_filtered)
 def groups(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False, wide: Wide = False) -> None:
     """Count dead letters by reason, key, producer and destination."""
-    with _surveyed(place, as_json) as (session, index):
-        wanted = _resolved(index, wanted)
-        kinds = index.groups(wanted)
-        names = ("reason", "kid", "subject", "issuer", "destination")
+    with _surveyed(place, as_json, wanted) as (session, index, meant):
+        kinds = index.groups(meant)
         cells = [
-            (str(each.count), *(getattr(each, name) for name in names), *map(shown_time, (each.first, each.last)))
+            (str(each.count), each.reason, each.kid, each.subject, each.issuer, each.destination,
+             shown_time(each.first), shown_time(each.last))
             for each in kinds
-        ]
-        lines = table_lines(_title(session, index, index.count(wanted)), GROUP, cells, wide=wide)
+        ]  # fmt: skip
         told = [
             vars(each) | {name: review.time_text(getattr(each, name)) or None for name in ("first", "last")}
             for each in kinds
         ]
-        answer(as_json, {"as_of": iso_time(index.as_of), "groups": told}, *lines)
+        answer(
+            as_json,
+            {"as_of": iso_time(index.as_of), "groups": told},
+            *table_lines(_title(session, index, index.count(meant)), GROUP, cells, wide=wide),
+        )
 
 
 @app.command("show")
@@ -158,7 +163,7 @@ def show(
 
     It has the reason, whether the letter is intact, and the original message.
     """
-    with _surveyed(place, True) as (_, index):
+    with _surveyed(place, True) as (_, index, _):
         whole = pick(letter, (id for id, _ in index.ids()), option="letter")
         for row in index.page(review.Filter(id=whole)):
             print_json(index.reading(row.number).as_dict())
@@ -168,18 +173,17 @@ def show(
 @options(place=placed, wanted=_filtered)
 def check(*, place: LetterAddress, wanted: review.Filter, config: Config = None, as_json: Json = False) -> None:
     """Ask what the verdict on dead letters would be today. Nothing is changed."""
-    with _surveyed(place, as_json, guard=load(file_of(config)).trial) as (session, index):
-        counts = session.judge(index, _resolved(index, wanted))
-        lines = table_lines(
-            f"{counts['accepted']} of {counts.total()} would pass now",
-            VERDICT,
-            ((str(count), verdict) for verdict, count in counts.most_common()),
-        )
+    with _surveyed(place, as_json, wanted, guard=load(file_of(config)).trial) as (session, index, meant):
+        counts = session.judge(index, meant)
         answer(
             as_json,
             {"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"]}
             | {"verdicts": dict(counts)},
-            *lines,
+            *table_lines(
+                f"{counts['accepted']} of {counts.total()} would pass now",
+                VERDICT,
+                ((str(count), verdict) for verdict, count in counts.most_common()),
+            ),
         )
 
 
@@ -239,18 +243,16 @@ def discard(
     """Remove dead letters for good, each with an audit record. Exits with 1 where some were left."""
     mine = review_of(settings_of(config))
     name = reviewer or mine.reviewer or getpass.getuser()
-    return _carry_out(
-        place, review.Plan(act=review.DISCARD, wanted=wanted, reason=why, reviewer=name),
-        given(audit, "--audit", mine.audit), **acting,
-    )  # fmt: skip
+    plan = review.Plan(act=review.DISCARD, wanted=wanted, reason=why, reviewer=name)
+    return _carry_out(place, plan, given(audit, "--audit", mine.audit), **acting)
 
 
 @app.command("export")
 @options(place=placed, wanted=_filtered)
 def export(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False) -> None:
     """Print dead letters as JSON lines. None is removed."""
-    with _surveyed(place, True) as (_, index):
-        for form in index.forms(_resolved(index, wanted)):
+    with _surveyed(place, True, wanted) as (_, index, meant):
+        for form in index.forms(meant):
             print_json(form)
 
 
@@ -259,8 +261,9 @@ def export(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False
 def import_letters(*, place: LetterAddress, as_json: Json = False) -> None:
     """Publish exported dead letters from standard input. The first that is not intact ends it."""
     with opened(place) as session:
-        forms = (parsed(raw) for _, raw in read_texts(standard_input(), lines=True))
-        count = session.run(review.take_in(session.box, forms))
+        count = session.run(
+            review.take_in(session.box, (parsed(raw) for _, raw in read_texts(standard_input(), lines=True)))
+        )
     answer(as_json, {"imported": count}, f"{count} letters imported")
 
 
@@ -281,16 +284,16 @@ def balance(
     """
     files = files or list(review_of(settings_of(config)).audit_files)
     require(files, f"no audit files: name them, or [review] audit_files in {FILE}")
-    with _surveyed(place, as_json) as (session, index):
+    with _surveyed(place, as_json) as (session, index, _):
         ledger = session.ledger(index, files)
-    as_of = "" if ledger.as_of is None else f", as of {shown_time(ledger.as_of)} UTC"
     lines = [
-        f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven"
-        f" + {ledger.discarded} discarded + {len(ledger.missing)} missing{as_of}"
+        f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven + {ledger.discarded} discarded"
+        f" + {len(ledger.missing)} missing"
+        + ("" if ledger.as_of is None else f", as of {shown_time(ledger.as_of)} UTC")
     ]
     for name, ids in (("missing", ledger.missing), ("unknown", ledger.unknown), ("unproven", ledger.unproven)):
-        lines += [f"{name}: {letter}" for letter in ids[:20]]
-        lines += [f"{name}: {len(ids) - 20} more (--json lists 100)"] if len(ids) > 20 else []
+        more = [f"{name}: {len(ids) - 20} more (--json lists 100)"] if len(ids) > 20 else []
+        lines += [*(f"{name}: {letter}" for letter in ids[:20]), *more]
     answer(as_json, ledger.as_dict(), *lines)
     return 1 if ledger.difference else 0
 
@@ -324,24 +327,21 @@ def _title(session: review.Session, index: review.Index, total: int) -> str:
 
 
 @contextmanager
-def _surveyed(place: LetterAddress, quiet: bool, **settings: Any) -> Iterator[tuple[review.Session, review.Index]]:
-    """Connect to a broker and read all letters, with their number on a terminal."""
+def _surveyed(
+    place: LetterAddress, quiet: bool, wanted: review.Filter = review.ALL, least: int = TO_READ, **settings: Any
+) -> Iterator[tuple[review.Session, review.Index, review.Filter]]:
+    """Connect to a broker and read all letters, with their number on a terminal.
+
+    The filter comes back with the whole ids of the letter and the key whose beginnings it has.
+    """
     with opened(place, **settings) as session, review.Index(session.clock.now()) as index:
         with progress_bar("reading letters", None, quiet=quiet) as advance:
             session.survey(index, progress=advance)
-        yield session, index
-
-
-def _resolved(index: review.Index, wanted: review.Filter, least: int = TO_READ) -> review.Filter:
-    """Return a filter with the whole ids of the letter and the key whose beginnings it has."""
-    # An empty id means letters without one.
-    if wanted.id:
-        wanted = replace(wanted, id=pick(wanted.id, (id for id, _ in index.ids()), option="--id", least=least))
-    if wanted.kid:
-        wanted = replace(
-            wanted, kid=pick(wanted.kid, (group.kid for group in index.groups()), option="--kid", least=least)
-        )
-    return wanted
+        known = {"id": (id for id, _ in index.ids()), "kid": (group.kid for group in index.groups())}
+        # An empty id means letters without one.
+        begun = {name: text for name in known if (text := getattr(wanted, name))}
+        ids: Any = {name: pick(begun[name], known[name], option=f"--{name}", least=least) for name in begun}
+        yield session, index, replace(wanted, **ids)
 
 
 def _carry_out(
@@ -356,26 +356,26 @@ def _carry_out(
     **settings: Any,
 ) -> int:
     """Rehearse a plan, ask, and act; return 0 where every letter was acted on, else 1."""
-    with _surveyed(place, as_json, **settings) as (session, index):
-        plan = replace(plan, wanted=_resolved(index, plan.wanted, TO_CHANGE), rate=rate)
+    with _surveyed(place, as_json, plan.wanted, TO_CHANGE, **settings) as (session, index, meant):
+        plan = replace(plan, wanted=meant, rate=rate)
         selection, counts = session.rehearse(index, plan)
         if dry_run:
             refused = Counter({reason: count for reason, count in counts.items() if reason != "accepted"})
-            lines = [f"{count} will not be redriven: {reason}" for reason, count in refused.most_common()]
             answer(
                 as_json,
                 {"dry_run": plan.act, "would": counts["accepted"], "refused": dict(refused)},
                 f"would {plan.act} {counts['accepted']} of {counts.total()} letters",
-                *lines,
+                *(f"{count} will not be redriven: {reason}" for reason, count in refused.most_common()),
             )
             return 0
         if not yes:
             end = " for good" if plan.act == review.DISCARD else ""
-            meant = (("id", plan.wanted.id), ("kid", plan.wanted.kid))
-            ids = "".join(f", {key} {value}" for key, value in meant if value)
-            letters = f"{counts['accepted']} of {counts.total()} letters of {session.box.name}"
+            ids = "".join(
+                f", {key} {value}" for key, value in (("id", plan.wanted.id), ("kid", plan.wanted.kid)) if value
+            )
             confirmed(
-                f"{plan.act.capitalize()} {letters}{ids}{end}?",
+                f"{plan.act.capitalize()} {counts['accepted']} of {counts.total()} letters"
+                f" of {session.box.name}{ids}{end}?",
                 "--yes: required where nobody can be asked (or look with --dry-run)",
                 quiet=as_json,
             )
@@ -391,8 +391,10 @@ def _carry_out(
             signal.signal(signal.SIGINT, kept)
     counted = ((done.failed, "failed"), (done.gone, "gone meanwhile"), (done.left, "left"))
     more = "".join(f", {count} {what}" for count, what in counted if count)
-    lines = [f"{done.done} of {done.selected} {_DONE[plan.act]}{more}"]
-    lines += [f"{count} refused: {reason}" for reason, count in done.refused.most_common()]
-    lines += [f"ended by: {done.error}"] if done.error else []
+    lines = [
+        f"{done.done} of {done.selected} {_DONE[plan.act]}{more}",
+        *(f"{count} refused: {reason}" for reason, count in done.refused.most_common()),
+        *([f"ended by: {done.error}"] if done.error else []),
+    ]
     answer(as_json, {"act": _DONE[plan.act], **done.as_dict()}, *lines)
     return INTERRUPTED if cancelled.is_set() else 0 if done.done + done.gone == done.selected else 1

@@ -33,9 +33,8 @@ def health(
     """
     parts = urlsplit(url)
     with refusing(ValueError, "a URL is like http://127.0.0.1:9464/health"):
-        port = parts.port
+        host, port = str(parts.hostname), parts.port or 80
     require(parts.scheme == "http" and bool(parts.hostname), "a URL is like http://127.0.0.1:9464/health")
-    host, port = str(parts.hostname), port or 80
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
         connection.request("GET", parts.path or "/health")

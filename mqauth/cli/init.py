@@ -134,8 +134,10 @@ def init(
         require(
             url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}, like {_URLS[broker]}"
         )
-        names = {"broker": broker, "producer": producer, "consumer": consumer, "issuer": issuer, "url": url}
-        _write(folder, producer, texts(**names, managed=managed, observe=rung == "observe", framework=framework))
+        _write(folder, producer, texts(
+            broker=broker, producer=producer, consumer=consumer, issuer=issuer, url=url, managed=managed,
+            observe=rung == "observe", framework=framework,
+        ))  # fmt: skip
     if apply:
         # Exchange and queues, or topics, at the broker of ``consumer/mqauth.toml``; what exists stays.
         path = folder / _TOPOLOGY
@@ -166,14 +168,16 @@ def init(
                 with rabbitmq(address.settings, address.broker) as (connection, call):
                     call(_declared(connection, topology, proves=proves))
     # The commands that come next.
-    ready = f"{folder / _TOPOLOGY} is declared at the broker" if apply else f"{folder} is ready"
-    compose = not apply and (folder / "compose.yml").exists()
     answer(
         False,
         None,
-        f"{ready}. Next:",
+        f"{folder / _TOPOLOGY} is declared at the broker. Next:" if apply else f"{folder} is ready. Next:",
         *([f"  cd {folder}"] if folder != Path() else []),
-        *(["  docker compose up -d --wait      # a broker, unless you have one"] if compose else []),
+        *(
+            ["  docker compose up -d --wait      # a broker, unless you have one"]
+            if not apply and (folder / "compose.yml").exists()
+            else []
+        ),
         *(
             []
             if apply
@@ -233,8 +237,12 @@ def texts(
     }
     # By which clock messages are judged, how long they may wait, and which findings that explains.
     accepted = ["key_plain", *(["lifetime_long"] if managed else [])]
-    hidden = ["unsigned_headers_hidden", *accepted[1:], *(["rollout_observe"] if observe else [])]
-    hidden += [] if on_kafka or not observe else ["rollout_weakest"]
+    hidden = [
+        "unsigned_headers_hidden",
+        *accepted[1:],
+        *(["rollout_observe"] if observe else []),
+        *([] if on_kafka or not observe else ["rollout_weakest"]),
+    ]
     values |= {
         "lifetime": "1d" if managed else "60s",
         "times": _MANAGED if managed else _APPEND + ("" if on_kafka else _INTERCEPTOR),
@@ -252,11 +260,12 @@ def texts(
         # refuses a record of a client whose clock is an hour ahead, and are larger than the message.
         stamped = {TIMESTAMP_TYPE: APPEND_TIME}
         kept = {"max.message.bytes": "2097152", "cleanup.policy": "delete", "retention.ms": "-1"}
-        topics = [
-            {"name": values["topic"], "partitions": 3, "configs": {} if managed else stamped},
-            {"name": values["letters"], "partitions": 1, "configs": stamped | kept},
-        ]
-        topology: dict[str, Any] = {"topics": topics}
+        topology: dict[str, Any] = {
+            "topics": [
+                {"name": values["topic"], "partitions": 3, "configs": {} if managed else stamped},
+                {"name": values["letters"], "partitions": 1, "configs": stamped | kept},
+            ]
+        }
     else:
         # Definitions that RabbitMQ imports.
         queues = {
@@ -264,31 +273,31 @@ def texts(
             values["consumer"] + UNPARSEABLE: dict(LETTERS),
             values["letters"]: dict(LETTERS),
         }
-        exchange = {"name": values["exchange"], "type": "topic", "internal": False, "arguments": {}}
-        binding = {
-            "vhost": "/",
-            "source": values["exchange"],
-            "destination": values["consumer"],
-            "destination_type": "queue",
-            "routing_key": values["key"],
-            "arguments": {},
-        }
         durable = {"vhost": "/", "durable": True, "auto_delete": False}
         topology = {
-            "exchanges": [durable | exchange],
+            "exchanges": [
+                durable | {"name": values["exchange"], "type": "topic", "internal": False, "arguments": {}}
+            ],
             "queues": [durable | {"name": name, "arguments": arguments} for name, arguments in queues.items()],
-            "bindings": [binding],
+            "bindings": [
+                {
+                    "vhost": "/",
+                    "source": values["exchange"],
+                    "destination": values["consumer"],
+                    "destination_type": "queue",
+                    "routing_key": values["key"],
+                    "arguments": {},
+                }
+            ],
         }
     # A broker of Docker Compose and its configuration are there, unless the broker is somebody else's.
-    folders = [
-        TEMPLATES / name for name in ("both", framework or broker, *([] if managed else [f"{broker}-broker"]))
-    ]
-    files = {
+    return {
         str(path.relative_to(folder).with_suffix("")): Template(path.read_text("utf-8")).substitute(values)
-        for folder in folders
+        for folder in [
+            TEMPLATES / name for name in ("both", framework or broker, *([] if managed else [f"{broker}-broker"]))
+        ]
         for path in folder.rglob("*.txt")
-    }
-    return files | {"topology.json": json.dumps(topology, indent=2) + "\n"}
+    } | {"topology.json": json.dumps(topology, indent=2) + "\n"}
 
 
 def _write(folder: Path, producer: str, files: Mapping[str, str]) -> None:
@@ -305,11 +314,13 @@ def _write(folder: Path, producer: str, files: Mapping[str, str]) -> None:
             path.write_text(text, "utf-8")
         keystore = Keystore(folder=stage / "producer" / "keys")
         keystore.create(subjects=[producer])
-        public = json.dumps(dump_key_set(keystore.public_keys()), indent=2)
-        (stage / "consumer" / "jwks.json").write_text(public + "\n", "utf-8")
+        (stage / "consumer" / "jwks.json").write_text(
+            json.dumps(dump_key_set(keystore.public_keys()), indent=2) + "\n", "utf-8"
+        )
         for side in ("producer", "consumer"):
-            report = check(stage / side / "mqauth.toml")
-            for wrong in [each for each in report.findings if each.severity is Severity.ERROR]:
+            for wrong in [
+                each for each in check(stage / side / "mqauth.toml").findings if each.severity is Severity.ERROR
+            ]:
                 raise ConfigurationError(f"{side}/mqauth.toml: {wrong.key}: {wrong.message}")
         names = sorted(entry.name for entry in stage.iterdir())
         taken = [name for name in names if os.path.lexists(folder / name)]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -18,28 +18,17 @@ from mqauth.cli.app import (
     Yes,
     answer,
     group,
+    options,
     print_error,
 )
 from mqauth.cli.forms import TO_CHANGE, Column, Wide, confirmed, pick, shown_time, table_lines
-from mqauth.cli.serve import (
-    Host,
-    Level,
-    Log,
-    Server,
-    TLSCert,
-    TLSKey,
-    certificate_of,
-    listen,
-    log_lines,
-    origin,
-)
+from mqauth.cli.serve import Serving, listen, origin
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import require
 from mqauth.keystore import Keystore, RingKey, public_keys
 from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.folder import KEYSET
-from mqauth.keystore.disk.ring import KeyRing
 from mqauth.keystore.remote.keyserver import HEALTH, PATHS, KeyServer
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import ALGORITHMS
@@ -55,36 +44,41 @@ KEY: Final = (
     Column("ready (UTC)", cut=False),
 )
 Dir = Annotated[Path, typer.Option("--dir", help="The keystore folder.")]
-Subjects = Annotated[
-    list[str] | None,
-    typer.Option("--subject", help="A producer that the key may speak for; by default those of the last key."),
-]
-PublishDelay = Annotated[
-    int | None, typer.Option("--publish-delay", help="Seconds for which a new key stays pending.")
-]
-Pinned = Annotated[
-    bool, typer.Option("--pinned", help="The key names no producer: consumers say whom it speaks for.")
-]
-Overlap = Annotated[
-    int | None,
-    typer.Option(
-        "--overlap",
-        help="Of an authority: seconds by which a retired key ends later, so that its identities live out.",
-    ),
-]
 Kid = Annotated[str, typer.Option("--kid", help="Id of the key.")]
 
 
+def _ruled(
+    *,
+    subjects: Annotated[
+        list[str] | None,
+        typer.Option("--subject", help="A producer that the key may speak for; by default those of the last key."),
+    ] = None,
+    publish_delay: Annotated[
+        int | None, typer.Option("--publish-delay", help="Seconds for which a new key stays pending.")
+    ] = None,
+    pinned: Annotated[
+        bool, typer.Option("--pinned", help="The key names no producer: consumers say whom it speaks for.")
+    ] = False,
+    overlap: Annotated[
+        int | None,
+        typer.Option(
+            "--overlap",
+            help="Of an authority: seconds by which a retired key ends later, so that its identities live out.",
+        ),
+    ] = None,
+) -> dict[str, Any]:
+    """Return whom a key is for, and by which rules its folder lives."""
+    return dict(locals())
+
+
 @app.command("new")
+@options(ruled=_ruled)
 def new(
     *,
     folder: Dir = _FOLDER,
+    ruled: dict[str, Any],
     algorithm: Annotated[str, typer.Option("--alg", help=", ".join(ALGORITHMS))] = "EdDSA",
-    subjects: Subjects = None,
-    publish_delay: PublishDelay = None,
-    pinned: Pinned = False,
     pending: Annotated[bool, typer.Option("--pending", help="Do not sign with a first key at once.")] = False,
-    overlap: Overlap = None,
     passphrase_env: PassphraseEnv = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
@@ -92,41 +86,23 @@ def new(
     """Make a key. The first one of a folder signs at once; later ones are pending."""
     require(algorithm in ALGORITHMS, f"--alg: must be {', '.join(ALGORITHMS)}")
     keystore = Keystore(folder=folder, passphrase=_passphrase(passphrase_env, passphrase_file))
-    _made(
-        keystore,
-        partial(keystore.create, algorithm=algorithm, pending=pending),
-        subjects,
-        pinned=pinned,
-        as_json=as_json,
-        publish_delay=publish_delay,
-        overlap=overlap,
-    )
+    _made(keystore, partial(keystore.create, algorithm=algorithm, pending=pending), **ruled, as_json=as_json)
 
 
 @app.command("adopt")
+@options(ruled=_ruled)
 def adopt(
     *,
     uri: Annotated[
         str, typer.Option("--uri", help="Where the key is, pkcs11:token=prod;object=orders-1 for example.")
     ],
+    ruled: dict[str, Any],
     folder: Dir = _FOLDER,
-    subjects: Subjects = None,
-    publish_delay: PublishDelay = None,
-    pinned: Pinned = False,
-    overlap: Overlap = None,
     as_json: Json = False,
 ) -> None:
     """Enter a key that an HSM or a service holds. It is pending; its private half stays there."""
     keystore = Keystore(folder=folder)
-    _made(
-        keystore,
-        partial(keystore.adopt, uri),
-        subjects,
-        pinned=pinned,
-        as_json=as_json,
-        publish_delay=publish_delay,
-        overlap=overlap,
-    )
+    _made(keystore, partial(keystore.adopt, uri), **ruled, as_json=as_json)
 
 
 @app.command("jwks")
@@ -141,10 +117,10 @@ def jwks(
     text = json.dumps(dump_key_set(keys), indent=2, ensure_ascii=False)
     if out is None:
         print(text)
-        return
-    files.write_whole(out, text.encode("utf-8") + b"\n")
-    # Everybody may read public keys; the consumer often runs as another user.
-    out.chmod(0o644)
+    else:
+        files.write_whole(out, text.encode("utf-8") + b"\n")
+        # Everybody may read public keys; the consumer often runs as another user.
+        out.chmod(0o644)
 
 
 @app.command("list")
@@ -204,7 +180,9 @@ def revoke(
     _end(folder, kid, partial(ring.revoke, reason=reason, since=int(since or 0)), yes=yes, as_json=as_json)
 
 
-def _end(folder: Path, kid: str, act: Callable[[KeyRing, str, int], KeyRing], *, yes: bool, as_json: bool) -> None:
+def _end(
+    folder: Path, kid: str, act: Callable[[ring.KeyRing, str, int], ring.KeyRing], *, yes: bool, as_json: bool
+) -> None:
     """Retire or revoke a key, once somebody agreed that nothing can be signed after it."""
     keystore = Keystore(folder=folder)
     before, now = keystore.ring(), int(SYSTEM_CLOCK.now())
@@ -212,45 +190,41 @@ def _end(folder: Path, kid: str, act: Callable[[KeyRing, str, int], KeyRing], *,
     after = act(before, whole, now)
     if before.active is not None and after.active is None and not yes:
         ready = min((key.ready for key in after.keys if key.state is ring.State.PENDING), default=None)
-        until = "until you make another key" if ready is None else f"until {shown_time(ready)} UTC"
-        warning = f"{whole} is the only active key: nothing can be signed {until}"
+        warning = f"{whole} is the only active key: nothing can be signed until " + (
+            "you make another key" if ready is None else f"{shown_time(ready)} UTC"
+        )
         confirmed(f"{warning}. Go on?", f"{warning}; give --yes if that is what you want", quiet=as_json)
     _print_key(keystore.change(lambda keys, moment: act(keys, whole, moment)).get(whole), folder, as_json=as_json)
 
 
 @app.command("serve")
+@options(serving=Serving)
 def serve(
     *,
+    serving: Serving,
     folders: Annotated[
         list[Path] | None, typer.Option("--dir", help="A keystore folder; may be repeated.")
     ] = None,
-    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0 for any that is free.")] = 8080,
-    tls_cert: TLSCert = None,
-    tls_key: TLSKey = None,
     as_json: Json = False,
-    log: Log = "text",
-    level: Level = "info",
 ) -> None:
     """Publish the public keys over HTTP(S) at /jwks.json.
 
     It follows rotation, and runs until Ctrl-C.
     """
-    certificate, keys = certificate_of(tls_cert, tls_key), KeyServer(folders or [_FOLDER])
-    with listen(host, port, tls=certificate is not None) as listener:
-        server = Server(keys, certificate, requests=512, verb="keys serve", extra="serve")
-        address, count = origin(listener, tls=certificate is not None), keys.current.keys
-        told = {"url": address + PATHS[0], "health": address + HEALTH, "keys": count}
-        answer(as_json, told, f"{count} {'key' if count == 1 else 'keys'} at {told['url']}")
-        with log_lines(log, level):
-            server.run(listener)
+    keys, tls = KeyServer(folders or [_FOLDER]), serving.certificate is not None
+    with listen(serving.host, port, tls=tls) as listener:
+        address, count = origin(listener, tls=tls), keys.current.keys
+        found = {"url": address + PATHS[0], "health": address + HEALTH, "keys": count}
+        told = partial(answer, as_json, found, f"{count} {'key' if count == 1 else 'keys'} at {found['url']}")
+        serving.run(keys, listener, told, requests=512, verb="keys serve", extra="serve")
 
 
 def _made(
     keystore: Keystore,
     make: Callable[..., RingKey],
-    subjects: list[str] | None,
     *,
+    subjects: list[str] | None,
     pinned: bool,
     as_json: bool,
     **settings: int | None,

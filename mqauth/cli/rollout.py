@@ -19,10 +19,9 @@ from mqauth.audit.query import read_records
 from mqauth.audit.record import iso_time
 from mqauth.check import Severity, check
 from mqauth.check.rollout import HOUR, Standing, standings
-from mqauth.cli import rollout_steps
 from mqauth.cli.app import Config, Json, Yes, answer, group
 from mqauth.cli.forms import one_line
-from mqauth.cli.rollout_steps import Value, changed, number_of
+from mqauth.cli.rollout_steps import Value, broker_for, changed, emptied, number_of, unread
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.settings import FileSettings
@@ -53,11 +52,10 @@ def status(config: Config = None, audit: Audit = None, json: Json = False) -> in
     file = settings_of(file_of(config))
     files = audit or _own_files(file)
     entries = _standings(file, files)
-    read = f"{len(files)} audit files read: {few(list(map(str, files)))}" if files else _no_files(file)
     answer(
         json,
         [standing.as_dict() | {"files": list(map(str, files))} for standing in entries],
-        one_line(read),
+        one_line(f"{len(files)} audit files read: {few(list(map(str, files)))}" if files else _no_files(file)),
         *(line for standing in entries for line in _lines(standing)),
     )
     return 0 if all(standing.is_safe and standing.days_left >= 0 for standing in entries) else 1
@@ -106,42 +104,40 @@ def up(
             against = None
             # With the interceptor the reports say how old what consumers got in the last minute is.
             if standing.oldest is not None and _now() - standing.oldest > HOUR:
-                oldest = f"the oldest delivery of the last minute was appended at {iso_time(standing.oldest)}"
-                against = f"{oldest}: let the consumers catch up"
+                against = (
+                    f"the oldest delivery of the last minute was appended at {iso_time(standing.oldest)}:"
+                    " let the consumers catch up"
+                )
             if on_kafka or standing.oldest is None:
-                asked = rollout_steps.broker_for(destination, broker, file)
+                asked = broker_for(destination, broker, file)
                 consumer = file.consumer
                 known = require(
                     scope or (None if consumer is None else consumer.scope),
                     "--scope: required, the consumer group or queue; or [consumer] scope; or --settled",
                 )
-                if on_kafka:
-                    exempt = Rollout((), [] if consumer is None else [each.build() for each in consumer.unsigned])
-                    against = rollout_steps.unread(places.parse(destination)[1], known, entry, exempt, asked)
-                else:
-                    against = rollout_steps.emptied(
-                        known, asked, 1 if file.check is None else file.check.consumers, look, _now
-                    )
+                exempt = [] if consumer is None else [each.build() for each in consumer.unsigned]
+                consumers = 1 if file.check is None else file.check.consumers
+                against = (
+                    unread(places.parse(destination)[1], known, entry, Rollout((), exempt), asked)
+                    if on_kafka
+                    else emptied(known, asked, consumers, look, _now)
+                )
             # meanwhile there may be new reports
             standing = look()
             standing.against += [] if against is None else [against]
         if not standing.is_safe:
             answer(json, standing.as_dict() | {"written": False}, *_lines(standing))
             return 1
-    values: dict[str, Value] = {"rung": rung.label, "since": _today()}
-    values |= {"until": None} if rung is Rung.ENFORCE else {}
-    note = (
-        "the history stays unsigned: who reads it from its beginning needs a group of his own, at observe"
-        if on_kafka and rung is Rung.ENFORCE
-        else None
-    )
+    ended: dict[str, Value] = {"until": None} if rung is Rung.ENFORCE else {}
     return _apply(
         config,
         destination,
-        values,
+        ended | {"rung": rung.label, "since": _today()},
         {} if why is None else {f"why {_today()}": why},
         number=number,
-        note=note,
+        note="the history stays unsigned: who reads it from its beginning needs a group of his own, at observe"
+        if on_kafka and rung is Rung.ENFORCE
+        else None,
         only_print=only_print,
         yes=yes,
         as_json=json,
@@ -191,8 +187,10 @@ def accept(
 
 def _own_files(file: FileSettings) -> list[Path]:
     """Return the audit files of ``[audit]``, of all processes."""
-    audit = require(file.audit, "give --audit-file FILE: the configuration has no [audit]")
-    return files_of(audit.file, None if file.consumer is None else file.consumer.scope)
+    return files_of(
+        require(file.audit, "give --audit-file FILE: the configuration has no [audit]").file,
+        None if file.consumer is None else file.consumer.scope,
+    )
 
 
 def _no_files(file: FileSettings) -> str:
@@ -261,8 +259,15 @@ def _apply(
     if written:
         with file_errors(path):
             path.write_text(new, "utf-8")
-    rung = str(values.get("rung") or members["rollout"][number]["rung"])
-    answer(as_json, {"destination": destination, "rung": rung, "written": written} | {"lines": diff, "note": note})
+    answer(
+        as_json,
+        {
+            "destination": destination,
+            "rung": str(values.get("rung") or members["rollout"][number]["rung"]),
+            "written": written,
+        }
+        | {"lines": diff, "note": note},
+    )
     return 0 if written else 1
 
 

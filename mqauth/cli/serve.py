@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -21,19 +21,6 @@ from mqauth.keystore.disk import files
 from mqauth.logs import JSONFormatter, emit
 
 _BACKLOG: Final = 512
-
-
-Host = Annotated[str, typer.Option("--host", help="Address to listen on; other than loopback only with TLS.")]
-TLSCert = Annotated[Path | None, typer.Option("--tls-cert", help="PEM file with the certificate.")]
-TLSKey = Annotated[Path | None, typer.Option("--tls-key", help="PEM file with the key of the certificate.")]
-
-
-Log = Annotated[
-    Literal["text", "json"], typer.Option("--log", help="Form of the log on standard error: text, or JSON lines.")
-]
-Level = Annotated[
-    Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="Least level of the log.")
-]
 
 
 @contextlib.contextmanager
@@ -80,15 +67,14 @@ class Certificate:
     async def renew(self) -> None:
         """Load the files again if one of them changed; only new connections use the new certificate."""
         stamps = [files.stamp(path) for path in self._files]
-        if stamps == self._stamps:
-            return
-        self._stamps = stamps
-        try:
-            # A half-written pair must not reach the context that serves, so another one tries it first.
-            self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
-            self._load(self.context)
-        except ConfigurationError as error:
-            emit("serve.certificate_kept", "%s; the certificate read before stays in use", error)
+        if stamps != self._stamps:
+            self._stamps = stamps
+            try:
+                # A half-written pair must not reach the context that serves, so another one tries it first.
+                self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+                self._load(self.context)
+            except ConfigurationError as error:
+                emit("serve.certificate_kept", "%s; the certificate read before stays in use", error)
 
     def _load(self, context: ssl.SSLContext) -> None:
         chain, key = self._files
@@ -99,16 +85,6 @@ class Certificate:
         except (OSError, ValueError) as error:
             why = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
             raise ConfigurationError(f"--tls-cert {chain}, --tls-key {key}: {why}") from error
-
-
-def certificate_of(chain: Path | None, key: Path | None) -> Certificate | None:
-    """Return the certificate of ``--tls-cert`` and ``--tls-key``, ``None`` without them.
-
-    Raises:
-        ConfigurationError: only one of them was given, or as for ``Certificate``.
-    """
-    require((chain is None) is (key is None), "--tls-cert and --tls-key go together")
-    return None if chain is None or key is None else Certificate(chain, key)
 
 
 def listen(host: str, port: int, *, tls: bool) -> socket.socket:
@@ -134,8 +110,8 @@ def listen(host: str, port: int, *, tls: bool) -> socket.socket:
         raise ConfigurationError(f"--host {host} --port {port}: {why}") from error
 
 
-class Server:
-    """Uvicorn with an application, and with nothing that the environment or another package could turn on.
+def server_of(application: Any, certificate: Certificate | None, *, requests: int, verb: str, extra: str) -> Any:
+    """Return uvicorn with an application, and with nothing that the environment or another package could turn on.
 
     Args:
         application: ASGI.
@@ -147,53 +123,92 @@ class Server:
     Raises:
         ConfigurationError: uvicorn is not installed.
     """
+    with refusing(ImportError, f'mqauth {verb} needs uvicorn: install "mqauth[cli,{extra}]"'):
+        import uvicorn
+
+        from mqauth.cli import connections
+    settings: dict[str, Any] = (
+        {}
+        if certificate is None
+        else {
+            "ssl_context_factory": lambda _config, _default: certificate.context,
+            "callback_notify": certificate.renew,
+            "timeout_notify": 60,
+        }
+    )
+    return uvicorn.Server(
+        uvicorn.Config(
+            application,
+            http=connections.Connection,
+            loop=connections.LOOP,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            workers=1,
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=requests,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=5,
+            **settings,
+        )
+    )
+
+
+class Serving:
+    """How a command serves, by the options that all of them have; ``options`` makes it.
+
+    Attributes: ``host``, where it listens, and ``certificate``, ``None`` for http.
+
+    Raises:
+        ConfigurationError: only one of the files of the certificate was given, or as for ``Certificate``.
+    """
 
     def __init__(
-        self, application: Any, certificate: Certificate | None, *, requests: int, verb: str, extra: str
+        self,
+        *,
+        host: Annotated[
+            str, typer.Option("--host", help="Address to listen on; other than loopback only with TLS.")
+        ] = "127.0.0.1",
+        tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="PEM file with the certificate.")] = None,
+        tls_key: Annotated[
+            Path | None, typer.Option("--tls-key", help="PEM file with the key of the certificate.")
+        ] = None,
+        log: Annotated[
+            Literal["text", "json"],
+            typer.Option("--log", help="Form of the log on standard error: text, or JSON lines."),
+        ] = "text",
+        level: Annotated[
+            Literal["debug", "info", "warning", "error"],
+            typer.Option("--log-level", help="Least level of the log."),
+        ] = "info",
     ) -> None:
-        with refusing(ImportError, f'mqauth {verb} needs uvicorn: install "mqauth[cli,{extra}]"'):
-            import uvicorn
+        require((tls_cert is None) is (tls_key is None), "--tls-cert and --tls-key go together")
+        self.certificate = None if tls_cert is None or tls_key is None else Certificate(tls_cert, tls_key)
+        self.host, self._log, self._level = host, log, level
 
-            from mqauth.cli import connections
-        settings: dict[str, Any] = (
-            {}
-            if certificate is None
-            else {
-                "ssl_context_factory": lambda _config, _default: certificate.context,
-                "callback_notify": certificate.renew,
-                "timeout_notify": 60,
-            }
-        )
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                application,
-                http=connections.Connection,
-                loop=connections.LOOP,
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                workers=1,
-                log_config=None,
-                log_level="error",
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                limit_concurrency=requests,
-                backlog=_BACKLOG,
-                timeout_graceful_shutdown=5,
-                **settings,
-            )
-        )
+    def run(self, application: Any, listener: socket.socket, told: Callable[[], None], **settings: Any) -> None:
+        """Serve until SIGTERM or SIGINT.
 
-    def run(self, listener: socket.socket) -> None:
-        """Serve until SIGTERM or SIGINT."""
-        # Uvicorn raises the signal again once it has ended, and the default handler would then kill the process
-        # before it could clean up.
-        before = signal.signal(signal.SIGTERM, lambda *_: None)
-        try:
-            self._server.run(sockets=[listener])
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        Args:
+            application: ASGI.
+            listener: of ``listen``.
+            told: prints where it serves, once nothing can keep it from that.
+            settings: of ``server_of``.
+        """
+        server = server_of(application, self.certificate, **settings)
+        with log_lines(self._log, self._level):
+            told()
+            # Uvicorn raises the signal again once it has ended, and the default handler would then kill the
+            # process before it could clean up.
+            before = signal.signal(signal.SIGTERM, lambda *_: None)
+            try:
+                server.run(sockets=[listener])
+            finally:
+                signal.signal(signal.SIGTERM, before)
 
 
 def origin(listener: socket.socket, *, tls: bool) -> str:

@@ -12,7 +12,7 @@ from mqauth.config.broker import ReviewSettings
 from mqauth.config.declaration import read_file
 from mqauth.config.settings import FileSettings
 from mqauth.config.toml_file import read_passphrase
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import require
 from mqauth.keystore import signing_key
 from mqauth.wire.keys import Key, SigningKey
 
@@ -28,10 +28,9 @@ def file_of(config: Path | None) -> Path:
     Raises:
         ConfigurationError: none is named, and this folder has none.
     """
-    if config is not None or os.path.lexists(FILE):
-        return config or Path(FILE)
-    raise ConfigurationError(
-        f"no {FILE} in this folder: give --config FILE (of check: FILE alone), or set MQAUTH_CONFIG"
+    return require(
+        config or (Path(FILE) if os.path.lexists(FILE) else None),
+        f"no {FILE} in this folder: give --config FILE (of check: FILE alone), or set MQAUTH_CONFIG",
     )
 
 

@@ -196,9 +196,8 @@ class BrokerSettings(Settings):
             "bootstrap_servers": servers,
             "bootstrap_timeout_ms": _BOOTSTRAP_MS,
             "security_protocol": "SSL" if self.secure else "PLAINTEXT",
+            **({"ssl_context": self.context()} if self.secure else {}),
         }
-        if self.secure:
-            options["ssl_context"] = self.context()
         if self.user is None and self.ask_token is None:
             return options
         self.table.require(

@@ -165,9 +165,9 @@ def collect(declared: type[Settings], table: Table) -> tuple[dict[str, Any], lis
                 for what in filter(None, (rule(table.members) for rule in setting.rules)):
                     raise table.refuse(name, what)
                 values[name] = value
-            # A misspelt key is one mistake, and the suggestion names the missing key.
-            elif setting.default is MISSING and name not in meant.values():
-                raise table.refuse(name, "required")
+            else:
+                # A misspelt key is one mistake, and the suggestion names the missing key.
+                table.require(setting.default is not MISSING or name in meant.values(), name, "required")
     return values, refusals
 
 

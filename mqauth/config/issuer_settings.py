@@ -218,11 +218,6 @@ class IdentitySettings(Settings):
     unsafe_http_loopback: Annotated[bool, FLAG, "Allow http to this machine, for tests."] = False
 
 
-def _is_own_url(text: str) -> bool:
-    local = is_url(text, ("http",)) and is_loopback(urlsplit(text).hostname or "")
-    return (local or is_url(text, ("https",))) and not set("?#@") & set(text) and not text.endswith("/")
-
-
 _HEADS: Final = only_with("heads")
 
 
@@ -335,7 +330,11 @@ class IdentityAuthoritySettings(HeadsSettings):
         str,
         text(
             "URL",
-            _is_own_url,
+            lambda url: (
+                (is_url(url, ("https",)) or (is_url(url, ("http",)) and is_loopback(urlsplit(url).hostname or "")))
+                and not set("?#@") & set(url)
+                and not url.endswith("/")
+            ),
             "must be https://... (http only on this machine), "
             "with neither user, query, fragment nor a / at its end",
             {"pattern": "^https?://"},

@@ -62,10 +62,11 @@ def key_on_disk(producer: ProducerSettings, naming: Settings, subject: str, cloc
     passphrase, keys = producer.read_secret("passphrase"), require(producer.keys, "no keys")
     with naming.table.located("keys"):
         # Path.is_dir raises for a path that we may not look at; reading such a path gives the better error.
-        if os.path.isdir(keys):
-            key: Key | ActiveKey = ActiveKey(keys, passphrase=passphrase, clock=clock)
-        else:
-            key = read_pem(keys, passphrase)
+        key: Key | ActiveKey = (
+            ActiveKey(keys, passphrase=passphrase, clock=clock)
+            if os.path.isdir(keys)
+            else read_pem(keys, passphrase)
+        )
         now = key if isinstance(key, Key) else key.signing_key()
     subjects = getattr(now, "subjects", None)
     naming.table.require(
@@ -102,18 +103,17 @@ class ConfiguredAuthority:
         Raises:
             ConfigurationError: the keys of an issuer cannot be read.
         """
-        issuers = [
-            CredentialIssuer(
-                name=each.name,
-                issuer=each.issuer,
-                keys=key_source(each, self._clock),
-                max_lifetime=each.longest,
-                enrolment=each.is_enrolment,
-            )
-            for each in self.settings.credentials
-        ]
         return CredentialDesk(
-            issuers=issuers,
+            issuers=[
+                CredentialIssuer(
+                    name=each.name,
+                    issuer=each.issuer,
+                    keys=key_source(each, self._clock),
+                    max_lifetime=each.longest,
+                    enrolment=each.is_enrolment,
+                )
+                for each in self.settings.credentials
+            ],
             grants=[each.build() for each in self.settings.grants],
             audience=self.settings.url,
             clock=self._clock,
@@ -134,10 +134,12 @@ class ConfiguredAuthority:
         settings.table.require(
             limited is None, "keys", "its key speaks for some subjects only: make it with --pinned"
         )
-        if overlap < settings.lifetime:
-            advice = f"run mqauth keys new --dir {settings.keys} --overlap {settings.lifetime}"
-            why = "is shorter than lifetime: a retired key would end before its identities"
-            raise settings.table.refuse("keys", f"its overlap of {overlap} s {why}; {advice}")
+        settings.table.require(
+            overlap >= settings.lifetime,
+            "keys",
+            f"its overlap of {overlap} s is shorter than lifetime: a retired key would end before its identities; "
+            f"run mqauth keys new --dir {settings.keys} --overlap {settings.lifetime}",
+        )
         return keys
 
     def authority(self, audit: Path | None = None) -> IdentityAuthority:
@@ -174,12 +176,7 @@ class ConfiguredAuthority:
     def key_age(self) -> float | None:
         """Return the seconds for which the present key has signed, ``None`` where none does."""
         active = self.keystore.ring().active
-        since = None if active is None else active.activated
-        return None if since is None else self._clock.now() - since
-
-    def cut_off(self) -> int:
-        """Return how many subjects are cut off."""
-        return len(self.keystore.cutoffs())
+        return None if active is None or active.activated is None else self._clock.now() - active.activated
 
     def server(
         self, authority: IdentityAuthority, observers: Iterable[Callable[..., None]] = ()

@@ -64,8 +64,7 @@ def single(  # noqa: PLR0917
 
     def read(table: Table, key: str, value: Any) -> Any:
         # Not isinstance: bool is a subclass of int.
-        if type(value) not in types:
-            raise table.mistyped(key, called, value)
+        table.require_type(type(value) in types, key, called, value)
         table.require(fits(value), key, f"{refusal}, not {value}" if isinstance(value, int | float) else refusal)
         return into(value, table)
 
@@ -156,8 +155,7 @@ def many(item: Kind, least: int = 0, into: type[tuple[Any, ...]] | type[frozense
     """
 
     def read(table: Table, key: str, value: Any) -> Any:
-        if not isinstance(value, list):
-            raise table.mistyped(key, "an array of strings", value)
+        table.require_type(isinstance(value, list), key, "an array of strings", value)
         table.require(len(value) >= least, key, f"must name at least {least}")
         return into(item.read(table, key, element) for element in value)
 
@@ -169,8 +167,7 @@ def one_or_many(item: Kind) -> Kind:
     several = many(item, 1)
 
     def read(table: Table, key: str, value: Any) -> Any:
-        if not isinstance(value, str | list):
-            raise table.mistyped(key, "a string or an array of strings", value)
+        table.require_type(isinstance(value, str | list), key, "a string or an array of strings", value)
         return several.read(table, key, [value] if isinstance(value, str) else value)
 
     return Kind({"anyOf": [item.schema, several.schema]}, read)

@@ -198,8 +198,10 @@ class Configuration:
     def rollout(self) -> Rollout:
         """The rungs of ``[[rollout]]`` and the exemptions of ``[[consumer.unsigned]]``."""
         consumer = self._settings.consumer
-        unsigned = () if consumer is None else consumer.unsigned
-        return Rollout([each.build() for each in self._settings.rollout], [each.build() for each in unsigned])
+        return Rollout(
+            [each.build() for each in self._settings.rollout],
+            [each.build() for each in (() if consumer is None else consumer.unsigned)],
+        )
 
     @cached_property
     def judge(self) -> Pipeline:

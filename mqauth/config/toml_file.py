@@ -110,9 +110,13 @@ class Table:
         """Turn a configuration error that is raised within the block into a refusal of a key."""
         return refusing(ConfigurationError, str, partial(self.refuse, key))
 
-    def mistyped(self, key: str, expected: str, value: Any) -> RefusedSetting:
-        """Return the refusal of a value whose type is not the expected one."""
-        return self.refuse(key, f"must be {expected}, not {_TYPES.get(type(value), 'a date or time')}")
+    def require_type(self, condition: object, key: str, expected: str, value: Any) -> None:
+        """Refuse a value unless its type is the expected one.
+
+        Raises:
+            RefusedSetting: it is another one.
+        """
+        self.require(condition, key, f"must be {expected}, not {_TYPES.get(type(value), 'a date or time')}")
 
     def inner(self, key: str) -> Table:
         """Return the table under a key of this table.
@@ -121,8 +125,7 @@ class Table:
             RefusedSetting: the value is not a table.
         """
         value = self.members[key]
-        if not isinstance(value, dict):
-            raise self.mistyped(key, "a table", value)
+        self.require_type(isinstance(value, dict), key, "a table", value)
         return Table(file=self.file, name=f"[{self._dotted(key)}]", members=value, path=(*self.path, key))
 
     def elements(self, key: str) -> Iterator[Table]:
@@ -132,8 +135,12 @@ class Table:
             RefusedSetting: the value is not an array of tables.
         """
         value, name = self.members[key], f"[[{self._dotted(key)}]]"
-        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise self.mistyped(key, f"an array of tables {name}", value)
+        self.require_type(
+            isinstance(value, list) and all(isinstance(item, dict) for item in value),
+            key,
+            f"an array of tables {name}",
+            value,
+        )
         for number, item in enumerate(value):
             yield Table(file=self.file, name=f"{name} #{number + 1}", members=item, path=(*self.path, key, number))
 
@@ -172,8 +179,9 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
     # TOMLDecodeError is a ValueError, and so is an integer with too many digits for int().
     except ValueError as error:
         last = raw.rstrip(b"\n").count(b"\n") + 1
-        what = str(error).replace("(at end of document)", f"(at line {last}, the end)")
-        raise ConfigurationError(f"{path}: not TOML: {what}") from error
+        raise ConfigurationError(
+            f"{path}: not TOML: {error}".replace("(at end of document)", f"(at line {last}, the end)")
+        ) from error
     return text, _filled(members, Table(file=str(path), members=members))
 
 

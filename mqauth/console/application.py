@@ -140,9 +140,8 @@ def application(
         Route(CALLBACK, lobby.callback, methods=["GET"]),
         Route("/logout", lobby.log_out, methods=["POST"]),
         Mount("/static", StaticFiles(directory=STATIC)),
+        *([Route("/", lobby.queues), Route("/refresh", lobby.refresh, methods=["POST"])] if only is None else []),
     ]
-    if only is None:
-        routes += [Route("/", lobby.queues), Route("/refresh", lobby.refresh, methods=["POST"])]
     # The pages of each queue or topic.
     for pages, base in ((Pages(replace(site, place=place)), place.base) for place in places):
         routes += [
@@ -341,8 +340,9 @@ class Lobby:
             label, leave = self._provider.settings.label, self._provider.known.get("end_session_endpoint")
             # Where people log out at the provider (OpenID Connect RP-Initiated Logout 1.0).
             if leave is not None:
-                query = urlencode({"client_id": self._provider.settings.client_id})
-                leave = f"{leave}{'&' if '?' in leave else '?'}{query}"
+                leave += ("&" if "?" in leave else "?") + urlencode(
+                    {"client_id": self._provider.settings.client_id}
+                )
         return self.site.page(
             "login.html",
             None,

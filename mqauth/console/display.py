@@ -84,11 +84,6 @@ REASONS: Final[dict[str, tuple[int, int]]] = {
 """Each reason's number of a colour and of a pattern: plain, stripes, dots, bars, checks; each pair stands once."""
 
 
-def of_reason(reason: str) -> tuple[int, int]:
-    """Return the numbers of the colour and of the pattern of a reason."""
-    return REASONS.get(reason, GREY)
-
-
 def of_producer(subject: str) -> int:
     """Return the number of the colour of a producer: of its name alone, so that it is always the same.
 
@@ -215,12 +210,14 @@ def claims(reading: Reading) -> list[tuple[str, str]]:
     """Return what the token claims, one line a claim."""
     if reading.claims is None:
         return []
-    rows = [("kid", reading.kid or ""), ("alg", reading.alg or "")]
-    for name, value in reading.claims.as_dict().items():
-        if name in ("iat", "exp", "nbf") and isinstance(value, int):
-            rows.append((name, f"{value} ({moment(float(value))})"))
-        else:
-            rows.append((name, value if isinstance(value, str) else json.dumps(value)))
+    members = reading.claims.as_dict()
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in members.items()}
+    texts |= {
+        name: f"{members[name]} ({moment(float(members[name]))})"
+        for name in ("iat", "exp", "nbf")
+        if isinstance(members.get(name), int)
+    }
+    rows = [("kid", reading.kid or ""), ("alg", reading.alg or ""), *texts.items()]
     return [(_short(name), _short(text)) for name, text in rows]
 
 

@@ -194,15 +194,14 @@ def check(
             IDTokenError,
         )
         good = jws.validate_compact(signature, key, allowed)
-        claims = strict_json.loads(signature.payload or b"", depth=8)
+        claims: dict[str, Any] = strict_json.loads(signature.payload or b"", depth=8)
     except IDTokenError:
         raise
     # Hostile text can make the library raise more than its own errors.
     except Exception as error:
         raise IDTokenError(f"the ID token cannot be verified: {type(error).__name__}") from None
     require(good is True, "the ID token's signature does not hold", IDTokenError)
-    if not isinstance(claims, dict):
-        raise IDTokenError("the ID token holds no claims")
+    require(isinstance(claims, dict), "the ID token holds no claims", IDTokenError)
     # The claims that every ID token has.
     option: Any = {"essential": True}
     registry = JWTClaimsRegistry(

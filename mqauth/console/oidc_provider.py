@@ -20,7 +20,7 @@ from cryptography.fernet import Fernet, InvalidToken
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.console.oidc import ALGORITHMS, OIDCSettings, check
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.http.connection import Deadline, Dial, Endpoint, FetchFailed, tls_context
 from mqauth.http.exchange import request
 from mqauth.keystore.remote.fetch import WELL_KNOWN
@@ -81,8 +81,10 @@ class Attempts:
         except (InvalidToken, ValueError):
             return None
         attempt = Attempt(**json.loads(raw))
-        same = hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "replace"))
-        if not same or attempt.state in self._used:
+        if (
+            not hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "replace"))
+            or attempt.state in self._used
+        ):
             return None
         self._used.keep(attempt.state, None)
         return attempt
@@ -119,7 +121,6 @@ class Provider:
         now = self._clock.monotonic()
         if not self.known or now - self._asked_at >= REDISCOVER:
             document = self._get(self._configuration, deadline or Deadline(self._clock, TIMEOUT))
-            secret_ways = {_BASIC, "client_secret_post"} & _listed(document, _WAYS, _BASIC)
             for holds, what in (
                 (document.get("issuer") == self.settings.issuer, "'s configuration is another issuer's"),
                 (
@@ -130,12 +131,16 @@ class Provider:
                     ALGORITHMS & _listed(document, _SIGNS, "RS256"),
                     " signs ID tokens with none of the algorithms that we allow",
                 ),
-                (self.settings.secret is None or secret_ways, " accepts no client secret"),
+                (
+                    self.settings.secret is None
+                    or {_BASIC, "client_secret_post"} & _listed(document, _WAYS, _BASIC),
+                    " accepts no client secret",
+                ),
             ):
                 require(holds, f"the identity provider{what}")
-            for name in ("authorization_endpoint", "token_endpoint", "jwks_uri", "end_session_endpoint"):
-                if name != "end_session_endpoint" or document.get(name) is not None:
-                    self._endpoint(document.get(name), name)
+            end = ["end_session_endpoint"] if document.get("end_session_endpoint") is not None else []
+            for name in ("authorization_endpoint", "token_endpoint", "jwks_uri", *end):
+                self._endpoint(document.get(name), name)
             self.known, self._asked_at = document, now
         return self.known
 
@@ -145,20 +150,23 @@ class Provider:
         Raises:
             FetchFailed, ConfigurationError: as for ``metadata``.
         """
-        where = self.metadata()["authorization_endpoint"]
-        query = urlencode(
-            {
-                "response_type": "code",
-                "client_id": self.settings.client_id,
-                "redirect_uri": redirect_uri,
-                "scope": " ".join(self.settings.scopes),
-                "state": attempt.state,
-                "nonce": attempt.nonce,
-                "code_challenge": base64url.digest(attempt.verifier.encode("ascii")),
-                "code_challenge_method": "S256",
-            }
+        where = str(self.metadata()["authorization_endpoint"])
+        return (
+            where
+            + ("&" if "?" in where else "?")
+            + urlencode(
+                {
+                    "response_type": "code",
+                    "client_id": self.settings.client_id,
+                    "redirect_uri": redirect_uri,
+                    "scope": " ".join(self.settings.scopes),
+                    "state": attempt.state,
+                    "nonce": attempt.nonce,
+                    "code_challenge": base64url.digest(attempt.verifier.encode("ascii")),
+                    "code_challenge_method": "S256",
+                }
+            )
         )
-        return f"{where}{'&' if '?' in where else '?'}{query}"
 
     def claims(self, code: str, attempt: Attempt, redirect_uri: str) -> dict[str, Any]:
         """Exchange a code, and return the claims of the ID token for this login.
@@ -192,9 +200,8 @@ class Provider:
             headers={"Authorization": authorization},
             dial=self._dial,
         )
-        token = (answer.document or {}).get("id_token")
-        if not isinstance(token, str):
-            raise FetchFailed("the answer holds no ID token")
+        token: Any = (answer.document or {}).get("id_token")
+        require(isinstance(token, str), "the answer holds no ID token", FetchFailed)
         # The keys are read for each login: a rotation is seen at once, and a withdrawn key is no key any more.
         return check(
             token,
@@ -207,13 +214,11 @@ class Provider:
 
     def _endpoint(self, url: Any, name: str) -> Endpoint:
         """Return where to ask: https, or http to this machine where the settings allow that by name."""
-        try:
+        with refusing(
+            ConfigurationError, f"{name}: must be an https URL with a host, without user, password and fragment"
+        ):
             require(isinstance(url, str) and len(url) <= 2048, "no URL")
             return Endpoint.parse(url, unsafe_http_loopback=self.settings.unsafe_http_loopback)
-        except ConfigurationError:
-            raise ConfigurationError(
-                f"{name}: must be an https URL with a host, without user, password and fragment"
-            ) from None
 
     def _get(self, endpoint: Endpoint, deadline: Deadline) -> Mapping[str, Any]:
         return request(endpoint, deadline=deadline, context=self._context, dial=self._dial).document or {}

@@ -113,14 +113,12 @@ def query_of(wanted: Filter, **more: object) -> str:
     return urlencode(wanted.given() | {name: str(value) for name, value in more.items()}, doseq=True)
 
 
-def row_number(text: str | None) -> int:
-    """Return the number of a row in a query, 0 where there is none.
+def row_number(text: str) -> int:
+    """Return the number of a row in a query.
 
     Raises:
         HTTPException: it is no number.
     """
-    if text is None:
-        return 0
     require(text.isascii() and text.isdecimal() and len(text) <= 12, "A number is expected.", bad_request)
     return int(text)
 
@@ -197,10 +195,11 @@ class Pages:
         """Show the letters that a filter means, a page at a time."""
         query = request.query_params
         wanted, order = filter_of(query), order_of(query, LETTER_COLUMNS, QUEUE)
-        after, before = row_number(query.get("after")), row_number(query.get("before"))
-        way = order.reverse if before else order
+        after, before = row_number(query.get("after", "0")), row_number(query.get("before", "0"))
         start, most = before or after, PAGE + 1
-        rows = await run_in_threadpool(self._ask, Index.page, [], wanted, after=start, limit=most, order=way)
+        rows = await run_in_threadpool(
+            self._ask, Index.page, [], wanted, after=start, limit=most, order=order.reverse if before else order
+        )
         total, whole = await run_in_threadpool(self._ask, Index.count, 0, wanted), len(rows) <= PAGE
         rows = rows[:PAGE][::-1] if before else rows[:PAGE]
         sort = {"sort": query["sort"]} if "sort" in query else {}
@@ -233,11 +232,13 @@ class Pages:
         original, form = reading.original, query.get("view", "")
         # The letters before and after it, within the filter and in the order of the query.
         among, order = filter_of(query), order_of(query, LETTER_COLUMNS, QUEUE)
-        beside = [
-            await run_in_threadpool(self._ask, Index.page, [], among, after=row.number, limit=1, order=way)
-            for way in (order.reverse, order)
-        ]
-        before, after = (rows[0] if rows else None for rows in beside)
+        before, after = (
+            rows[0] if rows else None
+            for rows in [
+                await run_in_threadpool(self._ask, Index.page, [], among, after=row.number, limit=1, order=way)
+                for way in (order.reverse, order)
+            ]
+        )
         return self._filtered(
             "letter.html",
             session,
@@ -328,15 +329,17 @@ class Pages:
             with refusing(ValueError, limits, bad_request):
                 rate = float(fields["rate"])
                 require(0.01 <= rate <= 1_000_000, limits, bad_request)
-        plan = Plan(
-            act=act,
-            wanted=filter_of(fields),
-            reason=fields.get("why", "").strip(),
-            waive=waivable(fields.getlist("waive")),
-            rate=rate,
-            reviewer=session.name,
+        await run_in_threadpool(
+            self._backend.rehearse,
+            Plan(
+                act=act,
+                wanted=filter_of(fields),
+                reason=fields.get("why", "").strip(),
+                waive=waivable(fields.getlist("waive")),
+                rate=rate,
+                reviewer=session.name,
+            ),
         )
-        await run_in_threadpool(self._backend.rehearse, plan)
 
     @posted()
     async def confirm(self, request: Request, session: WebSession, fields: Fields) -> None:
@@ -374,11 +377,12 @@ class Pages:
     async def _letter(self, request: Request) -> tuple[Any, Reading]:
         """Return the letter of an address, by its mark."""
         mark = Filter(marks=(request.path_params["mark"],))
-        resolved = "No such dead letter is open. It may have been resolved since."
         letters: list[tuple[Any, Reading]] = await run_in_threadpool(
             self._ask, lambda index: [(row, index.reading(row.number)) for row in index.page(mark, limit=1)], []
         )
-        return require(letters, resolved, partial(HTTPException, 404))[0]
+        return require(
+            letters, "No such dead letter is open. It may have been resolved since.", partial(HTTPException, 404)
+        )[0]
 
     def _filtered(self, name: str, session: WebSession, wanted: Filter, **values: Any) -> Response:
         """Return a page that shows the filter by which it was made."""

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mqauth.audit.disk import open_private, read_bounded
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.console.backend import TITLES, Backend
-from mqauth.console.display import COLUMNS, moment, of_producer, of_reason
+from mqauth.console.display import COLUMNS, GREY, REASONS, moment, of_producer
 from mqauth.errors import file_errors, require
 from mqauth.logs import Rate, emit
 from mqauth.review.glossary import LABELS, TERMS, explain
@@ -75,7 +75,7 @@ def fresh_tokens() -> dict[str, str]:
     return {role: secrets.token_urlsafe(32) for role in ROLES}
 
 
-def token_file(path: Path) -> tuple[dict[str, str], bool]:
+def tokens_of(path: Path) -> tuple[dict[str, str], bool]:
     """Return the tokens of a file, ``role token`` a line, and whether the file was made just now.
 
     Raises:
@@ -220,7 +220,7 @@ def _environment() -> Environment:
         "bars": COLUMNS,
         "label": LABELS,
         "terms": TERMS,
-        "colour": of_reason,
+        "colour": lambda reason: REASONS.get(reason, GREY),
         "hue": of_producer,
     }
     return made
@@ -355,17 +355,14 @@ class SecurityMiddleware:
                     answered["strict-transport-security"] = "max-age=31536000"
             await send(message)
 
-        headers, refusal = Headers(scope=scope), None
+        headers, answer = Headers(scope=scope), self._app
         host, sender = headers.getlist("host"), headers.get("origin")
         ours = {None, *(f"{self._scheme}://{name}" for name in self._hosts)}
         here = headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
         if len(host) != 1 or host[0].lower() not in self._hosts:
-            refusal = PlainTextResponse("this is not the name of this console\n", 400)
+            answer = PlainTextResponse("this is not the name of this console\n", 400)
         elif scope["method"] not in ("GET", "HEAD") and not (here and (sender and sender.lower()) in ours):
-            refusal = PlainTextResponse("the request comes from another site\n", 403)
-        if refusal is not None:
-            await refusal(scope, receive, guarded)
-            return
+            answer = PlainTextResponse("the request comes from another site\n", 403)
         # A fault of one page was told there and logged, and the console goes on.
         with suppress(Exception):
-            await self._app(scope, receive, guarded)
+            await answer(scope, receive, guarded)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 import ipaddress
 import os
-import queue
 import re
 import select
 import socket
 import ssl
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from urllib.parse import urlsplit
 
 from mqauth.clock import Clock
 from mqauth.errors import MqauthError, refusing, require
+from mqauth.threads import DaemonThread
 
 MAX_TIMEOUT: Final = 5.0
 VISIBLE: Final = re.compile(r"[!-~]+", re.ASCII)
@@ -135,22 +134,15 @@ def connect(endpoint: Endpoint, deadline: Deadline, context: ssl.SSLContext | No
         FetchFailed: the host is not known, or the deadline has passed.
         OSError: no address could be reached.
     """
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def look_up() -> None:
-        try:
-            answers.put(socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
-            answers.put(error)
-
     # The resolver of the system takes no timeout, so it runs on a thread that is left behind when time is up.
-    threading.Thread(target=look_up, name="mqauth-resolve", daemon=True).start()
-    try:
-        addresses = answers.get(timeout=deadline.remaining())
-    except queue.Empty:
-        raise FetchFailed("the host name was not looked up in time") from None
-    if isinstance(addresses, Exception):
-        raise FetchFailed("the host name is not known") from addresses
+    resolver = DaemonThread("mqauth-resolve")
+    looked = resolver.submit(socket.getaddrinfo, endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    resolver.shutdown()
+    with (
+        refusing((OSError, UnicodeError), "the host name is not known", FetchFailed),
+        refusing(TimeoutError, "the host name was not looked up in time", FetchFailed),
+    ):
+        addresses = looked.result(deadline.remaining())
     failure: OSError = OSError("no address")
     for position, (family, _, _, _, address) in enumerate(addresses):
         wire = socket.socket(family, socket.SOCK_STREAM)

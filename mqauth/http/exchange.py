@@ -88,20 +88,24 @@ def request(
         FetchFailed: the answer is not a whole and small JSON object with one of the statuses, nor a 304 that was
             asked for.
     """
-    kind: str | None = None
-    body: bytes | None = None
-    if form is not None:
-        kind, body = "application/x-www-form-urlencoded", urlencode(form).encode("ascii")
-    elif document is not None:
-        kind, body = "application/json", strict_json.dumps(document)
-    optional = {"If-None-Match": etag, "Content-Type": kind, **(headers or {})}
+    posted = None if document is None else strict_json.dumps(document)
+    body = posted if form is None else urlencode(form).encode("ascii")
+    kind = "application/json" if form is None else "application/x-www-form-urlencoded"
     sent = {
         "Host": endpoint.authority,
         "Accept": "application/jwk-set+json, application/json",
         "Accept-Encoding": "identity",
         "Connection": "close" if kept is None else "keep-alive",
         "User-Agent": f"mqauth/{__version__}",
-        **{name: value for name, value in optional.items() if value is not None},
+        **{
+            name: value
+            for name, value in {
+                "If-None-Match": etag,
+                "Content-Type": None if body is None else kind,
+                **(headers or {}),
+            }.items()
+            if value is not None
+        },
     }
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port)
 

@@ -156,12 +156,10 @@ class Protection:
         guard = self._guard
         if self._telling is not None:
             self._telling.cancel()
-        if guard is None:
-            return
-
-        await arun(guard.tick(last))
-        if guard.observing is not None and not last:
-            self._telling = asyncio.create_task(ticking(guard))
+        if guard is not None:
+            await arun(guard.tick(last))
+            if guard.observing is not None and not last:
+                self._telling = asyncio.create_task(ticking(guard))
 
     async def start(self, subscriber: Any, start: Callable[[], Any]) -> None:
         """Start a subscriber, which may have been declared after its broker started.

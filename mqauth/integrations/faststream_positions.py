@@ -190,13 +190,12 @@ class Positions:
     async def _look(self) -> None:
         """See whether the client has gone to the end of a partition that brings nothing."""
         now = self._clock.monotonic()
-        if now < self._looks_at or self.running:
-            return
-        self._looks_at = now + LOOK
-        for place, position in list(self._places.items()):
-            if position.expected == position.looked:
-                await self._went_on(place, position, None)
-            position.looked = position.expected
+        if now >= self._looks_at and not self.running:
+            self._looks_at = now + LOOK
+            for place, position in list(self._places.items()):
+                if position.expected == position.looked:
+                    await self._went_on(place, position, None)
+                position.looked = position.expected
 
     async def _went_on(self, place: Any, position: Position, offset: int | None) -> bool:
         """Go back to what is left, where the client has left something out; return whether it does."""

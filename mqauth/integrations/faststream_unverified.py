@@ -126,10 +126,9 @@ def raise_for(status: AckStatus | None) -> None:
         NackMessage: the handler put the message off.
         RejectMessage: the handler wants it no more.
     """
-    if status is AckStatus.NACKED:
-        raise NackMessage
-    if status is AckStatus.REJECTED:
-        raise RejectMessage
+    said = {AckStatus.NACKED: NackMessage, AckStatus.REJECTED: RejectMessage}
+    if status in said:
+        raise said[status]
 
 
 def ours(error: BaseException) -> BaseException:

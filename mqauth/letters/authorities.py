@@ -169,8 +169,10 @@ class Releaser:
             f"lifetime is 1 to {MAX_LIFETIME} whole seconds",
         )
         subjects = getattr(key, "subjects", None)
-        others = f"the key does not speak for {reviewer}, but for {', '.join(sorted(subjects or ()))}"
-        require(subjects is None or reviewer in subjects, others)
+        require(
+            subjects is None or reviewer in subjects,
+            f"the key does not speak for {reviewer}, but for {', '.join(sorted(subjects or ()))}",
+        )
         self._key: SigningKey = jws.LocalSigningKey(key) if isinstance(key, Key) else key
         self.issuer = issuer
         self.reviewer = reviewer
@@ -210,12 +212,10 @@ class Releaser:
         waived = frozenset(waive)
         require(waived <= set(WAIVABLE), f"a release may waive {', '.join(WAIVABLE)}")
         bare, now = without_release(message), int(self._clock.now())
-        try:
+        what = "only a message with a whole token can be released"
+        with refusing(Rejection, lambda error: f"{what}: {error.reason}", MalformedMessage):
             token = envelope.token_of(bare)
             covered = covered_names(token)
-        except Rejection as error:
-            why = f"only a message with a whole token can be released: {error.reason}"
-            raise MalformedMessage(why) from error
         release = Release(
             iss=self.issuer,
             sub=self.reviewer,

@@ -138,15 +138,19 @@ class DeadLetter:
         """Return a letter that only names the message: its place, its digest and its sizes."""
         message = self.message
         size = None if message.key is None else len(message.key)
-        facts = {
-            "destination": message.destination,
-            "source": json_form.writable(message.origin.source),
-            "digest": self.digest,
-            "body_size": None if message.body is None else len(message.body),
-            "key_size": size,
-            "headers": len(message.headers),
-        }
-        letter = self._bare(strict_json.dumps(facts), "reference")
+        letter = self._bare(
+            strict_json.dumps(
+                {
+                    "destination": message.destination,
+                    "source": json_form.writable(message.origin.source),
+                    "digest": self.digest,
+                    "body_size": None if message.body is None else len(message.body),
+                    "key_size": size,
+                    "headers": len(message.headers),
+                }
+            ),
+            "reference",
+        )
         # A long record key is left out, or no form of a message that is nearly all key would fit.
         return letter if size is None or size <= _MAX_KEY else replace(letter, key=None)
 
@@ -163,8 +167,9 @@ class DeadLetter:
         # Of a message with more headers there is only the reference: one with 330,000 of them would take seconds
         # of the consumer's time.
         complete = (lambda: self.whole(carries), self.in_body) if len(self.message.headers) <= MAX_HEADERS else ()
-        last = (self.reference,) if oversize == "reference" else ()
-        yield from filter(fits, (make() for make in (*complete, *last)))
+        yield from filter(
+            fits, (make() for make in (*complete, *((self.reference,) if oversize == "reference" else ())))
+        )
 
     def _bare(self, body: bytes, form: str) -> Message:
         """Return a letter whose only headers are mqauth's own."""
@@ -183,26 +188,30 @@ class DeadLetter:
         key = None if message.key is None or len(message.key) > _MAX_KEY else base64url.encode(message.key)
         kept = {name: value for name, value in metadata.items() if value}
         past = NO_PAST if self.release is None else self.release.lineage
-        history = [{"id": hop.letter, "reason": hop.reason, "released": iso_time(hop.time)} for hop in past.hops]
-        fields = {
-            "id": self.id,
-            "reason": self.rejection.reason.value,
-            "detail": harmless(self.rejection.sentence(whole=False)),
-            "error": self.error,
-            "time": iso_time(self.time),
-            # As they are, for the letter's id is of both; whoever shows them makes them harmless.
-            "scope": json_form.writable(self.scope),
-            "destination": message.destination,
-            "source": json_form.writable(message.origin.source),
-            "audit": self.audit,
-            "digest": self.digest,
-            "count": str(past.count + 1),
-            "history": strict_json.dumps(history).decode("ascii"),
-            "rung": self.rung,
-            "key": None if key is None else key.decode("ascii"),
-            "metadata": strict_json.dumps(kept).decode("utf-8") if kept else None,
-        }
-        return tuple((PREFIX + name, value) for name, value in fields.items() if value is not None)
+        return tuple(
+            (PREFIX + name, value)
+            for name, value in {
+                "id": self.id,
+                "reason": self.rejection.reason.value,
+                "detail": harmless(self.rejection.sentence(whole=False)),
+                "error": self.error,
+                "time": iso_time(self.time),
+                # As they are, for the letter's id is of both; whoever shows them makes them harmless.
+                "scope": json_form.writable(self.scope),
+                "destination": message.destination,
+                "source": json_form.writable(message.origin.source),
+                "audit": self.audit,
+                "digest": self.digest,
+                "count": str(past.count + 1),
+                "history": strict_json.dumps(
+                    [{"id": hop.letter, "reason": hop.reason, "released": iso_time(hop.time)} for hop in past.hops]
+                ).decode("ascii"),
+                "rung": self.rung,
+                "key": None if key is None else key.decode("ascii"),
+                "metadata": strict_json.dumps(kept).decode("utf-8") if kept else None,
+            }.items()
+            if value is not None
+        )
 
 
 def name_of(sink: DeadLetterSink) -> str:
@@ -236,9 +245,10 @@ def content_digest(message: Message) -> str:
     envelope.add_named(parts, "body", (message.body,))
     # Sorted, because pamqp sorts the entries of a table when it sends them, and the letter's digest must be the
     # same.
-    headers = sorted(message.headers, key=itemgetter(0))
-    properties = ((name, str(message.properties[name])) for name in sorted(message.properties))
-    for name, value in (*properties, *(pair for pair in headers if not envelope.is_broker_written(pair[0]))):
+    for name, value in (
+        *((name, str(message.properties[name])) for name in sorted(message.properties)),
+        *(pair for pair in sorted(message.headers, key=itemgetter(0)) if not envelope.is_broker_written(pair[0])),
+    ):
         _add_any(parts, name, value)
     return hashlib.sha256(b"".join(parts)).hexdigest()
 

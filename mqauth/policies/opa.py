@@ -221,8 +221,7 @@ class OPA:
         decision = self.remembered(verified)
         if decision is None:
             # While the agent is left alone nobody waits for a thread, which others may have.
-            if self._clock.monotonic() < self._pause.until:
-                raise _unavailable(self._why)
+            require(self._clock.monotonic() >= self._pause.until, self._why, _unavailable)
             # Where no thread can be started, or the interpreter ends, nobody asks.
             with refusing(RuntimeError, lambda error: f"nobody can ask: {error}", _unavailable):
                 asked = self._pool.submit(self._ask, question_of(verified, self.scope))
@@ -293,8 +292,7 @@ class OPA:
             known = self._decisions.get(question)
             if known is not None and begun < known[0]:
                 return known[1]
-            if not self._pause.begin(begun, self._timeout):
-                raise _unavailable(self._why)
+            require(self._pause.begin(begun, self._timeout), self._why, _unavailable)
         try:
             allowed, version = self._post(question.document)
         except Exception as error:  # whatever goes wrong is no decision

@@ -22,9 +22,8 @@ from typing import Any, Final, cast
 
 import tenacity
 
-from mqauth.audit import record as audit_records
 from mqauth.audit.file import AuditFile
-from mqauth.audit.record import AuditRecord, AuditSink
+from mqauth.audit.record import AuditRecord, AuditSink, broker_fields, sha256, token_fields
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, uuid7
 from mqauth.errors import (
     Cause,
@@ -278,9 +277,8 @@ def _returned(
     with nothing, and each verdict that the terms may waive adds one reason. Only of a letter rejected as
     ``replayed`` that reason is waived at once, since a verdict without claims does not find it.
     """
-    original, scope, now = reading.original, today.scope_for(reading, plan.scope), today.clock.now()
-    if original is None or not reading.intact:
-        raise _RefusedError(why_not_intact(reading))
+    original = require(reading.original if reading.intact else None, why_not_intact(reading), _RefusedError)
+    scope, now = today.scope_for(reading, plan.scope), today.clock.now()
     if reading.rung is not None:
         plain = without_release(redeliverable(original, scope=scope, now=now, proven=False))
         # Nothing that a release may waive would prove who sent it.
@@ -321,16 +319,10 @@ def _record(plan: Plan, reading: Reading, clock: Clock, release: Release | None)
     """Return the audit record of one act. What the token claims is verified only where a release was signed."""
     original = reading.original
     body = None if original is None else original.body
-    review: dict[str, Any] = {"reviewer": harmless(plan.reviewer), "mark": reading.mark, "intact": reading.intact}
-    if reading.rung is not None:
-        review["rung"] = reading.rung
-    if release is not None:
-        review |= {
-            "release": release.jti,
-            "authority": harmless(release.iss),
-            "waive": sorted(release.waive),
-            "until": release.exp,
-        }
+    released = {} if release is None else {
+        "release": release.jti, "authority": harmless(release.iss), "waive": sorted(release.waive),
+        "until": release.exp,
+    }  # fmt: skip
     return AuditRecord(
         id=uuid7(clock, SYSTEM_RANDOMNESS),
         time=clock.now(),
@@ -338,17 +330,23 @@ def _record(plan: Plan, reading: Reading, clock: Clock, release: Release | None)
         reason=None if reading.reason == UNKNOWN else reading.reason,
         detail=plan.reason,
         scope=reading.scope if release is None else release.scope,
-        broker={"destination": reading.destination} if original is None else audit_records.broker_fields(original),
-        token=audit_records.token_fields(
-            None, reading.kid, reading.alg, reading.claims, verified=release is not None
-        ),
-        body_sha256=None if body is None else audit_records.sha256(body),
+        broker={"destination": reading.destination} if original is None else broker_fields(original),
+        token=token_fields(None, reading.kid, reading.alg, reading.claims, verified=release is not None),
+        body_sha256=None if body is None else sha256(body),
         body_size=None if body is None else len(body),
         key_set=None,
         policy=None,
         dead_letter=reading.id,
         instance=plan.reviewer,
-        extra={"review": review},
+        extra={
+            "review": {
+                "reviewer": harmless(plan.reviewer),
+                "mark": reading.mark,
+                "intact": reading.intact,
+                **({} if reading.rung is None else {"rung": reading.rung}),
+                **released,
+            }
+        },
     )
 
 

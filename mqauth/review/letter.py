@@ -127,8 +127,11 @@ def read(letter: Letter) -> Reading:
         elif form == "json":
             original = json_form.from_form(_parse(message.body or b"", "body"))
         else:
-            gone = "only a reference is left: the message was too large for a letter"
-            fault = gone if form == "reference" else "the letter has no known form"
+            fault = (
+                "only a reference is left: the message was too large for a letter"
+                if form == "reference"
+                else "the letter has no known form"
+            )
     except MalformedMessage as error:
         fault = str(error)
     # A forged letter must not end the pass over all letters, whatever it makes a parser raise.
@@ -215,8 +218,10 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
         MalformedMessage,
     )
     require(all(isinstance(name, str) for name, _ in pairs), "a header's name is text", MalformedMessage)
-    values = [(name, json_form.value_from_form(tagged)) for name, tagged in pairs]
-    moved, stayed = dict(zip(places, values, strict=True)), iter(kept)
+    moved, stayed = (
+        dict(zip(places, [(name, json_form.value_from_form(tagged)) for name, tagged in pairs], strict=True)),
+        iter(kept),
+    )
     headers = tuple(moved[at] if at in moved else next(stayed) for at in range(total))
     own = {name: value for name, value in message.properties.items() if name not in LIVE_PROPERTIES}
     live = metadata.get("properties", {})
@@ -299,12 +304,14 @@ def redeliverable(original: Message, *, scope: str, now: float, proven: bool = T
     """
     claims = _token_fields(original)["claims"] if proven else None
     dropped = {"BCC", "x-delay", "timestamp_in_ms", "CC"} - set(() if claims is None else claims.mqa.hdr)
-    headers = tuple(
-        pair for pair in original.headers if pair[0] not in dropped and not envelope.is_broker_written(pair[0])
-    )
     live = ("user-id", "expiration", "delivery-mode", "cluster-id")
-    properties = {name: value for name, value in original.properties.items() if name not in live}
-    origin = replace(
-        original.origin, scope=scope, timestamp_ms=int(now * 1000), timestamp_type="append", redelivered=False
+    return replace(
+        original,
+        headers=tuple(
+            pair for pair in original.headers if pair[0] not in dropped and not envelope.is_broker_written(pair[0])
+        ),
+        properties={name: value for name, value in original.properties.items() if name not in live},
+        origin=replace(
+            original.origin, scope=scope, timestamp_ms=int(now * 1000), timestamp_type="append", redelivered=False
+        ),
     )
-    return replace(original, headers=headers, properties=properties, origin=origin)

@@ -325,11 +325,9 @@ def account(
     acts: dict[str, tuple[str, bool]] = {}
     for record in records:
         letter, verdict = record.get("dead_letter"), record.get("verdict")
-        if not isinstance(letter, str):
-            continue
-        if verdict == "rejected":
+        if isinstance(letter, str) and verdict == "rejected":
             (rejected if end is None or str(record.get("time")) <= end else later).add(letter)
-        elif verdict in ("redriven", "discarded"):
+        elif isinstance(letter, str) and verdict in ("redriven", "discarded"):
             review = record.get("review")
             acts[letter] = (verdict, isinstance(review, Mapping) and review.get("intact") is True)
     # Another machine's clock may run ahead: what is here, or was acted on, had been rejected by then all the same.
@@ -337,8 +335,10 @@ def account(
     # A letter still in the queue is open whatever the audit says: an act recorded before a crash may not have
     # removed it.
     resolved = {letter: act for letter, act in acts.items() if letter in rejected and letter not in here}
-    unproven = [letter for letter, intact in here.items() if letter in rejected and not intact]
-    unproven += [letter for letter, (_, intact) in resolved.items() if not intact]
+    unproven = [
+        *(letter for letter, intact in here.items() if letter in rejected and not intact),
+        *(letter for letter, (_, intact) in resolved.items() if not intact),
+    ]
     return Ledger(
         rejected=len(rejected),
         open=sum(1 for letter in here if letter in rejected),

@@ -21,9 +21,7 @@ from mqauth.errors import needs_extra
 
 with needs_extra("otel"):
     from opentelemetry import metrics, trace
-    from opentelemetry.metrics import Meter
     from opentelemetry.propagate import get_global_textmap
-    from opentelemetry.trace import Link, SpanKind, Tracer
 
 from mqauth._version import __version__
 from mqauth.audit.misuse import Alert
@@ -83,7 +81,7 @@ class Telemetry:
 
     def __init__(
         self,
-        meter: Meter | None = None,
+        meter: metrics.Meter | None = None,
         *,
         destinations: Iterable[str] = (),
         now: Callable[[], float] | None = None,
@@ -170,12 +168,11 @@ class Telemetry:
         """
         self.consumers[name] = health
         self._watch("mqauth.deferred", lambda: health().deferred, consumer=name)
-
-        def stalled() -> float:
-            since = health().stalled_since
-            return 0.0 if since is None else max(0.0, self._now() - since)
-
-        self._watch("mqauth.stalled", stalled, consumer=name)
+        self._watch(
+            "mqauth.stalled",
+            lambda: 0.0 if (since := health().stalled_since) is None else max(0.0, self._now() - since),
+            consumer=name,
+        )
 
     def watch_keys(self, issuer: str, age: Callable[[], float | None]) -> None:
         """Measure the age of an issuer's key set.
@@ -285,7 +282,7 @@ class Telemetry:
         return destination
 
 
-def traced(handler: Handler, tracer: Tracer | None = None, *, trust_parent: bool = True) -> Handler:
+def traced(handler: Handler, tracer: trace.Tracer | None = None, *, trust_parent: bool = True) -> Handler:
     """Return a handler that runs within a span named after the destination of its message.
 
     Args:
@@ -320,8 +317,8 @@ def traced(handler: Handler, tracer: Tracer | None = None, *, trust_parent: bool
         return tracer.start_as_current_span(
             f"process {name}",
             context=context if trust_parent else None,
-            kind=SpanKind.CONSUMER,
-            links=[] if trust_parent or not remote.is_valid else [Link(remote)],
+            kind=trace.SpanKind.CONSUMER,
+            links=[] if trust_parent or not remote.is_valid else [trace.Link(remote)],
             attributes={
                 **_said(verified),
                 **{key: value for key, value in broker.items() if value is not None},
@@ -350,12 +347,10 @@ def _within(handler: Handler, entered: Callable[[Verified], AbstractContextManag
 
 def _said(verified: Verified) -> dict[str, Any]:
     """Return what OpenTelemetry's conventions say of processing a message, without its destination."""
-    system = "kafka" if is_kafka(verified.destination) else "rabbitmq"
-    attributes: dict[str, Any] = {
-        "messaging.system": system,
+    on_kafka, group = is_kafka(verified.destination), verified.origin.scope
+    return {
+        "messaging.system": "kafka" if on_kafka else "rabbitmq",
         "messaging.operation.name": "process",
         "messaging.operation.type": "process",
+        **({"messaging.consumer.group.name": group} if on_kafka and group is not None else {}),
     }
-    if system == "kafka" and verified.origin.scope is not None:
-        attributes["messaging.consumer.group.name"] = verified.origin.scope
-    return attributes

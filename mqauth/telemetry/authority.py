@@ -13,7 +13,6 @@ from functools import partial
 from typing import Final
 
 from opentelemetry import metrics
-from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from mqauth._version import __version__
 from mqauth.logs import emit
@@ -22,7 +21,7 @@ Gauge = tuple[dict[str, str], Callable[[], float | None]]
 """The labels of a gauge, and the function that reads it."""
 
 
-def gauges(meter: Meter, known: Mapping[str, tuple[str, str]]) -> Callable[..., None]:
+def gauges(meter: metrics.Meter, known: Mapping[str, tuple[str, str]]) -> Callable[..., None]:
     """Make observable gauges; return a function that takes the name of one, what reads its value, and its labels.
 
     Args:
@@ -41,7 +40,7 @@ def gauges(meter: Meter, known: Mapping[str, tuple[str, str]]) -> Callable[..., 
     return watch
 
 
-def _observations(gauges: list[Gauge], _options: CallbackOptions) -> Iterator[Observation]:
+def _observations(gauges: list[Gauge], _options: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
     """Yield the values of all gauges of one name; OpenTelemetry calls it when metrics are collected."""
     for labels, read in gauges:
         # An exception here would end the generator, and with it the gauges that follow.
@@ -51,7 +50,7 @@ def _observations(gauges: list[Gauge], _options: CallbackOptions) -> Iterator[Ob
             emit("telemetry.gauge_failed", "a gauge could not be read: %s", type(error).__name__)
             continue
         if value is not None:
-            yield Observation(value, labels)
+            yield metrics.Observation(value, labels)
 
 
 MAX_SUBJECTS: Final = 100
@@ -77,7 +76,7 @@ class AuthorityTelemetry:
         meter: by default a meter of the global provider.
     """
 
-    def __init__(self, meter: Meter | None = None) -> None:
+    def __init__(self, meter: metrics.Meter | None = None) -> None:
         meter = meter or metrics.get_meter("mqauth", __version__)
         self._lock = threading.Lock()
         self._subjects: set[str] = set()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any, Final, cast
 
 from mqauth._version import __version__
@@ -22,11 +21,11 @@ with needs_extra("prometheus"):
     from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
 
 LIVE, READY, HEALTH = "/live", "/ready", "/health"
-Consumers = Mapping[str, Callable[[], Health]]
-Start = Callable[[str, list[tuple[str, str]]], Any]
 
 
-def _answering(consumers: Consumers, others: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+def _answering(
+    consumers: Mapping[str, Callable[[], Health]], others: Callable[..., Iterable[bytes]]
+) -> Callable[..., Iterable[bytes]]:
     """Return a WSGI application that answers the probes, and hands every other path on.
 
     No probe asks a broker, an issuer, a store or a disk: a restart cures none of them.
@@ -36,14 +35,13 @@ def _answering(consumers: Consumers, others: Callable[..., Iterable[bytes]]) -> 
         others: answers every other path.
     """
 
-    def application(environ: Mapping[str, Any], start: Start) -> Iterable[bytes]:
+    def application(environ: Mapping[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = str(environ.get("PATH_INFO"))
         if path not in (LIVE, READY, HEALTH):
             return others(environ, start)
         looked = {name: _looked(health) for name, health in list(consumers.items())}
-        told: dict[str, Any]
         if path == LIVE:
-            told = {"silent": {name: each.silent for name, each in looked.items() if each.running}}
+            told: dict[str, Any] = {"silent": {name: each.silent for name, each in looked.items() if each.running}}
             # Seconds without a move of its loop or poll thread after which a process is taken for dead.
             fine = all(seconds < 300.0 for seconds in told["silent"].values())
         elif path == READY:
@@ -83,7 +81,7 @@ ASKED_WITHIN: Final = 5.0
 """Seconds that a connection may be silent; each has a thread."""
 
 
-class Endpoint(AbstractContextManager["Endpoint"]):
+class Endpoint(contextlib.AbstractContextManager["Endpoint"]):
     """A ``Telemetry`` whose metrics are served at ``/metrics``, beside ``/live``, ``/ready`` and ``/health``.
 
     ``meter`` makes further instruments for the same page, as ``AuthorityTelemetry`` does. The probes tell of the
