@@ -286,10 +286,10 @@ def balance(
     require(files, f"no audit files: name them, or [review] audit_files in {FILE}")
     with _surveyed(place, as_json) as (session, index, _):
         ledger = session.ledger(index, files)
+    as_of = "" if ledger.as_of is None else f", as of {shown_time(ledger.as_of)} UTC"
     lines = [
-        f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven + {ledger.discarded} discarded"
-        f" + {len(ledger.missing)} missing"
-        + ("" if ledger.as_of is None else f", as of {shown_time(ledger.as_of)} UTC")
+        f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven"
+        f" + {ledger.discarded} discarded + {len(ledger.missing)} missing{as_of}"
     ]
     for name, ids in (("missing", ledger.missing), ("unknown", ledger.unknown), ("unproven", ledger.unproven)):
         more = [f"{name}: {len(ids) - 20} more (--json lists 100)"] if len(ids) > 20 else []
