@@ -250,9 +250,9 @@ class EarlyClaims:
         for delivery, request in requests:
             # From now on the store may hold the claim, even if its answer is lost.
             delivery.claim = request
-        asking = self._guard.patient(
-            call(self._many, [request for _, request in requests]), (delivery for delivery, _ in requests)
-        )
+        asking, ladder = call(self._many, [request for _, request in requests]), self._guard.verdicts.ladder
+        if ladder is not None:
+            asking = ladder.patient(asking, (delivery for delivery, _ in requests))
         try:
             statuses = (yield from asking) if requests else []
         except Exception:

@@ -81,6 +81,10 @@ class Ladder:
         if first:
             self._observing.passes(delivery)
 
+    def patient(self, asking: Flow[Any], deliveries: Iterable[Delivery]) -> Flow[Any]:
+        """Return a question to the store for deliveries; one of them below ``enforce`` must not wait for long."""
+        return self.store.watch(asking) if any(map(is_lenient, deliveries)) else asking
+
     def end(self, delivery: Delivery, ending: Flow[None], record_all: bool) -> Flow[None]:
         """Take a step after the verdict; below ``enforce`` neither the store nor the audit is waited for.
 

@@ -100,11 +100,8 @@ class Pipeline:
         require(lease > 0, "lease is more than 0 seconds")
         replay = NoReplayStore() if replay is None else replay
         # a rule without an issuer would admit its subject of each of them
-        loose = any(rule.issuer is None for rule in local_rules(policy) or ())
-        require(
-            not loose or len(verifier.issuers) == 1,
-            "several issuers are trusted: each rule must name its issuer",
-        )
+        loose = any(rule.issuer is None for rule in local_rules(policy) or ()) and len(verifier.issuers) > 1
+        require(not loose, "several issuers are trusted: each rule must name its issuer")
         self.verifier = verifier
         self.policy = policy
         self.replay = replay
@@ -176,8 +173,7 @@ class Pipeline:
             if delivery.deferred and delivery.step is _HANDLE and not (yield from self._is_held(delivery)):
                 delivery.claim, delivery.release_claim, delivery.step = None, None, _JUDGE
             while (step := delivery.step) is not _SETTLE:
-                # these steps condemn nothing, so they are right whoever has the delivery by now: a claim of ours
-                # is ended, and a message that we handled is recorded
+                # these steps condemn nothing, so they are right whoever has the delivery by now
                 ends = step is _CONFIRM or step is _RELEASE or (step is _RECORD and delivery.rejection is None)
                 if not ends and delivery.fence is not None and (passed := delivery.fence(delivery)) is not None:
                     yield from settling(passed)
@@ -295,12 +291,6 @@ class Pipeline:
         refused = delivery.verdict not in (Verdict.ACCEPTED, Verdict.UNVERIFIED)
         require(refused, "an accepted or unverified delivery ends with confirm or release")
         return (yield from self.process(delivery, None, dead_letters))
-
-    def patient(self, asking: Flow[Any], deliveries: Iterable[Delivery]) -> Flow[Any]:
-        """Return a question to the store for deliveries; one of them below ``enforce`` must not wait for long."""
-        if self._ladder is None or not any(map(is_lenient, deliveries)):
-            return asking
-        return self._ladder.store.watch(asking)
 
     def handlers(self, handler: Any, unverified: Unverifieds | None) -> UnverifiedHandler | None:
         """Return what ``process`` is given as ``unverified``; to be asked once, when a consumer is made.
