@@ -257,11 +257,12 @@ class EarlyClaims:
             statuses = (yield from asking) if requests else []
         except Exception:
             statuses = []
-        if len(statuses) == len(requests):
-            for (delivery, request), status in zip(requests, statuses, strict=True):
-                # What is out of reach comes up again when the delivery is processed.
-                with suppress(Unavailable):
-                    self._guard.verdicts.conclude(delivery, request, status)
+        # A store that answers for fewer is not believed.
+        answered = requests if len(statuses) == len(requests) else []
+        for (delivery, request), status in zip(answered, statuses, strict=bool(answered)):
+            # What is out of reach comes up again when the delivery is processed.
+            with suppress(Unavailable):
+                self._guard.verdicts.conclude(delivery, request, status)
         judged = [each for each in unjudged if each.step is not _JUDGE]
         seconds = (self._monotonic() - began) / max(1, len(judged))
         for delivery in judged:
