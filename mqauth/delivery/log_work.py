@@ -259,7 +259,7 @@ class EarlyClaims:
             statuses = []
         # A store that answers for fewer is not believed.
         answered = requests if len(statuses) == len(requests) else []
-        for (delivery, request), status in zip(answered, statuses, strict=bool(answered)):
+        for (delivery, request), status in zip(answered, statuses, strict=False):
             # What is out of reach comes up again when the delivery is processed.
             with suppress(Unavailable):
                 self._guard.verdicts.conclude(delivery, request, status)
