@@ -18,7 +18,7 @@ import uvicorn
 from selenium.webdriver.common.keys import Keys
 
 from integration.console.browser import LOOKS, Browser, browser, console
-from integration.review.scene import Scene
+from integration.review.scene import Scene, scene_at
 from integration.review.survey import fill_rabbitmq, letters_of
 from integration.scale import is_nightly
 from integration.services import Kafka, RabbitMQ
@@ -40,14 +40,8 @@ LATE = 12
 @pytest.fixture(params=["rabbitmq", "kafka"])
 def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
     """A scene on each broker, its own queues and topics."""
-    broker: RabbitMQ | Kafka = request.getfixturevalue(request.param)
-    stage = RabbitMQStage(broker.url) if isinstance(broker, RabbitMQ) else KafkaStage(broker.url)
-    try:
-        yield Scene(stage, broker.url, tmp_path)
-    finally:
-        if isinstance(stage, KafkaStage):
-            stage.admin.delete_topics([stage.dead + ".reviewed"], raise_errors=False)
-        stage.close()
+    with scene_at(request.getfixturevalue(request.param).url, tmp_path) as scene:
+        yield scene
 
 
 @pytest.fixture
@@ -282,9 +276,12 @@ def served(backend: Backend) -> Iterator[str]:
 
 def test_first_page_grows(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
     """After the first batch the groups are there, marked as not all; the open page becomes whole by itself."""
-    stage = RabbitMQStage(rabbitmq.url)
-    scene = Scene(stage, rabbitmq.url, tmp_path)
-    asyncio.run(fill_rabbitmq(scene, letters_of(scene, MANY)))
+    with scene_at(rabbitmq.url, tmp_path) as scene:
+        asyncio.run(fill_rabbitmq(scene, letters_of(scene, MANY)))
+        _grows(scene, tmp_path)
+
+
+def _grows(scene: Scene, tmp_path: Path) -> None:
     with opened(scene.place) as found:
         gate = Gate(found.box)
         backend = Backend(Session(gate, found.run))
@@ -299,7 +296,6 @@ def test_first_page_grows(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
             seen.wait_for(f"{MANY} dead letters in 8 groups")
             assert "Not all" not in seen.text
         backend.close()
-    stage.close()
 
 
 FEW = 3
@@ -315,15 +311,13 @@ def own(request: pytest.FixtureRequest) -> RabbitMQ | Kafka:
 @pytest.fixture
 def losing(own: RabbitMQ | Kafka, tmp_path: Path) -> Iterator[Scene]:
     """Letters on that broker."""
-    stage = RabbitMQStage(own.url) if isinstance(own, RabbitMQ) else KafkaStage(own.url)
-    found = Scene(stage, own.url, tmp_path)
-    for number in range(FEW):
-        stage.inject(found.message("expired", number))
-    found.consume(FEW)
-    yield found
-    own.start()
-    with contextlib.suppress(*LOST):  # its connection died with the broker
-        stage.close()
+    # A connection of the stage's died with the broker.
+    with contextlib.suppress(*LOST), scene_at(own.url, tmp_path) as found:
+        for number in range(FEW):
+            found.stage.inject(found.message("expired", number))
+        found.consume(FEW)
+        yield found
+        own.start()
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from selenium.webdriver.common.by import By
 
 from integration.console.browser import Browser, browser
 from integration.keyserver import Authority
-from integration.review.scene import Scene
+from integration.review.scene import Scene, scene_at
 from integration.services import RabbitMQ
 from integration.services.local import LocalServer
 from integration.services.machine import (
@@ -43,7 +43,6 @@ from integration.services.machine import (
 from integration.services.probes import NotReadyError, until_ready
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.query import read_records
-from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.keys import Key
 
 FOLDER = Path(__file__).parent / "provider"
@@ -192,17 +191,13 @@ PATIENCE: Final = 60.0
 @pytest.fixture
 def scene(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Scene]:
     """Letters whose key arrived late, and a review key that speaks for one person."""
-    stage = RabbitMQStage(rabbitmq.url)
-    made = Scene(stage, rabbitmq.url, tmp_path)
-    made.key = Key.generate(subjects=["ada@example.test"])
-    try:
+    with scene_at(rabbitmq.url, tmp_path) as made:
+        made.key = Key.generate(subjects=["ada@example.test"])
         for number in range(LETTERS):
-            stage.inject(made.message("key_unknown", number))
+            made.stage.inject(made.message("key_unknown", number))
         made.consume(LETTERS)
         made.keys.append(made.forge.stranger)
         yield made
-    finally:
-        stage.close()
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def _play_kafka(wanted: argparse.Namespace) -> int:
             print(f"{seed} {result.digest}", flush=True)
         if result.problems:
             failed += 1
-            shown = result if wanted.no_shrink else reduced(result, kafka_play.run)  # type: ignore[arg-type]
+            shown = result if wanted.no_shrink else reduced(result, kafka_play.run)
             print(f"seed {seed} fails, shown with {len(shown.play.faults)} of {len(result.play.faults)} faults")
             _show(shown)
     took = time.perf_counter() - started
@@ -159,10 +159,9 @@ def _tell(result: object, wanted: argparse.Namespace) -> None:
 
 
 def _show(result: object) -> None:
-    from tests.simulation.kafka_play import KafkaResult
     from tests.simulation.runner import Result
 
-    assert isinstance(result, (Result, KafkaResult))
+    assert isinstance(result, Result)
     for fault in result.play.faults:
         print(f"    {fault}")
     print(f"    settings {result.play.settings}")

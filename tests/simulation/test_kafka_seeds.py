@@ -19,9 +19,10 @@ from tests.simulation.faults import Fault
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
     from tests.simulation import kafka_mutants, kafka_play
-    from tests.simulation.kafka_facilities import Behaviour, Ledger
+    from tests.simulation.kafka_facilities import Ledger
     from tests.simulation.kafka_play import KafkaPlay, run
     from tests.simulation.runner import gravest, reduced
+    from tests.simulation.services import Behaviour
 
 SHARD = 10
 SEEDS = {
@@ -149,6 +150,6 @@ def test_a_finding_is_cut_down() -> None:
     )
     with mutant.made():
         result = run(KafkaPlay.of(1))
-        shown = reduced(result, run, most=6)  # type: ignore[arg-type,type-var]
+        shown = reduced(result, run, most=6)
     assert gravest(result.broken) in shown.broken
     assert len(shown.play.faults) < len(result.play.faults)
