@@ -50,14 +50,13 @@ class Topic:
     Args:
         address: ``host:port``.
         partitions: of the topic.
-        records: how many.
     """
 
-    def __init__(self, address: str, partitions: int, records: int = _RECORDS) -> None:
+    def __init__(self, address: str, partitions: int) -> None:
         self._admin = KafkaAdminClient(bootstrap_servers=address)
         self._forge = Forge(lifetime=LIFETIME)
         name = f"mqauth.scale.{uuid.uuid4().hex[:12]}"
-        self.told = (address, name, partitions, self._forge.key.to_pem(), records)
+        self.told = (address, name, partitions, self._forge.key.to_pem(), _RECORDS)
         self._admin.create_topics([NewTopic(name, partitions, 1)])
         self._fill(address, name)
 
