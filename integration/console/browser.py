@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from selenium import webdriver
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
@@ -37,17 +36,20 @@ def console(scene: Scene) -> Iterator[dict[str, Any]]:
 @contextlib.contextmanager
 def serving(scene: Scene, config: Path, *options: str) -> Iterator[dict[str, Any]]:
     """Run ``mqauth console`` for the scene's reviewer with a configuration and further options."""
-    private = scene.key.private
-    assert private is not None
-    key = scene.folder / "ada.pem"
-    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    key.chmod(0o600)
+    audit = str(scene.folder / "reviewer.jsonl")
     arguments = [
-        sys.executable, "-m", "mqauth", "console", "--port", "0", "--json", "--config", str(config), "--key",
-        str(key), "--reviewer", "ada", "--audit", str(scene.folder / "reviewer.jsonl"), "--audit-file",
-        str(scene.folder / "reviewer.jsonl"), "--token-file", str(scene.folder / "tokens"), *options,
+        "-m", "mqauth", "console", "--port", "0", "--json", "--config", str(config), "--key",
+        str(scene.write_key()), "--reviewer", "ada", "--audit", audit, "--audit-file", audit,
+        "--token-file", str(scene.folder / "tokens"), *options,
     ]  # fmt: skip
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    with running(arguments) as told:
+        yield told
+
+
+@contextlib.contextmanager
+def running(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Run a console by Python with these arguments, and stop it in order; give what it printed and its ``pid``."""
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         yield {**json.loads(process.stdout.readline()), "pid": process.pid}

@@ -9,8 +9,6 @@ import os
 import secrets
 import shutil
 import ssl
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -21,11 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from joserfc.jwk import ECKey
 from selenium.webdriver.common.by import By
 
-from integration.console.browser import Browser, browser
+from integration.console.browser import Browser, browser, running
+from integration.held_key import private
 from integration.keyserver import Authority
 from integration.review.scene import Scene, scene_at
 from integration.services import RabbitMQ
@@ -211,32 +209,17 @@ def own_port() -> Iterator[Port]:
 @contextlib.contextmanager
 def console(scene: Scene, provider: OpenIDProvider, url: str, tls: tuple[Path, Path]) -> Iterator[dict[str, Any]]:
     """Run ``mqauth console`` over TLS, without local tokens, and give what it printed."""
-    private, folder = scene.key.private, scene.folder
-    assert private is not None
-    for name, content in (
-        ("review.pem", private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())),
-        ("secret", provider.secret.encode()),
-    ):
-        (folder / name).write_bytes(content)
-        (folder / name).chmod(0o600)
+    folder = scene.folder
+    private(folder / "secret", provider.secret)
     (folder / "oidc.toml").write_text(SETTINGS.format(provider=provider, url=url))
     arguments = [
-        "console", "--broker", scene.place.broker, "--queue", str(scene.place.name), "--json",
+        "-c", _COMMAND, "console", "--broker", scene.place.broker, "--queue", str(scene.place.name), "--json",
         "--port", url.rpartition(":")[2], "--tls-cert", str(tls[0]), "--tls-key", str(tls[1]),
         "--oidc", str(folder / "oidc.toml"), "--no-tokens", "--config", str(scene.write_config()),
-        "--key", str(folder / "review.pem"), "--audit", str(folder / "reviewer.jsonl"),
+        "--key", str(scene.write_key()), "--audit", str(folder / "reviewer.jsonl"),
     ]  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-c", _COMMAND, *arguments], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())
-        process.terminate()
-        process.wait(30)
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+    with running(arguments) as told:
+        yield told
 
 
 @pytest.mark.slow
