@@ -97,11 +97,11 @@ def test_beside_a_running_console(scene: Scene, dlq: Run) -> None:
     assert verify_chain(scene.folder / "reviewer.jsonl").records == 8
 
 
+@pytest.mark.parametrize("scene", ["rabbitmq"], indirect=True)
 def test_groups_fit_a_terminal(scene: Scene, tmp_path: Path) -> None:
     """At 80 columns ``dlq groups`` breaks no word, and the id it shows finds the group's letters again."""
     scene.fill(1)
-    where = ("--topic", scene.place.name) if scene.place.on_kafka else ("--queue", scene.place.name)
-    place = ["--broker", scene.place.broker, *map(str, where)]
+    place = ["--broker", scene.place.broker, "--queue", str(scene.place.name)]
     lines = in_terminal(["dlq", "groups", *place], tmp_path).splitlines()
     assert max(map(len, lines)) <= 80
     (unknown,) = (line for line in lines if " key_unknown " in f" {line} ")
