@@ -32,14 +32,14 @@ WAITING = 3
 UNIT_GROUPS = 4
 """Sessions of unit tests: each then takes about as long as one on real services."""
 _GROUPS = {
+    "clients": r"integration/test_(contract_)?(aiokafka|celery|confluent|faststream|kills|pika|storms)",
     "others": (
         r"integration/((audit|benchmarks|capabilities|fuzz|keys|peers)/|test_(docs|interop|jwks|redis|services))"
     ),
     "review": r"integration/((console|review)/|test_(contract_|simulated_)?rabbitmq)",
     "chaos": r"integration/chaos/",
-    "clients": r"integration/test_(contract_)?(aiokafka|faststream|kills|storms|pika|celery)",
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
-    "holders": r"integration/test_((contract_)?confluent|awskms|opa|pkcs11|transit)",
+    "holders": r"integration/test_(awskms|opa|pkcs11|transit)",
     "spire": r"integration/test_spire",
     "keycloak": r"integration/test_keycloak",
     "rest": r"integration/",
