@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from integration import pace
 from integration.every_client import Wiring
@@ -18,6 +21,25 @@ from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.message import Message
+
+
+def stage_on(broker: str, make: Callable[..., Any], *strategies: str) -> Any:
+    """Return the fixture that yields a fresh stage at a broker.
+
+    Args:
+        broker: the fixture of the broker.
+        make: makes a stage at a URL.
+        strategies: the ways of sharing out partitions of confluent-kafka with which each test runs, if any.
+    """
+
+    @pytest.fixture(params=strategies or None)
+    def stage(_self: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+        settings = {"partition_assignment_strategy": request.param} if strategies else {}
+        with closing(make(request.getfixturevalue(broker).url, **settings)) as found:
+            yield found
+
+    return stage
+
 
 BESIDE_GRACE = 5.0
 """Seconds that a stop may take beside its grace, whatever the broker does."""

@@ -11,39 +11,28 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import CommitFailedError
 from aiokafka.protocol.commit import OffsetFetchRequest
 
-from integration.client_bench import ClientBench
+from integration.client_bench import ClientBench, stage_on
 from integration.kafka_stages import AiokafkaLogStage
 from integration.services import Kafka
 from mqauth.brokers import aiokafka
 from mqauth.brokers.aiokafka import membership
 from mqauth.brokers.aiokafka.membership import Membership
 from mqauth.testing.contract import BatchContract
-from mqauth.testing.stage import Stage, wait_until
+from mqauth.testing.stage import wait_until
 from mqauth.testing.stage_aiokafka import AiokafkaClients, AiokafkaStage
 from tests.kit.delivery_contract import LogDeliveryContract
-from tests.kit.delivery_stage import LogStage
 
 
 class TestAiokafkaInBatches(BatchContract):
     """The same with batch tokens."""
 
-    @pytest.fixture
-    def stage(self, kafka: Kafka) -> Iterator[Stage]:
-        """Yield a fresh stage."""
-        stage = AiokafkaStage(kafka.url)
-        yield stage
-        stage.close()
+    stage = stage_on("kafka", AiokafkaStage)
 
 
 class TestAiokafkaDeliveries(LogDeliveryContract):
     """What becomes of deliveries, with several consumers of one group."""
 
-    @pytest.fixture
-    def stage(self, kafka: Kafka) -> Iterator[LogStage]:
-        """Yield a fresh stage."""
-        stage = AiokafkaLogStage(kafka.url)
-        yield stage
-        stage.close()
+    stage = stage_on("kafka", AiokafkaLogStage)
 
 
 class World(ClientBench):

@@ -11,29 +11,22 @@ import confluent_kafka
 import pytest
 from confluent_kafka.aio import AIOConsumer
 
-from integration.client_bench import ClientBench
+from integration.client_bench import ClientBench, stage_on
 from integration.kafka_stages import AIOConfluentLogStage, ConfluentLogStage
 from integration.services import Kafka
 from mqauth import AuditFile, Verdict
 from mqauth.brokers import confluent
 from mqauth.judging.verified import Verified
 from mqauth.testing.contract import BatchContract
-from mqauth.testing.stage import Stage
 from mqauth.testing.stage_confluent import AIOConfluentStage, ConfluentStage
 from mqauth.testing.stage_kafka import wait_until
 from tests.kit.delivery_contract import LogDeliveryContract, LogPlay
-from tests.kit.delivery_stage import LogStage
 
 
 class TestConfluentInBatches(BatchContract):
     """The same with batch tokens."""
 
-    @pytest.fixture
-    def stage(self, kafka: Kafka) -> Iterator[Stage]:
-        """Yield a fresh stage."""
-        stage = ConfluentStage(kafka.url)
-        yield stage
-        stage.close()
+    stage = stage_on("kafka", ConfluentStage)
 
 
 class TestConfluentDeliveries(LogDeliveryContract):
@@ -42,34 +35,19 @@ class TestConfluentDeliveries(LogDeliveryContract):
     ``test_storms.py`` has each client with each of them.
     """
 
-    @pytest.fixture(params=["range"])
-    def stage(self, kafka: Kafka, request: pytest.FixtureRequest) -> Iterator[LogStage]:
-        """Yield a fresh stage."""
-        stage = ConfluentLogStage(kafka.url, partition_assignment_strategy=request.param)
-        yield stage
-        stage.close()
+    stage = stage_on("kafka", ConfluentLogStage, "range")
 
 
 class TestAIOConfluentInBatches(BatchContract):
     """The same with batch tokens."""
 
-    @pytest.fixture
-    def stage(self, kafka: Kafka) -> Iterator[Stage]:
-        """Yield a fresh stage."""
-        stage = AIOConfluentStage(kafka.url)
-        yield stage
-        stage.close()
+    stage = stage_on("kafka", AIOConfluentStage)
 
 
 class TestAIOConfluentDeliveries(LogDeliveryContract):
     """What becomes of deliveries, with several consumers of one group."""
 
-    @pytest.fixture(params=["cooperative-sticky"])
-    def stage(self, kafka: Kafka, request: pytest.FixtureRequest) -> Iterator[LogStage]:
-        """Yield a fresh stage."""
-        stage = AIOConfluentLogStage(kafka.url, partition_assignment_strategy=request.param)
-        yield stage
-        stage.close()
+    stage = stage_on("kafka", AIOConfluentLogStage, "cooperative-sticky")
 
 
 @pytest.fixture

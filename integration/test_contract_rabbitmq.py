@@ -1,39 +1,25 @@
 """The broker contract on a real RabbitMQ."""
 
-from collections.abc import Iterator
-
 import pytest
 
+from integration.client_bench import stage_on
 from integration.scale import nightly
-from integration.services import RabbitMQ
 from mqauth.testing.contract import BatchContract, BrokerContract
-from mqauth.testing.stage import Stage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from tests.kit.delivery_contract_queue import QueueDeliveryContract, QueuePlay
-from tests.kit.delivery_stage import QueueStage
 from tests.kit.stage_rabbitmq_queue import RabbitMQQueueStage
 
 
 class TestRabbitMQ(BrokerContract):
     """What every broker wrapper must do, done by ours for RabbitMQ."""
 
-    @pytest.fixture
-    def stage(self, rabbitmq: RabbitMQ) -> Iterator[Stage]:
-        """A fresh stage."""
-        stage = RabbitMQStage(rabbitmq.url)
-        yield stage
-        stage.close()
+    stage = stage_on("rabbitmq", RabbitMQStage)
 
 
 class TestRabbitMQInBatches(BatchContract):
     """The same with batch tokens."""
 
-    @pytest.fixture
-    def stage(self, rabbitmq: RabbitMQ) -> Iterator[Stage]:
-        """A fresh stage."""
-        stage = RabbitMQStage(rabbitmq.url)
-        yield stage
-        stage.close()
+    stage = stage_on("rabbitmq", RabbitMQStage)
 
 
 class RealQueueDeliveries(QueueDeliveryContract):
@@ -56,9 +42,4 @@ class RealQueueDeliveries(QueueDeliveryContract):
 class TestRabbitMQDeliveries(RealQueueDeliveries):
     """What becomes of deliveries, with several consumers of one queue."""
 
-    @pytest.fixture
-    def stage(self, rabbitmq: RabbitMQ) -> Iterator[QueueStage]:
-        """Yield a fresh stage."""
-        stage = RabbitMQQueueStage(rabbitmq.url)
-        yield stage
-        stage.close()
+    stage = stage_on("rabbitmq", RabbitMQQueueStage)

@@ -120,12 +120,17 @@ def forget_kafka(url: str) -> None:
             admin.delete_topics(sorted(present))
 
 
-def test_rabbitmq_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Path) -> None:
-    """The README's consumer handles what its producer sent, dead-letters a forgery, and stops on SIGTERM."""
+@pytest.mark.parametrize("door", ["rabbitmq", "pika"])
+def test_examples_on_rabbitmq(door: str, rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Path) -> None:
+    """The pages' consumers handle what their producers sent, dead-letter a forgery, and stop on SIGTERM."""
     settle_in(rabbitmq_reader)
     rabbitmq_reader.run(named("rabbitmq_topology.py"))
-    with consuming(rabbitmq_reader, named("rabbitmq_consumer.py")) as next_line:
-        rabbitmq_reader.run(named("rabbitmq_producer.py"))
+    if door == "rabbitmq":
+        producer, consumer = named("rabbitmq_producer.py"), named("rabbitmq_consumer.py")
+    else:
+        producer, consumer = marked("docs/pika.md", "rabbitmq")
+    with consuming(rabbitmq_reader, consumer) as next_line:
+        rabbitmq_reader.run(producer)
         assert next_line() == HANDLED + "acme\n"
         letter = asyncio.run(_forge_on_rabbitmq(rabbitmq.url))
     assert letter == "token_missing"
@@ -143,46 +148,6 @@ async def _forge_on_rabbitmq(url: str) -> str:
                 assert letter.body == b"forged"
                 return str(letter.headers["mqauth-dead-reason"])
     raise AssertionError("no dead letter")
-
-
-def test_pika_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Path) -> None:
-    """The page's consumer on pika handles what its producer sent, dead-letters a forgery, and stops on SIGTERM."""
-    settle_in(rabbitmq_reader)
-    rabbitmq_reader.run(named("rabbitmq_topology.py"))
-    producer, consumer = marked("docs/pika.md", "rabbitmq")
-    with consuming(rabbitmq_reader, consumer) as next_line:
-        rabbitmq_reader.run(producer)
-        assert next_line() == HANDLED + "acme\n"
-        letter = asyncio.run(_forge_on_rabbitmq(rabbitmq.url))
-    assert letter == "token_missing"
-    assert rejections(tmp_path) == ["token_missing"]
-
-
-def test_kafka_examples(kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
-    """The page's consumer handles what its producer sent, dead-letters a forgery, and stops on SIGTERM."""
-    settle_in(kafka_reader)
-    kafka_reader.run(named("kafka_topology.py"))
-    kafka_reader.run(named("kafka_producer.py"))
-    with consuming(kafka_reader, named("kafka_consumer.py")) as next_line:
-        assert next_line() == HANDLED + "b'acme'\n"
-        letter = _forge_on_kafka(kafka.url.partition("://")[2])
-    assert letter == "token_missing"
-    assert rejections(tmp_path) == ["token_missing"]
-
-
-@pytest.mark.parametrize("door", ["confluent", "confluent_aio", "aiokafka"])
-def test_examples_on_kafka(door: str, kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
-    """The pages' consumers on other clients handle what their producers sent, and dead-letter a forgery."""
-    settle_in(kafka_reader)
-    kafka_reader.run(named("kafka_topology.py"))
-    found = {block.name: block for block in marked(f"docs/{door.partition('_')[0]}.md", "kafka")}
-    producer, consumer = found[f"{door}_producer.py"], found[f"{door}_consumer.py"]
-    kafka_reader.run(producer)
-    with consuming(kafka_reader, consumer) as next_line:
-        assert next_line() == HANDLED + "b'acme'\n"
-        letter = _forge_on_kafka(kafka.url.partition("://")[2])
-    assert letter == "token_missing"
-    assert rejections(tmp_path) == ["token_missing"]
 
 
 def line_of_handler(next_line: Callable[[], str]) -> str:
@@ -204,19 +169,21 @@ def test_faststream_rabbitmq_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reade
     rabbitmq_reader.run(converted)
 
 
-@pytest.mark.parametrize("client_of", ["kafka", "confluent"])
-def test_faststream_kafka_examples(client_of: str, kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
-    """The page's applications on Kafka handle what their producers sent, and dead-letter a forgery."""
+@pytest.mark.parametrize(
+    "door", ["kafka", "confluent", "confluent_aio", "aiokafka", "faststream_kafka", "faststream_confluent"]
+)
+def test_examples_on_kafka(door: str, kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
+    """The pages' consumers handle what their producers sent, dead-letter a forgery, and stop on SIGTERM."""
     settle_in(kafka_reader)
     kafka_reader.run(named("kafka_topology.py"))
-    producer, consumer = (
-        block
-        for block in marked("docs/faststream.md", "kafka")
-        if block.name.startswith(f"faststream_{client_of}_")
-    )
-    kafka_reader.run(producer)
-    with consuming(kafka_reader, consumer) as next_line:
-        assert line_of_handler(next_line) == "from orders-api {'order': 1} b'acme'\n"
+    page = door.partition("_")[0]
+    found = {block.name: block for block in marked(f"docs/{page}.md", "kafka")}
+    kafka_reader.run(found[f"{door}_producer.py"])
+    with consuming(kafka_reader, found[f"{door}_consumer.py"]) as next_line:
+        if page == "faststream":
+            assert line_of_handler(next_line) == "from orders-api {'order': 1} b'acme'\n"
+        else:
+            assert next_line() == HANDLED + "b'acme'\n"
         letter = _forge_on_kafka(kafka.url.partition("://")[2])
     assert letter == "token_missing"
     assert rejections(tmp_path) == ["token_missing"]

@@ -16,6 +16,7 @@ import pika
 import pytest
 from pika.exceptions import AMQPError, NackError
 
+from integration.client_bench import stage_on
 from integration.services import RabbitMQ
 from integration.stage_pika import PikaQueueStage
 from integration.test_contract_rabbitmq import RealQueueDeliveries
@@ -25,33 +26,21 @@ from mqauth.brokers import pika as leaf
 from mqauth.errors import MalformedMessage, StaleDelivery
 from mqauth.testing.contract import BatchContract
 from mqauth.testing.forge import Forge
-from mqauth.testing.stage import Stage
 from mqauth.testing.stage_kafka import wait_until
 from mqauth.testing.stage_pika import PikaStage, close, connect
 from mqauth.wire.message import TOKEN_HEADER, Message
-from tests.kit.delivery_stage import QueueStage
 
 
 class TestPikaInBatches(BatchContract):
     """The same with batch tokens."""
 
-    @pytest.fixture
-    def stage(self, rabbitmq: RabbitMQ) -> Iterator[Stage]:
-        """Yield a fresh stage."""
-        stage = PikaStage(rabbitmq.url)
-        yield stage
-        stage.close()
+    stage = stage_on("rabbitmq", PikaStage)
 
 
 class TestPikaDeliveries(RealQueueDeliveries):
     """What becomes of deliveries, with several consumers of one queue."""
 
-    @pytest.fixture
-    def stage(self, rabbitmq: RabbitMQ) -> Iterator[QueueStage]:
-        """Yield a fresh stage."""
-        stage = PikaQueueStage(rabbitmq.url)
-        yield stage
-        stage.close()
+    stage = stage_on("rabbitmq", PikaQueueStage)
 
 
 HEARTBEAT = 1

@@ -229,23 +229,6 @@ def rejected(folder: Path) -> list[str]:
     return [json.loads(line)["reason"] for line in lines]
 
 
-@FRAMEWORKS
-def test_the_page(framework: str, reader: Reader, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
-    """The worker runs what the program sends, and dead-letters what a stranger does."""
-    application, program, command = marked(framework)
-    reader.write(application)
-    with worker(reader, command, tmp_path):
-        reader.run(program)
-        until(tmp_path, 1)
-        asyncio.run(_stranger(rabbitmq.url, *STRANGERS[framework]))
-        ends = time.monotonic() + PATIENCE
-        while rejected(tmp_path) != ["token_missing"]:
-            assert time.monotonic() < ends
-            time.sleep(_LOOK_EVERY)
-    assert billed(tmp_path) == [1]
-    assert not (tmp_path / "hijacked").exists()
-
-
 async def _stranger(url: str, exchange: str, routing_key: str, message: aio_pika.Message) -> None:
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
@@ -374,7 +357,7 @@ def test_children_are_replaced_and_results_are_kept(reader: Reader, own_redis: R
 
 @FRAMEWORKS
 def test_tls(framework: str, reader: Reader, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
-    """Tasks and dead letters go over TLS, with a client's certificate."""
+    """By TLS, with a client's certificate, a worker runs what the program sends; a stranger's task is a letter."""
     authority = Authority(tmp_path)
     chain, secret = authority.issue()
     with Tunnel(urlsplit(rabbitmq.url).port or 0, authority.issue(), authority.path, advertised=False) as tunnel:
@@ -392,3 +375,5 @@ def test_tls(framework: str, reader: Reader, rabbitmq: RabbitMQ, tmp_path: Path)
             asyncio.run(_stranger(rabbitmq.url, *STRANGERS[framework]))
             letters = "default.dead" if framework == "dramatiq" else f"{framework}.dead"
             assert buried(rabbitmq.url, letters, 1) == ["token_missing"]
+    assert (billed(tmp_path), rejected(tmp_path)) == ([1], ["token_missing"])
+    assert not (tmp_path / "hijacked").exists()

@@ -2,24 +2,18 @@
 
 CPU time of one message of 1 kB with five headers, single and in batches of 64, in alternating rounds; their
 median. *Cold* is a consumer that has not seen the identity before: one more signature, and a key to load.
-With ``--rabbitmq`` or ``--kafka`` it measures on a broker instead, in as few rounds as are asked for.
+``python -m integration.benchmarks.client --identity`` measures on brokers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Final
 
-from integration.benchmarks.client.contenders import Effort, compare_all
-from integration.benchmarks.client.identity import makes
-from integration.benchmarks.client.report import broker_lines
-from integration.benchmarks.client.run import address_of
 from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline
 from mqauth.replay.memory import MemoryReplayStore
@@ -109,30 +103,9 @@ def measured(rounds: int, count: int) -> dict[str, dict[str, float]]:
     }
 
 
-def on_brokers(rounds: int, count: int, urls: Mapping[str, str | None]) -> Iterator[str]:
-    """Yield the tables of each broker that is given, as ``client --identity`` has them, in few rounds."""
-    effort = Effort(rounds=rounds, publish=count, consume=count, paced=0)
-    for name, url in urls.items():
-        if url is not None:
-            broker = import_module(f"integration.benchmarks.client.{name}")
-            with broker.Connections(address_of(url) if name == "kafka" else url) as connections:
-                made = broker.contenders(connections, makes(broker))
-                yield from broker_lines(name, compare_all(made, effort, progress=_progress))
-
-
-def _progress(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--count", type=int, default=1024)
-    parser.add_argument("--rabbitmq", help="amqp://...: on this broker, and not in process")
-    parser.add_argument("--kafka", help="kafka://host:port: on this broker, and not in process")
     given = parser.parse_args()
-    if given.rabbitmq or given.kafka:
-        for line in on_brokers(given.rounds, given.count, {"rabbitmq": given.rabbitmq, "kafka": given.kafka}):
-            print(line, flush=True)
-    else:
-        print(json.dumps(measured(given.rounds, given.count), indent=1))
+    print(json.dumps(measured(given.rounds, given.count), indent=1))

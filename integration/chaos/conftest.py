@@ -20,12 +20,13 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Callable[[Count], None]:
-    """Print the sums of a row, whatever pytest captures, and assert them."""
+def report(capsys: pytest.CaptureFixture[str]) -> Callable[[Count], Count]:
+    """Print the sums of a row, whatever pytest captures, assert them, and return them."""
 
-    def report(count: Count) -> None:
+    def report(count: Count) -> Count:
         with capsys.disabled():
             print(f"\n{count.line}")
         count.check()
+        return count
 
     return report

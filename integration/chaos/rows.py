@@ -32,7 +32,7 @@ from mqauth.errors import Cause
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT
 from mqauth.wire.keys import Key
 
-Report = Callable[[Count], None]
+Report = Callable[[Count], Count]
 WITHIN = 120
 STEP = 300.0
 HOW = ["stopped", "killed"] if is_nightly() else ["killed"]
@@ -77,9 +77,7 @@ class Rows:
         row.done(handled=row.handled_elsewhere, seconds=WITHIN)
         row.end(racers)
         assert all(path.stat().st_size for path in tmp_path.glob("audit.*.jsonl"))
-        found = row.count("two consumers racing on copies", handled=row.handled_elsewhere())
-        report(found)
-        assert found.duplicates == 0
+        assert report(row.count("two consumers racing on copies", handled=row.handled_elsewhere())).duplicates == 0
 
     @pytest.mark.parametrize("how", HOW)
     def test_broker_down_while_consuming(self, row: Any, redis: Redis, report: Report, how: str) -> None:
@@ -100,9 +98,7 @@ class Rows:
                 until(lambda: len(row.handled) > 40, consumer)
                 down_and_up(row.service, how)
                 row.done(consumer)
-        found = row.count(f"broker {how} while consuming")
-        report(found)
-        assert found.handled_again <= self.in_hand
+        assert report(row.count(f"broker {how} while consuming")).handled_again <= self.in_hand
 
     @pytest.mark.parametrize("how", HOW)
     def test_broker_down_while_publishing(self, row: Any, redis: Redis, report: Report, how: str) -> None:
@@ -116,9 +112,7 @@ class Rows:
         assert failures > 0
         with row.audit_file() as audit, row.consumer(row.guard(audit, row.store(redis.url))) as consumer:
             row.done(consumer)
-        found = row.count(f"broker {how} while publishing")
-        report(found)
-        assert found.handled_again <= failures
+        assert report(row.count(f"broker {how} while publishing")).handled_again <= failures
 
     def test_replay_store_down_and_back(self, row: Any, own_redis: Redis, report: Report) -> None:
         """With its Redis down a consumer defers; Redis back, all is handled once and copies are still known."""
@@ -134,9 +128,7 @@ class Rows:
                 assert len(row.handled) == len(first)
                 own_redis.start()
                 row.done(consumer)
-        found = row.count("replay store down and back")
-        report(found)
-        assert found.duplicates == 0
+        assert report(row.count("replay store down and back")).duplicates == 0
 
     def test_confirm_fails_after_the_handler(self, row: Any, own_redis: Redis, report: Report) -> None:
         """The store going down between handler and confirm makes the message wait; no handler runs again."""
@@ -153,9 +145,7 @@ class Rows:
                 until(lambda: consumer.health().cause is Cause.REPLAY_STORE_UNAVAILABLE, consumer)
                 own_redis.start()
                 row.done(consumer)
-        found = row.count("confirm failing after the handler")
-        report(found)
-        assert found.duplicates == 0
+        assert report(row.count("confirm failing after the handler")).duplicates == 0
 
     def test_jwks_down_warm(self, row: Any, report: Report) -> None:
         """With a set in hand a consumer goes on without its issuer; only what a new key signed waits for it."""
@@ -175,9 +165,7 @@ class Rows:
                 server.serve([row.forge.key, new])
                 server.up()
                 row.done(consumer)
-        found = row.count("JWKS down, warm")
-        report(found)
-        assert found.duplicates == 0
+        assert report(row.count("JWKS down, warm")).duplicates == 0
 
     def test_jwks_back_with_a_key_removed(self, row: Any, report: Report) -> None:
         """An issuer that comes back without a key is believed: what that key signed is no longer handled."""
@@ -198,9 +186,7 @@ class Rows:
                 row.forge_some(20, signer=row.forge.signer(key=gone))
                 row.send(20)
                 row.done(consumer)
-        found = row.count("JWKS back with a key removed")
-        report(found)
-        assert found.duplicates == 0
+        assert report(row.count("JWKS back with a key removed")).duplicates == 0
 
     @pytest.mark.parametrize("disk", DISKS)
     def test_audit_disk_full(
@@ -241,9 +227,7 @@ class Rows:
             guard = row.guard(audit, verifier=row.verifier(keys={ISSUER: keys}))
             with row.consumer(guard) as consumer:
                 row.done(consumer)
-        found = row.count("key rotated while its messages wait")
-        report(found)
-        assert found.duplicates == 0
+        assert report(row.count("key rotated while its messages wait")).duplicates == 0
 
     @pytest.mark.parametrize("step", [STEP, -STEP])
     def test_clock_stepped(self, row: Any, redis: Redis, report: Report, step: float) -> None:
@@ -263,9 +247,7 @@ class Rows:
                 clock.offset = 0
                 row.copy(second)
                 row.done(consumer)
-        found = row.count(f"clock stepped {step:+.0f} s")
-        report(found)
-        assert found.duplicates == 0
+        assert report(row.count(f"clock stepped {step:+.0f} s")).duplicates == 0
 
     def test_flood_of_forgeries(self, row: Any, redis: Redis, report: Report) -> None:
         """Of forged messages among as many honest ones, 10,000 nightly, each is buried, each honest handled."""

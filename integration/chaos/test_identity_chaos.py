@@ -22,7 +22,7 @@ from integration.services import Kafka, RabbitMQ
 from mqauth import Unavailable
 from mqauth.brokers import kafka, rabbitmq
 
-Report = Callable[[Count], None]
+Report = Callable[[Count], Count]
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from integration.services.cluster import KafkaCluster
 from mqauth import Verified
 from mqauth.brokers import kafka
 
-Report = Callable[[Count], None]
+Report = Callable[[Count], Count]
 WITHIN = 60
 DAY = 86_400
 

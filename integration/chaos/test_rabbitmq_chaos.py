@@ -36,7 +36,7 @@ from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.forge import ISSUER, SUBJECT, Forge
 
-Report = Callable[[Count], None]
+Report = Callable[[Count], Count]
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def counted(message: AbstractIncomingMessage) -> int | None:
 
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-Report = Callable[[Count], None]
+Report = Callable[[Count], Count]
 HEARTBEAT = "?heartbeat=2"
 SOONER = "application:set_env(rabbit, channel_tick_interval, 1000)."
 """Channels look for deliveries that are held too long once a second, in place of once a minute."""

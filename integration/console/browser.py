@@ -11,9 +11,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from selenium import webdriver
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
@@ -37,17 +36,20 @@ def console(scene: Scene) -> Iterator[dict[str, Any]]:
 @contextlib.contextmanager
 def serving(scene: Scene, config: Path, *options: str) -> Iterator[dict[str, Any]]:
     """Run ``mqauth console`` for the scene's reviewer with a configuration and further options."""
-    private = scene.key.private
-    assert private is not None
-    key = scene.folder / "ada.pem"
-    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    key.chmod(0o600)
+    audit = str(scene.folder / "reviewer.jsonl")
     arguments = [
-        sys.executable, "-m", "mqauth", "console", "--port", "0", "--json", "--config", str(config), "--key",
-        str(key), "--reviewer", "ada", "--audit", str(scene.folder / "reviewer.jsonl"), "--audit-file",
-        str(scene.folder / "reviewer.jsonl"), "--token-file", str(scene.folder / "tokens"), *options,
+        "-m", "mqauth", "console", "--port", "0", "--json", "--config", str(config), "--key",
+        str(scene.write_key()), "--reviewer", "ada", "--audit", audit, "--audit-file", audit,
+        "--token-file", str(scene.folder / "tokens"), *options,
     ]  # fmt: skip
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    with running(arguments) as told:
+        yield told
+
+
+@contextlib.contextmanager
+def running(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Run a console by Python with these arguments, and stop it in order; give what it printed and its ``pid``."""
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         yield {**json.loads(process.stdout.readline()), "pid": process.pid}
@@ -65,8 +67,7 @@ _STALE: Final = (StaleElementReferenceException, NoSuchElementException)
 PATIENCE: Final = 60.0
 WIDE: Final = (1280, 900)
 PHONE: Final = (390, 844)
-Looks: TypeAlias = Sequence[tuple[str, tuple[int, int]]]
-LOOKS: Final[Looks] = (
+LOOKS: Final[Sequence[tuple[str, tuple[int, int]]]] = (
     ("light", WIDE), ("dark", PHONE), *((("light", PHONE), ("dark", WIDE)) if is_nightly() else ()),
 )  # fmt: skip
 _FLAGS: Final = (
@@ -82,11 +83,10 @@ class Browser:
         driver: selenium's.
         origin: scheme, host and port of the console.
         pictures: folder for screenshots.
-        looks: the colours and sizes in which pages are looked at.
     """
 
-    def __init__(self, driver: Any, origin: str, pictures: Path, looks: Looks = LOOKS) -> None:
-        self.driver, self.origin, self.pictures, self.looks = driver, origin, pictures, looks
+    def __init__(self, driver: Any, origin: str, pictures: Path) -> None:
+        self.driver, self.origin, self.pictures = driver, origin, pictures
 
     def go(self, path: str) -> None:
         """Open a page."""
@@ -136,7 +136,7 @@ class Browser:
 
         By day each colour and each size has one picture, at night each pair of them.
         """
-        for scheme, size in self.looks:
+        for scheme, size in LOOKS:
             label = "" if size == WIDE else "-390"
             self._set(scheme, size)
             self._picture(self.pictures / f"{name}-{scheme}{label}.png")
@@ -169,16 +169,13 @@ def prepare() -> None:
 
 
 @contextlib.contextmanager
-def browser(
-    origin: str, profile: Path, pictures: Path, *, looks: Looks = LOOKS, own_certificates: bool = False
-) -> Iterator[Browser]:
+def browser(origin: str, profile: Path, pictures: Path, *, own_certificates: bool = False) -> Iterator[Browser]:
     """Start Chromium with an empty profile.
 
     Args:
         origin: scheme, host and port of the console.
         profile: folder that is not there yet.
         pictures: folder for screenshots.
-        looks: the colours and sizes in which pages are looked at.
         own_certificates: let it take certificates of an authority that it does not know.
 
     Raises:
@@ -194,6 +191,6 @@ def browser(
     service = webdriver.ChromeService(executable_path=shutil.which("chromedriver") or "chromedriver")
     driver = webdriver.Chrome(options=options, service=service)
     try:
-        yield Browser(driver, origin, pictures, looks)
+        yield Browser(driver, origin, pictures)
     finally:
         driver.quit()

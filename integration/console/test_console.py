@@ -17,8 +17,8 @@ import pytest
 import uvicorn
 from selenium.webdriver.common.keys import Keys
 
-from integration.console.browser import LOOKS, Browser, browser, console
-from integration.review.scene import Scene
+from integration.console.browser import Browser, browser, console
+from integration.review.scene import Scene, scene_at
 from integration.review.survey import fill_rabbitmq, letters_of
 from integration.scale import is_nightly
 from integration.services import Kafka, RabbitMQ
@@ -30,24 +30,17 @@ from mqauth.console import Backend, Tokens, application
 from mqauth.review import Letter, Session
 from mqauth.review.letterbox import BATCH, LetterBox
 from mqauth.testing.stage_kafka import KafkaStage
-from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.message import Message
 
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 LATE = 12
 
 
-@pytest.fixture(params=["rabbitmq", "kafka"])
+@pytest.fixture(params=["rabbitmq", "kafka"] if is_nightly() else ["rabbitmq"])
 def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
-    """A scene on each broker, its own queues and topics."""
-    broker: RabbitMQ | Kafka = request.getfixturevalue(request.param)
-    stage = RabbitMQStage(broker.url) if isinstance(broker, RabbitMQ) else KafkaStage(broker.url)
-    try:
-        yield Scene(stage, broker.url, tmp_path)
-    finally:
-        if isinstance(stage, KafkaStage):
-            stage.admin.delete_topics([stage.dead + ".reviewed"], raise_errors=False)
-        stage.close()
+    """A scene on RabbitMQ, at night on Kafka too: the pages, and what they ask of a letter box, are the same."""
+    with scene_at(request.getfixturevalue(request.param).url, tmp_path) as scene:
+        yield scene
 
 
 @pytest.fixture
@@ -82,12 +75,7 @@ def test_review_in_a_browser(scene: Scene, pictures: Path, tmp_path: Path) -> No
     """Log in, find the group, read why, judge, redrive, watch, cancel, discard; hostile text runs nothing."""
     fill(scene)
     scene.keys.append(scene.forge.stranger)  # the key arrives
-    # The pages are the same on Kafka: by day they are looked at on RabbitMQ.
-    looks = LOOKS if is_nightly() or isinstance(scene.stage, RabbitMQStage) else ()
-    with (
-        console(scene) as told,
-        browser(told["url"].rstrip("/"), tmp_path / "profile", pictures, looks=looks) as seen,
-    ):
+    with console(scene) as told, browser(told["url"].rstrip("/"), tmp_path / "profile", pictures) as seen:
         log_in(seen, told["tokens"]["reviewer"])
         find_and_judge(seen)
         done = redrive_and_cancel(seen, scene)
@@ -282,9 +270,12 @@ def served(backend: Backend) -> Iterator[str]:
 
 def test_first_page_grows(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
     """After the first batch the groups are there, marked as not all; the open page becomes whole by itself."""
-    stage = RabbitMQStage(rabbitmq.url)
-    scene = Scene(stage, rabbitmq.url, tmp_path)
-    asyncio.run(fill_rabbitmq(scene, letters_of(scene, MANY)))
+    with scene_at(rabbitmq.url, tmp_path) as scene:
+        asyncio.run(fill_rabbitmq(scene, letters_of(scene, MANY)))
+        _grows(scene, tmp_path)
+
+
+def _grows(scene: Scene, tmp_path: Path) -> None:
     with opened(scene.place) as found:
         gate = Gate(found.box)
         backend = Backend(Session(gate, found.run))
@@ -299,7 +290,6 @@ def test_first_page_grows(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
             seen.wait_for(f"{MANY} dead letters in 8 groups")
             assert "Not all" not in seen.text
         backend.close()
-    stage.close()
 
 
 FEW = 3
@@ -315,15 +305,13 @@ def own(request: pytest.FixtureRequest) -> RabbitMQ | Kafka:
 @pytest.fixture
 def losing(own: RabbitMQ | Kafka, tmp_path: Path) -> Iterator[Scene]:
     """Letters on that broker."""
-    stage = RabbitMQStage(own.url) if isinstance(own, RabbitMQ) else KafkaStage(own.url)
-    found = Scene(stage, own.url, tmp_path)
-    for number in range(FEW):
-        stage.inject(found.message("expired", number))
-    found.consume(FEW)
-    yield found
-    own.start()
-    with contextlib.suppress(*LOST):  # its connection died with the broker
-        stage.close()
+    # A connection of the stage's died with the broker.
+    with contextlib.suppress(*LOST), scene_at(own.url, tmp_path) as found:
+        for number in range(FEW):
+            found.stage.inject(found.message("expired", number))
+        found.consume(FEW)
+        yield found
+        own.start()
 
 
 @pytest.mark.slow

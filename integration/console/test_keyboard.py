@@ -11,11 +11,9 @@ from selenium.webdriver.common.keys import Keys
 
 from integration.console.browser import Browser, browser, serving
 from integration.console.test_console import pictures_of
-from integration.review.scene import CONFIG, Scene
+from integration.review.scene import CONFIG, Scene, scene_at
 from integration.services import Kafka, RabbitMQ
 from mqauth.audit.query import read_records
-from mqauth.testing.stage_kafka import KafkaStage
-from mqauth.testing.stage_rabbitmq import RabbitMQStage
 
 EACH = 3
 REACH = 250
@@ -75,23 +73,16 @@ return [name.trim(), found === document.body || found.id === "main" || style.out
 @pytest.fixture
 def scenes(rabbitmq: RabbitMQ, kafka: Kafka, tmp_path: Path) -> Iterator[tuple[Scene, Scene]]:
     """The same service's letters on both brokers, under the same keys."""
-    stages = RabbitMQStage(rabbitmq.url), KafkaStage(kafka.url)
-    found = [
-        Scene(stage, broker.url, tmp_path / stage.name)
-        for stage, broker in zip(stages, (rabbitmq, kafka), strict=True)
-    ]
-    shop, stream = found
-    stream.forge, stream.keys, stream.key, shop.scope = shop.forge, shop.keys, shop.key, stream.scope
-    for scene in found:
-        scene.folder.mkdir()
-        for number in range(EACH):
-            scene.stage.inject(scene.message("expired", number))
-            scene.stage.inject(scene.message("token_missing", number))
-        scene.consume(2 * EACH)
-    yield shop, stream
-    stages[1].admin.delete_topics([stages[1].dead + ".reviewed"], raise_errors=False)
-    for stage in stages:
-        stage.close()
+    folders = tmp_path / "shop", tmp_path / "stream"
+    with scene_at(rabbitmq.url, folders[0]) as shop, scene_at(kafka.url, folders[1]) as stream:
+        stream.forge, stream.keys, stream.key, shop.scope = shop.forge, shop.keys, shop.key, stream.scope
+        for scene in (shop, stream):
+            scene.folder.mkdir()
+            for number in range(EACH):
+                scene.stage.inject(scene.message("expired", number))
+                scene.stage.inject(scene.message("token_missing", number))
+            scene.consume(2 * EACH)
+        yield shop, stream
 
 
 def config_of(shop: Scene, stream: Scene) -> Path:

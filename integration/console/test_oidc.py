@@ -9,8 +9,6 @@ import os
 import secrets
 import shutil
 import ssl
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -21,13 +19,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from joserfc.jwk import ECKey
 from selenium.webdriver.common.by import By
 
-from integration.console.browser import Browser, browser
+from integration.console.browser import Browser, browser, running
+from integration.held_key import private
 from integration.keyserver import Authority
-from integration.review.scene import Scene
+from integration.review.scene import Scene, scene_at
 from integration.services import RabbitMQ
 from integration.services.local import LocalServer
 from integration.services.machine import (
@@ -43,7 +41,6 @@ from integration.services.machine import (
 from integration.services.probes import NotReadyError, until_ready
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.query import read_records
-from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.keys import Key
 
 FOLDER = Path(__file__).parent / "provider"
@@ -192,17 +189,13 @@ PATIENCE: Final = 60.0
 @pytest.fixture
 def scene(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Scene]:
     """Letters whose key arrived late, and a review key that speaks for one person."""
-    stage = RabbitMQStage(rabbitmq.url)
-    made = Scene(stage, rabbitmq.url, tmp_path)
-    made.key = Key.generate(subjects=["ada@example.test"])
-    try:
+    with scene_at(rabbitmq.url, tmp_path) as made:
+        made.key = Key.generate(subjects=["ada@example.test"])
         for number in range(LETTERS):
-            stage.inject(made.message("key_unknown", number))
+            made.stage.inject(made.message("key_unknown", number))
         made.consume(LETTERS)
         made.keys.append(made.forge.stranger)
         yield made
-    finally:
-        stage.close()
 
 
 @pytest.fixture
@@ -216,32 +209,17 @@ def own_port() -> Iterator[Port]:
 @contextlib.contextmanager
 def console(scene: Scene, provider: OpenIDProvider, url: str, tls: tuple[Path, Path]) -> Iterator[dict[str, Any]]:
     """Run ``mqauth console`` over TLS, without local tokens, and give what it printed."""
-    private, folder = scene.key.private, scene.folder
-    assert private is not None
-    for name, content in (
-        ("review.pem", private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())),
-        ("secret", provider.secret.encode()),
-    ):
-        (folder / name).write_bytes(content)
-        (folder / name).chmod(0o600)
+    folder = scene.folder
+    private(folder / "secret", provider.secret)
     (folder / "oidc.toml").write_text(SETTINGS.format(provider=provider, url=url))
     arguments = [
-        "console", "--broker", scene.place.broker, "--queue", str(scene.place.name), "--json",
+        "-c", _COMMAND, "console", "--broker", scene.place.broker, "--queue", str(scene.place.name), "--json",
         "--port", url.rpartition(":")[2], "--tls-cert", str(tls[0]), "--tls-key", str(tls[1]),
         "--oidc", str(folder / "oidc.toml"), "--no-tokens", "--config", str(scene.write_config()),
-        "--key", str(folder / "review.pem"), "--audit", str(folder / "reviewer.jsonl"),
+        "--key", str(scene.write_key()), "--audit", str(folder / "reviewer.jsonl"),
     ]  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-c", _COMMAND, *arguments], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())
-        process.terminate()
-        process.wait(30)
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+    with running(arguments) as told:
+        yield told
 
 
 @pytest.mark.slow

@@ -34,23 +34,25 @@ from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message
 
 T = TypeVar("T")
-BROKERS: Final = {
-    "rabbitmq": ("MQAUTH_RABBITMQ_URL", RabbitMQStage), "kafka": ("MQAUTH_KAFKA_URL", KafkaStage)
-}  # fmt: skip
+BROKERS: Final = {"rabbitmq": "MQAUTH_RABBITMQ_URL", "kafka": "MQAUTH_KAFKA_URL"}
 
 
-def staged(broker: str, part: Callable[[Scene], T]) -> T:
-    """Play one part on a stage of its own, taken down afterwards, and return what it returned."""
-    variable, kind = BROKERS[broker]
-    url = os.environ[variable]
-    stage = kind(url)
+@contextlib.contextmanager
+def scene_at(url: str, folder: Path) -> Iterator[Scene]:
+    """Give a scene on a stage of its own at a broker, taken down afterwards."""
+    stage = KafkaStage(url) if url.startswith("kafka:") else RabbitMQStage(url)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            return part(Scene(stage, url, Path(folder)))
+        yield Scene(stage, url, folder)
     finally:
         if isinstance(stage, KafkaStage):
             stage.admin.delete_topics([stage.dead + ".reviewed"], raise_errors=False)
         stage.close()
+
+
+def staged(broker: str, part: Callable[[Scene], T]) -> T:
+    """Play one part on a scene at the broker of the environment, and return what it returned."""
+    with tempfile.TemporaryDirectory() as folder, scene_at(os.environ[BROKERS[broker]], Path(folder)) as scene:
+        return part(scene)
 
 
 REVIEW: Final = "https://review.example"
@@ -78,12 +80,8 @@ class Scene:
         self.keys = [self.forge.key, self.forge.neighbour, self.forge.retired]
         self.handled: list[Verified] = []
         self.replay = MemoryReplayStore()
-        if isinstance(stage, KafkaStage):
-            self.place = LetterAddress(broker=url, name=stage.dead, settings=BrokerSettings())
-            self.scope = stage.group
-        else:
-            self.place = LetterAddress(broker=url, name=stage.dead, settings=BrokerSettings())
-            self.scope = stage.queue
+        self.place = LetterAddress(broker=url, name=stage.dead, settings=BrokerSettings())
+        self.scope = stage.group if isinstance(stage, KafkaStage) else stage.queue
         self.outcomes = Counter[str]()
 
     @property

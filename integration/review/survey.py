@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import re
-import tempfile
 import time
 import urllib.parse
 import urllib.request
@@ -26,14 +24,13 @@ import aio_pika
 import kafka
 
 from integration.console.browser import console
-from integration.review.scene import KINDS, Scene
+from integration.review.scene import BROKERS, KINDS, Scene, staged
 from mqauth.brokers.kafka import client as kafka_translate
 from mqauth.brokers.log import records as log_records
 from mqauth.brokers.rabbitmq import translate as rabbitmq_translate
 from mqauth.errors import Reason, Rejection
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.stage_kafka import KafkaStage
-from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.message import Message, Origin
 
 _KAFKA: Any = kafka  # its classes have no types
@@ -183,15 +180,10 @@ def main() -> None:
     """Measure on the broker of the environment, and print one line."""
     parser = argparse.ArgumentParser(prog="python -m integration.review.survey")
     parser.add_argument("--letters", type=int, default=100_000)
-    parser.add_argument("--broker", choices=["rabbitmq", "kafka"], required=True)
+    parser.add_argument("--broker", choices=BROKERS, required=True)
     wanted = parser.parse_args()
-    url = os.environ[f"MQAUTH_{wanted.broker.upper()}_URL"]
-    stage = RabbitMQStage(url) if wanted.broker == "rabbitmq" else KafkaStage(url)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            print(measure(Scene(stage, url, Path(folder)), wanted.letters).line(wanted.broker), flush=True)
-    finally:
-        stage.close()
+    figures = staged(wanted.broker, lambda scene: measure(scene, wanted.letters))
+    print(figures.line(wanted.broker), flush=True)
 
 
 if __name__ == "__main__":

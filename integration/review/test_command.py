@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from integration.console.browser import console
-from integration.review.scene import Scene
+from integration.review.scene import Scene, scene_at
 from integration.review.survey import Visitor
 from integration.services import Kafka
 from mqauth import MalformedMessage, Reason, Unavailable
@@ -21,7 +21,6 @@ from mqauth.cli import main
 from mqauth.cli.broker import opened
 from mqauth.flow import call
 from mqauth.testing.stage import wait_until
-from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.wire import destination
 from mqauth.wire.message import Message
 from tests.test_cli_forms import in_terminal
@@ -98,11 +97,11 @@ def test_beside_a_running_console(scene: Scene, dlq: Run) -> None:
     assert verify_chain(scene.folder / "reviewer.jsonl").records == 8
 
 
+@pytest.mark.parametrize("scene", ["rabbitmq"], indirect=True)
 def test_groups_fit_a_terminal(scene: Scene, tmp_path: Path) -> None:
     """At 80 columns ``dlq groups`` breaks no word, and the id it shows finds the group's letters again."""
     scene.fill(1)
-    where = ("--topic", scene.place.name) if scene.place.on_kafka else ("--queue", scene.place.name)
-    place = ["--broker", scene.place.broker, *map(str, where)]
+    place = ["--broker", scene.place.broker, "--queue", str(scene.place.name)]
     lines = in_terminal(["dlq", "groups", *place], tmp_path).splitlines()
     assert max(map(len, lines)) <= 80
     (unknown,) = (line for line in lines if " key_unknown " in f" {line} ")
@@ -164,21 +163,19 @@ def test_publishing_is_confirmed_or_told(scene: Scene) -> None:
 
 def test_two_consumer_groups(kafka: Kafka, tmp_path: Path) -> None:
     """A release for one group of a topic is handled by it alone; the other settles it unhandled."""
-    stage = KafkaStage(kafka.url)
-    scene = Scene(stage, kafka.url, tmp_path)
-    for number in range(5):
-        stage.inject(scene.message("expired", number))
-    scene.consume(5)
-    with scene.session() as found:
-        assert scene.redrive(found, Reason.EXPIRED).done == 5
-    scene.consume(5)
-    assert scene.outcomes == {"rejected": 5, "accepted": 5}
-    other = Scene(stage, kafka.url, tmp_path)
-    other.forge, other.keys, other.key = scene.forge, scene.keys, scene.key
-    stage.group += ".other"
-    other.scope = stage.group
-    other.consume(10)
+    with scene_at(kafka.url, tmp_path) as scene:
+        stage: Any = scene.stage
+        for number in range(5):
+            stage.inject(scene.message("expired", number))
+        scene.consume(5)
+        with scene.session() as found:
+            assert scene.redrive(found, Reason.EXPIRED).done == 5
+        scene.consume(5)
+        assert scene.outcomes == {"rejected": 5, "accepted": 5}
+        other = Scene(stage, kafka.url, tmp_path)
+        other.forge, other.keys, other.key = scene.forge, scene.keys, scene.key
+        stage.group += ".other"
+        other.scope = stage.group
+        other.consume(10)
     assert other.outcomes == {"rejected": 5, "duplicate": 5}
     assert other.handled == []
-    stage.admin.delete_topics([stage.dead + ".reviewed"], raise_errors=False)
-    stage.close()

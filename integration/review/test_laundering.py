@@ -174,12 +174,10 @@ def _saying(letter: Message, **lines: str) -> Message:
 def test_nothing_a_letter_carries_acts_when_it_is_redriven(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
     """CC, BCC, expiration, user id and delay added to an honest message go nowhere again with its redrive."""
     from integration.review.kills import waiting
-    from integration.review.scene import Scene
-    from mqauth.testing.stage_rabbitmq import RabbitMQStage
+    from integration.review.scene import scene_at
 
-    stage = RabbitMQStage(rabbitmq.url)
-    try:
-        scene = Scene(stage, rabbitmq.url, tmp_path)
+    with scene_at(rabbitmq.url, tmp_path) as scene:
+        stage: Any = scene.stage
         honest = scene.message("expired", 0)
         live = (("CC", ("copies",)), ("BCC", ("copies",)), ("x-delay", 5))
         added = {"expiration": "60000", "user-id": "guest"}
@@ -195,8 +193,6 @@ def test_nothing_a_letter_carries_acts_when_it_is_redriven(rabbitmq: RabbitMQ, t
         assert [verified.body for verified in scene.handled] == [b"expired 0"]
         assert {name for name, _ in sent_back.headers} == {"mqauth-token", RELEASE_HEADER}
         assert added.keys().isdisjoint(sent_back.properties)
-    finally:
-        stage.close()
 
 
 @contextlib.contextmanager

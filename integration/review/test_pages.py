@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from integration.documentation import blocks
-from integration.review.scene import Scene
+from integration.review.scene import Scene, scene_at
 from integration.services import RabbitMQ
 from mqauth.cli import main
 from mqauth.keystore import Keystore
-from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire import json_form
 from mqauth.wire.message import Message
 
@@ -41,8 +40,15 @@ reviewer = "ada"
 @pytest.fixture
 def scene(rabbitmq: RabbitMQ, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     """Dead letters of each kind, and of a revoked key; the reviewer's folder is the working directory."""
-    stage = RabbitMQStage(rabbitmq.url)
-    found = Scene(stage, rabbitmq.url, tmp_path)
+    with scene_at(rabbitmq.url, tmp_path) as found:
+        _fill(found, tmp_path)
+        monkeypatch.setenv("BROKER_URL", rabbitmq.url)
+        monkeypatch.chdir(tmp_path)
+        yield found
+
+
+def _fill(found: Scene, tmp_path: Path) -> None:
+    stage = found.stage
     found.fill(1)
     keys = Keystore(folder=tmp_path / "review-keys")
     keys.create(subjects=["ada"])
@@ -56,10 +62,6 @@ def scene(rabbitmq: RabbitMQ, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "reviewer.jsonl").touch(0o600)
     message = found.forge.seal(Message(destination=stage.destination, body=b"mine"))
     (tmp_path / "message.json").write_text(json.dumps(json_form.to_form(message)))
-    monkeypatch.setenv("BROKER_URL", rabbitmq.url)
-    monkeypatch.chdir(tmp_path)
-    yield found
-    stage.close()
 
 
 def commands(page: str) -> list[str]:

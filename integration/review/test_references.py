@@ -24,17 +24,13 @@ if TYPE_CHECKING:
 @pytest.fixture
 def scene(kafka: Kafka, tmp_path: Path) -> Iterator[Scene]:
     """A Kafka whose dead-letter topic takes smaller records than its source."""
-    from integration.review.scene import Scene
-    from mqauth.testing.stage_kafka import KafkaStage
+    from integration.review.scene import scene_at
 
-    stage = KafkaStage(kafka.url)
-    try:
+    with scene_at(kafka.url, tmp_path) as scene:
+        stage: Any = scene.stage
         stage.remove_dead_letters()
         stage.create(stage.dead, 1, {"max.message.bytes": "20000"})
-        yield Scene(stage, kafka.url, tmp_path)
-    finally:
-        stage.admin.delete_topics([stage.dead + ".reviewed"], raise_errors=False)
-        stage.close()
+        yield scene
 
 
 def large(scene: Scene, number: int) -> Message:
@@ -86,22 +82,18 @@ def test_what_is_gone_or_another_is_refused(scene: Scene) -> None:
 
 def test_rabbitmq_keeps_nothing_to_read_again(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
     """A reference letter of RabbitMQ is refused by name, and stays."""
-    from integration.review.scene import Scene
-    from mqauth.testing.stage_rabbitmq import RabbitMQStage
+    from integration.review.scene import scene_at
 
-    stage = RabbitMQStage(rabbitmq.url)
-    try:
-        scene = Scene(stage, rabbitmq.url, tmp_path)
-        message = replace(scene.message("expired", 1), destination=stage.destination)
+    with scene_at(rabbitmq.url, tmp_path) as scene:
+        message = replace(scene.message("expired", 1), destination=scene.stage.destination)
         letter = DeadLetter(
             message=message, rejection=Rejection(Reason.EXPIRED), scope=scene.scope, time=1.0, audit="a"
         ).reference()
+        planted = replace(letter, destination=destination.rabbitmq("", scene.stage.dead))
         with scene.session() as found:
-            found.run(call(found.box.publish, replace(letter, destination=destination.rabbitmq("", stage.dead))))
+            found.run(call(found.box.publish, planted))
         assert redriven(scene)["refused"] == {"reference_only": 1}
-        assert len(stage.letters()) == 1
-    finally:
-        stage.close()
+        assert len(scene.stage.letters()) == 1
 
 
 def _pointing(letter: Message, source: str) -> Message:

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         logging.basicConfig(level=wanted.log, stream=sys.stdout, format="%(levelname)s %(name)s %(message)s")
     if wanted.kafka:
         return _play_kafka(wanted)
-    return _play_plan(wanted) if wanted.plan else _play_seeds(wanted)
+    return _play_plans(wanted) if wanted.plan else _play_seeds(wanted)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kafka", action="store_true", help="play a whole Kafka leaf instead")
     parser.add_argument("--client", help="the leaf of this client; with --kafka one of a client of Kafka's")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
-    parser.add_argument("--plan", type=Path, help="play the plan of this file")
+    parser.add_argument("--plan", type=Path, nargs="+", help="play the plans of these files")
     parser.add_argument("--code", type=Path, help="another checkout, whose mqauth is played")
     parser.add_argument("--without", nargs="*", default=[], help="leave out faults of these kinds")
     parser.add_argument("--strict", action="store_true", help="want what the pages do not promise, too")
@@ -88,7 +88,7 @@ def _play_kafka(wanted: argparse.Namespace) -> int:
             print(f"{seed} {result.digest}", flush=True)
         if result.problems:
             failed += 1
-            shown = result if wanted.no_shrink else reduced(result, kafka_play.run)  # type: ignore[arg-type]
+            shown = result if wanted.no_shrink else reduced(result, kafka_play.run)
             print(f"seed {seed} fails, shown with {len(shown.play.faults)} of {len(result.play.faults)} faults")
             _show(shown)
     took = time.perf_counter() - started
@@ -128,14 +128,18 @@ def _play_seeds(wanted: argparse.Namespace) -> int:
     return min(failed, 1)
 
 
-def _play_plan(wanted: argparse.Namespace) -> int:
-    """Play the plan of a file."""
+def _play_plans(wanted: argparse.Namespace) -> int:
+    """Play the plans of files, and tell what each came to."""
     from tests.simulation.runner import Play, run
 
-    play = Play.from_dict(json.loads(wanted.plan.read_text()))
-    result = run(play, print if wanted.trace else None, strict=wanted.strict)
-    _show(result)
-    return min(len(result.problems), 1)
+    failed = 0
+    for file in wanted.plan:
+        play = Play.from_dict(json.loads(file.read_text()))
+        result = run(play, print if wanted.trace else None, strict=wanted.strict)
+        failed += bool(result.problems)
+        print(f"{file.name}: {'fails' if result.problems else 'holds'}")
+        _show(result)
+    return min(failed, 1)
 
 
 def _tell(result: object, wanted: argparse.Namespace) -> None:
@@ -155,10 +159,9 @@ def _tell(result: object, wanted: argparse.Namespace) -> None:
 
 
 def _show(result: object) -> None:
-    from tests.simulation.kafka_play import KafkaResult
     from tests.simulation.runner import Result
 
-    assert isinstance(result, (Result, KafkaResult))
+    assert isinstance(result, Result)
     for fault in result.play.faults:
         print(f"    {fault}")
     print(f"    settings {result.play.settings}")

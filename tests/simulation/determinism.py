@@ -46,8 +46,8 @@ class OrderedSet(MutableSet[Any]):
         self._items.pop(value, None)
 
 
-class SerialTask(asyncio.Task[Any]):
-    """A task hashed by its number, so that a set of tasks has the same order in every run."""
+class _Serial:
+    """What is hashed by its number, so that a set of such has the same order in every run."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.serial = next(_SERIAL)
@@ -59,17 +59,12 @@ class SerialTask(asyncio.Task[Any]):
     __eq__ = object.__eq__
 
 
-class SerialFuture(asyncio.Future[Any]):
-    """A future hashed by its number."""
+class SerialTask(_Serial, asyncio.Task[Any]):
+    """A task."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.serial = next(_SERIAL)
-        super().__init__(*args, **kwargs)
 
-    def __hash__(self) -> int:
-        return self.serial
-
-    __eq__ = object.__eq__
+class SerialFuture(_Serial, asyncio.Future[Any]):
+    """A future."""
 
 
 def begin(seed: int) -> None:

@@ -247,23 +247,6 @@ class Settings:
     reset: str = "earliest"
 
 
-@dataclass(slots=True)
-class Behaviour:
-    """What the handler does with one order.
-
-    Args:
-        how: ``later``, ``fail``, ``flaky``, ``reject``, ``slow`` or ``abort``.
-        until: virtual seconds until which it asks for another time.
-        seconds: how long it works.
-        left: how often it still misbehaves.
-    """
-
-    how: str
-    until: float = 0.0
-    seconds: float = 0.0
-    left: int = 1
-
-
 @dataclass(slots=True, eq=False)
 class Handling:
     """One run of a handler: its record, process, beginning and end."""

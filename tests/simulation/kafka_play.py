@@ -11,26 +11,24 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Final
 from unittest import mock
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.clock import Backoff
-from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.token_attacks import ATTACKS, honest_message
-from mqauth.wire.keys import Key
 from mqauth.wire.message import Message
 from tests.simulation import determinism
 from tests.simulation.faults import Fault
 from tests.simulation.kafka_broker import PLACES, SESSION
-from tests.simulation.kafka_facilities import Behaviour, Handling, Settings
+from tests.simulation.kafka_facilities import Handling, Settings
 from tests.simulation.kafka_leaves import LEAVES
 from tests.simulation.kafka_services import DESTINATION, GRACE, Play
-from tests.simulation.threads import Process, Stuck
+from tests.simulation.runner import Result
+from tests.simulation.services import Behaviour
+from tests.simulation.threads import Stuck
 
 KINDS: Final = (
     "pause", "kill", "stop", "rebalance", "store", "audit", "policy", "keys", "letters", "commits", "handler",
@@ -79,22 +77,6 @@ class KafkaPlay:
         return {"seed": self.seed, "client": self.client, "settings": asdict(self.settings), "faults": faults}
 
 
-@dataclass(frozen=True, kw_only=True)
-class KafkaResult:
-    """The result of a play: broken invariants, and the digest of its trace."""
-
-    play: KafkaPlay
-    problems: list[tuple[str, str]] = field(default_factory=list)
-    digest: str = ""
-    virtual: float = 0.0
-    real: float = 0.0
-
-    @property
-    def broken(self) -> frozenset[str]:
-        """The invariants that do not hold."""
-        return frozenset(name for name, _ in self.problems)
-
-
 def _fault(kind: str, draw: random.Random, settings: Settings) -> Fault:
     how = draw.choice(FORMS.get(kind, ("",)))
     seconds = round(draw.choice((0.5, 4.0, 9.0, 14.0, 30.0)) * draw.uniform(0.8, 1.2), 3)
@@ -105,7 +87,7 @@ def _fault(kind: str, draw: random.Random, settings: Settings) -> Fault:
     return Fault(kind=kind, at=at, seconds=seconds, target=target, how=how)
 
 
-def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> KafkaResult:
+def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> Result:
     """Play it to its end and judge it."""
     started, trace = time.perf_counter(), hashlib.sha256()
 
@@ -118,7 +100,7 @@ def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> KafkaRe
     determinism.begin(played.seed)
     entropy = random.Random(played.seed)
     leaf = LEAVES[played.client]
-    play = Play(played.seed, played.settings, leaf, _forge, note)
+    play = Play(played.seed, played.settings, leaf, note)
     with ExitStack() as stack:
         # A process that was killed awaits nothing any more.
         stack.enter_context(warnings.catch_warnings())
@@ -137,7 +119,7 @@ def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> KafkaRe
         play.threads.end()
         gc.collect()
     real = time.perf_counter() - started
-    return KafkaResult(
+    return Result(
         play=played, problems=found, digest=trace.hexdigest(), virtual=play.threads.agenda.now, real=real
     )
 
@@ -351,18 +333,3 @@ def _excused(play: Play, first: Handling, second: Handling) -> bool:
         return True  # longer than a rebalance waits for it
     names = {first.process.name, second.process.name, ALL}
     return any(name in names and since <= second.begun <= until for name, since, until in play.ledger.rough)
-
-
-def _forge(clock: Process) -> Forge:
-    """Return the keys, the same in every run."""
-    forge = Forge(clock, lifetime=3600)
-    forge.key, forge.neighbour, forge.stranger = (
-        _key(number, subject) for number, subject in ((1, SUBJECT), (2, NEIGHBOUR), (3, SUBJECT))
-    )
-    return forge
-
-
-@functools.lru_cache
-def _key(number: int, subject: str) -> Key:
-    """Return a fixed key."""
-    return Key.from_private(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32), subjects=[subject])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,11 +12,10 @@ from mqauth import MemoryReplayStore, Pipeline, RejectNow, RetryLater, Verified
 from mqauth.clock import Backoff
 from mqauth.flow import Attempts
 from mqauth.judging.verifier import Issuer
-from mqauth.testing.forge import ISSUER, Forge
+from mqauth.testing.forge import ISSUER
 from tests.simulation.kafka_broker import PLACES, TOPIC, Broker, Client, source_of
 from tests.simulation.kafka_facilities import (
     Audit,
-    Behaviour,
     Handling,
     Keys,
     Ledger,
@@ -31,18 +29,16 @@ from tests.simulation.kafka_facilities import (
     carried_out,
 )  # fmt: skip
 from tests.simulation.kafka_leaves import Leaf
+from tests.simulation.services import Abort, Behaviour, forge_of, order_of
 from tests.simulation.threads import Killed, Loop, Process, Threads
 
 DESTINATION: Final = f"kafka:{TOPIC}"
 AGAIN_AFTER: Final = 1.0
 GRACE: Final = 4.0
+LIFETIME: Final = 3600
 TRIES: Final = 2
 METADATA: Final = f"mqauth partitions={len(PLACES)}"
 """Of every commit, since the topic never grows."""
-
-
-class Abort(BaseException):
-    """A ``BaseException`` that a handler must not raise, and does."""
 
 
 class Service:
@@ -173,13 +169,11 @@ class Play:
         seed: decides what the settings leave open.
         settings: how it is set up.
         leaf: the leaf that is played.
-        forge: has all keys.
         tell: takes each line of the trace.
     """
 
     def __init__(
-        self, seed: int, settings: Settings, leaf: Leaf, forge: Callable[[Process], Forge],
-        tell: Callable[[str], None],
+        self, seed: int, settings: Settings, leaf: Leaf, tell: Callable[[str], None]
     ):  # fmt: skip
         self.settings = settings
         self.leaf = leaf
@@ -190,7 +184,7 @@ class Play:
         self.reach = Reach(self.threads, on_loop=leaf.on_loop)
         self.broker = Broker(self.threads, self.committed, self.note, settings.reset)
         self.core = MemoryReplayStore(clock=self.threads.world)
-        self.forge = forge(self.threads.world)
+        self.forge = forge_of(self.threads.world, LIFETIME)
         self.behaviours: dict[int, Behaviour] = {}
         self.services = [Service(f"consumer{number}", self) for number in range(settings.consumers)]
         self._live: list[Handling] = []
@@ -380,14 +374,6 @@ class Play:
         begun = max(self.broker.committed.get(place, 0), self.broker.first[place])
         log = range(begun, len(self.broker.logs[place]))
         return next((found for found in log if not self._handled(place.partition, found)), -1)
-
-
-def order_of(label: bytes) -> int:
-    """Return the order's number, or -1 if the body is not an order's."""
-    try:
-        return int(json.loads(label)["order"])
-    except (ValueError, KeyError, TypeError):
-        return -1
 
 
 def _nothing() -> None:

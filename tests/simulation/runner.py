@@ -64,14 +64,14 @@ class Result:
     """The result of a play.
 
     Args:
-        play: what was played.
+        play: what was played: a ``Play``, or a ``KafkaPlay``.
         problems: what broke an invariant.
         digest: of the trace.
         virtual: seconds that passed in it.
         real: seconds that it took.
     """
 
-    play: Play
+    play: Any
     problems: list[Problem] = field(default_factory=list)
     digest: str = ""
     virtual: float = 0.0
@@ -157,7 +157,7 @@ MOST: Final = 150
 """Plays that a reduction may take."""
 
 
-def reduced(failed: Result, play_one: Callable[[Play], Result] = run, most: int = MOST) -> Result:
+def reduced(failed: Result, play_one: Callable[[Any], Result] = run, most: int = MOST) -> Result:
     """Return a result that breaks the gravest invariant of ``failed``, with as few faults as can be found.
 
     Args:

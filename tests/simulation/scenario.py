@@ -7,16 +7,12 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
 from mqauth.wire.json_form import from_form
-from mqauth.wire.keys import Key
 from tests.simulation.amqp_broker import Queue, Stored
 from tests.simulation.faults import Attacker, Fault, play
 from tests.simulation.network import Connection
 from tests.simulation.process import Process
-from tests.simulation.services import ON_ITS_WAY, ConsumerService, Deployment, Handlers
+from tests.simulation.services import ON_ITS_WAY, ConsumerService, Deployment, Handlers, forge_of
 from tests.simulation.settings import Settings
 from tests.simulation.world import DEAD, SOURCE, World
 
@@ -50,7 +46,7 @@ class Scenario:
         self.settings = settings
         self.world = World(seed, tell)
         self.handlers = Handlers(settings.work, settings.asynchronous, settings.cleaning)
-        self.forge = _forge(self.world, settings.lifetime)
+        self.forge = forge_of(self.world.clock, settings.lifetime)
         self.deployment = Deployment(self.world, settings, self.handlers, self.forge, _service(settings.client))
         self.at_rest = False
         self._ends: list[Callable[[], object]] = []
@@ -208,18 +204,3 @@ def rejected_body(letter: Stored) -> bytes:
     if (letter.properties.headers or {}).get("mqauth-dead-form") != "json":
         return letter.body
     return from_form(json.loads(letter.body)).body or b""
-
-
-def _forge(world: World, lifetime: int) -> Forge:
-    """Return the keys, the same in every run."""
-    forge = Forge(world.clock, lifetime=lifetime)
-    forge.key, forge.neighbour, forge.stranger = (
-        _key(number, subject) for number, subject in ((1, SUBJECT), (2, NEIGHBOUR), (3, SUBJECT))
-    )
-    return forge
-
-
-@functools.lru_cache
-def _key(number: int, subject: str) -> Key:
-    """Return a fixed key."""
-    return Key.from_private(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32), subjects=[subject])

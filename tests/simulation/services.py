@@ -7,16 +7,20 @@ import json
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 import aio_pika
 from aio_pika.exceptions import AMQPError
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mqauth import MemoryReplayStore, Pipeline, RetryLater, Verified
 from mqauth.brokers.rabbitmq import Consumer, DeadLetters, Producer, declare_source
+from mqauth.clock import Clock
 from mqauth.judging.verifier import Issuer
-from mqauth.testing.forge import ISSUER, Forge
+from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, Forge
+from mqauth.wire.keys import Key
 from tests.simulation import facilities
 from tests.simulation.ledger import Handling, Sent
 from tests.simulation.process import Process
@@ -40,7 +44,8 @@ class Behaviour:
     """What the handler does with one order.
 
     Args:
-        how: ``retry``, ``fail``, ``flaky``, ``slow``, ``block``, ``abort``, ``cancel`` or ``reply``.
+        how: ``retry``, ``later``, ``fail``, ``flaky``, ``reject``, ``slow``, ``block``, ``abort``, ``cancel`` or
+            ``reply``; which of them, is for the simulation to draw.
         until: virtual seconds until which it asks for another time.
         seconds: how long it works or blocks.
         left: how often it still misbehaves.
@@ -158,6 +163,21 @@ def order_of(label: bytes) -> int:
         return int(json.loads(label)["order"])
     except (ValueError, KeyError, TypeError):
         return -1
+
+
+def forge_of(clock: Clock, lifetime: int) -> Forge:
+    """Return the keys, the same in every run."""
+    forge = Forge(clock, lifetime=lifetime)
+    forge.key, forge.neighbour, forge.stranger = (
+        _key(number, subject) for number, subject in ((1, SUBJECT), (2, NEIGHBOUR), (3, SUBJECT))
+    )
+    return forge
+
+
+@lru_cache
+def _key(number: int, subject: str) -> Key:
+    """Return a fixed key."""
+    return Key.from_private(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32), subjects=[subject])
 
 
 EXCHANGE: Final = "shop"

@@ -15,8 +15,8 @@ WITHIN = 6000
 """Schedules within which each mistake is found."""
 FOUND_BY = {
     "takes a refused commit for taken": 258, "forgets which claims it asked for": 1272,
-    "gives back what was answered alone": 266,
-    "releases what was handled": 5328, "gives back what was handled": 1138,
+    "gives back what was answered alone": 266, "goes on before a rebalance": 473, "holds without bounds": 619,
+    "passes nothing by": 363, "releases what was handled": 5328, "gives back what was handled": 1138,
 }  # fmt: skip
 """Mistakes that few schedules find, and the first that does: what comes before it is not played again."""
 

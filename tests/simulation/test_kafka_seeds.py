@@ -19,9 +19,10 @@ from tests.simulation.faults import Fault
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
     from tests.simulation import kafka_mutants, kafka_play
-    from tests.simulation.kafka_facilities import Behaviour, Ledger
+    from tests.simulation.kafka_facilities import Ledger
     from tests.simulation.kafka_play import KafkaPlay, run
     from tests.simulation.runner import gravest, reduced
+    from tests.simulation.services import Behaviour
 
 SHARD = 10
 SEEDS = {
@@ -37,12 +38,12 @@ FOUND_BY = {
         "settles all with the first": 1, "forgets what stands behind a deferral": 1, "runs a partition twice": 1,
         "gives nothing back": 5, "ignores a revoke": 6, "ignores a loss": 9, "ignores a stop": 159,
         "waits for no confirm of a letter": 14, "runs what was handled again": 281,
-        "drops a letter while its sink is down": 14, "lets a rebalance wait for nothing": 88, "seeks nothing": 1,
+        "drops a letter while its sink is down": 14, "lets a rebalance wait for nothing": 112, "seeks nothing": 1,
         "dies of a commit that failed": 1, "goes to the end where it is out of range": 16,
     },
     "confluent": {
         "forgets what stands behind a deferral": 1, "runs a partition twice": 1, "gives nothing back": 5,
-        "ignores a loss": 9, "waits for no confirm of a letter": 14, "runs what was handled again": 98,
+        "ignores a loss": 9, "waits for no confirm of a letter": 14, "runs what was handled again": 145,
         "drops a letter while its sink is down": 6, "lets a rebalance wait for nothing": 59, "seeks nothing": 1,
         "dies of a commit that failed": 1, "goes to the end where it is out of range": 16,
         "takes records of a position that it left": 87, "leaves what is revoked paused": 9,
@@ -149,6 +150,6 @@ def test_a_finding_is_cut_down() -> None:
     )
     with mutant.made():
         result = run(KafkaPlay.of(1))
-        shown = reduced(result, run, most=6)  # type: ignore[arg-type,type-var]
+        shown = reduced(result, run, most=6)
     assert gravest(result.broken) in shown.broken
     assert len(shown.play.faults) < len(result.play.faults)
