@@ -50,15 +50,17 @@ class Topic:
     Args:
         address: ``host:port``.
         partitions: of the topic.
+        records: how many.
+        keyed: whether they have keys, of which there are 997.
     """
 
-    def __init__(self, address: str, partitions: int) -> None:
+    def __init__(self, address: str, partitions: int, records: int = _RECORDS, *, keyed: bool = False) -> None:
         self._admin = KafkaAdminClient(bootstrap_servers=address)
         self._forge = Forge(lifetime=LIFETIME)
         name = f"mqauth.scale.{uuid.uuid4().hex[:12]}"
-        self.told = (address, name, partitions, self._forge.key.to_pem(), _RECORDS)
+        self.told = (address, name, partitions, self._forge.key.to_pem(), records)
         self._admin.create_topics([NewTopic(name, partitions, 1)])
-        self._fill(address, name)
+        self._fill(address, name, keyed=keyed)
 
     def __enter__(self) -> Topic:
         return self
@@ -67,11 +69,12 @@ class Topic:
         self._admin.delete_topics([self.told[1]])
         self._admin.close()
 
-    def _fill(self, address: str, name: str) -> None:
+    def _fill(self, address: str, name: str, *, keyed: bool) -> None:
         producer = kafka.Producer(KafkaProducer(bootstrap_servers=address), self._forge.signer())
         headers = [(header, text.encode()) for header, text in Workload().header_texts().items()]
         for number in range(self.told[-1]):
-            producer.send(name, value=Workload().body(number), headers=headers)
+            key = b"%d" % (number % 997) if keyed else None
+            producer.send(name, value=Workload().body(number), key=key, headers=headers)
         producer.flush()
         producer.close()
 
