@@ -476,7 +476,6 @@ def test_unknown_cluster(desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: py
 def settle(desk: Desk) -> None:
     """Settle all that waits."""
     partition = desk.assignment.partition(WHERE)
-    assert partition is not None
     while partition.waiting:
         partition.settle()
 
@@ -581,7 +580,6 @@ class Watched(Desk):
 
     def end(self) -> None:
         """Have the handler end."""
-        assert self.partition is not None
         self.partition.settle()
         self.assignment.visit_ended(self.partition)
 
@@ -677,7 +675,6 @@ def test_seek_before_a_rebalance(desk: Desk) -> None:
     """So is one that a seek has set."""
     desk.receive(1, 2, 3)
     partition = desk.assignment.choose()
-    assert partition is not None
     partition.put_back()
     desk.assignment.visit_ended(partition)
     desk.poller.poll(joins=False)
@@ -734,7 +731,6 @@ def test_late_seek(desk: Desk) -> None:
     """A seek that the client does not take yet is asked for again; what is read before it is not noted."""
     desk.receive(1, 2)
     partition = desk.assignment.choose()
-    assert partition is not None
     partition.put_back()
     desk.assignment.visit_ended(partition)
     desk.client.starting = True

@@ -254,7 +254,6 @@ def test_reviewer_acts_under_their_own_name(room: Room) -> None:
     csrf = re.findall(r'name="csrf" value="([^"]+)"', shown)[0]
     client.post("/act/discard", data={"csrf": csrf, "why": "forged"})
     room.wait()
-    assert room.backend.job is not None
     client.post("/confirm", data={"csrf": csrf, "job": room.backend.job.id})
     room.wait()
     [record] = room.records

@@ -164,7 +164,6 @@ def test_a_producers_own_key_signs_a_credential(fake: Fake, tmp_path: Path) -> N
     asking(fake, own)()
     credential = fake.asked[0]["credential"]
     active = keystore.ring().active
-    assert active is not None
     said = jwt.decode(credential, active.key.public, algorithms=["EdDSA"], audience=fake.url)
     assert jwt.get_unverified_header(credential)["typ"] == "mqauth-enrol+jwt"
     assert (said["iss"], said["sub"]) == ("https://orders.example", "orders-api")

@@ -301,7 +301,6 @@ async def test_a_failure_on_the_spot_counts(audit: AuditFile, failures: int) -> 
     assert isinstance(begun, StartedDelivery)
     assert calls == 2
     outcome = await spot.processor.process(delivery, spot.tags, begun)
-    assert outcome is not None
     assert outcome.reason is (Reason.HANDLER_FAILED if failures == 3 else None)
     assert (calls, spot.tags.settled) == (1 + min(3, failures + 1), [2])
 
@@ -319,7 +318,6 @@ async def test_what_was_begun_is_ended_on_a_lost_channel(audit: AuditFile) -> No
     delivery.channel.is_closed = True
     assert isinstance(begun, StartedDelivery)
     outcome = await spot.processor.process(delivery, spot.tags, begun)
-    assert outcome is not None
     assert outcome.verdict is Verdict.ACCEPTED
     assert spot.tags.settled == [2]
 
@@ -667,7 +665,6 @@ async def test_a_lost_connection_is_no_cancellation(audit: AuditFile) -> None:
     processor = processing(table.guard, handler, dead_letters=table.letters, sleep=table.sleep)
     delivery: Any = Delivery(table.honest())
     outcome = await processor.process(delivery)
-    assert outcome is not None
     assert outcome.verdict is Verdict.ACCEPTED
     assert (len(table.handled), table.letters.found) == (1, [])
 
