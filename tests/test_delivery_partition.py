@@ -170,33 +170,27 @@ def commits(*metadata: str | None) -> dict[At, Committed]:
     return {At("orders", number): Committed(7, text) for number, text in found if text is not None}
 
 
-def test_a_group_that_begins() -> None:
-    """Of a group without any commit of a topic no partition is new: all begin where its clients say."""
-    assert topic_start(places(0, 1, 2), {}) == TopicStart("mqauth partitions=3", set(), set())
-
-
-def test_a_partition_that_was_added() -> None:
-    """A partition with a number that the topic did not have when the group began is new; the number stays."""
-    found = topic_start(places(0, 1, 2, 3), commits("mqauth partitions=2", "mqauth partitions=2"))
-    assert found == TopicStart("mqauth partitions=2", places(2, 3), set())
-
-
-def test_a_partition_that_was_there() -> None:
-    """One that the topic had when the group began is none of those, although it has no commit yet."""
-    found = topic_start(places(0, 1, 2), commits("mqauth partitions=3"))
-    assert found == TopicStart("mqauth partitions=3", set(), set())
-
-
-def test_a_group_from_before() -> None:
-    """Commits of another program, or from before, do not say what is new: nothing is taken for new."""
-    found = topic_start(places(0, 1, 2), commits("", None, "theirs"))
-    assert found == TopicStart("mqauth partitions=3", set(), places(1))
-
-
-def test_first_members_that_saw_different_numbers() -> None:
-    """Where members that were first at once have seen different numbers, the least counts: that loses nothing."""
-    found = topic_start(places(0, 1, 2, 3), commits("mqauth partitions=4", "mqauth partitions=2", ""))
-    assert found == TopicStart("mqauth partitions=2", places(3), set())
+@pytest.mark.parametrize(
+    ("numbers", "found", "told"),
+    [
+        pytest.param((0, 1, 2), (), ("mqauth partitions=3", (), ()),
+                     id="of a group without any commit of a topic none is new: all begin where its clients say"),
+        pytest.param((0, 1, 2, 3), ("mqauth partitions=2",) * 2, ("mqauth partitions=2", (2, 3), ()),
+                     id="a number that the topic did not have when the group began is new; the number stays"),
+        pytest.param((0, 1, 2), ("mqauth partitions=3",), ("mqauth partitions=3", (), ()),
+                     id="one that the topic had then is none of those, although it has no commit yet"),
+        pytest.param((0, 1, 2), ("", None, "theirs"), ("mqauth partitions=3", (), (1,)),
+                     id="commits of another program, or from before, do not say what is new: nothing is"),
+        pytest.param((0, 1, 2, 3), ("mqauth partitions=4", "mqauth partitions=2", ""),
+                     ("mqauth partitions=2", (3,), ()),
+                     id="of different numbers that first members have seen the least counts: that loses nothing"),
+    ],
+)  # fmt: skip
+def test_which_partitions_are_new(numbers: Any, found: Any, told: Any) -> None:
+    """What is new to a group, and what begins without a commit, is told by the metadata of its commits."""
+    metadata, new, without = told
+    start = TopicStart(metadata, places(*new), places(*without))
+    assert topic_start(places(*numbers), commits(*found)) == start
 
 
 @pytest.mark.parametrize(
