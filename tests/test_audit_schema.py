@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +17,12 @@ from jsonschema import Draft202012Validator
 from mqauth.audit import misuse
 from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Detector, Thresholds
+from mqauth.audit.query import Selection, claims_of, count, is_verified, read_records
 from mqauth.audit.record import SCHEMA_VERSION, AuditRecord
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.authority.credential import Refusal
 from mqauth.brokers.memory import DeadLetters, MemoryBroker
-from mqauth.errors import Reason
+from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import Attempts, run
 from mqauth.judging.pipeline import Pipeline
 from mqauth.logs import MAX_TEXT
@@ -30,14 +30,9 @@ from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage
 from mqauth.testing.token_attacks import ATTACKS, honest_message
+from mqauth.wire import strict_json as strictjson
 from mqauth.wire.keys import ALGORITHMS
 from mqauth.wire.message import Message, Origin
-
-with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
-    warnings.simplefilter("ignore", DeprecationWarning)
-from mqauth.audit.query import Selection, claims_of, count, is_verified, read_records
-from mqauth.errors import ConfigurationError
-from mqauth.wire import strict_json as strictjson
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "audit-record.schema.json").read_text())
 VALIDATOR = Draft202012Validator(SCHEMA)

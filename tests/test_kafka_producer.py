@@ -5,35 +5,17 @@ from __future__ import annotations
 import threading
 import warnings
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from mqauth.errors import MalformedMessage, Reason, Rejection, Unavailable
-from mqauth.letters.dead_letter import DeadLetter
-from mqauth.testing import Forge
-from mqauth.wire.message import Message, Origin
-
-with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
-
-    from mqauth.brokers import kafka
-    from tests.log_leaves import KafkaClient as Client
-    from tests.log_leaves import KafkaFuture as Future
 from mqauth.audit.record import AuditRecord
-from mqauth.errors import Cause
-
-with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from mqauth.brokers import kafka
-    from tests.log_leaves import KafkaClient, KafkaFuture
-from types import SimpleNamespace
-from typing import cast
-
-from mqauth.errors import ConfigurationError, RetryLater
+from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, RetryLater, Unavailable
 from mqauth.judging.verified import Verified
-from mqauth.testing import verified
+from mqauth.letters.dead_letter import DeadLetter
+from mqauth.testing import Forge, verified
+from mqauth.wire.message import Message, Origin
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -44,7 +26,10 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
         TopicAuthorizationFailedError,
     )
 
+    from mqauth.brokers import kafka
     from mqauth.brokers.kafka.producer import ProducerFatalError, Replies
+    from tests.log_leaves import KafkaClient as Client
+    from tests.log_leaves import KafkaFuture as Future
 
 
 @pytest.fixture
@@ -231,7 +216,7 @@ def record(number: int = 0) -> AuditRecord:
 
 def test_confirmed() -> None:
     """A record goes out once, keyed by its instance, whatever its name holds."""
-    client = KafkaClient(enable_idempotence=False)
+    client = Client(enable_idempotence=False)
     kafka.AuditTopic(client, "audit").write(record())  # type: ignore[arg-type]
     (sent,) = client.sent
     assert (sent["topic"], sent["key"]) == ("audit", b"me?")
@@ -240,8 +225,8 @@ def test_confirmed() -> None:
 
 def test_open_outcome_is_waited_for_again() -> None:
     """A record without a confirm defers, and is not sent a second time: the client keeps trying."""
-    client = KafkaClient(enable_idempotence=False)
-    client.futures = [future := KafkaFuture(done=False)]
+    client = Client(enable_idempotence=False)
+    client.futures = [future := Future(done=False)]
     sink = kafka.AuditTopic(client, "audit")  # type: ignore[arg-type]
     for _ in range(3):
         with pytest.raises(Unavailable) as raised:
@@ -254,8 +239,8 @@ def test_open_outcome_is_waited_for_again() -> None:
 
 def test_open_outcomes_are_bounded() -> None:
     """Of more than a thousand open records the oldest are forgotten, and sent again."""
-    client = KafkaClient(enable_idempotence=False)
-    client.futures = [KafkaFuture(done=False) for _ in range(1200)]
+    client = Client(enable_idempotence=False)
+    client.futures = [Future(done=False) for _ in range(1200)]
     sink = kafka.AuditTopic(client, "audit")  # type: ignore[arg-type]
     for number in range(1200):
         with pytest.raises(Unavailable):
@@ -265,7 +250,7 @@ def test_open_outcomes_are_bounded() -> None:
 
 def test_send_does_not_block_for_a_minute() -> None:
     """The client's own wait for a topic's metadata is bounded too."""
-    client = KafkaClient(enable_idempotence=False)
+    client = Client(enable_idempotence=False)
     kafka.AuditTopic(client, "audit", timeout=2)  # type: ignore[arg-type]
     assert client.config["max_block_ms"] == 2000
 

@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
+import aiokafka
+import confluent_kafka
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqauth.brokers.log import records as log_records
-from mqauth.brokers.log.records import Log
-from mqauth.errors import MalformedMessage
-from mqauth.wire.json_form import to_form
-
-with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from mqauth.brokers.kafka import client as translate
-    from mqauth.brokers.kafka.client import Logs
-from collections.abc import AsyncIterator, Callable, Iterator
-
-import aiokafka
-import confluent_kafka
-
 from mqauth import MemoryReplayStore, Pipeline
 from mqauth.audit.record import AuditRecord
-from mqauth.errors import ConfigurationError
+from mqauth.brokers.log import records as log_records
+from mqauth.brokers.log.records import Log
+from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.testing import Forge
+from mqauth.wire.json_form import to_form
 from tests.conftest import KAFKA
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
     from mqauth.brokers import kafka
+    from mqauth.brokers.kafka import client as translate
+    from mqauth.brokers.kafka.client import Logs
     from mqauth.review.kafka import KafkaLetterBox, KafkaRecords
 
 
