@@ -50,9 +50,14 @@ class Stand:
         return found.consuming, found.cause
 
 
-def test_what_waits_for_itself_is_passed_by() -> None:
+@pytest.fixture
+def stand() -> Stand:
+    """A window on facts."""
+    return Stand()
+
+
+def test_what_waits_for_itself_is_passed_by(stand: Stand) -> None:
     """Half a window of those, and no more than half of it at work, have the consumer consume anew."""
-    stand = Stand()
     for _ in range(4):
         stand.put(ONE)
     assert not stand.window.passes_by(4)
@@ -76,9 +81,8 @@ def test_a_queue_that_waits_says_so_once(caplog: pytest.LogCaptureFixture) -> No
     assert stand.health() == (True, None)
 
 
-def test_the_first_that_goes_back_suspends(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_that_goes_back_suspends(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
     """It says why, and is probed with; those after it change nothing, and a stop suspends no more."""
-    stand = Stand()
     first, second = stand.put(ALL), stand.put(ALL)
     assert (stand.window.suspend(first), stand.window.suspend(second)) == (False, False)
     assert stand.window.stalled is first
@@ -93,24 +97,21 @@ def test_the_first_that_goes_back_suspends(caplog: pytest.LogCaptureFixture) -> 
 @pytest.mark.parametrize(
     ("step", "stays"), [(Step.RECORD, True), (Step.BURY, True), (Step.JUDGE, False), (Step.HANDLE, False)]
 )
-def test_what_only_trying_can_tell_stays(step: Step, *, stays: bool) -> None:
+def test_what_only_trying_can_tell_stays(stand: Stand, step: Step, *, stays: bool) -> None:
     """One delivery that waits for its record or letter stays unacked while the queue is suspended."""
-    stand = Stand()
     first, second = stand.put(ALL, step), stand.put(ALL, step)
     assert (stand.window.suspend(first), stand.window.suspend(second)) == (stays, False)
     assert (first.stays, second.stays) == (stays, False)
 
 
-def test_what_was_handled_stays() -> None:
+def test_what_was_handled_stays(stand: Stand) -> None:
     """Each delivery whose handler has ended waits for its confirm, unacked, while the queue is suspended."""
-    stand = Stand()
     first, second = stand.put(ALL, Step.CONFIRM), stand.put(ALL, Step.CONFIRM)
     assert (stand.window.suspend(first), stand.window.suspend(second)) == (True, True)
 
 
-def test_one_delivery_finds_out_after_an_outage_that_told_nothing() -> None:
+def test_one_delivery_finds_out_after_an_outage_that_told_nothing(stand: Stand) -> None:
     """Where what stayed had to go back, one is taken at a time, until a rejection was settled."""
-    stand = Stand()
     first = stand.put(ALL, Step.RECORD)
     stand.window.suspend(first)
     first.end()
@@ -124,9 +125,8 @@ def test_one_delivery_finds_out_after_an_outage_that_told_nothing() -> None:
 
 
 @pytest.mark.parametrize(("step", "last"), [(Step.RECORD, REJECTED), (Step.JUDGE, deferred(ALL))])
-def test_an_outage_that_is_over_narrows_nothing(step: Step, last: Outcome) -> None:
+def test_an_outage_that_is_over_narrows_nothing(stand: Stand, step: Step, last: Outcome) -> None:
     """What stayed and was settled shows that all is well, and so does a probe with what went back."""
-    stand = Stand()
     first = stand.put(ALL, step)
     stand.window.suspend(first)
     stand.hold.attempted(first, last)
@@ -135,9 +135,8 @@ def test_an_outage_that_is_over_narrows_nothing(step: Step, last: Outcome) -> No
     assert stand.window.prefetch == 10
 
 
-def test_stalls_in_a_row_are_probed_ever_more_slowly() -> None:
+def test_stalls_in_a_row_are_probed_ever_more_slowly(stand: Stand) -> None:
     """Until something is settled; what is deferred settles nothing."""
-    stand = Stand()
     waits = []
     for _ in range(3):
         stand.window.suspend(stand.put(ALL))
@@ -149,9 +148,8 @@ def test_stalls_in_a_row_are_probed_ever_more_slowly() -> None:
     assert stand.window.probe_wait == PROBES.first
 
 
-def test_three_deaths_in_a_row_narrow_the_window(caplog: pytest.LogCaptureFixture) -> None:
+def test_three_deaths_in_a_row_narrow_the_window(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
     """A message may kill the reader: it takes no neighbours with it. A long calm opens the window again."""
-    stand = Stand()
     for _ in range(DEATHS_IN_A_ROW):
         assert (stand.window.prefetch, stand.window.calm()) == (10, None)
         stand.window.lost("gone", channel_alone=False)
@@ -163,9 +161,8 @@ def test_three_deaths_in_a_row_narrow_the_window(caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize("why", ["channel", "suspended", "stopping"])
-def test_what_is_no_death(why: str) -> None:
+def test_what_is_no_death(stand: Stand, why: str) -> None:
     """A channel that was closed alone, one lost while the queue is suspended, or while the consumer stops."""
-    stand = Stand()
     for _ in range(DEATHS_IN_A_ROW):
         if why == "suspended":
             stand.window.suspend(stand.put(ALL))
@@ -177,9 +174,8 @@ def test_what_is_no_death(why: str) -> None:
     assert stand.window.prefetch == 10
 
 
-def test_only_its_own_cancel_counts() -> None:
+def test_only_its_own_cancel_counts(stand: Stand) -> None:
     """A cancel of an earlier tag says nothing of the one that consumes now."""
-    stand = Stand()
     stand.consume("second")
     assert not stand.window.cancelled("tag")
     assert stand.window.cancelled("second")
@@ -192,9 +188,8 @@ def test_one_consumer_is_cancelled_once() -> None:
     assert (window.leave(), window.leave()) == ("tag", None)
 
 
-def test_what_is_wrong() -> None:
+def test_what_is_wrong(stand: Stand) -> None:
     """Held ones first, the longest first; then what ended the consumer, an alarm, and a long absence."""
-    stand = Stand()
     assert stand.health() == (True, None)
     stand.window.lost("gone", channel_alone=False)
     stand.window.begins()
