@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -346,32 +347,23 @@ def test_key_of_another_subject_is_refused(place: Path) -> None:
     assert said == f"mqauth.toml: [producer] subject: the key {kid} does not speak for it"
 
 
+LONG = "k" * 300
+
+
 @pytest.mark.parametrize(
-    ("old", "new", "attribute", "what"),
+    ("old", "new", "attribute", "said"),
     [
-        ('keys = "keys"', 'keys = "nowhere"', "signer", "[producer] keys: nowhere: No such file"),
-        ("jwks.json", "nowhere.json", "pipeline", "[[consumer.issuers]] #1 file: nowhere.json: No such file"),
+        ('keys = "keys"', 'keys = "nowhere"', "signer", r"[producer] keys: nowhere: No such file.*"),
+        ("jwks.json", "nowhere.json", "pipeline", "[[consumer.issuers]] #1 file: nowhere.json: No such file.*"),
+        # A path the system refuses to look up is an error at its key, and not an error of the system's.
+        ('keys = "keys"', f'keys = "{LONG}"', "signer", "[producer] keys: .*File name too long"),
+        ("jwks.json", LONG, "pipeline", "[[consumer.issuers]] #1 file: .*File name too long"),
     ],
 )  # fmt: skip
-def test_missing_file_is_located(place: Path, old: str, new: str, attribute: str, what: str) -> None:
-    """A path that leads nowhere is named with its table and key when its object is built."""
-    assert refusal(place, SMALL.replace(old, new), attribute).startswith(f"mqauth.toml: {what}")
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "attribute", "what"),
-    [
-        ('keys = "keys"', 'keys = "{}"', "signer", "[producer] keys: "),
-        ("jwks.json", "{}", "pipeline", "[[consumer.issuers]] #1 file: "),
-    ],
-)
-def test_path_that_cannot_be_looked_at_is_located(
-    place: Path, old: str, new: str, attribute: str, what: str
-) -> None:
-    """A path the system refuses to look up is a configuration error at its key, not an error of the system's."""
-    said = refusal(place, SMALL.replace(old, new.format("k" * 300)), attribute)
-    assert said.startswith(f"mqauth.toml: {what}")
-    assert said.endswith("File name too long")
+def test_path_that_leads_nowhere_is_located(place: Path, old: str, new: str, attribute: str, said: str) -> None:
+    """A path at which nothing can be found is named with its table and key when its object is built."""
+    pattern = "mqauth.toml: " + said.replace("[", r"\[").replace("]", r"\]")
+    assert re.fullmatch(pattern, refusal(place, SMALL.replace(old, new), attribute))
 
 
 def test_second_writer_of_the_audit_is_refused(place: Path) -> None:
