@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mqauth import flow
+from mqauth.audit.record import AuditRecord
 from mqauth.errors import Reason, Rejection
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline
@@ -123,6 +124,16 @@ def rabbitmq_message(**changes: Any) -> Message:
         origin=Origin(queue="orders", exchange="shop", routing_key="orders.created"),
     )
     return replace(message, **changes)
+
+
+def audit_record(number: int = 0, **members: Any) -> AuditRecord:
+    """Return the audit record of a rejection, with members of one's own."""
+    usual: dict[str, Any] = {
+        "id": f"id-{number}", "time": 1_900_000_000.0, "verdict": "rejected", "reason": "replayed",
+        "detail": "why", "scope": "billing", "broker": {}, "token": {}, "body_sha256": None, "body_size": None,
+        "key_set": None, "policy": None, "dead_letter": None, "instance": "me",
+    }  # fmt: skip
+    return AuditRecord(**(usual | members))
 
 
 def kafka_message(offset: int = 0, **changes: Any) -> Message:

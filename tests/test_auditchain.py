@@ -11,9 +11,9 @@ import pytest
 
 from mqauth.audit.chain import GENESIS, ChainReport, Head, chain_hash, verify_chain
 from mqauth.audit.file import HeadFile, read_heads
-from mqauth.audit.record import AuditRecord
 from mqauth.errors import ConfigurationError
 from mqauth.wire.keys import Key, KeySet
+from tests.conftest import audit_record
 
 RECORDS = 40
 
@@ -22,12 +22,7 @@ def lines(count: int = RECORDS, previous: str = GENESIS) -> list[bytes]:
     """Return the lines of an honest log."""
     found = []
     for number in range(count):
-        record = AuditRecord(
-            id=f"id-{number}", time=1_900_000_000.0 + number, verdict="rejected", reason="replayed",
-            detail="why", scope="billing", broker={}, token={}, body_sha256=None, body_size=None, key_set=None,
-            policy=None, dead_letter=None, instance="me",
-        )  # fmt: skip
-        members = record.as_dict() | {"prev": previous}
+        members = audit_record(number, time=1_900_000_000.0 + number).as_dict() | {"prev": previous}
         previous = chain_hash(previous, members)
         found.append(_line(members, previous))
     return found

@@ -16,15 +16,12 @@ from mqauth.audit.record import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.testing.clock import FakeClock
 from mqauth.wire.keys import Key
+from tests.conftest import audit_record
 
 
 def record(number: int = 0, detail: str = "why") -> AuditRecord:
     """Return a record of a rejection."""
-    return AuditRecord(
-        id=f"id-{number}", time=1_900_000_000.0 + number, verdict="rejected", reason="replayed", detail=detail,
-        scope="billing", broker={}, token={}, body_sha256=None, body_size=None, key_set=None, policy=None,
-        dead_letter=None, instance="me",
-    )  # fmt: skip
+    return audit_record(number, time=1_900_000_000.0 + number, detail=detail)
 
 
 def fill(file: AuditFile, count: int) -> None:

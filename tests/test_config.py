@@ -30,6 +30,7 @@ from mqauth.testing.stage import MemoryStage
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message
+from tests.conftest import audit_record
 
 SCHEMA = Draft202012Validator(
     json.loads((Path(__file__).parents[1] / "docs" / "mqauth.schema.json").read_text("utf-8"))
@@ -396,11 +397,8 @@ def test_audit_settings_reach_their_objects(place: Path) -> None:
 
 def rejection(number: int) -> AuditRecord:
     """Return the record of a forgery."""
-    return AuditRecord(
-        id=f"id-{number}", time=1_900_000_000.0, verdict="rejected", reason="signature_invalid", detail="x" * 200,
-        scope="billing", broker={"destination": "kafka:orders"}, token={"claimed": {"kid": "k"}},
-        body_sha256=None, body_size=None, key_set=None, policy=None, dead_letter=None, instance="me",
-    )  # fmt: skip
+    claimed, place = {"claimed": {"kid": "k"}}, {"destination": "kafka:orders"}
+    return audit_record(number, reason="signature_invalid", detail="x" * 200, broker=place, token=claimed)
 
 
 def test_observers_and_alerts_are_handed_on(place: Path) -> None:

@@ -411,6 +411,17 @@ class Desk:
         partition = self.assignment.partition(WHERE)
         return [] if partition is None else [each.message.origin.offset for each in partition.waiting]
 
+    def rebalance(self, generation: int = 2) -> None:
+        """Lose the partition, and get it back."""
+        self.client.on_revoke(self.client, [PLACE])
+        self.come_back(generation)
+
+    def come_back(self, generation: int = 2) -> None:
+        """Get the partition back in another generation."""
+        self.client.generation = generation
+        self.client.on_assign(self.client, [PLACE])
+        self.poller.poll(joins=False)
+
     def revoking(self, offset: int) -> Callable[[], list[Any]]:
         """Return a call that reads a record, and has its partition revoked."""
 
@@ -557,10 +568,7 @@ def test_paused_with_the_assignment(desk: Desk) -> None:
     """A partition whose records wait here is sought to what is behind them, and paused again."""
     desk.receive(1, 2)
     desk.poller.poll(joins=False)
-    desk.client.on_revoke(desk.client, [PLACE])
-    desk.client.generation = 2
-    desk.client.on_assign(desk.client, [PLACE])
-    desk.poller.poll(joins=False)
+    desk.rebalance()
     desk.receive(3)
     assert desk.known() == [1, 2]
     assert desk.client.asked == [("pause", [0]), ("resume", [0]), ("seek", 0, 3), ("pause", [0])]
@@ -626,10 +634,7 @@ def test_read_ahead_and_revoked(watched: Watched) -> None:
     """Records that wait for a handler are read again after a rebalance that gave their partition back."""
     watched.receive(2)
     watched.client.offset = 3
-    watched.client.on_revoke(watched.client, [PLACE])
-    watched.client.generation = 2
-    watched.client.on_assign(watched.client, [PLACE])
-    watched.poller.poll(joins=False)
+    watched.rebalance()
     assert ("seek", 0, 2) in watched.client.asked
     watched.end()
     watched.receive(2)
@@ -663,10 +668,8 @@ def test_rebalances_in_a_row(desk: Desk) -> None:
     """A position that the client does not tell, since nothing was read after it was set, is kept all the same."""
     desk.receive(1, 2)
     for generation in (2, 3):
-        desk.client.on_revoke(desk.client, [PLACE])
-        desk.client.generation, desk.client.offset = generation, OFFSET_INVALID
-        desk.client.on_assign(desk.client, [PLACE])
-        desk.poller.poll(joins=False)
+        desk.client.offset = OFFSET_INVALID
+        desk.rebalance(generation)
     assert [each for each in desk.client.asked if each[0] == "seek"] == [("seek", 0, 3)] * 2
     assert desk.known() == [1, 2]
 
@@ -680,10 +683,7 @@ def test_seek_before_a_rebalance(desk: Desk) -> None:
     desk.poller.poll(joins=False)
     assert desk.client.asked == [("seek", 0, 2), ("pause", [0])]
     desk.client.offset, desk.client.generation = OFFSET_INVALID, 1
-    desk.client.on_revoke(desk.client, [PLACE])
-    desk.client.generation = 2
-    desk.client.on_assign(desk.client, [PLACE])
-    desk.poller.poll(joins=False)
+    desk.rebalance()
     assert [each for each in desk.client.asked if each[0] == "seek"] == [("seek", 0, 2)] * 2
 
 
@@ -691,9 +691,7 @@ def test_read_by_the_revoking_call(desk: Desk) -> None:
     """A record that was read by the call which revoked its partition is read again when it comes back."""
     desk.client.batches = [desk.revoking(2)]
     desk.poller.poll(joins=False)
-    desk.client.generation = 2
-    desk.client.on_assign(desk.client, [PLACE])
-    desk.poller.poll(joins=False)
+    desk.come_back()
     assert desk.client.asked == [("seek", 0, 1)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -135,6 +135,14 @@ class Service:
         async with TestRabbitBroker(self.broker):
             yield subscriber.process_message
 
+    async def deliver(self, message: Message, error: Any = None, match: str | None = None) -> Channel:
+        """Deliver a message, where an error is named to an end by that one; return its channel."""
+        native, channel = delivered(message)
+        async with self.running() as deliver:
+            with pytest.raises(error, match=match) if error else nullcontext():
+                await deliver(native)
+        return channel
+
     @property
     def reasons(self) -> list[Reason]:
         """Why messages were dead-lettered."""
@@ -174,10 +182,9 @@ async def test_rejected_reaches_nothing_of_the_application(
         return True
 
     service.broker.subscriber("orders", parser=look, decoder=look)(filter=choose)(seen.append)
-    native, channel = delivered(message(service))
-    async with service.running() as deliver:
-        with pytest.raises(NotHandledError, match=f"not handled: rejected: {reason.value}"):
-            await deliver(native)
+    channel = await service.deliver(
+        message(service), NotHandledError, match=f"not handled: rejected: {reason.value}"
+    )
     assert (seen, service.reasons, channel.settled) == ([], [reason], ["ack"])
 
 
@@ -363,10 +370,7 @@ async def test_stop_gives_back(service: Service, error: BaseException) -> None:
         raise error
 
     service.subscribe(stop)
-    native, channel = delivered(service.honest())
-    async with service.running() as deliver:
-        with pytest.raises(type(error)):
-            await deliver(native)
+    channel = await service.deliver(service.honest(), type(error))
     assert (channel.settled, service.reasons) == (["requeue"], [])
 
 
@@ -381,9 +385,7 @@ async def test_cancelled_by_the_client(service: Service) -> None:
             await lost
 
     service.subscribe(call)
-    native, channel = delivered(service.honest())
-    async with service.running() as deliver:
-        await deliver(native)
+    channel = await service.deliver(service.honest())
     assert (channel.settled, len(service.calls)) == (["ack"], 2)
 
 
@@ -441,10 +443,7 @@ async def test_result_that_cannot_be_published(
     """A message whose result meets a lost connection goes back; one whose result is refused is dead-lettered."""
     service.subscribe(lambda: b"result")
     service.broker.add_middleware(type("Failing", (Publishing,), {"error": error}))
-    native, channel = delivered(service.honest(**{"reply-to": "mailbox"}))
-    async with service.running() as deliver:
-        with pytest.raises(type(error)):
-            await deliver(native)
+    channel = await service.deliver(service.honest(**{"reply-to": "mailbox"}), type(error))
     assert (channel.settled, service.reasons) == (settled, reasons)
 
 
@@ -456,10 +455,7 @@ async def test_message_that_cannot_be_parsed(service: Service, error: type[Excep
         raise error
 
     service.subscribe(parser=refuse)
-    native, channel = delivered(service.honest())
-    async with service.running() as deliver:
-        with pytest.raises(error):
-            await deliver(native)
+    channel = await service.deliver(service.honest(), error)
     assert (channel.settled, service.reasons, service.calls) == (["ack"], [Reason.HANDLER_FAILED], [])
     # not after the last of several attempts
     assert service.letters.found[0].rejection.detail == error.__name__
@@ -469,10 +465,7 @@ async def test_pipeline_that_cannot_settle(service: Service, caplog: pytest.LogC
     """An error of ours stops the subscriber, and its message is not settled."""
     service.subscribe()
     service.guard.audit = None
-    native, channel = delivered(Message(destination=PLACE, body=b""))
-    async with service.running() as deliver:
-        with pytest.raises(StopConsume):
-            await deliver(native)
+    channel = await service.deliver(Message(destination=PLACE, body=b""), StopConsume)
     assert (channel.settled, service.calls) == ([], [])
     assert "the subscriber stops" in caplog.text
 
@@ -607,9 +600,7 @@ async def test_a_sink_that_blocks_runs_on_a_thread(service: Service) -> None:
 
     service.broker = protect(RabbitBroker(), guard=service.guard, dead_letters=Blocking())
     service.subscribe()
-    async with service.running() as deliver:
-        with pytest.raises(NotHandledError):
-            await deliver(delivered(Message(destination=PLACE, body=b""))[0])
+    await service.deliver(Message(destination=PLACE, body=b""), NotHandledError)
     assert loops == [False]
 
 
@@ -659,9 +650,7 @@ async def test_middleware_that_calls_a_handler_again(service: Service) -> None:
         raise ValueError
 
     service.subscribe(fail)
-    async with service.running() as deliver:
-        with pytest.raises(NotHandledError, match="handler_failed"):
-            await deliver(delivered(service.honest())[0])
+    await service.deliver(service.honest(), NotHandledError, match="handler_failed")
     assert (len(service.calls), service.reasons) == (3, [Reason.HANDLER_FAILED])
 
 
@@ -700,10 +689,7 @@ async def test_result_for_another_broker_that_is_out_of_reach(service: Service) 
 async def test_no_handler_takes_it(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     """A message that no filter takes is dead-lettered; FastStream does not log its token."""
     service.broker.subscriber("orders")(filter=lambda _: False)(service.calls.append)
-    native, channel = delivered(service.honest())
-    async with service.running() as deliver:
-        with pytest.raises(NotHandledError, match="handler_failed"):
-            await deliver(native)
+    channel = await service.deliver(service.honest(), NotHandledError, match="handler_failed")
     assert (channel.settled, service.reasons, service.calls) == (["ack"], [Reason.HANDLER_FAILED], [])
     assert "eyJ" not in caplog.text
 
@@ -717,8 +703,7 @@ async def test_subscriber_without_a_handler(service: Service) -> None:
         service.calls.append("refused")
 
     service.subscribe(take)
-    async with service.running() as deliver:
-        await deliver(delivered(service.honest())[0])
+    await service.deliver(service.honest())
     assert service.calls == ["refused"]
 
 
@@ -857,10 +842,7 @@ async def test_second_handler_that_fails(audit: AuditFile) -> None:
         calls.append(message)
         raise ValueError
 
-    native, channel = delivered(Message(destination=PLACE, body=b"{}"))
-    async with service.running() as deliver:
-        with pytest.raises(NotHandledError):
-            await deliver(native)
+    channel = await service.deliver(Message(destination=PLACE, body=b"{}"), NotHandledError)
     assert len(calls) > 1
     assert (service.reasons, channel.settled) == ([Reason.HANDLER_FAILED], ["ack"])
 
@@ -891,8 +873,7 @@ async def test_kind_of_exemption(audit: AuditFile) -> None:
 
     orders.calls.reverse()
     beating = Message(destination=PLACE, body=b"beat", properties={"type": "heartbeat"})
-    async with service.running() as deliver:
-        await deliver(delivered(beating)[0])
+    await service.deliver(beating)
     assert service.calls == [b"beat"]
 
 

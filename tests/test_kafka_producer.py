@@ -16,6 +16,7 @@ from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing import Forge, verified
 from mqauth.wire.message import Message, Origin
+from tests.conftest import audit_record
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -207,11 +208,7 @@ def test_missing_topic_is_noticed_soon(timeout: float, block: int) -> None:
 
 def record(number: int = 0) -> AuditRecord:
     """Return a record."""
-    return AuditRecord(
-        id=f"id-{number}", time=0, verdict="rejected", reason="expired", detail=None, scope="s", broker={},
-        token={}, body_sha256=None, body_size=None, key_set=None, policy=None, dead_letter=None,
-        instance="me\ud800",
-    )  # fmt: skip
+    return audit_record(number, instance="me\ud800")
 
 
 def test_confirmed() -> None:

@@ -78,6 +78,7 @@ def test_states_after_an_act(before: KeyRing, act: Any, after: int, told: list[s
     """An act changes the states of keys, and rotation a second time changes nothing more."""
     found = act(before, NOW + after)
     assert (states(found), found.active is not None) == (told, "active" in told)
+    assert told != states(before) or found == before
     assert act is not ring.rotate or ring.rotate(found, NOW + after) == found
 
 

@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any
 
 import pytest
 
@@ -61,24 +62,21 @@ def test_a_property_has_text_only_where_it_stands_once() -> None:
     assert replace(KAFKA, headers=(("app-id", None),)).text_property("app-id") is None
 
 
-@pytest.mark.parametrize("missing", ["topic", "partition", "offset"])
-def test_coordinates_need_topic_partition_and_offset(missing: str) -> None:
-    """An exact place exists only where all three are known; offset 0 counts as known."""
-    origin = Origin(topic="t", partition=0, offset=0)
-    assert origin.coordinates == ("", "t", 0, 0)
-    assert replace(origin, **{missing: None}).coordinates is None
-
-
-def test_coordinates_tell_clusters_apart() -> None:
-    """The same offset in another cluster is another place."""
-    assert Origin(cluster="c", topic="t", partition=1, offset=2).coordinates == ("c", "t", 1, 2)
-
-
-def test_coordinates_tell_a_topic_made_anew_apart() -> None:
-    """The same offset in a topic with another id is another place; no topic's name can look like that."""
-    old, new = (Origin(topic="t", topic_id=topic_id, partition=1, offset=2) for topic_id in (OLD, NEW))
-    assert old.coordinates == ("", f"t:{OLD}", 1, 2)
-    assert old.coordinates != new.coordinates
+@pytest.mark.parametrize(
+    ("place", "coordinates"),
+    [
+        pytest.param({}, ("", "t", 0, 0), id="offset 0 counts as known"),
+        *(pytest.param({missing: None}, None, id=f"an exact place needs a {missing}")
+          for missing in ("topic", "partition", "offset")),
+        pytest.param({"cluster": "c"}, ("c", "t", 0, 0), id="the same offset in another cluster is another place"),
+        # No topic's name can look like these.
+        pytest.param({"topic_id": OLD}, ("", f"t:{OLD}", 0, 0), id="a topic's id is part of the place"),
+        pytest.param({"topic_id": NEW}, ("", f"t:{NEW}", 0, 0), id="a topic made anew is another one"),
+    ],
+)  # fmt: skip
+def test_coordinates(place: dict[str, Any], coordinates: tuple[Any, ...] | None) -> None:
+    """Two records are of one place where cluster, topic, partition and offset are the same."""
+    assert replace(Origin(topic="t", partition=0, offset=0), **place).coordinates == coordinates
 
 
 def test_source_is_for_people() -> None:

@@ -23,6 +23,7 @@ from mqauth.testing.identity import TRUST_DOMAIN, IdentityForge
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.identity import Identity
 from mqauth.wire.message import TOKEN_HEADER, Message
+from tests.conftest import audit_record
 
 PLACE = "kafka:orders"
 CREDENTIAL = {
@@ -37,11 +38,10 @@ def asked_for(who: Identity, number: int, verdict: str = "identity_issued") -> A
     said["verified"] |= {"iss": TRUST_DOMAIN, "sub": who.subject, "exp": who.expires}
     if verdict == "identity_refused":
         said = {"claimed": {"iss": TRUST_DOMAIN, "sub": who.subject}, "thumbprint": None}
-    return AuditRecord(
-        id=f"issued-{number}", time=1_900_000_000.0, verdict=verdict, reason=None, detail="for 3600 s",
-        scope=TRUST_DOMAIN, broker={}, token=said, body_sha256=None, body_size=None, key_set=None, policy=None,
-        dead_letter=None, instance="authority",
-        extra={"asked": {"address": "10.0.0.7", "jkt": who.jkt, "credential": CREDENTIAL}},
+    asked = {"address": "10.0.0.7", "jkt": who.jkt, "credential": CREDENTIAL}
+    return audit_record(
+        id=f"issued-{number}", verdict=verdict, reason=None, detail="for 3600 s", scope=TRUST_DOMAIN, token=said,
+        instance="authority", extra={"asked": asked},
     )  # fmt: skip
 
 
