@@ -47,7 +47,7 @@ def gated(threshold: int, records: Iterable[AuditRecord]) -> list[AuditRecord]:
 @pytest.mark.parametrize(
     ("threshold", "records", "whole"),
     [
-        pytest.param(5, (record(number, kid="k" if number < 20 else "other") for number in range(21)), [*range(5), 20],
+        pytest.param(5, (record(n, kid="k" if n < 20 else "other") for n in range(21)), [*range(5), 20],
                      id="a flood under one kid leaves another kid's records whole"),
         pytest.param(5, (record(number, kid=f"random-{number}") for number in range(200)), range(50),
                      id="a flood under a new kid each time loses its detail after ten times the threshold"),
@@ -56,7 +56,8 @@ def gated(threshold: int, records: Iterable[AuditRecord]) -> list[AuditRecord]:
                      id="with a new kid and routing key each time, after a hundred times the threshold"),
         pytest.param(1, (record(at=at) for at in (0, 1, 61)), [0, 2],
                      id="what was a flood a minute ago is told whole again"),
-        pytest.param(1, (record(verdict="accepted") for _ in range(3)), range(3), id="accepted verdicts are no flood"),
+        pytest.param(1, (record(verdict="accepted") for _ in range(3)), range(3),
+                     id="accepted verdicts are no flood"),
     ],
 )  # fmt: skip
 def test_how_many_are_told_whole(threshold: int, records: Iterable[AuditRecord], whole: Iterable[int]) -> None:
