@@ -10,15 +10,11 @@ from typing import Any
 
 import pytest
 
-from mqauth import flow
+from mqauth import Attempts, MemoryReplayStore, Message, Origin, Reason, Rejection, flow
 from mqauth.audit.record import AuditRecord
-from mqauth.errors import Reason, Rejection
-from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline
 from mqauth.letters import dead_letter as deadletter
-from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
-from mqauth.wire.message import Message, Origin
 
 # No unit test asks a server whose certificate is signed by somebody known. Reading the system's authorities takes
 # some 20 ms of CPU for each TLS context, in each process.

@@ -30,7 +30,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import OffsetAndMetadata
 
-from mqauth import MemoryReplayStore, Pipeline, Verified
+from mqauth import ConfigurationError, MemoryReplayStore, Pipeline, Verified
 from mqauth.brokers import aiokafka
 from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.aiokafka import consumer as offsets
@@ -45,7 +45,6 @@ from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Partition
 from mqauth.delivery.start import Committed, Start
-from mqauth.errors import ConfigurationError
 from mqauth.flow import arun
 from mqauth.testing import FakeClock, Forge
 from tests.conftest import KAFKA

@@ -27,8 +27,7 @@ from mqauth.flow import Attempts, run
 from mqauth.judging.pipeline import Pipeline
 from mqauth.logs import MAX_TEXT
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.testing.forge import Forge
-from mqauth.testing.stage import MemoryStage
+from mqauth.testing import Forge, MemoryStage
 from mqauth.testing.token_attacks import ATTACKS, honest_message
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.keys import ALGORITHMS

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
+from mqauth import ConfigurationError, Key, KeySet
 from mqauth.audit.chain import GENESIS, ChainReport, Head, chain_hash, verify_chain
 from mqauth.audit.file import HeadFile, read_heads
-from mqauth.errors import ConfigurationError
-from mqauth.wire.keys import Key, KeySet
 from tests.conftest import audit_record
 
 RECORDS = 40

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from mqauth import Cause, ConfigurationError, Key, Unavailable
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import MIN_BYTES, AuditFile, HeadFile, parts, read_heads, rotated, with_parts
 from mqauth.audit.record import AuditRecord
-from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.testing.clock import FakeClock
-from mqauth.wire.keys import Key
 from tests.conftest import audit_record
 
 

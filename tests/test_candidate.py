@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 
-from mqauth.errors import Reason, Rejection
-from mqauth.judging.verifier import Verifier
+from mqauth import Message, Reason, Rejection, Verifier
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.batchforge import ForgedBatch, forge_batch
 from mqauth.testing.forge import AUDIENCE, NEIGHBOUR
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import jws
 from mqauth.wire.keys import Key, KeySet, Revocation
-from mqauth.wire.message import Message
 
 ReasonOf = Callable[[Callable[[], object]], Reason]
 KAFKA, RABBITMQ = "kafka:orders", "rabbitmq:shop/orders.created"

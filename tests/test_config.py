@@ -12,24 +12,19 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import mqauth
+from mqauth import Alert, ConfigurationError, Key, KeySet, Message, Pipeline, Reason, Verdict
 from mqauth.audit.file import parts, read_heads, rotated
-from mqauth.audit.misuse import Alert
 from mqauth.audit.record import AuditRecord
 from mqauth.config.declaration import read
 from mqauth.config.kinds import is_url
 from mqauth.config.settings import FileSettings
 from mqauth.config.toml_file import Table
-from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import run
-from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.keystore import Keystore, public_keys, signing_key
 from mqauth.replay.rules import NoReplayStore
 from mqauth.stores.redis import RedisReplayStore
-from mqauth.testing.clock import FakeClock
-from mqauth.testing.stage import MemoryStage
+from mqauth.testing import FakeClock, MemoryStage
 from mqauth.wire.jwk import dump_key_set
-from mqauth.wire.keys import Key, KeySet
-from mqauth.wire.message import Message
 from tests.conftest import audit_record
 
 SCHEMA = Draft202012Validator(

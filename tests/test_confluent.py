@@ -19,7 +19,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from mqauth import MemoryReplayStore, Pipeline, flow
+from mqauth import ConfigurationError, MalformedMessage, MemoryReplayStore, Pipeline, RetryLater, flow
 from mqauth.brokers import confluent
 from mqauth.brokers.confluent import producer as producing
 from mqauth.brokers.confluent.client import COMES_AGAIN, check_consumer, membership_of
@@ -30,7 +30,6 @@ from mqauth.brokers.log.records import OffsetsRefusedError
 from mqauth.brokers.log.starting import beginning
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
-from mqauth.errors import ConfigurationError, MalformedMessage, RetryLater
 from mqauth.testing import FakeClock, Forge
 from tests.conftest import KAFKA
 from tests.log_leaves import IDEMPOTENT, QUIET, Sink

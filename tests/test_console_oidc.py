@@ -26,7 +26,7 @@ from joserfc.jwk import ECKey, Key, RSAKey
 from starlette.testclient import TestClient
 
 from integration.documentation import blocks
-from mqauth import flow
+from mqauth import ConfigurationError, Message, flow
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import memory
 from mqauth.console import Backend, OIDCSettings, Provider, Sessions, Tokens, application, read_settings
@@ -42,11 +42,9 @@ from mqauth.console.oidc import (
     person,
 )
 from mqauth.console.oidc_provider import LIFETIME, MAX_USED, REDISCOVER, Attempts
-from mqauth.errors import ConfigurationError
 from mqauth.review import ALL, Index, Session
 from mqauth.testing import FakeClock
 from mqauth.wire.jwk import MAX_DOCUMENT
-from mqauth.wire.message import Message
 from tests.letter_box import MemoryLetterBox
 
 DEAD = "rabbitmq:/orders.dead"

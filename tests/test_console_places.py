@@ -14,15 +14,13 @@ from unittest.mock import Mock, patch
 import pytest
 from starlette.testclient import TestClient
 
-from mqauth import AuditFile
+from mqauth import AuditFile, ConfigurationError, KeySet, Reason
 from mqauth.console import Backend, Tokens, application
 from mqauth.console.display import body
-from mqauth.errors import ConfigurationError, Reason
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.review import ALL, Index
 from mqauth.review import session as trails
 from mqauth.testing import FakeClock, Forge
-from mqauth.wire.keys import KeySet
 from tests.conftest import rabbitmq_message
 from tests.test_console import HOST, REVIEW, TOKENS, Room, bodies, csrf, mark_of, post
 

@@ -9,15 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mqauth import AuditFile, MemoryReplayStore, Pipeline
+from mqauth import AuditFile, Cause, MemoryReplayStore, Message, Pipeline, Unavailable
 from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.progress import OVERHEAD, Progress
 from mqauth.delivery.window import DEATHS_IN_A_ROW, OUTAGE_AFTER, PROBES, RESTORE_AFTER, Window
-from mqauth.errors import Cause, Unavailable
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
-from mqauth.testing import FakeClock
-from mqauth.testing.forge import Forge
-from mqauth.wire.message import Message
+from mqauth.testing import FakeClock, Forge
 from tests.delivery_parts import ACCEPTED, REJECTED, Said, deferred, held, hold
 
 ALL, ONE = Cause.REPLAY_STORE_UNAVAILABLE, Cause.HANDLER_DEFERRED

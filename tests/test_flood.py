@@ -8,10 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from mqauth.audit.misuse import Alert, Detector, Thresholds
+from mqauth import Alert, CallableSink, ConfigurationError, Detector, FloodGate, MisuseWatch, Thresholds
 from mqauth.audit.record import AuditRecord
-from mqauth.audit.sinks import CallableSink, FloodGate, MisuseWatch
-from mqauth.errors import ConfigurationError
 from mqauth.wire import strict_json as strictjson
 from tests.conftest import audit_record
 

@@ -23,9 +23,8 @@ from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import letter_id
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.testing import FakeClock
+from mqauth.testing import FakeClock, Forge
 from mqauth.testing.batchforge import forge_batch
-from mqauth.testing.forge import Forge
 from mqauth.testing.identity import TRUST_DOMAIN, WORKLOAD, BatchIdentityForge, IdentityForge
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import jwk

@@ -14,16 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth import JWKS, Cause, ConfigurationError, IdentityKey, Signer, Unavailable
 from mqauth.http.connection import FetchFailed
 from mqauth.keystore.identity import renewal
-from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.keystore.identity.renewal import Grant, Moment, Renewal
 from mqauth.keystore.identity.request import Refused, TokenFile
-from mqauth.keystore.remote.jwks import JWKS
 from mqauth.keystore.remote.refresher import ThreadRefresher
 from mqauth.keystore.remote.rules import Answer
-from mqauth.signer import Signer
 from mqauth.testing import FakeClock
 from mqauth.testing.identity import OTHER_WORKLOAD, TRUST_DOMAIN, WORKLOAD, WITSigner
 from mqauth.testing.token_attacks import honest_message

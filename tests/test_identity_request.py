@@ -15,13 +15,11 @@ from urllib.parse import parse_qs
 import jwt
 import pytest
 
-from mqauth import load
+from mqauth import ActiveKey, ConfigurationError, Key, Rejection, Unavailable, load
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS
-from mqauth.errors import ConfigurationError, Rejection, Unavailable
 from mqauth.http.connection import FetchFailed
 from mqauth.http.exchange import Response
 from mqauth.keystore import Keystore
-from mqauth.keystore.disk.watch import ActiveKey
 from mqauth.keystore.identity.request import (
     ClientCredentials,
     Credential,
@@ -36,7 +34,6 @@ from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import dpop, enrolment, jws
 from mqauth.wire.jwk import dump_key_set, public_key
 from mqauth.wire.jws import LocalSigningKey
-from mqauth.wire.keys import Key
 
 SECRET = "a secret: +/%"
 

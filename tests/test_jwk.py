@@ -8,13 +8,10 @@ from typing import Any
 
 import pytest
 
-from mqauth import load
+from mqauth import JWKS, ConfigurationError, Issuer, Verifier, load
 from mqauth.authority.credential import CredentialIssuer
 from mqauth.check import check
 from mqauth.cli import main
-from mqauth.errors import ConfigurationError
-from mqauth.judging.verifier import Issuer, Verifier
-from mqauth.keystore.remote.jwks import JWKS
 from mqauth.wire import base64url, jwk
 from mqauth.wire.keys import ALGORITHMS, Key, KeySet, Revocation, jwk_members
 from tests.test_jwks import URL

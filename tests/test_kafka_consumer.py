@@ -13,18 +13,14 @@ from unittest import mock
 
 import pytest
 
+from mqauth import Cause, ConfigurationError, MemoryReplayStore, Message, Pipeline, Unavailable, Verdict, Verified
 from mqauth.brokers.log.poison import CODECS
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.start import Committed, Start
-from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import Attempts, ColourError, call
-from mqauth.judging.pipeline import Pipeline, Verdict
-from mqauth.judging.verified import Verified
-from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
-from mqauth.wire.message import Message
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -16,11 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqauth import MemoryReplayStore, Pipeline
+from mqauth import ConfigurationError, MalformedMessage, MemoryReplayStore, Pipeline
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.log import records as log_records
 from mqauth.brokers.log.records import Log
-from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.testing import Forge
 from mqauth.wire.json_form import to_form
 from tests.conftest import KAFKA

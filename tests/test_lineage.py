@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from mqauth import flow
-from mqauth.errors import Reason, Rejection, RejectNow
-from mqauth.judging.pipeline import Verdict
+from mqauth import Key, Message, Reason, Rejection, RejectNow, Verdict, flow
 from mqauth.letters.authorities import Releaser
 from mqauth.letters.dead_letter import PREFIX
 from mqauth.letters.release import (
@@ -26,8 +24,6 @@ from mqauth.letters.release import (
 )
 from mqauth.review import Filter, Letter, judge, read
 from mqauth.testing import FakeClock, Forge
-from mqauth.wire.keys import Key
-from mqauth.wire.message import Message
 from tests.conftest import KAFKA, RABBITMQ
 from tests.test_review import Bureau
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mqauth import MemoryReplayStore, Pipeline
+from mqauth import Cause, ConfigurationError, MemoryReplayStore, Message, Pipeline
 from mqauth.brokers import confluent
 from mqauth.brokers.event_loop import on_thread
 from mqauth.brokers.log import consumer as log_consumer
@@ -20,12 +20,10 @@ from mqauth.brokers.log.records import CommitUnansweredError, OffsetsRefusedErro
 from mqauth.brokers.log.starting import NAMED, OffsetCalls, beginning
 from mqauth.delivery.health import UNCOMMITTED
 from mqauth.delivery.start import Committed, Start
-from mqauth.errors import Cause, ConfigurationError
 from mqauth.flow import run
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.loop_thread import ThreadedConsumer
 from mqauth.testing.stage import wait_until
-from mqauth.wire.message import Message
 from tests.confluent_broker import SETTINGS, FakeAIOConsumer, FakeConsumer, FakeProducer
 from tests.log_broker import Broker
 from tests.log_leaves import Sink

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.errors import ConfigurationError, MalformedMessage
-from mqauth.judging.verified import Verified
+from mqauth import ConfigurationError, MalformedMessage, Verified
 from mqauth.testing import Forge
 from mqauth.wire import destination
 from mqauth.wire.message import NO_ORIGIN, Message, Origin, kafka_origin, message_of

@@ -10,15 +10,12 @@ from typing import Any
 
 import pytest
 
-from mqauth import flow
-from mqauth.errors import Cause, Reason, RejectNow, RetryLater, Unavailable
+from mqauth import Cause, Key, KeySet, Message, Reason, RejectNow, RetryLater, Unavailable, flow
 from mqauth.flow import ColourError
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
 from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.replay.rules import ClaimStatus
 from mqauth.testing import FakeClock, Forge
-from mqauth.wire.keys import Key, KeySet
-from mqauth.wire.message import Message
 from tests.conftest import KAFKA, RABBITMQ, World, kafka_message
 
 DOWN = OSError("the world is down")

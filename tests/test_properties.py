@@ -17,12 +17,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from mqauth import AuditFile, MalformedMessage, Reason, Rejection, Signer, Verified, Verifier
 from mqauth.audit.chain import verify_chain
-from mqauth.audit.file import AuditFile
-from mqauth.errors import MalformedMessage, Reason, Rejection
-from mqauth.judging.verified import Verified
-from mqauth.judging.verifier import Verifier
-from mqauth.signer import Signer
 from mqauth.testing import BatchForge, FakeClock, Forge
 from mqauth.testing.batchforge import PLACE, SIZE
 from mqauth.testing.forge import with_token

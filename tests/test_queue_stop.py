@@ -11,17 +11,14 @@ from typing import Any
 
 import pytest
 
-from mqauth import AuditFile, MemoryReplayStore, Pipeline
+from mqauth import AuditFile, Cause, MemoryReplayStore, Message, Pipeline
 from mqauth.brokers import event_loop
 from mqauth.brokers.event_loop import on_thread
 from mqauth.brokers.queue.client import OpenChannel
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.queue.subscription import AFTER_CANCEL, Subscription
-from mqauth.errors import Cause
 from mqauth.judging.token import Times
-from mqauth.testing import FakeClock
-from mqauth.testing.forge import Forge
-from mqauth.wire.message import Message
+from mqauth.testing import FakeClock, Forge
 from tests.delivery_parts import held
 
 PLACE = "rabbitmq:shop/orders.created"

@@ -14,13 +14,12 @@ import pytest
 from aio_pika import exceptions
 from pamqp import commands
 
-from mqauth import ConfigurationError, MalformedMessage, Message, Signer
+from mqauth import Cause, ConfigurationError, MalformedMessage, Message, Signer, Unavailable
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, is_untouched
 from mqauth.brokers.rabbitmq.producer import DirectPath, ExchangePath
 from mqauth.brokers.rabbitmq.translate import to_message
 from mqauth.brokers.sealing import Sealing
-from mqauth.errors import Cause, Unavailable
 from mqauth.testing import Forge
 from tests.sealing_calls import Calls, closed
 

@@ -32,8 +32,7 @@ from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.progress import again
 from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.letters.dead_letter import DeadLetter
-from mqauth.testing.clock import FakeClock
-from mqauth.testing.forge import Forge
+from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message
 
 PLACE = "rabbitmq:shop/orders.created"

@@ -13,7 +13,7 @@ from weakref import ref
 import pytest
 from aio_pika import exceptions
 
-from mqauth import AuditFile, Cause, MemoryReplayStore, Verdict, Verified
+from mqauth import AuditFile, Cause, MemoryReplayStore, Message, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_blocked, try_settle
 from mqauth.brokers.rabbitmq.consumer import round_trip
@@ -23,7 +23,6 @@ from mqauth.delivery.slot import TIMEOUT_PARTS
 from mqauth.errors import Reason, Rejection, RetryLater, StaleDelivery, Unavailable
 from mqauth.flow import run
 from mqauth.judging.pipeline import Step
-from mqauth.wire.message import Message
 from tests.test_rabbitmq_consumer import (
     PLACE,
     Channel,

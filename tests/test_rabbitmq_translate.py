@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pamqp import commands, decode, encode
 from pamqp.header import ContentHeader
 
+from mqauth import MalformedMessage, Message, Reason, Rejection
 from mqauth.brokers.amqp_messages import may_be_too_large
 from mqauth.brokers.amqp_values import on_wire
 from mqauth.brokers.rabbitmq.consumer import Unreadable, delivered
@@ -32,10 +33,8 @@ from mqauth.brokers.rabbitmq.translate import (
     to_message,
     to_native,
 )
-from mqauth.errors import MalformedMessage, Reason, Rejection
 from mqauth.letters.dead_letter import DeadLetter, content_digest
 from mqauth.wire.json_form import PROPERTIES, from_form, to_form
-from mqauth.wire.message import Message
 
 
 class Hostile:

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
-from mqauth.judging.pipeline import Outcome, Verdict
+from mqauth import Cause, ConfigurationError, MalformedMessage, Outcome, Reason, Rejection, Unavailable, Verdict
 from mqauth.letters.authorities import DEFAULT_LIFETIME, Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import letter_id
 from mqauth.letters.release import (

@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from integration.scale import nightly
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth import Cause, ConfigurationError, MemoryReplayStore, Pipeline, Unavailable, Verdict
 from mqauth.flow import run
-from mqauth.judging.pipeline import Pipeline, Verdict
-from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, Entry, batch_id, judge
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message, Place

@@ -11,18 +11,16 @@ from typing import Any
 
 import pytest
 
+from mqauth import Issuer, Message, Signer, Verifier
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
-from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, Keystore, RingKey
 from mqauth.keystore.disk import files, folder, ring
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE
 from mqauth.keystore.disk.watch import MAX_LOOK
-from mqauth.signer import Signer
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.wire import envelope, jws
 from mqauth.wire.keys import Key, SigningKey
-from mqauth.wire.message import Message
 
 EVERY = 5.0
 STALE = 60.0

@@ -9,15 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mqauth.audit.file import AuditFile
+from mqauth import Allow, AuditFile, MemoryReplayStore, Pipeline, Signer, Verifier
 from mqauth.audit.record import AuditRecord, token_fields
 from mqauth.brokers import memory
 from mqauth.cli import main
-from mqauth.judging.pipeline import Pipeline
-from mqauth.judging.policy import Allow
-from mqauth.judging.verifier import Verifier
-from mqauth.replay.memory import MemoryReplayStore
-from mqauth.signer import Signer
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.identity import TRUST_DOMAIN, IdentityForge
 from mqauth.testing.token_attacks import honest_message

@@ -9,15 +9,10 @@ from typing import Any
 
 import pytest
 
-from mqauth.errors import ConfigurationError, Reason, Rejection
+from mqauth import ConfigurationError, Issuer, KeySet, Message, Reason, Rejection, TrustDomain, Verified, Verifier
 from mqauth.judging.token import Times
-from mqauth.judging.trust_domain import TrustDomain
-from mqauth.judging.verified import Verified
-from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.testing import ATTACKS, FakeClock, Forge
 from mqauth.testing.token_attacks import honest_message
-from mqauth.wire.keys import KeySet
-from mqauth.wire.message import Message
 from tests.kit.tokens import tokens_in
 
 ReasonOf = Callable[[Callable[[], object]], Reason]
