@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -279,12 +280,22 @@ def test_producer_starts_while_the_holder_is_away(store: Keystore, holders: Hold
     assert accepted(signer.sign(MESSAGE), holders["held:1"].key)
 
 
-def test_keyset_that_others_may_write(store: Keystore) -> None:
-    """A URI may name a library, so it is not used where others than the owner may write it."""
+@pytest.mark.parametrize(
+    ("place", "mode", "said"),
+    [
+        pytest.param("keyset.json", 0o620, r"keyset.json: others may write it \(mode 0620\)",
+                     id="a URI may name a library"),
+        pytest.param("", 0o777, r"keys: others may write it \(mode 0777\)",
+                     id="who may write the folder could put another keyset there"),
+        pytest.param("", 0o1777, None, id="with the sticky bit nobody else can"),
+    ],
+)  # fmt: skip
+def test_where_others_may_write(store: Keystore, place: str, mode: int, said: str | None) -> None:
+    """A keyset with a URI is not used where others than the owner may write it, or put another in its place."""
     adopted(store)
-    (store.folder / "keyset.json").chmod(0o620)
-    with pytest.raises(ConfigurationError, match=r"keyset.json: others may write it \(mode 0620\)"):
-        store.signing_key()
+    (store.folder / place).chmod(mode)
+    with pytest.raises(ConfigurationError, match=said) if said else nullcontext():
+        assert store.signing_key().kid
 
 
 @pytest.mark.parametrize("place", ["", "keyset.json"])
@@ -301,16 +312,6 @@ def test_keyset_of_another_user(store: Keystore, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(files.os, "stat", owned_by_another)
     with pytest.raises(ConfigurationError, match=r"another user owns it \(uid \d+\)"):
         store.signing_key()
-
-
-def test_keyset_in_a_folder_that_others_may_write(store: Keystore) -> None:
-    """Who may write the folder could put another keyset there; with the sticky bit nobody else can."""
-    adopted(store)
-    store.folder.chmod(0o777)
-    with pytest.raises(ConfigurationError, match=r"keys: others may write it \(mode 0777\)"):
-        store.signing_key()
-    store.folder.chmod(0o1777)
-    assert store.signing_key().kid
 
 
 def test_new_key_beside_a_reference_asks_nothing(store: Keystore, holders: Holders) -> None:
