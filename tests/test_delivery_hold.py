@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
@@ -24,14 +25,18 @@ def put(holding: Hold, found: HeldDelivery) -> HeldDelivery:
     return found
 
 
+def held_since_now(cause: Cause, step: Step = Step.JUDGE, **settings: Any) -> tuple[FakeClock, Hold, HeldDelivery]:
+    """Return a clock, what holds, and a delivery that was received and is held from now on."""
+    clock = FakeClock()
+    holding, found = hold(clock), held(cause, step, **settings)
+    found.slot.received = clock.monotonic()
+    return clock, holding, put(holding, found)
+
+
 @pytest.mark.parametrize(("cause", "seconds"), [(ALL, 60), (ONE, 1620)])
 def test_for_how_long(cause: Cause, seconds: float) -> None:
     """A cause of all ends it after a minute, one's own a tenth before the broker's timeout."""
-    clock = FakeClock()
-    holding = hold(clock)
-    found = held(cause)
-    found.slot.received = clock.monotonic()
-    put(holding, found)
+    clock, holding, found = held_since_now(cause)
     clock.advance(seconds - 1)
     assert not holding.is_over(found)
     clock.advance(1)
@@ -40,10 +45,7 @@ def test_for_how_long(cause: Cause, seconds: float) -> None:
 
 def test_the_minute_counts_from_the_cause_of_all() -> None:
     """What waited for its own cause before has a minute yet, and again a minute after it did so in between."""
-    clock = FakeClock()
-    holding = hold(clock)
-    found = put(holding, held(ONE))
-    found.slot.received = clock.monotonic()
+    clock, holding, found = held_since_now(ONE)
     for cause in (ALL, ONE, ALL):
         clock.advance(50)
         holding.attempted(found, deferred(cause))
@@ -56,11 +58,7 @@ def test_the_minute_counts_from_the_cause_of_all() -> None:
 
 def test_the_minute_does_not_reach_past_the_timeout() -> None:
     """What begins to wait for a cause of all shortly before the broker's timeout goes back in time."""
-    clock = FakeClock()
-    holding = hold(clock)
-    found = held(ONE)
-    found.slot.received = clock.monotonic()
-    put(holding, found)
+    clock, holding, found = held_since_now(ONE)
     clock.advance(1610)
     holding.attempted(found, deferred(ALL))
     assert not holding.is_over(found)
@@ -99,11 +97,8 @@ def test_a_suspension_sends_back(returned: int, *, stays: bool, over: bool) -> N
 @pytest.mark.parametrize("step", [Step.CONFIRM, Step.RELEASE])
 def test_a_claim_is_ended_though_the_channel_ended(step: Step) -> None:
     """Beyond the minute and in a suspended queue: else it would bar others until its lease is over."""
-    clock, said = FakeClock(), Said()
-    holding = hold(clock)
-    found = held(ALL, step, said=said)
-    found.slot.received = clock.monotonic()
-    put(holding, found)
+    said = Said()
+    clock, holding, found = held_since_now(ALL, step, said=said)
     holding.suspended = said.is_ended = True
     clock.advance(1619)
     assert (holding.is_over(found), holding.yields(found)) == (False, False)

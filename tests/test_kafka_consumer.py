@@ -353,9 +353,22 @@ def test_a_rebalance_inside_a_poll_waits(bench: Bench) -> None:
     assert coordinator.need_rejoin()
 
 
-def test_commit_forbidden(bench: Bench) -> None:
-    """A commit that is refused for good ends the run with the client's own error."""
-    bench.client.commit_errors = [TopicAuthorizationFailedError("orders")]
+def forbidden() -> None:
+    """Fail as a poll does that is refused for good."""
+    raise TopicAuthorizationFailedError("orders")
+
+
+@pytest.mark.parametrize(
+    "refuse",
+    [
+        lambda client: client.commit_errors.append(TopicAuthorizationFailedError("orders")),
+        lambda client: client.events.append(forbidden),
+    ],
+    ids=["commit", "poll"],
+)
+def test_what_is_refused_for_good(bench: Bench, refuse: Callable[[Client], None]) -> None:
+    """A commit or a poll that is refused for good ends the run with the client's own error."""
+    refuse(bench.client)
     bench.add(b"0")
     with pytest.raises(TopicAuthorizationFailedError):
         bench.run()
@@ -396,17 +409,6 @@ def test_poll_for_now(bench: Bench) -> None:
     bench.client.events = [slow]
     bench.run()
     assert bench.bodies == [b"0"]
-
-
-def test_poll_forbidden(bench: Bench) -> None:
-    """A poll that is refused for good ends the run with the client's own error."""
-
-    def forbidden() -> None:
-        raise TopicAuthorizationFailedError("orders")
-
-    bench.client.events = [forbidden]
-    with pytest.raises(TopicAuthorizationFailedError):
-        bench.run()
 
 
 class Batch:

@@ -254,38 +254,26 @@ async def aio() -> AsyncIterator[tuple[Any, Any]]:
     await producer.stop()
 
 
-@pytest.mark.parametrize("wrap", CONSUMERS.values(), ids=CONSUMERS)
-async def test_consumer_of_another_client(
-    wrap: Callable[[Any, Pipeline], Any], guard: Pipeline, confluent: tuple[Any, Any], aio: tuple[Any, Any]
+@pytest.mark.parametrize(
+    ("kind", "wrap"),
+    [*(("Consumer", wrap) for wrap in CONSUMERS.values()), *(("Producer", wrap) for wrap in PRODUCERS.values())],
+    ids=[*CONSUMERS, *PRODUCERS],
+)
+async def test_another_client(
+    kind: str,
+    wrap: Callable[[Any, Pipeline], Any],
+    guard: Pipeline,
+    confluent: tuple[Any, Any],
+    aio: tuple[Any, Any],
 ) -> None:
-    """Whatever wants a ``KafkaConsumer`` refuses another library's, and names it."""
-    for client, name in ((confluent[0], "confluent_kafka.Consumer"), (aio[0], "aiokafka.AIOKafkaConsumer")):
-        with pytest.raises(ConfigurationError, match=f"KafkaConsumer of kafka-python is needed, not {name}$"):
+    """Whatever wants a client of kafka-python refuses another library's, and its own other kind, by name."""
+    at, other = (0, PRODUCER) if kind == "Consumer" else (1, Settings(group_id="g"))
+    for client, name in (
+        (confluent[at], f"confluent_kafka.{kind}"), (aio[at], f"aiokafka.AIOKafka{kind}"),
+        (other, "tests.Settings"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigurationError, match=rf"Kafka{kind} of kafka-python is needed, not {name}"):
             wrap(client, guard)
-
-
-@pytest.mark.parametrize("wrap", PRODUCERS.values(), ids=PRODUCERS)
-async def test_producer_of_another_client(
-    wrap: Callable[[Any, Pipeline], Any], guard: Pipeline, confluent: tuple[Any, Any], aio: tuple[Any, Any]
-) -> None:
-    """Whatever wants a ``KafkaProducer`` refuses another library's, and names it."""
-    for client, name in ((confluent[1], "confluent_kafka.Producer"), (aio[1], "aiokafka.AIOKafkaProducer")):
-        with pytest.raises(ConfigurationError, match=f"KafkaProducer of kafka-python is needed, not {name}$"):
-            wrap(client, guard)
-
-
-def test_kinds_are_told_apart(guard: Pipeline) -> None:
-    """A producer in the place of a consumer is refused by name, and the other way round."""
-    for wrap in CONSUMERS.values():
-        with pytest.raises(
-            ConfigurationError, match=r"KafkaConsumer of kafka-python is needed, not tests\.Settings"
-        ):
-            wrap(PRODUCER, guard)
-    for wrap in PRODUCERS.values():
-        with pytest.raises(
-            ConfigurationError, match=r"KafkaProducer of kafka-python is needed, not tests\.Settings"
-        ):
-            wrap(Settings(group_id="g"), guard)
 
 
 @pytest.mark.parametrize("name", RECORDS)
