@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,16 @@ def test_times_are_judged_in_their_order(
     assert reason_of(lambda: judged(forge.verifier(), message, float(now))) is reason
 
 
-KID, OTHER = "kid", "other"
+@pytest.mark.parametrize(
+    ("iat", "life", "reason"),
+    [(5, 3600, None), (6, 3600, Reason.ISSUED_IN_FUTURE), (0, 3601, Reason.LIFETIME_EXCESSIVE)],
+)
+def test_times_where_none_are_set(iat: int, life: int, reason: Reason | None, forge: Forge, kafka: Maker) -> None:
+    """Without settings clocks may differ by 5 s, and a token lives for an hour at most."""
+    now = int(forge.clock.now()) + iat
+    message = forge.seal(kafka(), claims={"iat": now, "exp": now + life})
+    with pytest.raises(Rejection, match=reason) if reason else nullcontext():
+        assert judged(forge.verifier(), message, forge.clock.now())
 
 
 @pytest.mark.parametrize(
