@@ -20,7 +20,7 @@ from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka import errors as aio_errors
 from confluent_kafka import KafkaError, KafkaException
 
-from mqauth import Message, Origin, Reason, Rejection
+from mqauth import MemoryReplayStore, Message, Origin, Pipeline, Reason, Rejection
 from mqauth.brokers import aiokafka, confluent
 from mqauth.brokers.aiokafka.producer import Replies as AioReplies
 from mqauth.brokers.confluent.confirmed import TooLargeError
@@ -223,6 +223,20 @@ class Sink:
 
     def publish(self, letter: Any, /) -> None:
         """Take a letter."""
+
+
+@pytest.fixture
+def forge() -> Forge:
+    """An issuer on the machine's clock, as what polls by itself judges by."""
+    return Forge()
+
+
+@pytest.fixture
+def guard(forge: Forge) -> Pipeline:
+    """A pipeline a consumer takes."""
+    return Pipeline(
+        verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink()
+    )
 
 
 def letter(body: bytes | None = b"x") -> DeadLetter:

@@ -19,7 +19,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from mqauth import ConfigurationError, MalformedMessage, MemoryReplayStore, Pipeline, RetryLater, flow
+from mqauth import ConfigurationError, MalformedMessage, Pipeline, RetryLater, flow
 from mqauth.brokers import confluent
 from mqauth.brokers.confluent import producer as producing
 from mqauth.brokers.confluent.client import COMES_AGAIN, check_consumer, membership_of
@@ -31,30 +31,17 @@ from mqauth.brokers.log.starting import beginning
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
 from mqauth.testing import FakeClock, Forge
-from tests.conftest import KAFKA
-from tests.log_leaves import IDEMPOTENT, QUIET, Sink
+from tests.log_leaves import IDEMPOTENT, QUIET, Sink, forge, guard
 from tests.log_leaves import ConfluentClient as Client
 from tests.log_leaves import confluent_record as record
 from tests.log_leaves import kafka_error as failing
+
+__all__ = ["forge", "guard"]
 
 SAFE: dict[str, Any] = {"group.id": "billing", "enable.auto.offset.store": False, **QUIET}
 PLACE = TopicPartition("orders", 0)
 WHERE = Place("orders", 0)
 METADATA = "mqauth partitions=2"
-
-
-@pytest.fixture
-def forge() -> Forge:
-    """An issuer."""
-    return Forge()
-
-
-@pytest.fixture
-def guard(forge: Forge) -> Pipeline:
-    """A pipeline a consumer takes."""
-    return Pipeline(
-        verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink(),
-    )  # fmt: skip
 
 
 @pytest.fixture

@@ -16,13 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqauth import ConfigurationError, MalformedMessage, MemoryReplayStore, Pipeline
-from mqauth.audit.record import AuditRecord
+from mqauth import ConfigurationError, MalformedMessage, Pipeline
 from mqauth.brokers.log import records as log_records
 from mqauth.brokers.log.records import Log
 from mqauth.testing import Forge
 from mqauth.wire.json_form import to_form
-from tests.conftest import KAFKA
+from tests.log_leaves import Sink, guard
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -30,6 +29,8 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     from mqauth.brokers.kafka import client as translate
     from mqauth.brokers.kafka.client import Logs
     from mqauth.review.kafka import KafkaLetterBox, KafkaRecords
+
+__all__ = ["guard"]
 
 
 @dataclass
@@ -192,18 +193,6 @@ class Settings:
         self.config = {"key_serializer": None, "value_serializer": None} | config
 
 
-class Sink:
-    """A sink that is never reached."""
-
-    name = "dead"
-
-    def write(self, record: AuditRecord, /) -> None:
-        """Take an audit record."""
-
-    def publish(self, letter: Any, /) -> None:
-        """Take a letter."""
-
-
 PRODUCER = Settings(
     enable_idempotence=False, acks="all", transactional_id=None, max_block_ms=1, batch_size=262_144, linger_ms=0
 )
@@ -227,14 +216,6 @@ RECORDS = {
         serialized_key_size=0, serialized_value_size=1, headers=(),
     ),
 }  # fmt: skip
-
-
-@pytest.fixture
-def guard(forge: Forge) -> Pipeline:
-    """A pipeline a consumer takes."""
-    return Pipeline(
-        verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink()
-    )
 
 
 @pytest.fixture
