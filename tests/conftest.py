@@ -144,6 +144,12 @@ def kafka_message(offset: int = 0, **changes: Any) -> Message:
     return replace(message, **changes)
 
 
+async def turns(count: int = 20) -> None:
+    """Let what is ready in the event loop run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 @pytest.fixture
 def clock() -> FakeClock:
     """A clock that moves only when told."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,19 @@ from mqauth.errors import StaleDelivery
 from mqauth.judging.pipeline import Step
 from mqauth.testing import FakeClock
 from mqauth.wire.message import Message, Origin
-from tests.test_delivery_assignment import DONE, HELD, LATER, SESSION, ZERO, carry, committed, part, records, start
+from tests.test_delivery_assignment import (
+    DONE,
+    HELD,
+    LATER,
+    SESSION,
+    ZERO,
+    At,
+    carry,
+    committed,
+    part,
+    records,
+    start,
+)
 
 OFFSETS = st.lists(st.integers(0, 2**40), unique=True, min_size=1, max_size=30).map(sorted)
 NOW = 100.0
@@ -150,13 +162,6 @@ def test_what_is_to_be_read_again_is_open() -> None:
 
 
 # ``mqauth.delivery.start``: which partitions are new to a group, by the metadata of its commits.
-
-
-class At(NamedTuple):
-    """A partition, as a client might name it."""
-
-    topic: str
-    partition: int
 
 
 def places(*numbers: int) -> set[At]:

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -27,13 +27,7 @@ from mqauth.testing.stage import wait_until
 from tests.confluent_broker import SETTINGS, FakeAIOConsumer, FakeConsumer, FakeProducer
 from tests.log_broker import Broker
 from tests.log_leaves import Sink
-
-
-class At(NamedTuple):
-    """A partition, as a client might name it."""
-
-    topic: str
-    partition: int
+from tests.test_delivery_assignment import At
 
 
 class AwayError(Exception):

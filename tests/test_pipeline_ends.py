@@ -17,6 +17,7 @@ from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.replay.rules import ClaimStatus
 from mqauth.testing import FakeClock, Forge
 from tests.conftest import KAFKA, RABBITMQ, World, kafka_message
+from tests.test_flow import Unhashable
 
 DOWN = OSError("the world is down")
 MakeWorld = Callable[..., World]
@@ -139,12 +140,6 @@ def test_a_copy_is_no_second_message(make_world: MakeWorld, forge: Forge) -> Non
     assert (outcome.verdict, outcome.reason) == (Verdict.REJECTED, Reason.REPLAYED)
     assert world.process(sealed).verdict is Verdict.ACCEPTED
     assert (world.handler.calls, len(world.published)) == (3, 1)
-
-
-class Unhashable(type):
-    """A metaclass whose classes cannot be looked up."""
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 ODD = Unhashable("Odd", (), {})()

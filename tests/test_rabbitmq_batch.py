@@ -21,6 +21,7 @@ from mqauth.brokers.rabbitmq.producer import DirectPath, ExchangePath
 from mqauth.brokers.rabbitmq.translate import to_message
 from mqauth.brokers.sealing import Sealing
 from mqauth.testing import Forge
+from tests.conftest import turns
 from tests.sealing_calls import Calls, closed
 
 PLACE = "rabbitmq:shop/orders.created"
@@ -70,12 +71,6 @@ class Table(Calls):
 def messages(count: int, **fields: Any) -> list[Message]:
     """Return messages of one destination."""
     return [Message(destination=PLACE, body=b"%d" % number, **fields) for number in range(count)]
-
-
-async def turns(count: int = 10) -> None:
-    """Let what is ready run."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from mqauth.delivery.slot import TIMEOUT_PARTS
 from mqauth.errors import Reason, Rejection, RetryLater, StaleDelivery, Unavailable
 from mqauth.flow import run
 from mqauth.judging.pipeline import Step
+from tests.conftest import turns
 from tests.test_rabbitmq_consumer import (
     PLACE,
     Channel,
@@ -68,12 +69,6 @@ class Silent:
         except asyncio.CancelledError:
             self.closed_by_us = True
             raise
-
-
-async def turns(number: int = 20) -> None:
-    """Let the loop run."""
-    for _ in range(number):
-        await asyncio.sleep(0)
 
 
 @pytest.fixture
