@@ -86,10 +86,13 @@ def test_an_issuer_that_contradicts_itself_is_refused(settings: dict[str, Any]) 
         Issuer(keys=KeySet([]), **settings)
 
 
-def test_a_table_without_users_knows_none(forge: Forge, rabbit: Maker, reason_of: ReasonOf) -> None:
-    """An empty table of users is not the same as none; each other case has its vector."""
-    verifier, now = forge.verifier(user_id={}), forge.clock.now()
-    message = forge.seal(rabbit(properties={"user-id": "orders-api"}))
+@pytest.mark.parametrize("user_id", ["subject", {"rabbit-orders": "orders-api"}, {}], ids=str)
+def test_the_brokers_user_may_not_contradict_the_subject(
+    user_id: Any, forge: Forge, rabbit: Maker, reason_of: ReasonOf
+) -> None:
+    """Another user is refused, by an empty table any user; each other case has its vector."""
+    verifier, now = forge.verifier(user_id=user_id), forge.clock.now()
+    message = forge.seal(rabbit(properties={"user-id": "mallory"}))
     assert reason_of(lambda: judged(verifier, message, now)) is Reason.SUBJECT_MISMATCH
     assert judged(verifier, forge.seal(rabbit(properties={})), now)
 
