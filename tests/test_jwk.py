@@ -125,12 +125,6 @@ def test_a_document_that_is_no_key_set_is_a_configuration_error(document: Any) -
         jwk.load_key_set(document, name="jwks.json")
 
 
-def test_the_size_limit_is_inclusive() -> None:
-    """256 KiB pass."""
-    document = b'{"keys":[]}'
-    assert jwk.load_key_set(document + b" " * (jwk.MAX_DOCUMENT - len(document))).keys == ()
-
-
 # Bundles as SPIRE publishes them: keys for WITs are for trust domains, those for JWT-SVIDs for credentials.
 
 
