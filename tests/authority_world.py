@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from mqauth.audit.file import AuditFile
-from mqauth.audit.misuse import Detector
-from mqauth.audit.sinks import FloodGate, MisuseWatch
+from mqauth import AuditFile, Detector, FloodGate, MisuseWatch
 from mqauth.authority.application import AuthorityServer
 from mqauth.authority.credential import CredentialIssuer
 from mqauth.authority.issuing import CredentialDesk, Grant, IdentityAuthority

@@ -10,14 +10,11 @@ from typing import Any
 
 import pytest
 
-from mqauth import flow
-from mqauth.errors import Reason, Rejection
-from mqauth.flow import Attempts
+from mqauth import Attempts, MemoryReplayStore, Message, Origin, Reason, Rejection, flow
+from mqauth.audit.record import AuditRecord
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline
 from mqauth.letters import dead_letter as deadletter
-from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
-from mqauth.wire.message import Message, Origin
 
 # No unit test asks a server whose certificate is signed by somebody known. Reading the system's authorities takes
 # some 20 ms of CPU for each TLS context, in each process.
@@ -125,6 +122,16 @@ def rabbitmq_message(**changes: Any) -> Message:
     return replace(message, **changes)
 
 
+def audit_record(number: int = 0, **members: Any) -> AuditRecord:
+    """Return the audit record of a rejection, with members of one's own."""
+    usual: dict[str, Any] = {
+        "id": f"id-{number}", "time": 1_900_000_000.0, "verdict": "rejected", "reason": "replayed",
+        "detail": "why", "scope": "billing", "broker": {}, "token": {}, "body_sha256": None, "body_size": None,
+        "key_set": None, "policy": None, "dead_letter": None, "instance": "me",
+    }  # fmt: skip
+    return AuditRecord(**(usual | members))
+
+
 def kafka_message(offset: int = 0, **changes: Any) -> Message:
     """Return an honest, unsigned message on Kafka."""
     message = Message(
@@ -135,6 +142,12 @@ def kafka_message(offset: int = 0, **changes: Any) -> Message:
         origin=Origin(topic="orders", partition=0, offset=offset),
     )
     return replace(message, **changes)
+
+
+async def turns(count: int = 20) -> None:
+    """Let what is ready in the event loop run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 @pytest.fixture

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mqauth import Cause, Message
 from mqauth.delivery.hold import HeldDelivery, Hold
 from mqauth.delivery.slot import NO_LIMIT, Slot
-from mqauth.errors import Cause
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
 from mqauth.testing import FakeClock
-from mqauth.wire.message import Message
 
 ACCEPTED = Outcome(Verdict.ACCEPTED)
 REJECTED = Outcome(Verdict.REJECTED)

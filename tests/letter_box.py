@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mqauth import Cause, Message, Unavailable
 from mqauth.brokers.memory import MemoryBroker, UnroutableError
-from mqauth.errors import Cause, Unavailable
 from mqauth.judging.pipeline import Delivery
 from mqauth.review import Letter
-from mqauth.wire.message import Message
 
 
 class MemoryLetterBox:

@@ -13,10 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mqauth import Message, Signer
 from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.signer import Signer
 from mqauth.wire import destination
-from mqauth.wire.message import Message
 from tests.kafka_client import PRODUCER, Partitions, Record
 from tests.kit.delivery_stage import CommitObserver
 

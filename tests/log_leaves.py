@@ -20,14 +20,13 @@ from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka import errors as aio_errors
 from confluent_kafka import KafkaError, KafkaException
 
+from mqauth import MemoryReplayStore, Message, Origin, Pipeline, Reason, Rejection
 from mqauth.brokers import aiokafka, confluent
 from mqauth.brokers.aiokafka.producer import Replies as AioReplies
 from mqauth.brokers.confluent.confirmed import TooLargeError
 from mqauth.brokers.confluent.producer import Replies as ConfluentReplies
-from mqauth.errors import Reason, Rejection
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing import Forge
-from mqauth.wire.message import Message, Origin
 from tests.conftest import KAFKA
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
@@ -224,6 +223,20 @@ class Sink:
 
     def publish(self, letter: Any, /) -> None:
         """Take a letter."""
+
+
+@pytest.fixture
+def forge() -> Forge:
+    """An issuer on the machine's clock, as what polls by itself judges by."""
+    return Forge()
+
+
+@pytest.fixture
+def guard(forge: Forge) -> Pipeline:
+    """A pipeline a consumer takes."""
+    return Pipeline(
+        verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink()
+    )
 
 
 def letter(body: bytes | None = b"x") -> DeadLetter:

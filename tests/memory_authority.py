@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.audit.file import AuditFile
+from mqauth import JWKS, AuditFile, IdentityKey, Key, KeySet
 from mqauth.authority.application import AuthorityServer
 from mqauth.authority.credential import CredentialIssuer
 from mqauth.authority.issuing import LIFETIME, RATE, CredentialDesk, Grant, IdentityAuthority
@@ -17,15 +17,12 @@ from mqauth.clock import SYSTEM_RANDOMNESS, Clock
 from mqauth.http.connection import MAX_TIMEOUT, Deadline
 from mqauth.http.exchange import Response
 from mqauth.keystore import ActiveKey, Keystore
-from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.keystore.identity.request import Credential, IdentityRequest, OwnKey
-from mqauth.keystore.remote.jwks import JWKS
 from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.keystore.remote.refresher import ThreadRefresher
 from mqauth.keystore.remote.rules import Answer
 from mqauth.testing.identity import TRUST_DOMAIN
 from mqauth.wire import jwk, strict_json
-from mqauth.wire.keys import Key, KeySet
 
 URL: Final = "https://authority.prod.example"
 MACHINES: Final = "https://machines.example"

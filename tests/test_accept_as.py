@@ -7,12 +7,8 @@ from typing import Any
 
 import pytest
 
-from mqauth.errors import ConfigurationError, Reason
+from mqauth import Allow, ConfigurationError, Issuer, Reason, Signer, Verdict
 from mqauth.judging.accept_as import AcceptAs
-from mqauth.judging.pipeline import Verdict
-from mqauth.judging.policy import Allow
-from mqauth.judging.verifier import Issuer
-from mqauth.signer import Signer
 from mqauth.testing import Forge
 from mqauth.testing.batchforge import forge_batch
 from mqauth.wire.message import HeaderNames, Message, Origin

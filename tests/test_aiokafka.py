@@ -30,7 +30,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import OffsetAndMetadata
 
-from mqauth import MemoryReplayStore, Pipeline, Verified
+from mqauth import ConfigurationError, Pipeline, Verified
 from mqauth.brokers import aiokafka
 from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.aiokafka import consumer as offsets
@@ -45,31 +45,17 @@ from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Partition
 from mqauth.delivery.start import Committed, Start
-from mqauth.errors import ConfigurationError
 from mqauth.flow import arun
 from mqauth.testing import FakeClock, Forge
-from tests.conftest import KAFKA
 from tests.log_leaves import AioClient as Client
-from tests.log_leaves import Sink, letter
+from tests.log_leaves import Sink, forge, guard, letter
 from tests.log_leaves import aiokafka_record as record
+
+__all__ = ["forge", "guard"]
 
 SAFE: dict[str, Any] = {"group_id": "billing", "enable_auto_commit": False, "auto_offset_reset": "earliest"}
 PLACE, OTHER = TopicPartition("orders", 0), TopicPartition("orders", 1)
 METADATA = "mqauth partitions=2"
-
-
-@pytest.fixture
-def forge() -> Forge:
-    """An issuer."""
-    return Forge()
-
-
-@pytest.fixture
-def guard(forge: Forge) -> Pipeline:
-    """A pipeline a consumer takes."""
-    return Pipeline(
-        verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink()
-    )
 
 
 @pytest.fixture

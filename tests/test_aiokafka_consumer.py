@@ -9,17 +9,13 @@ from typing import Any
 
 import pytest
 
-from mqauth import Pipeline
+from mqauth import Cause, ConfigurationError, MemoryReplayStore, Message, Pipeline, Unavailable, Verified
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import aiokafka
-from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import arun
-from mqauth.judging.verified import Verified
 from mqauth.logs import HANDLING
-from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest
 from mqauth.testing import Forge
-from mqauth.wire.message import Message
 from tests.aiokafka_broker import FakeConsumer, FakeProducer
 from tests.log_broker import Broker
 

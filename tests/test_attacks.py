@@ -8,18 +8,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from mqauth.audit.file import AuditFile
+from mqauth import AuditFile, Decision, MemoryReplayStore, Pipeline, Reason, Rejection, Verifier
 from mqauth.brokers import memory
-from mqauth.errors import Reason, Rejection
-from mqauth.judging.pipeline import Pipeline
-from mqauth.judging.policy import Decision
-from mqauth.judging.verifier import Verifier
-from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimStatus
+from mqauth.testing import Forge, MemoryStage
 from mqauth.testing.attack_classes import CLASSES
 from mqauth.testing.attacks import ALL_ATTACKS, AttackSuite, Probe, Tally
-from mqauth.testing.forge import Forge
-from mqauth.testing.stage import MemoryStage
 
 
 def consumer(target: MemoryStage, probe: Probe, **settings: Any) -> memory.Consumer:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mqauth import ConfigurationError, Key, KeySet
 from mqauth.audit.chain import GENESIS, ChainReport, Head, chain_hash, verify_chain
 from mqauth.audit.file import HeadFile, read_heads
-from mqauth.audit.record import AuditRecord
-from mqauth.errors import ConfigurationError
-from mqauth.wire.keys import Key, KeySet
+from tests.conftest import audit_record
 
 RECORDS = 40
 
@@ -21,12 +21,7 @@ def lines(count: int = RECORDS, previous: str = GENESIS) -> list[bytes]:
     """Return the lines of an honest log."""
     found = []
     for number in range(count):
-        record = AuditRecord(
-            id=f"id-{number}", time=1_900_000_000.0 + number, verdict="rejected", reason="replayed",
-            detail="why", scope="billing", broker={}, token={}, body_sha256=None, body_size=None, key_set=None,
-            policy=None, dead_letter=None, instance="me",
-        )  # fmt: skip
-        members = record.as_dict() | {"prev": previous}
+        members = audit_record(number, time=1_900_000_000.0 + number).as_dict() | {"prev": previous}
         previous = chain_hash(previous, members)
         found.append(_line(members, previous))
     return found
@@ -66,10 +61,70 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "audit.jsonl"
 
 
-def test_intact(path: Path) -> None:
-    """An honest log is unbroken; without heads it is not anchored."""
-    report = read(path, lines())
-    assert (report.intact, report.anchored, report.records) == (True, False, RECORDS)
+TORN = b'{"v":1,"id'
+
+
+@pytest.mark.parametrize(
+    ("log", "heads", "told"),
+    [
+        pytest.param(lines(), None, {"intact": True, "anchored": False, "records": RECORDS},
+                     id="an honest log is unbroken; without heads it is not anchored"),
+        pytest.param(lines()[1:], None, {"what": "removed", "first_bad": 1},
+                     id="a log that does not begin at the beginning has lost records"),
+        pytest.param([*lines(3), TORN], None, {"intact": True, "records": 3, "what": "the last line is torn"},
+                     id="a last line that a crash tore is noted and is no tampering"),
+        pytest.param(lines(), heads_of(lines(), 10, RECORDS), {"intact": True, "anchored": True},
+                     id="heads that agree anchor the log"),
+        pytest.param(lines()[:30], heads_of(lines(), 20, RECORDS),
+                     {"intact": False, "what": "truncated", "first_bad": 31},
+                     id="a log cut before its last head is truncated"),
+        pytest.param([], heads_of(lines(), RECORDS), {"intact": False},
+                     id="a log of which everything is gone does not satisfy its heads"),
+        pytest.param([], [], {"anchored": False}, id="an empty log is not anchored"),
+        pytest.param(lines(), [], {"intact": True, "anchored": False, "unsigned": RECORDS},
+                     id="heads that say nothing of a log leave it unanchored"),
+        pytest.param(lines(), heads_of(lines(), 10, 30),
+                     {"intact": True, "anchored": True, "unsigned": RECORDS - 30},
+                     id="an anchored log says how many of its records no head covers yet"),
+        pytest.param(recomputed([line.replace(b'"why"', b'"b"') for line in lines()]), heads_of(lines(), 10),
+                     {"what": "recomputed"},
+                     id="a log replaced by another whole chain is found by the heads of the one that was there"),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_a_log(path: Path, log: list[bytes], heads: Any, told: dict[str, Any]) -> None:
+    """What became of a log is called by its name, at its line."""
+    report = read(path, log, heads)
+    assert {name: getattr(report, name) for name in told} == told
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        pytest.param([b"".join(lines(4)[:2])[:-1], b"".join(lines(4)[2:])],
+                     {"intact": False, "what": "edited", "first_bad": 2},
+                     id="only the very last line can be torn: a log that goes on behind one was edited"),
+        pytest.param([b"".join(lines(4)[:2]) + TORN, b"".join(lines(4)[2:])],
+                     {"intact": False, "what": "edited", "first_bad": 3},
+                     id="a torn line whose chain goes on in the next file was edited"),
+        pytest.param([b"".join(lines(3)) + TORN, b'{"v":1', b"".join(lines(4))],
+                     {"intact": True, "records": 7, "what": "the last line is torn"},
+                     id="a torn line is no tampering where another writer's file follows"),
+        pytest.param([b"".join(lines()[:10]), b"".join(lines()[10:])], {"records": RECORDS},
+                     id="files of a rotated log are read as one chain"),
+        pytest.param([b"".join(lines()[10:]), b"".join(lines()[:10])], {"what": "reordered"},
+                     id="the wrong order of rotated files is found"),
+        pytest.param([b"".join(lines(5))] * 2, {"intact": True},
+                     id="another writer's chain begins anew at the start of its own file"),
+        pytest.param([b"".join(lines(5)) * 2], {"intact": False}, id="and nowhere else"),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_several_files(tmp_path: Path, files: list[bytes], told: dict[str, Any]) -> None:
+    """Files are one log, or those of several writers."""
+    paths = [tmp_path / str(number) for number in range(len(files))]
+    for path, content in zip(paths, files, strict=True):
+        path.write_bytes(content)
+    report = verify_chain(paths)
+    assert {name: getattr(report, name) for name in told} == told
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -104,54 +159,6 @@ def test_inserted_with_its_own_hash(path: Path) -> None:
     assert (report.what, report.first_bad) == ("inserted", 11)
 
 
-def test_first_line_removed(path: Path) -> None:
-    """A log that does not begin at the beginning has lost records."""
-    report = read(path, lines()[1:])
-    assert (report.what, report.first_bad) == ("removed", 1)
-
-
-def test_torn_last_line(path: Path) -> None:
-    """A last line that a crash tore is noted and is no tampering."""
-    report = read(path, [*lines(3), b'{"v":1,"id'])
-    assert (report.intact, report.records, report.what) == (True, 3, "the last line is torn")
-
-
-def test_torn_line_in_the_middle(tmp_path: Path) -> None:
-    """Only the very last line can be torn: a log that goes on behind one was edited."""
-    first, second = tmp_path / "a", tmp_path / "b"
-    log = lines(4)
-    first.write_bytes(b"".join(log[:2])[:-1])
-    second.write_bytes(b"".join(log[2:]))
-    report = verify_chain([first, second])
-    assert (report.intact, report.what, report.first_bad) == (False, "edited", 2)
-
-
-def test_rotated_files_are_one_chain(tmp_path: Path) -> None:
-    """Files of a rotated log are read as one chain; the wrong order is found."""
-    first, second = tmp_path / "a", tmp_path / "b"
-    log = lines()
-    first.write_bytes(b"".join(log[:10]))
-    second.write_bytes(b"".join(log[10:]))
-    assert verify_chain([first, second]).records == RECORDS
-    assert verify_chain([second, first]).what == "reordered"
-
-
-def test_two_writers(tmp_path: Path) -> None:
-    """Another writer's chain begins anew at the start of its own file, and nowhere else."""
-    first, second = tmp_path / "a", tmp_path / "b"
-    first.write_bytes(b"".join(lines(5)))
-    second.write_bytes(b"".join(lines(5)))
-    assert verify_chain([first, second]).intact
-    first.write_bytes(b"".join(lines(5)) * 2)
-    assert not verify_chain(first).intact
-
-
-def test_heads_anchor(path: Path) -> None:
-    """Heads that agree anchor the log."""
-    report = read(path, lines(), heads_of(lines(), 10, RECORDS))
-    assert (report.intact, report.anchored) == (True, True)
-
-
 @pytest.mark.parametrize("seed", range(50))
 def test_recomputed_chain(path: Path, seed: int) -> None:
     """An edited log whose chain was recomputed passes without heads as unanchored, and fails with them."""
@@ -163,20 +170,6 @@ def test_recomputed_chain(path: Path, seed: int) -> None:
     forged = recomputed(log)
     assert (read(path, forged).intact, read(path, forged).anchored) == (True, False)
     assert (read(path, forged, heads).intact, read(path, forged, heads).what) == (False, "recomputed")
-
-
-def test_truncated(path: Path) -> None:
-    """A log cut before its last head is truncated."""
-    log = lines()
-    report = read(path, log[:30], heads_of(log, 20, RECORDS))
-    assert (report.intact, report.what, report.first_bad) == (False, "truncated", 31)
-
-
-def test_empty_log_is_not_anchored(path: Path) -> None:
-    """A log of which everything is gone does not satisfy its heads."""
-    log = lines()
-    assert not read(path, [], heads_of(log, RECORDS)).intact
-    assert not read(path, [], []).anchored
 
 
 def test_progress(path: Path) -> None:
@@ -230,18 +223,6 @@ def test_head_interval_is_positive(tmp_path: Path) -> None:
         HeadFile(tmp_path / "heads", Key.generate(), every=0)
 
 
-def test_empty_head_file_anchors_nothing(path: Path) -> None:
-    """Heads that say nothing of a log leave it unanchored."""
-    report = read(path, lines(), [])
-    assert (report.intact, report.anchored, report.unsigned) == (True, False, RECORDS)
-
-
-def test_records_behind_the_last_head_are_counted(path: Path) -> None:
-    """An anchored log says how many of its records no head covers yet."""
-    report = read(path, lines(), heads_of(lines(), 10, 30))
-    assert (report.intact, report.anchored, report.unsigned) == (True, True, RECORDS - 30)
-
-
 def test_two_heads_of_one_place_that_disagree(path: Path) -> None:
     """A tail cut and written anew, and signed anew by the honest writer, is found: the older head still stands."""
     log = lines()
@@ -259,32 +240,6 @@ def test_chain_without_a_head_is_not_anchored_by_anothers(tmp_path: Path) -> Non
     second.write_bytes(b"".join(recomputed([line.replace(b'"why"', b'"b"') for line in lines(6)])))
     report = verify_chain([first, second], heads_of(log, 5))
     assert (report.intact, report.anchored, report.unsigned) == (True, False, 6)
-
-
-def test_log_of_a_chain_no_head_knows(path: Path) -> None:
-    """A log replaced by another whole chain is found by the heads of the one that was there."""
-    other = recomputed([line.replace(b'"why"', b'"b"') for line in lines()])
-    assert read(path, other, heads_of(lines(), 10)).what == "recomputed"
-
-
-def test_crashed_writers_file_before_anothers(tmp_path: Path) -> None:
-    """A torn line at the end of one writer's file is no tampering where another writer's file follows."""
-    first, second, third = tmp_path / "a", tmp_path / "b", tmp_path / "c"
-    first.write_bytes(b"".join(lines(3)) + b'{"v":1,"id')
-    second.write_bytes(b'{"v":1')
-    third.write_bytes(b"".join(lines(4)))
-    report = verify_chain([first, second, third])
-    assert (report.intact, report.records, report.what) == (True, 7, "the last line is torn")
-
-
-def test_torn_line_before_more_of_the_same_chain(tmp_path: Path) -> None:
-    """A torn line whose chain goes on in the next file was edited."""
-    first, second = tmp_path / "a", tmp_path / "b"
-    log = lines(4)
-    first.write_bytes(b"".join(log[:2]) + b'{"v":1,"id')
-    second.write_bytes(b"".join(log[2:]))
-    report = verify_chain([first, second])
-    assert (report.intact, report.what, report.first_bad) == (False, "edited", 3)
 
 
 def test_resumed_at_a_head(path: Path) -> None:

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
+from mqauth import CallableSink, Cause, ConfigurationError, FloodGate, Unavailable
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.record import AuditRecord
-from mqauth.audit.sinks import CallableSink, FloodGate
 from mqauth.authority.credential import Refusal, Refused
 from mqauth.authority.issuing import Grant, IdentityAuthority, Rate, Trace
-from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.testing import FakeClock
 from mqauth.wire import base64url, identity, jwk
 from mqauth.wire.keys import Key, KeySet, Revocation, public_members

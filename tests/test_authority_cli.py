@@ -15,13 +15,12 @@ from typing import Any
 
 import pytest
 
-from mqauth import load
+from mqauth import ConfigurationError, load
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import read_heads
 from mqauth.authority.issuing import Trace
 from mqauth.cli import app
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS
-from mqauth.errors import ConfigurationError
 from mqauth.keystore import Keystore
 from mqauth.testing.clock import FakeClock
 from mqauth.wire import enrolment

@@ -7,19 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from mqauth.errors import ConfigurationError
-from mqauth.judging.trust_domain import TrustDomain
-from mqauth.judging.verifier import Verifier
+from mqauth import ConfigurationError, Message, Signer, TrustDomain, Verifier, WITKey
 from mqauth.keystore import Keystore, public_keys
 from mqauth.keystore.disk import cutoffs, ring
-from mqauth.keystore.identity.identity_key import WITKey
 from mqauth.keystore.remote.keyserver import publish
-from mqauth.signer import Signer
 from mqauth.testing.clock import FakeClock
 from mqauth.wire import jwk
 from mqauth.wire.jwk import MAX_CUTOFFS
 from mqauth.wire.keys import Cutoff
-from mqauth.wire.message import Message
 from tests.authority_world import DOMAIN, ORDERS, World
 
 MESSAGE = Message(destination="kafka:orders", body=b'{"order": 1}')

@@ -11,11 +11,10 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
+from mqauth import Cause, Key, Unavailable
 from mqauth.authority.application import AuthorityServer
-from mqauth.errors import Cause, Unavailable
 from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.telemetry.authority import MAX_SUBJECTS, AuthorityTelemetry
-from mqauth.wire.keys import Key
 from tests.authority_world import ORDERS, World
 from tests.test_telemetry import Meter
 

@@ -17,12 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from mqauth.errors import ConfigurationError, Unavailable
+from mqauth import ConfigurationError, Key, Unavailable
 from mqauth.keystore.reference.awskms import KmsKey, client_of
 from mqauth.keystore.reference.key import open_holder
 from mqauth.keystore.reference.uri import TIMEOUT, KmsReference
 from mqauth.wire import jws
-from mqauth.wire.keys import Key
 
 ED, ES, ES384 = (Key.generate(name) for name in ("EdDSA", "ES256", "ES384"))
 ARN = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"

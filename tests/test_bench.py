@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from integration.benchmarks import flood, pages
 from integration.benchmarks.client import contenders, identity, inprocess, run
-from integration.benchmarks.client.contenders import Effort
+from integration.benchmarks.client.contenders import Effort, Wrapper
 from integration.benchmarks.client.inprocess import BATCH_NAME, PLACE, Cell, Operations
 from integration.benchmarks.client.rounds import (
     Measured,
@@ -32,6 +33,10 @@ from integration.benchmarks.client.workload import Refusals, RefusedError, Tally
 from integration.documentation import ROOT
 from mqauth.testing.forge import Forge
 from mqauth.wire.keys import ALGORITHMS, Key
+
+with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from integration.benchmarks.rivals import Celery, Handwritten, Joserfc, WrongMessageError
 
 BODY = b'{"order": 1}'
 NOTHING = Effort(rounds=1, publish=1, consume=1, paced=0)
@@ -117,7 +122,6 @@ def test_tally_ends_at_the_last() -> None:
     assert ended == []
     tally(Workload().body(1))
     assert ended == [2]
-    assert tally.arrivals is not None
     assert tally.arrivals.keys() == {0, 1}
 
 
@@ -272,7 +276,6 @@ def test_ratio_is_taken_within_each_round() -> None:
         {},
     )
     ratio = found.ratio("ours", "base")
-    assert ratio is not None
     assert ratio.as_list() == pytest.approx([0.45, 0.8, 0.85])
     assert found.rate("ours") == pytest.approx(90)
 
@@ -292,3 +295,32 @@ def test_short_form_has_rates_and_all_ratios() -> None:
     assert rates(found, ("bare", "a", "c"), "bare", {"b/a": ("b", "a")}) == {
         "bare": 100.0, "a": 50.0, "c": None, "ratio": {"a": 0.5, "b": 0.25, "c": None, "b/a": 0.5},
     }  # fmt: skip
+
+
+# The rivals of the benchmark do what they claim: they seal, open and refuse, so that their cost is a real one.
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "error"),
+    [(Handwritten, "InvalidSignatureError"), (Joserfc, "BadSignatureError"), (Celery, "SecurityError")],
+)
+def test_wrapper_refuses_what_others_seal(wrapper: type[Wrapper], error: str) -> None:
+    """A rival checks signatures: what another key sealed is refused, so that its cost is that of a real check."""
+    with pytest.raises(Exception) as refused:  # noqa: PT011 - its own library's
+        wrapper().opener(PLACE)(*wrapper().seal(PLACE, BODY))
+    assert refused.type.__name__ == error
+
+
+@pytest.mark.parametrize("wrapper", [Handwritten, Joserfc])
+def test_hand_written_wrapper_is_a_competent_one(wrapper: type[Wrapper]) -> None:
+    """A token of another body or destination, or seen before, is refused."""
+    made = wrapper()
+    body, token = made.seal(PLACE, BODY)
+    with pytest.raises(WrongMessageError, match="another message"):
+        made.opener(PLACE)(b"changed", token)
+    with pytest.raises(WrongMessageError, match="another message"):
+        made.opener("kafka:other")(body, token)
+    open_ = made.opener(PLACE)
+    open_(body, token)
+    with pytest.raises(WrongMessageError, match="seen before"):
+        open_(body, token)

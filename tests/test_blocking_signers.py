@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 
+from mqauth import Cause, ConfigurationError, MalformedMessage, Message, Signer, Unavailable
 from mqauth.brokers import aiokafka
 from mqauth.brokers.event_loop import signed
 from mqauth.brokers.sealing import Sealing
-from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
-from mqauth.signer import Signer
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT, Forge
 from mqauth.testing.signing_contract import accepted
 from mqauth.wire.envelope import token_of
 from mqauth.wire.jws import LocalSigningKey
-from mqauth.wire.message import Message
 from tests.log_leaves import AioClient as Client
 from tests.sealing_calls import Calls, closed
 

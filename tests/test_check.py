@@ -18,17 +18,16 @@ from hypothesis import strategies as st
 
 import mqauth
 import mqauth.check
+from mqauth import ConfigurationError, Key
 from mqauth.check import CODES, Report, Severity, check
 from mqauth.check.deployment import is_loopback
 from mqauth.check.rule import is_own_group
 from mqauth.cli import main
 from mqauth.clock import SYSTEM_CLOCK
-from mqauth.errors import ConfigurationError
 from mqauth.keystore import Keystore, public_keys
 from mqauth.keystore.disk import ring
 from mqauth.testing.clock import FakeClock
 from mqauth.wire.jwk import dump_key_set
-from mqauth.wire.keys import Key
 
 ROOT = Path(__file__).resolve().parents[1]
 DAY = 86_400

@@ -14,14 +14,10 @@ from typing import Any
 
 import pytest
 
-from mqauth import __version__, cli
+from mqauth import Cause, Key, MemoryReplayStore, Pipeline, Reason, Unavailable, __version__, cli
 from mqauth.cli import app
-from mqauth.errors import Cause, Reason, Unavailable
-from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import Keystore, public_keys
-from mqauth.replay.memory import MemoryReplayStore
 from mqauth.wire.jwk import dump_key_set
-from mqauth.wire.keys import Key
 from tests.test_config import SMALL
 
 CONFIG = SMALL.replace('["kafka:orders"]', '["rabbitmq:shop/orders.*", "kafka:orders"]')

@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 
-from mqauth import cli
-from mqauth.audit.file import AuditFile, HeadFile
+from mqauth import AuditFile, HeadFile, Key, KeySet, cli
 from mqauth.audit.record import AuditRecord
 from mqauth.cli import forms
 from mqauth.wire.jwk import dump_key_set
-from mqauth.wire.keys import Key, KeySet
 
 START = 1_795_600_800  # 2026-11-25T10:00:00Z
 Run = Callable[..., tuple[int, str, str]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,24 +12,20 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import mqauth
+from mqauth import Alert, ConfigurationError, Key, KeySet, Message, Pipeline, Reason, Verdict
 from mqauth.audit.file import parts, read_heads, rotated
-from mqauth.audit.misuse import Alert
 from mqauth.audit.record import AuditRecord
 from mqauth.config.declaration import read
 from mqauth.config.kinds import is_url
 from mqauth.config.settings import FileSettings
 from mqauth.config.toml_file import Table
-from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import run
-from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.keystore import Keystore, public_keys, signing_key
 from mqauth.replay.rules import NoReplayStore
 from mqauth.stores.redis import RedisReplayStore
-from mqauth.testing.clock import FakeClock
-from mqauth.testing.stage import MemoryStage
+from mqauth.testing import FakeClock, MemoryStage
 from mqauth.wire.jwk import dump_key_set
-from mqauth.wire.keys import Key, KeySet
-from mqauth.wire.message import Message
+from tests.conftest import audit_record
 
 SCHEMA = Draft202012Validator(
     json.loads((Path(__file__).parents[1] / "docs" / "mqauth.schema.json").read_text("utf-8"))
@@ -171,7 +168,6 @@ def test_full_file_signs_and_verifies(place: Path) -> None:
     guard = found.pipeline
     outcome = run(guard.judge(guard.receive(found.signer.sign(message))))
     assert outcome.verdict is Verdict.ACCEPTED, outcome
-    assert outcome.verified is not None
     assert outcome.verified.audience == "stock"
     assert outcome.verified.claims.exp - outcome.verified.claims.iat == 30
     audit_file(guard).close()
@@ -347,32 +343,23 @@ def test_key_of_another_subject_is_refused(place: Path) -> None:
     assert said == f"mqauth.toml: [producer] subject: the key {kid} does not speak for it"
 
 
+LONG = "k" * 300
+
+
 @pytest.mark.parametrize(
-    ("old", "new", "attribute", "what"),
+    ("old", "new", "attribute", "said"),
     [
-        ('keys = "keys"', 'keys = "nowhere"', "signer", "[producer] keys: nowhere: No such file"),
-        ("jwks.json", "nowhere.json", "pipeline", "[[consumer.issuers]] #1 file: nowhere.json: No such file"),
+        ('keys = "keys"', 'keys = "nowhere"', "signer", r"[producer] keys: nowhere: No such file.*"),
+        ("jwks.json", "nowhere.json", "pipeline", "[[consumer.issuers]] #1 file: nowhere.json: No such file.*"),
+        # A path the system refuses to look up is an error at its key, and not an error of the system's.
+        ('keys = "keys"', f'keys = "{LONG}"', "signer", "[producer] keys: .*File name too long"),
+        ("jwks.json", LONG, "pipeline", "[[consumer.issuers]] #1 file: .*File name too long"),
     ],
 )  # fmt: skip
-def test_missing_file_is_located(place: Path, old: str, new: str, attribute: str, what: str) -> None:
-    """A path that leads nowhere is named with its table and key when its object is built."""
-    assert refusal(place, SMALL.replace(old, new), attribute).startswith(f"mqauth.toml: {what}")
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "attribute", "what"),
-    [
-        ('keys = "keys"', 'keys = "{}"', "signer", "[producer] keys: "),
-        ("jwks.json", "{}", "pipeline", "[[consumer.issuers]] #1 file: "),
-    ],
-)
-def test_path_that_cannot_be_looked_at_is_located(
-    place: Path, old: str, new: str, attribute: str, what: str
-) -> None:
-    """A path the system refuses to look up is a configuration error at its key, not an error of the system's."""
-    said = refusal(place, SMALL.replace(old, new.format("k" * 300)), attribute)
-    assert said.startswith(f"mqauth.toml: {what}")
-    assert said.endswith("File name too long")
+def test_path_that_leads_nowhere_is_located(place: Path, old: str, new: str, attribute: str, said: str) -> None:
+    """A path at which nothing can be found is named with its table and key when its object is built."""
+    pattern = "mqauth.toml: " + said.replace("[", r"\[").replace("]", r"\]")
+    assert re.fullmatch(pattern, refusal(place, SMALL.replace(old, new), attribute))
 
 
 def test_second_writer_of_the_audit_is_refused(place: Path) -> None:
@@ -405,11 +392,8 @@ def test_audit_settings_reach_their_objects(place: Path) -> None:
 
 def rejection(number: int) -> AuditRecord:
     """Return the record of a forgery."""
-    return AuditRecord(
-        id=f"id-{number}", time=1_900_000_000.0, verdict="rejected", reason="signature_invalid", detail="x" * 200,
-        scope="billing", broker={"destination": "kafka:orders"}, token={"claimed": {"kid": "k"}},
-        body_sha256=None, body_size=None, key_set=None, policy=None, dead_letter=None, instance="me",
-    )  # fmt: skip
+    claimed, place = {"claimed": {"kid": "k"}}, {"destination": "kafka:orders"}
+    return audit_record(number, reason="signature_invalid", detail="x" * 200, broker=place, token=claimed)
 
 
 def test_observers_and_alerts_are_handed_on(place: Path) -> None:

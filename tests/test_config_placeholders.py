@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from mqauth.audit.file import AuditFile
+from mqauth import AuditFile, ConfigurationError
 from mqauth.check import check
 from mqauth.config.toml_file import read_toml
-from mqauth.errors import ConfigurationError
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from mqauth import MemoryReplayStore, Pipeline, flow
+from mqauth import ConfigurationError, MalformedMessage, Pipeline, RetryLater, flow
 from mqauth.brokers import confluent
 from mqauth.brokers.confluent import producer as producing
 from mqauth.brokers.confluent.client import COMES_AGAIN, check_consumer, membership_of
@@ -30,32 +30,18 @@ from mqauth.brokers.log.records import OffsetsRefusedError
 from mqauth.brokers.log.starting import beginning
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
-from mqauth.errors import ConfigurationError, MalformedMessage, RetryLater
 from mqauth.testing import FakeClock, Forge
-from tests.conftest import KAFKA
-from tests.log_leaves import IDEMPOTENT, QUIET, Sink
+from tests.log_leaves import IDEMPOTENT, QUIET, Sink, forge, guard
 from tests.log_leaves import ConfluentClient as Client
 from tests.log_leaves import confluent_record as record
 from tests.log_leaves import kafka_error as failing
+
+__all__ = ["forge", "guard"]
 
 SAFE: dict[str, Any] = {"group.id": "billing", "enable.auto.offset.store": False, **QUIET}
 PLACE = TopicPartition("orders", 0)
 WHERE = Place("orders", 0)
 METADATA = "mqauth partitions=2"
-
-
-@pytest.fixture
-def forge() -> Forge:
-    """An issuer."""
-    return Forge()
-
-
-@pytest.fixture
-def guard(forge: Forge) -> Pipeline:
-    """A pipeline a consumer takes."""
-    return Pipeline(
-        verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink(),
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -411,6 +397,17 @@ class Desk:
         partition = self.assignment.partition(WHERE)
         return [] if partition is None else [each.message.origin.offset for each in partition.waiting]
 
+    def rebalance(self, generation: int = 2) -> None:
+        """Lose the partition, and get it back."""
+        self.client.on_revoke(self.client, [PLACE])
+        self.come_back(generation)
+
+    def come_back(self, generation: int = 2) -> None:
+        """Get the partition back in another generation."""
+        self.client.generation = generation
+        self.client.on_assign(self.client, [PLACE])
+        self.poller.poll(joins=False)
+
     def revoking(self, offset: int) -> Callable[[], list[Any]]:
         """Return a call that reads a record, and has its partition revoked."""
 
@@ -476,7 +473,6 @@ def test_unknown_cluster(desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: py
 def settle(desk: Desk) -> None:
     """Settle all that waits."""
     partition = desk.assignment.partition(WHERE)
-    assert partition is not None
     while partition.waiting:
         partition.settle()
 
@@ -558,10 +554,7 @@ def test_paused_with_the_assignment(desk: Desk) -> None:
     """A partition whose records wait here is sought to what is behind them, and paused again."""
     desk.receive(1, 2)
     desk.poller.poll(joins=False)
-    desk.client.on_revoke(desk.client, [PLACE])
-    desk.client.generation = 2
-    desk.client.on_assign(desk.client, [PLACE])
-    desk.poller.poll(joins=False)
+    desk.rebalance()
     desk.receive(3)
     assert desk.known() == [1, 2]
     assert desk.client.asked == [("pause", [0]), ("resume", [0]), ("seek", 0, 3), ("pause", [0])]
@@ -581,7 +574,6 @@ class Watched(Desk):
 
     def end(self) -> None:
         """Have the handler end."""
-        assert self.partition is not None
         self.partition.settle()
         self.assignment.visit_ended(self.partition)
 
@@ -628,10 +620,7 @@ def test_read_ahead_and_revoked(watched: Watched) -> None:
     """Records that wait for a handler are read again after a rebalance that gave their partition back."""
     watched.receive(2)
     watched.client.offset = 3
-    watched.client.on_revoke(watched.client, [PLACE])
-    watched.client.generation = 2
-    watched.client.on_assign(watched.client, [PLACE])
-    watched.poller.poll(joins=False)
+    watched.rebalance()
     assert ("seek", 0, 2) in watched.client.asked
     watched.end()
     watched.receive(2)
@@ -665,10 +654,8 @@ def test_rebalances_in_a_row(desk: Desk) -> None:
     """A position that the client does not tell, since nothing was read after it was set, is kept all the same."""
     desk.receive(1, 2)
     for generation in (2, 3):
-        desk.client.on_revoke(desk.client, [PLACE])
-        desk.client.generation, desk.client.offset = generation, OFFSET_INVALID
-        desk.client.on_assign(desk.client, [PLACE])
-        desk.poller.poll(joins=False)
+        desk.client.offset = OFFSET_INVALID
+        desk.rebalance(generation)
     assert [each for each in desk.client.asked if each[0] == "seek"] == [("seek", 0, 3)] * 2
     assert desk.known() == [1, 2]
 
@@ -677,16 +664,12 @@ def test_seek_before_a_rebalance(desk: Desk) -> None:
     """So is one that a seek has set."""
     desk.receive(1, 2, 3)
     partition = desk.assignment.choose()
-    assert partition is not None
     partition.put_back()
     desk.assignment.visit_ended(partition)
     desk.poller.poll(joins=False)
     assert desk.client.asked == [("seek", 0, 2), ("pause", [0])]
     desk.client.offset, desk.client.generation = OFFSET_INVALID, 1
-    desk.client.on_revoke(desk.client, [PLACE])
-    desk.client.generation = 2
-    desk.client.on_assign(desk.client, [PLACE])
-    desk.poller.poll(joins=False)
+    desk.rebalance()
     assert [each for each in desk.client.asked if each[0] == "seek"] == [("seek", 0, 2)] * 2
 
 
@@ -694,9 +677,7 @@ def test_read_by_the_revoking_call(desk: Desk) -> None:
     """A record that was read by the call which revoked its partition is read again when it comes back."""
     desk.client.batches = [desk.revoking(2)]
     desk.poller.poll(joins=False)
-    desk.client.generation = 2
-    desk.client.on_assign(desk.client, [PLACE])
-    desk.poller.poll(joins=False)
+    desk.come_back()
     assert desk.client.asked == [("seek", 0, 1)]
 
 
@@ -734,7 +715,6 @@ def test_late_seek(desk: Desk) -> None:
     """A seek that the client does not take yet is asked for again; what is read before it is not noted."""
     desk.receive(1, 2)
     partition = desk.assignment.choose()
-    assert partition is not None
     partition.put_back()
     desk.assignment.visit_ended(partition)
     desk.client.starting = True

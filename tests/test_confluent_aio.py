@@ -13,7 +13,7 @@ import confluent_kafka
 import pytest
 from confluent_kafka.aio import AIOConsumer
 
-from mqauth import MemoryReplayStore, Pipeline, Verdict
+from mqauth import ConfigurationError, MemoryReplayStore, Message, Origin, Pipeline, Verdict
 from mqauth.brokers import confluent
 from mqauth.brokers.confluent.consumer import AIOPoller
 from mqauth.brokers.confluent.poller import Poller
@@ -21,9 +21,7 @@ from mqauth.brokers.confluent.positions import Place
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.start import Committed
-from mqauth.errors import ConfigurationError
 from mqauth.testing import Forge
-from mqauth.wire.message import Message, Origin
 from tests.conftest import KAFKA
 from tests.log_leaves import Sink
 from tests.test_confluent import SAFE, Partition

@@ -26,7 +26,7 @@ from joserfc.jwk import ECKey, Key, RSAKey
 from starlette.testclient import TestClient
 
 from integration.documentation import blocks
-from mqauth import flow
+from mqauth import ConfigurationError, Message, flow
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import memory
 from mqauth.console import Backend, OIDCSettings, Provider, Sessions, Tokens, application, read_settings
@@ -42,11 +42,9 @@ from mqauth.console.oidc import (
     person,
 )
 from mqauth.console.oidc_provider import LIFETIME, MAX_USED, REDISCOVER, Attempts
-from mqauth.errors import ConfigurationError
 from mqauth.review import ALL, Index, Session
 from mqauth.testing import FakeClock
 from mqauth.wire.jwk import MAX_DOCUMENT
-from mqauth.wire.message import Message
 from tests.letter_box import MemoryLetterBox
 
 DEAD = "rabbitmq:/orders.dead"
@@ -225,9 +223,8 @@ def refused(room: Room, client: TestClient, params: Mapping[str, str], status: i
 # --- the way there and back -------------------------------------------------------------------------------
 
 
-def test_authorization_request(room: Room) -> None:
+def test_authorization_request(client: Any, room: Room) -> None:
     """The browser is sent to the provider with code, S256, state and nonce, fresh each time, and no secret."""
-    client = room.client()
     seen = []
     for _ in range(2):
         where = urlsplit(client.get("/login/oidc").headers["location"])
@@ -254,7 +251,6 @@ def test_reviewer_acts_under_their_own_name(room: Room) -> None:
     csrf = re.findall(r'name="csrf" value="([^"]+)"', shown)[0]
     client.post("/act/discard", data={"csrf": csrf, "why": "forged"})
     room.wait()
-    assert room.backend.job is not None
     client.post("/confirm", data={"csrf": csrf, "job": room.backend.job.id})
     room.wait()
     [record] = room.records
@@ -272,10 +268,15 @@ def test_viewer_cannot_act(room: Room) -> None:
     assert room.backend.letters.ask(Index.count, 0, ALL) == 0
 
 
-def test_nobody_without_a_role(room: Room, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def client(room: Room) -> Any:
+    """A browser."""
+    return room.client()
+
+
+def test_nobody_without_a_role(client: Any, room: Room, caplog: pytest.LogCaptureFixture) -> None:
     """A good login without a mapped group gets a page that says so, and no session."""
     room.fake.claims["groups"] = ["staff"]
-    client = room.client()
     refused(room, client, room.go_there(client), 403, "You are ada@example.test, but nothing gives you a role")
 
 
@@ -296,9 +297,8 @@ def test_cookies(room: Room, tls: bool) -> None:
         assert ("Secure" in text, text.startswith("__Host-")) == (tls, tls)
 
 
-def test_sealed_cookie_shows_nothing(room: Room) -> None:
+def test_sealed_cookie_shows_nothing(client: Any) -> None:
     """Neither state nor nonce nor the verifier can be read from the cookie."""
-    client = room.client()
     asked = parse_qs(urlsplit(client.get("/login/oidc").headers["location"]).query)
     sealed = base64.urlsafe_b64decode(client.cookies["mqauth-login"])
     assert asked["state"][0].encode() not in sealed
@@ -376,9 +376,8 @@ def test_url_of_another_scheme_or_host(room: Room, url: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["", "x" * 43, "é"])
-def test_wrong_state(room: Room, state: str) -> None:
+def test_wrong_state(client: Any, room: Room, state: str) -> None:
     """A callback with another state, or none, is refused before the provider is asked."""
-    client = room.client()
     refused(room, client, room.go_there(client) | {"state": state}, 403, "not begun here")
     assert [path for path, _, _ in room.fake.asked] == [CONFIGURATION]
 
@@ -404,9 +403,8 @@ def test_cookie_of_another_process(room: Room, clock: FakeClock) -> None:
     assert room.attempts.redeem(sealed, attempt.state) is None
 
 
-def test_state_replay(room: Room) -> None:
+def test_state_replay(client: Any, room: Room) -> None:
     """A callback that is sent again with its cookie is refused, and the provider is not asked again."""
-    client = room.client()
     begun = client.get("/login/oidc")
     cookie = client.cookies["mqauth-login"]
     params = room.fake.consent(begun.headers["location"])
@@ -455,19 +453,17 @@ def test_code_of_another_login(room: Room) -> None:
 
 
 @pytest.mark.parametrize("issuer", ["https://evil.example", "", None])
-def test_mixed_up_issuer(room: Room, issuer: str | None) -> None:
+def test_mixed_up_issuer(client: Any, room: Room, issuer: str | None) -> None:
     """An answer of another issuer, or of none where ours promised its name, is refused unasked (RFC 9207)."""
-    client = room.client()
     params = room.go_there(client)
     params = {**params, "iss": issuer} if issuer is not None else {k: v for k, v in params.items() if k != "iss"}
     refused(room, client, params, 403, "not of our identity provider")
     assert [path for path, _, _ in room.fake.asked] == [CONFIGURATION]
 
 
-def test_provider_that_does_not_name_itself(room: Room) -> None:
+def test_provider_that_does_not_name_itself(client: Any, room: Room) -> None:
     """Where the provider promises no ``iss``, an answer without is taken, and a wrong one is not."""
     room.fake.said["authorization_response_iss_parameter_supported"] = False
-    client = room.client()
     refused(room, client, room.go_there(client) | {"iss": "https://evil.example"}, 403, "not of our")
     params = room.go_there(client)
     del params["iss"]
@@ -478,9 +474,8 @@ def test_provider_that_does_not_name_itself(room: Room) -> None:
     ("error", "words"),
     [("access_denied", "cancelled"), ("<script>alert(1)</script>", "refused the login")],
 )
-def test_error_answer(room: Room, error: str, words: str) -> None:
+def test_error_answer(client: Any, room: Room, error: str, words: str) -> None:
     """An error of the provider is words of ours; what it says is never shown, and the login is over."""
-    client = room.client()
     params = room.go_there(client)
     del params["code"]
     refused(room, client, params | {"error": error, "error_description": "<b>call 555</b>"}, 403, words)
@@ -490,9 +485,8 @@ def test_error_answer(room: Room, error: str, words: str) -> None:
     assert "not begun here" in shown
 
 
-def test_answer_out_of_form(room: Room) -> None:
+def test_answer_out_of_form(client: Any, room: Room) -> None:
     """A parameter that comes twice, no code, and a code beyond any size are refused."""
-    client = room.client()
     params = room.go_there(client)
     assert client.get(f"/login/callback?{urlencode(params)}&state=x").status_code == 400
     params = room.go_there(client)
@@ -718,10 +712,9 @@ def test_hostile_answers(room: Room, where: str, fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", [name for name in HOSTILE if name not in ("duplicate", "no_text")])
-def test_hostile_configuration(room: Room, fault: str) -> None:
+def test_hostile_configuration(client: Any, room: Room, fault: str) -> None:
     """A configuration that is huge, elsewhere or out of form begins no login; the next one is asked anew."""
     room.fake.hook = HOSTILE[fault]
-    client = room.client()
     answer = client.get("/login/oidc")
     assert (answer.status_code, "no good answer" in answer.text) == (502, True)
     assert "set-cookie" not in answer.headers
@@ -872,9 +865,8 @@ def test_names(claims: dict[str, Any]) -> None:
         person({"sub": "ada", "groups": ["r"], **claims}, settings)
 
 
-def test_unnamed_person_is_told(room: Room) -> None:
+def test_unnamed_person_is_told(client: Any, room: Room) -> None:
     """Whose address was not verified, or whose naming claim is missing, gets a page that says so."""
-    client = room.client()
     room.fake.claims["email_verified"] = False
     refused(
         room, client, room.go_there(client), 403, "The identity provider has not verified your e-mail address."

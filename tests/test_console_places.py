@@ -14,15 +14,13 @@ from unittest.mock import Mock, patch
 import pytest
 from starlette.testclient import TestClient
 
-from mqauth import AuditFile
+from mqauth import AuditFile, ConfigurationError, KeySet, Reason
 from mqauth.console import Backend, Tokens, application
 from mqauth.console.display import body
-from mqauth.errors import ConfigurationError, Reason
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.review import ALL, Index
 from mqauth.review import session as trails
 from mqauth.testing import FakeClock, Forge
-from mqauth.wire.keys import KeySet
 from tests.conftest import rabbitmq_message
 from tests.test_console import HOST, REVIEW, TOKENS, Room, bodies, csrf, mark_of, post
 
@@ -69,7 +67,6 @@ def test_the_chosen_rows_are_checked_again(room: Room) -> None:
     shown = client.get(led).text
     assert "0 of 2 dead letters" in shown
     back = re.search(r'href="(/letters\?marks=[^"]+)"', shown)
-    assert back is not None
     assert bodies(client.get(html.unescape(back[1])).text) == chosen
 
 
@@ -167,7 +164,6 @@ def test_refresh_of_all_leaves_one_at_work_alone(house: House) -> None:
     shop, abroad = house.rooms.values()
     for room in (shop, abroad):
         room.send(*room.late(1))
-    assert shop.backend.job is not None
     before, shop.backend.job.running = (shop.backend.job, abroad.backend.job), True
     client = house.client()
     assert client.post("/refresh", data={"csrf": csrf(client)}).headers["location"] == "/"
@@ -216,7 +212,6 @@ def test_json_is_shown_first() -> None:
 def error_of(page: str) -> str:
     """Return the id on a page of an error."""
     found = re.search(r"Error <code>([0-9a-f]{12})</code>", page)
-    assert found is not None
     return found[1]
 
 
@@ -312,7 +307,6 @@ def test_the_balance_says_as_of_when(room: Room, clock: FakeClock, tmp_path: Pat
     post(client, "/account")
     room.wait()
     ledger = room.backend.ledger
-    assert ledger is not None
     assert ledger.difference == 0
     assert f"As of {client.get('/').text.split('as of ')[1][:16]}" in client.get("/account").text
     later = json.loads(path.read_bytes().splitlines()[0]) | {
@@ -322,7 +316,6 @@ def test_the_balance_says_as_of_when(room: Room, clock: FakeClock, tmp_path: Pat
     path.write_bytes(path.read_bytes() + json.dumps(later).encode() + b"\n")
     post(client, "/account")
     room.wait()
-    assert room.backend.ledger is not None
     assert (room.backend.ledger.rejected, room.backend.ledger.difference) == (2, 0)
 
 
@@ -335,5 +328,4 @@ def test_the_balance_counts_the_letters_of_all_queues(house: House, tmp_path: Pa
     shop.backend.files = (*shop.backend.files, *abroad.backend.files)
     shop.backend.account("ada")
     shop.wait()
-    assert shop.backend.ledger is not None
     assert (shop.backend.ledger.open, shop.backend.ledger.difference) == (4, 0)

@@ -8,41 +8,17 @@ from mqauth.testing.contract import BatchContract, BrokerContract
 from mqauth.testing.stage import MemoryStage, Stage
 
 
-class TestMemoryLikeKafka(BrokerContract):
-    """The memory broker under a Kafka destination."""
-
-    @pytest.fixture
-    def stage(self) -> Iterator[Stage]:
-        stage = MemoryStage("kafka:orders")
-        yield stage
-        stage.close()
+@pytest.fixture(params=["kafka:orders", "rabbitmq:shop/orders.created"])
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """Yield a fresh stage under a destination of each kind."""
+    stage = MemoryStage(request.param)
+    yield stage
+    stage.close()
 
 
-class TestMemoryLikeRabbitMQ(BrokerContract):
-    """The memory broker under a RabbitMQ destination."""
-
-    @pytest.fixture
-    def stage(self) -> Iterator[Stage]:
-        stage = MemoryStage("rabbitmq:shop/orders.created")
-        yield stage
-        stage.close()
+class TestMemory(BrokerContract):
+    """The memory broker."""
 
 
-class TestMemoryInBatchesLikeKafka(BatchContract):
-    """The memory broker under a Kafka destination, with batch tokens."""
-
-    @pytest.fixture
-    def stage(self) -> Iterator[Stage]:
-        stage = MemoryStage("kafka:orders")
-        yield stage
-        stage.close()
-
-
-class TestMemoryInBatchesLikeRabbitMQ(BatchContract):
-    """The memory broker under a RabbitMQ destination, with batch tokens."""
-
-    @pytest.fixture
-    def stage(self) -> Iterator[Stage]:
-        stage = MemoryStage("rabbitmq:shop/orders.created")
-        yield stage
-        stage.close()
+class TestMemoryInBatches(BatchContract):
+    """The memory broker, with batch tokens."""

@@ -9,21 +9,12 @@ from tests.kit.delivery_stage import QueueStage
 from tests.simulation.contract_stage import simulated_stage
 
 
+@pytest.mark.parametrize("coalesce_acks", [True, False], ids=["coalesced acks", "single acks"])
 class TestQueueSimulated(QueueDeliveryContract):
-    """Every promise."""
+    """Every promise, also where each message is acked by itself."""
 
     @pytest.fixture
-    def stage(self) -> Iterator[QueueStage]:
+    def stage(self, coalesce_acks: bool) -> Iterator[QueueStage]:
         """Yield a fresh stage."""
-        with simulated_stage() as stage:
-            yield stage
-
-
-class TestQueueSimulatedWithSingleAcks(QueueDeliveryContract):
-    """Every promise, where each message is acked by itself."""
-
-    @pytest.fixture
-    def stage(self) -> Iterator[QueueStage]:
-        """Yield a fresh stage."""
-        with simulated_stage(coalesce_acks=False) as stage:
+        with simulated_stage(coalesce_acks=coalesce_acks) as stage:
             yield stage

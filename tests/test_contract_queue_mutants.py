@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.audit.file import AuditFile
+from mqauth import AuditFile, Reason, Unavailable
 from mqauth.brokers.queue.client import Acks
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.queue.processor import LeaseRenewal, Processor, StartedDelivery
@@ -23,7 +23,6 @@ from mqauth.delivery.hold import Hold
 from mqauth.delivery.progress import Progress
 from mqauth.delivery.queue_work import QueueWork
 from mqauth.delivery.slot import DeliveryTags, Slot
-from mqauth.errors import Reason, Unavailable
 from mqauth.flow import arun
 from tests.kit.delivery_contract_queue import QueueDeliveryContract, QueuePlay
 from tests.simulation.contract_stage import simulated_stage

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from mqauth.errors import Reason, Rejection
+from mqauth import Message, Origin, Reason, Rejection
 from mqauth.letters import dead_letter as deadletter
 from mqauth.letters.dead_letter import MAX_HEADERS, DeadLetter, content_digest, letter_id
 from mqauth.wire import base64url
 from mqauth.wire import json_form as jsonform
 from mqauth.wire import strict_json as strictjson
-from mqauth.wire.message import Message, Origin
 
 Maker = Callable[..., Message]
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 import pytest
 
 from mqauth.delivery.hold import HeldDelivery, Hold
-from mqauth.errors import Cause, Reason
+from mqauth.delivery.queue_work import QueueLeases
+from mqauth.delivery.slot import RoundTripQueue, Slot
+from mqauth.delivery.window import OUTAGE_AFTER, Window
+from mqauth.errors import Cause, Reason, Rejection, StaleDelivery
 from mqauth.judging.pipeline import Step
 from mqauth.testing import FakeClock
-from tests.delivery_parts import ACCEPTED, Said, deferred, held, hold
+from tests.delivery_parts import ACCEPTED, Said, deferred, delivery, held, hold
 
 ALL, ONE = Cause.REPLAY_STORE_UNAVAILABLE, Cause.HANDLER_DEFERRED
 
@@ -19,14 +25,18 @@ def put(holding: Hold, found: HeldDelivery) -> HeldDelivery:
     return found
 
 
+def held_since_now(cause: Cause, step: Step = Step.JUDGE, **settings: Any) -> tuple[FakeClock, Hold, HeldDelivery]:
+    """Return a clock, what holds, and a delivery that was received and is held from now on."""
+    clock = FakeClock()
+    holding, found = hold(clock), held(cause, step, **settings)
+    found.slot.received = clock.monotonic()
+    return clock, holding, put(holding, found)
+
+
 @pytest.mark.parametrize(("cause", "seconds"), [(ALL, 60), (ONE, 1620)])
 def test_for_how_long(cause: Cause, seconds: float) -> None:
     """A cause of all ends it after a minute, one's own a tenth before the broker's timeout."""
-    clock = FakeClock()
-    holding = hold(clock)
-    found = held(cause)
-    found.slot.received = clock.monotonic()
-    put(holding, found)
+    clock, holding, found = held_since_now(cause)
     clock.advance(seconds - 1)
     assert not holding.is_over(found)
     clock.advance(1)
@@ -35,10 +45,7 @@ def test_for_how_long(cause: Cause, seconds: float) -> None:
 
 def test_the_minute_counts_from_the_cause_of_all() -> None:
     """What waited for its own cause before has a minute yet, and again a minute after it did so in between."""
-    clock = FakeClock()
-    holding = hold(clock)
-    found = put(holding, held(ONE))
-    found.slot.received = clock.monotonic()
+    clock, holding, found = held_since_now(ONE)
     for cause in (ALL, ONE, ALL):
         clock.advance(50)
         holding.attempted(found, deferred(cause))
@@ -51,11 +58,7 @@ def test_the_minute_counts_from_the_cause_of_all() -> None:
 
 def test_the_minute_does_not_reach_past_the_timeout() -> None:
     """What begins to wait for a cause of all shortly before the broker's timeout goes back in time."""
-    clock = FakeClock()
-    holding = hold(clock)
-    found = held(ONE)
-    found.slot.received = clock.monotonic()
-    put(holding, found)
+    clock, holding, found = held_since_now(ONE)
     clock.advance(1610)
     holding.attempted(found, deferred(ALL))
     assert not holding.is_over(found)
@@ -94,11 +97,8 @@ def test_a_suspension_sends_back(returned: int, *, stays: bool, over: bool) -> N
 @pytest.mark.parametrize("step", [Step.CONFIRM, Step.RELEASE])
 def test_a_claim_is_ended_though_the_channel_ended(step: Step) -> None:
     """Beyond the minute and in a suspended queue: else it would bar others until its lease is over."""
-    clock, said = FakeClock(), Said()
-    holding = hold(clock)
-    found = held(ALL, step, said=said)
-    found.slot.received = clock.monotonic()
-    put(holding, found)
+    said = Said()
+    clock, holding, found = held_since_now(ALL, step, said=said)
     holding.suspended = said.is_ended = True
     clock.advance(1619)
     assert (holding.is_over(found), holding.yields(found)) == (False, False)
@@ -132,7 +132,6 @@ def test_what_is_given_up_is_rejected() -> None:
     found = put(holding, held(ONE))
     holding.attempted(found, deferred(ONE)._replace(detail="database"))
     found.give_up(now=90)
-    assert found.delivery.rejection is not None
     assert found.delivery.rejection.reason is Reason.HANDLER_FAILED
     assert found.delivery.rejection.detail == "put off 2 times in its last delivery, in all for 90 s: database"
 
@@ -166,3 +165,141 @@ def test_what_became_of_it() -> None:
     assert (found.goes_back, found.outcome.cause) == (False, ALL)
     holding.take(found)
     assert (len(holding), holding.longest, holding.by_cause()) == (0, None, {})
+
+
+# Whose a delivery is, and when its verdict may be recorded.
+
+
+TIME_DEPENDENT = Rejection(Reason.REPLAYED, "seen")
+OF_THE_BYTES = Rejection(Reason.SIGNATURE_INVALID, "no")
+
+
+def test_nothing_is_done_for_what_is_not_ours() -> None:
+    """A delivery whose channel ended, or that was given back, takes no step more."""
+    said = Said()
+    for end in (lambda _: setattr(said, "is_ended", True), Slot.given_back):
+        said.is_ended = False
+        slot = Slot(None, said, 0)
+        assert slot.unproven(delivery()) is None
+        end(slot)
+        assert not slot.is_ours
+        with pytest.raises(StaleDelivery):
+            slot.unproven(delivery())
+
+
+@pytest.mark.parametrize(
+    ("rejection", "step", "waits"),
+    [
+        (TIME_DEPENDENT, Step.RECORD, True),
+        (TIME_DEPENDENT, Step.BURY, False),
+        (OF_THE_BYTES, Step.RECORD, False),
+        (None, Step.HANDLE, False),
+    ],
+)
+def test_what_waits_for_an_answer(rejection: Rejection | None, step: Step, *, waits: bool) -> None:
+    """Only what another moment would decide otherwise, and only before it is recorded."""
+    found = delivery(step)
+    found.rejection = rejection
+    assert (Slot(None, Said(), 0).unproven(found) is rejection) is (waits or rejection is None)
+
+
+def test_an_answer_proves_one_verdict() -> None:
+    """What was proven is recorded without a second question; another verdict of it is asked for anew."""
+    slot, found = Slot(None, Said(), 0), delivery(Step.RECORD)
+    found.rejection = TIME_DEPENDENT
+    slot.answered(TIME_DEPENDENT, lives=True)
+    assert slot.unproven(found) is None
+    found.rejection = Rejection(Reason.EXPIRED, "late")
+    assert slot.unproven(found) is found.rejection
+
+
+@pytest.mark.parametrize(("lives", "ended"), [(False, False), (True, True)])
+def test_without_an_answer_it_is_not_ours(*, lives: bool, ended: bool) -> None:
+    """Neither where the channel did not answer, nor where it ended meanwhile."""
+    slot = Slot(None, Said(is_ended=ended), 0)
+    with pytest.raises(StaleDelivery):
+        slot.answered(TIME_DEPENDENT, lives=lives)
+    assert not slot.is_ours
+
+
+@pytest.mark.parametrize(
+    ("limit", "returned", "last"), [(20, 19, False), (20, 20, True), (-1, 99, False), (0, 0, True)]
+)
+def test_which_delivery_is_the_last(limit: int, returned: int, *, last: bool) -> None:
+    """The one whose return would pass the limit, where there is one."""
+    assert Slot(None, Said(returned=returned), 0, limit).is_last is last
+
+
+def test_one_question_answers_all_who_waited_when_it_was_asked() -> None:
+    """Who comes while a question is under way waits for the next; a flood of them is one more question."""
+    questions = RoundTripQueue[int]()
+    assert questions.add(1)
+    assert not questions.add(2)
+    assert questions.ask()
+    assert not any(questions.add(later) for later in range(3, 1000))
+    assert questions.answered() == [1, 2]
+    assert questions.ask()
+    assert questions.answered() == list(range(3, 1000))
+    assert not questions.ask()
+    assert questions.add(1000)
+
+
+def test_claims_are_renewed_after_a_third() -> None:
+    """From then on at each look, while the handler runs; one that is another's is left alone."""
+    tended, running, judged = QueueLeases(60), delivery(Step.HANDLE), delivery(Step.CONFIRM)
+    tended.add(running, since=1)
+    tended.add(judged, since=0)
+    assert tended.due(20) == []
+    assert tended.due(21) == [running]
+    assert tended.due(40) == [running]
+    tended.lost(running)
+    assert tended.due(60) == []
+    tended.remove(judged)
+    assert not tended
+
+
+def test_claims_end_while_they_are_looked_at() -> None:
+    """A thread of a worker may end a delivery amid a look."""
+    tended, ends, runs = QueueLeases(60), delivery(Step.HANDLE), delivery(Step.HANDLE)
+
+    class Ending(float):
+        """Seconds at whose comparison a thread does so."""
+
+        def __le__(self, other: float) -> bool:
+            tended.remove(ends)
+            return float(self) <= other
+
+    tended.add(ends, since=Ending(0))
+    tended.add(runs, since=Ending(0))
+    assert tended.due(60) == [ends, runs]
+    assert tended.due(60) == [runs]
+
+
+# Since when a consumer does not consume, and how it is told.
+
+
+def test_long(caplog: pytest.LogCaptureFixture) -> None:
+    """Not consuming is a cause after a minute, with the last error, until it consumes again."""
+    clock = FakeClock()
+    window = Window("billing", clock, hold(clock), 10)
+
+    def told() -> tuple[Cause | None, float | None, str | None]:
+        health = window.health(in_flight=0, unsettled=0, blocked=False)
+        return health.cause, health.stalled_since, health.detail
+
+    clock.advance(OUTAGE_AFTER)
+    assert told() == (None, None, None)
+    window.begins()
+    began = clock.now()
+    clock.advance(OUTAGE_AFTER - 1)
+    assert (window.is_out, told()) == (True, (None, None, None))
+    clock.advance(1)
+    assert told() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: the connection is down")
+    with caplog.at_level(logging.WARNING, "mqauth.delivery"):
+        window.cannot(ConnectionError("no queue 'billing'"))
+    assert told() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: no queue 'billing'")
+    assert "cannot consume billing now, trying again: no queue 'billing'" in caplog.text
+    window.cannot(TimeoutError())
+    assert told() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: TimeoutError")
+    window.consumes("tag")
+    assert (window.is_out, told()) == (False, (None, None, None))

@@ -7,15 +7,12 @@ from typing import Any, cast
 
 import pytest
 
-from mqauth.errors import Reason, Rejection
+from mqauth import Allow, MemoryReplayStore, Origin, Reason, Rejection
 from mqauth.judging import details
 from mqauth.judging.details import explain
-from mqauth.judging.policy import Allow
-from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, ReplayStore, first_seen
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock
 from mqauth.testing.token_attacks import honest_message
-from mqauth.wire.message import Origin
 
 World = Any
 SECRET_SIDE = {

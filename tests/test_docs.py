@@ -15,10 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from integration.documentation import ROOT, Block, Reader, blocks, matches, pages
-from mqauth import Cause, Message, Reason
+from mqauth import Cause, Message, Reason, Rejection, Verifier
 from mqauth.cli.app import app
-from mqauth.errors import Rejection
-from mqauth.judging.verifier import Verifier
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.batchattacks import PROOF_ATTACKS
 from mqauth.testing.batchforge import forge_batch

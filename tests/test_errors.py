@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mqauth import errors
-from mqauth.errors import (
-    Cause,
-    MqauthError,
-    Reason,
-    Rejection,
-    RejectNow,
-    RetryLater,
-    Unavailable,
-)
+from mqauth import Cause, MqauthError, Reason, Rejection, RejectNow, RetryLater, Unavailable, errors
 
 REASONS = [
     "token_missing",

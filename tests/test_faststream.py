@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -135,10 +135,24 @@ class Service:
         async with TestRabbitBroker(self.broker):
             yield subscriber.process_message
 
+    async def deliver(self, message: Message, error: Any = None, match: str | None = None) -> Channel:
+        """Deliver a message, where an error is named to an end by that one; return its channel."""
+        native, channel = delivered(message)
+        async with self.running() as deliver:
+            with pytest.raises(error, match=match) if error else nullcontext():
+                await deliver(native)
+        return channel
+
     @property
     def reasons(self) -> list[Reason]:
         """Why messages were dead-lettered."""
         return [letter.rejection.reason for letter in self.letters.found]
+
+
+@pytest.fixture
+def service(audit: AuditFile) -> Service:
+    """A protected broker."""
+    return Service(audit)
 
 
 def forgery(service: Service) -> Message:
@@ -154,10 +168,9 @@ def forgery(service: Service) -> Message:
     ],
 )
 async def test_rejected_reaches_nothing_of_the_application(
-    audit: AuditFile, message: Callable[[Service], Message], reason: Reason
+    service: Service, message: Callable[[Service], Message], reason: Reason
 ) -> None:
     """What is rejected is dead-lettered and acked before any parser, filter, decoder or handler sees it."""
-    service = Service(audit)
     seen: list[Any] = []
 
     async def look(found: Any, original: Any = None) -> Any:
@@ -169,25 +182,22 @@ async def test_rejected_reaches_nothing_of_the_application(
         return True
 
     service.broker.subscriber("orders", parser=look, decoder=look)(filter=choose)(seen.append)
-    native, channel = delivered(message(service))
-    async with service.running() as deliver:
-        with pytest.raises(NotHandledError, match=f"not handled: rejected: {reason.value}"):
-            await deliver(native)
+    channel = await service.deliver(
+        message(service), NotHandledError, match=f"not handled: rejected: {reason.value}"
+    )
     assert (seen, service.reasons, channel.settled) == ([], [reason], ["ack"])
 
 
-async def test_a_consumer_with_a_hole_does_not_start(audit: AuditFile, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_consumer_with_a_hole_does_not_start(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker whose pipeline lets an unsigned message in is not started."""
-    service = Service(audit)
     service.subscribe()
     monkeypatch.setattr("mqauth.judging.judge.Judge.prepare", lambda *_: None)
     with pytest.raises(ConfigurationError, match="self-test: the consumer would let in"):
         await service.broker.start()
 
 
-async def test_settled_after_the_result_is_published(audit: AuditFile) -> None:
+async def test_settled_after_the_result_is_published(service: Service) -> None:
     """A result is published before its message is confirmed and acked: a crash in between loses nothing."""
-    service = Service(audit)
     message, order = service.honest(), []
     native, channel = delivered(message)
 
@@ -204,9 +214,8 @@ async def test_settled_after_the_result_is_published(audit: AuditFile) -> None:
     assert (order, channel.settled) == ([[]], ["ack"])
 
 
-async def test_handler_that_fails(audit: AuditFile) -> None:
+async def test_handler_that_fails(service: Service) -> None:
     """A handler is tried again, then its message is dead-lettered and its claim released; no result goes out."""
-    service = Service(audit)
 
     async def fail() -> None:
         service.calls.append("call")
@@ -267,9 +276,8 @@ class Down(Letters):
         raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "down")
 
 
-async def test_dead_letter_comes_before_the_ack(audit: AuditFile) -> None:
+async def test_dead_letter_comes_before_the_ack(service: Service) -> None:
     """Without a confirmed dead letter nothing is acked; a stop meanwhile gives the message back."""
-    service = Service(audit)
     service.letters = down = Down()
     service.broker = protect(RabbitBroker(), guard=service.guard, dead_letters=down)
     service.subscribe()
@@ -294,9 +302,8 @@ async def test_no_call_of_an_asynchronous_sink_is_left_on_a_thread() -> None:
         await publishing
 
 
-async def test_cancelled_handler(audit: AuditFile) -> None:
+async def test_cancelled_handler(service: Service) -> None:
     """A message whose handler is cancelled goes back with its claim released: it comes again, and is handled."""
-    service = Service(audit)
     begun = asyncio.Event()
 
     async def wait() -> None:
@@ -356,24 +363,19 @@ async def test_cancelled_confirm(audit: AuditFile) -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(), StopConsume()])
-async def test_stop_gives_back(audit: AuditFile, error: BaseException) -> None:
+async def test_stop_gives_back(service: Service, error: BaseException) -> None:
     """A handler that stops the application or its subscriber gives its message back."""
-    service = Service(audit)
 
     async def stop() -> None:
         raise error
 
     service.subscribe(stop)
-    native, channel = delivered(service.honest())
-    async with service.running() as deliver:
-        with pytest.raises(type(error)):
-            await deliver(native)
+    channel = await service.deliver(service.honest(), type(error))
     assert (channel.settled, service.reasons) == (["requeue"], [])
 
 
-async def test_cancelled_by_the_client(audit: AuditFile) -> None:
+async def test_cancelled_by_the_client(service: Service) -> None:
     """Where aiormq cancels what a handler awaits, since a connection was lost, the handler is called again."""
-    service = Service(audit)
 
     async def call() -> None:
         service.calls.append("call")
@@ -383,15 +385,12 @@ async def test_cancelled_by_the_client(audit: AuditFile) -> None:
             await lost
 
     service.subscribe(call)
-    native, channel = delivered(service.honest())
-    async with service.running() as deliver:
-        await deliver(native)
+    channel = await service.deliver(service.honest())
     assert (channel.settled, len(service.calls)) == (["ack"], 2)
 
 
-async def test_lost_channel(audit: AuditFile) -> None:
+async def test_lost_channel(service: Service) -> None:
     """A message whose channel ended while it was handled is not settled, and no replay when it comes again."""
-    service = Service(audit)
     message = service.honest()
     native, channel = delivered(message)
 
@@ -409,9 +408,8 @@ async def test_lost_channel(audit: AuditFile) -> None:
     assert (channel.settled, len(service.calls), service.reasons) == (["ack"], 1, [])
 
 
-async def test_lost_channel_before_the_verdict(audit: AuditFile) -> None:
+async def test_lost_channel_before_the_verdict(service: Service) -> None:
     """What is rejected after its channel ended is not dead-lettered: the broker delivers it again, to whomever."""
-    service = Service(audit)
     service.subscribe()
     native, channel = delivered(Message(destination=PLACE, body=b""))
     channel.is_closed = True
@@ -440,46 +438,34 @@ class Publishing(BaseMiddleware[Any, Any]):
     ],
 )
 async def test_result_that_cannot_be_published(
-    audit: AuditFile, error: Exception, settled: list[str], reasons: list[Reason]
+    service: Service, error: Exception, settled: list[str], reasons: list[Reason]
 ) -> None:
     """A message whose result meets a lost connection goes back; one whose result is refused is dead-lettered."""
-    service = Service(audit)
     service.subscribe(lambda: b"result")
     service.broker.add_middleware(type("Failing", (Publishing,), {"error": error}))
-    native, channel = delivered(service.honest(**{"reply-to": "mailbox"}))
-    async with service.running() as deliver:
-        with pytest.raises(type(error)):
-            await deliver(native)
+    channel = await service.deliver(service.honest(**{"reply-to": "mailbox"}), type(error))
     assert (channel.settled, service.reasons) == (settled, reasons)
 
 
 @pytest.mark.parametrize("error", [ValueError, FileNotFoundError])
-async def test_message_that_cannot_be_parsed(audit: AuditFile, error: type[Exception]) -> None:
+async def test_message_that_cannot_be_parsed(service: Service, error: type[Exception]) -> None:
     """A verified message that FastStream cannot parse is dead-lettered at once, whatever the parser raised."""
-    service = Service(audit)
 
     def refuse(_: Any) -> Any:
         raise error
 
     service.subscribe(parser=refuse)
-    native, channel = delivered(service.honest())
-    async with service.running() as deliver:
-        with pytest.raises(error):
-            await deliver(native)
+    channel = await service.deliver(service.honest(), error)
     assert (channel.settled, service.reasons, service.calls) == (["ack"], [Reason.HANDLER_FAILED], [])
     # not after the last of several attempts
     assert service.letters.found[0].rejection.detail == error.__name__
 
 
-async def test_pipeline_that_cannot_settle(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
+async def test_pipeline_that_cannot_settle(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     """An error of ours stops the subscriber, and its message is not settled."""
-    service = Service(audit)
     service.subscribe()
     service.guard.audit = None
-    native, channel = delivered(Message(destination=PLACE, body=b""))
-    async with service.running() as deliver:
-        with pytest.raises(StopConsume):
-            await deliver(native)
+    channel = await service.deliver(Message(destination=PLACE, body=b""), StopConsume)
     assert (channel.settled, service.calls) == ([], [])
     assert "the subscriber stops" in caplog.text
 
@@ -497,9 +483,8 @@ class Look(BaseMiddleware[Any, Any]):
 
 
 @pytest.mark.parametrize("exchange", ["", "shop"])
-async def test_published_is_signed_as_it_is_sent(audit: AuditFile, exchange: str) -> None:
+async def test_published_is_signed_as_it_is_sent(service: Service, exchange: str) -> None:
     """Body, content type and message id are final before the signature; headers added later do no harm."""
-    service = Service(audit)
     seen: list[Any] = []
     service.broker.add_middleware(type("After", (Look,), {"seen": seen}))
     handled: list[Verified] = []
@@ -518,9 +503,8 @@ async def test_published_is_signed_as_it_is_sent(audit: AuditFile, exchange: str
     assert dict(verified.native.headers)["traceparent"] == "00-1"
 
 
-async def test_request_and_reply(audit: AuditFile) -> None:
+async def test_request_and_reply(service: Service) -> None:
     """A request is signed, and its handler's result comes back."""
-    service = Service(audit)
     service.subscribe(lambda order: {"taken": order["order"]})
     async with TestRabbitBroker(service.broker):
         reply = await service.broker.request({"order": 7}, "orders")
@@ -528,9 +512,8 @@ async def test_request_and_reply(audit: AuditFile) -> None:
 
 
 @pytest.mark.parametrize("signed", [True, False])
-async def test_answer_is_verified(audit: AuditFile, signed: bool) -> None:
+async def test_answer_is_verified(service: Service, signed: bool) -> None:
     """An answer is given to whoever asked only if it is signed; else it is dead-lettered."""
-    service = Service(audit)
     service.subscribe()
     protection: Any = service.broker._mqauth  # type: ignore[attr-defined]
     found = service.honest() if signed else Message(destination=PLACE, body=b"{}")
@@ -543,9 +526,8 @@ async def test_answer_is_verified(audit: AuditFile, signed: bool) -> None:
     assert service.reasons == ([] if signed else [Reason.TOKEN_MISSING])
 
 
-async def test_one_side_alone(audit: AuditFile) -> None:
+async def test_one_side_alone(service: Service) -> None:
     """Without a signer nothing is published, without a guard nothing is consumed or asked; both are errors."""
-    service = Service(audit)
     mute = protect(RabbitBroker(), guard=service.guard, dead_letters=service.letters)
     mute.subscriber("orders")(service.calls.append)
     async with TestRabbitBroker(mute):
@@ -571,9 +553,8 @@ async def test_one_side_alone(audit: AuditFile) -> None:
         ({"queue": RabbitQueue("orders", queue_type=QueueType.STREAM, durable=True)}, "is a stream"),
     ],
 )
-async def test_subscriber_that_cannot_be_protected(audit: AuditFile, settings: Any, text: str) -> None:
+async def test_subscriber_that_cannot_be_protected(service: Service, settings: Any, text: str) -> None:
     """A broker does not start with a subscriber, of a router too, whose messages others settle."""
-    service = Service(audit)
     router = RabbitRouter(ack_policy=AckPolicy.MANUAL)
     service.broker.include_router(router)
     router.subscriber(**settings)(service.calls.append)
@@ -582,16 +563,14 @@ async def test_subscriber_that_cannot_be_protected(audit: AuditFile, settings: A
 
 
 @pytest.mark.parametrize("policy", [policy for policy in AckPolicy if policy is not AckPolicy.MANUAL])
-def test_policy_that_settles(audit: AuditFile, policy: AckPolicy) -> None:
+def test_policy_that_settles(service: Service, policy: AckPolicy) -> None:
     """A subscriber with an acknowledgement of FastStream's is refused where it is declared."""
-    service = Service(audit)
     with pytest.raises(ConfigurationError, match=r"AckPolicy\.MANUAL"):
         service.subscribe(ack_policy=policy)
 
 
-async def test_dead_letters_are_made_at_the_start(audit: AuditFile) -> None:
+async def test_dead_letters_are_made_at_the_start(service: Service) -> None:
     """A function may make the dead letters: it is called once, when the broker starts or a letter is due."""
-    service = Service(audit)
     made: list[Letters] = []
 
     async def make() -> Letters:
@@ -608,9 +587,8 @@ async def test_dead_letters_are_made_at_the_start(audit: AuditFile) -> None:
     assert (len(made), len(service.letters.found)) == (1, 2)
 
 
-async def test_a_sink_that_blocks_runs_on_a_thread(audit: AuditFile) -> None:
+async def test_a_sink_that_blocks_runs_on_a_thread(service: Service) -> None:
     """A dead-letter sink that waits for its broker does not hold the event loop."""
-    service = Service(audit)
     loops: list[bool] = []
 
     class Blocking(Letters):
@@ -622,9 +600,7 @@ async def test_a_sink_that_blocks_runs_on_a_thread(audit: AuditFile) -> None:
 
     service.broker = protect(RabbitBroker(), guard=service.guard, dead_letters=Blocking())
     service.subscribe()
-    async with service.running() as deliver:
-        with pytest.raises(NotHandledError):
-            await deliver(delivered(Message(destination=PLACE, body=b""))[0])
+    await service.deliver(Message(destination=PLACE, body=b""), NotHandledError)
     assert loops == [False]
 
 
@@ -632,9 +608,8 @@ async def test_a_sink_that_blocks_runs_on_a_thread(audit: AuditFile) -> None:
     ("name", "calls", "reasons"),
     [("ack", 1, []), ("nack", 2, []), ("reject", 1, [Reason.HANDLER_FAILED])],
 )
-async def test_handler_that_settles(audit: AuditFile, name: str, calls: int, reasons: list[Reason]) -> None:
+async def test_handler_that_settles(service: Service, name: str, calls: int, reasons: list[Reason]) -> None:
     """``message.nack()`` in a handler puts off, ``reject`` dead-letters; mqauth settles, once and at the end."""
-    service = Service(audit)
     native, channel = delivered(service.honest())
 
     async def settle(message: RabbitMessage) -> None:
@@ -666,9 +641,8 @@ class Again(BaseMiddleware[Any, Any]):
         return await call_next(cmd)
 
 
-async def test_middleware_that_calls_a_handler_again(audit: AuditFile) -> None:
+async def test_middleware_that_calls_a_handler_again(service: Service) -> None:
     """A handler that failed for good is not called again by a middleware around ours: its message has a letter."""
-    service = Service(audit)
     service.broker.insert_middleware(Again)
 
     async def fail() -> None:
@@ -676,15 +650,12 @@ async def test_middleware_that_calls_a_handler_again(audit: AuditFile) -> None:
         raise ValueError
 
     service.subscribe(fail)
-    async with service.running() as deliver:
-        with pytest.raises(NotHandledError, match="handler_failed"):
-            await deliver(delivered(service.honest())[0])
+    await service.deliver(service.honest(), NotHandledError, match="handler_failed")
     assert (len(service.calls), service.reasons) == (3, [Reason.HANDLER_FAILED])
 
 
-async def test_middleware_that_publishes_again(audit: AuditFile) -> None:
+async def test_middleware_that_publishes_again(service: Service) -> None:
     """A middleware around ours may publish its command once more: it was not changed, and is signed anew."""
-    service = Service(audit)
     tries: list[Any] = []
 
     class Fail(BaseMiddleware[Any, Any]):
@@ -702,9 +673,8 @@ async def test_middleware_that_publishes_again(audit: AuditFile) -> None:
     assert (len(tries), len(service.calls)) == (2, 1)
 
 
-async def test_result_for_another_broker_that_is_out_of_reach(audit: AuditFile) -> None:
+async def test_result_for_another_broker_that_is_out_of_reach(service: Service) -> None:
     """A message whose result meets a lost connection goes back, also where the result is of another broker."""
-    service = Service(audit)
     invoices = KafkaBroker()
     invoices.publisher("invoices")(service.broker.subscriber("orders")(lambda order: order))
     service.broker.add_middleware(type("Failing", (Publishing,), {"error": KafkaConnectionError()}))
@@ -716,21 +686,16 @@ async def test_result_for_another_broker_that_is_out_of_reach(audit: AuditFile) 
     assert (channel.settled, service.reasons) == (["requeue"], [])
 
 
-async def test_no_handler_takes_it(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_handler_takes_it(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     """A message that no filter takes is dead-lettered; FastStream does not log its token."""
-    service = Service(audit)
     service.broker.subscriber("orders")(filter=lambda _: False)(service.calls.append)
-    native, channel = delivered(service.honest())
-    async with service.running() as deliver:
-        with pytest.raises(NotHandledError, match="handler_failed"):
-            await deliver(native)
+    channel = await service.deliver(service.honest(), NotHandledError, match="handler_failed")
     assert (channel.settled, service.reasons, service.calls) == (["ack"], [Reason.HANDLER_FAILED], [])
     assert "eyJ" not in caplog.text
 
 
-async def test_subscriber_without_a_handler(audit: AuditFile) -> None:
+async def test_subscriber_without_a_handler(service: Service) -> None:
     """``get_one`` and iteration are refused before a message is taken, also while a handler runs."""
-    service = Service(audit)
 
     async def take() -> None:
         with pytest.raises(ConfigurationError, match="get_one"):
@@ -738,8 +703,7 @@ async def test_subscriber_without_a_handler(audit: AuditFile) -> None:
         service.calls.append("refused")
 
     service.subscribe(take)
-    async with service.running() as deliver:
-        await deliver(delivered(service.honest())[0])
+    await service.deliver(service.honest())
     assert service.calls == ["refused"]
 
 
@@ -755,18 +719,16 @@ def test_router_that_settles(audit: AuditFile, depth: int) -> None:
         Service(audit).broker.include_router(router)
 
 
-async def test_publishers_need_a_signer(audit: AuditFile) -> None:
+async def test_publishers_need_a_signer(service: Service) -> None:
     """Without a signer a broker with publishers does not start: every message would fail after its handler."""
-    service = Service(audit)
     broker = protect(RabbitBroker(), guard=service.guard, dead_letters=service.letters)
     broker.publisher("invoices")(broker.subscriber("orders")(service.calls.append))
     with pytest.raises(ConfigurationError, match="publishers need signer="):
         await broker.start()
 
 
-async def test_dead_letters_are_made_at_every_start(audit: AuditFile) -> None:
+async def test_dead_letters_are_made_at_every_start(service: Service) -> None:
     """Where a broker starts again, its dead letters are made anew: they may have been on its connection."""
-    service = Service(audit)
     made: list[Letters] = []
 
     def make() -> Letters:
@@ -780,9 +742,8 @@ async def test_dead_letters_are_made_at_every_start(audit: AuditFile) -> None:
     assert len(made) == 2
 
 
-def test_protect_refuses(audit: AuditFile) -> None:
+def test_protect_refuses(service: Service) -> None:
     """What cannot be protected is refused at once."""
-    service = Service(audit)
     late = RabbitBroker()
     late.subscriber("orders")(service.calls.append)
     blind = Pipeline(
@@ -801,9 +762,8 @@ def test_protect_refuses(audit: AuditFile) -> None:
             protect(broker, **settings)
 
 
-def test_page_says_what_is_signed(audit: AuditFile) -> None:
+def test_page_says_what_is_signed(service: Service) -> None:
     """The AsyncAPI page says of each channel that it is signed, after what the handler's docstring says."""
-    service = Service(audit)
 
     @service.broker.publisher("invoices")
     @service.broker.subscriber("orders")
@@ -882,10 +842,7 @@ async def test_second_handler_that_fails(audit: AuditFile) -> None:
         calls.append(message)
         raise ValueError
 
-    native, channel = delivered(Message(destination=PLACE, body=b"{}"))
-    async with service.running() as deliver:
-        with pytest.raises(NotHandledError):
-            await deliver(native)
+    channel = await service.deliver(Message(destination=PLACE, body=b"{}"), NotHandledError)
     assert len(calls) > 1
     assert (service.reasons, channel.settled) == ([Reason.HANDLER_FAILED], ["ack"])
 
@@ -916,8 +873,7 @@ async def test_kind_of_exemption(audit: AuditFile) -> None:
 
     orders.calls.reverse()
     beating = Message(destination=PLACE, body=b"beat", properties={"type": "heartbeat"})
-    async with service.running() as deliver:
-        await deliver(delivered(beating)[0])
+    await service.deliver(beating)
     assert service.calls == [b"beat"]
 
 

@@ -7,7 +7,7 @@ import importlib
 import struct
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -209,6 +209,12 @@ class Service:
             finally:
                 subscriber.consumer = None
 
+    async def deliver(self, message: Message, error: Any = None, match: str | None = None) -> None:
+        """Deliver one message, where an error is named to an end by that one."""
+        async with self.running() as deliver:
+            with pytest.raises(error, match=match) if error else nullcontext():
+                await deliver(message)
+
     def begin(self, subscriber: Any) -> None:
         """Have the partition begun, as after a start that was committed."""
         positions = self.broker._mqauth.processor(subscriber).positions
@@ -268,9 +274,7 @@ async def test_lost_partition(service: Service) -> None:
     """What is rejected after its partition was lost is neither dead-lettered nor committed."""
     service.subscribe()
     service.client.inner.ours = []
-    async with service.running() as deliver:
-        with pytest.raises(NotHandledError, match="no longer ours"):
-            await deliver(Message(destination=PLACE, body=b""))
+    await service.deliver(Message(destination=PLACE, body=b""), NotHandledError, match="no longer ours")
     assert (service.client.inner.calls, service.reasons) == ([], [])
 
 
@@ -281,8 +285,7 @@ async def test_lost_while_handled(service: Service) -> None:
         service.client.inner.lose()
 
     service.subscribe(lose)
-    async with service.running() as deliver:
-        await deliver(service.honest())
+    await service.deliver(service.honest())
     assert service.client.inner.calls == []
 
 
@@ -306,8 +309,7 @@ async def test_looked_at_while_handled(audit: AuditFile, signal: Exception | Non
     service.subscribe(look)
     (subscriber,) = service.broker.subscribers
     try:
-        async with service.running() as deliver:
-            await deliver(service.honest())
+        await service.deliver(service.honest())
     finally:
         answers.set()
         await asyncio.gather(*looks)
@@ -321,8 +323,7 @@ async def test_given_back_after_the_stop(service: Service) -> None:
     (subscriber,) = service.broker.subscribers
     records: Any = service.broker._mqauth.processor(subscriber)._records
     native = service.client.record(service.honest(), 7)
-    async with service.running() as deliver:
-        await deliver(service.honest())
+    await service.deliver(service.honest())
     subscriber.running = False
     assert not await records.requeue(native)
     assert service.client.inner.calls == [("commit", 8)]
@@ -379,9 +380,7 @@ async def test_stop(service: Service) -> None:
         raise StopConsume
 
     service.subscribe(stop)
-    async with service.running() as deliver:
-        with pytest.raises(StopConsume):
-            await deliver(service.honest())
+    await service.deliver(service.honest(), StopConsume)
     assert service.client.inner.calls == [("seek", 7)]
 
 

@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
 
 from integration.scale import nightly
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth import Cause, ConfigurationError, Message, Pipeline, Unavailable
 from mqauth.flow import run
-from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.selftest import at_start
 from mqauth.replay.rules import ClaimRequest
 from mqauth.stores import sqlite_file
@@ -43,7 +42,6 @@ from mqauth.testing.store_contract import (
     sibling,
     wish,
 )
-from mqauth.wire.message import Message
 from tests.kit.store_machine import machine
 
 STEPS = settings(max_examples=nightly(100, otherwise=20), stateful_step_count=40, deadline=None)

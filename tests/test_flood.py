@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 
-from mqauth.audit.misuse import Alert, Detector, Thresholds
+from mqauth import Alert, CallableSink, ConfigurationError, Detector, FloodGate, MisuseWatch, Thresholds
 from mqauth.audit.record import AuditRecord
-from mqauth.audit.sinks import CallableSink, FloodGate, MisuseWatch
-from mqauth.errors import ConfigurationError
 from mqauth.wire import strict_json as strictjson
+from tests.conftest import audit_record
 
 
 class Sink:
@@ -26,69 +26,57 @@ class Sink:
 
 def record(number: int = 0, *, verdict: str = "rejected", kid: str = "k", at: float = 0.0) -> AuditRecord:
     """Return a record of a forgery."""
-    return AuditRecord(
-        id=f"id-{number}", time=1_900_000_000.0 + at, verdict=verdict, reason="signature_invalid", detail="why",
-        scope="billing", broker={"destination": "kafka:orders"}, token={"claimed": {"kid": kid}},
-        body_sha256="00", body_size=1, key_set="v", policy="p", dead_letter=f"dead-{number}", instance="me",
+    return audit_record(
+        number, time=1_900_000_000.0 + at, verdict=verdict, reason="signature_invalid", body_sha256="00",
+        body_size=1, broker={"destination": "kafka:orders"}, token={"claimed": {"kid": kid}}, key_set="v",
+        policy="p", dead_letter=f"dead-{number}",
     )  # fmt: skip
+
+
+def gated(threshold: int, records: Iterable[AuditRecord]) -> list[AuditRecord]:
+    """Return what a gate lets through to its sink."""
+    sink = Sink()
+    gate = FloodGate(sink, threshold)
+    for each in records:
+        gate.write(each)
+    return sink.records
+
+
+@pytest.mark.parametrize(
+    ("threshold", "records", "whole"),
+    [
+        pytest.param(5, (record(n, kid="k" if n < 20 else "other") for n in range(21)), [*range(5), 20],
+                     id="a flood under one kid leaves another kid's records whole"),
+        pytest.param(5, (record(number, kid=f"random-{number}") for number in range(200)), range(50),
+                     id="a flood under a new kid each time loses its detail after ten times the threshold"),
+        pytest.param(5, (replace(record(n, kid=f"k{n}"), broker={"destination": f"rabbitmq:shop/{n}"})
+                         for n in range(1000)), range(500),
+                     id="with a new kid and routing key each time, after a hundred times the threshold"),
+        pytest.param(1, (record(at=at) for at in (0, 1, 61)), [0, 2],
+                     id="what was a flood a minute ago is told whole again"),
+        pytest.param(1, (record(verdict="accepted") for _ in range(3)), range(3),
+                     id="accepted verdicts are no flood"),
+    ],
+)  # fmt: skip
+def test_how_many_are_told_whole(threshold: int, records: Iterable[AuditRecord], whole: Iterable[int]) -> None:
+    """Kinds of records do not flood each other, and a kind is one flood for a minute, whatever it varies."""
+    found = gated(threshold, records)
+    assert [number for number, each in enumerate(found) if each.detail == "why"] == list(whole)
 
 
 def test_facts_are_never_dropped() -> None:
     """Every rejection of a flood leaves a record with its own id and dead letter."""
-    sink = Sink()
-    gate = FloodGate(sink, 5)
-    for number in range(100):
-        gate.write(record(number))
-    assert [found.dead_letter for found in sink.records] == [f"dead-{number}" for number in range(100)]
-    assert {found.reason for found in sink.records} == {"signature_invalid"}
+    records = gated(5, map(record, range(100)))
+    assert [found.dead_letter for found in records] == [f"dead-{number}" for number in range(100)]
+    assert {found.reason for found in records} == {"signature_invalid"}
 
 
 def test_detail_goes_after_the_threshold() -> None:
     """The first records of a flood are whole; the rest say only that, and the how-many-eth they are."""
-    sink = Sink()
-    gate = FloodGate(sink, 5)
-    for number in range(8):
-        gate.write(record(number))
-    assert [found.extra.get("flood") for found in sink.records] == [None] * 5 + [6, 7, 8]
-    assert (sink.records[4].detail, sink.records[5].detail) == ("why", None)
-    assert (sink.records[5].token, sink.records[5].broker) == ({}, {})
-
-
-def test_kinds_do_not_flood_each_other() -> None:
-    """A flood under one kid leaves another kid's records whole."""
-    sink = Sink()
-    gate = FloodGate(sink, 5)
-    for number in range(20):
-        gate.write(record(number))
-    gate.write(record(21, kid="other"))
-    assert sink.records[-1].detail == "why"
-
-
-def test_random_kids_are_one_flood() -> None:
-    """A flood under a new kid each time loses its detail after ten times the threshold."""
-    sink = Sink()
-    gate = FloodGate(sink, 5)
-    for number in range(200):
-        gate.write(record(number, kid=f"random-{number}"))
-    assert [found.detail for found in sink.records].count("why") == 50
-
-
-def test_a_minute_later_detail_is_back() -> None:
-    """What was a flood a minute ago is told whole again."""
-    sink = Sink()
-    gate = FloodGate(sink, 1)
-    for at in (0, 1, 61):
-        gate.write(record(at=at))
-    assert [found.detail for found in sink.records] == ["why", None, "why"]
-
-
-def test_other_verdicts_pass_whole() -> None:
-    """Accepted verdicts and alerts are no flood."""
-    sink = Sink()
-    gate = FloodGate(sink, 1)
-    for _ in range(3):
-        gate.write(record(verdict="accepted"))
-    assert [found.detail for found in sink.records] == ["why"] * 3
+    records = gated(5, map(record, range(8)))
+    assert [found.extra.get("flood") for found in records] == [None] * 5 + [6, 7, 8]
+    assert (records[4].detail, records[5].detail) == ("why", None)
+    assert (records[5].token, records[5].broker) == ({}, {})
 
 
 def test_detectors_see_what_the_gate_drops() -> None:
@@ -104,17 +92,6 @@ def test_threshold_is_positive() -> None:
     """A threshold of nothing is refused."""
     with pytest.raises(ConfigurationError):
         FloodGate(Sink(), 0)
-
-
-def test_random_destinations_are_one_flood() -> None:
-    """A flood under a new kid and routing key each time loses its detail after a hundred times the threshold."""
-    sink = Sink()
-    gate = FloodGate(sink, 5)
-    for number in range(1000):
-        gate.write(
-            replace(record(number, kid=f"random-{number}"), broker={"destination": f"rabbitmq:shop/{number}"})
-        )
-    assert [found.detail for found in sink.records].count("why") == 500
 
 
 def test_what_was_not_written_does_not_count() -> None:
@@ -149,11 +126,8 @@ def test_asynchronous_sink_counts_too() -> None:
 
 def test_flooded_record_is_small() -> None:
     """A record of a flood is under half a kilobyte, whatever the sender wrote."""
-    sink = Sink()
-    gate = FloodGate(sink, 1)
-    for number in range(2):
-        gate.write(replace(record(number, kid="k" * 256), detail="x" * 256, broker={"destination": "d" * 256}))
-    assert len(strictjson.dumps(sink.records[1].as_dict())) < 512
+    large = replace(record(kid="k" * 256), detail="x" * 256, broker={"destination": "d" * 256})
+    assert len(strictjson.dumps(gated(1, [large] * 2)[1].as_dict())) < 512
 
 
 def _refuse(_record: AuditRecord) -> None:

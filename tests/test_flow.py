@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 
-from mqauth import flow
-from mqauth.errors import ConfigurationError, RejectNow, RetryLater
+from mqauth import ConfigurationError, Pipeline, RejectNow, RetryLater, flow
 from mqauth.flow import Attempts, ColourError, Flow
 from mqauth.judging.delivery import Delivery, Step
-from mqauth.judging.pipeline import Pipeline
 from mqauth.testing.token_attacks import honest_message
 
 Runner = Callable[[Flow[Any]], Any]

@@ -19,16 +19,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from mqauth import Cause, Outcome, Verdict
 from mqauth.brokers.event_loop import LoopBeat
 from mqauth.cli.app import app, run
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.health import Counts, Health, LogHealth, QueueHealth, State, told_of
 from mqauth.delivery.hold import Hold
 from mqauth.delivery.window import Window
-from mqauth.errors import Cause
-from mqauth.judging.delivery import Outcome
 from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
-from mqauth.judging.unverified import Verdict
 from mqauth.keystore import Keystore
 from mqauth.telemetry.prometheus import Endpoint
 from mqauth.testing import FakeClock
@@ -230,7 +228,6 @@ def test_a_key_server_can_be_asked(
         "--json",
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
         told = json.loads(process.stdout.readline())
         if not fine:
             (tmp_path / "keys").rename(tmp_path / "gone")

@@ -14,16 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth import JWKS, Cause, ConfigurationError, IdentityKey, Signer, Unavailable
 from mqauth.http.connection import FetchFailed
 from mqauth.keystore.identity import renewal
-from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.keystore.identity.renewal import Grant, Moment, Renewal
 from mqauth.keystore.identity.request import Refused, TokenFile
-from mqauth.keystore.remote.jwks import JWKS
 from mqauth.keystore.remote.refresher import ThreadRefresher
 from mqauth.keystore.remote.rules import Answer
-from mqauth.signer import Signer
 from mqauth.testing import FakeClock
 from mqauth.testing.identity import OTHER_WORKLOAD, TRUST_DOMAIN, WORKLOAD, WITSigner
 from mqauth.testing.token_attacks import honest_message
@@ -50,6 +47,12 @@ GRANT = grant()
 def later(seconds: float, stepped: float = 0) -> Moment:
     """Return a moment after ``NOW``, the wall clock of which was stepped besides."""
     return Moment(NOW.monotonic + seconds, NOW.wall + seconds + stepped)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    """A key that is renewed, and its authority."""
+    return Bench()
 
 
 @given(JITTER, st.integers(300, 86_400), st.data())
@@ -224,17 +227,15 @@ def why(key: IdentityKey) -> str:
     return caught.value.detail
 
 
-def test_the_first_use_asks() -> None:
+def test_the_first_use_asks(bench: Bench) -> None:
     """Nothing is asked before the first use, and one request serves every token after it."""
-    bench = Bench()
     assert bench.asked == 0
     keys = {bench.key.signing_key() for _ in range(3)}
     assert (len(keys), bench.asked) == (1, 1)
 
 
-def test_each_identity_has_a_fresh_key() -> None:
+def test_each_identity_has_a_fresh_key(bench: Bench) -> None:
     """At half its life the identity is another one, of another key; one before is not asked for again."""
-    bench = Bench()
     first = bench.key.signing_key()
     bench.tick(1799)
     assert bench.key.signing_key() is first
@@ -244,9 +245,8 @@ def test_each_identity_has_a_fresh_key() -> None:
     assert bench.key.health().expires_in == 3600
 
 
-def test_an_outage_changes_nothing_until_the_identity_ends() -> None:
+def test_an_outage_changes_nothing_until_the_identity_ends(bench: Bench) -> None:
     """For 28 minutes of an outage messages are signed; then nothing is, and the error names the host."""
-    bench = Bench()
     signer = bench.signer(lifetime=60)
     bench.answer = FetchFailed("out of reach: Connection refused")
     bench.tick(1800)
@@ -266,9 +266,8 @@ def test_an_outage_changes_nothing_until_the_identity_ends() -> None:
     assert bench.key.health().state == "fresh"
 
 
-def test_requests_that_fail_follow_each_other_slowly() -> None:
+def test_requests_that_fail_follow_each_other_slowly(bench: Bench) -> None:
     """In an outage of half an hour there are few requests, a minute apart in the end."""
-    bench = Bench()
     bench.key.start()
     bench.answer = FetchFailed("out of reach")
     moments = []
@@ -281,9 +280,8 @@ def test_requests_that_fail_follow_each_other_slowly() -> None:
     assert set(apart[6:]) == {60}
 
 
-def test_a_slow_down_is_heeded() -> None:
+def test_a_slow_down_is_heeded(bench: Bench) -> None:
     """A 429 with ``Retry-After`` is the wait, where it is longer than the pause."""
-    bench = Bench()
     bench.answer = Refused("refused, 429 slow_down", 20)
     assert why(bench.key) == f"{HOST}: refused, 429 slow_down"
     assert bench.key.health().renew_in == 20
@@ -292,9 +290,8 @@ def test_a_slow_down_is_heeded() -> None:
 @pytest.mark.parametrize(
     "error", [FetchFailed("no"), ConfigurationError("token: missing"), Unavailable(Cause.KEYS_UNAVAILABLE, "hsm")]
 )
-def test_a_producer_starts_without_its_authority(error: Exception) -> None:
+def test_a_producer_starts_without_its_authority(bench: Bench, error: Exception) -> None:
     """A signer is made while nothing can be had, and signs once there is an identity."""
-    bench = Bench()
     bench.answer = error
     signer = bench.signer()
     with pytest.raises(Unavailable, match=HOST):
@@ -304,17 +301,15 @@ def test_a_producer_starts_without_its_authority(error: Exception) -> None:
     assert signer.sign(honest_message("kafka:orders")).headers
 
 
-def test_a_request_that_breaks_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_that_breaks_is_a_failure(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """An error that nobody expected is logged, and is one more failure."""
-    bench = Bench()
     bench.answer = RuntimeError("secret")
     assert why(bench.key) == f"{HOST}: the request broke: RuntimeError"
     assert "keys.fetch_failed" in [getattr(record, "event", "") for record in caplog.records]
 
 
-def test_a_revoked_authority_key_is_renewed_at_once() -> None:
+def test_a_revoked_authority_key_is_renewed_at_once(bench: Bench) -> None:
     """When the set says that the kid is revoked, the next thing signed is by an identity of another kid."""
-    bench = Bench()
     first, old = bench.key.signing_key(), bench.authority.key
     bench.authority.key = Key.generate()
     revoked = Key(kid=old.kid, algorithm="EdDSA", public=old.public, revocation=Revocation())
@@ -325,9 +320,8 @@ def test_a_revoked_authority_key_is_renewed_at_once() -> None:
     assert bench.asked == 2
 
 
-def test_an_authority_that_vouches_with_a_revoked_key_is_not_believed() -> None:
+def test_an_authority_that_vouches_with_a_revoked_key_is_not_believed(bench: Bench) -> None:
     """Where the authority goes on with its revoked key, nothing is signed, and it is asked with pauses."""
-    bench = Bench()
     bench.key.start()
     old = bench.authority.key
     bench.publish(Key(kid=old.kid, algorithm="EdDSA", public=old.public, revocation=Revocation()))
@@ -339,9 +333,8 @@ def test_an_authority_that_vouches_with_a_revoked_key_is_not_believed() -> None:
     assert bench.asked <= 2 + 7
 
 
-def test_a_subject_that_is_cut_off_stops() -> None:
+def test_a_subject_that_is_cut_off_stops(bench: Bench) -> None:
     """When the subject is cut off and its grant gone, nothing is signed from then on."""
-    bench = Bench()
     bench.key.start()
     bench.clock.advance(10)
     bench.answer = Refused("refused, 403 access_denied", 0)
@@ -352,9 +345,8 @@ def test_a_subject_that_is_cut_off_stops() -> None:
     assert why(bench.key) == f"{HOST}: refused, 403 access_denied"
 
 
-def test_a_cut_off_in_the_middle_of_a_renewal_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_off_in_the_middle_of_a_renewal_stops(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A set that comes between the look at a new identity and its first use ends that identity, too."""
-    bench = Bench()
     bench.key.start()
     bench.clock.advance(1800)
     look = bench.key._refusal
@@ -365,7 +357,6 @@ def test_a_cut_off_in_the_middle_of_a_renewal_stops(monkeypatch: pytest.MonkeyPa
         bench.answer = Refused("refused, 403 access_denied", 0)
         bench.publish(bench.authority.key, cutoffs={WORKLOAD: Cutoff(before=moment, reason="stolen")})
         bench.clock.advance(60)
-        assert bench.watch is not None
         bench.watch.start()
         return found
 
@@ -374,9 +365,8 @@ def test_a_cut_off_in_the_middle_of_a_renewal_stops(monkeypatch: pytest.MonkeyPa
     assert why(bench.key) == f"{HOST}: refused, 403 access_denied"
 
 
-def test_a_set_that_cannot_be_had_changes_nothing() -> None:
+def test_a_set_that_cannot_be_had_changes_nothing(bench: Bench) -> None:
     """A producer whose authority serves no set signs with what it has."""
-    bench = Bench()
     first = bench.key.signing_key()
     bench.publish(Key.generate())
     bench.tick(60)
@@ -384,9 +374,8 @@ def test_a_set_that_cannot_be_had_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(("lifetime", "good"), [(1770, True), (1771, False)])
-def test_tokens_live_for_half_an_identity_at_most(lifetime: int, good: bool) -> None:
+def test_tokens_live_for_half_an_identity_at_most(bench: Bench, lifetime: int, good: bool) -> None:
     """A lifetime of tokens over half of the identity's is a configuration error, at the start."""
-    bench = Bench()
     if good:
         assert bench.signer(lifetime=lifetime).sign(honest_message("kafka:orders")).headers
     else:

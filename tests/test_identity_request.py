@@ -15,13 +15,11 @@ from urllib.parse import parse_qs
 import jwt
 import pytest
 
-from mqauth import load
+from mqauth import ActiveKey, ConfigurationError, Key, Rejection, Unavailable, load
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS
-from mqauth.errors import ConfigurationError, Unavailable
 from mqauth.http.connection import FetchFailed
 from mqauth.http.exchange import Response
 from mqauth.keystore import Keystore
-from mqauth.keystore.disk.watch import ActiveKey
 from mqauth.keystore.identity.request import (
     ClientCredentials,
     Credential,
@@ -30,10 +28,12 @@ from mqauth.keystore.identity.request import (
     Refused,
     TokenFile,
 )
+from mqauth.testing import FakeClock
 from mqauth.testing.identity import OTHER_WORKLOAD, TRUST_DOMAIN, WORKLOAD, WITSigner
 from mqauth.testing.token_attacks import honest_message
+from mqauth.wire import dpop, enrolment, jws
 from mqauth.wire.jwk import dump_key_set, public_key
-from mqauth.wire.keys import Key
+from mqauth.wire.jws import LocalSigningKey
 
 SECRET = "a secret: +/%"
 
@@ -161,7 +161,6 @@ def test_a_producers_own_key_signs_a_credential(fake: Fake, tmp_path: Path) -> N
     asking(fake, own)()
     credential = fake.asked[0]["credential"]
     active = keystore.ring().active
-    assert active is not None
     said = jwt.decode(credential, active.key.public, algorithms=["EdDSA"], audience=fake.url)
     assert jwt.get_unverified_header(credential)["typ"] == "mqauth-enrol+jwt"
     assert (said["iss"], said["sub"]) == ("https://orders.example", "orders-api")
@@ -169,17 +168,21 @@ def test_a_producers_own_key_signs_a_credential(fake: Fake, tmp_path: Path) -> N
         asking(fake, OwnKey(ActiveKey(tmp_path / "keys"), issuer="i", subject="stock-api"))()
 
 
+def credentials(fake: Fake, folder: Path, mode: int = 0o600) -> ClientCredentials:
+    """Return a client's credentials, its secret in a file of a mode."""
+    secret = folder / "secret"
+    secret.write_text(SECRET + "\n", "ascii")
+    secret.chmod(mode)
+    return ClientCredentials(
+        f"{fake.url}/token", client_id="orders", client_secret_file=secret, unsafe_http_loopback=True
+    )
+
+
 @pytest.mark.parametrize(("kind", "scheme"), [("DPoP", "DPoP"), ("dpop", "DPoP"), ("Bearer", "Bearer")])
 def test_client_credentials_bring_a_token(fake: Fake, tmp_path: Path, kind: str, scheme: str) -> None:
     """An access token of a provider is shown with the scheme of its type; id and secret are encoded for Basic."""
-    secret = tmp_path / "secret"
-    secret.write_text(SECRET + "\n", "ascii")
-    secret.chmod(0o600)
     fake.token["token_type"] = kind
-    given = ClientCredentials(
-        f"{fake.url}/token", client_id="orders", client_secret_file=secret, unsafe_http_loopback=True
-    )
-    asking(fake, given)()
+    asking(fake, credentials(fake, tmp_path))()
     assert fake.asked[0] == {"basic": "orders:a%20secret%3A%20%2B%2F%25"}
     assert (fake.asked[1]["scheme"], fake.asked[1]["credential"]) == (scheme, "a.b.c")
 
@@ -194,15 +197,9 @@ def test_client_credentials_bring_a_token(fake: Fake, tmp_path: Path, kind: str,
 )  # fmt: skip
 def test_a_provider_that_gives_no_token_is_a_failure(fake: Fake, tmp_path: Path, answer: dict[str, Any]) -> None:
     """Without a token of a known type nothing is asked of the authority."""
-    secret = tmp_path / "secret"
-    secret.write_text(SECRET, "ascii")
-    secret.chmod(0o600)
     fake.token = answer
-    given = ClientCredentials(
-        f"{fake.url}/token", client_id="orders", client_secret_file=secret, unsafe_http_loopback=True
-    )
     with pytest.raises(FetchFailed, match="token endpoint"):
-        asking(fake, given)()
+        asking(fake, credentials(fake, tmp_path))()
     assert len(fake.asked) == 1
 
 
@@ -259,12 +256,13 @@ def test_a_refusal_says_status_and_error(fake: Fake, token: Path, status: int, b
         {"wit": "a.b.c"}, {"wit": 7}, {"wit": None}, {"sub": OTHER_WORKLOAD}, {"sub": None}, {"expires_in": 0},
         {"expires_in": 86_401}, {"expires_in": 3600.0}, {"expires_in": True}, {"expires_in": "3600"},
         {"renew_in": 0}, {"renew_in": 3601}, {"renew_in": None},
+        b"[]", b"{", b'{"wit":1,"wit":2}', b"{}" + b" " * 20_000,
     ],
 )  # fmt: skip
-def test_an_answer_that_is_none_is_a_failure(fake: Fake, token: Path, change: dict[str, Any]) -> None:
-    """An answer with a wrong WIT, subject or life is no identity."""
-    fake.change = lambda answer: answer | change
-    with pytest.raises(FetchFailed, match="it answered with"):
+def test_an_answer_that_is_none_is_a_failure(fake: Fake, token: Path, change: Any) -> None:
+    """An answer with a wrong WIT, subject or life, and one that is no object within 16 KiB, is none."""
+    fake.change = lambda answer: change if isinstance(change, bytes) else answer | change
+    with pytest.raises(FetchFailed, match=None if isinstance(change, bytes) else "it answered with"):
         asking(fake, TokenFile(token))()
 
 
@@ -285,14 +283,6 @@ def test_an_identity_of_another_is_none(fake: Fake, token: Path) -> None:
         asking(fake, TokenFile(token))()
 
 
-@pytest.mark.parametrize("body", [b"[]", b"{", b'{"wit":1,"wit":2}', b"{}" + b" " * 20_000])
-def test_what_is_no_small_object_is_a_failure(fake: Fake, token: Path, body: bytes) -> None:
-    """An answer that is no JSON object within 16 KiB is a failure."""
-    fake.change = lambda _: body
-    with pytest.raises(FetchFailed):
-        asking(fake, TokenFile(token))()
-
-
 @pytest.mark.parametrize("content", [b"", b"two tokens", b"\xff.a.b", b"a" * 17_000])
 def test_a_token_file_holds_one_token(fake: Fake, token: Path, content: bytes) -> None:
     """A token file without one ASCII token within 16 KiB is refused, and its content is not shown."""
@@ -305,14 +295,8 @@ def test_a_token_file_holds_one_token(fake: Fake, token: Path, content: bytes) -
 
 def test_a_secret_that_others_can_read_is_refused(fake: Fake, tmp_path: Path) -> None:
     """A client's secret in a file that is open to others is not used."""
-    secret = tmp_path / "secret"
-    secret.write_text(SECRET, "ascii")
-    secret.chmod(0o644)
-    given = ClientCredentials(
-        f"{fake.url}/token", client_id="orders", client_secret_file=secret, unsafe_http_loopback=True
-    )
     with pytest.raises(ConfigurationError):
-        asking(fake, given)()
+        asking(fake, credentials(fake, tmp_path, 0o644))()
     assert fake.asked == []
 
 
@@ -382,3 +366,96 @@ def test_contradictions_are_refused(tmp_path: Path, head: str, identity: str, sa
     with pytest.raises(ConfigurationError, match=r"producer") as caught:
         load(written(tmp_path, f"{HEAD}{head}[producer.identity]\n{identity}\n"))
     assert said in str(caught.value)
+
+
+# What a producer shows an authority: a DPoP proof of its new key, and a credential by its own.
+
+
+NOW = 1_900_000_000
+JKT = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"
+URL = "https://authority.prod.example/v1/identity"
+ALGORITHMS = ("EdDSA", "ES256", "ES384")
+
+
+def seen(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return header and claims of a JWS, read by PyJWT."""
+    return jwt.get_unverified_header(token), jwt.decode(token, options={"verify_signature": False})
+
+
+def proof(key: Key, *, url: str = URL, credential: str = "token") -> str:
+    """Return a proof made at a fixed moment."""
+    return dpop.proof(
+        key,
+        method="POST",
+        url=url,
+        credential=credential,
+        clock=FakeClock(NOW),
+        randomness=lambda size: b"r" * size,
+    )
+
+
+def credential(key: Key, **changes: Any) -> str:
+    """Return a credential made at a fixed moment."""
+    said: dict[str, Any] = {
+        "issuer": "https://orders.example", "subject": "orders-api", "authority": "https://authority.prod.example",
+        "jkt": JKT, "clock": FakeClock(NOW), "randomness": lambda size: b"r" * size,
+    }  # fmt: skip
+    return enrolment.credential(LocalSigningKey(key), **(said | changes))
+
+
+def test_a_proof_shows_no_private_half() -> None:
+    """The key in the header has public members only."""
+    header, _ = seen(proof(Key.generate("ES256")))
+    assert header["jwk"].keys() == {"kty", "crv", "x", "y"}
+
+
+def test_a_public_key_proves_nothing() -> None:
+    """Without the private half there is no proof."""
+    with pytest.raises(ConfigurationError, match="proves nothing"):
+        proof(Key.generate().public_only)
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "RS256", "PS256"])
+def test_a_credential_is_a_jws_by_the_producers_key(algorithm: str) -> None:
+    """Another library verifies a credential; its header is exactly typ, alg and kid, its audience one text."""
+    key = Key.generate(algorithm)
+    token = credential(key)
+    said = jwt.decode(
+        token, key.public, algorithms=[algorithm], audience="https://authority.prod.example",
+        options={"verify_exp": False, "verify_iat": False},
+    )  # fmt: skip
+    assert jwt.get_unverified_header(token) == {"typ": "mqauth-enrol+jwt", "alg": algorithm, "kid": key.kid}
+    assert json.loads(json.dumps(said)) == {
+        "iss": "https://orders.example", "sub": "orders-api", "aud": "https://authority.prod.example", "iat": NOW,
+        "exp": NOW + 60, "jti": said["jti"], "cnf": {"jkt": JKT},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("lifetime", [0, 301, -1])
+def test_a_credential_lives_for_minutes(lifetime: int) -> None:
+    """A credential of no time, or of more than 300 s, is refused where it would be made."""
+    with pytest.raises(ConfigurationError, match="1 to 300"):
+        credential(Key.generate(), lifetime=lifetime)
+
+
+def test_a_key_enrols_for_its_own_subjects_only() -> None:
+    """A key that names its subjects makes no credential for another one."""
+    key = Key.generate(subjects=["orders-api"])
+    assert seen(credential(key))[1]["sub"] == "orders-api"
+    with pytest.raises(ConfigurationError, match="does not speak"):
+        credential(key, subject="stock-api")
+
+
+@pytest.mark.parametrize("name", ["issuer", "subject", "authority"])
+@pytest.mark.parametrize("text", ["", "a" * 257, "line\nbreak"])
+def test_names_have_their_limits(name: str, text: str) -> None:
+    """Names that an authority would refuse are refused here."""
+    with pytest.raises(ConfigurationError, match="names"):
+        credential(Key.generate(), **{name: text})
+
+
+def test_a_credential_is_no_message_token() -> None:
+    """A consumer refuses a credential by its type."""
+    with pytest.raises(Rejection) as caught:
+        jws.take_apart(credential(Key.generate()).encode())
+    assert caught.value.reason == "token_type"

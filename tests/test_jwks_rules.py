@@ -56,7 +56,6 @@ def kinds(notes: tuple[rules.Note, ...]) -> list[str]:
 
 def kids(cache: Cache) -> set[str]:
     """Return the kids in use."""
-    assert cache.keys is not None
     return set(cache.keys.by_kid)
 
 
@@ -157,90 +156,65 @@ def test_keys_that_are_gone_go_at_the_first_good_answer() -> None:
 # Unknown kids
 
 
-def test_a_known_kid_is_answered_whatever_happens() -> None:
-    """A kid of the set is answered in an outage, during an attempt, and however old the set is."""
-    cache, _ = step(fetched(A), "down", at=3000)
-    assert ruling(rules.begin(cache, 3031), now=3032, kid=A.kid) is Ruling.ANSWER
+ANSWER, ASK, PENDING, WAIT = Ruling.ANSWER, Ruling.ASK, Ruling.PENDING, Ruling.WAIT
+UNAVAILABLE = Ruling.UNAVAILABLE
 
 
-def test_a_set_asked_for_after_the_message_came_says_all() -> None:
-    """An unknown kid is unknown at once where the set was asked for at or after the message's receipt."""
-    cache = fetched(A, at=100)
-    assert ruling(cache, now=1000, received=100) is Ruling.ANSWER
-    assert ruling(cache, now=1000, received=100.001) is Ruling.ASK
+def down(cache: Cache, *times: float) -> Cache:
+    """Return a cache after attempts that failed."""
+    for at in times:
+        cache, _ = step(cache, "down", at=at)
+    return cache
 
 
-def test_an_answer_from_a_cache_on_the_way_is_as_old_as_it_says() -> None:
-    """``Age`` makes an answer older: it does not speak for messages received after its issuer made it."""
-    cache = fetched(A, at=100, age=50)
-    assert ruling(cache, now=1000, received=50) is Ruling.ANSWER
-    assert ruling(cache, now=1000, received=51) is Ruling.ASK
-    assert ruling(cache, now=131, received=131) is Ruling.ASK
+def timed_out(cache: Cache, *, asked: float, now: float) -> Cache:
+    """Return a cache after an attempt that took a while to fail."""
+    return rules.failed(rules.begin(cache, asked), "timed out", asked=asked, now=now, limits=LIMITS, jitter=0)[0]
 
 
-def test_a_set_younger_than_the_publish_delay_says_all() -> None:
-    """An unknown kid is unknown at once while the set is younger than ``publish_delay``, and asked for after."""
-    cache = fetched(A, at=0)
-    assert ruling(cache, now=29.999) is Ruling.ANSWER
-    assert ruling(cache, now=30) is Ruling.ASK
-
-
-def test_a_longer_announced_publish_delay_counts() -> None:
-    """What the document announces counts where it is longer than the setting, and not where it is shorter."""
-    assert ruling(fetched(A, publish_delay=600), now=200) is Ruling.ANSWER
-    assert ruling(fetched(A, publish_delay=600), now=601) is Ruling.ASK
-    assert ruling(fetched(A, publish_delay=1), now=29) is Ruling.ANSWER
-
-
-def test_one_attempt_in_half_a_minute_counted_from_the_attempt() -> None:
-    """After an attempt that failed, the next on account of unknown kids is 30 s after it *began*."""
-    cache = rules.begin(fetched(A), 100)
-    cache, _ = rules.failed(cache, "timed out", asked=100, now=105, limits=LIMITS, jitter=0)
-    assert ruling(cache, now=129.999) is Ruling.PENDING
-    assert ruling(cache, now=130) is Ruling.ASK
-
-
-def test_a_live_issuer_that_was_just_asked_is_not_asked_again() -> None:
-    """With a short publish delay and a live issuer, the spent budget makes a kid unknown, never pending."""
-    limits = Limits(publish_delay=0)
-    cache = fetched(A, at=100, limits=limits)
-    assert ruling(cache, now=110, limits=limits) is Ruling.ANSWER
-    assert ruling(cache, now=130, limits=limits) is Ruling.ASK
-
-
-def test_waiting_for_an_attempt_ends_two_seconds_after_it_began() -> None:
-    """Whoever comes during an attempt waits until 2 s after its beginning; who comes later does not wait."""
-    cache = rules.begin(fetched(A), 100)
-    assert ruling(cache, now=101.999) is Ruling.WAIT
-    assert ruling(cache, now=102) is Ruling.PENDING
-
-
-def test_an_outage_holds_a_message_for_a_minute_from_its_first_failure() -> None:
-    """Pending while the issuer has been out of reach for less than ``max_hold``; then the kid is unknown."""
-    cache, _ = step(fetched(A), "down", at=100)
-    cache, _ = step(cache, "down", at=135)
-    assert ruling(cache, now=159.999) is Ruling.PENDING
-    assert ruling(cache, now=160) is Ruling.OUTLIVED
-    assert ruling(cache, now=165) is Ruling.ASK
-
-
-def test_without_a_set_nothing_is_unknown() -> None:
-    """A cold cache asks, waits, and is unavailable; it never says that a kid is unknown."""
-    assert ruling(Cache(), now=0) is Ruling.ASK
-    begun = rules.begin(Cache(), 0)
-    assert [ruling(begun, now=now) for now in (1, 2)] == [Ruling.WAIT, Ruling.UNAVAILABLE]
-    down, _ = step(Cache(), "down", at=0)
-    assert [ruling(down, now=now, received=0) for now in (1, 29, 30)] == [
-        Ruling.UNAVAILABLE, Ruling.UNAVAILABLE, Ruling.ASK,
-    ]  # fmt: skip
-
-
-def test_a_set_past_max_stale_does_not_judge() -> None:
-    """Beyond ``max_stale`` an unknown kid, and a known one, make us ask and are otherwise unavailable."""
-    cache = fetched(A)
-    assert ruling(cache, now=3601, kid=A.kid) is Ruling.ASK
-    cache, _ = step(cache, "down", at=3601)
-    assert ruling(cache, now=3602, kid=A.kid) is Ruling.UNAVAILABLE
+@pytest.mark.parametrize(
+    ("cache", "rulings"),
+    [
+        pytest.param(rules.begin(down(fetched(A), 3000), 3031), [({"now": 3032, "kid": A.kid}, ANSWER)],
+                     id="a kid of the set is answered in an outage, during an attempt, however old the set is"),
+        pytest.param(fetched(A, at=100), [({"now": 1000, "received": 100}, ANSWER),
+                                          ({"now": 1000, "received": 100.001}, ASK)],
+                     id="an unknown kid is unknown at once where the set was asked for at or after the receipt"),
+        pytest.param(fetched(A, at=100, age=50), [({"now": 1000, "received": 50}, ANSWER),
+                                                  ({"now": 1000, "received": 51}, ASK),
+                                                  ({"now": 131, "received": 131}, ASK)],
+                     id="Age makes an answer older: it is silent on what was received after its issuer made it"),
+        pytest.param(fetched(A, at=0), [({"now": 29.999}, ANSWER), ({"now": 30}, ASK)],
+                     id="an unknown kid is unknown at once while the set is younger than publish_delay"),
+        pytest.param(fetched(A, publish_delay=600), [({"now": 200}, ANSWER), ({"now": 601}, ASK)],
+                     id="what the document announces counts where it is longer than the setting"),
+        pytest.param(fetched(A, publish_delay=1), [({"now": 29}, ANSWER)],
+                     id="what the document announces does not count where it is shorter"),
+        pytest.param(timed_out(fetched(A), asked=100, now=105), [({"now": 129.999}, PENDING), ({"now": 130}, ASK)],
+                     id="after an attempt that failed the next for unknown kids is 30 s after it began"),
+        pytest.param(fetched(A, at=100, limits=Limits(publish_delay=0)),
+                     [({"now": 110, "limits": Limits(publish_delay=0)}, ANSWER),
+                      ({"now": 130, "limits": Limits(publish_delay=0)}, ASK)],
+                     id="a live issuer that was just asked makes a kid unknown, never pending"),
+        pytest.param(rules.begin(fetched(A), 100), [({"now": 101.999}, WAIT), ({"now": 102}, PENDING)],
+                     id="whoever comes during an attempt waits until 2 s after its beginning, and not later"),
+        pytest.param(down(fetched(A), 100, 135), [({"now": 159.999}, PENDING), ({"now": 160}, Ruling.OUTLIVED),
+                                                  ({"now": 165}, ASK)],
+                     id="an outage holds a message for max_hold from its first failure; then the kid is unknown"),
+        pytest.param(Cache(), [({"now": 0}, ASK)], id="a cold cache asks"),
+        pytest.param(rules.begin(Cache(), 0), [({"now": 1}, WAIT), ({"now": 2}, UNAVAILABLE)],
+                     id="a cold cache waits, and is unavailable; it never says that a kid is unknown"),
+        pytest.param(down(Cache(), 0), [({"now": now, "received": 0}, told) for now, told in (
+            (1, UNAVAILABLE), (29, UNAVAILABLE), (30, ASK))], id="nor does one whose first attempt failed"),
+        pytest.param(fetched(A), [({"now": 3601, "kid": A.kid}, ASK)],
+                     id="beyond max_stale a known kid makes us ask"),
+        pytest.param(down(fetched(A), 3601), [({"now": 3602, "kid": A.kid}, UNAVAILABLE)],
+                     id="beyond max_stale a known kid is otherwise unavailable"),
+    ],
+)  # fmt: skip
+def test_what_is_ruled_of_a_kid(cache: Cache, rulings: list[tuple[dict[str, Any], Ruling]]) -> None:
+    """Each bound of the rules is held at the moment before and the moment after."""
+    assert [ruling(cache, **asked) for asked, _ in rulings] == [told for _, told in rulings]
 
 
 def test_kids_asked_for_in_vain_are_remembered_for_a_minute() -> None:
@@ -326,22 +300,16 @@ def test_a_first_set_that_is_empty_must_be_seen_twice() -> None:
     assert kids(fetched(at=2, before=cache)) == set()
 
 
-def test_the_same_kid_with_another_key_counts_at_once() -> None:
-    """An issuer that may add keys may exchange one, too: the new one is used and told of."""
-    other = named(E, A.kid)
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [(named(E, A.kid), "changed"), (replace(A.public_only, revocation=Revocation(reason="stolen")), "revoked")],
+    ids=["an issuer that may add keys may exchange one", "the same public key under new terms"],
+)
+def test_a_key_that_changed_under_its_kid_counts_at_once(other: Key, told: str) -> None:
+    """What the first answer has under a kid that was known is used, and told of."""
     cache, events = step(fetched(A, B), Answer(keys=KeySet([other, B])), at=240)
-    assert cache.keys is not None
     assert cache.keys.get(A.kid) == other
-    assert events == (("refreshed", f"changed {A.kid}"),)
-
-
-def test_a_revocation_counts_at_once() -> None:
-    """The same public key under new terms is taken from the first answer, and told of."""
-    revoked = replace(A.public_only, revocation=Revocation(reason="stolen"))
-    cache, events = step(fetched(A), Answer(keys=KeySet([revoked])), at=240)
-    assert cache.keys is not None
-    assert cache.keys.get(A.kid) == revoked
-    assert events == (("refreshed", f"revoked {A.kid}"),)
+    assert events == (("refreshed", f"{told} {A.kid}"),)
 
 
 def test_an_answer_dated_before_the_one_in_use_takes_nothing_away() -> None:
@@ -349,10 +317,8 @@ def test_an_answer_dated_before_the_one_in_use_takes_nothing_away() -> None:
     revoked = replace(B.public_only, revocation=Revocation())
     cache = fetched(A, revoked, C, date=1000)
     cache = fetched(A, B, date=900, at=240, before=cache)
-    assert cache.keys is not None
     assert (kids(cache), cache.keys.get(B.kid)) == ({A.kid, B.kid, C.kid}, revoked)
     cache = fetched(A, B, date=900, at=270, before=cache)
-    assert cache.keys is not None
     assert (kids(cache), cache.keys.get(B.kid)) == ({A.kid, B.kid}, B.public_only)
 
 
@@ -374,20 +340,21 @@ def test_skipped_keys_are_told_of_once() -> None:
 # Settings
 
 
-@pytest.mark.parametrize("name", ["max_stale", "publish_delay", "fresh", "max_hold", "wait"])
-@pytest.mark.parametrize("value", [math.inf, math.nan, -1, True, "60", None])
-def test_no_bound_may_be_infinite(name: str, value: Any) -> None:
-    """Every bound is a finite number of seconds; nothing serves, holds or waits for ever."""
-    with pytest.raises(ConfigurationError, match=name):
-        Limits(**{name: value})
-
-
 @pytest.mark.parametrize(
-    "settings", [{"fresh": 29}, {"max_stale": 29}, {"wait": 2.1}, {"max_stale": 604801}, {"max_hold": 3601}]
-)
-def test_bounds_out_of_range_are_refused(settings: dict[str, float]) -> None:
-    """A set neither serves nor is fresh for less than the pause between attempts; nobody waits over 2 s."""
-    with pytest.raises(ConfigurationError, match="seconds"):
+    "settings",
+    [
+        *({name: value} for value in (math.inf, math.nan, -1, True, "60", None)
+          for name in ("max_stale", "publish_delay", "fresh", "max_hold", "wait")),
+        {"fresh": 29}, {"max_stale": 29}, {"wait": 2.1}, {"max_stale": 604801}, {"max_hold": 3601},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bounds_out_of_range_are_refused(settings: dict[str, Any]) -> None:
+    """Every bound is a finite number of seconds: nothing serves, holds or waits for ever, nobody over 2 s.
+
+    A set neither serves nor is fresh for less than the pause between attempts.
+    """
+    with pytest.raises(ConfigurationError, match=rf"{next(iter(settings))}.*seconds"):
         Limits(**settings)
 
 

@@ -13,18 +13,14 @@ from unittest import mock
 
 import pytest
 
+from mqauth import Cause, ConfigurationError, MemoryReplayStore, Message, Pipeline, Unavailable, Verdict, Verified
 from mqauth.brokers.log.poison import CODECS
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.start import Committed, Start
-from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import Attempts, ColourError, call
-from mqauth.judging.pipeline import Pipeline, Verdict
-from mqauth.judging.verified import Verified
-from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
-from mqauth.wire.message import Message
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -357,9 +353,22 @@ def test_a_rebalance_inside_a_poll_waits(bench: Bench) -> None:
     assert coordinator.need_rejoin()
 
 
-def test_commit_forbidden(bench: Bench) -> None:
-    """A commit that is refused for good ends the run with the client's own error."""
-    bench.client.commit_errors = [TopicAuthorizationFailedError("orders")]
+def forbidden() -> None:
+    """Fail as a poll does that is refused for good."""
+    raise TopicAuthorizationFailedError("orders")
+
+
+@pytest.mark.parametrize(
+    "refuse",
+    [
+        lambda client: client.commit_errors.append(TopicAuthorizationFailedError("orders")),
+        lambda client: client.events.append(forbidden),
+    ],
+    ids=["commit", "poll"],
+)
+def test_what_is_refused_for_good(bench: Bench, refuse: Callable[[Client], None]) -> None:
+    """A commit or a poll that is refused for good ends the run with the client's own error."""
+    refuse(bench.client)
     bench.add(b"0")
     with pytest.raises(TopicAuthorizationFailedError):
         bench.run()
@@ -400,17 +409,6 @@ def test_poll_for_now(bench: Bench) -> None:
     bench.client.events = [slow]
     bench.run()
     assert bench.bodies == [b"0"]
-
-
-def test_poll_forbidden(bench: Bench) -> None:
-    """A poll that is refused for good ends the run with the client's own error."""
-
-    def forbidden() -> None:
-        raise TopicAuthorizationFailedError("orders")
-
-    bench.client.events = [forbidden]
-    with pytest.raises(TopicAuthorizationFailedError):
-        bench.run()
 
 
 class Batch:
@@ -809,16 +807,67 @@ def test_no_reply(bench: Bench, replies: Any) -> None:
     assert bench.letters.published[0].rejection.detail.startswith("ConfigurationError in ")
 
 
+class Later:
+    """An asynchronous plug-in of every kind."""
+
+    version = "later"
+    name = "later"
+
+    async def claim(self, request: Any, /) -> Any: ...
+
+    async def confirm(self, request: Any, /) -> None: ...
+
+    async def release(self, request: Any, /) -> None: ...
+
+    async def write(self, record: Any, /) -> None: ...
+
+    async def decide(self, verified: Any, /) -> Any: ...
+
+    async def publish(self, letter: Any, /) -> None: ...
+
+    async def refresh(self, kid: str, received: float, /) -> Any: ...
+
+    def key_set(self) -> Any: ...
+
+
+async def later(_: Verified) -> None: ...
+
+
+def on(**config: Any) -> Callable[[Bench], Any]:
+    """Return what makes a consumer on a client with these settings."""
+    return lambda bench: setattr(bench, "client", Client(**config)) or bench.make()
+
+
+def of(**settings: Any) -> Callable[[Bench], Any]:
+    """Return what makes a consumer of a pipeline with these settings."""
+    return lambda bench: bench.make(bench.guard(**settings))
+
+
 @pytest.mark.parametrize(
-    "config",
-    [{"enable_auto_commit": True}, {"value_deserializer": int}, {"key_deserializer": int}, {"group_id": None}],
-    ids=lambda config: next(iter(config)),
-)
-def test_client_refused(bench: Bench, config: dict[str, Any]) -> None:
-    """A client that would lose, change or condemn messages is refused, naming the setting."""
-    bench.client = Client(**config)
-    with pytest.raises(ConfigurationError, match=next(iter(config))):
-        bench.make()
+    ("make", "said"),
+    [
+        pytest.param(on(enable_auto_commit=True), "enable_auto_commit", id="a client that would lose messages"),
+        pytest.param(on(value_deserializer=int), "value_deserializer", id="a client that would change a body"),
+        pytest.param(on(key_deserializer=int), "key_deserializer", id="a client that would change a key"),
+        pytest.param(on(group_id=None), "group_id", id="a client without a group"),
+        pytest.param(on(listener=object()), "listener", id="an asynchronous listener, which cannot be kept"),
+        *((lambda bench, settings=settings: bench.make(**settings), next(iter(settings))) for settings in (
+            {"grace": -1}, {"workers": -1}, {"commit_interval": 0}, {"on_poison": "spin"})),
+        pytest.param(of(audit=None), "audit", id="without an audit sink no rejection could be settled"),
+        # What is asynchronous would be deferred for ever.
+        *((of(**{name: Later()}), "asynchronous") for name in ("replay", "audit", "policy")),
+        pytest.param(lambda bench: of(verifier=bench.forge.verifier(keys={ISSUER: Later()}))(bench),
+                     "asynchronous", id="an asynchronous key source"),
+        pytest.param(lambda bench: bench.make(dead_letters=Later()), "asynchronous",
+                     id="asynchronous dead letters"),
+        pytest.param(lambda bench: kafka.Consumer(bench.client, bench.guard(), later, dead_letters=bench.letters),
+                     "handler", id="an asynchronous handler"),
+    ],
+)  # fmt: skip
+def test_refused(bench: Bench, make: Callable[[Bench], Any], said: str) -> None:
+    """What would lose, change or condemn messages, or could never be used, is refused, naming the setting."""
+    with pytest.raises(ConfigurationError, match=said):
+        make(bench)
 
 
 def test_a_group_that_begins_at_the_end(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -894,72 +943,6 @@ def test_resets_go_to_what_is_left(bench: Bench) -> None:
     assert states.assignment[ZERO].reset_strategy == OffsetResetStrategy.LATEST
     states.assignment[ZERO].seek(7)
     assert kafka_repair.position(bench.client, ZERO) == 7
-
-
-@pytest.mark.parametrize(
-    "settings", [{"grace": -1}, {"workers": -1}, {"commit_interval": 0}, {"on_poison": "spin"}], ids=str
-)
-def test_settings_refused(bench: Bench, settings: dict[str, Any]) -> None:
-    """A setting out of its limits is refused."""
-    with pytest.raises(ConfigurationError):
-        bench.make(**settings)
-
-
-def test_audit_required(bench: Bench) -> None:
-    """A consumer without an audit sink could settle no rejection, and is refused."""
-    with pytest.raises(ConfigurationError, match="audit"):
-        bench.make(guard=bench.guard(audit=None))
-
-
-class Later:
-    """An asynchronous plug-in of every kind."""
-
-    version = "later"
-    name = "later"
-
-    async def claim(self, request: Any, /) -> Any: ...
-
-    async def confirm(self, request: Any, /) -> None: ...
-
-    async def release(self, request: Any, /) -> None: ...
-
-    async def write(self, record: Any, /) -> None: ...
-
-    async def decide(self, verified: Any, /) -> Any: ...
-
-    async def publish(self, letter: Any, /) -> None: ...
-
-    async def refresh(self, kid: str, received: float, /) -> Any: ...
-
-    def key_set(self) -> Any: ...
-
-
-@pytest.mark.parametrize("plugin", ["replay", "audit", "policy"])
-def test_async_plugins_refused(bench: Bench, plugin: str) -> None:
-    """An asynchronous plug-in of the pipeline is refused at construction: it would be deferred for ever."""
-    with pytest.raises(ConfigurationError, match="asynchronous"):
-        bench.make(guard=bench.guard(**{plugin: Later()}))
-
-
-def test_async_keys_refused(bench: Bench) -> None:
-    """An asynchronous key source is refused."""
-    with pytest.raises(ConfigurationError, match="asynchronous"):
-        bench.make(guard=bench.guard(verifier=bench.forge.verifier(keys={ISSUER: Later()})))
-
-
-def test_async_letters_refused(bench: Bench) -> None:
-    """Asynchronous dead letters are refused."""
-    with pytest.raises(ConfigurationError, match="asynchronous"):
-        bench.make(dead_letters=Later())
-
-
-def test_async_handler_refused(bench: Bench) -> None:
-    """An asynchronous handler is refused."""
-
-    async def handler(_verified: Verified) -> None: ...
-
-    with pytest.raises(ConfigurationError, match="handler"):
-        kafka.Consumer(bench.client, bench.guard(), handler, dead_letters=bench.letters)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -1070,13 +1053,6 @@ def test_positions_after_a_rebalance(generation: int, position: int | None) -> N
     assert (assignment.partition(ZERO) is stays) is (position is not None)
 
 
-def test_their_async_listener(bench: Bench) -> None:
-    """An asynchronous listener cannot be kept, and is refused instead of dropped."""
-    bench.client = Client(listener=object())
-    with pytest.raises(ConfigurationError, match="listener"):
-        bench.make()
-
-
 def test_judge_accepted(bench: Bench) -> None:
     """``judge`` gives a verdict and claims; after ``confirm`` a copy elsewhere is a replay."""
     guard = bench.guard()
@@ -1084,7 +1060,6 @@ def test_judge_accepted(bench: Bench) -> None:
     record = bench.client.log[ZERO][0]
     judgement = kafka.judge(guard, record, scope="billing")
     assert judgement.verdict is Verdict.ACCEPTED
-    assert judgement.verified is not None
     assert judgement.verified.body == b"0"
     assert judgement.confirm().verdict is Verdict.ACCEPTED
     copied = kafka.judge(guard, replace(record, offset=9), scope="billing")

@@ -5,20 +5,30 @@ from __future__ import annotations
 import threading
 import warnings
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from mqauth.errors import MalformedMessage, Reason, Rejection, Unavailable
+from mqauth.audit.record import AuditRecord
+from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, RetryLater, Unavailable
+from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetter
-from mqauth.testing import Forge
+from mqauth.testing import Forge, verified
 from mqauth.wire.message import Message, Origin
+from tests.conftest import audit_record
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
-    from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
+    from kafka.errors import (
+        KafkaTimeoutError,
+        MessageSizeTooLargeError,
+        NodeNotReadyError,
+        TopicAuthorizationFailedError,
+    )
 
     from mqauth.brokers import kafka
+    from mqauth.brokers.kafka.producer import ProducerFatalError, Replies
     from tests.log_leaves import KafkaClient as Client
     from tests.log_leaves import KafkaFuture as Future
 
@@ -191,3 +201,150 @@ def test_missing_topic_is_noticed_soon(timeout: float, block: int) -> None:
     """A missing topic may not hold the others up for the client's default of a minute."""
     _, client = dead_letters(timeout=timeout)
     assert client.config["max_block_ms"] == block
+
+
+# The audit topic without a broker: what is confirmed, what is open, and what is refused.
+
+
+def record(number: int = 0) -> AuditRecord:
+    """Return a record."""
+    return audit_record(number, instance="me\ud800")
+
+
+def test_confirmed() -> None:
+    """A record goes out once, keyed by its instance, whatever its name holds."""
+    client = Client(enable_idempotence=False)
+    kafka.AuditTopic(client, "audit").write(record())  # type: ignore[arg-type]
+    (sent,) = client.sent
+    assert (sent["topic"], sent["key"]) == ("audit", b"me?")
+    assert b'"id":"id-0"' in sent["value"]
+
+
+def test_open_outcome_is_waited_for_again() -> None:
+    """A record without a confirm defers, and is not sent a second time: the client keeps trying."""
+    client = Client(enable_idempotence=False)
+    client.futures = [future := Future(done=False)]
+    sink = kafka.AuditTopic(client, "audit")  # type: ignore[arg-type]
+    for _ in range(3):
+        with pytest.raises(Unavailable) as raised:
+            sink.write(record())
+    assert raised.value.cause is Cause.AUDIT_UNAVAILABLE
+    future.complete()
+    sink.write(record())
+    assert len(client.sent) == 1
+
+
+def test_open_outcomes_are_bounded() -> None:
+    """Of more than a thousand open records the oldest are forgotten, and sent again."""
+    client = Client(enable_idempotence=False)
+    client.futures = [Future(done=False) for _ in range(1200)]
+    sink = kafka.AuditTopic(client, "audit")  # type: ignore[arg-type]
+    for number in range(1200):
+        with pytest.raises(Unavailable):
+            sink.write(record(number))
+    assert len(sink._unconfirmed) == 1000
+
+
+def test_send_does_not_block_for_a_minute() -> None:
+    """The client's own wait for a topic's metadata is bounded too."""
+    client = Client(enable_idempotence=False)
+    kafka.AuditTopic(client, "audit", timeout=2)  # type: ignore[arg-type]
+    assert client.config["max_block_ms"] == 2000
+
+
+# What a signed answer on Kafka does to its handler where it cannot be sent.
+
+
+class Unsent:
+    """A producer, and a future of its, that end with an error."""
+
+    def __init__(self, error: Exception, *, when_sent: bool, known: bool = True) -> None:
+        self.client = SimpleNamespace(_metadata=self)
+        self._last_successful_refresh_ms = 1e15
+        self._error, self._when_sent, self._known = error, when_sent, known
+
+    def partitions_for_topic(self, _topic: str) -> set[int] | None:
+        return {0} if self._known else None
+
+    def send(self, *_: Any, **__: Any) -> Any:
+        if self._when_sent:
+            raise self._error
+        return self
+
+    def get(self, timeout: float | None) -> Any:
+        raise self._error
+
+    def check_alive(self) -> None:
+        pass
+
+
+AWAY = [KafkaTimeoutError(), NodeNotReadyError(), ProducerFatalError(), Unavailable(Cause.KEYS_UNAVAILABLE)]
+REFUSED = [MessageSizeTooLargeError(), TopicAuthorizationFailedError(), MalformedMessage(), ConfigurationError()]
+
+
+@pytest.mark.parametrize("when_sent", [True, False])
+@pytest.mark.parametrize(
+    ("error", "verdict"), [*((e, None) for e in AWAY), *((e, "handler_failed") for e in REFUSED)]
+)
+def test_unsent_reply(error: Exception, verdict: str | None, when_sent: bool) -> None:
+    """What is out of reach puts a handler off; what is refused fails it."""
+    answer = Replies(cast(Any, Unsent(error, when_sent=when_sent)))
+    asked = verified(destination="kafka:orders", headers=[("reply-to", b"answers")])
+    with pytest.raises(RetryLater if error in AWAY else type(error)):
+        answer(asked, b"pong").get()
+
+
+def test_reply_to_no_topic() -> None:
+    """Where the broker answers and knows no such topic, its client's time-out is no outage."""
+    answer = Replies(cast(Any, Unsent(KafkaTimeoutError(), when_sent=True, known=False)))
+    with pytest.raises(KafkaTimeoutError):
+        answer(verified(destination="kafka:orders", headers=[("reply-to", b"answers")]), b"pong")
+
+
+class Dead(Unsent):
+    """A producer whose client fails for good with the first answer that the broker refuses."""
+
+    def __init__(self) -> None:
+        super().__init__(MessageSizeTooLargeError(), when_sent=False)
+        self._fatal: ProducerFatalError | None = None
+
+    def send(self, *_: Any, **__: Any) -> Any:
+        self.check_alive()
+        return self
+
+    def get(self, timeout: float | None) -> Any:
+        self._fatal = ProducerFatalError("failed for good")
+        raise self._error
+
+    def check_alive(self) -> None:
+        if self._fatal is not None:
+            raise self._fatal
+
+
+def request() -> Verified:
+    """Return a request."""
+    return verified(destination="kafka:orders", headers=[("reply-to", b"answers")])
+
+
+def test_a_producer_that_failed_for_good(caplog: pytest.LogCaptureFixture) -> None:
+    """The request whose answer was refused fails at each attempt, others are put off, and the consumer ends."""
+    replies = Replies(cast(Any, Dead()))
+    replies.check()
+    first = request()
+    with pytest.raises(MessageSizeTooLargeError):
+        replies(first, b"too large").get()
+    with pytest.raises(MessageSizeTooLargeError):
+        replies(first, b"too large")
+    with pytest.raises(RetryLater):
+        replies(request(), b"pong")
+    with pytest.raises(ProducerFatalError), caplog.at_level("CRITICAL", "mqauth.kafka"):
+        replies.check()
+    assert "the consumer ends" in caplog.text
+
+
+def test_refused_answers_are_not_remembered() -> None:
+    """A client that goes on after a refusal, as one that is not idempotent, keeps nothing of it."""
+    replies = Replies(cast(Any, Unsent(MessageSizeTooLargeError(), when_sent=False)))
+    with pytest.raises(MessageSizeTooLargeError):
+        replies(request(), b"too large").get()
+    assert not replies._refused

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
+import aiokafka
+import confluent_kafka
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mqauth import ConfigurationError, MalformedMessage, Pipeline
 from mqauth.brokers.log import records as log_records
 from mqauth.brokers.log.records import Log
-from mqauth.errors import MalformedMessage
+from mqauth.testing import Forge
 from mqauth.wire.json_form import to_form
+from tests.log_leaves import Sink, guard
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
+    from mqauth.brokers import kafka
     from mqauth.brokers.kafka import client as translate
     from mqauth.brokers.kafka.client import Logs
+    from mqauth.review.kafka import KafkaLetterBox, KafkaRecords
+
+__all__ = ["guard"]
 
 
 @dataclass
@@ -172,3 +181,88 @@ def test_own_bytes() -> None:
     message = log_records.to_message("orders", value, memoryview(b"key"))
     value[:] = b"after!"
     assert (message.body, message.key) == (b"before", b"key")
+
+
+# Objects of other Kafka clients, real ones, in the hands of the kafka-python wrapper: refused by name.
+
+
+class Settings:
+    """What is read of a client of kafka-python before anything else."""
+
+    def __init__(self, **config: Any) -> None:
+        self.config = {"key_serializer": None, "value_serializer": None} | config
+
+
+PRODUCER = Settings(
+    enable_idempotence=False, acks="all", transactional_id=None, max_block_ms=1, batch_size=262_144, linger_ms=0
+)
+CONSUMERS: dict[str, Callable[[Any, Pipeline], Any]] = {
+    "Consumer": lambda client, guard: kafka.Consumer(client, guard, print, dead_letters=Sink()),
+    "KafkaLetterBox": lambda client, _guard: KafkaLetterBox(client, PRODUCER, "t"),
+    "KafkaRecords": lambda client, _guard: KafkaRecords(client),
+}
+PRODUCERS: dict[str, Callable[[Any, Pipeline], Any]] = {
+    "Producer": lambda client, _guard: kafka.Producer(client, Forge().signer()),
+    "Producer of batches": lambda client, _guard: kafka.Producer(client, Forge().signer(), batch=8),
+    "DeadLetters": lambda client, _guard: kafka.DeadLetters(client, "t"),
+    "TransactionalDeadLetters": lambda client, _guard: kafka.TransactionalDeadLetters(lambda: client, "t"),
+    "AuditTopic": lambda client, _guard: kafka.AuditTopic(client, "t"),
+    "KafkaLetterBox": lambda client, _guard: KafkaLetterBox(Settings(group_id=None), client, "t"),
+}
+RECORDS = {
+    "confluent_kafka.Message": confluent_kafka.Message(topic="orders", value=b"x"),
+    "aiokafka.ConsumerRecord": aiokafka.ConsumerRecord(
+        topic="orders", partition=0, offset=0, timestamp=0, timestamp_type=0, key=None, value=b"x", checksum=None,
+        serialized_key_size=0, serialized_value_size=1, headers=(),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def confluent() -> Iterator[tuple[Any, Any]]:
+    """A consumer and a producer of confluent-kafka, which know no broker."""
+    consumer = confluent_kafka.Consumer({"group.id": "g"})
+    yield consumer, confluent_kafka.Producer({})
+    consumer.close()
+
+
+@pytest.fixture
+async def aio() -> AsyncIterator[tuple[Any, Any]]:
+    """A consumer and a producer of aiokafka, never started."""
+    consumer, producer = aiokafka.AIOKafkaConsumer("orders", group_id="g"), aiokafka.AIOKafkaProducer()
+    yield consumer, producer
+    await consumer.stop()
+    await producer.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrap"),
+    [*(("Consumer", wrap) for wrap in CONSUMERS.values()), *(("Producer", wrap) for wrap in PRODUCERS.values())],
+    ids=[*CONSUMERS, *PRODUCERS],
+)
+async def test_another_client(
+    kind: str,
+    wrap: Callable[[Any, Pipeline], Any],
+    guard: Pipeline,
+    confluent: tuple[Any, Any],
+    aio: tuple[Any, Any],
+) -> None:
+    """Whatever wants a client of kafka-python refuses another library's, and its own other kind, by name."""
+    at, other = (0, PRODUCER) if kind == "Consumer" else (1, Settings(group_id="g"))
+    for client, name in (
+        (confluent[at], f"confluent_kafka.{kind}"), (aio[at], f"aiokafka.AIOKafka{kind}"),
+        (other, "tests.Settings"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigurationError, match=rf"Kafka{kind} of kafka-python is needed, not {name}"):
+            wrap(client, guard)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_record_of_another_client(name: str, guard: Pipeline) -> None:
+    """A record of another library is refused by name: it is no fault of its sender."""
+    for read in (
+        lambda record: kafka.judge(guard, record, scope="g"),
+        lambda record: kafka.from_native(record, scope="g"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"ConsumerRecord of kafka-python is needed, not {name}$"):
+            read(RECORDS[name])

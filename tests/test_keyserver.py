@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from mqauth.errors import ConfigurationError
+from mqauth import ConfigurationError, Key
 from mqauth.keystore import KeyRing, Keystore
 from mqauth.keystore.disk import files, folder, ring
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE
@@ -21,7 +21,6 @@ from mqauth.keystore.remote.keyserver import HEALTH, MAX_AGE, PATHS, KeyServer, 
 from mqauth.keystore.remote.rules import publish_delay_of
 from mqauth.testing.clock import START, FakeClock
 from mqauth.wire.jwk import load_key_set
-from mqauth.wire.keys import Key
 
 NOW: Final = int(START)
 DELAY: Final = 600

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka import errors as aio_errors
 from confluent_kafka import Consumer, KafkaError
 
-from mqauth import MemoryReplayStore, Pipeline, Verdict
+from mqauth import Pipeline, Verdict
 from mqauth.brokers import aiokafka, confluent
 from mqauth.brokers.aiokafka.client import carries as aio_carries
 from mqauth.brokers.aiokafka.membership import Membership
@@ -38,9 +38,13 @@ from tests.log_leaves import (
     aiokafka_record,
     confluent_record,
     done,
+    forge,
+    guard,
     kafka_error,
     letter,
 )
+
+__all__ = ["forge", "guard"]
 
 METADATA = "mqauth partitions=2"
 
@@ -55,20 +59,6 @@ def leaf(request: pytest.FixtureRequest) -> LogLeaf:
 def sealing(request: pytest.FixtureRequest) -> LogLeaf:
     """The leaves whose batches are tested here; kafka-python's stand in ``test_kafka_sealing``."""
     return request.param  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-def forge() -> Forge:
-    """An issuer on the machine's clock, as what polls by itself judges by."""
-    return Forge()
-
-
-@pytest.fixture
-def guard(forge: Forge) -> Pipeline:
-    """A pipeline a consumer takes."""
-    return Pipeline(
-        verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink()
-    )
 
 
 # Records

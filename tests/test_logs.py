@@ -16,13 +16,10 @@ from typing import Any
 import pytest
 
 import mqauth
-from mqauth.audit.misuse import Detector, Thresholds
-from mqauth.audit.sinks import CallableSink, MisuseWatch
-from mqauth.errors import Cause, Unavailable
+from mqauth import CallableSink, Cause, Detector, Message, MisuseWatch, Thresholds, Unavailable
 from mqauth.logs import EVENTS, KINDS, AddMessage, JSONFormatter, Rate
 from mqauth.testing import ATTACKS, FakeClock, Forge
 from mqauth.testing.token_attacks import honest_message
-from mqauth.wire.message import Message
 from tests.conftest import World
 from tests.kit.tokens import tokens_in
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.errors import MalformedMessage, Rejection
-from mqauth.judging.policy import Allow, Decision
+from mqauth import Allow, Decision, MalformedMessage, Rejection
 from mqauth.wire import base64url, destination, jws
 from mqauth.wire.memo import Memo, Recent, size_of
 

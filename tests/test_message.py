@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any
 
 import pytest
 
-from mqauth.errors import MalformedMessage
+from mqauth import ConfigurationError, MalformedMessage, Verified
+from mqauth.testing import Forge
 from mqauth.wire import destination
 from mqauth.wire.message import NO_ORIGIN, Message, Origin, kafka_origin, message_of
 
@@ -56,24 +61,21 @@ def test_a_property_has_text_only_where_it_stands_once() -> None:
     assert replace(KAFKA, headers=(("app-id", None),)).text_property("app-id") is None
 
 
-@pytest.mark.parametrize("missing", ["topic", "partition", "offset"])
-def test_coordinates_need_topic_partition_and_offset(missing: str) -> None:
-    """An exact place exists only where all three are known; offset 0 counts as known."""
-    origin = Origin(topic="t", partition=0, offset=0)
-    assert origin.coordinates == ("", "t", 0, 0)
-    assert replace(origin, **{missing: None}).coordinates is None
-
-
-def test_coordinates_tell_clusters_apart() -> None:
-    """The same offset in another cluster is another place."""
-    assert Origin(cluster="c", topic="t", partition=1, offset=2).coordinates == ("c", "t", 1, 2)
-
-
-def test_coordinates_tell_a_topic_made_anew_apart() -> None:
-    """The same offset in a topic with another id is another place; no topic's name can look like that."""
-    old, new = (Origin(topic="t", topic_id=topic_id, partition=1, offset=2) for topic_id in (OLD, NEW))
-    assert old.coordinates == ("", f"t:{OLD}", 1, 2)
-    assert old.coordinates != new.coordinates
+@pytest.mark.parametrize(
+    ("place", "coordinates"),
+    [
+        pytest.param({}, ("", "t", 0, 0), id="offset 0 counts as known"),
+        *(pytest.param({missing: None}, None, id=f"an exact place needs a {missing}")
+          for missing in ("topic", "partition", "offset")),
+        pytest.param({"cluster": "c"}, ("c", "t", 0, 0), id="the same offset in another cluster is another place"),
+        # No topic's name can look like these.
+        pytest.param({"topic_id": OLD}, ("", f"t:{OLD}", 0, 0), id="a topic's id is part of the place"),
+        pytest.param({"topic_id": NEW}, ("", f"t:{NEW}", 0, 0), id="a topic made anew is another one"),
+    ],
+)  # fmt: skip
+def test_coordinates(place: dict[str, Any], coordinates: tuple[Any, ...] | None) -> None:
+    """Two records are of one place where cluster, topic, partition and offset are the same."""
+    assert replace(Origin(topic="t", partition=0, offset=0), **place).coordinates == coordinates
 
 
 def test_source_is_for_people() -> None:
@@ -140,3 +142,102 @@ def test_a_lone_surrogate_has_no_destination() -> None:
     """A name without UTF-8 form is refused with an error of ours."""
     with pytest.raises(MalformedMessage):
         destination.kafka("\ud800")
+
+
+# Destinations have one spelling.
+
+
+@pytest.mark.parametrize(
+    ("exchange", "routing_key", "text"),
+    [
+        ("shop", "orders.created", "rabbitmq:shop/orders.created"),
+        ("", "queue", "rabbitmq:/queue"),
+        ("", "", "rabbitmq:/"),
+        ("a/b", "c/d", "rabbitmq:a%2Fb/c%2Fd"),
+        ("é", "*#", "rabbitmq:%C3%A9/%2A%23"),
+        ("-._~", " %", "rabbitmq:-._~/%20%25"),
+        ("a\x00b", "\U0001f600", "rabbitmq:a%00b/%F0%9F%98%80"),
+    ],
+)
+def test_rabbitmq_destinations_round_trip(exchange: str, routing_key: str, text: str) -> None:
+    """Exchange and routing key become one canonical text and come back from it."""
+    assert destination.rabbitmq(exchange, routing_key) == text
+    assert destination.parse(text) == ("rabbitmq", exchange, routing_key)
+
+
+def test_kafka_destinations_round_trip() -> None:
+    """A topic becomes one canonical text and comes back from it."""
+    assert destination.kafka("orders.v1") == "kafka:orders.v1"
+    assert destination.parse("kafka:orders.v1") == ("kafka", "orders.v1")
+    assert destination.is_kafka("kafka:orders")
+    assert not destination.is_kafka("rabbitmq:kafka:/x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "kafka", "kafka:", "kafka:a/b", "rabbitmq:", "rabbitmq:a", "rabbitmq:a/b/c", "redis:a", "KAFKA:a",
+        "Kafka:a", " kafka:a", "kafka:a ", "kafka:a\n", "kafka:%61", "kafka:a%2fb", "kafka:a%2", "kafka:%",
+        "kafka:%FF", "kafka:%C0%AF", "kafka:%ED%A0%80", "kafka:\xe9", "kafka:a+b", "kafka:a*", "kafka:%zz",
+        "rabbitmq:a%2F", "kafka:%2E", "rabbitmq:a/b?x", "kafka:\ud800",
+    ],
+)  # fmt: skip
+def test_any_other_spelling_is_refused(text: str) -> None:
+    """What is not canonical is malformed: encoded unreserved characters, lower-case hex, overlong UTF-8."""
+    with pytest.raises(MalformedMessage):
+        destination.parse(text)
+    with pytest.raises(MalformedMessage):
+        destination.parse(text)
+
+
+# The verified message: made by the verifier alone, and showing only what is covered.
+
+
+Maker = Callable[..., Message]
+
+
+def judged(forge: Forge, message: Message, cover: list[str] | None = None) -> Verified:
+    """Seal and verify a message."""
+    sealed = forge.seal(message, cover=cover)
+    verifier = forge.verifier()
+    return verifier.verify(sealed, verifier.open(sealed), forge.keys, forge.clock.now())
+
+
+def test_a_handler_sees_what_was_signed(forge: Forge, kafka: Maker) -> None:
+    """Body, key, claims, kid and covered headers are the message's, every occurrence in order."""
+    found = judged(forge, kafka())
+    assert (found.body, found.key, found.destination) == (b"hello", b"42", "kafka:orders")
+    assert (found.issuer, found.subject, found.audience) == ("https://auth.example", "orders-api", "billing")
+    assert (found.jti, found.kid, found.key_set) == (found.claims.jti, forge.key.kid, forge.keys.version)
+    assert found.headers == (("tenant", b"acme"), ("tag", b"1"), ("tag", b"2"))
+    assert (found.header("tag"), found.header("absent")) == (b"2", None)
+    assert (found.received, found.origin, found.value) == (forge.clock.now(), kafka().origin, None)
+
+
+def test_uncovered_headers_are_hidden(forge: Forge, rabbit: Maker) -> None:
+    """A header the token does not cover is not shown, the token itself neither."""
+    found = judged(forge, rabbit(native="the client's own"), cover=["tenant"])
+    assert found.headers == (("tenant", "acme"),)
+    assert found.header("count") is None
+    assert found.native == "the client's own"
+
+
+def test_it_cannot_be_made_changed_or_copied_into_another(forge: Forge, rabbit: Maker) -> None:
+    """Only the verifier makes one, and nobody changes one."""
+    found = judged(forge, rabbit())
+    with pytest.raises(ConfigurationError):
+        Verified(object(), found._facts)
+    with pytest.raises(AttributeError):
+        found.body = b"evil"
+    with pytest.raises(AttributeError):
+        del found.body
+    with pytest.raises((AttributeError, TypeError)):
+        copy.replace(found) if hasattr(copy, "replace") else copy.copy(found)
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
+        pickle.loads(pickle.dumps(found))  # noqa: S301
+
+
+def test_repr_shows_who_and_where(forge: Forge, rabbit: Maker) -> None:
+    """It can be logged: neither body nor headers nor token."""
+    text = repr(judged(forge, rabbit()))
+    assert text == "Verified('rabbitmq:shop/orders.created', issuer='https://auth.example', subject='orders-api')"

@@ -51,6 +51,12 @@ def failure(opa: OPA, **changes: Any) -> str:
 # What is asked.
 
 
+@pytest.fixture
+def opa(agent: Agent) -> Any:
+    """A policy that asks the agent."""
+    return agent.opa()
+
+
 def test_exactly_the_members_that_are_named(agent: Agent) -> None:
     """The input has eight members, and nothing of body, headers, times or ids."""
     agent.opa(scope="billing").decide(honest(body=b"secret", headers=[("tenant", b"a")]))
@@ -168,9 +174,8 @@ def test_an_error_never_repeats_an_answer(agent: Agent) -> None:
 # What is remembered.
 
 
-def test_decisions_are_remembered_and_refusals_too(agent: Agent) -> None:
+def test_decisions_are_remembered_and_refusals_too(opa: Any, agent: Agent) -> None:
     """The same question is asked once in ten seconds, whatever the answer; then again."""
-    opa = agent.opa()
     for _ in range(5):
         assert opa.decide(honest()) is ALLOW
         assert opa.decide(honest(destination=ELSEWHERE)) is DENY
@@ -200,9 +205,8 @@ def test_zero_remembers_nothing(agent: Agent) -> None:
     assert len(agent.asked) == 3
 
 
-def test_an_outage_makes_nothing_last_longer(agent: Agent) -> None:
+def test_an_outage_makes_nothing_last_longer(opa: Any, agent: Agent) -> None:
     """What was allowed before an outage is allowed for its ten seconds, and then nothing is."""
-    opa = agent.opa()
     opa.decide(honest())
     agent.vanish()
     agent.clock.advance(9.9)
@@ -211,9 +215,8 @@ def test_an_outage_makes_nothing_last_longer(agent: Agent) -> None:
     assert failure(opa) == "out of reach: Connection refused"
 
 
-def test_another_revision_empties_the_memory(agent: Agent) -> None:
+def test_another_revision_empties_the_memory(opa: Any, agent: Agent) -> None:
     """The first answer of another bundle forgets what was decided by the one before, and changes the version."""
-    opa = agent.opa()
     agent.bundles = {"authz": {"revision": "r1"}}
     opa.decide(honest())
     assert opa.version == "opa authz@r1"
@@ -242,9 +245,8 @@ def test_a_slow_answer_of_the_bundle_before_is_not_remembered(agent: Agent) -> N
     assert opa.remembered(honest(destination=ELSEWHERE)) is DENY
 
 
-def test_an_answer_without_a_decision_says_nothing_of_bundles(agent: Agent) -> None:
+def test_an_answer_without_a_decision_says_nothing_of_bundles(opa: Any, agent: Agent) -> None:
     """A 500, which names no bundle, leaves version and memory as they are."""
-    opa = agent.opa()
     agent.bundles = {"authz": {"revision": "r1"}}
     opa.decide(honest())
     agent.status, agent.body = 500, b"{}"
@@ -279,9 +281,8 @@ def test_who_varies_routing_keys_pushes_out_no_other_decision(
 # Outages.
 
 
-def test_nobody_asks_for_a_while_after_a_failure(agent: Agent) -> None:
+def test_nobody_asks_for_a_while_after_a_failure(opa: Any, agent: Agent) -> None:
     """After a failure nobody is asked for 1 s, then 2, up to 30 s; and one answer ends that."""
-    opa = agent.opa()
     agent.vanish()
     tried, clock = [], agent.clock
     began = clock.monotonic()
@@ -302,10 +303,9 @@ def test_nobody_asks_for_a_while_after_a_failure(agent: Agent) -> None:
     assert opa.decide(honest(destination=ELSEWHERE)) is DENY
 
 
-def test_one_question_without_a_decision_holds_nobody_else_up(agent: Agent) -> None:
+def test_one_question_without_a_decision_holds_nobody_else_up(opa: Any, agent: Agent) -> None:
     """Where a rule is undefined for one producer, others are decided; it alone is asked for again."""
     agent.says = lambda question: UNDEFINED if question["subject"] == "stock-api" else True
-    opa = agent.opa()
     for number in range(1, 4):
         assert failure(opa, subject="stock-api") == "the answer is neither true nor false"
         assert opa.decide(honest()) is ALLOW
@@ -313,9 +313,8 @@ def test_one_question_without_a_decision_holds_nobody_else_up(agent: Agent) -> N
     assert opa.health().state == "ok"
 
 
-def test_a_question_that_waits_for_a_thread_takes_the_answer_that_came_meanwhile(agent: Agent) -> None:
+def test_a_question_that_waits_for_a_thread_takes_the_answer_that_came_meanwhile(opa: Any, agent: Agent) -> None:
     """However many deliveries ask the same at once, no more are asked than there are threads."""
-    opa = agent.opa()
     agent.open.clear()
 
     async def ask() -> list[Decision]:
@@ -328,9 +327,8 @@ def test_a_question_that_waits_for_a_thread_takes_the_answer_that_came_meanwhile
     assert len(agent.asked) <= 4
 
 
-def test_an_event_loop_runs_on_while_it_is_asked(agent: Agent) -> None:
+def test_an_event_loop_runs_on_while_it_is_asked(opa: Any, agent: Agent) -> None:
     """``adecide`` blocks no event loop, and whoever is cancelled leaves the others their answer."""
-    opa = agent.opa()
     agent.open.clear()
 
     async def ask() -> Decision:
@@ -377,9 +375,8 @@ def test_where_no_thread_starts_nobody_waits(
     assert (opa.health().state, opa.health().failed) == ("ok", 0)
 
 
-def test_a_child_after_a_fork_asks_by_itself(agent: Agent) -> None:
+def test_a_child_after_a_fork_asks_by_itself(opa: Any) -> None:
     """A child has none of its parent's threads, and not whoever holds the lock; it asks all the same."""
-    opa = agent.opa()
     assert asyncio.run(opa.adecide(honest())) is ALLOW
     with opa._lock:
         child = os.fork()
@@ -391,9 +388,8 @@ def test_a_child_after_a_fork_asks_by_itself(agent: Agent) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_during_a_pause_nobody_waits_for_a_thread(agent: Agent) -> None:
+def test_during_a_pause_nobody_waits_for_a_thread(opa: Any, agent: Agent) -> None:
     """During a pause an event loop is refused at once, however many requests still hang."""
-    opa = agent.opa()
     agent.open.clear()
 
     async def ask() -> None:
@@ -409,9 +405,8 @@ def test_during_a_pause_nobody_waits_for_a_thread(agent: Agent) -> None:
     asyncio.run(ask())
 
 
-def test_many_threads_meet_one_outage(agent: Agent) -> None:
+def test_many_threads_meet_one_outage(opa: Any, agent: Agent) -> None:
     """Threads that ask at once during an outage all defer, and the failures count as one."""
-    opa = agent.opa()
     agent.vanish()
     with ThreadPoolExecutor(8) as pool:
         said = list(pool.map(lambda number: failure(opa, subject=f"s{number}"), range(32)))
@@ -636,9 +631,8 @@ def test_a_version_is_short_and_harmless() -> None:
         assert len(said) <= 128
 
 
-def test_health_says_how_it_is(agent: Agent) -> None:
+def test_health_says_how_it_is(opa: Any, agent: Agent) -> None:
     """``health`` counts requests and failures, and says since when there is no answer, and why."""
-    opa = agent.opa()
     assert opa.health().state == "unasked"
     opa.decide(honest())
     found = opa.health()

@@ -18,13 +18,12 @@ from pika.channel import Channel
 from pika.compat import long
 from pika.data import decode_table, encode_table
 
-from mqauth import MemoryReplayStore, Pipeline
+from mqauth import ConfigurationError, MalformedMessage, MemoryReplayStore, Pipeline
 from mqauth.brokers import pika as leaf
 from mqauth.brokers.event_loop import on_thread
 from mqauth.brokers.pika.confirmed import Publisher
 from mqauth.brokers.pika.link import link_of
 from mqauth.brokers.pika.translate import carries, check_properties, read, to_message, to_properties
-from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.testing import Forge
 
 METHOD = SimpleNamespace(exchange="shop", routing_key="k", redelivered=False, delivery_tag=1, consumer_tag="c")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mqauth import Allow, Decision, Issuer, Key, KeySet, MemoryReplayStore, Message, Origin, Rule
 from mqauth.errors import (
     Cause,
     ConfigurationError,
@@ -23,15 +24,10 @@ from mqauth.errors import (
 )
 from mqauth.flow import Attempts, ColourError, arun, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
-from mqauth.judging.policy import Allow, Decision, Rule
-from mqauth.judging.verifier import Issuer
-from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimStatus
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
 from mqauth.testing.batchforge import forge_batch
 from mqauth.testing.token_attacks import honest_message
-from mqauth.wire.keys import Key, KeySet
-from mqauth.wire.message import Message, Origin
 
 Maker = Callable[..., Message]
 World = Any

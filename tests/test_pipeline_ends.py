@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from mqauth import flow
-from mqauth.errors import Cause, Reason, RejectNow, RetryLater, Unavailable
-from mqauth.judging.pipeline import Outcome, Step, Verdict
+from mqauth import Cause, Key, KeySet, Message, Reason, RejectNow, RetryLater, Unavailable, flow
+from mqauth.flow import ColourError
+from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
+from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.replay.rules import ClaimStatus
 from mqauth.testing import FakeClock, Forge
-from mqauth.wire.message import Message
 from tests.conftest import KAFKA, RABBITMQ, World, kafka_message
+from tests.test_flow import Unhashable
 
 DOWN = OSError("the world is down")
 MakeWorld = Callable[..., World]
@@ -141,12 +142,6 @@ def test_a_copy_is_no_second_message(make_world: MakeWorld, forge: Forge) -> Non
     assert (world.handler.calls, len(world.published)) == (3, 1)
 
 
-class Unhashable(type):
-    """A metaclass whose classes cannot be looked up."""
-
-    __hash__ = None  # type: ignore[assignment]
-
-
 ODD = Unhashable("Odd", (), {})()
 
 
@@ -188,3 +183,171 @@ def test_a_store_out_of_reach_is_asked_once(make_world: MakeWorld, forge: Forge)
     world.store.claim.failure, world.store.confirm.failure, calls = None, DOWN, world.store.confirm.calls
     assert world.process(delivery).verdict is Verdict.DEFERRED
     assert (world.store.confirm.calls, world.handler.calls) == (calls + 1, 2)
+
+
+# A delivery judged ahead of its turn comes to the same end as one that is judged in its turn.
+
+
+@pytest.fixture
+def make_world(clock: FakeClock, forge: Forge) -> Callable[..., World]:
+    """A maker of worlds without an event loop."""
+    return lambda **settings: World(clock, forge, **settings)
+
+
+def ahead(world: World) -> Delivery:
+    """Return an honest delivery that is judged and claimed, and whose handler did not run."""
+    delivery: Delivery = world.receive(world.sealed())
+    flow.run(world.pipeline.judge(delivery))
+    assert delivery.step is Step.HANDLE
+    return delivery
+
+
+def end(world: World, delivery: Delivery) -> Outcome:
+    """Run a delivery to its end."""
+    outcome: Outcome = flow.run(world.pipeline.process(delivery, world.handler, world.letters))
+    return outcome
+
+
+def test_the_plain_case(make_world: Callable[..., World]) -> None:
+    """Handled once, then confirmed."""
+    world = make_world()
+    outcome = end(world, delivery := ahead(world))
+    assert (outcome.verdict, outcome.verified, delivery.step) == (
+        Verdict.ACCEPTED, delivery.verified, Step.SETTLE,
+    )  # fmt: skip
+    assert (world.handler.calls, world.store.confirm.calls) == (1, 1)
+
+
+def test_a_handler_that_ended_never_runs_again(make_world: Callable[..., World]) -> None:
+    """Where the store is gone after the handler the delivery is deferred, then confirmed, and handled once."""
+    world = make_world()
+    delivery, world.store.confirm.failure = ahead(world), OSError()
+    for _ in range(3):
+        outcome = end(world, delivery)
+        assert (outcome.verdict, outcome.cause) == (Verdict.DEFERRED, Cause.REPLAY_STORE_UNAVAILABLE)
+    world.store.confirm.failure = None
+    assert end(world, delivery).verdict is Verdict.ACCEPTED
+    assert (world.handler.calls, delivery.step) == (1, Step.SETTLE)
+
+
+def test_another_time_is_another_time(make_world: Callable[..., World]) -> None:
+    """A handler that asks for another time is deferred and not confirmed, and runs again."""
+    world = make_world()
+    delivery, world.handler.failure = ahead(world), RetryLater("soon")
+    outcome = end(world, delivery)
+    assert (outcome.verdict, outcome.cause, delivery.step) == (
+        Verdict.DEFERRED, Cause.HANDLER_DEFERRED, Step.HANDLE,
+    )  # fmt: skip
+    assert (world.handler.calls, world.store.confirm.calls, world.published) == (1, 0, [])
+    world.handler.failure = None
+    assert end(world, delivery).verdict is Verdict.ACCEPTED
+
+
+@pytest.mark.parametrize(("failure", "calls"), [(ValueError("no"), 3), (RejectNow("no"), 1)])
+def test_failed_for_good(make_world: Callable[..., World], failure: Exception, calls: int) -> None:
+    """After its last attempt: audited, dead-lettered, its claim given back and never confirmed."""
+    world = make_world()
+    delivery, world.handler.failure = ahead(world), failure
+    outcome = end(world, delivery)
+    assert (outcome.verdict, outcome.reason) == (Verdict.REJECTED, Reason.HANDLER_FAILED)
+    assert (world.handler.calls, world.store.confirm.calls, world.store.release.calls) == (calls, 0, 1)
+    assert (len(world.records), len(world.published)) == (1, 1)
+
+
+def test_observers_are_told(make_world: Callable[..., World]) -> None:
+    """Whoever observes is told of what was judged ahead too."""
+    seen: list[Outcome] = []
+    world = make_world(observers=[lambda outcome, _message, _seconds: seen.append(outcome)])
+    outcome = end(world, ahead(world))
+    assert seen == [outcome]
+
+
+def test_every_verdict_is_recorded_where_told(make_world: Callable[..., World]) -> None:
+    """With ``record="all"`` what was judged ahead has its audit record before it is settled."""
+    world = make_world(record="all")
+    assert end(world, ahead(world)).verdict is Verdict.ACCEPTED
+    assert [record["verdict"] for record in world.records] == ["accepted"]
+
+
+def test_both_claims_of_a_release_are_confirmed(make_world: Callable[..., World]) -> None:
+    """A delivery with two claims has both confirmed, the release's first."""
+    world = make_world()
+    delivery = ahead(world)
+    delivery.release_claim = other = ahead(world).claim
+    assert end(world, delivery).verdict is Verdict.ACCEPTED
+    assert world.store.confirm.done == [other, delivery.claim]
+
+
+def test_nobody_awaits(make_world: Callable[..., World]) -> None:
+    """An asynchronous handler or store is an error of configuration, and no message's fault."""
+
+    async def later(*_arguments: Any) -> ClaimStatus:
+        return ClaimStatus.FRESH
+
+    world = make_world()
+    with pytest.raises(ColourError):
+        flow.run(world.pipeline.process(ahead(world), later, world.letters))
+    assert world.published == []
+
+
+# Whose fault an outage of keys is: the outcome names the issuer or the release authority, and no other party.
+
+
+REVIEW = "https://review.example"
+
+
+class Away:
+    """Keys that are out of reach."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def key_set(self) -> KeySet:
+        """Have no keys."""
+        raise Unavailable(Cause.KEYS_UNAVAILABLE)
+
+    def refresh(self, kid: str, received: float, /) -> KeySet:
+        """Fail."""
+        raise self._error
+
+
+class Counting(Away):
+    """Keys that are out of reach, and how often somebody asked for them."""
+
+    def __init__(self) -> None:
+        super().__init__(OSError("down"))
+        self.asked = 0
+
+    def key_set(self) -> KeySet:
+        """Count, and have none."""
+        self.asked += 1
+        return super().key_set()
+
+
+UNSIGNED: list[tuple[dict[str, Any], Reason]] = [
+    ({"signature": b"x"}, Reason.SIGNATURE_INVALID),
+    ({"claims": {"iss": "https://evil.example"}}, Reason.ISSUER_UNTRUSTED),
+    ({"header": {"kid": "nobody"}}, Reason.KEY_UNKNOWN),
+    ({"header": {"alg": "ES256"}}, Reason.ALGORITHM_FORBIDDEN),
+]
+
+
+@pytest.mark.parametrize(("bends", "reason"), UNSIGNED)
+def test_without_a_good_token_no_authority_is_asked(
+    make_world: MakeWorld, clock: FakeClock, forge: Forge, bends: dict[str, Any], reason: Reason
+) -> None:
+    """A message that no producer signed is rejected while the authority is out of reach, which nobody asks."""
+    away = Counting()
+    world = make_world(verifier=forge.verifier(release=ReleaseAuthorities({REVIEW: Authority(keys=away)})))
+    releaser = Releaser(key=Key.generate(), issuer=REVIEW, reviewer="ada", clock=clock)
+    message, _ = releaser.release(world.sealed(**bends), letter="0" * 64, scope="orders", reason="hostile")
+    outcome = world.process(message)
+    assert (outcome.verdict, outcome.reason, away.asked) == (Verdict.REJECTED, reason, 0)
+
+
+@pytest.mark.parametrize("plug", ["policy.decide", "store.claim", "store.confirm"])
+def test_what_is_everybodys_names_nobody(world: World, plug: str) -> None:
+    """An outage of policy or store is no party's."""
+    owner, name = plug.split(".")
+    getattr(getattr(world, owner), name).failure = OSError("down")
+    assert world.process(world.sealed()).party is None

@@ -17,13 +17,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from mqauth import AuditFile, MalformedMessage, Reason, Rejection, Signer, Verified, Verifier
 from mqauth.audit.chain import verify_chain
-from mqauth.audit.file import AuditFile
-from mqauth.audit.record import AuditRecord
-from mqauth.errors import MalformedMessage, Reason, Rejection
-from mqauth.judging.verified import Verified
-from mqauth.judging.verifier import Verifier
-from mqauth.signer import Signer
 from mqauth.testing import BatchForge, FakeClock, Forge
 from mqauth.testing.batchforge import PLACE, SIZE
 from mqauth.testing.forge import with_token
@@ -32,6 +27,7 @@ from mqauth.wire import json_form as jsonform
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.envelope import add_named
 from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderValue, Message, Origin, fold, form_of
+from tests.conftest import audit_record
 from tests.test_merkle import path_length
 
 CLOCK = FakeClock()
@@ -484,10 +480,7 @@ def written(path: Path, count: int) -> list[bytes]:
     """Write an audit file and return its lines."""
     with AuditFile(path, fsync=False) as file:
         for number in range(count):
-            file.write(AuditRecord(
-                id=str(number), time=1_900_000_000.0, verdict="rejected", reason="expired", detail="é", scope="s",
-                broker={}, token={"claimed": {"iat": 10, "sub": "a/b"}}, body_sha256=None, body_size=None,
-                key_set=None, policy=None, dead_letter=None, instance="i"))  # fmt: skip
+            file.write(audit_record(number, detail="é", token={"claimed": {"iat": 10, "sub": "a/b"}}))
     return path.read_bytes().splitlines(keepends=True)
 
 

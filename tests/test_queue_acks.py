@@ -16,6 +16,7 @@ from mqauth.brokers.queue.client import ACK_DELAY, Acks, RoundTrip
 from mqauth.brokers.rabbitmq.consumer import sender
 from mqauth.delivery.slot import MAX_UNSENT, TIMEOUT_PARTS, DeliveryTags
 from mqauth.judging.pipeline import Delivery
+from tests.conftest import turns
 
 orders = st.integers(1, 40).flatmap(
     lambda count: st.tuples(st.permutations(range(count)), st.lists(st.sampled_from(ACTS), min_size=count))
@@ -59,12 +60,6 @@ class Side:
         """Settle some."""
         for tag in tags:
             self.acks.settle(tag, delivery())
-
-
-async def turns(count: int = 20) -> None:
-    """Let what is ready run."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 @given(order=orders, window=st.integers(1, 50))

@@ -14,14 +14,14 @@ import pytest
 from aio_pika import exceptions
 from pamqp import commands
 
-from mqauth import ConfigurationError, MalformedMessage, Message, Signer
+from mqauth import Cause, ConfigurationError, MalformedMessage, Message, Signer, Unavailable
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, is_untouched
 from mqauth.brokers.rabbitmq.producer import DirectPath, ExchangePath
 from mqauth.brokers.rabbitmq.translate import to_message
 from mqauth.brokers.sealing import Sealing
-from mqauth.errors import Cause, Unavailable
 from mqauth.testing import Forge
+from tests.conftest import turns
 from tests.sealing_calls import Calls, closed
 
 PLACE = "rabbitmq:shop/orders.created"
@@ -73,10 +73,10 @@ def messages(count: int, **fields: Any) -> list[Message]:
     return [Message(destination=PLACE, body=b"%d" % number, **fields) for number in range(count)]
 
 
-async def turns(count: int = 10) -> None:
-    """Let what is ready run."""
-    for _ in range(count):
-        await asyncio.sleep(0)
+@pytest.fixture
+def table() -> Table:
+    """A signer whose calls are counted."""
+    return Table()
 
 
 @pytest.mark.parametrize(("batch", "linger"), [(0, 0.1), (1025, 0.1), (True, 0.1), (2, -1), (2, 11)])
@@ -93,9 +93,8 @@ def test_a_channel_is_no_exchange(kind: Any) -> None:
         rabbitmq.Producer(kind.__new__(kind), Forge().signer())
 
 
-async def test_as_it_comes() -> None:
+async def test_as_it_comes(table: Table) -> None:
     """Without any setting, what is published before the loop turns shares a token, each destination another."""
-    table = Table()
     await table.busy(100)
     elsewhere = [Message(destination="rabbitmq:shop/refunds", body=b"x") for _ in range(2)]
     tasks = table.start(*messages(3), *elsewhere)
@@ -104,17 +103,15 @@ async def test_as_it_comes() -> None:
     assert table.alarm.set == []
 
 
-async def test_one_alone_does_not_wait() -> None:
+async def test_one_alone_does_not_wait(table: Table) -> None:
     """With nothing unconfirmed a message is sealed at once, in the single form, and no timer is set."""
-    table = Table()
     (sealed,) = await asyncio.gather(*table.start(*messages(1)))
     assert (table.signer.sizes, table.alarm.set) == ([1], [])
     assert "~" not in str(sealed.occurrences("mqauth-token")[0])
 
 
-async def test_concurrent_ones_are_sealed_together() -> None:
+async def test_concurrent_ones_are_sealed_together(table: Table) -> None:
     """What comes in one turn of the loop shares a signature, each its own message back, at most a batch."""
-    table = Table()
     wanted = messages(100)
     found = await asyncio.gather(*table.start(*wanted))
     assert table.signer.sizes == [64, 36]
@@ -165,9 +162,8 @@ async def test_confirms_clock_the_seals() -> None:
     assert (table.signer.sizes, table.sealing.running) == ([3], 6)
 
 
-async def test_what_cannot_be_signed_concerns_its_own_caller() -> None:
+async def test_what_cannot_be_signed_concerns_its_own_caller(table: Table) -> None:
     """A message with a token already, or in no form, raises to its own caller; the others are sealed."""
-    table = Table()
     good = messages(3)
     bad = [messages(1, headers=(("mqauth-token", "x"),))[0], Message(destination="nowhere", body=b"")]
     found = await asyncio.gather(*table.start(good[0], bad[0], good[1], bad[1], good[2]), return_exceptions=True)
@@ -175,9 +171,8 @@ async def test_what_cannot_be_signed_concerns_its_own_caller() -> None:
     assert table.signer.sizes == [3]
 
 
-async def test_a_group_too_large_concerns_no_other() -> None:
+async def test_a_group_too_large_concerns_no_other(table: Table) -> None:
     """Where a token is over its size only the messages that make it so are refused."""
-    table = Table()
     many = tuple((f"{number:03}" + "n" * 120, "v") for number in range(60))
     wanted = [*messages(2), *messages(2, headers=many)]
     found = await asyncio.gather(*table.start(*wanted), return_exceptions=True)
@@ -185,9 +180,8 @@ async def test_a_group_too_large_concerns_no_other() -> None:
     assert table.sealing.running == 2
 
 
-async def test_no_key_raises_to_all_that_wait() -> None:
+async def test_no_key_raises_to_all_that_wait(table: Table) -> None:
     """While nothing can sign each caller is told, and the next seal works once it can."""
-    table = Table()
     table.signer.down = True
     found = await asyncio.gather(*table.start(*messages(3)), return_exceptions=True)
     assert [type(one) for one in found] == [Unavailable] * 3
@@ -211,9 +205,8 @@ async def test_cancelling_one_disturbs_no_other() -> None:
     assert (table.signer.sizes, table.sealing.running) == ([2], 51)
 
 
-async def test_a_closing_waits_for_the_calls_under_way() -> None:
+async def test_a_closing_waits_for_the_calls_under_way(table: Table) -> None:
     """What is under way ends first, what comes later is refused, and whoever asks is told of the one end."""
-    table = Table()
     await table.busy(2)
     ends = [asyncio.create_task(table.sealing.close()) for _ in range(2)]
     await turns()

@@ -32,8 +32,7 @@ from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.progress import again
 from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.letters.dead_letter import DeadLetter
-from mqauth.testing.clock import FakeClock
-from mqauth.testing.forge import Forge
+from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message
 
 PLACE = "rabbitmq:shop/orders.created"
@@ -152,6 +151,12 @@ def audit(tmp_path: Path) -> Any:
         yield sink
 
 
+@pytest.fixture
+def table(audit: AuditFile) -> Table:
+    """A processor and all around it."""
+    return Table(audit)
+
+
 class Tags:
     """Stands for the acks of a channel."""
 
@@ -193,9 +198,14 @@ class Spot:
         return found
 
 
-async def test_settled_on_the_spot(audit: AuditFile) -> None:
+@pytest.fixture
+def spot(audit: AuditFile) -> Spot:
+    """A processor that settles on the spot."""
+    return Spot(audit)
+
+
+async def test_settled_on_the_spot(spot: Spot) -> None:
     """With a plain handler, store and sinks a delivery is handled, or dead-lettered, and settled at once."""
-    spot = Spot(audit)
     begun = spot.processor.begin(spot.delivery(), spot.tags)
     assert not isinstance(begun, StartedDelivery)
     assert begun.verdict is Verdict.ACCEPTED
@@ -207,9 +217,8 @@ async def test_settled_on_the_spot(audit: AuditFile) -> None:
     assert (spot.tags.settled, len(spot.table.handled), len(spot.table.letters.found)) == ([1, 2], 1, 1)
 
 
-async def test_without_acks_nothing_is_settled_on_the_spot(audit: AuditFile) -> None:
+async def test_without_acks_nothing_is_settled_on_the_spot(spot: Spot) -> None:
     """An ack by itself is awaited, so that a task makes it."""
-    spot = Spot(audit)
     delivery = spot.delivery()
     begun = spot.processor.begin(delivery, None)
     assert isinstance(begun, StartedDelivery)
@@ -301,7 +310,6 @@ async def test_a_failure_on_the_spot_counts(audit: AuditFile, failures: int) -> 
     assert isinstance(begun, StartedDelivery)
     assert calls == 2
     outcome = await spot.processor.process(delivery, spot.tags, begun)
-    assert outcome is not None
     assert outcome.reason is (Reason.HANDLER_FAILED if failures == 3 else None)
     assert (calls, spot.tags.settled) == (1 + min(3, failures + 1), [2])
 
@@ -319,14 +327,12 @@ async def test_what_was_begun_is_ended_on_a_lost_channel(audit: AuditFile) -> No
     delivery.channel.is_closed = True
     assert isinstance(begun, StartedDelivery)
     outcome = await spot.processor.process(delivery, spot.tags, begun)
-    assert outcome is not None
     assert outcome.verdict is Verdict.ACCEPTED
     assert spot.tags.settled == [2]
 
 
-async def test_a_stale_delivery_is_not_begun(audit: AuditFile) -> None:
+async def test_a_stale_delivery_is_not_begun(spot: Spot) -> None:
     """What was delivered before a reconnect has no tag here, no handler and no task: it comes again."""
-    spot = Spot(audit)
     consumer = rabbitmq.Consumer(queue(), spot.table.guard, spot.table.handled.append, dead_letters=Letters())
     consumer._subscription.acks = spot.tags  # which would fail to open anything
     delivery = spot.delivery()
@@ -378,11 +384,8 @@ def broken(*_: Any) -> None:
     raise ZeroDivisionError
 
 
-async def test_an_error_of_ours_on_the_spot_ends_the_consumer(
-    audit: AuditFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_error_of_ours_on_the_spot_ends_the_consumer(spot: Spot, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not left to aiormq, which would log it and go on with a delivery that nobody settles."""
-    spot = Spot(audit)
     consumer = rabbitmq.Consumer(queue(), spot.table.guard, print, dead_letters=spot.table.letters)
     monkeypatch.setattr(consumer._subscription, "begin", broken)
     await consumer._subscription.take(spot.delivery())
@@ -405,18 +408,16 @@ async def test_what_is_handled_on_the_spot_is_in_flight(audit: AuditFile) -> Non
     assert consumer.health().in_flight == 0
 
 
-async def test_stale_is_not_dispatched(audit: AuditFile) -> None:
+async def test_stale_is_not_dispatched(table: Table) -> None:
     """A delivery from before a reconnect is neither handled nor settled: it comes again."""
-    table = Table(audit)
     delivery = Delivery(table.honest())
     delivery.channel.is_closed = True
     assert await table.process(delivery) is None
     assert (delivery.settled, table.handled) == ([], [])
 
 
-async def test_progress_outlives_the_requeue(audit: AuditFile) -> None:
+async def test_progress_outlives_the_requeue(table: Table, audit: AuditFile) -> None:
     """A rejected delivery given back goes on where it stopped: one audit record, one letter."""
-    table = Table(audit)
     table.letters.down = True
     forged = Message(destination=PLACE, body=b"forged")
     await table.process(Delivery(forged))
@@ -427,9 +428,8 @@ async def test_progress_outlives_the_requeue(audit: AuditFile) -> None:
     assert len(audit.path.read_text().splitlines()) == 1
 
 
-async def test_a_copy_does_not_take_the_progress(audit: AuditFile) -> None:
+async def test_a_copy_does_not_take_the_progress(table: Table) -> None:
     """A copy that the broker does not call redelivered gets no one else's progress."""
-    table = Table(audit)
     table.letters.down = True
     forged = Message(destination=PLACE, body=b"forged")
     await table.process(Delivery(forged))
@@ -439,9 +439,8 @@ async def test_a_copy_does_not_take_the_progress(audit: AuditFile) -> None:
     assert len(table.letters.found) == 2
 
 
-async def test_a_lost_ack_is_no_second_handling(audit: AuditFile) -> None:
+async def test_a_lost_ack_is_no_second_handling(table: Table) -> None:
     """Where the ack cannot be sent the redelivery is acked without handling it again."""
-    table = Table(audit)
     honest = table.honest()
     first = Delivery(honest)
     first.ack_error = exceptions.ChannelInvalidStateError()
@@ -452,9 +451,8 @@ async def test_a_lost_ack_is_no_second_handling(audit: AuditFile) -> None:
     assert (again.settled, len(table.handled)) == (["ack"], 1)
 
 
-async def test_a_probe_runs_no_handler(audit: AuditFile) -> None:
+async def test_a_probe_runs_no_handler(table: Table) -> None:
     """A probe judges and releases; the message can still be handled afterwards."""
-    table = Table(audit)
     honest = table.honest()
     waiting = table.guard.receive(replace(honest, origin=replace(honest.origin, queue="q")))
     assert await table.processor.probe(waiting) is True
@@ -653,9 +651,8 @@ async def test_guarded_callbacks_renew_too(audit: AuditFile, monkeypatch: pytest
     await running
 
 
-async def test_a_lost_connection_is_no_cancellation(audit: AuditFile) -> None:
+async def test_a_lost_connection_is_no_cancellation(table: Table) -> None:
     """A future that aiormq cancels inside a handler defers the message; it is not a failure of the handler."""
-    table = Table(audit)
     cancelled = [True]
 
     async def handler(verified: Verified) -> None:
@@ -667,7 +664,6 @@ async def test_a_lost_connection_is_no_cancellation(audit: AuditFile) -> None:
     processor = processing(table.guard, handler, dead_letters=table.letters, sleep=table.sleep)
     delivery: Any = Delivery(table.honest())
     outcome = await processor.process(delivery)
-    assert outcome is not None
     assert outcome.verdict is Verdict.ACCEPTED
     assert (len(table.handled), table.letters.found) == (1, [])
 
@@ -775,9 +771,8 @@ def queue(**settings: Any) -> Any:
     ("settings", "what"),
     [({"prefetch": 0}, "prefetch"), ({"grace": -1}, "grace"), ({"replies": "signer"}, "Producer")],
 )
-def test_refused_settings(audit: AuditFile, settings: dict[str, Any], what: str) -> None:
+def test_refused_settings(table: Table, settings: dict[str, Any], what: str) -> None:
     """Settings out of their limits are refused at construction."""
-    table = Table(audit)
     replies = {"replies": table.forge.signer()} if "replies" in settings else {}
     with pytest.raises(ConfigurationError, match=what):
         rabbitmq.Consumer(queue(), table.guard, print, dead_letters=table.letters, **(settings | replies))

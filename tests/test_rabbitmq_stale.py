@@ -13,7 +13,7 @@ from weakref import ref
 import pytest
 from aio_pika import exceptions
 
-from mqauth import AuditFile, Cause, MemoryReplayStore, Verdict, Verified
+from mqauth import AuditFile, Cause, MemoryReplayStore, Message, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_blocked, try_settle
 from mqauth.brokers.rabbitmq.consumer import round_trip
@@ -23,7 +23,7 @@ from mqauth.delivery.slot import TIMEOUT_PARTS
 from mqauth.errors import Reason, Rejection, RetryLater, StaleDelivery, Unavailable
 from mqauth.flow import run
 from mqauth.judging.pipeline import Step
-from mqauth.wire.message import Message
+from tests.conftest import turns
 from tests.test_rabbitmq_consumer import (
     PLACE,
     Channel,
@@ -71,10 +71,10 @@ class Silent:
             raise
 
 
-async def turns(number: int = 20) -> None:
-    """Let the loop run."""
-    for _ in range(number):
-        await asyncio.sleep(0)
+@pytest.fixture
+def table(audit: AuditFile) -> Table:
+    """A processor and all around it."""
+    return Table(audit)
 
 
 async def test_an_answer_counts_for_who_waited() -> None:
@@ -159,7 +159,6 @@ async def test_what_another_moment_decides_otherwise_waits_too(audit: AuditFile,
     if what == "policy":
         delivery.routing_key = "other"
     outcome = await processor.process(delivery)
-    assert outcome is not None
     assert outcome.verdict is Verdict.REJECTED
     assert delivery.channel.questions == 1
 
@@ -200,9 +199,8 @@ async def test_a_claim_answered_too_late_runs_no_handler(audit: AuditFile) -> No
     assert len(table.handled) == 1
 
 
-async def test_a_deferred_delivery_is_not_judged_after_its_channel_ended(audit: AuditFile) -> None:
+async def test_a_deferred_delivery_is_not_judged_after_its_channel_ended(table: Table, audit: AuditFile) -> None:
     """It waits for a policy out of reach; its channel ends in the pause, its redelivery is handled: no replay."""
-    table = Table(audit)
     delivery = Delivery(honest := table.honest())
     down = True
 
@@ -279,9 +277,8 @@ async def test_a_claim_whose_answer_was_lost_is_released(audit: AuditFile, *, pr
     assert len(store) == 0
 
 
-def test_a_claim_whose_release_lost_its_answer_is_made_again(audit: AuditFile) -> None:
+def test_a_claim_whose_release_lost_its_answer_is_made_again(table: Table) -> None:
     """A delivery whose claim may be gone is judged anew, and its handler never runs on the old verdict."""
-    table = Table(audit)
     guard = table.guard
     store: Any = guard.replay
     delivery = guard.receive(table.honest())
@@ -298,9 +295,8 @@ def test_a_claim_whose_release_lost_its_answer_is_made_again(audit: AuditFile) -
 
 
 @pytest.mark.parametrize(("reason", "step"), [(Reason.REPLAYED, Step.JUDGE), (Reason.HANDLER_FAILED, Step.RECORD)])
-def test_a_rejection_that_was_not_proven_is_judged_anew(audit: AuditFile, reason: Reason, step: Step) -> None:
+def test_a_rejection_that_was_not_proven_is_judged_anew(table: Table, reason: Reason, step: Step) -> None:
     """A redelivery takes over no verdict that was never recorded, except that of a handler."""
-    table = Table(audit)
     progress = Progress(table.guard, lambda _: True)
     earlier = table.guard.receive(table.honest())
     earlier.reject(Rejection(reason, "found on a channel that ended"), Step.RECORD)
@@ -316,10 +312,9 @@ class Away(BaseException):
 @pytest.mark.parametrize("error", [Away, SystemExit, KeyboardInterrupt, GeneratorExit])
 @pytest.mark.parametrize("plain", [True, False])
 async def test_whatever_a_handler_raises_its_delivery_comes_back(
-    audit: AuditFile, caplog: pytest.LogCaptureFixture, error: type[BaseException], *, plain: bool
+    table: Table, caplog: pytest.LogCaptureFixture, error: type[BaseException], *, plain: bool
 ) -> None:
     """The consumer ends with that error, once nothing is consumed; claim, slot and delivery are given back."""
-    table = Table(audit)
 
     async def later(_: Verified) -> None:
         raise error
@@ -344,9 +339,8 @@ async def test_whatever_a_handler_raises_its_delivery_comes_back(
     assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
 
 
-async def test_whatever_a_probe_meets_ends_the_consumer(audit: AuditFile) -> None:
+async def test_whatever_a_probe_meets_ends_the_consumer(table: Table) -> None:
     """A plug-in that raises no ``Exception`` while a queue is suspended: its consumer stood still for ever."""
-    table = Table(audit)
 
     async def subscribed() -> None:
         raise Away
@@ -423,9 +417,8 @@ async def test_what_comes_while_stopping_is_given_back_after_the_cancel(audit: A
     assert (order, table.handled) == (["cancelled", "requeue"], [])
 
 
-async def test_nothing_is_recorded_or_buried_of_what_was_given_back(audit: AuditFile) -> None:
+async def test_nothing_is_recorded_or_buried_of_what_was_given_back(table: Table, audit: AuditFile) -> None:
     """A probe of a rejected delivery that is no longer ours ends before its record."""
-    table = Table(audit)
     processor = processing(
         table.guard, broken, dead_letters=table.letters, sleep=table.sleep, hold=1, before_requeue=table.suspend
     )
@@ -482,9 +475,8 @@ async def test_a_probe_runs_no_handler_though_its_claim_is_not_released(audit: A
     assert calls == []
 
 
-async def test_a_probe_that_is_cancelled_by_the_client_is_unanswered(audit: AuditFile) -> None:
+async def test_a_probe_that_is_cancelled_by_the_client_is_unanswered(table: Table) -> None:
     """aiormq cancels the futures of a lost connection: the consumer probes again, and is not ended by it."""
-    table = Table(audit)
 
     async def decide(_: Verified) -> None:
         raise asyncio.CancelledError

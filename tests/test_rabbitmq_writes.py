@@ -20,6 +20,7 @@ from pamqp import commands
 
 from mqauth.brokers.rabbitmq.producer import DirectPath, Producer
 from mqauth.testing import Forge
+from tests.conftest import turns
 
 
 class Connection:
@@ -81,12 +82,6 @@ class Direct:
         for tag, confirm in self.channel.confirmations.items():
             if not confirm.done():
                 confirm.set_result(commands.Basic.Ack(tag))
-
-
-async def turns(count: int = 10) -> None:
-    """Let what is ready run."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 async def turns_of(direct: Direct, *publishing: Coroutine[Any, Any, Any]) -> list[int]:

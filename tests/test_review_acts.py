@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 
-from mqauth import flow
-from mqauth.errors import Cause, Reason, Rejection, Unavailable
-from mqauth.judging.pipeline import Verdict
+from mqauth import Cause, Message, Origin, Reason, Rejection, Unavailable, Verdict, flow
 from mqauth.letters.dead_letter import PREFIX, DeadLetter
 from mqauth.review import Letter, act, judge, read, rehearse
 from mqauth.review.letterbox import CHANGED, GONE, ONLY_REFERENCE, Judge, recalled
 from mqauth.testing import FakeClock, Forge
-from mqauth.wire.message import Message, Origin
 from tests.conftest import KAFKA, kafka_message, rabbitmq_message
 from tests.test_review import Bureau
 

@@ -7,20 +7,14 @@ from typing import Any
 
 import pytest
 
-from mqauth import flow
+from mqauth import Allow, Issuer, KeySet, MemoryReplayStore, Pipeline, RejectNow, Verdict, flow
 from mqauth.brokers import memory
-from mqauth.errors import RejectNow
-from mqauth.judging.pipeline import Pipeline, Verdict
-from mqauth.judging.policy import Allow
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung
-from mqauth.judging.verifier import Issuer
 from mqauth.letters.dead_letter import PREFIX
 from mqauth.letters.release import RELEASE_HEADER, WAIVABLE
-from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import ALL, judge
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
-from mqauth.wire.keys import KeySet
 from mqauth.wire.message import TOKEN_HEADER, Message
 from tests.conftest import KAFKA, RABBITMQ
 from tests.test_review import SCHEMA, Bureau

@@ -11,14 +11,11 @@ from typing import Any
 
 import pytest
 
-from mqauth import flow
+from mqauth import AuditFile, Cause, ConfigurationError, Key, KeySet, Reason, Unavailable, flow
 from mqauth.audit.chain import verify_chain
-from mqauth.audit.file import AuditFile
-from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.review import ALL, Account, Filter, Index, Letter, Plan, Session, SharedAuditFile, reviewers_releaser
 from mqauth.testing import FakeClock, Forge
-from mqauth.wire.keys import Key, KeySet
 from tests.conftest import RABBITMQ, rabbitmq_message
 from tests.test_auditfile import record
 from tests.test_review import REVIEW, WHY, Bureau

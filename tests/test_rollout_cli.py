@@ -15,6 +15,7 @@ from mqauth.audit.file import AuditFile
 from mqauth.audit.record import AuditRecord, iso_time
 from mqauth.cli import rollout as cli
 from mqauth.cli.app import run
+from tests.conftest import audit_record
 
 NOW = datetime(2026, 12, 10, 12, tzinfo=UTC).timestamp()
 FILE = """\
@@ -46,10 +47,9 @@ def observed(time: float, **changes: Any) -> AuditRecord:
     facts = {"seconds": 60.0, "rules": "r1", "rungs": {place: "observe"}, "accepted": {place: 100},
              "unsigned": {}, "lost": {}, "signed": {}, "oldest": {}, "groups": [],
              "other": 0} | changes  # fmt: skip
-    return AuditRecord(
+    return audit_record(
         id="01936b7e-0000-7000-8000-000000000000", time=time, verdict="observed", reason=None, detail=None,
-        scope="billing", broker={}, token={}, body_sha256=None, body_size=None, key_set=None, policy=None,
-        dead_letter=None, instance="one", extra={"observed": facts},
+        instance="one", extra={"observed": facts},
     )  # fmt: skip
 
 

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mqauth import load
+from mqauth import ConfigurationError, Key, KeySet, load
 from mqauth.config.consumer_settings import RolloutSettings
 from mqauth.config.declaration import read
 from mqauth.config.toml_file import Table
-from mqauth.errors import ConfigurationError
 from mqauth.judging.rollout import Rung
 from mqauth.wire.jwk import dump_key_set
-from mqauth.wire.keys import Key, KeySet
 
 GOOD = {
     "destinations": '["kafka:orders"]', "rung": '"observe"', "since": "2026-11-26", "until": "2027-01-31",

@@ -15,14 +15,12 @@ from jsonschema import Draft202012Validator
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from mqauth.audit.misuse import Detector
+from mqauth import Detector, Key, KeySet, Message, MisuseWatch, Origin, RejectNow
 from mqauth.audit.observed import CAPACITY, Group, Observed, group_of
 from mqauth.audit.query import last_rollout
 from mqauth.audit.record import iso_time
-from mqauth.audit.sinks import MisuseWatch
 from mqauth.check import check
 from mqauth.delivery.health import QueueHealth, State, told_of
-from mqauth.errors import RejectNow
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.observing import lines
 from mqauth.judging.rollout import WEEK, Exemption, Rollout, RolloutEntry, Rung
@@ -33,8 +31,6 @@ from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import strict_json
 from mqauth.wire.jwk import dump_key_set
-from mqauth.wire.keys import Key, KeySet
-from mqauth.wire.message import Message, Origin
 from tests.conftest import KAFKA, RABBITMQ, kafka_message, rabbitmq_message
 from tests.test_rollout import Ladder, at
 from tests.test_telemetry import Meter
@@ -315,7 +311,6 @@ class TestDetectors:
             line = strict_json.dumps(self.rollout(rung, time)) + b"\n"
             (tmp_path / f"audit-{pid}.jsonl").write_bytes(line + b'{"verdict":"rejected"}\n')
         found = last_rollout(tmp_path / "audit-{pid}.jsonl")
-        assert found is not None
         assert found["rollout"]["rungs"][0]["rung"] == "observe"
         assert last_rollout(tmp_path / "none.jsonl") is None
 

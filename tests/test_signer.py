@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth import ConfigurationError, Key, MalformedMessage, Message, Origin
 from mqauth.signer import MAX_LIFETIME, Signer
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire import batch, claims, envelope, jws
-from mqauth.wire.keys import Key
-from mqauth.wire.message import Message, Origin
 
 Maker = Callable[..., Message]
 

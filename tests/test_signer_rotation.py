@@ -11,18 +11,16 @@ from typing import Any
 
 import pytest
 
+from mqauth import Issuer, Message, Signer, Verifier
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
-from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, Keystore, RingKey
 from mqauth.keystore.disk import files, folder, ring
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE
 from mqauth.keystore.disk.watch import MAX_LOOK
-from mqauth.signer import Signer
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.wire import envelope, jws
 from mqauth.wire.keys import Key, SigningKey
-from mqauth.wire.message import Message
 
 EVERY = 5.0
 STALE = 60.0
@@ -88,9 +86,14 @@ def kid_of(message: Message) -> str:
 # --- following --------------------------------------------------------------------------------------------
 
 
-def test_signer_follows_a_rotation_within_the_look_interval(world: World) -> None:
+@pytest.fixture
+def signer(world: World) -> Signer:
+    """A producer that follows its folder."""
+    return world.signer(world.follow())
+
+
+def test_signer_follows_a_rotation_within_the_look_interval(signer: Signer, world: World) -> None:
     """Until the next look the old key signs, from then on the new one; nothing is restarted."""
-    signer = world.signer(world.follow())
     second = world.next_key()
     world.follow()
     assert kid_of(signer.sign(MESSAGE)) == second.kid
@@ -104,9 +107,8 @@ def test_signer_follows_a_rotation_within_the_look_interval(world: World) -> Non
     assert kid_of(signer.sign(MESSAGE)) == third.kid
 
 
-def test_pending_key_signs_only_after_rotate(world: World) -> None:
+def test_pending_key_signs_only_after_rotate(signer: Signer, world: World) -> None:
     """A key whose delay is over waits for ``rotate``: one writer moves keys on, not each producer's clock."""
-    signer = world.signer(world.follow())
     world.store.create()
     world.clock.advance(10_000)
     assert kid_of(signer.sign(MESSAGE)) == world.first.kid
@@ -200,9 +202,8 @@ def test_child_after_a_fork_follows_too(world: World) -> None:
 # --- ends -------------------------------------------------------------------------------------------------
 
 
-def test_revoked_key_signs_nothing_more(world: World, errors: Callable[[], list[str]]) -> None:
+def test_revoked_key_signs_nothing_more(signer: Signer, world: World, errors: Callable[[], list[str]]) -> None:
     """Once a revocation without successor is known, signing is refused in one line that says what to do."""
-    signer = world.signer(world.follow())
     world.revoke(world.first.kid)
     world.clock.advance(EVERY)
     with pytest.raises(ConfigurationError, match=r"no active key: run mqauth keys new"):
@@ -210,9 +211,8 @@ def test_revoked_key_signs_nothing_more(world: World, errors: Callable[[], list[
     assert len(errors()) == 1
 
 
-def test_signing_goes_on_after_a_gap(world: World) -> None:
+def test_signing_goes_on_after_a_gap(signer: Signer, world: World) -> None:
     """A key made and rotated in after a revocation is picked up without restart."""
-    signer = world.signer(world.follow())
     world.revoke(world.first.kid)
     world.clock.advance(EVERY)
     with pytest.raises(ConfigurationError):
@@ -223,10 +223,9 @@ def test_signing_goes_on_after_a_gap(world: World) -> None:
 
 @pytest.mark.parametrize("end", [World.next_key, World.revoke], ids=["retired", "revoked"])
 def test_ended_key_does_not_sign_for_an_unreadable_successor(
-    world: World, end: Callable[..., Any], errors: Callable[[], list[str]]
+    signer: Signer, world: World, end: Callable[..., Any], errors: Callable[[], list[str]]
 ) -> None:
     """Where the next key's PEM may not be used nothing signs, neither it nor the old one; mended, it goes on."""
-    signer = world.signer(world.follow())
     made = world.store.create()
     world.clock.advance(600)
     if end is World.revoke:
@@ -262,9 +261,8 @@ def test_unreadable_folder_leaves_the_last_key_loudly(world: World, errors: Call
     assert kid_of(signer.sign(MESSAGE)) == world.first.kid
 
 
-def test_unreadable_folder_ends_the_key_after_max_stale(world: World) -> None:
+def test_unreadable_folder_ends_the_key_after_max_stale(signer: Signer, world: World) -> None:
     """A key of which nothing was heard for ``max_stale`` may have ended, and signs nothing more until it is."""
-    signer = world.signer(world.follow())
     mend = world.break_keyset()
     world.clock.advance(STALE - 0.1)
     signer.sign(MESSAGE)
@@ -303,16 +301,14 @@ def test_staleness_ends_before_consumers_refuse(world: World) -> None:
     assert 0 < last < retired.expires - MAX_LOOK
 
 
-def test_idle_producer_is_not_stale(world: World) -> None:
+def test_idle_producer_is_not_stale(signer: Signer, world: World) -> None:
     """A producer that signed nothing for long looks first, and goes on if the folder can be read."""
-    signer = world.signer(world.follow())
     world.clock.advance(100 * STALE)
     assert kid_of(signer.sign(MESSAGE)) == world.first.kid
 
 
-def test_missing_folder_counts_as_unreadable(world: World, tmp_path: Path) -> None:
+def test_missing_folder_counts_as_unreadable(signer: Signer, world: World, tmp_path: Path) -> None:
     """A folder that is away for a moment, unmounted for example, changes nothing."""
-    signer = world.signer(world.follow())
     world.store.folder.rename(tmp_path / "away")
     world.clock.advance(EVERY)
     assert kid_of(signer.sign(MESSAGE)) == world.first.kid
@@ -343,9 +339,8 @@ def test_bounds_are_finite_and_shorter_than_the_grace(world: World, bounds: dict
         world.follow(**bounds)
 
 
-def test_rotation_to_another_subject_is_refused(world: World) -> None:
+def test_rotation_to_another_subject_is_refused(signer: Signer, world: World) -> None:
     """A next key that does not speak for the producer is refused by the signer, not by every consumer."""
-    signer = world.signer(world.follow())
     world.store.create(subjects=["another"])
     world.clock.advance(600)
     world.rotate()

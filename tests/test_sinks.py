@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from mqauth.audit.misuse import Alert, Detector, Thresholds
+from mqauth import Alert, Detector, FanOut, LoggingSink, MisuseWatch, Thresholds
 from mqauth.audit.record import AuditRecord
-from mqauth.audit.sinks import FanOut, LoggingSink, MisuseWatch
 
 
 class Sink:

@@ -12,8 +12,7 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from integration.scale import nightly
-from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.replay.memory import MemoryReplayStore
+from mqauth import Cause, ConfigurationError, MemoryReplayStore, Unavailable
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.testing.clock import START, FakeClock
 from mqauth.testing.store_contract import FRESH, REPLAYED, REREAD, BatchStoreContract, sibling, wish

@@ -35,8 +35,7 @@ from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.telemetry import MAX_DESTINATIONS, METRICS, Telemetry, traced
 from mqauth.telemetry.prometheus import Endpoint
-from mqauth.testing import FakeClock, Forge, verified
-from mqauth.testing.stage import MemoryStage
+from mqauth.testing import FakeClock, Forge, MemoryStage, verified
 from mqauth.testing.token_attacks import honest_message
 from tests.opa_agent import Agent
 

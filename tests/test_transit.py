@@ -13,14 +13,13 @@ import pytest
 import tenacity
 from cryptography.hazmat.primitives import serialization
 
-from mqauth.errors import ConfigurationError, Unavailable
+from mqauth import ConfigurationError, Key, Unavailable
 from mqauth.http.connection import Endpoint
 from mqauth.keystore.reference.key import ReferenceKey
 from mqauth.keystore.reference.transit import TransitKey
 from mqauth.keystore.reference.uri import TransitReference
 from mqauth.testing import FakeClock
 from mqauth.wire import base64url, jws
-from mqauth.wire.keys import Key
 from tests.test_jwks import Wire, response
 
 ED, ES, ES384 = (Key.generate(name) for name in ("EdDSA", "ES256", "ES384"))

@@ -15,9 +15,8 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding
 
-from mqauth.errors import ConfigurationError
+from mqauth import ConfigurationError, Issuer, Verifier
 from mqauth.judging import judge, key_lookup, token
-from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.letters import release
 from mqauth.letters.authorities import ReleaseAuthorities, _check_bindings, _signed

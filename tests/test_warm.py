@@ -12,15 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqauth.errors import Cause, Unavailable
+from mqauth import Cause, MemoryReplayStore, Pipeline, Unavailable, Verifier
 from mqauth.flow import run
 from mqauth.judging.delivery import Delivery, Step, verdict_record
-from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow, Policy
 from mqauth.judging.token import CAPACITY, Candidate
-from mqauth.judging.verifier import Verifier
 from mqauth.letters.release import RELEASE_HEADER
-from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, Attack, FakeClock, Forge
 from mqauth.testing.batchforge import forge_batch
 from mqauth.testing.forge import ISSUER, SUBJECT

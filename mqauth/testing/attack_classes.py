@@ -61,7 +61,7 @@ A flood of unknown kids asks the issuer without end | CVE-2026-48524 | unknown-k
 A key made for another purpose | RFC 7517 §4.2 | other-type | tests/test_jwk.py::test_a_bad_key_is_skipped_with_its_position
 A key of another issuer than `iss` | RFC 8725 §3.8 | unknown-key impersonation | integration/keys/test_rotation.py::test_key_of_one_producer_signing_as_another_is_refused
 A weak, short or empty key | RFC 8725 §3.5 | | tests/test_keys.py::test_weak_and_foreign_keys_are_refused
-A revoked or retired key | kroxylicious #3194 | revoked-key retired-key | tests/test_jwks_rules.py::test_a_revocation_counts_at_once
+A revoked or retired key | kroxylicious #3194 | revoked-key retired-key | tests/test_jwks_rules.py::test_a_key_that_changed_under_its_kid_counts_at_once
 Private keys in what is published | kroxylicious #3195 | | tests/test_keys.py::test_a_key_set_holds_public_halves_only
 Without keys or verifier everything is let in | CVE-2017-1000001; CVE-2026-28498 | in-an-outage |
 An extension that must be understood, and is not | CVE-2025-59420; CVE-2026-32597 | critical-parameter payload-not-encoded |

@@ -16,12 +16,9 @@ from typing import Any, Final
 
 import pytest
 
-from mqauth.audit.file import AuditFile
+from mqauth import AuditFile, Cause, Message, RetryLater, Verified
 from mqauth.brokers.log.records import CommitUnansweredError
-from mqauth.errors import Cause, RetryLater
-from mqauth.judging.verified import Verified
 from mqauth.testing.clock import RunningClock
-from mqauth.wire.message import Message
 from tests.kit.delivery_play import LATER, Play, text
 from tests.kit.delivery_stage import LogStage, Member
 

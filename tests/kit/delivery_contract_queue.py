@@ -13,9 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from mqauth.audit.file import AuditFile
-from mqauth.errors import Cause
-from mqauth.judging.verified import Verified
+from mqauth import AuditFile, Cause, Verified
 from tests.kit.delivery_contract_waiting import WaitingContract
 from tests.kit.delivery_play import LATER
 from tests.kit.delivery_play_queue import MOMENT, Gate, QueuePlay

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from mqauth.errors import Cause, RetryLater
-from mqauth.judging.verified import Verified
+from mqauth import Cause, RetryLater, Verified
 from tests.kit.delivery_play import LATER
 from tests.kit.delivery_play_queue import OTHER, Gate, Keys, QueuePlay
 

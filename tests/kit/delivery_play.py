@@ -8,15 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from mqauth.audit.file import AuditFile
+from mqauth import Attempts, AuditFile, MemoryReplayStore, Message, Outcome, Pipeline, Verified
 from mqauth.clock import Clock
-from mqauth.flow import Attempts
-from mqauth.judging.pipeline import Outcome, Pipeline
-from mqauth.judging.verified import Verified
-from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import Forge
-from mqauth.wire.message import Message
 from tests.kit.delivery_stage import Member
 
 LIFETIME: Final = 60

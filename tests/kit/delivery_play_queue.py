@@ -7,14 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mqauth.errors import Cause, RetryLater, Unavailable
-from mqauth.judging.policy import Allow, Rule
-from mqauth.judging.verified import Verified
-from mqauth.judging.verifier import Issuer
-from mqauth.replay.memory import MemoryReplayStore
+from mqauth import Allow, Cause, Issuer, KeySet, MemoryReplayStore, RetryLater, Rule, Unavailable, Verified
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.testing.forge import ISSUER, SUBJECT
-from mqauth.wire.keys import KeySet
 from tests.kit.delivery_play import Play
 from tests.kit.delivery_stage import Member, QueueStage, Steps
 

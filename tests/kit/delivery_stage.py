@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
+from mqauth import Cause, Message, Verified
 from mqauth.clock import Clock
-from mqauth.errors import Cause
 from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.judging.verified import Verified
 from mqauth.testing.stage import Stage
-from mqauth.wire.message import Message
 
 CommitObserver = Callable[[int, int], None]
 """Called with partition and offset before a commit of it is sent."""

@@ -11,9 +11,8 @@ from typing import Any, Final
 
 import aio_pika
 
+from mqauth import Pipeline, Verified
 from mqauth.brokers import rabbitmq
-from mqauth.judging.pipeline import Pipeline
-from mqauth.judging.verified import Verified
 from tests.kit.delivery_stage import Steps
 
 HOLD: Final = 1.0

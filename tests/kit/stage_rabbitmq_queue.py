@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
+from mqauth import Message, Pipeline
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.amqp_topology import UNPARSEABLE
-from mqauth.judging.pipeline import Pipeline
 from mqauth.testing.clock import RunningClock
 from mqauth.testing.stage import PATIENCE
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
-from mqauth.wire.message import Message
 from tests.kit.delivery_stage import AckObserver, Steps
 from tests.kit.stage_rabbitmq_member import Service
 from tests.kit.stage_rabbitmq_wire import Relay, Traffic
