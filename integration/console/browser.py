@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from selenium import webdriver
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
@@ -67,7 +67,8 @@ _STALE: Final = (StaleElementReferenceException, NoSuchElementException)
 PATIENCE: Final = 60.0
 WIDE: Final = (1280, 900)
 PHONE: Final = (390, 844)
-LOOKS: Final[Sequence[tuple[str, tuple[int, int]]]] = (
+Looks: TypeAlias = Sequence[tuple[str, tuple[int, int]]]
+LOOKS: Final[Looks] = (
     ("light", WIDE), ("dark", PHONE), *((("light", PHONE), ("dark", WIDE)) if is_nightly() else ()),
 )  # fmt: skip
 _FLAGS: Final = (
@@ -83,10 +84,11 @@ class Browser:
         driver: selenium's.
         origin: scheme, host and port of the console.
         pictures: folder for screenshots.
+        looks: the colours and sizes in which pages are looked at.
     """
 
-    def __init__(self, driver: Any, origin: str, pictures: Path) -> None:
-        self.driver, self.origin, self.pictures = driver, origin, pictures
+    def __init__(self, driver: Any, origin: str, pictures: Path, looks: Looks = LOOKS) -> None:
+        self.driver, self.origin, self.pictures, self.looks = driver, origin, pictures, looks
 
     def go(self, path: str) -> None:
         """Open a page."""
@@ -136,7 +138,7 @@ class Browser:
 
         By day each colour and each size has one picture, at night each pair of them.
         """
-        for scheme, size in LOOKS:
+        for scheme, size in self.looks:
             label = "" if size == WIDE else "-390"
             self._set(scheme, size)
             self._picture(self.pictures / f"{name}-{scheme}{label}.png")
@@ -169,13 +171,16 @@ def prepare() -> None:
 
 
 @contextlib.contextmanager
-def browser(origin: str, profile: Path, pictures: Path, *, own_certificates: bool = False) -> Iterator[Browser]:
+def browser(
+    origin: str, profile: Path, pictures: Path, *, looks: Looks = LOOKS, own_certificates: bool = False
+) -> Iterator[Browser]:
     """Start Chromium with an empty profile.
 
     Args:
         origin: scheme, host and port of the console.
         profile: folder that is not there yet.
         pictures: folder for screenshots.
+        looks: the colours and sizes in which pages are looked at.
         own_certificates: let it take certificates of an authority that it does not know.
 
     Raises:
@@ -191,6 +196,6 @@ def browser(origin: str, profile: Path, pictures: Path, *, own_certificates: boo
     service = webdriver.ChromeService(executable_path=shutil.which("chromedriver") or "chromedriver")
     driver = webdriver.Chrome(options=options, service=service)
     try:
-        yield Browser(driver, origin, pictures)
+        yield Browser(driver, origin, pictures, looks)
     finally:
         driver.quit()
