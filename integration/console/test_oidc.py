@@ -178,8 +178,9 @@ reviewer = ["dlq-review"]
 """
 # The command, but that the certificate's files are looked at each second rather than each minute.
 _COMMAND: Final = """\
-import sys, mqauth.cli, mqauth.cli.serve as serve
-serve._CERTIFICATE_EVERY = 0
+import sys, uvicorn, mqauth.cli
+made = uvicorn.Config
+uvicorn.Config = lambda *given, **named: made(*given, **named | {"timeout_notify": 1})
 sys.exit(mqauth.cli.main())
 """
 LETTERS: Final = 3
