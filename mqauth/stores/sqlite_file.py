@@ -23,7 +23,7 @@ MOUNTS: Final = Path("/proc/self/mountinfo")
 _NETWORK: Final = frozenset(
     ("9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gfs2", "lustre", "nfs", "nfs4", "ocfs2", "smb3")
 )
-_FRAMES: Final = 8192  # pages in the log, 16 MiB, beyond which it is to begin anew
+_FRAMES: Final = 4096  # pages in the log, 16 MiB, beyond which it is to begin anew
 _DAMAGE: Final = (
     "damaged. Move it away, with its -wal and -shm, to begin a new one, which does not know what was handled: a "
     "copy of a message whose token is still good would be handled again"
@@ -131,8 +131,6 @@ class SQLiteFile:
         connection = self._opened.enter_context(
             closing(sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False))
         )
-        # Each write is of whole pages. A row of 32 messages still fits into one of these.
-        connection.execute("PRAGMA page_size = 2048")
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         require(mode == "wal", f"{self.path}: SQLite cannot keep a log (WAL) here")
         connection.execute("PRAGMA synchronous = NORMAL")
