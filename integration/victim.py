@@ -375,7 +375,8 @@ def main(orders: Orders) -> None:
         if orders.redis:
             stores: Any = importlib.import_module("mqauth.stores.redis")
             store = stores.RedisReplayStore.from_url(orders.redis, timeout=1, namespace=orders.source)
-        store.confirm = doom.upon(store.confirm, "confirm")
+        # What is confirmed by itself goes that way, too.
+        store.confirm_many = doom.upon(store.confirm_many, "confirm")
         keys = load_key_set(Path(orders.keys).read_bytes())
         guard = Pipeline(
             verifier=Verifier(keys={ISSUER: Issuer(keys=keys)}, audience=AUDIENCE, **orders.verifier),

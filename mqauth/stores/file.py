@@ -153,7 +153,7 @@ class FileReplayStore:
 
     def confirm(self, request: ClaimRequest, /) -> Awaitable[None] | None:
         """Make the claim done, if this owner still holds it."""
-        return self._alone(self._confirm_many, (request,))
+        return self.confirm_many((request,))
 
     def confirm_many(self, requests: Sequence[ClaimRequest], /) -> Awaitable[None] | None:
         """Make each done, in one transaction."""
