@@ -22,7 +22,7 @@ from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.message import Message, Origin
-from tests.conftest import KAFKA, RABBITMQ, Plug, World, rabbitmq_message
+from tests.conftest import KAFKA, RABBITMQ, Plug, World, kafka_message, rabbitmq_message
 
 BOTH = (KAFKA, RABBITMQ)
 ATTACKS_ON_KAFKA = [attack for attack in (*ATTACKS, *BATCH_ATTACKS) if attack.fits(KAFKA)]
@@ -294,6 +294,17 @@ def test_verdicts_made_ahead_are_as_lenient(clock: FakeClock, forge: Forge) -> N
             run(world.pipeline.process(delivery, world.handler, world.letters, world.unverified))
     assert ran == [message.origin.offset for message in messages]
     assert world.published == []
+
+
+@pytest.mark.parametrize(("rung", "together"), [(Rung.OBSERVE, 0), (Rung.ENFORCE, 1)])
+def test_below_enforce_a_record_is_confirmed_by_itself(
+    clock: FakeClock, forge: Forge, rung: Rung, together: int
+) -> None:
+    """What is confirmed with others waits for the store; below enforce nothing may."""
+    world, done = Ladder(clock, forge, False, at(rung)), list[Any]()
+    delivery = world.receive(world.sealed(kafka_message()))
+    run(world.pipeline.process(delivery, world.handler, world.letters, world.unverified, done))
+    assert (len(done), world.store.confirm.calls) == (together, 1 - together)
 
 
 def test_a_slow_store_delays_no_second_poll(clock: FakeClock, forge: Forge) -> None:

@@ -160,7 +160,7 @@ class Pipeline:
                 was handled or rejected before; then the observers are not called.
             dead_letters: where a rejected message goes.
             unverified: called with a message that needs no proof, as ``handlers`` returned it.
-            done: takes the claim of a record that was handled, for a caller who confirms many together.
+            done: takes claims of records that were handled, for who confirms many together; not below ``enforce``.
 
         Returns:
             The outcome; everything but ``DEFERRED`` is to be settled.
@@ -314,7 +314,7 @@ class Pipeline:
         done: list[ClaimRequest] | None,
     ) -> Flow[None]:
         """Take one of the steps after verdict and handler: end the claims, record, pass on, or bury."""
-        step, claim = delivery.step, delivery.claim
+        step, claim = delivery.step, None if is_lenient(delivery) else delivery.claim
         if step is _CONFIRM and done is not None and claim is not None and claim.place is not None:
             done.append(claim)
             delivery.step = _RECORD if self._record_all else _SETTLE
