@@ -119,9 +119,11 @@ class LogWork:
                 yield from call(self._confirm_many, partition.done, cause=Cause.REPLAY_STORE_UNAVAILABLE)
                 partition.done.clear()
             except Unavailable as error:
-                emit("claim.not_renewed", "what was handled is not confirmed yet: %s", error)
-                outcome = Outcome(Verdict.DEFERRED, None, error.cause, error.detail)
-                self._assignment.stall(partition, partition.next or 0, outcome)
+                if self._guard.journal.rate.admits("claim.not_renewed", (error.cause,), {}):
+                    emit("claim.not_renewed", "what was handled is not confirmed yet: %s", error)
+                self._assignment.stall(
+                    partition, partition.next or 0, Outcome(Verdict.DEFERRED, None, error.cause, error.detail)
+                )
 
     def skipping(self, place: TopicPartition, first: int, beyond: int, record: AuditRecord) -> Flow[bool]:
         """Audit a range that cannot be read, then go on behind it; where audit is out of reach, defer it.
