@@ -314,7 +314,7 @@ class Pipeline:
         done: list[ClaimRequest] | None,
     ) -> Flow[None]:
         """Take one of the steps after verdict and handler: end the claims, record, pass on, or bury."""
-        step, claim = delivery.step, None if is_lenient(delivery) else delivery.claim
+        step, claim = delivery.step, delivery.claim if delivery.rung is None else None
         if step is _CONFIRM and done is not None and claim is not None and claim.place is not None:
             done.append(claim)
             delivery.step = _RECORD if self._record_all else _SETTLE
