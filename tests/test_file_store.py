@@ -120,6 +120,14 @@ def test_a_restart_forgets_nothing(opened: Opener) -> None:
     assert [store.first_place(each) for each in requests] == [each.place for each in requests]
 
 
+def test_a_message_that_is_confirmed_twice_in_one_call_is_done(store: Any) -> None:
+    """One call may name a message twice; its siblings are done as well."""
+    requests = [sibling(index, place=HERE) for index in (0, 1, 0)]
+    store.claim_many(requests)
+    store.confirm_many(requests)
+    assert store.claim_many([replace(each, owner="again") for each in requests]) == [REREAD] * 3
+
+
 @pytest.mark.parametrize("drift", [0, -1_000_000, 3000])
 def test_what_a_dead_process_held_is_over(opened: Opener, clock: FakeClock, drift: int) -> None:
     """A redelivery of what was being handled is handled at once, whatever both clocks say; a copy is a replay."""

@@ -235,15 +235,16 @@ class FileReplayStore:
         return status, row
 
     def _confirm_many(self, requests: Sequence[ClaimRequest]) -> None:
-        held = []
+        # By row and bit, since one call may name a message twice.
+        held: dict[tuple[bytes, int], _Row] = {}
         for request in requests:
             row, bit = self._row(request)
             if row.is_held_by(request.owner, bit):
                 row.done |= 1 << bit
-                held.append((row, bit))
-        rows = {row.key: row for row, _ in held}.values()
+                held[row.key, bit] = row
+        rows = {row.key: row for row in held.values()}.values()
         self._write("UPDATE ids SET done = ? WHERE key = ?", [(row.done, row.key) for row in rows])
-        for row, bit in held:
+        for (_, bit), row in held.items():
             self._let_go(row, bit)
 
     def _release(self, request: ClaimRequest) -> None:
