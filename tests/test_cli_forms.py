@@ -140,6 +140,28 @@ def test_jwks_is_written_whole_or_not_at_all(tmp_path: Path, ended: Exit) -> Non
     assert ended("keys", "jwks", "--out", "no/such/folder.json")[0] == 2
 
 
+def test_jwks_of_two_keystores_go_into_one_folder_at_once(tmp_path: Path, ended: Exit) -> None:
+    """``--out`` leaves alone what another process is writing in the folder."""
+    Keystore(folder=tmp_path / "keys").create(subjects=["a"])
+    Path("public").mkdir()
+    others = Path("public/.writing")
+    others.write_bytes(b"half of another set")
+    assert ended("keys", "jwks", "--out", "public/jwks.json") == (0, "")
+    assert others.read_bytes() == b"half of another set"
+
+
+def test_jwks_takes_the_place_of_a_regular_file_only(tmp_path: Path, ended: Exit) -> None:
+    """``--out`` writes where a link points to, and refuses what is no regular file."""
+    Keystore(folder=tmp_path / "keys").create(subjects=["a"])
+    Path("link").symlink_to("jwks.json")
+    assert ended("keys", "jwks", "--out", "link") == (0, "")
+    assert Path("link").is_symlink()
+    assert Path("jwks.json").is_file()
+    os.mkfifo("pipe")
+    assert ended("keys", "jwks", "--out", "pipe") == (2, "mqauth: --out pipe: not a regular file\n")
+    assert Path("pipe").is_fifo()
+
+
 # --- errors and exit codes --------------------------------------------------------------------------------
 
 

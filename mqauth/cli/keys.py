@@ -118,9 +118,10 @@ def jwks(
     if out is None:
         print(text)
     else:
-        files.write_whole(out, text.encode("utf-8") + b"\n")
+        # A new file would take the place of a device, such as /dev/stdout.
+        require(files.is_missing(out) or out.is_file(), f"--out {out}: not a regular file")
         # Everybody may read public keys; the consumer often runs as another user.
-        out.chmod(0o644)
+        files.write_whole(out.resolve(), text.encode("utf-8") + b"\n", public=True)
 
 
 @app.command("list")

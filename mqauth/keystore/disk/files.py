@@ -40,19 +40,24 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_whole(path: Path, raw: bytes) -> None:
-    """Write a file of mode 0600 so that a crash leaves either the old file or the new one.
+def write_whole(path: Path, raw: bytes, *, public: bool = False) -> None:
+    """Write a file so that a crash leaves either the old file or the new one.
 
-    The caller holds the lock of the folder.
+    Args:
+        path: the file.
+        raw: its content.
+        public: everybody may read it, and other processes may write into its folder at the same time. Otherwise
+            it has mode 0600, and the caller holds the lock of the folder.
 
     Raises:
         ConfigurationError: the system refused.
     """
-    temporary = path.with_name(".writing")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}" if public else ".writing")
     with file_errors(path), undone_on_error(temporary.unlink):
         # A crash may have left a temporary file, with a private key in it.
         temporary.unlink(missing_ok=True)
         with os.fdopen(open_private(temporary, os.O_WRONLY | os.O_EXCL | os.O_NOFOLLOW), "wb") as file:
+            os.fchmod(file.fileno(), 0o644 if public else 0o600)
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
