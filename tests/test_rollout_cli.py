@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -173,6 +176,32 @@ def test_producers_that_signed_nothing_are_listed(place: Place) -> None:
     assert "signed nothing: web-shop, till-7\n" in printed
     (found,) = json.loads(place.run("status", "--json")[1])
     assert found["never_signed"] == ["web-shop", "till-7"]
+
+
+@pytest.mark.parametrize("given", [io.StringIO(""), None])
+def test_nobody_can_be_asked(given: io.StringIO | None, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without ``--yes`` and an answer on standard input nothing is written, and one line says what to give."""
+    monkeypatch.setattr("sys.stdin", given)
+    code, printed = place.run("down", "kafka:orders", "--why", "x", "--until", "2026-12-20")
+    assert code == 2
+    assert printed.endswith("mqauth: --yes: required where nobody can be asked (or look with --print)\n")
+    assert 'rung = "observe"' in place.file.read_text("utf-8")
+
+
+def test_a_terminal_of_another_alphabet(place: Place) -> None:
+    """The file is UTF-8 whatever the locale says."""
+    with place.file.open("a", encoding="utf-8") as file:
+        file.write("# für Bestellungen")
+    down = ["rollout", "down", "kafka:orders", "--why", "x", "--until", "2026-12-20", "--yes"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "mqauth", *down, "--config", str(place.file)],
+        env={"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert "# für Bestellungen" in place.file.read_text("utf-8")
 
 
 class TestJson:

@@ -145,11 +145,11 @@ def trace(
     require({kid, subject, jti, jkt} != {None}, "trace needs --kid, --subject, --jti or --jkt")
     paths = with_parts(files)
     # Of a key or a token the beginning of its id may be given.
-    ids = {"kid": kid, "jti": jti, "jkt": jkt}
-    for name, given in ids.items():
-        ids[name] = given and pick(
-            given, (str(value_of(record, name) or "") for record in read_records(paths)), option=f"--{name}"
-        )
+    ids = {
+        name: given
+        and pick(given, (str(value_of(record, name) or "") for record in read_records(paths)), option=f"--{name}")
+        for name, given in {"kid": kid, "jti": jti, "jkt": jkt}.items()
+    }
     any_found = False
     for record in filter(
         Selection(subject=subject, verified=verified, since=since, until=until, **ids).holds, read_records(paths)

@@ -75,7 +75,7 @@ def confirmed(question: str, refusal: str, *, quiet: bool) -> None:
         ConfigurationError: nobody can be asked.
         CommandFailed: the answer is no.
     """
-    require(not quiet and sys.stdin.isatty(), refusal)
+    require(not quiet and sys.stdin is not None and sys.stdin.isatty(), refusal)
     require(typer.confirm(question, err=True), "nothing was done", CommandFailed)
 
 

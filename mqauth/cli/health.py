@@ -24,7 +24,9 @@ def health(
             help="Of Endpoint's /health, or /healthz of mqauth keys serve.",
         ),
     ] = "http://127.0.0.1:9464/health",
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")] = 3.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds to wait for an answer.")
+    ] = 3.0,
     as_json: Json = False,
 ) -> int:
     """Ask a process how its consumers are.

@@ -156,8 +156,8 @@ def down(
     json: Json = False,
 ) -> int:
     """Go down one rung, to a less strict one. It always works."""
-    members = read_toml(file_of(config))[1]
-    rung = Rung.of(str(members["rollout"][number_of(members.get("rollout", []), destination)]["rung"]))
+    entries = read_toml(file_of(config))[1].get("rollout", [])
+    rung = Rung.of(str(entries[number_of(entries, destination)]["rung"]))
     require(rung > Rung.OFF, f"{destination} is at off")
     with refusing(ValueError, "--until is a date like 2027-01-31"):
         day = date.fromisoformat(until)
@@ -240,8 +240,8 @@ def _apply(
     alone = None if number is None else destination
     number = number_of(members.get("rollout", []), destination) if number is None else number
     new = changed(text, number, alone, values, accepted)
-    with file_errors(path), tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".toml") as trial:
-        trial.write(new)
+    with file_errors(path), tempfile.NamedTemporaryFile("wb", dir=path.parent, suffix=".toml") as trial:
+        trial.write(new.encode("utf-8"))
         trial.flush()
         # Refused is an error that mqauth check finds in the new file alone; it builds what a consumer builds.
         before = {(each.code.name, each.message) for each in check(path).findings}
@@ -255,7 +255,12 @@ def _apply(
     print(
         *diff, *([] if note is None else [f"note: {note}"]), sep="\n", file=sys.stderr if as_json else sys.stdout
     )
-    written = yes or typer.confirm("Write it? It counts from the next start of each consumer.", err=as_json)
+    # Ctrl-C on a terminal, else the end of standard input.
+    with refusing(
+        () if sys.stdin is not None and sys.stdin.isatty() else RuntimeError,
+        "--yes: required where nobody can be asked (or look with --print)",
+    ):
+        written = yes or typer.confirm("Write it? It counts from the next start of each consumer.", err=as_json)
     if written:
         with file_errors(path):
             path.write_text(new, "utf-8")
