@@ -105,7 +105,7 @@ class Signer:
         self._blocks = getattr(key, "blocking", False) is True
         self._is_identity = getattr(key, "is_identity", False) is True
         self._build = workload.build if self._is_identity else claims.build
-        self._checked: SigningKey | None = None
+        self._checked: object = object()  # no key
         self.issuer = issuer
         self.subject = subject
         self.lifetime = lifetime

@@ -264,6 +264,14 @@ def test_a_second_store_of_a_file_is_refused(opened: Opener, tmp_path: Path) -> 
     assert (tmp_path / "replay.sqlite").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_link_is_no_other_file(opened: Opener, tmp_path: Path) -> None:
+    """A second store is refused under another name of the file too."""
+    opened()
+    (tmp_path / "link.sqlite").symlink_to("replay.sqlite")
+    with pytest.raises(ConfigurationError, match=r"replay\.sqlite: already open"):
+        FileReplayStore(tmp_path / "link.sqlite")
+
+
 def in_a_child(action: Callable[[], object]) -> str:
     """Return what a child after a fork says of an action: the type and text of its error."""
     reads, writes = os.pipe()

@@ -325,3 +325,9 @@ def test_a_large_body_is_hashed_once(
     monkeypatch.undo()
     assert seen(signed, forge).body == message.body
     assert size < hashed.count < size + 4096
+
+
+def test_no_key_is_refused_at_once() -> None:
+    """A producer whose key is ``None``, such as a setting that is missing, does not start."""
+    with pytest.raises(ConfigurationError, match="the key cannot sign"):
+        Signer(key=None, issuer="https://auth.example", subject="a", audience="b", lifetime=60)  # type: ignore[arg-type]

@@ -47,7 +47,8 @@ class SQLiteFile:
     """
 
     def __init__(self, path: Path, schema: str, application: int) -> None:
-        self.path = path
+        # A link is another name for the file, but its lock would be another one.
+        self.path = path = Path(os.path.realpath(path))
         self._process = os.getpid()
         with file_errors(path):
             # Whether a process on another machine is dead no lock can prove.
