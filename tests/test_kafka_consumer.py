@@ -287,6 +287,16 @@ def test_handler_failure(bench: Bench) -> None:
     assert bench.bodies == [b"good"]
 
 
+def test_letters_to_the_topic_that_is_consumed(bench: Bench) -> None:
+    """The consumer ends before it writes a letter that it would read, reject and write again, without end."""
+    bench.letters.name = "orders"
+    bench.add(b"evil", sealed=False)
+    with pytest.raises(ConfigurationError, match="dead letters must go to another topic"):
+        bench.run()
+    assert (bench.letters.published, bench.audit.written) == ([], [])
+    assert bench.client.committed == {}
+
+
 def test_stop_in_a_batch(bench: Bench) -> None:
     """Stop lets the running handler finish, starts no other, commits, and stands at the first unsettled record."""
 

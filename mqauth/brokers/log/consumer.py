@@ -210,7 +210,12 @@ class LogConsumer(BackgroundRun, LogEngine):
         # It takes up to two looks until somebody polls, and a lease is renewed after a third of it.
         watch = min(WATCH, guard.lease / 6)
         self._workers = WorkerThreads(
-            workers, self._poll_once, self._assignment.choose, self._work.visit, self._check, watch=watch
+            workers,
+            self._poll_once,
+            self._assignment.choose,
+            self._work.visit,
+            lambda: self.calls.check(),  # noqa: PLW0108 - attached later
+            watch=watch,
         )
         self._started = False
 
@@ -229,7 +234,7 @@ class LogConsumer(BackgroundRun, LogEngine):
                 (Ctrl-C) ends the process at once.
 
         Raises:
-            ConfigurationError: it ran before, or a plug-in is asynchronous.
+            ConfigurationError: it ran before, a plug-in is asynchronous, or dead letters go to a topic consumed.
             PoisonRecordError: a record cannot be parsed and the policy is to stop.
             ProducerFatalError: the producer of answers, or of transactional dead letters, can send nothing more.
             CommitUnansweredError: the client does not return from a commit.
@@ -261,9 +266,6 @@ class LogConsumer(BackgroundRun, LogEngine):
         self._assignment.hold_back(True)
         self._workers.wait_until_idle(self._guard.clock, self._patience)
         self.calls.commit()
-
-    def _check(self) -> None:
-        self.calls.check()
 
     def _poll_once(self) -> None:
         """Commit and poll; before a rebalance, settle what runs."""

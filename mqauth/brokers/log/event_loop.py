@@ -85,7 +85,7 @@ class AsyncLogConsumer(LogEngine):
                 (Ctrl-C) ends the process at once.
 
         Raises:
-            ConfigurationError: it ran before.
+            ConfigurationError: it ran before, or dead letters go to a topic that is consumed.
             PoisonRecordError: a record cannot be parsed and the policy is to stop.
             ProducerFatalError: the producer of answers, or of transactional dead letters, can send nothing more.
             CommitUnansweredError: the client does not return from a commit.

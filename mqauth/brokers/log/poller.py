@@ -329,6 +329,14 @@ class LogEngine:
         return self._assignment.health(self._running, told_of(self._guard.rollout, self._guard.verifier))
 
     def _sink(self, partition: Partition) -> Any:
-        """Return where the letters of a partition go."""
+        """Return where the letters of a partition go.
+
+        Raises:
+            ConfigurationError: to its own topic, where each would be rejected and make another one, without end.
+        """
+        require(
+            partition.topic_partition.topic != self._dead_letters.name,
+            "dead letters must go to another topic than the ones consumed",
+        )
         transactions = self.calls.transactions
         return self._dead_letters if transactions is None else transactions.sink(partition)
