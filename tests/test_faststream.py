@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from pamqp import commands
 from pamqp.header import ContentHeader
 
 from integration.documentation import blocks
-from mqauth import AuditFile, ConfigurationError, MemoryReplayStore, Message, Pipeline, Reason, Verified
+from mqauth import AuditFile, ConfigurationError, MemoryReplayStore, Message, Origin, Pipeline, Reason, Verified
 from mqauth.brokers.event_loop import letters_on_thread
 from mqauth.brokers.rabbitmq.translate import headers_out
 from mqauth.errors import Cause, RetryLater, Unavailable
@@ -43,6 +44,7 @@ from mqauth.integrations.faststream import (
     protect,
     unverified,
 )
+from mqauth.integrations.framework import LateLetters
 from mqauth.judging.rollout import WEEK, Exemption, Rollout, RolloutEntry, Rung
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing import Forge
@@ -290,6 +292,17 @@ async def test_dead_letter_comes_before_the_ack(service: Service) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert (channel.settled, service.letters.found, service.calls) == (["requeue"], [], [])
+
+
+@pytest.mark.parametrize("origin", [Origin(queue="orders"), Origin(topic="orders")])
+async def test_letters_to_where_their_messages_came_from(origin: Origin) -> None:
+    """None is published: it would be read, rejected and written again, without end."""
+    letters = Letters()
+    letters.name = "orders"
+    letter: Any = SimpleNamespace(message=Message(destination=PLACE, body=b"", origin=origin))
+    with pytest.raises(Unavailable, match="dead letters must go elsewhere"):
+        await LateLetters(letters).publish(letter)
+    assert letters.found == []
 
 
 async def test_no_call_of_an_asynchronous_sink_is_left_on_a_thread() -> None:

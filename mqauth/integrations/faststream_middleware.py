@@ -116,15 +116,14 @@ class Protection:
         )
         require_manual(subscriber)
         check_handlers(subscriber)
-        processor: Processor = self.leaf.processor(subscriber)(
+        self._processors[subscriber] = self.leaf.processor(subscriber)(
             self._guard,
             handle,
             dead_letters=self.letters,
             gives_back=True,
             unverified=dict.fromkeys(kinds_of(subscriber), handle_unverified) or None,
         )
-        self._processors[subscriber] = processor
-        return processor
+        return self._processors[subscriber]
 
     async def check(self, broker: Any) -> None:
         """Refuse a broker whose subscribers or publishers cannot be protected.

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 from mqauth.audit.observed import MINUTE
 from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import letters_on_thread
-from mqauth.errors import require
+from mqauth.errors import Cause, Unavailable, require
 from mqauth.flow import arun, settled
 from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.unverified import Unverified
@@ -149,9 +149,16 @@ class LateLetters:
         await arun(look(self))
 
     async def publish(self, letter: DeadLetter, /) -> None:
-        """Publish a letter; return once the broker has confirmed it; the sink is made now if need be."""
+        """Publish a letter; return once the broker has confirmed it; the sink is made now if need be.
+
+        Raises:
+            ConfigurationError: as for ``start``.
+            Unavailable: as the sink has it; or the letter would go where its message came from, and make another.
+        """
         if self._sink is None:
             await self.start()
+        if self.name in (letter.message.origin.queue, letter.message.origin.topic):
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "dead letters must go elsewhere than they came from")
         await self._sink.publish(letter)
 
     async def exists(self) -> Any:
