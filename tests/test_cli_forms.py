@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from mqauth.cli import main
-from mqauth.cli.broker import told
+from mqauth.cli.broker import reached, told
 from mqauth.cli.forms import (
     CommandFailed,
     moment,
@@ -178,6 +179,13 @@ def test_errors_that_came_from_each_other_are_told() -> None:
     assert "self-signed" in str(told(first, ["kafka://mq.example:9093"], None, 0.1))
     second.__class__.__name__ = "OtherError"
     assert "cannot reach" in str(told(first, ["kafka://mq.example:9093"], None, 0.1))
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
+def test_no_broker_is_blamed_for_standard_output(number: int) -> None:
+    """A pipe that its reader has closed, or a disk that is full, is no answer of a broker."""
+    with pytest.raises(OSError, match=os.strerror(number)), reached("kafka://mq.example:9092"):
+        raise OSError(number, os.strerror(number))
 
 
 @pytest.mark.parametrize(

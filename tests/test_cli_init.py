@@ -37,6 +37,12 @@ def test_it_overwrites_nothing(folder: Path, capsys: pytest.CaptureFixture[str])
     assert files(folder) == before
 
 
+def test_the_next_commands_can_be_copied(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder whose name has a space is quoted."""
+    assert main(["init", "my shop", "--broker", "kafka", *SHOP]) == 0
+    assert "\n  cd 'my shop'\n" in capsys.readouterr().out
+
+
 def test_it_writes_all_or_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the last file cannot be moved into its place, none is left, nor the folder."""
     kept = Path.rename

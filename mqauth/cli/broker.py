@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import re
 import socket
@@ -135,6 +136,7 @@ def reached(*urls: str | None, user: str | None = None) -> Iterator[None]:
     Raises:
         CommandFailed: a broker cannot be reached; exit code 3.
         ConfigurationError: it refused us, or does not have what we named.
+        OSError: standard output is closed, or full.
     """
     for name in _CLIENTS:
         logging.getLogger(name).addHandler(logging.NullHandler())
@@ -142,7 +144,10 @@ def reached(*urls: str | None, user: str | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _CLIENTS:
+        # A pipe that is closed or a disk that is full is behind standard output: clients have errors of their own.
+        if type(error).__module__.partition(".")[0] not in _CLIENTS and (
+            not isinstance(error, OSError) or error.errno in (errno.EPIPE, errno.ENOSPC)
+        ):
             raise
         raise told(error, [url for url in urls if url], user, time.monotonic() - began) from error
 

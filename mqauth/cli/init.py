@@ -7,6 +7,7 @@ import getpass
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -172,7 +173,7 @@ def init(
         False,
         None,
         f"{folder / _TOPOLOGY} is declared at the broker. Next:" if apply else f"{folder} is ready. Next:",
-        *([f"  cd {folder}"] if folder != Path() else []),
+        *([f"  cd {shlex.quote(str(folder))}"] if folder != Path() else []),
         *(
             ["  docker compose up -d --wait      # a broker, unless you have one"]
             if not apply and (folder / "compose.yml").exists()

@@ -188,22 +188,25 @@ def described(token: bytes) -> dict[str, Any]:
         direct = {"issuer": claims.iss, "subject": claims.sub, "kid": opened.kid, "algorithm": opened.algorithm}
         return {"form": "direct", "verified": False, "token": direct | _proof(claims)}
     wit = identity.parse_wit(first)
-    description: dict[str, Any] = {"form": "identity", "verified": False}
     who = wit.identity
-    description["identity"] = {
-        "subject": who.subject,
-        "trust_domain": who.trust_domain,
-        "authority_kid": who.kid,
-        "authority_algorithm": wit.opened.algorithm,
-        "algorithm": wit.jwk["alg"],
-        "jkt": who.jkt,
-        "issued": who.issued,
-        "begins": wit.begins,
-        "expires": who.expires,
-        "jti": who.jti,
-        "iss": who.iss,
-        "claims": dict(who.claims),
-        "bytes": len(wit.text),
+    description: dict[str, Any] = {
+        "form": "identity",
+        "verified": False,
+        "identity": {
+            "subject": who.subject,
+            "trust_domain": who.trust_domain,
+            "authority_kid": who.kid,
+            "authority_algorithm": wit.opened.algorithm,
+            "algorithm": wit.jwk["alg"],
+            "jkt": who.jkt,
+            "issued": who.issued,
+            "begins": wit.begins,
+            "expires": who.expires,
+            "jti": who.jti,
+            "iss": who.iss,
+            "claims": dict(who.claims),
+            "bytes": len(wit.text),
+        },
     }
     if rest:
         proof = identity.parse_proof(identity.open_proof(rest.partition(SEPARATOR)[0]))
