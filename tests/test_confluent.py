@@ -103,6 +103,13 @@ def test_other_clients_refused(guard: Pipeline, forge: Forge) -> None:
             confluent.DeadLetters(wrong, "dead", config={})  # type: ignore[arg-type]
 
 
+def test_a_producer_may_be_closed_twice(forge: Forge) -> None:
+    """A block that closes its producer may end after that; a flush finds nothing left."""
+    with confluent.Producer(confluent_kafka.Producer(QUIET), forge.signer(), config=QUIET) as producer:
+        producer.close()
+    assert producer.flush() == 0
+
+
 def test_membership() -> None:
     """A client tells its group and generation in librdkafka's own encoding; another one is refused."""
     assert membership_of(confluent_kafka.Consumer(SAFE)) == ("billing", -1)

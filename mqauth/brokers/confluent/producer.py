@@ -197,7 +197,8 @@ class Producer(LogProducer):
         """
         left = self._seal_all(None if timeout < 0 else timeout)
         with self.serving():
-            return int(self.client.flush(-1 if left is None else left))
+            # A client that is closed refuses a flush, and has nothing left.
+            return int(self.client.flush(-1 if left is None else left)) if len(self.client) else 0
 
     def close(self, timeout: float = -1) -> None:
         """Take no more records, and close the client after a flush, at most so many seconds."""
