@@ -595,6 +595,9 @@ CASES = [
     case("audit_unwritable", "authority.audit", authority(edits(("authority.jsonl", "none/a.jsonl"))),
          authority()),
     case("audit_unwritable", "audit.file", edits(("audit.jsonl", "none/audit.jsonl"))),
+    # of a path that cannot be looked at the system says why; one in a folder of another user is such a path too
+    case("audit_unwritable", "audit.file", edits(("audit.jsonl", f"{'a' * 300}/audit.jsonl"))),
+    case("configuration", "producer.keys", edits(('keys = "keys"', f'keys = "{"k" * 300}"'))),
     case("audit_shared", "authority.audit", authority(edits(("authority.jsonl", "./audit.jsonl"))), authority()),
     case("transit_loopback", "producer.keys", held(PLAIN, "keys"), held(TRANSIT, "keys")),
     case("secret_readable", "producer.keys", held(TRANSIT, "keys", 0o604), held(TRANSIT, "keys")),

@@ -182,10 +182,12 @@ def test_errors_that_came_from_each_other_are_told() -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
-def test_no_broker_is_blamed_for_standard_output(number: int) -> None:
-    """A pipe that its reader has closed, or a disk that is full, is no answer of a broker."""
+def test_no_broker_is_blamed_for_a_file(number: int) -> None:
+    """A pipe that its reader has closed, a full disk, or a file that cannot be read is no answer of a broker."""
     with pytest.raises(OSError, match=os.strerror(number)), reached("kafka://mq.example:9092"):
         raise OSError(number, os.strerror(number))
+    with pytest.raises(PermissionError), reached("kafka://mq.example:9092"):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "audit.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def audit(target: Target) -> Iterator[Finding]:
         odd = os.path.exists(path) and not os.path.isfile(path)
         open_ = strangers(path) & _WRITE
         # A name that is filled in later is not looked at.
-        usable = "{" in str(path) or os.access(path if path.exists() else path.parent, os.W_OK)
+        usable = "{" in str(path) or os.access(path if os.path.exists(path) else path.parent, os.W_OK)
         yield from those(
             (odd, "audit_not_durable", at, f"{shown} is no regular file"),
             (

@@ -101,7 +101,7 @@ def keys_on_disk(target: Target) -> Iterator[Finding]:
     for signs in target.signers:
         at, folder, file = signs.at, signs.keys, signs.settings.passphrase_file
         in_folder = os.path.isdir(folder)
-        pems = sorted(folder.glob("*.pem")) if in_folder else [folder] if folder.is_file() else []
+        pems = sorted(folder.glob("*.pem")) if in_folder else [folder] if os.path.isfile(folder) else []
         for path in filter(others, pems):
             yield finding("key_readable", at, f"{target.shown(path)} is open to others (mode {mode(path)})")
         # What is no key, or cannot be opened, is for the configuration's own reader.

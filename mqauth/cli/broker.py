@@ -136,7 +136,7 @@ def reached(*urls: str | None, user: str | None = None) -> Iterator[None]:
     Raises:
         CommandFailed: a broker cannot be reached; exit code 3.
         ConfigurationError: it refused us, or does not have what we named.
-        OSError: standard output is closed, or full.
+        OSError: a file cannot be read, or standard output is closed or full.
     """
     for name in _CLIENTS:
         logging.getLogger(name).addHandler(logging.NullHandler())
@@ -144,9 +144,11 @@ def reached(*urls: str | None, user: str | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # A pipe that is closed or a disk that is full is behind standard output: clients have errors of their own.
+        # Of a file, or of standard output whose pipe is closed or disk is full: clients have errors of their own.
         if type(error).__module__.partition(".")[0] not in _CLIENTS and (
-            not isinstance(error, OSError) or error.errno in (errno.EPIPE, errno.ENOSPC)
+            not isinstance(error, OSError)
+            or error.filename is not None
+            or error.errno in (errno.EPIPE, errno.ENOSPC)
         ):
             raise
         raise told(error, [url for url in urls if url], user, time.monotonic() - began) from error
