@@ -6,10 +6,12 @@ import ssl
 import warnings
 from itertools import count
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+from pamqp import commands
 
 from integration.documentation import blocks
 from mqauth.cli.broker import LetterAddress, table_of
@@ -17,6 +19,7 @@ from mqauth.config.broker import BrokerSettings
 from mqauth.config.declaration import read_file
 from mqauth.config.settings import FileSettings
 from mqauth.errors import ConfigurationError
+from mqauth.review.rabbitmq import is_unlimited
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -200,3 +203,17 @@ def test_the_documented_file_is_read(tmp_path: Path) -> None:
     assert (found.ca, found.cert, found.key) == (
         tmp_path / "ca.pem", tmp_path / "reviewer.pem", tmp_path / "reviewer-key.pem"
     )  # fmt: skip
+
+
+async def test_a_queue_that_aio_pika_cannot_name() -> None:
+    """A queue of pika's may have letters beyond ASCII; that is told, and is no fault of mqauth."""
+
+    async def get_queue(name: str, *, ensure: bool) -> None:
+        commands.Queue.Declare(queue=name, passive=ensure)
+
+    connection = mock.AsyncMock()
+    connection.channel.return_value.get_queue = get_queue
+    with pytest.raises(
+        ConfigurationError, match="queue caf\u00e9: aio-pika cannot name it: Invalid value for queue"
+    ):
+        await is_unlimited(connection, "caf\u00e9")

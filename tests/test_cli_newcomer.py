@@ -230,6 +230,7 @@ INPUTS = [
     ),
     ("demo --messages none", 2, "Invalid value for '--messages'"),
     ("demo --audit-file missing/audit.jsonl", 2, "--audit-file: missing is no folder"),
+    ("sign --to kafka:\udcff --config mqauth.toml", 2, "a destination is"),
     ("health --timeout 1e300", 2, "Invalid value for '--timeout'"),
     ("health ftp://127.0.0.1/", 2, "a URL is like http://127.0.0.1:9464/health"),
     ("rollout up kafka:orders", 2, "kafka:orders is in no entry below enforce"),

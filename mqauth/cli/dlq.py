@@ -282,8 +282,10 @@ def balance(
 
     Exits with 1 where that does not add up: dead letters were lost, or removed by others.
     """
-    files = files or list(review_of(settings_of(config)).audit_files)
-    require(files, f"no audit files: name them, or [review] audit_files in {FILE}")
+    files = require(
+        files or list(review_of(settings_of(config)).audit_files),
+        f"no audit files: name them, or [review] audit_files in {FILE}",
+    )
     with _surveyed(place, as_json) as (session, index, _):
         ledger = session.ledger(index, files)
     as_of = "" if ledger.as_of is None else f", as of {shown_time(ledger.as_of)} UTC"

@@ -266,10 +266,13 @@ async def is_unlimited(connection: AbstractConnection, queue: str) -> bool:
     """Tell whether a queue is known to have no delivery limit: it is declared as ``declare_dead_letters`` does.
 
     Raises:
-        ConfigurationError: there is no such queue.
+        ConfigurationError: there is no such queue, or aio-pika cannot name it, as it can no letter beyond ASCII.
     """
     channel = await connection.channel()
-    with refusing(exceptions.ChannelNotFoundEntity, f"there is no queue {queue}"):
+    with (
+        refusing(exceptions.ChannelNotFoundEntity, f"there is no queue {queue}"),
+        refusing(ValueError, lambda error: f"queue {queue}: aio-pika cannot name it: {error}"),
+    ):
         await channel.get_queue(queue, ensure=True)
     wanted: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": -1, "x-overflow": "reject-publish"}
     # Declaring a queue with other arguments is an error that names the first that differs.
