@@ -191,7 +191,7 @@ def test_nobody_can_be_asked(given: io.StringIO | None, place: Place, monkeypatc
 def test_a_reason_that_is_no_text(place: Place) -> None:
     """Bytes that are no UTF-8 are refused before anything is written."""
     code, printed = place.run("down", "kafka:orders", "--why", "\udcff", "--until", "2026-12-20", "--yes")
-    assert (code, printed) == (2, "mqauth: --why: not UTF-8\n")
+    assert (code, printed) == (2, "mqauth: an argument or a variable is not UTF-8\n")
     assert 'rung = "observe"' in place.file.read_text("utf-8")
 
 

@@ -248,7 +248,9 @@ def run(arguments: Sequence[str]) -> int:
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
     given = [each for each in arguments[:end] if each != "--debug"] + [*arguments[end:]]
     try:
-        code = typer.main.get_command(app).main(given, prog_name="mqauth", standalone_mode=False)
+        # Names of files may be any bytes; what else is written somewhere is UTF-8.
+        with refusing(UnicodeEncodeError, "an argument or a variable is not UTF-8"):
+            code = typer.main.get_command(app).main(given, prog_name="mqauth", standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED

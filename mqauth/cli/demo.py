@@ -113,7 +113,9 @@ def demo(
         Path | None,
         typer.Option("--audit-file", help="Keep the audit file here, with its signed heads beside it."),
     ] = None,
-    messages: Annotated[int, typer.Option("--messages", min=1, help="How many honest messages.")] = 3,
+    messages: Annotated[
+        int, typer.Option("--messages", min=1, max=1_000_000, help="How many honest messages.")
+    ] = 3,
 ) -> int:
     """Run a producer, a consumer and an attacker, and show what became of every message.
 

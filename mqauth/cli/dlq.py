@@ -108,7 +108,7 @@ def list_letters(
     *,
     place: LetterAddress,
     wanted: review.Filter,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many letters.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1_000_000_000, help="How many letters.")] = 100,
     as_json: Json = False,
     wide: Wide = False,
 ) -> None:

@@ -240,11 +240,7 @@ def _apply(
     alone = None if number is None else destination
     number = number_of(members.get("rollout", []), destination) if number is None else number
     new = changed(text, number, alone, values, accepted)
-    with (
-        file_errors(path),
-        refusing(UnicodeEncodeError, "--why: not UTF-8"),
-        tempfile.NamedTemporaryFile("wb", dir=path.parent, suffix=".toml") as trial,
-    ):
+    with file_errors(path), tempfile.NamedTemporaryFile("wb", dir=path.parent, suffix=".toml") as trial:
         trial.write(new.encode("utf-8"))
         trial.flush()
         # Refused is an error that mqauth check finds in the new file alone; it builds what a consumer builds.

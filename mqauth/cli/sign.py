@@ -65,9 +65,7 @@ def sign(
     if to is not None:
         _, body = next(texts)
         require(body is not None, f"the body is over {MAX_INPUT} bytes", MalformedMessage)
-        # What is no UTF-8 is no destination either.
-        destination = to.encode("utf-8", "backslashreplace").decode("utf-8")
-        message_form = {"destination": destination, "body": base64.b64encode(body or b"").decode("ascii")}
+        message_form = {"destination": to, "body": base64.b64encode(body or b"").decode("ascii")}
         if key is not None:
             message_form["key"] = base64.b64encode(key.encode("utf-8", "surrogateescape")).decode("ascii")
         texts = iter([(1, strict_json.dumps(message_form))])
