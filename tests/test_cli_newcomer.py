@@ -229,6 +229,7 @@ INPUTS = [
         "cannot reach amqp://127.0.0.1:1 as user u: connection refused",
     ),
     ("demo --messages none", 2, "Invalid value for '--messages'"),
+    ("demo --messages 1000000000000", 2, "Invalid value for '--messages'"),
     ("demo --audit-file missing/audit.jsonl", 2, "--audit-file: missing is no folder"),
     ("sign --to kafka:\udcff --config mqauth.toml", 2, "an argument or a variable is not UTF-8"),
     ("keys revoke --kid @kid --why \udcff --yes", 2, "an argument or a variable is not UTF-8"),
