@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -15,7 +14,7 @@ from mqauth.audit.file import with_parts
 from mqauth.audit.query import Selection, read_records
 from mqauth.authority.credential import Refused
 from mqauth.authority.issuing import ISSUED, PATH, Trace
-from mqauth.cli.app import USAGE, Config, Json, answer, group, options, print_error
+from mqauth.cli.app import USAGE, Config, Json, answer, group, options, print_error, standard_input
 from mqauth.cli.forms import CommandFailed, moment, shown_time
 from mqauth.cli.serve import Serving, listen, origin
 from mqauth.cli.settings import file_of
@@ -111,7 +110,7 @@ def grants(
     desk, trace, told = load(file_of(config)).authority.desk, Trace("command"), dict[str, Any]()
     try:
         # One newline at its end is no part of it.
-        raw = sys.stdin.buffer.read(_MAX_FILE) if token == Path("-") else read_bounded(token, _MAX_FILE)
+        raw = standard_input().read(_MAX_FILE) if token == Path("-") else read_bounded(token, _MAX_FILE)
         require(raw.isascii(), f"{token}: no JWT")
         grant = desk.grant(desk.read(raw.decode("ascii").strip(), trace), subject)
         told |= {"granted": grant.subject, "claims": dict(grant.claims), "lifetime": grant.lifetime}

@@ -294,12 +294,8 @@ def opened(address: LetterAddress, **settings: Any) -> Iterator[review.Session]:
             max_request_size=64 * 1024 * 1024,
         )
         stack.callback(producer.close)
-        yield review.Session(
-            KafkaLetterBox(consumer, producer, address.name),
-            run,
-            originals=KafkaRecords(records).fetch,
-            **settings,
-        )
+        box = KafkaLetterBox(consumer, producer, address.name)
+        yield review.Session(box, run, originals=KafkaRecords(records).fetch, **settings)
 
 
 @contextlib.contextmanager

@@ -67,10 +67,7 @@ def _filtered(
     reason: Annotated[
         str | None,
         typer.Option(
-            "--reason",
-            parser=known_reason,
-            metavar="<str>",
-            help="Dead letters rejected for this reason.",
+            "--reason", parser=known_reason, metavar="<str>", help="Dead letters rejected for this reason."
         ),
     ] = None,
     issuer: Annotated[str | None, typer.Option("--issuer", help="Dead letters that claim this issuer.")] = None,
