@@ -89,8 +89,10 @@ def own(number: int, **changes: Any) -> ClaimRequest:
     return wish(id=bytes([number]) * 16, **changes)
 
 
-async def test_one_turn_is_one_round_trip() -> None:
+@pytest.mark.parametrize("factory", [None, getattr(asyncio, "eager_task_factory", None)], ids=["plain", "eager"])
+async def test_one_turn_is_one_round_trip(factory: Any) -> None:
     """What a loop asks in one turn is one call for each verb, and each who asked gets its own answer."""
+    asyncio.get_running_loop().set_task_factory(factory)
     client = Counting(b"frhdp", b"---", b"f")
     store: Any = RedisReplayStore(client)
     claims = await asyncio.gather(*(store.claim(own(number)) for number in range(5)))

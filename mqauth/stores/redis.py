@@ -167,17 +167,17 @@ class RedisReplayStore:
     async def _joined(self, verb: redis_script.Verb, request: ClaimRequest) -> Any:
         together = asyncio.get_running_loop(), verb, request.scope
         if together not in self._asked:
-            # It begins in the next turn, when all of this one have asked.
-            asked: list[ClaimRequest] = []
-            self._asked[together] = asked, asyncio.create_task(self._answering(together, asked))
+            self._asked[together] = [], asyncio.create_task(self._answering(together))
         asked, answering = self._asked[together]
         asked.append(request)
         number = len(asked) - 1
         # One who is cancelled takes nothing from the others.
         return (await asyncio.shield(answering))[number]
 
-    async def _answering(self, together: Any, asked: Sequence[ClaimRequest]) -> list[Any]:
-        del self._asked[together]
+    async def _answering(self, together: Any) -> list[Any]:
+        # All of this turn have asked then, also where tasks begin at once (``asyncio.eager_task_factory``).
+        await asyncio.sleep(0)
+        asked, _ = self._asked.pop(together)
         return await arun(self._sent(together[1], asked))
 
     def _sent(self, verb: redis_script.Verb, requests: Sequence[ClaimRequest]) -> Flow[list[Any]]:
