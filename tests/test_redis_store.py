@@ -55,13 +55,80 @@ class Slow(redis.asyncio.Redis):
 
 
 async def test_first_claims_at_once_tell_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Five first claims at once find the server unsafe, and one of them says so."""
+    """First claims of five scopes at once find the server unsafe, and one of them says so."""
     store: Any = RedisReplayStore(Slow())
-    await asyncio.gather(*(store.claim(wish()) for _ in range(5)))
+    await asyncio.gather(*(store.claim(wish(scope=f"scope {number}")) for number in range(5)))
     assert [record.getMessage() for record in caplog.records] == [
         "the replay store is not safe: it keeps no append-only file and forgets claims when it restarts; set"
         " appendonly yes"
     ]
+    await store.aclose()
+
+
+class Counting(redis.asyncio.Redis):
+    """A client without a server, which keeps what it is asked and answers each request with the next letter."""
+
+    def __init__(self, *answers: Any) -> None:
+        super().__init__(socket_timeout=1)
+        self.answers = [*answers]
+        self.keys: list[tuple[Any, ...]] = []
+
+    async def info(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return {}
+
+    async def evalsha(self, _sha: Any, count: int, *given: Any) -> Any:
+        self.keys.append(given[:count])
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def own(number: int, **changes: Any) -> ClaimRequest:
+    """Return a claim of another id for each number."""
+    return wish(id=bytes([number]) * 16, **changes)
+
+
+@pytest.mark.parametrize("factory", [None, getattr(asyncio, "eager_task_factory", None)], ids=["plain", "eager"])
+async def test_one_turn_is_one_round_trip(factory: Any) -> None:
+    """What a loop asks in one turn is one call for each verb, and each who asked gets its own answer."""
+    asyncio.get_running_loop().set_task_factory(factory)
+    client = Counting(b"frhdp", b"---", b"f")
+    store: Any = RedisReplayStore(client)
+    claims = await asyncio.gather(*(store.claim(own(number)) for number in range(5)))
+    assert [status.value for status in claims] == ["fresh", "reread", "held", "duplicate", "replayed"]
+    assert await asyncio.gather(*(store.confirm(own(number)) for number in range(3))) == [None] * 3
+    assert await store.claim(own(0)) is ClaimStatus.FRESH
+    assert [len(keys) for keys in client.keys] == [5, 3, 1]
+    await store.aclose()
+
+
+async def test_scopes_are_asked_apart() -> None:
+    """Two scopes in one turn are two calls: on a cluster they may be on different nodes."""
+    client = Counting(b"ff", b"f")
+    store: Any = RedisReplayStore(client)
+    await asyncio.gather(*(store.claim(own(number, scope="ab"[number // 2])) for number in range(3)))
+    assert [[b"{a}" in key for key in keys] for keys in client.keys] == [[True, True], [False]]
+    await store.aclose()
+
+
+async def test_what_fails_together() -> None:
+    """Where the call of a turn fails, each who asked is told, and the next turn asks anew."""
+    store: Any = RedisReplayStore(Counting(redis.ConnectionError(), b"f"))
+    failed = await asyncio.gather(*(store.claim(own(number)) for number in range(3)), return_exceptions=True)
+    assert [getattr(error, "cause", None) for error in failed] == [Cause.REPLAY_STORE_UNAVAILABLE] * 3
+    assert await store.claim(own(0)) is ClaimStatus.FRESH
+    await store.aclose()
+
+
+async def test_one_of_a_turn_is_cancelled() -> None:
+    """Who is cancelled takes nothing from those who asked in the same turn."""
+    store: Any = RedisReplayStore(Counting(b"fr"))
+    first, second = (asyncio.create_task(store.claim(own(number))) for number in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second is ClaimStatus.REREAD
+    assert first.cancelled()
     await store.aclose()
 
 

@@ -39,9 +39,8 @@ class HeadFile:
     """Signs the heads of a chain into a file.
 
     Args:
-        path: the file that heads are appended to, mode 0600. ``{pid}``, ``{host}``, ``{instance}`` in it are
-            filled in.
-            Several chains may share it.
+        path: the file that heads are appended to, mode 0600; several chains may share it. ``{pid}``, ``{host}``,
+            ``{instance}`` in it are filled in.
         key: the private key of this instance.
         every: records between two heads; if records behind the last head are cut off, nobody notices.
         seconds: a record that comes so long after the last head is signed at once, with those before it.
@@ -92,9 +91,8 @@ class AuditFile(AbstractContextManager["AuditFile"]):
     """Appends records to one file, each on disk before ``write`` returns; safe to share between threads.
 
     Args:
-        path: the file, made with mode 0600. ``{pid}``, ``{host}``, ``{instance}`` in it are
-            filled in. It has one writer: a
-            second one is refused, and so is a process that was forked from the one that opened it.
+        path: the file, made with mode 0600. ``{pid}``, ``{host}``, ``{instance}`` in it are filled in. It has one
+            writer: a second one is refused, and so is a process that was forked from the one that opened it.
         fsync: leave at ``True``, unless the last records may be lost with the machine.
         max_bytes: size at which the file is rotated, at least 64 KiB; ``None`` means never.
         heads: where the chain's head is signed: at intervals, at rotation, at ``close``, and when the interpreter

@@ -1,8 +1,8 @@
 """What was seen below ``enforce``, counted in bounded memory: how much would be refused, why, and from whom.
 
 At first *every* message of a destination is unsigned, and whoever publishes chooses what it says of itself. So
-there are no records a message but counts by group, at most ``CAPACITY`` groups,
-and ``other`` for what has no place among them. No count is lost: groups and ``other`` add up to all that was seen.
+messages have no records of their own: they are counted by group, in at most ``CAPACITY`` groups, and in ``other``
+where there is no room for another group. No count is lost: groups and ``other`` add up to all that was seen.
 """
 
 from __future__ import annotations

@@ -115,10 +115,10 @@ class FloodGate(_Wrapping):
     From ``flood_after`` rejections a minute with the same reason, kid and destination, a record keeps its id,
     time, reason, scope and dead letter, and says its number in the flood. The details stand in the records before.
     Of an authority's refusals the address takes the place of the destination. Nobody can draw addresses at random:
-    the first refusals of an address keep their details, however many addresses there are.
-    An attacker can draw kids at random, and also destinations where routing keys are free; so ten times as many of
-    one reason and destination, or a hundred times as many of one reason, are a flood too. The rejection itself is
-    always recorded, and its dead letter is always published.
+    the first refusals of an address keep their details, however many addresses there are. An attacker can draw
+    kids at random, and also destinations where routing keys are free; so ten times as many of one reason and
+    destination, or a hundred times as many of one reason, are a flood too. The rejection itself is always
+    recorded, and its dead letter is always published.
 
     Put the gate around the file, and the misuse watch around the gate, so that detectors see every record whole.
 

@@ -92,8 +92,7 @@ def delivered(
     if cluster and isinstance(cluster, str):
         properties["cluster-id"] = cluster
     origin = _ORIGINS[scope, queue, exchange, routing_key, redelivered, appended]
-    malformed = faults[0] if faults else None
-    place = destination.rabbitmq(exchange, routing_key)
+    place, malformed = destination.rabbitmq(exchange, routing_key), faults[0] if faults else None
     return message_of(place, _bytes_or_empty(body), None, properties, headers, origin, native, malformed)
 
 

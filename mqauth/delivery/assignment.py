@@ -35,6 +35,7 @@ class Assignment:
         width: how many partitions can be worked on at once.
 
     Attributes:
+        backoff: as given.
         counts: what became of the deliveries.
         early: the first offset that was received of each partition before it was begun.
         epoch: counts facts of rebalances.
@@ -55,7 +56,7 @@ class Assignment:
         require(interval > 0, f"commit_interval must be above 0 seconds, not {interval}")
         require(0 < backoff.first <= backoff.longest, "backoff: 0 < first <= longest, in seconds")
         self._clock = clock
-        self._backoff = backoff
+        self.backoff = backoff
         self._interval = interval
         self._session = session
         self._width = width
@@ -243,7 +244,7 @@ class Assignment:
         """Defer a partition at an offset."""
         with self._lock:
             partition.defer(offset, outcome, self._clock.now())
-            partition.retry_at = self._clock.monotonic() + self._backoff.wait(partition.attempt)
+            partition.retry_at = self._clock.monotonic() + self.backoff.wait(partition.attempt)
 
     def keys_changed(self) -> None:
         """Try deferred partitions again at once: the keys that they wait for may be there now."""

@@ -2,9 +2,9 @@
 
 How the log engine works
 ========================
-A client polls records of the partitions that the broker has
-assigned to it. It tells the ``Assignment`` what came, and asks it which calls to make: pause, resume, seek,
-commit. Workers ask it for a partition to work on. Nothing here makes a call, waits, or starts a thread.
+A client polls records of the partitions that the broker has assigned to it. It tells the ``Assignment`` what
+came, and asks it which calls to make: pause, resume, seek, commit. Workers ask it for a partition to work on.
+Nothing here makes a call, waits, or starts a thread.
 
 **Start.** A partition that was assigned is *begun* once the group's offset of it is committed
 (``mqauth.delivery.start``). Before that it is paused, and what is received of it is read again later.

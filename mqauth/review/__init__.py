@@ -2,9 +2,8 @@
 
 A ``LetterBox`` is a dead-letter queue or topic (``mqauth.review.letterbox``, ``.rabbitmq``, ``.kafka``).
 ``fill`` reads it into an ``Index``, ``Index.freeze`` takes a selection from that, and ``act`` redrives or discards
-the selection. These functions are flows: ``mqauth.flow.run`` or ``arun`` runs them. A
-``Session`` holds what one reviewer works with and runs the flows; ``mqauth dlq`` and the console both work through
-it.
+the selection. These functions are flows: ``mqauth.flow.run`` or ``arun`` runs them. A ``Session`` holds what one
+reviewer works with and runs the flows; ``mqauth dlq`` and the console both work through it.
 """
 
 from mqauth.review.acts import ACTS, DISCARD, REDRIVE, Account, Plan, SharedAuditFile, act, rehearse, waivable

@@ -200,15 +200,14 @@ class Session:
             ConfigurationError: as for ``rehearse``, or no audit.
         """
         audit = require(self.audit, f"not set up to {plan.act}: it needs an audit file")
-        redrives = plan.act != DISCARD
         return self.run(
             act(
                 self.box,
                 selection,
                 plan,
                 audit=audit,
-                guard=self.pipeline() if redrives else None,
-                releaser=self._releaser_of(plan) if redrives else None,
+                guard=None if plan.act == DISCARD else self.pipeline(),
+                releaser=None if plan.act == DISCARD else self._releaser_of(plan),
                 originals=self.originals,
                 clock=self.clock,
                 progress=progress,

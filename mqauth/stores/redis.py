@@ -1,9 +1,10 @@
 """A replay store on Redis or Valkey, which all consumers of a scope share, with and without an event loop.
 
-A claim is one Lua script and one round trip; so are up to 1,000 claims together. Redis counts leases by its own
-clock, and forgets an id by itself ``margin`` seconds after its token can last be accepted. Every failure is
-``replay_store_unavailable`` (``replay_store_full`` where Redis is out of memory), never a verdict. A client may
-repeat a command whose answer was lost, because an owner that claims again gets the same answer.
+A claim is one Lua script and one round trip; so are up to 1,000 claims together. What the deliveries of a queue
+ask in one turn of an event loop goes together, too. Redis counts leases by its own clock, and forgets an id by
+itself ``margin`` seconds after its token can last be accepted. Every failure is ``replay_store_unavailable``
+(``replay_store_full`` where Redis is out of memory), never a verdict. A client may repeat a command whose answer
+was lost, because an owner that claims again gets the same answer.
 
 The server is Redis 6.0 or newer (``SET ... KEEPTTL``) or Valkey, with ``maxmemory-policy noeviction`` and
 ``appendonly yes``. Redis replicates asynchronously: a replica that takes over may lack the last claims.
@@ -11,10 +12,10 @@ The server is Redis 6.0 or newer (``SET ... KEEPTTL``) or Valkey, with ``maxmemo
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-import threading
-from collections.abc import Awaitable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Unavailable, needs_extra, require
@@ -30,7 +31,6 @@ with needs_extra("redis"):
 DEFAULT_TIMEOUT: Final = 2.0
 BATCH: Final = 1000
 _RETRIES: Final = 2
-R = TypeVar("R")
 
 
 class RedisReplayStore:
@@ -75,8 +75,9 @@ class RedisReplayStore:
         settings = client.get_connection_kwargs()
         host = settings.get("path") or f"{settings.get('host', type(client).__name__)}:{settings.get('port', '')}"
         self.where = f"redis {host}/{settings.get('db', 0)}"
+        # By event loop, verb and scope what was asked in its present turn, and the task that will send it.
+        self._asked: dict[Any, tuple[list[ClaimRequest], asyncio.Task[list[Any]]]] = {}
         self._inspected = False
-        self._inspecting = threading.Lock()
 
     @classmethod
     def from_url(
@@ -113,8 +114,10 @@ class RedisReplayStore:
             ConfigurationError: it is one.
         """
         client, awaits = self._client()
-        kind = f"{type(client).__module__}.{type(client).__name__}"
-        require(not awaits or in_event_loop(), f"this consumer has no event loop: give the store no {kind}")
+        require(
+            not awaits or in_event_loop(),
+            f"there is no event loop: give the store no {type(client).__module__}.{type(client).__name__}",
+        )
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:
         """Take the lease where the rules allow it, in one round trip.
@@ -122,23 +125,23 @@ class RedisReplayStore:
         Raises:
             Unavailable: ``replay_store_unavailable`` or ``replay_store_full``.
         """
-        return self._made(self._claim_one(request))
+        return self._one(redis_script.Verb.CLAIM, request)  # type: ignore[no-any-return]
 
     def confirm(self, request: ClaimRequest, /) -> Awaitable[None] | None:
         """Mark the claim as done, if this owner still holds it."""
-        return self.confirm_many((request,))
+        return self._one(redis_script.Verb.CONFIRM, request)  # type: ignore[no-any-return]
 
     def confirm_many(self, requests: Sequence[ClaimRequest], /) -> Awaitable[None] | None:
         """Mark each as done, in one round trip for every 1,000. On a cluster all must be of one scope."""
-        return self._made(self._end(redis_script.Verb.CONFIRM, requests))
+        return self._many(redis_script.Verb.CONFIRM, requests)  # type: ignore[no-any-return]
 
     def release(self, request: ClaimRequest, /) -> Awaitable[None] | None:
         """Forget the claim, if this owner still holds it."""
-        return self._made(self._end(redis_script.Verb.RELEASE, (request,)))
+        return self._one(redis_script.Verb.RELEASE, request)  # type: ignore[no-any-return]
 
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus] | Awaitable[list[ClaimStatus]]:
         """Claim each, in order, in one round trip for every 1,000. On a cluster all must be of one scope."""
-        return self._made(self._claim(requests))
+        return self._many(redis_script.Verb.CLAIM, requests)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Close the connections of threads."""
@@ -153,25 +156,34 @@ class RedisReplayStore:
         client = self._awaited if in_event_loop() else self._plain
         return client, isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster)
 
-    def _made(self, flow: Flow[R]) -> R | Awaitable[R]:
+    def _one(self, verb: redis_script.Verb, request: ClaimRequest) -> Any:
+        """Have one request sent, in an event loop together with what comes in the same turn."""
+        return self._joined(verb, request) if self._client()[1] else run(self._sent(verb, (request,)))[0]
+
+    def _many(self, verb: redis_script.Verb, requests: Sequence[ClaimRequest]) -> Any:
+        flow = self._sent(verb, requests)
         return arun(flow) if self._client()[1] else run(flow)
 
-    def _claim_one(self, request: ClaimRequest) -> Flow[ClaimStatus]:
-        return (yield from self._claim((request,)))[0]
+    async def _joined(self, verb: redis_script.Verb, request: ClaimRequest) -> Any:
+        together = asyncio.get_running_loop(), verb, request.scope
+        if together not in self._asked:
+            self._asked[together] = [], asyncio.create_task(self._answering(together))
+        asked, answering = self._asked[together]
+        asked.append(request)
+        number = len(asked) - 1
+        # One who is cancelled takes nothing from the others.
+        return (await asyncio.shield(answering))[number]
 
-    def _end(self, verb: redis_script.Verb, requests: Sequence[ClaimRequest]) -> Flow[None]:
-        yield from self._send(verb, requests)
+    async def _answering(self, together: Any) -> list[Any]:
+        # All of this turn have asked then, also where tasks begin at once (``asyncio.eager_task_factory``).
+        await asyncio.sleep(0)
+        asked, _ = self._asked.pop(together)
+        return await arun(self._sent(together[1], asked))
 
-    def _claim(self, requests: Sequence[ClaimRequest]) -> Flow[list[ClaimStatus]]:
-        letters = yield from self._send(redis_script.Verb.CLAIM, requests)
-        try:
-            return [redis_script.STATUSES[letter] for letter in letters]
-        except Exception as error:
-            raise self._unavailable(error) from error
-
-    def _send(self, verb: redis_script.Verb, requests: Sequence[ClaimRequest]) -> Flow[list[str]]:
-        """Return the letter that the script answers to each request; it takes a round trip for every 1,000."""
-        answers: list[str] = []
+    def _sent(self, verb: redis_script.Verb, requests: Sequence[ClaimRequest]) -> Flow[list[Any]]:
+        """Return what the script says of each request, in order; it takes a round trip for every 1,000."""
+        statuses: list[Any] = []
+        said: Mapping[str, Any] = redis_script.STATUSES if verb is redis_script.Verb.CLAIM else redis_script.ENDED
         client, _ = self._client()
         try:
             if not self._inspected:
@@ -180,9 +192,8 @@ class RedisReplayStore:
                     info = yield from call(client.info)
                 except redis.exceptions.ResponseError as error:
                     forbidden = type(error).__name__
-                # Several first claims at once all ask the server; only one of them logs what it may forget.
-                with self._inspecting:
-                    first, self._inspected = not self._inspected, True
+                # Several first claims at once all ask the server; one of them logs what it may forget.
+                first, self._inspected = not self._inspected, True
                 if first and forbidden is not None:
                     emit(
                         "store.unchecked",
@@ -190,10 +201,8 @@ class RedisReplayStore:
                         forbidden,
                     )
                 # A cluster answers with a dict for each of its nodes.
-                cluster = info and all(isinstance(node, dict) for node in info.values())
-                nodes = info.values() if cluster else [info]
-                risks = {risk for node in nodes for risk in redis_script.risks(node)} if first else set[str]()
-                for risk in sorted(risks):
+                nodes = info.values() if all(isinstance(node, dict) for node in info.values()) else [info]
+                for risk in sorted({risk for node in nodes if first for risk in redis_script.risks(node)}):
                     emit("store.unsafe", "the replay store is not safe: %s", risk)
             for start in range(0, len(requests), BATCH):
                 asked = redis_script.script_call(
@@ -210,16 +219,14 @@ class RedisReplayStore:
                 # A server forgets its scripts when it restarts, or when another one takes over.
                 except redis.exceptions.NoScriptError:
                     answer = yield from call(client.eval, redis_script.SCRIPT, *given)
-                answers += redis_script.letters(answer, asked)
-        except redis.exceptions.ReadOnlyError as error:
-            # The server has become a replica. Its name may lead to the new master by now, on a new connection.
-            pool = getattr(client, "connection_pool", None)
-            if pool is not None:
+                statuses += map(said.__getitem__, redis_script.letters(answer, asked))
+        except Exception as error:
+            # The server has become a replica: its name may lead to the new master by now, on a new connection.
+            replica = isinstance(error, redis.exceptions.ReadOnlyError)
+            if replica and (pool := getattr(client, "connection_pool", None)) is not None:
                 yield from call(pool.disconnect, False)
             raise self._unavailable(error) from error
-        except Exception as error:
-            raise self._unavailable(error) from error
-        return answers
+        return statuses
 
     def _unavailable(self, error: Exception) -> Unavailable:
         """Return the deferral for a failure of the client or the server."""

@@ -131,6 +131,8 @@ STATUSES: Final = {
     "l": ClaimStatus.LOST,
 }
 """The meaning of the letters in an answer to claims."""
+ENDED: Final = {"-": None}
+"""The same for confirms and releases, which are told nothing."""
 # On a cluster the braces put all keys of a scope on one node (hash tags), where one script may use them.
 _PREFIXES: Final = memo.Memo[tuple[str, str], bytes](
     lambda names: f"{names[0]}:{{{names[1]}}}:".encode("utf-8", "surrogatepass")

@@ -85,8 +85,7 @@ class Endpoint(contextlib.AbstractContextManager["Endpoint"]):
     """A ``Telemetry`` whose metrics are served at ``/metrics``, beside ``/live``, ``/ready`` and ``/health``.
 
     ``meter`` makes further instruments for the same page, as ``AuthorityTelemetry`` does. The probes tell of the
-    consumers that ``telemetry.watch_consumer`` was given. Close it, or use it as a context
-    manager.
+    consumers that ``telemetry.watch_consumer`` was given. Close it, or use it as a context manager.
 
     Args:
         port: the TCP port; 0 takes a free one, which the attribute ``port`` names.

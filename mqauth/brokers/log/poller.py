@@ -301,7 +301,6 @@ class LogEngine:
             guard.clock, backoff=backoff, interval=commit_interval, width=workers, session=session
         )
         self._dead_letters = dead_letters
-        self._backoff = backoff
         self._work = LogWork(
             guard,
             self._assignment,
@@ -321,7 +320,7 @@ class LogEngine:
         self.calls = calls
         if isinstance(self._dead_letters, TransactionalLetters):
             calls.transactions = Transactions(
-                calls, self._dead_letters, self._assignment, self._guard.clock, self._backoff
+                calls, self._dead_letters, self._assignment, self._guard.clock, self._assignment.backoff
             )
 
     def health(self) -> LogHealth:

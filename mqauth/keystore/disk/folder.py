@@ -1,8 +1,8 @@
 """A keystore folder: a PEM file for each key, and ``keyset.json`` with the states of all keys.
 
 A PEM file (PKCS#8) has the kid of its key as its name. A key that an HSM or a service holds has a URI in
-``keyset.json`` in place of a file. Every change is made under the folder's lock, and written
-as a whole; readers need no lock.
+``keyset.json`` in place of a file. Every change is made under the folder's lock, and written as a whole; readers
+need no lock.
 """
 
 from __future__ import annotations
