@@ -235,6 +235,7 @@ INPUTS = [
     ("keys revoke --kid @kid --why \udcff --yes", 2, "an argument or a variable is not UTF-8"),
     ("dlq list --limit 99999999999999999999", 2, "Invalid value for '--limit'"),
     ("health --timeout 1e300", 2, "Invalid value for '--timeout'"),
+    ("health http://[::1", 2, "a URL is like http://127.0.0.1:9464/health"),
     ("health ftp://127.0.0.1/", 2, "a URL is like http://127.0.0.1:9464/health"),
     ("rollout up kafka:orders", 2, "kafka:orders is in no entry below enforce"),
     (

@@ -132,6 +132,18 @@ async def test_one_of_a_turn_is_cancelled() -> None:
     await store.aclose()
 
 
+async def test_a_turn_that_is_cancelled() -> None:
+    """Where all tasks of a loop are cancelled before what they asked was sent, later ones ask anew."""
+    store: Any = RedisReplayStore(Counting(b"f"))
+    waiting = asyncio.create_task(store.claim(own(0)))
+    await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asyncio.wait((waiting,))
+    assert await store.claim(own(1)) is ClaimStatus.FRESH
+    await store.aclose()
+
+
 async def _start(store: RedisReplayStore) -> None:
     store.at_start()
 

@@ -351,11 +351,9 @@ def print_error(text: str) -> None:
 
 def abandon_output() -> None:
     """Point standard output to the null device, so that the interpreter does not fail on it again at its exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     # A test or an embedding program may have put an object without a descriptor in its place.
-    with contextlib.suppress(io.UnsupportedOperation):
-        os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    with Path(os.devnull).open("wb") as nowhere, contextlib.suppress(io.UnsupportedOperation):
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

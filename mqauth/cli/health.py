@@ -33,8 +33,8 @@ def health(
 
     Exits with 0 where it is ok or degraded, 3 where it is stalled, 1 where it is stopped or does not answer.
     """
-    parts = urlsplit(url)
     with refusing(ValueError, "a URL is like http://127.0.0.1:9464/health"):
+        parts = urlsplit(url)
         host, port = str(parts.hostname), parts.port or 80
     require(parts.scheme == "http" and bool(parts.hostname), "a URL is like http://127.0.0.1:9464/health")
     connection = http.client.HTTPConnection(host, port, timeout=timeout)

@@ -166,7 +166,8 @@ class RedisReplayStore:
 
     async def _joined(self, verb: redis_script.Verb, request: ClaimRequest) -> Any:
         together = asyncio.get_running_loop(), verb, request.scope
-        if together not in self._asked:
+        # What was cancelled before it began has left its list behind.
+        if together not in self._asked or self._asked[together][1].done():
             self._asked[together] = [], asyncio.create_task(self._answering(together))
         asked, answering = self._asked[together]
         asked.append(request)
