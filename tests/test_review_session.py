@@ -81,17 +81,6 @@ def test_a_discard_does_what_its_rehearsal_said(bureau: Bureau) -> None:
     assert bureau.audit[-1]["instance"] == "ada"
 
 
-def test_what_comes_later_is_not_touched(bureau: Bureau) -> None:
-    """A plan acts on the letters that its rehearsal froze, whatever its filter would mean by then."""
-    found, wanted = session(bureau), plan("discard")
-    with Index(found.clock.now()) as index:
-        found.survey(index)
-        selection, _ = found.rehearse(index, wanted)
-    bureau.send(bureau.message(b"later"))
-    done = found.act(wanted, selection, cancelled=threading.Event())
-    assert (done.selected, done.done, len(bureau.letters())) == (3, 3, 1)
-
-
 @pytest.mark.parametrize(
     ("missing", "able"),
     [
