@@ -247,13 +247,6 @@ def test_signing_key_is_a_reference(store: Keystore) -> None:
         assert (found.kid, found.algorithm, found.subjects) == (made.kid, "EdDSA", {SUBJECT})
 
 
-def test_producer_signs_with_a_reference(store: Keystore, holders: Holders, tmp_path: Path) -> None:
-    """A producer that names the folder signs with the reference, and a consumer accepts it."""
-    made = adopted(store)
-    signer = mqauth.Signer(key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
-    assert accepted(signer.sign(MESSAGE), made.key) == made.kid
-
-
 def test_running_producer_follows_from_file_to_reference(store: Keystore) -> None:
     """A running producer goes on with an adopted key once it is active, and knows that it may block."""
     first, clock = store.create(subjects=[SUBJECT]), FakeClock(NOW)
