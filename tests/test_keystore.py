@@ -18,7 +18,7 @@ from mqauth.keystore import JWKSFile, KeyRing, Keystore, State, public_keys, sig
 from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE
 from mqauth.testing.clock import FakeClock
-from mqauth.wire.jwk import dump_key_set, load_key_set
+from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import ALGORITHMS, Key, KeySet
 
 NOW = 1_900_000_000
@@ -304,12 +304,6 @@ def test_pem_of_a_gone_key_goes_too(store: Keystore) -> None:
     assert old.kid not in {key.kid for key in store.public_keys()}
 
 
-def test_publish_delay_is_kept(store: Keystore) -> None:
-    """The delay given once serves the later keys of the folder."""
-    store.create(publish_delay=7)
-    assert store.create().ready == NOW + 7
-
-
 def test_passphrase_is_needed_and_the_right_one(store: Keystore) -> None:
     """An encrypted key opens with its passphrase only, and the public side needs none."""
     Keystore(folder=store.folder, passphrase=b"right").create()
@@ -529,11 +523,3 @@ def test_skipped_keys_are_reported(jwks: Path, caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.WARNING, "mqauth.keystore"):
         assert len(JWKSFile(jwks).key_set().keys) == 1
     assert "skipped key 1: a private or symmetric key in a public set" in caplog.text
-
-
-def test_published_side_is_what_a_consumer_loads(store: Keystore) -> None:
-    """A keystore's JWK Set, written and loaded, gives the same keys."""
-    store.create(subjects=["a"])
-    store.create(algorithm="RS256")
-    published = store.public_keys()
-    assert load_key_set(json.dumps(dump_key_set(published)).encode()).keys == published.keys

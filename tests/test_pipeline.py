@@ -22,7 +22,7 @@ from mqauth.errors import (
     StaleDelivery,
     Unavailable,
 )
-from mqauth.flow import Attempts, ColourError, arun, run
+from mqauth.flow import arun, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
 from mqauth.replay.rules import ClaimStatus
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
@@ -64,7 +64,7 @@ class TestOutcomes:
         assert counts(world) == (1, 0, 0)
         assert (world.store.claim.calls, world.store.confirm.calls, world.store.release.calls) == (1, 1, 0)
 
-    @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+    @pytest.mark.parametrize("attack", [*ATTACKS, *BATCH_ATTACKS], ids=lambda attack: attack.name)
     def test_every_attack_is_audited_and_dead_lettered(self, attack: Any, world: World) -> None:
         """Rejected: the handler never sees it, one record and one letter name the reason."""
         place = "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
@@ -77,14 +77,6 @@ class TestOutcomes:
         assert letter["mqauth-dead-reason"] == attack.reason.value
         assert letter["mqauth-dead-audit"] == record["id"]
         assert letter["mqauth-dead-id"] == record["dead_letter"]
-
-    @pytest.mark.parametrize("attack", BATCH_ATTACKS, ids=lambda attack: attack.name)
-    def test_every_attack_on_a_batch_is_audited_and_dead_lettered(self, attack: Any, world: World) -> None:
-        """One record and one letter name the reason, and the handler never sees it."""
-        place = "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
-        assert_rejected(world.process(attack.mount(world.forge, honest_message(place))), attack.reason)
-        assert counts(world) == (0, 1, 1)
-        assert dict(world.published[0].headers)["mqauth-dead-reason"] == attack.reason.value
 
     def test_a_batchs_record_names_the_place(self, make_world: Any, forge: Forge) -> None:
         """Token and index name a message of a batch, claimed or verified; the thumbprint is of its own header."""
@@ -886,14 +878,6 @@ class TestByHand:
         assert world.run(world.pipeline.bury(delivery, world.letters)).verdict is Verdict.DUPLICATE
         assert world.store.confirm.calls == 1
 
-    def test_a_deferred_judgement_is_made_again(self, world: World) -> None:
-        """judge defers like process and goes on from there."""
-        world.policy.decide.failure = DOWN
-        delivery, outcome = self.judge(world, world.sealed())
-        assert_deferred(outcome, Cause.POLICY_UNAVAILABLE)
-        world.policy.decide.failure = None
-        assert world.run(world.pipeline.judge(delivery)).verdict is Verdict.ACCEPTED
-
     def test_renew_holds_a_claim_while_its_handler_runs(self, world: World, clock: FakeClock) -> None:
         """A renewed lease keeps a redelivery waiting; a claim that is not held, or was lost, is not renewed."""
         message = world.sealed()
@@ -975,19 +959,6 @@ class TestSettings:
         world.process(rabbit())
         assert world.records[0]["instance"] == "AAAAAAAA"
 
-    def test_an_asynchronous_handler_stops_a_synchronous_consumer(self, clock: FakeClock, forge: Forge) -> None:
-        """The wrong colour is a configuration error to whoever runs it, never handler_failed for every message."""
-
-        async def handler(verified: Any) -> None:
-            """Do nothing, later."""
-
-        guard = Pipeline(verifier=forge.verifier(), policy=forge.policy("rabbitmq:shop/orders.created"),
-                         replay=MemoryReplayStore(clock=clock), clock=clock,
-                         attempts=Attempts(wait=0))  # fmt: skip
-        message = forge.seal(honest_message("rabbitmq:shop/orders.created"))
-        with pytest.raises(ColourError):
-            process_alone(guard, message, handler)
-
     def test_verdicts_have_stable_names(self) -> None:
         """Audit and command line key on them."""
         assert [verdict.value for verdict in Verdict] == [
@@ -997,12 +968,6 @@ class TestSettings:
             "duplicate",
             "unverified",
         ]
-
-
-def process_alone(guard: Pipeline, message: Message, handler: Any) -> Outcome:
-    """Process a message without an event loop and without dead letters."""
-    sink: Any = None
-    return run(guard.process(guard.receive(message), handler, sink))
 
 
 def test_a_change_of_keys_is_passed_on(make_world: Callable[..., World], forge: Forge) -> None:
