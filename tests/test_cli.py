@@ -187,16 +187,7 @@ def test_keys_rotate_retire_revoke(shell: Shell) -> None:
     assert [key["state"] for key in shell("keys", "list", "--json").object()["keys"]] == ["retired", "active"]
     assert "no pending key is ready" in shell.refused("keys", "retire", "--kid", second)
     ran = shell(
-        "keys",
-        "revoke",
-        "--kid",
-        second,
-        "--why",
-        "stolen",
-        "--from",
-        "2030-01-31T12:00:00Z",
-        "--yes",
-        "--json",
+        "keys", "revoke", "--kid", second, "--why", "stolen", "--from", "2030-01-31T12:00:00Z", "--yes", "--json"
     )
     assert ran.object() == {"kid": second, "algorithm": "EdDSA", "state": "revoked"}
     listed = {key["kid"]: key for key in json.loads(shell("keys", "jwks").out)["keys"]}

@@ -191,11 +191,7 @@ def test_one_round_trip(bench: Bench) -> None:
     ],
 )
 def test_a_store_in_this_process_is_asked_for_some_of_a_poll_at_a_time(
-    bench: Bench,
-    monkeypatch: pytest.MonkeyPatch,
-    store: str,
-    seconds: float,
-    trips: list[int],
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, store: str, seconds: float, trips: list[int]
 ) -> None:
     """A far store is asked once for all that waits; a near one for a row; slow handlers make it long."""
     monkeypatch.setattr(Store, "in_process", store.startswith("near"))

@@ -601,11 +601,7 @@ def _edited(path: Path) -> None:
     ],
 )
 def test_a_bad_snapshot_is_refused_and_told_of(
-    clock: FakeClock,
-    tmp_path: Path,
-    spoil: Callable[[Path], object],
-    why: str,
-    caplog: pytest.LogCaptureFixture,
+    clock: FakeClock, tmp_path: Path, spoil: Callable[[Path], object], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A snapshot open to others, torn, edited or of another URL serves nothing, with a line that says why."""
     path = tmp_path / "set.json"

@@ -11,14 +11,7 @@ import pytest
 from mqauth import Cause, ConfigurationError, MalformedMessage, Outcome, Reason, Rejection, Unavailable, Verdict
 from mqauth.letters.authorities import DEFAULT_LIFETIME, Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import letter_id
-from mqauth.letters.release import (
-    MAX_LIFETIME,
-    RELEASE_HEADER,
-    RELEASE_TYPE,
-    WAIVABLE,
-    open_release,
-    parse,
-)
+from mqauth.letters.release import MAX_LIFETIME, RELEASE_HEADER, RELEASE_TYPE, WAIVABLE, open_release, parse
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, with_token
 from mqauth.wire import base64url, claims, envelope

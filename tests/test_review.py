@@ -27,20 +27,7 @@ from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import PREFIX, DeadLetter, content_digest
 from mqauth.letters.release import MAX_HOPS, RELEASE_HEADER, WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.review import (
-    ALL,
-    Filter,
-    Index,
-    Letter,
-    Plan,
-    account,
-    act,
-    fill,
-    judge,
-    read,
-    rehearse,
-    take_in,
-)
+from mqauth.review import ALL, Filter, Index, Letter, Plan, account, act, fill, judge, read, rehearse, take_in
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire import json_form as jsonform

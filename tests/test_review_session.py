@@ -267,11 +267,7 @@ def test_neither_command_nor_console_goes_around_the_session(path: Path) -> None
 
 @pytest.mark.parametrize(
     "source",
-    [
-        "from mqauth.review import act as go",
-        "from mqauth.review.letterbox import judge",
-        "review.act(box)",
-    ],
+    ["from mqauth.review import act as go", "from mqauth.review.letterbox import judge", "review.act(box)"],
 )
 def test_a_way_around_the_session_is_found(source: str) -> None:
     """An import of such a function, and its use through the room, makes the test red."""
