@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from mqauth import Unverified, testing
+from mqauth.audit.record import AuditRecord
 from mqauth.delivery.log_work import EarlyClaims
 from mqauth.errors import Cause, ConfigurationError, Reason, RejectNow, Unavailable
 from mqauth.flow import run
@@ -346,3 +348,25 @@ def test_keys_out_of_reach_defer_nothing(ladder: Maker, forge: Forge, clock: Fak
         message = world.sealed(rabbitmq_message(body=b"%d" % number))
         assert is_unverified(world, world.process(message), "keys_unavailable")
     assert Down.asked == 1
+
+
+def test_at_enforce_a_letter_waits_for_its_record(clock: FakeClock, forge: Forge) -> None:
+    """There is no letter without a durable record."""
+    going, free = threading.Event(), threading.Event()
+
+    class Stuck:
+        def write(self, record: AuditRecord, /) -> None:
+            """Hang at the record of a rejection until it is let go."""
+            if record.verdict == "rejected":
+                going.set()
+                free.wait()
+
+    found = Ladder(clock, forge, False, at(Rung.OBSERVE, "kafka:elsewhere"), audit=Stuck())
+    found.run(found.pipeline.tick())
+    judging = threading.Thread(target=found.process, args=(kafka_message(),))
+    judging.start()
+    assert going.wait(30)
+    assert found.published == []
+    free.set()
+    judging.join()
+    assert len(found.published) == 1
