@@ -144,6 +144,20 @@ def kafka_message(offset: int = 0, **changes: Any) -> Message:
     return replace(message, **changes)
 
 
+class Sink:
+    """An audit sink that keeps records, or fails."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.records: list[AuditRecord] = []
+        self.error = error
+
+    def write(self, record: AuditRecord, /) -> None:
+        """Keep one record."""
+        if self.error is not None:
+            raise self.error
+        self.records.append(record)
+
+
 async def turns(count: int = 20) -> None:
     """Let what is ready in the event loop run."""
     for _ in range(count):

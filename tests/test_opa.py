@@ -18,7 +18,6 @@ from unittest import mock
 import pytest
 
 from mqauth import OPA, Allow, Decision
-from mqauth.audit.record import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.flow import arun, run
 from mqauth.judging.pipeline import Pipeline, Verdict
@@ -29,6 +28,7 @@ from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import Forge, IdentityForge
 from mqauth.testing.policy_contract import ELSEWHERE, PLACE, honest
 from mqauth.wire.message import Message, Origin
+from tests.conftest import Sink
 from tests.opa_agent import PATH, UNDEFINED, URL, Agent
 
 ALLOW, DENY = Decision.ALLOW, Decision.DENY
@@ -418,17 +418,6 @@ def test_a_broken_connection_of_any_kind_is_no_decision(agent: Agent) -> None:
 
 
 # Its start.
-
-
-class Sink:
-    """Audit in memory."""
-
-    def __init__(self) -> None:
-        self.records: list[AuditRecord] = []
-
-    def write(self, record: AuditRecord) -> None:
-        """Keep a record."""
-        self.records.append(record)
 
 
 def guard_of(opa: OPA, forge: Forge | None = None, **settings: Any) -> Pipeline:
