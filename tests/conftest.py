@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from mqauth import Attempts, MemoryReplayStore, Message, Origin, Reason, Rejection, flow
+from mqauth import (
+    Attempts,
+    Cause,
+    KeySet,
+    MemoryReplayStore,
+    Message,
+    Origin,
+    Reason,
+    Rejection,
+    Unavailable,
+    flow,
+)
 from mqauth.audit.record import AuditRecord
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline
 from mqauth.letters import dead_letter as deadletter
@@ -156,6 +167,24 @@ class Sink:
         if self.error is not None:
             raise self.error
         self.records.append(record)
+
+
+class Away:
+    """A key source that is out of reach; to be asked to look raises an error."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.asked: list[str] = []
+        self._error = error or Unavailable(Cause.KEYS_UNAVAILABLE)
+
+    def key_set(self) -> KeySet:
+        """Have no keys."""
+        self.asked.append("key_set")
+        raise Unavailable(Cause.KEYS_UNAVAILABLE)
+
+    def refresh(self, kid: str, received: float, /) -> KeySet:
+        """Fail."""
+        self.asked.append("refresh")
+        raise self._error
 
 
 async def turns(count: int = 20) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mqauth import CallableSink, Cause, ConfigurationError, FloodGate, Unavailable
+from mqauth import CallableSink, ConfigurationError, FloodGate
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.record import AuditRecord
 from mqauth.authority.credential import Refusal, Refused
@@ -19,6 +19,7 @@ from mqauth.testing import FakeClock
 from mqauth.wire import base64url, identity, jwk
 from mqauth.wire.keys import Key, KeySet, Revocation, public_members
 from tests.authority_world import ACCOUNT, CLUSTER, DOMAIN, MACHINES, ORDERS, STOCK, URL, World, jws
+from tests.conftest import Away
 
 OTHER = Key.generate("EdDSA")
 RSA = Key.generate("RS256")
@@ -395,20 +396,10 @@ def test_without_a_key_there_is_no_identity(world: World) -> None:
     assert world.records() == []
 
 
-class _OutOfReach:
-    """The source of an issuer that nobody can reach."""
-
-    def key_set(self) -> KeySet:
-        raise Unavailable(Cause.KEYS_UNAVAILABLE, "no key set was fetched yet")
-
-    def refresh(self, kid: str, received: float, /) -> KeySet:
-        raise Unavailable(Cause.KEYS_UNAVAILABLE, "no key set was fetched yet")
-
-
 def test_an_issuer_out_of_reach_is_503(tmp_path: Path) -> None:
     """Without the keys of a credential's issuer nothing is said of the credential."""
     world = World(tmp_path)
-    world.sources[CLUSTER] = _OutOfReach()
+    world.sources[CLUSTER] = Away()
     world.server._authority = world.start()
     assert world.ask().status == 503
     assert world.ask(world.enrolment()).status == 200

@@ -64,12 +64,6 @@ def carry(assignment: Assignment, count: int = 1, outcome: Outcome = DONE) -> Pa
     return partition
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    """A clock."""
-    return FakeClock()
-
-
 def start(offset: int = 0, *, seek: bool = False) -> Start:
     """Return the start of a partition at an offset."""
     return Start(offset, Committed(offset, "mqauth partitions=3"), seek)

@@ -19,7 +19,7 @@ from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jws import LocalSigningKey, compact
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import TOKEN_HEADER, Message
-from tests.conftest import World, kafka_message, rabbitmq_message
+from tests.conftest import Away, World, kafka_message, rabbitmq_message
 
 REVIEW = "https://review.example"
 REVIEWER = "ada"
@@ -263,21 +263,6 @@ def test_an_authority_has_no_issuers_name(forge: Forge) -> None:
 
 
 # --- the world --------------------------------------------------------------------------------------------
-
-
-class Away:
-    """A key source that is out of reach, or says that a key is unknown for good."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def key_set(self) -> KeySet:
-        """Have no keys."""
-        raise Unavailable(Cause.KEYS_UNAVAILABLE)
-
-    def refresh(self, kid: str, received: float, /) -> KeySet:
-        """Fail."""
-        raise self._error
 
 
 @pytest.mark.parametrize(
