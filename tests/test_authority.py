@@ -353,16 +353,6 @@ def test_a_flood_of_refusals_is_summed_up(tmp_path: Path) -> None:
     assert sum("flood" in record and "asked" not in record for record in records) == 20
 
 
-def test_a_flood_hides_no_other_refusal(tmp_path: Path) -> None:
-    """While two addresses flood the audit with one reason, a refusal of a third one has its details."""
-    world = World(tmp_path)
-    for address in ("10.0.0.1", "10.0.0.2"):
-        for _ in range(60):
-            world.ask("bad", address=address)
-    world.ask("worse", address="10.0.0.3")
-    assert world.records()[-1]["asked"]["address"] == "10.0.0.3"
-
-
 def test_a_flood_from_many_addresses_hides_no_other_refusal(clock: FakeClock) -> None:
     """However many addresses flood the audit with one reason, the first refusals of another one say who asked."""
     written: list[AuditRecord] = []

@@ -1053,19 +1053,6 @@ def test_positions_after_a_rebalance(generation: int, position: int | None) -> N
     assert (assignment.partition(ZERO) is stays) is (position is not None)
 
 
-def test_judge_accepted(bench: Bench) -> None:
-    """``judge`` gives a verdict and claims; after ``confirm`` a copy elsewhere is a replay."""
-    guard = bench.guard()
-    bench.add(b"0")
-    record = bench.client.log[ZERO][0]
-    judgement = kafka.judge(guard, record, scope="billing")
-    assert judgement.verdict is Verdict.ACCEPTED
-    assert judgement.verified.body == b"0"
-    assert judgement.confirm().verdict is Verdict.ACCEPTED
-    copied = kafka.judge(guard, replace(record, offset=9), scope="billing")
-    assert (copied.verdict, str(copied.reason)) == (Verdict.REJECTED, "replayed")
-
-
 def test_judge_rejected(bench: Bench) -> None:
     """A rejected record is audited and dead-lettered by ``dead_letter``, and deferred while that cannot be."""
     bench.add(b"0", sealed=False)

@@ -331,12 +331,6 @@ def test_folder_without_keyset_is_no_keystore(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_place_is_one_line(tmp_path: Path) -> None:
-    """Neither folder nor file: the path is named."""
-    with pytest.raises(ConfigurationError, match=r"nowhere: No such file"):
-        signing_key(tmp_path / "nowhere")
-
-
 def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     """A keystore cannot be made where a file has its name."""
     (tmp_path / "keys").write_bytes(b"")

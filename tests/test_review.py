@@ -564,12 +564,6 @@ def test_an_authority_that_may_not_waive_is_refused_here_already(mixed: Bureau) 
     assert found["refused"] == {"release_invalid": 2}
 
 
-def test_a_release_for_one_scope_is_left_alone_by_another(mixed: Bureau) -> None:
-    """Redriven for another consumer group, this one settles it unhandled."""
-    assert mixed.redrive(Filter(reason="expired"), Reason.EXPIRED, scope="audit")["done"] == 2
-    assert mixed.send() == [Verdict.DUPLICATE] * 2
-
-
 def test_a_planted_copy_is_told_from_the_letter_it_names(bureau: Bureau) -> None:
     """Discarding a forged letter with an honest one's id leaves the honest one open; the account says so."""
     bureau.send(bureau.message(b"honest"))
