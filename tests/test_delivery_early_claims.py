@@ -306,9 +306,14 @@ def test_key_not_looked_for_ahead(bench: Bench) -> None:
     assert keys.looks == 1
 
 
-def test_store_down(bench: Bench) -> None:
-    """Where the batch's claim fails each is judged in its turn, and may be claimed by the same owners."""
-    bench.store.fails = True
+@pytest.mark.parametrize("way", ["out of reach", "one claim at a time", "fewer answers than asked"])
+def test_a_batch_that_is_not_claimed(bench: Bench, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Each is judged in its turn then, and may be claimed by the same owners."""
+    bench.store.fails = way == "out of reach"
+    if way == "one claim at a time":
+        bench.guard = bench.pipeline(replay=Single(bench.store))
+    if way == "fewer answers than asked":
+        monkeypatch.setattr(bench.store, "claim_many", lambda _requests: [ClaimStatus.FRESH])
     outcomes = bench.work(bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard))
     assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 2
     assert bench.store.single == 2
@@ -356,22 +361,6 @@ def test_no_place(bench: Bench) -> None:
     outcomes = bench.work(waiting, EarlyClaims(bench.guard))
     assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 3
     assert (bench.store.batches, bench.store.single) == ([2], 1)
-
-
-def test_store_without_batches(bench: Bench) -> None:
-    """With a store that takes one claim at a time each is judged in its turn."""
-    bench.guard = bench.pipeline(replay=Single(bench.store))
-    outcomes = bench.work(bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard))
-    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 2
-    assert (bench.store.batches, bench.store.single) == ([], 2)
-
-
-def test_wrong_number_of_answers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that answers for fewer than asked is not believed: each is judged in its turn."""
-    monkeypatch.setattr(bench.store, "claim_many", lambda _requests: [ClaimStatus.FRESH])
-    outcomes = bench.work(bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard))
-    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 2
-    assert bench.store.single == 2
 
 
 def test_asynchronous_policy(bench: Bench) -> None:
