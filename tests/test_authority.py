@@ -18,7 +18,7 @@ from mqauth.authority.issuing import Grant, IdentityAuthority, Rate, Trace
 from mqauth.testing import FakeClock
 from mqauth.wire import base64url, identity, jwk
 from mqauth.wire.keys import Key, KeySet, Revocation, public_members
-from tests.authority_world import ACCOUNT, CLUSTER, DOMAIN, MACHINES, ORDERS, STOCK, URL, World, jws
+from tests.authority_world import ACCOUNT, CLUSTER, DOMAIN, MACHINES, ORDERS, STOCK, URL, World
 from tests.conftest import Away
 
 OTHER = Key.generate("EdDSA")
@@ -32,11 +32,6 @@ def world(tmp_path: Path) -> World:
 
 
 # --- what honest workloads get ------------------------------------------------------------------------------
-
-
-def test_a_machine_enrols_with_its_own_key(world: World) -> None:
-    """A JWT by a producer's own keystore gets the identity of its grant."""
-    assert world.ask(world.enrolment()).body["sub"] == ORDERS
 
 
 @pytest.mark.parametrize("scheme", ["DPoP", "dpop"])
@@ -469,9 +464,3 @@ def test_another_credential_than_ever_is_an_alert(world: World) -> None:
     world.ask(world.enrolment())
     world.ask(world.enrolment())
     assert world.alerts() == ["new_credential"]
-
-
-def test_refusals_hold_nothing_secret() -> None:
-    """The text of a refusal is a code and a sentence."""
-    assert str(Refused(Refusal.DPOP_INVALID, "why")) == "dpop_invalid: why"
-    assert jws({"alg": "EdDSA"}, {}, OTHER).count(".") == 2
