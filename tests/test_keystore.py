@@ -90,12 +90,6 @@ def test_retired_key_goes_after_retain() -> None:
     assert states(ring.rotate(rotated, end)) == ["active"]
 
 
-def test_published_retired_key_carries_its_end() -> None:
-    """Consumers see when a retired key stopped signing, with the time running producers need to notice."""
-    retired = ring.rotate(ring_of(2), NOW + 10).published[0]
-    assert retired.expires == NOW + 10 + RETIREMENT_GRACE
-
-
 def test_active_key_cannot_retire_without_a_successor() -> None:
     """Retiring the only key that can sign is refused."""
     found = ring_of(2)
@@ -108,13 +102,6 @@ def test_retire_of_an_ended_key_changes_nothing() -> None:
     found = ring_of(2)
     ended = ring.retire(found, found.keys[1].kid, NOW)
     assert ring.retire(ended, found.keys[1].kid, NOW + 5) == ended
-
-
-def test_revoked_key_carries_moment_and_reason() -> None:
-    """A revocation is published with its moment and reason; 0 is wholly."""
-    found = ring_of(1)
-    revocation = ring.revoke(found, found.keys[0].kid, NOW, reason="stolen").published[0].revocation
-    assert (revocation.revoked_at, revocation.reason) == (0, "stolen")
 
 
 def test_unknown_kid_is_refused() -> None:
