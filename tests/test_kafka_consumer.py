@@ -272,38 +272,6 @@ def test_health(bench: Bench) -> None:
         False, 0, None, None, None)  # fmt: skip
 
 
-def test_handler_failure(bench: Bench) -> None:
-    """A handler that always fails costs its message a dead letter, and the consumer goes on."""
-
-    def handler(verified: Verified) -> None:
-        if verified.body == b"bad":
-            raise ValueError
-        bench.handled.append(verified)
-
-    bench.handler = handler
-    bench.add(b"bad", b"good")
-    bench.run()
-    assert [letter.rejection.reason.value for letter in bench.letters.published] == ["handler_failed"]
-    assert bench.bodies == [b"good"]
-
-
-def test_stop_in_a_batch(bench: Bench) -> None:
-    """Stop lets the running handler finish, starts no other, commits, and stands at the first unsettled record."""
-
-    def handler(verified: Verified) -> None:
-        bench.handled.append(verified)
-        if len(bench.handled) == 2:
-            bench.consumer.stop()
-
-    bench.handler = handler
-    bench.add(b"0", b"1", b"2", b"3")
-    bench.run()
-    assert bench.bodies == [b"0", b"1"]
-    assert bench.client.committed == {ZERO: 2}
-    assert bench.client.position[ZERO] == 2
-    assert bench.client.paused() == set()
-
-
 def test_runs_once(bench: Bench) -> None:
     """A second run of one consumer is refused: it would start with the stop of the first."""
     bench.run()
