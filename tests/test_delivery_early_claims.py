@@ -319,15 +319,6 @@ def test_a_batch_that_is_not_claimed(bench: Bench, monkeypatch: pytest.MonkeyPat
     assert bench.store.single == 2
 
 
-def test_dropped_behind_a_deferred_one(bench: Bench) -> None:
-    """A record whose claim was left behind is handled when it is read again from the same place."""
-    messages = [bench.sealed(offset) for offset in range(3)]
-    run(EarlyClaims(bench.guard).judge_ahead(bench.batch(messages)))
-    outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard))
-    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 3
-    assert bench.handled == [b"0", b"1", b"2"]
-
-
 def test_waits_for_the_world(bench: Bench) -> None:
     """A record whose key cannot be fetched ends the look: those behind it are neither judged nor claimed."""
     source = Keys(KeySet([bench.forge.key]))
