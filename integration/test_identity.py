@@ -39,8 +39,8 @@ from mqauth.wire import destination
 from mqauth.wire.message import Message
 from mqauth.wire.workload import WorkloadKey
 from tests.authority_world import DOMAIN, LIFETIME, MACHINES, ORDERS, World
+from tests.memory_authority import OnTheSpot
 from tests.test_authority_http import serving
-from tests.test_identity_renewal import Inline
 from tests.test_identity_vectors import FILE
 from tests.vectors import identities, spire
 from tests.vectors.identities import BATCH, SINGLE, Case
@@ -273,7 +273,7 @@ class Shop:
 
     def __init__(self, stage: Any, world: World, folder: Path, batch: int) -> None:
         self.stage, self.world, self._batch = stage, world, batch
-        clock = {"clock": world.clock, "refresher": Inline}
+        clock = {"clock": world.clock, "refresher": OnTheSpot}
         own = OwnKey(world.machine, issuer=MACHINES, subject="orders-api")
         keys = JWKS(f"{world.url}/jwks.json", unsafe_http_loopback=True, **clock)
         self.key = IdentityKey(

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from mqauth import Attempts, MemoryReplayStore, Message, Origin, Reason, Rejection, flow
+from mqauth import (
+    Attempts,
+    Cause,
+    KeySet,
+    MemoryReplayStore,
+    Message,
+    Origin,
+    Reason,
+    Rejection,
+    Unavailable,
+    flow,
+)
 from mqauth.audit.record import AuditRecord
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline
 from mqauth.letters import dead_letter as deadletter
@@ -142,6 +153,38 @@ def kafka_message(offset: int = 0, **changes: Any) -> Message:
         origin=Origin(topic="orders", partition=0, offset=offset),
     )
     return replace(message, **changes)
+
+
+class Sink:
+    """An audit sink that keeps records, or fails."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.records: list[AuditRecord] = []
+        self.error = error
+
+    def write(self, record: AuditRecord, /) -> None:
+        """Keep one record."""
+        if self.error is not None:
+            raise self.error
+        self.records.append(record)
+
+
+class Away:
+    """A key source that is out of reach; to be asked to look raises an error."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.asked: list[str] = []
+        self._error = error or Unavailable(Cause.KEYS_UNAVAILABLE)
+
+    def key_set(self) -> KeySet:
+        """Have no keys."""
+        self.asked.append("key_set")
+        raise Unavailable(Cause.KEYS_UNAVAILABLE)
+
+    def refresh(self, kid: str, received: float, /) -> KeySet:
+        """Fail."""
+        self.asked.append("refresh")
+        raise self._error
 
 
 async def turns(count: int = 20) -> None:

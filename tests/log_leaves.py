@@ -332,15 +332,7 @@ def _by_confluent(producer: Any, topic: str, value: Any, key: Any = None, *rest:
     def tell(error: Any, _message: Any) -> None:
         told.append(error)
 
-    producer.produce(
-        topic,
-        value,
-        key,
-        partition,
-        timestamp=time,
-        headers=headers,
-        on_delivery=tell,
-    )
+    producer.produce(topic, value, key, partition, timestamp=time, headers=headers, on_delivery=tell)
 
     def outcome() -> None:
         producer.flush()

@@ -33,18 +33,18 @@ class OnTheSpot(ThreadRefresher):
 
     def __init__(self, condition: threading.Condition, work: Callable[[], float]) -> None:
         super().__init__(condition, work)
-        self._do = work
+        self._on = True
 
     def ensure(self) -> None:
         """Do what is due."""
-        self._do()
+        if self._on:
+            self._work()
 
-    def wake(self) -> None:
-        """Do what is due."""
-        self._do()
+    wake = ensure
 
     def close(self) -> None:
-        """Do nothing: there is no thread."""
+        """Do nothing any more."""
+        self._on = False
 
 
 class MemoryAuthority:

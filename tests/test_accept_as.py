@@ -149,8 +149,7 @@ class TestAcceptAs:
         assert world.handler.calls == 1
 
     @pytest.mark.parametrize(
-        ("rules", "reason"),
-        [(["kafka:orders"], None), (["kafka:eu.orders"], Reason.PRODUCER_FORBIDDEN)],
+        ("rules", "reason"), [(["kafka:orders"], None), (["kafka:eu.orders"], Reason.PRODUCER_FORBIDDEN)]
     )
     def test_policy(
         self, rules: list[str], reason: Reason | None, make_world: Any, forge: Forge, kafka: Any

@@ -173,10 +173,7 @@ def test_an_algorithm_that_kms_does_not_sign_for_us_is_refused(key: KmsKey) -> N
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (
-            said(400, __type="AccessDeniedException", message=TOKEN),
-            "AccessDeniedException: no policy",
-        ),
+        (said(400, __type="AccessDeniedException", message=TOKEN), "AccessDeniedException: no policy"),
         (said(403, __type="AccessDeniedException", message=TOKEN), "Exception: no policy"),
         (said(400, __type="DisabledException"), "DisabledException: the key is disabled"),
         (said(400, __type="KMSInvalidStateException"), "is to be deleted"),

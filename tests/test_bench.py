@@ -21,14 +21,7 @@ from integration.benchmarks import flood, pages
 from integration.benchmarks.client import contenders, identity, inprocess, run
 from integration.benchmarks.client.contenders import Effort, Wrapper
 from integration.benchmarks.client.inprocess import BATCH_NAME, PLACE, Cell, Operations
-from integration.benchmarks.client.rounds import (
-    Measured,
-    Rounds,
-    Variant,
-    alternate,
-    quantile,
-    rates,
-)
+from integration.benchmarks.client.rounds import Measured, Rounds, Variant, alternate, quantile, rates
 from integration.benchmarks.client.workload import Refusals, RefusedError, Tally, Workload, guard
 from integration.documentation import ROOT
 from mqauth.testing.forge import Forge

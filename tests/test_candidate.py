@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,6 @@ from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import jws
 from mqauth.wire.keys import Key, KeySet, Revocation
 
-ReasonOf = Callable[[Callable[[], object]], Reason]
 KAFKA, RABBITMQ = "kafka:orders", "rabbitmq:shop/orders.created"
 
 
@@ -257,45 +255,3 @@ def test_two_verifiers_share_nothing(forge: Forge, clock: FakeClock) -> None:
         assert judge(forge.verifier(audience=AUDIENCE), found.seal(index), forge.keys, clock.now()) is None
         assert judge(other, found.seal(index), forge.keys, clock.now()) is Reason.AUDIENCE_MISMATCH
         assert judge(other, found.seal(index), KeySet([]), clock.now()) is Reason.KEY_UNKNOWN
-
-
-# What a remembered batch token was found right by: its siblings are judged as if it were not remembered.
-
-
-Maker = Callable[..., Message]
-LATER = 100
-
-
-def reason(verifier: Verifier, message: Message, keys: KeySet, received: float) -> Reason | None:
-    """Return why a message is refused, ``None`` where it is not."""
-    try:
-        candidate = verifier.open(message)
-        verifier.verify(message, candidate, keys, received)
-        if not candidate.learnt:
-            verifier.learn(candidate)
-    except Rejection as rejection:
-        return rejection.reason
-    return None
-
-
-@pytest.fixture
-def siblings(forge: Forge, kafka: Maker) -> list[Message]:
-    """Two messages of one batch."""
-    return forge.signer().sign_many([kafka(), kafka(body=b"other")])
-
-
-def test_a_key_is_revoked_between_siblings(forge: Forge, clock: FakeClock, siblings: list[Message]) -> None:
-    """A revocation that is in the key set all along counts from its moment on, also for a remembered token."""
-    moment = int(clock.now()) + 10
-    keys = KeySet([replace(forge.key, revocation=Revocation(revoked_at=moment))])
-    verifier = forge.verifier()
-    assert reason(verifier, siblings[0], keys, clock.now()) is None
-    assert reason(verifier, siblings[1], keys, moment - 0.001) is None
-    assert reason(verifier, siblings[1], keys, moment) is Reason.KEY_REVOKED
-
-
-def test_a_clock_that_steps_back_is_judged_anew(forge: Forge, clock: FakeClock, siblings: list[Message]) -> None:
-    """A sibling received before the token was issued is of the future, whatever its sibling was."""
-    verifier, keys = forge.verifier(), forge.keys
-    assert reason(verifier, siblings[0], keys, clock.now()) is None
-    assert reason(verifier, siblings[1], keys, clock.now() - LATER) is Reason.ISSUED_IN_FUTURE

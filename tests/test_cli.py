@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mqauth import Cause, Key, MemoryReplayStore, Pipeline, Reason, Unavailable, __version__, cli
+from mqauth import Cause, MemoryReplayStore, Pipeline, Reason, Unavailable, __version__, cli
 from mqauth.cli import app
 from mqauth.keystore import Keystore, public_keys
 from mqauth.wire.jwk import dump_key_set
@@ -179,28 +179,6 @@ def test_closed_standard_input_is_one_line(ready: Shell, capfdbinary: Any) -> No
 # --- keys -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "what"),
-    [
-        (("new", "--passphrase-env", "A", "--passphrase-file", "b"), "--passphrase-file contradicts"),
-        (("new", "--pinned", "--dir", "/dev/null/keys"), "/dev/null/keys: Not a directory"),
-        (("jwks", "--dir", "."), ".: no keystore"),
-        (("jwks", "--dir", "bad.pem"), "bad.pem: no PEM private key"),
-        (("jwks", "--dir", "open.pem"), "open.pem: private, but open to others (mode 0644); chmod 600 it"),
-        (("retire", "--kid", "x", "--dir", "damaged"), "damaged/keyset.json: not UTF-8 JSON"),
-    ],
-)
-def test_keys_error_is_one_line(shell: Shell, arguments: tuple[str, ...], what: str) -> None:
-    """Each fault of a keystore or an argument is one line that names what and where."""
-    Path("bad.pem").write_text("no key")
-    Path("bad.pem").chmod(0o600)
-    Path("open.pem").write_bytes(Key.generate().to_pem())
-    Path("open.pem").chmod(0o644)
-    Path("damaged").mkdir()
-    Path("damaged/keyset.json").write_text("{")
-    assert shell.refused("keys", *arguments).startswith(what)
-
-
 def test_keys_rotate_retire_revoke(shell: Shell) -> None:
     """A key goes from pending to active to revoked, and what the JWK Set says follows."""
     first = shell("keys", "new", "--pinned", "--publish-delay", "0", "--json").object()["kid"]
@@ -209,16 +187,7 @@ def test_keys_rotate_retire_revoke(shell: Shell) -> None:
     assert [key["state"] for key in shell("keys", "list", "--json").object()["keys"]] == ["retired", "active"]
     assert "no pending key is ready" in shell.refused("keys", "retire", "--kid", second)
     ran = shell(
-        "keys",
-        "revoke",
-        "--kid",
-        second,
-        "--why",
-        "stolen",
-        "--from",
-        "2030-01-31T12:00:00Z",
-        "--yes",
-        "--json",
+        "keys", "revoke", "--kid", second, "--why", "stolen", "--from", "2030-01-31T12:00:00Z", "--yes", "--json"
     )
     assert ran.object() == {"kid": second, "algorithm": "EdDSA", "state": "revoked"}
     listed = {key["kid"]: key for key in json.loads(shell("keys", "jwks").out)["keys"]}

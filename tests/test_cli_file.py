@@ -72,22 +72,6 @@ def test_a_url_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "broker", "said"),
-    [
-        ("", None, r"no broker: give --broker URL, or \[broker\] url in mqauth.toml"),
-        (FILE, "lgo", r"or a name of \[brokers.NAME\]; mqauth.toml has log"),
-        ("", "lgo", r"mqauth.toml has no \[brokers.NAME\]"),
-        ('[broker]\nurl = "amqp://a/"', None, r"--queue: required with this broker; or \[broker\] queue"),
-        ('[broker]\nqueue = "a"\ntopic = "b"', None, r"\[broker\] topic: contradicts queue"),
-    ],
-)
-def test_what_is_not_named_is_asked_for(text: str, broker: str | None, said: str) -> None:
-    """An error names the option and the setting in which the answer may stand."""
-    with pytest.raises(ConfigurationError, match=said):
-        place(text, broker)
-
-
 def shown(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, tuple[str, str]]:
     """Return what ``config show`` says: value and source of each setting."""
     assert main(["config", "show", "--json", *options]) == 0
@@ -122,11 +106,6 @@ def test_show_for_people_is_a_line_each(folder: Path, capsys: pytest.CaptureFixt
 
 def test_review_settings_are_those_of_the_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """``[review]`` gives what no option gives: the first thing missing is then what the file does not have."""
-    (folder / "mqauth.toml").write_text('[broker]\nurl = "amqp://127.0.0.1:1/"\nqueue = "q"')
-    assert main(["dlq", "discard", "--why", "w"]) == 2
-    assert "--audit: required, or [review] audit in mqauth.toml" in capsys.readouterr().err
-    assert main(["dlq", "balance"]) == 2
-    assert "[review] audit_files in mqauth.toml" in capsys.readouterr().err
     (folder / "mqauth.toml").write_text(
         '[broker]\nurl = "amqp://127.0.0.1:1/"\nqueue = "q"\n[review]\naudit = "a"'
     )

@@ -20,12 +20,7 @@ import pytest
 
 from mqauth.cli import main
 from mqauth.cli.broker import reached, told
-from mqauth.cli.forms import (
-    CommandFailed,
-    moment,
-    pick,
-    shown_time,
-)
+from mqauth.cli.forms import CommandFailed, moment, pick, shown_time
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.keystore import Keystore

@@ -57,36 +57,6 @@ def test_it_writes_all_or_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (("--broker", "redis", *SHOP), "--broker: must be rabbitmq or kafka"),
-        (SHOP, "--broker: required, like rabbitmq or kafka"),
-        (("--broker", "kafka", "--producer", "a"), "--consumer: required, like billing"),
-        (("--broker", "kafka", "--producer", "a b", "--consumer", "c"), "--producer: must be 1 to 100"),
-        (("--broker", "kafka", "--producer", "a", "--consumer", "a"), "--consumer: must be another name"),
-        (("--broker", "kafka", *SHOP, "--issuer", 'a"b'), "--issuer: must be 1 to 256"),
-        (("--broker", "kafka", *SHOP, "--rung", "off"), "--rung: must be enforce or observe"),
-        (
-            ("--broker", "kafka", *SHOP, "--framework", "taskiq"),
-            "--framework: must be taskiq, with --broker rabbitmq",
-        ),
-        (("--broker", "rabbitmq", *SHOP, "--framework", "celery"), "--framework: must be taskiq, with --broker"),
-        (("--broker", "kafka", *SHOP, "--url", "amqp://a/"), "--url: is no URL of kafka"),
-        (("--broker", "rabbitmq", *SHOP, "--url", "amqp://u:pw@a/"), "--url: holds a password"),
-        (("--broker", "rabbitmq", *SHOP, "--url", "localhost"), "--url: must be amqp://..."),
-    ],
-)
-def test_what_is_wrong_is_named(
-    options: tuple[str, ...], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One line, exit 2, and nothing is written."""
-    assert main(["init", "shop", *options]) == 2
-    error = capsys.readouterr().err
-    assert (said in error, error.count("\n"), "pw" in error.replace("password", "")) == (True, 1, False)
-    assert list(folder.iterdir()) == []
-
-
 def test_apply_without_a_broker_is_exit_3(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The files stay, and the line names host and port."""
     url = ("--url", "amqp://127.0.0.1:1/")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mqauth import Key
 from mqauth.cli import main
 from mqauth.cli.app import VERBS
 from mqauth.keystore import Keystore
@@ -48,21 +49,19 @@ INPUTS = [
     ("init shop --broker kafka --producer a", 2, "--consumer: required, like billing"),
     ("init shop --broker kafka --producer a/b --consumer c", 2, "--producer: must be 1 to 100 letters"),
     ("init shop --broker kafka --producer a --consumer a", 2, "--consumer: must be another name"),
-    (
-        "init shop --broker kafka --producer a --consumer b --url amqp://h/",
-        2,
-        "--url: is no URL of kafka, like kafka://",
-    ),
-    (
-        "init shop --broker rabbitmq --producer a --consumer b --url amqp://u:hunter2@h/",
-        2,
-        "--url: holds a password",
-    ),
-    (
-        "init shop --broker rabbitmq --producer a --consumer b --rung warn",
-        2,
-        "--rung: must be enforce or observe",
-    ),
+    ("init shop --broker kafka --producer a --consumer b --url amqp://h/", 2,
+     "--url: is no URL of kafka, like kafka://"),
+    ("init shop --broker rabbitmq --producer a --consumer b --url amqp://u:hunter2@h/", 2,
+     "--url: holds a password"),
+    ("init shop --broker rabbitmq --producer a --consumer b --rung warn", 2,
+     "--rung: must be enforce or observe"),
+    ("init shop --broker rabbitmq --producer a --consumer b --url localhost", 2, "--url: must be amqp://..."),
+    ("init shop --broker kafka --producer a --consumer b --rung off", 2, "--rung: must be enforce or observe"),
+    ('init shop --broker kafka --producer a --consumer b --issuer a"b', 2, "--issuer: must be 1 to 256"),
+    ("init shop --broker kafka --producer a --consumer b --framework taskiq", 2,
+     "--framework: must be taskiq, with --broker rabbitmq"),
+    ("init shop --broker rabbitmq --producer a --consumer b --framework celery", 2,
+     "--framework: must be taskiq, with --broker"),
     ("init jwks.json --broker kafka --producer a --consumer b", 2, "jwks.json: File exists"),
     # keys
     ("keys new --dir other", 2, "--subject: name the producer"),
@@ -83,21 +82,19 @@ INPUTS = [
     ("keys jwks --dir nowhere", 2, "nowhere: No such file"),
     ("keys jwks --dir audit.jsonl", 2, "audit.jsonl"),
     ("keys jwks --out no/folder/jwks.json", 2, "no/folder/jwks.json: No such file"),
+    ("keys new --passphrase-env A --passphrase-file b", 2, "--passphrase-file contradicts"),
+    ("keys new --pinned --dir /dev/null/keys", 2, "/dev/null/keys: Not a directory"),
+    ("keys jwks --dir .", 2, ".: no keystore"),
+    ("keys jwks --dir bad.pem", 2, "bad.pem: no PEM private key"),
+    ("keys jwks --dir open.pem", 2, "open.pem: private, but open to others (mode 0644); chmod 600 it"),
+    ("keys retire --kid x --dir damaged", 2, "damaged/keyset.json: not UTF-8 JSON"),
     ("keys retire", 2, "Missing option '--kid' (try mqauth keys retire --help)"),
     ("keys retire --kid abc", 2, "--kid abc: give the id, or at least its first 8 characters"),
     ("keys retire --kid abcdefghi", 1, "--kid abcdefghi: there is none that begins so"),
     ("keys revoke --kid abcdefghi", 2, "Missing option '--why'"),
-    (
-        "keys revoke --kid abcdefghi --why x --from yesterday",
-        2,
-        "'--from' / '--since': give a time with a zone",
-    ),
+    ("keys revoke --kid abcdefghi --why x --from yesterday", 2, "'--from' / '--since': give a time with a zone"),
     ("keys revoke --kid abcdefghi --why x --from 2026-11-25T10:00:00", 2, "give a time with a zone"),
-    (
-        "keys revoke --kid @kid --why stolen",
-        2,
-        "is the only active key: nothing can be signed until",
-    ),
+    ("keys revoke --kid @kid --why stolen", 2, "is the only active key: nothing can be signed until"),
     ("keys serve --host 10.0.0.1", 2, "--host 10.0.0.1: reached from outside only with --tls-cert and --tls-key"),
     ("keys serve --host no.such.host.invalid", 2, "--host no.such.host.invalid"),
     ("keys serve --tls-cert cert.pem", 2, "--tls-cert and --tls-key go together"),
@@ -118,6 +115,7 @@ INPUTS = [
     ("config show --config unknown.toml", 2, "unknown key; did you mean consumer?"),
     ("config show --config secret.toml", 2, "[broker] url: holds a password"),
     ("config show --broker lgo", 2, "mqauth.toml has no [brokers.NAME]"),
+    ("config show --broker lgo --config two.toml", 2, "or a name of [brokers.NAME]; two.toml has a, b"),
     # sign
     ("sign --config nowhere.toml", 2, "nowhere.toml: No such file"),
     ("sign --config empty.toml", 2, "empty.toml: [producer]: required here, and missing"),
@@ -136,16 +134,9 @@ INPUTS = [
     ("verify --config empty.toml", 2, "[consumer]: required here, and missing"),
     ("verify --config nojwks.toml", 2, "nowhere.json: No such file"),
     ("verify --config norule.toml", 2, "[[consumer.allow]] #1 destinations: "),
-    (
-        "verify --config type.toml",
-        2,
-        "[consumer] audience: must be a string or an array of strings, not an integer",
-    ),
-    (
-        "verify --config wide.toml",
-        2,
-        "[consumer] audience: must be a name of 1 to 256",
-    ),
+    ("verify --config type.toml", 2,
+     "[consumer] audience: must be a string or an array of strings, not an integer"),
+    ("verify --config wide.toml", 2, "[consumer] audience: must be a name of 1 to 256"),
     ("verify message.json", 2, "Got unexpected extra argument"),
     # authority and identity
     ("authority", 2, "no command given: try mqauth authority serve"),
@@ -184,21 +175,15 @@ INPUTS = [
     ("dlq groups --config both.toml", 2, "[broker] topic: contradicts queue"),
     ("dlq groups --config scheme.toml", 2, "[broker] url: must be amqp://..., amqps://... or kafka://host:port"),
     ("dlq groups --config two.toml", 2, "[brokers] has several: give --broker, one of a, b"),
-    (
-        "dlq groups --broker localhost:5672",
-        2,
-        "--broker: must be amqp://..., amqps://... or kafka://host:port, or a name",
-    ),
+    ("dlq groups --broker localhost:5672", 2,
+     "--broker: must be amqp://..., amqps://... or kafka://host:port, or a name"),
     ("dlq groups --broker http://h/ --queue q", 2, "--broker: must be amqp://"),
     ("dlq groups --broker amqp://h/", 2, "--queue: required with this broker; or [broker] queue in mqauth.toml"),
     ("dlq groups --broker kafka://h:1 --queue q", 2, "--queue: this broker needs --topic"),
     ("dlq groups --broker amqp://h/ --topic q", 2, "--topic: this broker needs --queue"),
     (f"dlq groups {RABBITMQ}", 3, "cannot reach amqp://127.0.0.1:1: connection refused"),
-    (
-        "dlq groups --broker amqps://h/?no_verify_ssl=1 --queue q",
-        2,
-        "no_verify_ssl would accept any server's certificate",
-    ),
+    ("dlq groups --broker amqps://h/?no_verify_ssl=1 --queue q", 2,
+     "no_verify_ssl would accept any server's certificate"),
     ("dlq groups --broker kafka://h:1?tls=1 --topic t", 2, "certificates and credentials for Kafka stand in"),
     (f"dlq list {KAFKA} --limit none", 2, "Invalid value for '--limit'"),
     (f"dlq list {KAFKA} --since soon", 2, "give a time with a zone"),
@@ -218,16 +203,17 @@ INPUTS = [
     ("console", 2, "no broker: give --broker URL"),
     (f"console {RABBITMQ} --host 10.0.0.1", 2, "--host 10.0.0.1: reached from outside only with"),
     (f"console {RABBITMQ} --authority a", 2, "--authority: only with --key"),
+    (f"console {RABBITMQ} --tls-cert a.pem", 2, "--tls-cert and --tls-key go together"),
+    (f"console {RABBITMQ} --tls-cert none.pem --tls-key none.pem", 2, "none.pem"),
+    (f"console {RABBITMQ} --config nowhere.toml", 2, "nowhere.toml: No such file"),
+    (f"console {RABBITMQ} --no-tokens --oidc x --token-file y", 2, "without --token-file"),
     (f"console {RABBITMQ} --no-tokens", 2, "--no-tokens: only with --oidc"),
     (f"console {RABBITMQ} --oidc nowhere.toml", 2, "nowhere.toml: No such file"),
     (f"console {RABBITMQ} --config empty.toml --key keys", 2, "--key: needs --config too"),
     # demo
     ("demo --broker localhost", 2, "--broker: must be amqp://"),
-    (
-        "demo --broker amqp://u:hunter2@127.0.0.1:1/",
-        3,
-        "cannot reach amqp://127.0.0.1:1 as user u: connection refused",
-    ),
+    ("demo --broker amqp://u:hunter2@127.0.0.1:1/", 3,
+     "cannot reach amqp://127.0.0.1:1 as user u: connection refused"),
     ("demo --messages none", 2, "Invalid value for '--messages'"),
     ("demo --messages 1000000000000", 2, "Invalid value for '--messages'"),
     ("demo --audit-file missing/audit.jsonl", 2, "--audit-file: missing is no folder"),
@@ -243,7 +229,7 @@ INPUTS = [
         2,
         "kafka:orders is in no [[rollout]] of the file",
     ),
-]
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +242,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mqauth.toml").write_text(CONFIG)
     for name, text in BROKEN.items():
         (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    (folder / "bad.pem").write_text("no key")
+    (folder / "bad.pem").chmod(0o600)
+    (folder / "open.pem").write_bytes(Key.generate().to_pem())
+    (folder / "open.pem").chmod(0o644)
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "keyset.json").write_text("{")
     (folder / "audit.jsonl").write_text('{"id":"0123456789ab","verdict":"rejected"}\n')
     return folder
 

@@ -291,16 +291,6 @@ def test_paths_are_relative_to_the_file(place: Path, monkeypatch: pytest.MonkeyP
     assert mqauth.load(path).signer.subject == "orders-api"
 
 
-def test_single_pem_serves_as_keys(place: Path) -> None:
-    """``keys`` may name a PEM file."""
-    key = Key.generate("ES256")
-    (place / "one.pem").write_bytes(key.to_pem())
-    (place / "one.pem").chmod(0o600)
-    signer = mqauth.load(written(place, SMALL.replace('"keys"', '"one.pem"'))).signer
-    token = signer.sign(Message(destination="kafka:orders", body=b"")).headers[-1][1]
-    assert isinstance(token, bytes)
-
-
 @pytest.mark.parametrize("by", ["passphrase_env", "passphrase_file"])
 def test_passphrase_by_reference(place: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A passphrase comes from the environment or from a file, whose last newline does not count."""

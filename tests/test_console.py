@@ -382,16 +382,6 @@ def test_wrong_token(room: Room) -> None:
     assert client.get("/").status_code == 303
 
 
-@pytest.mark.parametrize("tls", [False, True])
-def test_cookie(room: Room, tls: bool) -> None:
-    """The session cookie is HttpOnly and SameSite=strict, and with TLS Secure and bound to the host."""
-    answer = room.client(None, tls=tls).post("/login", data={"token": TOKENS["viewer"]})
-    cookie = answer.headers["set-cookie"]
-    assert "HttpOnly" in cookie
-    assert "SameSite=strict" in cookie
-    assert ("Secure" in cookie, cookie.startswith("__Host-mqauth=")) == (tls, tls)
-
-
 def test_logout_ends_the_session(room: Room) -> None:
     """After the logout the old cookie opens nothing."""
     client = room.client()

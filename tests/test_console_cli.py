@@ -15,25 +15,6 @@ from mqauth.wire.keys import Key, KeySet
 NOWHERE = ["console", "--broker", "amqp://127.0.0.1:1/", "--queue", "orders.dead", "--port", "0"]
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--tls-cert", "a.pem"], "--tls-cert and --tls-key go together"),
-        (["--tls-cert", "none.pem", "--tls-key", "none.pem"], "none.pem"),
-        (["--authority", "https://review.example"], "--authority: only with --key"),
-        (["--key", "ada.pem"], "--key: needs --config"),
-        (["--config", "none.toml"], "none.toml"),
-        (["--no-tokens"], "--no-tokens: only with --oidc"),
-        (["--no-tokens", "--oidc", "x", "--token-file", "y"], "without --token-file"),
-        (["--oidc", "none.toml"], "none.toml"),
-    ],
-)
-def test_bad_options(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Options that do not fit together or name nothing are one line and exit code 2."""
-    assert run([*NOWHERE, *options]) == 2
-    assert words in capsys.readouterr().err
-
-
 OIDC = """
 issuer = "http://127.0.0.1:1"
 client_id = "console"

@@ -31,16 +31,7 @@ from mqauth.audit.record import AuditRecord
 from mqauth.brokers import memory
 from mqauth.console import Backend, OIDCSettings, Provider, Sessions, Tokens, application, read_settings
 from mqauth.console.application import MAX_AT_ONCE
-from mqauth.console.oidc import (
-    ALGORITHMS,
-    LEEWAY,
-    MAX_AGE,
-    MAX_VALUES,
-    IDTokenError,
-    NoNameError,
-    check,
-    person,
-)
+from mqauth.console.oidc import ALGORITHMS, LEEWAY, MAX_AGE, MAX_VALUES, IDTokenError, NoNameError, check, person
 from mqauth.console.oidc_provider import LIFETIME, MAX_USED, REDISCOVER, Attempts
 from mqauth.review import ALL, Index, Session
 from mqauth.testing import FakeClock
@@ -471,8 +462,7 @@ def test_provider_that_does_not_name_itself(client: Any, room: Room) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
-    [("access_denied", "cancelled"), ("<script>alert(1)</script>", "refused the login")],
+    ("error", "words"), [("access_denied", "cancelled"), ("<script>alert(1)</script>", "refused the login")]
 )
 def test_error_answer(client: Any, room: Room, error: str, words: str) -> None:
     """An error of the provider is words of ours; what it says is never shown, and the login is over."""

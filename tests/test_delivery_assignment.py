@@ -64,12 +64,6 @@ def carry(assignment: Assignment, count: int = 1, outcome: Outcome = DONE) -> Pa
     return partition
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    """A clock."""
-    return FakeClock()
-
-
 def start(offset: int = 0, *, seek: bool = False) -> Start:
     """Return the start of a partition at an offset."""
     return Start(offset, Committed(offset, "mqauth partitions=3"), seek)
@@ -179,24 +173,6 @@ def test_records_that_are_gone_are_left_behind(assignment: Assignment, clock: Fa
     assert committed(assignment) == {ZERO: 6}
 
 
-def test_marked_running_when_chosen(assignment: Assignment) -> None:
-    """A partition that was chosen is not chosen again before it was left, whenever its work begins."""
-    assignment.receive(ZERO, records(0, 1))
-    partition = chosen(assignment)
-    assert (partition.topic_partition, assignment.choose(), assignment.running) == (ZERO, None, 1)
-    assignment.visit_ended(partition)
-    assert chosen(assignment) is partition
-
-
-def test_prefixes_alone_are_committed(assignment: Assignment) -> None:
-    """What is settled is committed once, and nothing behind the first record that is not."""
-    assignment.receive(ZERO, records(3, 9, 12))
-    carry(assignment, 2)
-    assert committed(assignment) == {ZERO: 10}
-    assert committed(assignment) == {}
-    assert chosen(assignment).first_open == 12
-
-
 def test_commits_after_a_batch_and_at_intervals(assignment: Assignment, clock: FakeClock) -> None:
     """A batch that is long is committed at intervals, one that ended at once."""
     assignment.receive(ZERO, records(0, 1))
@@ -239,15 +215,6 @@ def test_what_is_put_off_stands_still(assignment: Assignment, clock: FakeClock) 
     clock.advance(1)
     assert chosen(assignment) is partition
     assert len(partition.waiting) == 1
-
-
-def test_keys_that_changed_are_not_waited_for(assignment: Assignment) -> None:
-    """What waits is tried at once when it is told that it may."""
-    assignment.receive(ZERO, records(0))
-    carry(assignment, outcome=LATER)
-    assert assignment.choose() is None
-    assignment.keys_changed()
-    assert chosen(assignment).topic_partition == ZERO
 
 
 def test_waits_grow_until_something_is_settled(clock: FakeClock) -> None:
@@ -417,22 +384,18 @@ def test_a_pause_within_the_session_needs_no_confirmation(assignment: Assignment
 
 
 def test_claims_to_be_given_back(assignment: Assignment) -> None:
-    """What was judged ahead of its turn is given back too; what runs keeps its claim."""
+    """What was judged ahead of its turn is given back, and what the store may hold although its answer was lost.
+
+    What runs keeps its claim, and what was never claimed has none.
+    """
     assignment.receive(ZERO, records(0))
     running = chosen(assignment)
-    assignment.receive(ONE, records(0, 1, 2, place=ONE))
+    assignment.receive(ONE, records(0, 1, 2, 3, place=ONE))
     ahead = part(assignment, ONE).waiting
     running.waiting[0].step = ahead[0].step = ahead[1].step = Step.HANDLE
-    assert assignment.unhandled_claims() == [ahead[0], ahead[1]]
+    ahead[2].claim = ClaimRequest("billing", b"id", "owner", None, False, 60.0, 0.0)
+    assert assignment.unhandled_claims() == [ahead[0], ahead[1], ahead[2]]
     assert assignment.running_deliveries() == [running.waiting[0]]
-
-
-def test_a_claim_without_an_answer_is_given_back(assignment: Assignment) -> None:
-    """What the store may hold although its answer was lost is given back; what was never claimed is not."""
-    assignment.receive(ZERO, records(0, 1))
-    asked, _ = part(assignment, ZERO).waiting
-    asked.claim = ClaimRequest("billing", b"id", "owner", None, False, 60.0, 0.0)
-    assert assignment.unhandled_claims() == [asked]
 
 
 @pytest.mark.parametrize("end", ["revoked", "lost", "not back"])

@@ -191,11 +191,7 @@ def test_one_round_trip(bench: Bench) -> None:
     ],
 )
 def test_a_store_in_this_process_is_asked_for_some_of_a_poll_at_a_time(
-    bench: Bench,
-    monkeypatch: pytest.MonkeyPatch,
-    store: str,
-    seconds: float,
-    trips: list[int],
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, store: str, seconds: float, trips: list[int]
 ) -> None:
     """A far store is asked once for all that waits; a near one for a row; slow handlers make it long."""
     monkeypatch.setattr(Store, "in_process", store.startswith("near"))
@@ -310,21 +306,17 @@ def test_key_not_looked_for_ahead(bench: Bench) -> None:
     assert keys.looks == 1
 
 
-def test_store_down(bench: Bench) -> None:
-    """Where the batch's claim fails each is judged in its turn, and may be claimed by the same owners."""
-    bench.store.fails = True
+@pytest.mark.parametrize("way", ["out of reach", "one claim at a time", "fewer answers than asked"])
+def test_a_batch_that_is_not_claimed(bench: Bench, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Each is judged in its turn then, and may be claimed by the same owners."""
+    bench.store.fails = way == "out of reach"
+    if way == "one claim at a time":
+        bench.guard = bench.pipeline(replay=Single(bench.store))
+    if way == "fewer answers than asked":
+        monkeypatch.setattr(bench.store, "claim_many", lambda _requests: [ClaimStatus.FRESH])
     outcomes = bench.work(bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard))
     assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 2
     assert bench.store.single == 2
-
-
-def test_dropped_behind_a_deferred_one(bench: Bench) -> None:
-    """A record whose claim was left behind is handled when it is read again from the same place."""
-    messages = [bench.sealed(offset) for offset in range(3)]
-    run(EarlyClaims(bench.guard).judge_ahead(bench.batch(messages)))
-    outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard))
-    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 3
-    assert bench.handled == [b"0", b"1", b"2"]
 
 
 def test_waits_for_the_world(bench: Bench) -> None:
@@ -360,22 +352,6 @@ def test_no_place(bench: Bench) -> None:
     outcomes = bench.work(waiting, EarlyClaims(bench.guard))
     assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 3
     assert (bench.store.batches, bench.store.single) == ([2], 1)
-
-
-def test_store_without_batches(bench: Bench) -> None:
-    """With a store that takes one claim at a time each is judged in its turn."""
-    bench.guard = bench.pipeline(replay=Single(bench.store))
-    outcomes = bench.work(bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard))
-    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 2
-    assert (bench.store.batches, bench.store.single) == ([], 2)
-
-
-def test_wrong_number_of_answers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that answers for fewer than asked is not believed: each is judged in its turn."""
-    monkeypatch.setattr(bench.store, "claim_many", lambda _requests: [ClaimStatus.FRESH])
-    outcomes = bench.work(bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard))
-    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 2
-    assert bench.store.single == 2
 
 
 def test_asynchronous_policy(bench: Bench) -> None:

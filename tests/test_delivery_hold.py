@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.delivery.hold import HeldDelivery, Hold
+from mqauth.delivery.hold import MAX_BYTES, HeldDelivery, Hold
 from mqauth.delivery.queue_work import QueueLeases
 from mqauth.delivery.slot import RoundTripQueue, Slot
 from mqauth.delivery.window import OUTAGE_AFTER, Window
@@ -303,3 +303,81 @@ def test_long(caplog: pytest.LogCaptureFixture) -> None:
     assert told() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: TimeoutError")
     window.consumes("tag")
     assert (window.is_out, told()) == (False, (None, None, None))
+
+
+# Whose fault it is that a queue waits, and how much room is beside the window.
+
+
+OURS, DEAD = "https://ours", "https://dead"
+
+
+def put_many(
+    holding: Hold, number: int, cause: Cause, party: str | None = None, *, tag: str = "t", size: int = 1
+) -> list[HeldDelivery]:
+    """Hold so many deliveries more, and return them."""
+    slot = Slot(None, Said(tag=tag, length=size), 0)
+    found = [HeldDelivery(slot, delivery(), deferred(cause, party), 0) for _ in range(number)]
+    for each in found:
+        holding.put(each)
+    return found
+
+
+def both() -> Hold:
+    """Return what holds, of a consumer of two issuers."""
+    return hold(FakeClock(), issuers=(OURS, DEAD))
+
+
+@pytest.mark.parametrize(
+    ("cause", "party", "everyones"),
+    [
+        (Cause.CLAIM_HELD, None, False),
+        (Cause.HANDLER_DEFERRED, None, False),
+        (Cause.APPEND_TIME_UNAVAILABLE, None, False),
+        (Cause.KEY_PENDING, DEAD, False),
+        (Cause.KEYS_UNAVAILABLE, DEAD, False),
+        (Cause.KEYS_UNAVAILABLE, None, True),
+        (Cause.REPLAY_STORE_UNAVAILABLE, None, True),
+        (Cause.POLICY_UNAVAILABLE, None, True),
+        (Cause.AUDIT_UNAVAILABLE, None, True),
+        (Cause.DEAD_LETTER_UNAVAILABLE, None, True),
+    ],
+)
+def test_whose_fault_it_is(cause: Cause, party: str | None, *, everyones: bool) -> None:
+    """A cause of one message or of one issuer is not everybody's; one of a dependency of all is."""
+    assert both().concerns_everyone(cause, party) is everyones
+
+
+def test_no_issuer_that_can_serve_is_everybodys() -> None:
+    """Where each configured issuer is without keys there is nothing to let pass; a pending key is not that."""
+    capacity = both()
+    put_many(capacity, 1, Cause.KEYS_UNAVAILABLE, DEAD)
+    put_many(capacity, 1, Cause.KEY_PENDING, OURS)
+    assert not capacity.concerns_everyone(Cause.KEYS_UNAVAILABLE, DEAD)
+    (last,) = put_many(capacity, 1, Cause.KEYS_UNAVAILABLE, OURS)
+    assert capacity.concerns_everyone(Cause.KEYS_UNAVAILABLE, DEAD)
+    assert not capacity.wants_another("t", 2, 0)
+    capacity.take(last)
+    assert not capacity.concerns_everyone(Cause.KEYS_UNAVAILABLE, DEAD)
+
+
+def test_room_is_bounded() -> None:
+    """Beyond so many deliveries, or bytes of their bodies, the queue waits, and it is known whose fault it is."""
+    capacity = both()
+    put_many(capacity, 3, Cause.HANDLER_DEFERRED)
+    put_many(capacity, 17, Cause.KEYS_UNAVAILABLE, DEAD, tag="u")
+    assert not capacity.has_room()
+    assert capacity.is_full("u", 17)
+    assert not capacity.is_full("u", 18)
+    assert capacity.by_cause() == {f"keys_unavailable of {DEAD}": 17, "handler_deferred": 3}
+    heavy = both()
+    (large,) = put_many(heavy, 1, Cause.HANDLER_DEFERRED, size=MAX_BYTES)
+    assert not heavy.has_room()
+    heavy.take(large)
+    assert (heavy.has_room(), heavy.by_cause()) == (True, {})
+
+
+def test_a_cause_of_all_takes_no_room() -> None:
+    """It suspends the queue: nothing passes what waits for it, and no more is taken meanwhile."""
+    capacity = hold(FakeClock())
+    put_many(capacity, 10, Cause.REPLAY_STORE_UNAVAILABLE)
+    assert not capacity.wants_another("t", 10, 0)

@@ -224,12 +224,6 @@ def test_what_is_written_is_read(first: int, added: set[int]) -> None:
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    """A clock."""
-    return FakeClock()
-
-
-@pytest.fixture
 def assignment(clock: FakeClock) -> Assignment:
     """An assignment that has begun its partitions."""
     found = Assignment(clock, backoff=Backoff(first=1, longest=1), session=SESSION)

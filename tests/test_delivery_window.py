@@ -12,7 +12,7 @@ import pytest
 from mqauth import AuditFile, Cause, MemoryReplayStore, Message, Pipeline, Unavailable
 from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.progress import OVERHEAD, Progress
-from mqauth.delivery.window import DEATHS_IN_A_ROW, OUTAGE_AFTER, PROBES, RESTORE_AFTER, Window
+from mqauth.delivery.window import DEATHS_IN_A_ROW, OUTAGE_AFTER, PROBES, RESTORE_AFTER, STEADY, Window
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
 from mqauth.testing import FakeClock, Forge
 from tests.delivery_parts import ACCEPTED, REJECTED, Said, deferred, held, hold
@@ -154,13 +154,16 @@ def test_three_deaths_in_a_row_narrow_the_window(stand: Stand, caplog: pytest.Lo
     assert (stand.window.prefetch, stand.window.calm()) == (1, RESTORE_AFTER)
     assert "a message may be poison" in caplog.text
     stand.window.widen()
+    stand.window.lost("gone", channel_alone=False)
     assert stand.window.prefetch == 10
 
 
-@pytest.mark.parametrize("why", ["channel", "suspended", "stopping"])
-def test_what_is_no_death(stand: Stand, why: str) -> None:
-    """A channel that was closed alone, one lost while the queue is suspended, or while the consumer stops."""
+@pytest.mark.parametrize(("why", "deaths"), [("channel", 3), ("steady", 3), ("suspended", 0), ("stopping", 0)])
+def test_what_is_no_death_in_a_row(stand: Stand, why: str, deaths: int) -> None:
+    """A channel closed alone, a connection that lived a minute, one lost in a suspension or at a stop."""
     for _ in range(DEATHS_IN_A_ROW):
+        if why == "steady":
+            stand.clock.advance(STEADY)
         if why == "suspended":
             stand.window.suspend(stand.put(ALL))
         if why == "stopping":
@@ -168,7 +171,8 @@ def test_what_is_no_death(stand: Stand, why: str) -> None:
             stand.window.opens()
         stand.window.lost("gone", channel_alone=why == "channel")
         stand.consume()
-    assert stand.window.prefetch == 10
+    found = stand.window.health(in_flight=0, unsettled=0, blocked=False)
+    assert (stand.window.prefetch, found.connection_deaths) == (10, deaths)
 
 
 def test_only_its_own_cancel_counts(stand: Stand) -> None:

@@ -618,8 +618,7 @@ async def test_a_sink_that_blocks_runs_on_a_thread(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "calls", "reasons"),
-    [("ack", 1, []), ("nack", 2, []), ("reject", 1, [Reason.HANDLER_FAILED])],
+    ("name", "calls", "reasons"), [("ack", 1, []), ("nack", 2, []), ("reject", 1, [Reason.HANDLER_FAILED])]
 )
 async def test_handler_that_settles(service: Service, name: str, calls: int, reasons: list[Reason]) -> None:
     """``message.nack()`` in a handler puts off, ``reject`` dead-letters; mqauth settles, once and at the end."""

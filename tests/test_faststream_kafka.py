@@ -386,11 +386,7 @@ async def test_stop(service: Service) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "text"),
-    [
-        ({"batch": True}, "leave batch="),
-        ({"max_workers": 2}, "max_workers="),
-        ({"group_id": None}, "group_id="),
-    ],
+    [({"batch": True}, "leave batch="), ({"max_workers": 2}, "max_workers="), ({"group_id": None}, "group_id=")],
 )
 async def test_subscriber_that_cannot_be_protected(service: Service, settings: Any, text: str) -> None:
     """A broker does not start with a batch, several workers, no group, or another way to commit."""
@@ -511,8 +507,7 @@ async def test_answer_goes_where_the_token_says(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "text"),
-    [({"enable.auto.commit": True}, "enable.auto.commit"), ({"group.id": "other"}, "group.id")],
+    ("config", "text"), [({"enable.auto.commit": True}, "enable.auto.commit"), ({"group.id": "other"}, "group.id")]
 )
 async def test_confluent_config_that_settles(audit: AuditFile, config: Any, text: str) -> None:
     """Confluent's ``config=`` overrides what FastStream sets: what would commit before the verdict is refused."""

@@ -11,17 +11,7 @@ import pytest
 from mqauth import Alert, CallableSink, ConfigurationError, Detector, FloodGate, MisuseWatch, Thresholds
 from mqauth.audit.record import AuditRecord
 from mqauth.wire import strict_json as strictjson
-from tests.conftest import audit_record
-
-
-class Sink:
-    """Keeps records."""
-
-    def __init__(self) -> None:
-        self.records: list[AuditRecord] = []
-
-    def write(self, record: AuditRecord, /) -> None:
-        self.records.append(record)
+from tests.conftest import Sink, audit_record
 
 
 def record(number: int = 0, *, verdict: str = "rejected", kid: str = "k", at: float = 0.0) -> AuditRecord:
@@ -97,7 +87,7 @@ def test_threshold_is_positive() -> None:
 def test_what_was_not_written_does_not_count() -> None:
     """A record tried again while the disk is full is one of its kind, and keeps its detail once it is written."""
     sink = Sink()
-    gate = FloodGate(CallableSink(_refuse), 5)
+    gate = FloodGate(Sink(OSError("full")), 5)
     for _ in range(20):
         with pytest.raises(OSError, match="full"):
             gate.write(record())
@@ -128,7 +118,3 @@ def test_flooded_record_is_small() -> None:
     """A record of a flood is under half a kilobyte, whatever the sender wrote."""
     large = replace(record(kid="k" * 256), detail="x" * 256, broker={"destination": "d" * 256})
     assert len(strictjson.dumps(gated(1, [large] * 2)[1].as_dict())) < 512
-
-
-def _refuse(_record: AuditRecord) -> None:
-    raise OSError("full")

@@ -215,18 +215,7 @@ def test_a_key_server_can_be_asked(
     """``mqauth health`` knows ``/healthz`` of ``keys serve`` too, and takes the URL from ``MQAUTH_HEALTH``."""
     keys = Keystore(folder=tmp_path / "keys")
     keys.create(subjects=["orders-api"])
-    command = [
-        sys.executable,
-        "-m",
-        "mqauth",
-        "keys",
-        "serve",
-        "--dir",
-        str(tmp_path / "keys"),
-        "--port",
-        "0",
-        "--json",
-    ]
+    command = [sys.executable, "-m", "mqauth", "keys", "serve", "--dir", f"{keys.folder}", "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         told = json.loads(process.stdout.readline())
         if not fine:

@@ -27,6 +27,7 @@ from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.keys import Cutoff, Key, KeySet, Revocation
 from mqauth.wire.workload import WorkloadKey
+from tests.memory_authority import OnTheSpot
 
 URL = "https://authority.prod.example"
 HOST = "authority.prod.example"
@@ -150,25 +151,6 @@ def test_what_consumers_refuse(keys: list[Any], cutoffs: dict[str, int], why: st
 # --- the key ----------------------------------------------------------------------------------------------
 
 
-class Inline(ThreadRefresher):
-    """Does on the spot what is due, where there is no thread."""
-
-    def __init__(self, condition: threading.Condition, work: Callable[[], float]) -> None:
-        super().__init__(condition, work)
-        self.on = True
-
-    def ensure(self) -> None:
-        """Do what is due."""
-        if self.on:
-            self._work()
-
-    wake = ensure
-
-    def close(self) -> None:
-        """Do nothing any more."""
-        self.on = False
-
-
 class Bench:
     """An authority that is a script, its set, and one producer's key on a fake clock."""
 
@@ -182,7 +164,7 @@ class Bench:
         self.watch: JWKS | None = None
         wanted: dict[str, Any] = {
             "subject": WORKLOAD, "credential": TokenFile("token"), "clock": self.clock, "randomness": bytes,
-            "ask": self.ask, "keys": self.keys, "refresher": Inline,
+            "ask": self.ask, "keys": self.keys, "refresher": OnTheSpot,
         }  # fmt: skip
         self.key = IdentityKey(URL, **(wanted | settings))
 
@@ -199,8 +181,8 @@ class Bench:
     def keys(self) -> JWKS:
         """Return what follows the authority's set."""
         self.watch = JWKS(
-            f"{URL}/jwks.json", fetch=lambda _: self.serves, clock=self.clock, randomness=bytes, refresher=Inline,
-            fresh=60,
+            f"{URL}/jwks.json", fetch=lambda _: self.serves, clock=self.clock, randomness=bytes,
+            refresher=OnTheSpot, fresh=60,
         )  # fmt: skip
         return self.watch
 

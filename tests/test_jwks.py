@@ -269,29 +269,6 @@ def test_a_hanging_issuer_is_waited_for_two_seconds_in_all(
     assert warm.inline.waited == pytest.approx(2)
 
 
-def test_an_answer_wakes_an_event_loop(clock: FakeClock) -> None:
-    """A coroutine that waits for a key goes on when the background thread has it; the loop runs meanwhile."""
-    issuer, arrived = Script(A), threading.Event()
-
-    def slow(etag: str | None, /) -> Answer:
-        if issuer.asked:
-            assert arrived.wait(10)
-        return issuer(etag)
-
-    async def main(jwks: JWKS) -> KeySet:
-        await jwks.arefresh(A.kid, clock.now())
-        clock.advance(60)
-        issuer.serve(A, C)
-        waiting = asyncio.create_task(jwks.arefresh(C.kid, clock.now()))
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        arrived.set()
-        return await waiting
-
-    with JWKS(URL, fetch=slow, clock=clock) as jwks:
-        assert asyncio.run(main(jwks)).get(C.kid) == C.public_only
-
-
 class Gate:
     """An issuer whose second answer, with C, comes when the gate is opened."""
 
@@ -624,11 +601,7 @@ def _edited(path: Path) -> None:
     ],
 )
 def test_a_bad_snapshot_is_refused_and_told_of(
-    clock: FakeClock,
-    tmp_path: Path,
-    spoil: Callable[[Path], object],
-    why: str,
-    caplog: pytest.LogCaptureFixture,
+    clock: FakeClock, tmp_path: Path, spoil: Callable[[Path], object], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A snapshot open to others, torn, edited or of another URL serves nothing, with a line that says why."""
     path = tmp_path / "set.json"

@@ -272,21 +272,6 @@ def test_health(bench: Bench) -> None:
         False, 0, None, None, None)  # fmt: skip
 
 
-def test_handler_failure(bench: Bench) -> None:
-    """A handler that always fails costs its message a dead letter, and the consumer goes on."""
-
-    def handler(verified: Verified) -> None:
-        if verified.body == b"bad":
-            raise ValueError
-        bench.handled.append(verified)
-
-    bench.handler = handler
-    bench.add(b"bad", b"good")
-    bench.run()
-    assert [letter.rejection.reason.value for letter in bench.letters.published] == ["handler_failed"]
-    assert bench.bodies == [b"good"]
-
-
 def test_letters_to_the_topic_that_is_consumed(bench: Bench) -> None:
     """The consumer ends before it writes a letter that it would read, reject and write again, without end."""
     bench.letters.name = "orders"
@@ -295,23 +280,6 @@ def test_letters_to_the_topic_that_is_consumed(bench: Bench) -> None:
         bench.run()
     assert (bench.letters.published, bench.audit.written) == ([], [])
     assert bench.client.committed == {}
-
-
-def test_stop_in_a_batch(bench: Bench) -> None:
-    """Stop lets the running handler finish, starts no other, commits, and stands at the first unsettled record."""
-
-    def handler(verified: Verified) -> None:
-        bench.handled.append(verified)
-        if len(bench.handled) == 2:
-            bench.consumer.stop()
-
-    bench.handler = handler
-    bench.add(b"0", b"1", b"2", b"3")
-    bench.run()
-    assert bench.bodies == [b"0", b"1"]
-    assert bench.client.committed == {ZERO: 2}
-    assert bench.client.position[ZERO] == 2
-    assert bench.client.paused() == set()
 
 
 def test_runs_once(bench: Bench) -> None:
@@ -1061,19 +1029,6 @@ def test_positions_after_a_rebalance(generation: int, position: int | None) -> N
     found = states.assignment[ZERO]
     assert (found.position.offset if found.has_valid_position else None) == position
     assert (assignment.partition(ZERO) is stays) is (position is not None)
-
-
-def test_judge_accepted(bench: Bench) -> None:
-    """``judge`` gives a verdict and claims; after ``confirm`` a copy elsewhere is a replay."""
-    guard = bench.guard()
-    bench.add(b"0")
-    record = bench.client.log[ZERO][0]
-    judgement = kafka.judge(guard, record, scope="billing")
-    assert judgement.verdict is Verdict.ACCEPTED
-    assert judgement.verified.body == b"0"
-    assert judgement.confirm().verdict is Verdict.ACCEPTED
-    copied = kafka.judge(guard, replace(record, offset=9), scope="billing")
-    assert (copied.verdict, str(copied.reason)) == (Verdict.REJECTED, "replayed")
 
 
 def test_judge_rejected(bench: Bench) -> None:

@@ -306,10 +306,7 @@ def test_open_for_long(stand: Stand) -> None:
     stand.broker.events = [wait]
     stand.add(b"evil", sealed=False)
     seen: list[Any] = []
-    stand.client.events = [lambda: None] * 6 + [
-        lambda: seen.append(stand.consumer.health().detail),
-        gate.set,
-    ]
+    stand.client.events = [lambda: None] * 6 + [lambda: seen.append(stand.consumer.health().detail), gate.set]
     stand.run(rounds=12, seconds=10)
     assert seen == ["a transaction is still open"]
     assert (stand.broker.committed, stand.broker.offsets) == ([b"evil"], {ZERO: 1})

@@ -16,7 +16,6 @@ from mqauth.wire.keys import (
     Key,
     KeySet,
     Revocation,
-    jwk_members,
     natural_algorithm,
     thumbprint,
 )
@@ -157,16 +156,6 @@ def test_the_version_changes_with_whatever_a_verdict_depends_on(changes: dict[st
     before = KeySet([KEY, other]).version
     assert KeySet([other, KEY]).version == before
     assert KeySet([replace(KEY, **changes), other]).version != before  # type: ignore[arg-type]
-
-
-def test_a_published_key_says_its_subjects_and_end() -> None:
-    """A JWK carries mqauth_sub, exp and revoked where the key has them, and nothing private."""
-    key = replace(KEY, expires=5, revocation=Revocation(revoked_at=7, reason="stolen"))
-    members = jwk_members(key)
-    assert members["mqauth_sub"] == ["orders-api"]
-    assert (members["exp"], members["revoked"]) == (5, {"revoked_at": 7, "reason": "stolen"})
-    assert "d" not in members
-    assert not {"mqauth_sub", "exp", "revoked"} & jwk_members(Key.generate()).keys()
 
 
 def test_curves_decide_their_algorithm() -> None:

@@ -305,12 +305,6 @@ def test_missing_folder_is_500_until_it_is_back(world: World, tmp_path: Path) ->
     assert world.ask()[0] == 200
 
 
-def test_start_without_keystore_is_refused(tmp_path: Path) -> None:
-    """A server of nothing does not start."""
-    with pytest.raises(ConfigurationError, match="no keystore"):
-        KeyServer([tmp_path / "keys"])
-
-
 def test_other_protocols_are_refused(world: World) -> None:
     """A lifespan or WebSocket scope is no request, which tells an ASGI server that there is none."""
     nothing: Any = None

@@ -18,7 +18,7 @@ from mqauth.keystore import JWKSFile, KeyRing, Keystore, State, public_keys, sig
 from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE
 from mqauth.testing.clock import FakeClock
-from mqauth.wire.jwk import dump_key_set, load_key_set
+from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import ALGORITHMS, Key, KeySet
 
 NOW = 1_900_000_000
@@ -90,12 +90,6 @@ def test_retired_key_goes_after_retain() -> None:
     assert states(ring.rotate(rotated, end)) == ["active"]
 
 
-def test_published_retired_key_carries_its_end() -> None:
-    """Consumers see when a retired key stopped signing, with the time running producers need to notice."""
-    retired = ring.rotate(ring_of(2), NOW + 10).published[0]
-    assert retired.expires == NOW + 10 + RETIREMENT_GRACE
-
-
 def test_active_key_cannot_retire_without_a_successor() -> None:
     """Retiring the only key that can sign is refused."""
     found = ring_of(2)
@@ -108,13 +102,6 @@ def test_retire_of_an_ended_key_changes_nothing() -> None:
     found = ring_of(2)
     ended = ring.retire(found, found.keys[1].kid, NOW)
     assert ring.retire(ended, found.keys[1].kid, NOW + 5) == ended
-
-
-def test_revoked_key_carries_moment_and_reason() -> None:
-    """A revocation is published with its moment and reason; 0 is wholly."""
-    found = ring_of(1)
-    revocation = ring.revoke(found, found.keys[0].kid, NOW, reason="stolen").published[0].revocation
-    assert (revocation.revoked_at, revocation.reason) == (0, "stolen")
 
 
 def test_unknown_kid_is_refused() -> None:
@@ -304,12 +291,6 @@ def test_pem_of_a_gone_key_goes_too(store: Keystore) -> None:
     assert old.kid not in {key.kid for key in store.public_keys()}
 
 
-def test_publish_delay_is_kept(store: Keystore) -> None:
-    """The delay given once serves the later keys of the folder."""
-    store.create(publish_delay=7)
-    assert store.create().ready == NOW + 7
-
-
 def test_passphrase_is_needed_and_the_right_one(store: Keystore) -> None:
     """An encrypted key opens with its passphrase only, and the public side needs none."""
     Keystore(folder=store.folder, passphrase=b"right").create()
@@ -335,12 +316,6 @@ def test_folder_without_keyset_is_no_keystore(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no keystore"):
         Keystore(folder=tmp_path).change(ring.rotate)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_missing_place_is_one_line(tmp_path: Path) -> None:
-    """Neither folder nor file: the path is named."""
-    with pytest.raises(ConfigurationError, match=r"nowhere: No such file"):
-        signing_key(tmp_path / "nowhere")
 
 
 def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -529,11 +504,3 @@ def test_skipped_keys_are_reported(jwks: Path, caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.WARNING, "mqauth.keystore"):
         assert len(JWKSFile(jwks).key_set().keys) == 1
     assert "skipped key 1: a private or symmetric key in a public set" in caplog.text
-
-
-def test_published_side_is_what_a_consumer_loads(store: Keystore) -> None:
-    """A keystore's JWK Set, written and loaded, gives the same keys."""
-    store.create(subjects=["a"])
-    store.create(algorithm="RS256")
-    published = store.public_keys()
-    assert load_key_set(json.dumps(dump_key_set(published)).encode()).keys == published.keys

@@ -18,17 +18,17 @@ from unittest import mock
 import pytest
 
 from mqauth import OPA, Allow, Decision
-from mqauth.audit.record import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.flow import arun, run
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
 from mqauth.judging.selftest import at_start, starting
-from mqauth.policies.opa import MAX_MEMORY, question_of, version_of
+from mqauth.policies.opa import MAX_MEMORY, version_of
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.testing import FakeClock, Forge, IdentityForge
+from mqauth.testing import Forge, IdentityForge
 from mqauth.testing.policy_contract import ELSEWHERE, PLACE, honest
 from mqauth.wire.message import Message, Origin
+from tests.conftest import Sink
 from tests.opa_agent import PATH, UNDEFINED, URL, Agent
 
 ALLOW, DENY = Decision.ALLOW, Decision.DENY
@@ -118,15 +118,6 @@ def test_claims_are_the_authoritys() -> None:
 
 
 # What counts as an answer.
-
-
-@pytest.mark.parametrize(
-    ("says", "decision"), [(True, ALLOW), (False, DENY)]
-)  # fmt: skip
-def test_booleans_are_answers(agent: Agent, says: bool, decision: Decision) -> None:
-    """``true`` allows and ``false`` refuses."""
-    agent.says = lambda _: says
-    assert agent.opa().decide(honest()) is decision
 
 
 @pytest.mark.parametrize("says", [UNDEFINED, None, "true", 1, 0, [True], {"allow": True}, 1.5], ids=repr)
@@ -429,17 +420,6 @@ def test_a_broken_connection_of_any_kind_is_no_decision(agent: Agent) -> None:
 # Its start.
 
 
-class Sink:
-    """Audit in memory."""
-
-    def __init__(self) -> None:
-        self.records: list[AuditRecord] = []
-
-    def write(self, record: AuditRecord) -> None:
-        """Keep a record."""
-        self.records.append(record)
-
-
 def guard_of(opa: OPA, forge: Forge | None = None, **settings: Any) -> Pipeline:
     """Return a pipeline that asks OPA."""
     return Pipeline(verifier=(forge or Forge()).verifier(), policy=opa, replay=MemoryReplayStore(8), **settings)
@@ -645,12 +625,3 @@ def test_health_says_how_it_is(opa: Any, agent: Agent) -> None:
     assert found.last_failure == "out of reach: Connection refused"
     agent.clock.advance(60)
     assert opa.health().failing_for == 0
-
-
-def test_a_question_holds_what_is_asked() -> None:
-    """Two messages of one producer to one place are one question; it names no id and no time."""
-    clock = FakeClock()
-    first = question_of(honest(body=b"a"), None)
-    clock.advance(5)
-    assert question_of(honest(body=b"b", key=b"k"), None) == first
-    assert first.document["claims"] == {}

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from mqauth import Cause, Key, KeySet, Message, Reason, RejectNow, RetryLater, Unavailable, flow
+from mqauth import Cause, Key, Message, Reason, RejectNow, RetryLater, Unavailable, flow
 from mqauth.flow import ColourError
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
 from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.replay.rules import ClaimStatus
 from mqauth.testing import FakeClock, Forge
-from tests.conftest import KAFKA, RABBITMQ, World, kafka_message
-from tests.test_flow import Unhashable
+from tests.conftest import KAFKA, RABBITMQ, Away, World, kafka_message
 
 DOWN = OSError("the world is down")
 MakeWorld = Callable[..., World]
@@ -130,48 +129,6 @@ def test_the_same_end_on_the_spot(
     assert (world.waited > 0) == (asynchronous or name == "handler fails")
 
 
-def test_a_copy_is_no_second_message(make_world: MakeWorld, forge: Forge) -> None:
-    """What was handled is a replay elsewhere, and comes again to its own place."""
-    world = make_world(policy=forge.policy(RABBITMQ, KAFKA))
-    sealed = message(world, 1)
-    assert [world.process(each).verdict for each in (message(world, 0), sealed)] == [Verdict.ACCEPTED] * 2
-    copy = replace(sealed, origin=replace(sealed.origin, offset=9))
-    outcome = world.process(copy)
-    assert (outcome.verdict, outcome.reason) == (Verdict.REJECTED, Reason.REPLAYED)
-    assert world.process(sealed).verdict is Verdict.ACCEPTED
-    assert (world.handler.calls, len(world.published)) == (3, 1)
-
-
-ODD = Unhashable("Odd", (), {})()
-
-
-@pytest.mark.parametrize("answer", [ClaimStatus.HELD, ClaimStatus.DUPLICATE, ClaimStatus.LOST, "fresh", None, ODD])
-@pytest.mark.parametrize("warm", [True, False])
-def test_any_other_answer_is_heard(answer: Any, warm: bool, make_world: MakeWorld, forge: Forge) -> None:
-    """A message whose claim is not granted is not handled; no answer of a store leaves the flow as an error."""
-    world = make_world(policy=forge.policy(RABBITMQ, KAFKA))
-    if warm:
-        assert world.process(message(world, 0)).verdict is Verdict.ACCEPTED
-    world.store.claim.function = lambda _wish: answer
-    outcome = world.process(message(world, 1))
-    assert outcome.verdict is (Verdict.DUPLICATE if answer is ClaimStatus.DUPLICATE else Verdict.DEFERRED)
-    assert world.handler.calls == warm
-
-
-def test_observers_and_records_are_not_left_out(make_world: MakeWorld, forge: Forge) -> None:
-    """With observers, and with every verdict recorded, the second message is told of like the first."""
-    seen: list[Outcome] = []
-    policy = forge.policy(RABBITMQ, KAFKA)
-    world = make_world(policy=policy, observers=[lambda outcome, _message, _seconds: seen.append(outcome)])
-    for number in range(2):
-        world.process(message(world, number))
-    assert [outcome.verdict for outcome in seen] == [Verdict.ACCEPTED] * 2
-    world = make_world(policy=policy, record="all")
-    for number in range(2):
-        world.process(message(world, number))
-    assert [record["verdict"] for record in world.records] == ["accepted"] * 2
-
-
 def test_a_store_out_of_reach_is_asked_once(make_world: MakeWorld, forge: Forge) -> None:
     """Each attempt asks a store that is down once, for it may take its time to say so."""
     world = make_world(policy=forge.policy(RABBITMQ, KAFKA))
@@ -218,57 +175,6 @@ def test_the_plain_case(make_world: Callable[..., World]) -> None:
     assert (world.handler.calls, world.store.confirm.calls) == (1, 1)
 
 
-def test_a_handler_that_ended_never_runs_again(make_world: Callable[..., World]) -> None:
-    """Where the store is gone after the handler the delivery is deferred, then confirmed, and handled once."""
-    world = make_world()
-    delivery, world.store.confirm.failure = ahead(world), OSError()
-    for _ in range(3):
-        outcome = end(world, delivery)
-        assert (outcome.verdict, outcome.cause) == (Verdict.DEFERRED, Cause.REPLAY_STORE_UNAVAILABLE)
-    world.store.confirm.failure = None
-    assert end(world, delivery).verdict is Verdict.ACCEPTED
-    assert (world.handler.calls, delivery.step) == (1, Step.SETTLE)
-
-
-def test_another_time_is_another_time(make_world: Callable[..., World]) -> None:
-    """A handler that asks for another time is deferred and not confirmed, and runs again."""
-    world = make_world()
-    delivery, world.handler.failure = ahead(world), RetryLater("soon")
-    outcome = end(world, delivery)
-    assert (outcome.verdict, outcome.cause, delivery.step) == (
-        Verdict.DEFERRED, Cause.HANDLER_DEFERRED, Step.HANDLE,
-    )  # fmt: skip
-    assert (world.handler.calls, world.store.confirm.calls, world.published) == (1, 0, [])
-    world.handler.failure = None
-    assert end(world, delivery).verdict is Verdict.ACCEPTED
-
-
-@pytest.mark.parametrize(("failure", "calls"), [(ValueError("no"), 3), (RejectNow("no"), 1)])
-def test_failed_for_good(make_world: Callable[..., World], failure: Exception, calls: int) -> None:
-    """After its last attempt: audited, dead-lettered, its claim given back and never confirmed."""
-    world = make_world()
-    delivery, world.handler.failure = ahead(world), failure
-    outcome = end(world, delivery)
-    assert (outcome.verdict, outcome.reason) == (Verdict.REJECTED, Reason.HANDLER_FAILED)
-    assert (world.handler.calls, world.store.confirm.calls, world.store.release.calls) == (calls, 0, 1)
-    assert (len(world.records), len(world.published)) == (1, 1)
-
-
-def test_observers_are_told(make_world: Callable[..., World]) -> None:
-    """Whoever observes is told of what was judged ahead too."""
-    seen: list[Outcome] = []
-    world = make_world(observers=[lambda outcome, _message, _seconds: seen.append(outcome)])
-    outcome = end(world, ahead(world))
-    assert seen == [outcome]
-
-
-def test_every_verdict_is_recorded_where_told(make_world: Callable[..., World]) -> None:
-    """With ``record="all"`` what was judged ahead has its audit record before it is settled."""
-    world = make_world(record="all")
-    assert end(world, ahead(world)).verdict is Verdict.ACCEPTED
-    assert [record["verdict"] for record in world.records] == ["accepted"]
-
-
 def test_both_claims_of_a_release_are_confirmed(make_world: Callable[..., World]) -> None:
     """A delivery with two claims has both confirmed, the release's first."""
     world = make_world()
@@ -296,34 +202,6 @@ def test_nobody_awaits(make_world: Callable[..., World]) -> None:
 REVIEW = "https://review.example"
 
 
-class Away:
-    """Keys that are out of reach."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def key_set(self) -> KeySet:
-        """Have no keys."""
-        raise Unavailable(Cause.KEYS_UNAVAILABLE)
-
-    def refresh(self, kid: str, received: float, /) -> KeySet:
-        """Fail."""
-        raise self._error
-
-
-class Counting(Away):
-    """Keys that are out of reach, and how often somebody asked for them."""
-
-    def __init__(self) -> None:
-        super().__init__(OSError("down"))
-        self.asked = 0
-
-    def key_set(self) -> KeySet:
-        """Count, and have none."""
-        self.asked += 1
-        return super().key_set()
-
-
 UNSIGNED: list[tuple[dict[str, Any], Reason]] = [
     ({"signature": b"x"}, Reason.SIGNATURE_INVALID),
     ({"claims": {"iss": "https://evil.example"}}, Reason.ISSUER_UNTRUSTED),
@@ -337,12 +215,12 @@ def test_without_a_good_token_no_authority_is_asked(
     make_world: MakeWorld, clock: FakeClock, forge: Forge, bends: dict[str, Any], reason: Reason
 ) -> None:
     """A message that no producer signed is rejected while the authority is out of reach, which nobody asks."""
-    away = Counting()
+    away = Away(OSError("down"))
     world = make_world(verifier=forge.verifier(release=ReleaseAuthorities({REVIEW: Authority(keys=away)})))
     releaser = Releaser(key=Key.generate(), issuer=REVIEW, reviewer="ada", clock=clock)
     message, _ = releaser.release(world.sealed(**bends), letter="0" * 64, scope="orders", reason="hostile")
     outcome = world.process(message)
-    assert (outcome.verdict, outcome.reason, away.asked) == (Verdict.REJECTED, reason, 0)
+    assert (outcome.verdict, outcome.reason, away.asked) == (Verdict.REJECTED, reason, [])
 
 
 @pytest.mark.parametrize("plug", ["policy.decide", "store.claim", "store.confirm"])

@@ -70,17 +70,6 @@ async def test_retry_later_is_not_run_again_where_another_handled_it_meanwhile(a
     assert (outcome.verdict, len(neighbour), waits.calls) == (Verdict.DUPLICATE, 1, 2)
 
 
-async def test_the_last_delivery_of_retry_later_ends_as_handler_failed(audit: AuditFile) -> None:
-    """It is not given back, but recorded and buried, with how often and for how long it was put off."""
-    waits = Waits(audit)
-    delivery = last(waits.table)
-    outcome = await waits.processor.process(delivery)
-    assert outcome.reason is Reason.HANDLER_FAILED
-    assert outcome.detail.startswith(f"put off {waits.calls} times in its last delivery, in all for 16")
-    assert outcome.detail.endswith("database")
-    assert (delivery.settled, len(waits.table.letters.found)) == (["ack"], 1)
-
-
 @pytest.mark.parametrize(("returns", "redelivered"), [(19, True), (20, False), ("20", True), (None, True)])
 async def test_which_delivery_is_the_last(audit: AuditFile, returns: Any, *, redelivered: bool) -> None:
     """The broker's count is believed only of what is delivered again: a publisher can write that header."""

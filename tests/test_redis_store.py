@@ -160,10 +160,7 @@ def test_an_asynchronous_client_needs_a_loop() -> None:
         asyncio.run(_start(store))
 
 
-@pytest.mark.parametrize(
-    "client",
-    [redis.Redis, redis.asyncio.Redis],
-)
+@pytest.mark.parametrize("client", [redis.Redis, redis.asyncio.Redis])
 def test_timeout_needed(client: Any) -> None:
     """A client that could wait for ever is refused."""
     with pytest.raises(ConfigurationError, match="socket_timeout"):

@@ -11,14 +11,7 @@ import pytest
 from mqauth import Cause, ConfigurationError, MalformedMessage, Outcome, Reason, Rejection, Unavailable, Verdict
 from mqauth.letters.authorities import DEFAULT_LIFETIME, Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import letter_id
-from mqauth.letters.release import (
-    MAX_LIFETIME,
-    RELEASE_HEADER,
-    RELEASE_TYPE,
-    WAIVABLE,
-    open_release,
-    parse,
-)
+from mqauth.letters.release import MAX_LIFETIME, RELEASE_HEADER, RELEASE_TYPE, WAIVABLE, open_release, parse
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, with_token
 from mqauth.wire import base64url, claims, envelope
@@ -26,7 +19,7 @@ from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jws import LocalSigningKey, compact
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import TOKEN_HEADER, Message
-from tests.conftest import World, kafka_message, rabbitmq_message
+from tests.conftest import Away, World, kafka_message, rabbitmq_message
 
 REVIEW = "https://review.example"
 REVIEWER = "ada"
@@ -270,21 +263,6 @@ def test_an_authority_has_no_issuers_name(forge: Forge) -> None:
 
 
 # --- the world --------------------------------------------------------------------------------------------
-
-
-class Away:
-    """A key source that is out of reach, or says that a key is unknown for good."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def key_set(self) -> KeySet:
-        """Have no keys."""
-        raise Unavailable(Cause.KEYS_UNAVAILABLE)
-
-    def refresh(self, kid: str, received: float, /) -> KeySet:
-        """Fail."""
-        raise self._error
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +27,7 @@ from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import PREFIX, DeadLetter, content_digest
 from mqauth.letters.release import MAX_HOPS, RELEASE_HEADER, WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.review import (
-    ALL,
-    Filter,
-    Index,
-    Letter,
-    Plan,
-    account,
-    act,
-    fill,
-    judge,
-    read,
-    rehearse,
-    take_in,
-)
+from mqauth.review import ALL, Filter, Index, Letter, Plan, account, act, fill, judge, read, rehearse, take_in
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire import json_form as jsonform
@@ -367,6 +353,7 @@ def test_filters_and_pages(mixed: Bureau) -> None:
         assert index.reading(rows[0].number).as_dict()["message"]["destination"] == mixed.place
         with pytest.raises(ConfigurationError):
             index.reading(10_000)
+    index.close()
     assert mixed.letters() == before
 
 
@@ -382,29 +369,6 @@ def test_judging_touches_nothing_and_finds_exactly_what_the_key_helps(mixed: Bur
         }  # fmt: skip
         assert index.count(Filter(today="accepted", reason="key_unknown")) == 3
     assert (mixed.letters(), len(mixed.audit)) == (before, records)
-
-
-def test_judging_and_rehearsing_stop_before_the_next_letter(mixed: Bureau) -> None:
-    """Cancelled after the second letter, exactly two are counted, and only they have a verdict."""
-    plan = mixed.plan("redrive")
-
-    def watched(count: Any) -> Counter[str]:
-        cancelled, seen = threading.Event(), list[int]()
-
-        def progress(so_far: int) -> None:
-            seen.append(so_far)
-            if so_far == 2:
-                cancelled.set()
-
-        found: Counter[str] = flow.run(count(progress=progress, cancelled=cancelled))
-        assert seen == [1, 2]
-        return found
-
-    with mixed.survey() as index:
-        assert watched(partial(judge, index, mixed.guard)).total() == 2
-        assert sum(row.today is not None for row in index.page()) == 2
-        rehearsal = partial(rehearse, index, plan, guard=mixed.guard, releaser=mixed.releaser)
-        assert watched(rehearsal).total() == 2
 
 
 # --- acting -----------------------------------------------------------------------------------------------
@@ -482,8 +446,6 @@ def test_a_rate_is_kept_and_waiting_can_be_cancelled(mixed: Bureau) -> None:
     cancelled = threading.Event()
     found = mixed.discard(rate=2 / 3600, progress=lambda so_far: cancelled.set(), cancelled=cancelled)
     assert (found["done"], found["left"], found["cancelled"]) == (1, 8, True)
-    with pytest.raises(ConfigurationError):
-        mixed.plan("discard", rate=0)
 
 
 def test_a_broker_that_fails_ends_the_run_and_nothing_is_lost(mixed: Bureau) -> None:
@@ -532,20 +494,6 @@ def test_killed_before_a_removal_the_letter_comes_again_as_a_duplicate(mixed: Bu
     assert mixed.send() == [Verdict.ACCEPTED, Verdict.ACCEPTED, Verdict.DUPLICATE]
     assert sorted(verified.body for verified in mixed.handled) == [b"late 0", b"late 1"]
     assert mixed.difference() == 0
-
-
-def test_a_reason_is_required(mixed: Bureau) -> None:
-    """No act without a reason, and none that waives what cannot be waived."""
-    for wrong in ("", " ", "a\nb"):
-        with pytest.raises(ConfigurationError):
-            mixed.discard(reason=wrong)
-        with pytest.raises(ConfigurationError):
-            mixed.redrive(reason=wrong)
-    with pytest.raises(ConfigurationError):
-        mixed.redrive(ALL, Reason.SIGNATURE_INVALID)
-    with pytest.raises(ConfigurationError):
-        mixed.discard(reviewer="")
-    assert len(mixed.letters()) == 9
 
 
 # --- laundering -------------------------------------------------------------------------------------------
@@ -616,12 +564,6 @@ def test_an_authority_that_may_not_waive_is_refused_here_already(mixed: Bureau) 
     assert found["refused"] == {"release_invalid": 2}
 
 
-def test_a_release_for_one_scope_is_left_alone_by_another(mixed: Bureau) -> None:
-    """Redriven for another consumer group, this one settles it unhandled."""
-    assert mixed.redrive(Filter(reason="expired"), Reason.EXPIRED, scope="audit")["done"] == 2
-    assert mixed.send() == [Verdict.DUPLICATE] * 2
-
-
 def test_a_planted_copy_is_told_from_the_letter_it_names(bureau: Bureau) -> None:
     """Discarding a forged letter with an honest one's id leaves the honest one open; the account says so."""
     bureau.send(bureau.message(b"honest"))
@@ -668,17 +610,6 @@ def test_account_finds_what_is_missing_and_what_nobody_rejected() -> None:
     found = account(records, [("c", False), ("d", True)])
     assert (found.missing, found.unknown, found.unproven) == (("a",), ("d",), ("b", "c"))
     assert found.as_dict()["difference"] == 2
-
-
-def test_many_letters_are_paged_and_grouped(bureau: Bureau) -> None:
-    """The index holds many letters, and its file goes with it."""
-    letter = letter_of(bureau.message()).whole(lambda name, value: True)
-    index = Index(0.0)
-    for number in range(1000):
-        index.add([Letter(message=replace(letter, body=b"%d" % number))])
-    assert (index.count(), len(index.page(limit=50)), len(index.groups())) == (1000, 50, 1)
-    index.close()
-    index.close()
 
 
 def plain_letters(bureau: Bureau, count: int) -> None:
@@ -745,14 +676,3 @@ def test_a_reading_that_breaks_gives_everything_back(bureau: Bureau) -> None:
     with Index(0.0) as index, pytest.raises(OSError, match="disk full"):
         flow.run(fill(index, bureau.box, progress=full))
     assert len(bureau.letters()) == 3
-
-
-def test_a_failed_survey_leaves_nothing_behind(bureau: Bureau) -> None:
-    """A broker that cannot be asked is told as it is."""
-
-    class Down(MemoryLetterBox):
-        def browse(self, limit: int, /) -> Any:
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "down")
-
-    with Index(0.0) as index, pytest.raises(Unavailable):
-        flow.run(fill(index, Down(bureau.broker, bureau.dead)))

@@ -81,17 +81,6 @@ def test_a_discard_does_what_its_rehearsal_said(bureau: Bureau) -> None:
     assert bureau.audit[-1]["instance"] == "ada"
 
 
-def test_what_comes_later_is_not_touched(bureau: Bureau) -> None:
-    """A plan acts on the letters that its rehearsal froze, whatever its filter would mean by then."""
-    found, wanted = session(bureau), plan("discard")
-    with Index(found.clock.now()) as index:
-        found.survey(index)
-        selection, _ = found.rehearse(index, wanted)
-    bureau.send(bureau.message(b"later"))
-    done = found.act(wanted, selection, cancelled=threading.Event())
-    assert (done.selected, done.done, len(bureau.letters())) == (3, 3, 1)
-
-
 @pytest.mark.parametrize(
     ("missing", "able"),
     [
@@ -278,11 +267,7 @@ def test_neither_command_nor_console_goes_around_the_session(path: Path) -> None
 
 @pytest.mark.parametrize(
     "source",
-    [
-        "from mqauth.review import act as go",
-        "from mqauth.review.letterbox import judge",
-        "review.act(box)",
-    ],
+    ["from mqauth.review import act as go", "from mqauth.review.letterbox import judge", "review.act(box)"],
 )
 def test_a_way_around_the_session_is_found(source: str) -> None:
     """An import of such a function, and its use through the room, makes the test red."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from mqauth import Unverified, testing
+from mqauth.audit.record import AuditRecord
 from mqauth.delivery.log_work import EarlyClaims
 from mqauth.errors import Cause, ConfigurationError, Reason, RejectNow, Unavailable
 from mqauth.flow import run
@@ -22,7 +24,7 @@ from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.message import Message, Origin
-from tests.conftest import KAFKA, RABBITMQ, Plug, World, kafka_message, rabbitmq_message
+from tests.conftest import KAFKA, RABBITMQ, Away, Plug, World, kafka_message, rabbitmq_message
 
 BOTH = (KAFKA, RABBITMQ)
 ATTACKS_ON_KAFKA = [attack for attack in (*ATTACKS, *BATCH_ATTACKS) if attack.fits(KAFKA)]
@@ -328,21 +330,31 @@ def test_a_slow_store_delays_no_second_poll(clock: FakeClock, forge: Forge) -> N
 
 def test_keys_out_of_reach_defer_nothing(ladder: Maker, forge: Forge, clock: FakeClock) -> None:
     """A key server that is down is asked once in 30 s; each message would have been deferred."""
-
-    class Down:
-        asked = 0
-
-        def key_set(self) -> Any:
-            """Return nothing yet."""
-            raise Unavailable(Cause.KEYS_UNAVAILABLE)
-
-        def refresh(self, kid: str, received: float) -> Any:
-            """Fail."""
-            Down.asked += 1
-            raise Unavailable(Cause.KEYS_UNAVAILABLE)
-
-    world = ladder(at(Rung.OBSERVE), verifier=Verifier(keys={"https://auth.example": Down()}, audience="billing"))
+    away = Away()
+    world = ladder(at(Rung.OBSERVE), verifier=Verifier(keys={"https://auth.example": away}, audience="billing"))
     for number in range(3):
         message = world.sealed(rabbitmq_message(body=b"%d" % number))
         assert is_unverified(world, world.process(message), "keys_unavailable")
-    assert Down.asked == 1
+    assert away.asked.count("refresh") == 1
+
+
+def test_at_enforce_a_letter_waits_for_its_record(clock: FakeClock, forge: Forge) -> None:
+    """There is no letter without a durable record."""
+    going, free = threading.Event(), threading.Event()
+
+    class Stuck:
+        def write(self, record: AuditRecord, /) -> None:
+            """Hang at the record of a rejection until it is let go."""
+            if record.verdict == "rejected":
+                going.set()
+                free.wait()
+
+    found = Ladder(clock, forge, False, at(Rung.OBSERVE, "kafka:elsewhere"), audit=Stuck())
+    found.run(found.pipeline.tick())
+    judging = threading.Thread(target=found.process, args=(kafka_message(),))
+    judging.start()
+    assert going.wait(30)
+    assert found.published == []
+    free.set()
+    judging.join()
+    assert len(found.published) == 1

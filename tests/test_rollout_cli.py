@@ -263,10 +263,7 @@ class TestSplitting:
         place.records(observed(NOW - 60, accepted=both, rungs=rungs, groups=[other]))
         code, printed = place.run("up", "kafka:orders", "--settled", "--yes")
         assert code == 0, printed
-        assert self.entries(place) == [
-            (["kafka:orders"], "enforce"),
-            (["rabbitmq:shop/orders.#"], "observe"),
-        ]
+        assert self.entries(place) == [(["kafka:orders"], "enforce"), (["rabbitmq:shop/orders.#"], "observe")]
         text = place.file.read_text("utf-8")
         assert text.count("# two of them") == text.count("# ask them") == 2
         assert "[[rollout]]  # the orders" in text

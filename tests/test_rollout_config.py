@@ -34,10 +34,7 @@ def settings(**changes: str) -> RolloutSettings:
         ({"until": ""}, "until: required below enforce"),
         ({"until": "2027-03-01"}, "until: must be 1 to 90 days after since"),
         ({"until": "2026-11-26"}, "until: must be 1 to 90 days after since"),
-        (
-            {"until": '"2027-01-31"'},
-            "until: must be a date like 2027-01-31, without quotation marks",
-        ),
+        ({"until": '"2027-01-31"'}, "until: must be a date like 2027-01-31, without quotation marks"),
         ({"owner": ""}, "owner: required"),
         ({"rung": '"warn"'}, 'rung: must be "off" or "observe" or "enforce"'),
         ({"window": '"30m"'}, "window: must be at least 3600, not 1800"),

@@ -15,11 +15,10 @@ from jsonschema import Draft202012Validator
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from mqauth import Detector, Key, KeySet, Message, MisuseWatch, Origin, RejectNow
+from mqauth import Detector, Message, MisuseWatch, Origin, RejectNow
 from mqauth.audit.observed import CAPACITY, Group, Observed, group_of
 from mqauth.audit.query import last_rollout
 from mqauth.audit.record import iso_time
-from mqauth.check import check
 from mqauth.delivery.health import QueueHealth, State, told_of
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.observing import lines
@@ -30,7 +29,6 @@ from mqauth.testing import ATTACKS, FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import strict_json
-from mqauth.wire.jwk import dump_key_set
 from tests.conftest import KAFKA, RABBITMQ, kafka_message, rabbitmq_message
 from tests.test_rollout import Ladder, at
 from tests.test_telemetry import Meter
@@ -313,59 +311,6 @@ class TestDetectors:
         found = last_rollout(tmp_path / "audit-{pid}.jsonl")
         assert found["rollout"]["rungs"][0]["rung"] == "observe"
         assert last_rollout(tmp_path / "none.jsonl") is None
-
-
-FILE = """
-[consumer]
-audience = "billing"
-issuers = [{ issuer = "https://auth.example", file = "jwks.json" }]
-allow = [{ subject = "orders-api", destinations = ["kafka:orders"] }]
-
-[[consumer.unsigned]]
-destination = "UNSIGNED"
-until = 2027-06-30
-why = "sensors"
-
-[[rollout]]
-destinations = ["rabbitmq:shop/orders"]
-rung = "off"
-since = 2026-11-26
-until = 2026-12-05
-owner = "orders-team"
-
-[[rollout]]
-destinations = ["rabbitmq:shop/stock"]
-rung = "observe"
-since = 2026-11-26
-until = 2026-11-27
-owner = "orders-team"
-
-[[rollout]]
-destinations = ["*"]
-rung = "observe"
-since = 2026-11-26
-until = 2026-12-24
-owner = "orders-team"
-"""
-
-
-@pytest.mark.parametrize(
-    ("pattern", "codes"),
-    [("rabbitmq:shop/beat", {"unsigned_exempt"}), ("rabbitmq:shop/#", {"unsigned_exempt", "exempt_broad"})],
-)
-def test_the_check_names_what_is_not_enforced(pattern: str, codes: set[str], tmp_path: Path) -> None:
-    """A code for each rung, exemption and term."""
-    keys = dump_key_set(KeySet([Key.generate(subjects=["orders-api"])]))
-    (tmp_path / "jwks.json").write_text(json.dumps(keys), "utf-8")
-    (tmp_path / "mqauth.toml").write_text(FILE.replace("UNSIGNED", pattern), "utf-8")
-    clock = FakeClock()
-    clock.advance(datetime(2026, 11, 28, tzinfo=UTC).timestamp() - clock.now())
-    report = check(tmp_path / "mqauth.toml", clock=clock)
-    found = {one.code.name for one in report.findings if "rollout" in one.code.name or "exempt" in one.code.name}
-    assert found == codes | {
-        "rollout_off", "rollout_observe", "rollout_ending", "rollout_overdue", "rollout_catch_all",
-        "rollout_weakest",
-    }  # fmt: skip
 
 
 def test_a_handler_that_gives_up_is_told_with_the_rung(world: Callable[..., Ladder]) -> None:

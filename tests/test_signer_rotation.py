@@ -107,13 +107,6 @@ def test_signer_follows_a_rotation_within_the_look_interval(signer: Signer, worl
     assert kid_of(signer.sign(MESSAGE)) == third.kid
 
 
-def test_pending_key_signs_only_after_rotate(signer: Signer, world: World) -> None:
-    """A key whose delay is over waits for ``rotate``: one writer moves keys on, not each producer's clock."""
-    world.store.create()
-    world.clock.advance(10_000)
-    assert kid_of(signer.sign(MESSAGE)) == world.first.kid
-
-
 def test_no_stat_a_token(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between looks a token costs no system call on the folder; a look at an unchanged one is one ``stat``."""
     active = world.follow()
@@ -146,17 +139,6 @@ def test_what_a_late_producer_signs_is_accepted(world: World) -> None:
     verified = verifier.verify(message, candidate, world.store.public_keys(), world.clock.now())
     assert verified.kid == world.first.kid
     assert MAX_LOOK + 60 < RETIREMENT_GRACE
-
-
-def test_each_token_is_one_keys(world: World) -> None:
-    """A rotation in the middle of signing gives a token of one key, from its head to its signature."""
-    active = world.follow()
-    key = active.signing_key()
-    second = world.next_key()
-    world.clock.advance(EVERY)
-    assert active.signing_key().kid == second.kid
-    token = jws.compact(b"x", key).encode()
-    jws.verify(jws.take_apart(token), world.first.key)
 
 
 def test_threads_follow_together(world: World) -> None:
@@ -203,20 +185,12 @@ def test_child_after_a_fork_follows_too(world: World) -> None:
 
 
 def test_revoked_key_signs_nothing_more(signer: Signer, world: World, errors: Callable[[], list[str]]) -> None:
-    """Once a revocation without successor is known, signing is refused in one line that says what to do."""
+    """A revocation has signing refused, in one line that says what to do, until a next key is there."""
     world.revoke(world.first.kid)
     world.clock.advance(EVERY)
     with pytest.raises(ConfigurationError, match=r"no active key: run mqauth keys new"):
         signer.sign(MESSAGE)
     assert len(errors()) == 1
-
-
-def test_signing_goes_on_after_a_gap(signer: Signer, world: World) -> None:
-    """A key made and rotated in after a revocation is picked up without restart."""
-    world.revoke(world.first.kid)
-    world.clock.advance(EVERY)
-    with pytest.raises(ConfigurationError):
-        signer.sign(MESSAGE)
     second = world.next_key()
     assert kid_of(signer.sign(MESSAGE)) == second.kid
 

@@ -12,19 +12,7 @@ import pytest
 
 from mqauth import Alert, Detector, FanOut, LoggingSink, MisuseWatch, Thresholds
 from mqauth.audit.record import AuditRecord
-
-
-class Sink:
-    """Keeps records, or fails."""
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.records: list[AuditRecord] = []
-        self.error = error
-
-    def write(self, record: AuditRecord, /) -> None:
-        if self.error is not None:
-            raise self.error
-        self.records.append(record)
+from tests.conftest import Sink, audit_record
 
 
 class AsyncSink(Sink):
@@ -36,12 +24,10 @@ class AsyncSink(Sink):
 
 def rejected(reason: str = "key_revoked", number: int = 0) -> AuditRecord:
     """Return a record of a rejection."""
-    return AuditRecord(
-        id=f"id-{number}", time=1_900_000_000.0 + number, verdict="rejected", reason=reason, detail="why",
-        scope="billing", broker={"destination": "kafka:orders"},
-        token={"verified": {"iss": "i", "sub": "s", "kid": "k", "jti": "j"}, "thumbprint": None},
-        body_sha256="00", body_size=0, key_set=None, policy=None, dead_letter="d", instance="me",
-    )  # fmt: skip
+    token = {"verified": {"iss": "i", "sub": "s", "kid": "k", "jti": "j"}, "thumbprint": None}
+    return audit_record(
+        number, time=1_900_000_000.0 + number, reason=reason, broker={"destination": "kafka:orders"}, token=token
+    )
 
 
 def finish(result: Any) -> None:

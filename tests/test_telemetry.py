@@ -31,7 +31,6 @@ from mqauth.audit.misuse import Alert
 from mqauth.audit.redaction import REDACTED, RedactTokens, redact_logging
 from mqauth.errors import Cause, ConfigurationError
 from mqauth.judging.pipeline import Outcome, Pipeline
-from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.telemetry import MAX_DESTINATIONS, METRICS, Telemetry, traced
 from mqauth.telemetry.prometheus import Endpoint
@@ -277,20 +276,12 @@ def test_process_duration(meter: Meter) -> None:
     assert all(point.count == 1 for point in points.values())
 
 
-def test_dead_letters_and_rollout(meter: Meter) -> None:
-    """Depth and age of dead letters are measured, and of each rung how long it may last."""
+def test_dead_letters(meter: Meter) -> None:
+    """Depth and age of dead letters are measured."""
     meter.telemetry.watch_dead_letters("orders.dead", lambda: 3, lambda: 60.0)
     meter.telemetry.watch_dead_letters("other.dead", lambda: None)
-    today = datetime.fromtimestamp(meter.telemetry._now(), UTC).date()
-    meter.telemetry.watch_rollout(Rollout([RolloutEntry(
-        destinations=("kafka:orders",), rung=Rung.OBSERVE, since=today, until=today - timedelta(days=2),
-        owner="orders-team", window=86_400.0,
-    )]))  # fmt: skip
     assert [point.value for point in meter.points("mqauth.dead_letters.open").values()] == [3]
     assert [point.value for point in meter.points("mqauth.dead_letters.oldest").values()] == [60]
-    assert [point.value for point in meter.points("mqauth.rollout.rung").values()] == [1]
-    (days,) = meter.points("mqauth.rollout.days_left").values()
-    assert -3 <= days.value <= -2
 
 
 def test_hostile_trace_headers_are_harmless() -> None:

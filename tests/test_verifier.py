@@ -12,7 +12,7 @@ import pytest
 
 from mqauth import ConfigurationError, Issuer, KeySet, Message, Reason, Rejection, TrustDomain, Verified, Verifier
 from mqauth.judging.token import Times
-from mqauth.testing import ATTACKS, FakeClock, Forge
+from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
 from mqauth.testing.token_attacks import honest_message
 from tests.kit.tokens import tokens_in
 
@@ -155,7 +155,7 @@ def test_the_limits_of_settings_pass() -> None:
 def test_a_rejection_holds_nothing_of_the_message(forge: Forge, kafka: Maker, clock: FakeClock) -> None:
     """Neither body, header values, claims nor token stand in any rejection's text or representation."""
     message = kafka(body=b"the-secret", headers=(("tenant", b"the-secret"),))
-    for attack in ATTACKS:
+    for attack in (*ATTACKS, *BATCH_ATTACKS):
         hostile = attack.mount(forge, message)
         try:
             judged(forge.verifier(), hostile, clock.now())

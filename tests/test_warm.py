@@ -26,13 +26,7 @@ from mqauth.wire import claims as claim_set
 from mqauth.wire import envelope, jws
 from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.memo import Memo
-from mqauth.wire.message import (
-    NO_PROPERTIES,
-    TOKEN_HEADER,
-    HeaderPair,
-    Message,
-    Origin,
-)
+from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, Message, Origin
 
 KAFKA, RABBITMQ = "kafka:orders", "rabbitmq:shop/orders.created"
 PLACES = {"kafka": (KAFKA, "kafka:stock"), "rabbitmq": (RABBITMQ, "rabbitmq:shop/orders.paid")}
