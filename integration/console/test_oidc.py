@@ -226,15 +226,13 @@ def console(scene: Scene, provider: OpenIDProvider, url: str, tls: tuple[Path, P
 @pytest.mark.slow
 def test_login_at_a_provider(scene: Scene, own_port: Port, tmp_path: Path) -> None:
     """Each person gets their role from the provider; acts and releases carry the reviewer's name; TLS renews."""
-    pictures = Path(os.environ.get("MQAUTH_ARTIFACTS", tmp_path)) / "console" / "openid"
-    pictures.mkdir(parents=True, exist_ok=True)
     authority, port = Authority(tmp_path), own_port.number
     chain, key = authority.issue(host="localhost")
     url = f"https://localhost:{port}"  # another site than the provider's 127.0.0.1: strict cookies show it
     with (
         openid_provider(ACCOUNTS, f"{url}/login/callback", authority) as provider,
         console(scene, provider, url, (chain, key)) as told,
-        browser(url, tmp_path / "profile", pictures, own_certificates=True) as seen,
+        browser(url, tmp_path / "profile", own_certificates=True) as seen,
     ):
         assert told["redirect_uri"] == f"{url}/login/callback"
         assert told["tokens"] == {}

@@ -194,6 +194,7 @@ def _environment(folder: Path, identity: Identity) -> dict[str, str]:
         "RABBITMQ_NODENAME": f"{identity.name}@localhost",
         "RABBITMQ_DIST_PORT": str(identity.distribution),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-noinput -kernel inet_dist_use_interface {127,0,0,1}",
+        "RABBITMQ_CTL_ERL_ARGS": "+S 1:1",  # a tool that asks one question needs one scheduler
         "RABBITMQ_ALLOW_INPUT": "1",  # the script then becomes the server, which gets our signals itself
         "RABBITMQ_BASE": str(folder),
         "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
