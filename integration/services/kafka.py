@@ -24,12 +24,10 @@ from integration.services.machine import (
     CommandError,
     Port,
     UnavailableError,
-    cache_folder,
     docker_answers,
+    fetched,
     install,
-    locked,
     run,
-    say,
 )
 
 VARIABLE = "MQAUTH_KAFKA_URL"
@@ -162,27 +160,13 @@ def jars_of(pom: Path) -> Path:
     kind = "kafka" if pom == _POM else pom.stem.removeprefix("pom-")
     wanted = [f"-Dkafka.version={version}"] if (version := os.environ.get(VERSION_VARIABLE)) else []
     digest = hashlib.sha256(pom.read_bytes() + "".join(wanted).encode()).hexdigest()
-    folder = cache_folder() / f"{kind}-{digest[:16]}"
-    with locked(folder.name):
-        if folder.is_dir():
-            return folder
+
+    def copy(folder: Path) -> None:
         _maven("Apache Kafka")
-        copying = Path(tempfile.mkdtemp(prefix=f"{kind}-", suffix=".copy", dir=folder.parent))
-        say(f"copying Apache Kafka to {folder.parent}: once")
-        try:
-            run(
-                ["mvn", "-B", "-q", "-f", str(pom), *wanted, _COPY, "-DincludeScope=runtime",
-                 f"-DoutputDirectory={copying}"],
-                timeout=_COPY_WITHIN,
-            )  # fmt: skip
-            copying.rename(folder)
-        except CommandError as failed:
-            shutil.rmtree(copying)
-            raise UnavailableError(f"Apache Kafka: Maven Central gave no artifacts\n{failed}") from failed
-        except BaseException:
-            shutil.rmtree(copying)
-            raise
-    return folder
+        scope = ("-DincludeScope=runtime", f"-DoutputDirectory={folder}")
+        run(["mvn", "-B", "-q", "-f", str(pom), *wanted, _COPY, *scope], timeout=_COPY_WITHIN)
+
+    return fetched(f"{kind}-{digest[:16]}", copy, what="Apache Kafka from Maven Central")
 
 
 def copied(artifact: str, folder: Path, *, why: str) -> None:
