@@ -37,9 +37,14 @@ _IN_USER_NAMESPACE = (*_PRIVATE, "--user", "--map-root-user", "--map-auto")
 _WITH_PROC = 'mount --rbind /proc "$0/proc" && exec chroot "$0" "$@"'
 
 
+def place_of(package: str) -> Path:
+    """Return where the root folder with a package is, or will be."""
+    return cache_folder() / f"debian-{SUITE}-{package.removesuffix('-server')}"
+
+
 def root_with(package: str) -> Path:
     """Return a root folder with a package, built on first use; a build that fails leaves nothing behind."""
-    root = cache_folder() / f"debian-{SUITE}-{package.removesuffix('-server')}"
+    root = place_of(package)
     with locked(root.name):
         if root.is_dir():
             return root

@@ -107,7 +107,8 @@ def _installed_root() -> Path:
         return debian.root_with("rabbitmq-server")
     if _version_in(host) >= (4,):
         return host
-    if debian_candidate("rabbitmq-server") >= (4,):
+    # Where a root is built already apt is not asked, which takes it most of a second.
+    if not debian.place_of("rabbitmq-server").is_dir() and debian_candidate("rabbitmq-server") >= (4,):
         install("rabbitmq-server", why="RabbitMQ >= 4")
         return host
     return debian.root_with("rabbitmq-server")
