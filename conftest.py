@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -31,3 +33,9 @@ settings.load_profile("nightly" if scale.is_nightly() else "everyday")
 def pytest_configure(config: pytest.Config) -> None:
     """Hold every test to the pace."""
     config.pluginmanager.register(Pace(), "pace")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there before the first test out of every search for garbage, whose larger part it would be."""
+    gc.collect()
+    gc.freeze()

@@ -29,7 +29,8 @@ def ask(address: str, kind: str, *arguments: str) -> int:
             signal.signal(number, lambda number, _frame: asking.sendall(bytes([number])))
         code = int.from_bytes(asking.recv(CODE), "big", signed=True)
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
 

@@ -19,7 +19,7 @@ from mqauth import Signer, Unavailable
 from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.disk import ring
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
-from mqauth.testing.signing_contract import accepted
+from mqauth.testing.signing_contract import SigningContract, accepted
 from mqauth.wire.keys import Key
 from mqauth.wire.message import Message
 
@@ -94,6 +94,26 @@ class Held(Entered):
         place = f"transit:{server or self.openbao.secure}/{MOUNT}/{self.name}?key_version={version}"
         trust = "unsafe_http_loopback=true" if server else f"ca={self.openbao.ca}"
         return f"{place}&token_file={self.token}&{trust}"
+
+
+class OfAKeystore(SigningContract):
+    """The contract, on a key that a keystore names; who inherits has a fixture ``adopted``, or ``store``."""
+
+    @pytest.fixture
+    def store(self, adopted: Entered) -> Keystore:
+        """The keystore."""
+        return adopted.store
+
+    @pytest.fixture
+    def signing_key(self, store: Keystore) -> Any:
+        """The key of the keystore."""
+        return ActiveKey(store.folder).signing_key()
+
+    @pytest.fixture
+    def public(self, store: Keystore) -> Key:
+        """Its public half, as consumers get it."""
+        (key,) = store.public_keys().keys
+        return replace(key, subjects=None)
 
 
 class Fault(NamedTuple):

@@ -36,9 +36,10 @@ _GROUPS = {
     "others": (
         r"integration/((audit|benchmarks|capabilities|fuzz|keys|peers)/|test_(docs|interop|jwks|redis|services))"
     ),
-    "review": r"integration/((console|review)/|test_(contract_|simulated_)?rabbitmq)",
+    "review": (
+        r"integration/((console|review)/|test_((contract_|simulated_)?rabbitmq|(contract_)?kafka|store_race))"
+    ),
     "chaos": r"integration/chaos/",
-    "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
     "holders": r"integration/test_(awskms|opa|pkcs11|transit)",
     "spire": r"integration/test_spire",
     "keycloak": r"integration/test_keycloak",

@@ -101,14 +101,14 @@ class Bench:
             channel.confirm_delivery()
             channel.basic_publish(exchange, key, forged.body or b"", to_properties(forged))
 
-    def queues_of_the_question(self) -> set[str]:
-        """Return the names of the broker's queues whose name the broker has given."""
-        names = self.broker.ctl("-q", "list_queues", "name").split()
-        return {name for name in names if name.startswith("amq.gen-")}
-
     def reasons(self) -> list[str]:
         """Return why messages were dead-lettered."""
         return [str(dict(letter.headers)["mqauth-dead-reason"]) for letter in self.stage.letters()]
+
+
+def queues_of_the_question(broker: RabbitMQ) -> set[str]:
+    """Return the names of a broker's queues whose name the broker has given."""
+    return {name for name in broker.ctl("-q", "list_queues", "name").split() if name.startswith("amq.gen-")}
 
 
 @pytest.fixture
@@ -134,12 +134,11 @@ def client(request: pytest.FixtureRequest) -> Consuming:
 
 
 def test_a_backlog_is_judged_by_the_broker(client: Consuming, bench: Bench) -> None:
-    """With the interceptor a token may end while its message waits; nothing is left of the question."""
+    """With the interceptor a token may end while its message waits."""
     bench.send(b"an order")
     bench.clock.hours = 24
     with client(bench.wiring()):
         wait_until(lambda: bench.handled == [b"an order"])
-        assert bench.queues_of_the_question() == set()
     assert bench.reasons() == []
 
 
@@ -152,12 +151,28 @@ def test_a_thief_cannot_date_back(client: Consuming, bench: Bench) -> None:
 
 
 def test_without_the_interceptor_no_consumer_starts(client: Consuming, plain: Bench) -> None:
-    """The error says what to set; nothing is consumed, and nothing left of the question."""
+    """The error says what to set; nothing is consumed."""
     plain.forge_with_the_stolen_key(b"a transfer")
     with pytest.raises(ConfigurationError, match=BELIEVED), client(plain.wiring()):
         pass
     assert (plain.handled, plain.reasons()) == ([], [])
-    assert plain.queues_of_the_question() == set()
+
+
+def test_nothing_is_left_of_the_question(
+    own_rabbitmq: RabbitMQ, plain: Bench, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Neither beside consumers that run, one on each client, nor after those that did not start."""
+    with ExitStack() as ending:
+        for client in RABBITMQ.values():
+            bench = Bench(own_rabbitmq, tmp_path_factory.mktemp("question"))
+            ending.enter_context(bench.ending)
+            bench.send(b"an order")
+            ending.enter_context(client(bench.wiring()))
+            wait_until(lambda bench=bench: bench.handled == [b"an order"])
+            with pytest.raises(ConfigurationError, match=BELIEVED), client(plain.wiring()):
+                pass
+        assert queues_of_the_question(own_rabbitmq) == set()
+    assert queues_of_the_question(plain.broker) == set()
 
 
 def test_unsafe_goes_without_the_proof(
@@ -172,27 +187,30 @@ def test_unsafe_goes_without_the_proof(
     assert (said.levelname, "nobody has proved them" in said.message) == ("WARNING", True)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[("^orders", ".*", ".*"), (".*", "^mqauth", ".*"), (".*", ".*", "^mqauth")],
+@pytest.fixture(scope="module")
+def account(own_rabbitmq: RabbitMQ) -> str:
+    """The name of an account of the broker, without permissions; its password is its name."""
+    name = f"poor-{uuid.uuid4().hex[:8]}"
+    own_rabbitmq.ctl("add_user", name, name)
+    return name
+
+
+@pytest.mark.parametrize(
+    "permissions",
+    [("^orders", ".*", ".*"), (".*", "^mqauth", ".*"), (".*", ".*", "^mqauth")],
     ids=["configure", "write", "read"],
 )
-def poor(own_rabbitmq: RabbitMQ, request: pytest.FixtureRequest) -> str:
-    """An account of the broker that lacks one permission; its URL. Each is made once, for all clients."""
-    name = f"poor-{uuid.uuid4().hex[:8]}"
-    own_rabbitmq.ctl("add_user", name, "secret")
-    own_rabbitmq.ctl("set_permissions", name, *request.param)
-    parts = urlsplit(own_rabbitmq.url)
-    return parts._replace(netloc=f"{name}:secret@{parts.hostname}:{parts.port}").geturl()
-
-
-def test_an_account_that_may_not_ask(poor: str, client: Consuming, bench: Bench) -> None:
-    """The error names the permissions."""
-    with (
-        pytest.raises(ConfigurationError, match=r"ACCESS_REFUSED.* configure and read for \"amq.gen-"),
-        client(bench.wiring(poor)),
-    ):
-        pass
+def test_an_account_that_may_not_ask(account: str, permissions: tuple[str, ...], bench: Bench) -> None:
+    """The error names the permissions, on each client, whichever of them is lacking."""
+    bench.broker.ctl("set_permissions", account, *permissions)
+    parts = urlsplit(bench.broker.url)
+    url = parts._replace(netloc=f"{account}:{account}@{parts.hostname}:{parts.port}").geturl()
+    for client in RABBITMQ.values():
+        with (
+            pytest.raises(ConfigurationError, match=r"ACCESS_REFUSED.* configure and read for \"amq.gen-"),
+            client(bench.wiring(url)),
+        ):
+            pass
 
 
 def test_a_connection_that_is_lost_meanwhile(
@@ -226,19 +244,18 @@ def test_a_broker_that_is_short_of_memory(
     monkeypatch.setattr("mqauth.brokers.queue.interceptor.WITHIN", 0.5)
     bench.send(b"an order")
 
-    def lets_go(record: Any) -> bool:
-        if "append times" in record.getMessage():
-            bench.broker.ctl("set_vm_memory_high_watermark", "0.6")
-        return True
+    with ExitStack() as alarm:
 
-    bench.broker.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
-    caplog.handler.addFilter(lets_go)
-    try:
+        def lets_go(record: Any) -> bool:
+            if "append times" in record.getMessage():
+                alarm.close()
+            return True
+
+        bench.broker.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
+        alarm.callback(bench.broker.ctl, "set_vm_memory_high_watermark", "0.6")
+        monkeypatch.setattr(caplog.handler, "filters", [lets_go])
         with client(bench.wiring()):
             wait_until(lambda: bench.handled == [b"an order"])
-    finally:
-        caplog.handler.removeFilter(lets_go)
-        bench.broker.ctl("set_vm_memory_high_watermark", "0.6")
     assert [record for record in caplog.records if "append times" in record.getMessage()]
 
 

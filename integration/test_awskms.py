@@ -10,7 +10,7 @@ import secrets
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from integration.held_key import (
     MESSAGE,
     Entered,
     Fault,
+    OfAKeystore,
     megabytes,
     of_other_input,
     refuses,
@@ -35,7 +36,7 @@ from mqauth.cli import main
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.reference.awskms import MAX_RAW, client_of
-from mqauth.testing.signing_contract import SigningContract, accepted, verify
+from mqauth.testing.signing_contract import accepted, verify
 from mqauth.wire import jws
 from mqauth.wire.keys import Key
 from tests.authority_world import World
@@ -150,21 +151,6 @@ def held(local_kms: LocalKms, tmp_path: Path) -> KmsHeld:
 
 
 # --- the contract -----------------------------------------------------------------------------------------
-
-
-class OfAKeystore(SigningContract):
-    """The contract, on a key that a keystore names."""
-
-    @pytest.fixture
-    def signing_key(self, adopted: KmsHeld) -> Any:
-        """The key of the keystore."""
-        return ActiveKey(adopted.store.folder).signing_key()
-
-    @pytest.fixture
-    def public(self, adopted: KmsHeld) -> Key:
-        """Its public half, as consumers get it."""
-        (key,) = adopted.store.public_keys().keys
-        return replace(key, subjects=None)
 
 
 class TestKeyInLocalKms(OfAKeystore):

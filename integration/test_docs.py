@@ -21,6 +21,7 @@ import pytest
 from aio_pika.exceptions import AMQPChannelError
 
 from integration.documentation import KAFKA_ADDRESS, RABBITMQ_URL, Block, Reader, blocks
+from integration.scale import is_nightly, nightly
 from integration.services import Kafka, RabbitMQ
 from mqauth.audit.chain import verify_chain
 
@@ -205,21 +206,26 @@ def _forge_on_kafka(address: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
 def test_attacks_on_your_own_broker(broker: str, request: pytest.FixtureRequest) -> None:
-    """The page's suite for a broker attacks a consumer on it, and prints that nothing got through."""
+    """The page's suite for a broker attacks a consumer on it, and prints that nothing got through.
+
+    Of the four pairs of a consumer and a form of tokens two are attacked; all four at night, as the page says.
+    """
     reader: Reader = request.getfixturevalue(f"{broker}_reader")
     page = "docs/how-to/attack-your-consumer.md"
     reader.write(next(block for block in blocks(page) if block.name == "conftest.py"))
     (block,) = marked(page, broker)
-    command = Block(
-        page=page, line=0, language="sh", mark="", text=f"python -m pytest -q {reader.write(block).name}"
-    )
-    printed = reader.run(command)
-    count = {
-        "rabbitmq": "876 attempts by 197 attacks of 57 classes",
-        "kafka": "904 attempts by 204 attacks of 58 classes",
+    words = f"python -m pytest -q {reader.write(block).name}"
+    if not is_nightly():
+        words += " -k 'not single-warm and not batch-cold'"
+    printed = reader.run(Block(page=page, line=0, language="sh", mark="", text=words))
+    counts = {
+        "rabbitmq": (nightly(876, otherwise=496), "197 attacks of 57 classes"),
+        "kafka": (nightly(904, otherwise=510), "204 attacks of 58 classes"),
     }
-    assert f"{count[broker]}, accepted 0, other verdict or reason 0" in printed
-    assert "98 honest messages, condemned 0; handler calls for attacks 0" in printed
+    attempts, attacks = counts[broker]
+    assert f"{attempts} attempts by {attacks}, accepted 0, other verdict or reason 0" in printed
+    honest = nightly(98, otherwise=53)
+    assert f"{honest} honest messages, condemned 0; handler calls for attacks 0" in printed
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])

@@ -69,15 +69,16 @@ class Scene:
         """Whether the broker is RabbitMQ."""
         return self.client in QUEUES
 
-    def victim(self, *, audit: str = "audit.jsonl", **settings: Any) -> subprocess.Popen[bytes]:
-        """Start a consumer process; its settings are those of ``Orders``."""
+    def victim(self, *, audit: str = "audit.jsonl", own: bool = False, **settings: Any) -> subprocess.Popen[bytes]:
+        """Start a consumer, in a process of its own or as a fork; its settings are those of ``Orders``."""
         stage, more = self.stage, f"?heartbeat={HEARTBEAT}" if self.client in QUEUES[:2] else ""
         orders = Orders(
             client=self.client, url=self._url + more, destination=stage.destination, dead=stage.dead,
             source=stage.queue if self.is_queue else stage.topic, group="" if self.is_queue else stage.group,
             keys=str(self._keys), handled=str(self.handled), audit=str(self.folder / audit), **settings,
         )  # fmt: skip
-        process = orders.process(stderr=subprocess.DEVNULL if self.client in FASTSTREAM else None)
+        begin = orders.process if own else orders.fork
+        process = begin(stderr=subprocess.DEVNULL if self.client in FASTSTREAM else None)
         self.undo.callback(process.wait)
         self.undo.callback(process.kill)
         return process
@@ -236,7 +237,7 @@ def test_killed_in_a_transaction(
 def test_stands_still_beyond_its_session(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     """A process that stands still beyond its session, while another goes on, loses and condemns nothing."""
     # So slow that it has not handled everything when it is stopped, however busy this machine is.
-    first = scene.victim(work=0.5)
+    first = scene.victim(own=True, work=0.5)
     wait_until(lambda: scene.seen().total() > 2)
     first.send_signal(signal.SIGSTOP)
     before = scene.seen().total()

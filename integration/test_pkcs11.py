@@ -21,6 +21,7 @@ import pytest
 
 from integration import conftest
 from integration.documentation import Reader, blocks
+from integration.held_key import OfAKeystore
 from integration.services import RabbitMQ
 from integration.services.softhsm import PIN, SoftHSM
 from integration.test_faststream import Shop
@@ -36,9 +37,9 @@ from mqauth.keystore.reference import pkcs11 as holder
 from mqauth.keystore.reference.key import ReferenceKey, open_holder
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT, Forge
-from mqauth.testing.signing_contract import RotationContract, SigningContract, accepted, verify
+from mqauth.testing.signing_contract import RotationContract, accepted, verify
 from mqauth.wire import jws
-from mqauth.wire.keys import Key, SigningKey
+from mqauth.wire.keys import Key
 from tests.authority_world import World
 
 NOW = 1_900_000_000
@@ -137,23 +138,13 @@ def away(uri: str) -> str:
 
 
 @pytest.mark.parametrize("name", KINDS)
-class TestKeyInAnHSM(SigningContract):
+class TestKeyInAnHSM(OfAKeystore):
     """A key in an HSM, by the URI in the keystore."""
 
     @pytest.fixture
     def store(self, hsm: SoftHSM, tmp_path: Path, name: str) -> Keystore:
         """A keystore in which its reference signs."""
         return adopted(tmp_path / "keys", name)
-
-    @pytest.fixture
-    def signing_key(self, store: Keystore) -> SigningKey:
-        """What is under test."""
-        return ActiveKey(store.folder).signing_key()
-
-    @pytest.fixture
-    def public(self, store: Keystore) -> Key:
-        """Its public half, as the keystore has it."""
-        return store.ring().keys[0].key
 
 
 class TestRotationInAnHSM(RotationContract):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from integration.held_key import (
     MOUNT,
     Fault,
     Held,
+    OfAKeystore,
     engine,
     megabytes,
     of_other_input,
@@ -34,7 +35,7 @@ from integration.services.openbao import OpenBao
 from mqauth import Unavailable
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import ActiveKey, Keystore
-from mqauth.testing.signing_contract import SigningContract, accepted
+from mqauth.testing.signing_contract import accepted
 from mqauth.wire import identity, jws
 from mqauth.wire.keys import Key, jwk_members, public_members
 from tests.authority_world import DOMAIN, MACHINES, ORDERS, URL, World
@@ -63,19 +64,8 @@ def adopted(openbao: OpenBao, request: pytest.FixtureRequest, tmp_path_factory: 
     return found
 
 
-class TestKeyInOpenBao(SigningContract):
+class TestKeyInOpenBao(OfAKeystore):
     """The contract, by TLS, on a key that OpenBao holds and a keystore names."""
-
-    @pytest.fixture
-    def signing_key(self, adopted: Held) -> Any:
-        """The key of the keystore."""
-        return ActiveKey(adopted.store.folder).signing_key()
-
-    @pytest.fixture
-    def public(self, adopted: Held) -> Key:
-        """Its public half, as consumers get it."""
-        (key,) = adopted.store.public_keys().keys
-        return replace(key, subjects=None)
 
 
 def test_es384_signs_too(openbao: OpenBao, tmp_path: Path) -> None:
@@ -318,40 +308,22 @@ def test_it_issues(world: World, public: Key) -> None:
     assert [record["verdict"] for record in world.records()] == ["identity_issued"]
 
 
-OUTAGES: dict[str, tuple[Callable[[Held], None], Callable[[Held], object], str]] = {
-    "killed": (
-        lambda signing: signing.openbao.kill(),
-        lambda signing: signing.openbao.start(),
-        "out of reach",
-    ),
-    "sealed": (
-        lambda signing: signing.openbao.seal(),
-        lambda signing: signing.openbao.unseal(),
-        "status 503: sealed",
-    ),
-    "no token": (
-        lambda signing: signing.token.unlink(),
-        lambda signing: private(signing.token, signing.openbao.token(signing.policy)),
-        "No such file",
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", OUTAGES)
+@pytest.mark.parametrize("name", ["killed", "sealed", "no token"])
 def test_it_says_503_while_openbao_is_down(
-    fault: str, signing: Held, world: World, public: Key, caplog: pytest.LogCaptureFixture
+    name: str, signing: Held, world: World, public: Key, caplog: pytest.LogCaptureFixture
 ) -> None:
     """503 ``temporarily_unavailable``, and a line in the log that names the host; then it issues again."""
-    broken, mended, says = OUTAGES[fault]
-    broken(signing)
+    fault = FAULTS[name]
+    fault.break_it(signing)
     with caplog.at_level(logging.WARNING):
         answered = world.ask()
     assert (answered.status, answered.body) == (503, {"error": "temporarily_unavailable"})
     assert int(answered.headers[b"retry-after"]) > 0
-    assert says in caplog.text
+    assert re.search(fault.says, caplog.text)
     assert signing.openbao.secure in caplog.text
     assert [record for record in world.records() if record["verdict"] == "identity_issued"] == []
-    mended(signing)
+    assert fault.mend is not None
+    fault.mend(signing)
     assert verified(world.ask().body["wit"], public) == ORDERS
 
 

@@ -21,7 +21,7 @@ from integration.test_docs import consuming, forget_kafka, forget_rabbitmq
 from mqauth.audit.chain import verify_chain
 
 TEN_MINUTES = 600.0
-TRIES, BETWEEN = 60, 2.0
+BETWEEN = (0.5, 1.0, 2.0, 4.0, *[8.0] * 15)
 """Consumers learn within a minute what an authority cut off; a try is a process, so seconds pass between two."""
 LINES = 300
 """Lines that a terminal may print before the one that a page shows."""
@@ -85,11 +85,11 @@ class Follower:
 
     def _shows(self, text: str, where: str) -> None:
         """Hold what was printed against the page; a reader who is faster than the consumer asks again."""
-        for _ in range(TRIES):
+        for seconds in BETWEEN:
             if matches(text, self._printed):
                 return
             assert self._last is not None, where
-            threading.Event().wait(BETWEEN)
+            threading.Event().wait(seconds)
             self._printed = self._reader.run(self._last)
         raise AssertionError(f"{where}: printed {self._printed}")
 

@@ -24,6 +24,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from integration.forked import ROOT, words
 from mqauth import Allow, AuditFile, FileReplayStore, Issuer, Pipeline, Verified, Verifier
 from mqauth.brokers.event_loop import on_thread
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
@@ -92,6 +93,12 @@ class Orders:
     def process(self, **settings: Any) -> subprocess.Popen[bytes]:
         """Start the process; its settings are those of ``Popen``."""
         return subprocess.Popen(self.command, **settings)
+
+    def fork(self, **settings: Any) -> subprocess.Popen[bytes]:
+        """Start it as a fork that has imported what it needs, for a test that needs no process id of it."""
+        program = "from integration.victim import start; start()"
+        command = [*words("python"), "-c", program, json.dumps(asdict(self))]
+        return subprocess.Popen(command, cwd=ROOT, **settings)
 
 
 class Doom:
@@ -389,6 +396,11 @@ def main(orders: Orders) -> None:
             asyncio.run(running)  # type: ignore[arg-type]
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Consume as the argument of the command says."""
     logging.basicConfig(level=logging.WARNING)
     main(Orders(**json.loads(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    start()

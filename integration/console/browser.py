@@ -6,6 +6,7 @@ import base64
 import contextlib
 import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -83,11 +84,11 @@ class Browser:
     Args:
         driver: selenium's.
         origin: scheme, host and port of the console.
-        pictures: folder for screenshots.
+        pictures: folder for screenshots; ``None`` where nobody wants them.
         looks: the colours and sizes in which pages are looked at.
     """
 
-    def __init__(self, driver: Any, origin: str, pictures: Path, looks: Looks = LOOKS) -> None:
+    def __init__(self, driver: Any, origin: str, pictures: Path | None, looks: Looks = LOOKS) -> None:
         self.driver, self.origin, self.pictures, self.looks = driver, origin, pictures, looks
 
     def go(self, path: str) -> None:
@@ -134,14 +135,15 @@ class Browser:
         return str(self.driver.find_element(By.TAG_NAME, "main").text)
 
     def look(self, name: str) -> None:
-        """Take pictures of the whole page, light and dark, wide and on a phone; refuse any accessibility fault.
+        """Look at the whole page, light and dark, wide and on a phone; refuse any accessibility fault.
 
-        By day each colour and each size has one picture, at night each pair of them.
+        By day each colour and each size is looked at once, at night each pair of them.
         """
         for scheme, size in self.looks:
             label = "" if size == WIDE else "-390"
             self._set(scheme, size)
-            self._picture(self.pictures / f"{name}-{scheme}{label}.png")
+            if self.pictures is not None:
+                self._picture(self.pictures / f"{name}-{scheme}{label}.png")
             faults = _AXE.Axe().run(self.driver)["violations"]
             told = [(fault["id"], [node["html"][:120] for node in fault["nodes"][:2]]) for fault in faults]
             assert not told, f"{name}, {scheme}{label}: {told}"
@@ -172,14 +174,15 @@ def prepare() -> None:
 
 @contextlib.contextmanager
 def browser(
-    origin: str, profile: Path, pictures: Path, *, looks: Looks = LOOKS, own_certificates: bool = False
+    origin: str, profile: Path, *, looks: Looks = LOOKS, own_certificates: bool = False
 ) -> Iterator[Browser]:
     """Start Chromium with an empty profile.
 
+    Where MQAUTH_ARTIFACTS names a folder it gets a screenshot of each page that is looked at, by test.
+
     Args:
         origin: scheme, host and port of the console.
-        profile: folder that is not there yet.
-        pictures: folder for screenshots.
+        profile: folder that is not there yet, in the test's own.
         looks: the colours and sizes in which pages are looked at.
         own_certificates: let it take certificates of an authority that it does not know.
 
@@ -187,6 +190,10 @@ def browser(
         UnavailableError: it is not installed and may not be: says what to install.
     """
     prepare()
+    pictures = None
+    if wanted := os.environ.get("MQAUTH_ARTIFACTS"):
+        pictures = Path(wanted) / "console" / profile.parent.name
+        pictures.mkdir(parents=True, exist_ok=True)
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or "chromium"
     for flag in (*_FLAGS, f"--user-data-dir={profile}"):

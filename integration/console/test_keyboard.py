@@ -10,7 +10,6 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from integration.console.browser import Browser, browser, serving
-from integration.console.test_console import pictures_of
 from integration.review.scene import CONFIG, Scene, scene_at
 from integration.services import Kafka, RabbitMQ
 from mqauth.audit.query import read_records
@@ -104,7 +103,7 @@ def test_a_keyboard_does_everything(
     files = [option for scene in scenes for option in ("--audit-file", str(scene.folder / "consumer.jsonl"))]
     with (
         serving(shop, config_of(shop, stream), *files) as told,
-        browser(told["url"].rstrip("/"), tmp_path / "profile", pictures_of(shop)) as seen,
+        browser(told["url"].rstrip("/"), tmp_path / "profile") as seen,
     ):
         keys = Keyboard(seen)
         enter(keys, told["tokens"]["reviewer"])

@@ -28,16 +28,7 @@ from integration.keyserver import Authority
 from integration.review.scene import Scene, scene_at
 from integration.services import RabbitMQ
 from integration.services.local import LocalServer
-from integration.services.machine import (
-    CommandError,
-    Port,
-    UnavailableError,
-    cache_folder,
-    install,
-    locked,
-    run,
-    say,
-)
+from integration.services.machine import Port, fetched, install, run
 from integration.services.probes import NotReadyError, until_ready
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.query import read_records
@@ -128,35 +119,20 @@ def _program() -> Path:
     """Return the Node that npm brought, beside provider.mjs and what it imports; fetched on first use."""
     files = [FOLDER / name for name in ("package.json", "package-lock.json", "provider.mjs")]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-    folder = cache_folder() / f"openid-{digest}"
-    with locked(folder.name):
-        if not folder.is_dir():
-            _fetch(folder, files)
-    return folder / "node"
+    what = "the OpenID provider of the console's login test, and Node, from npm"
 
-
-def _fetch(folder: Path, files: list[Path]) -> None:
-    """Have npm fetch what the lock names, its hashes checked, none of its scripts run."""
-    if not shutil.which("npm"):
-        install("npm", why="the OpenID provider of the console's login test comes from npm")
-    fetching = Path(tempfile.mkdtemp(prefix="openid-", suffix=".fetch", dir=folder.parent))
-    say(f"fetching oidc-provider and Node to {folder.parent}: once")
-    try:
+    def fetch(folder: Path) -> None:
+        if not shutil.which("npm"):
+            install("npm", why=what)
         for file in files:
-            shutil.copy(file, fetching)
-        run(
-            ["npm", "ci", "--prefix", str(fetching), "--ignore-scripts", "--no-audit", "--no-fund"],
-            timeout=_FETCH_WITHIN,
-        )
-        [program] = fetching.glob("node_modules/node-linux-*/bin/node")
-        (fetching / "node").symlink_to(program.relative_to(fetching))
-        fetching.rename(folder)
-    except CommandError as failed:
-        shutil.rmtree(fetching)
-        raise UnavailableError(f"oidc-provider: npm gave no packages\n{failed}") from failed
-    except BaseException:
-        shutil.rmtree(fetching)
-        raise
+            shutil.copy(file, folder)
+        # What the lock names, its hashes checked, none of its scripts run.
+        options = ["--ignore-scripts", "--no-audit", "--no-fund"]
+        run(["npm", "ci", "--prefix", str(folder), *options], timeout=_FETCH_WITHIN)
+        [program] = folder.glob("node_modules/node-linux-*/bin/node")
+        (folder / "node").symlink_to(program.relative_to(folder))
+
+    return fetched(f"openid-{digest}", fetch, what=what) / "node"
 
 
 ACCOUNTS: Final = {
@@ -226,15 +202,13 @@ def console(scene: Scene, provider: OpenIDProvider, url: str, tls: tuple[Path, P
 @pytest.mark.slow
 def test_login_at_a_provider(scene: Scene, own_port: Port, tmp_path: Path) -> None:
     """Each person gets their role from the provider; acts and releases carry the reviewer's name; TLS renews."""
-    pictures = Path(os.environ.get("MQAUTH_ARTIFACTS", tmp_path)) / "console" / "openid"
-    pictures.mkdir(parents=True, exist_ok=True)
     authority, port = Authority(tmp_path), own_port.number
     chain, key = authority.issue(host="localhost")
     url = f"https://localhost:{port}"  # another site than the provider's 127.0.0.1: strict cookies show it
     with (
         openid_provider(ACCOUNTS, f"{url}/login/callback", authority) as provider,
         console(scene, provider, url, (chain, key)) as told,
-        browser(url, tmp_path / "profile", pictures, own_certificates=True) as seen,
+        browser(url, tmp_path / "profile", own_certificates=True) as seen,
     ):
         assert told["redirect_uri"] == f"{url}/login/callback"
         assert told["tokens"] == {}

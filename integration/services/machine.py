@@ -11,7 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -77,6 +78,33 @@ def locked(name: str) -> Iterator[None]:
     with (cache_folder() / f"{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def fetched(name: str, fetch: Callable[[Path], None], *, what: str) -> Path:
+    """Return a folder of the cache, filled on first use; where that fails nothing of it is left.
+
+    Args:
+        name: the folder's.
+        fetch: fills an empty folder.
+        what: it brings, in the line that says so and in errors.
+
+    Raises:
+        UnavailableError: it cannot be had.
+    """
+    folder = cache_folder() / name
+    with locked(name):
+        if folder.is_dir():
+            return folder
+        say(f"fetching {what} to {folder.parent}: once")
+        filling = Path(tempfile.mkdtemp(prefix=f"{name}-", suffix=".fetch", dir=folder.parent))
+        try:
+            fetch(filling)
+            filling.rename(folder)
+        except CommandError as failed:
+            raise UnavailableError(f"{what} cannot be had\n{failed}") from failed
+        finally:
+            shutil.rmtree(filling, ignore_errors=True)
+    return folder
 
 
 class Port:

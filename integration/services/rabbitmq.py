@@ -107,7 +107,8 @@ def _installed_root() -> Path:
         return debian.root_with("rabbitmq-server")
     if _version_in(host) >= (4,):
         return host
-    if debian_candidate("rabbitmq-server") >= (4,):
+    # Where a root is built already apt is not asked, which takes it most of a second.
+    if not debian.place_of("rabbitmq-server").is_dir() and debian_candidate("rabbitmq-server") >= (4,):
         install("rabbitmq-server", why="RabbitMQ >= 4")
         return host
     return debian.root_with("rabbitmq-server")
@@ -194,6 +195,7 @@ def _environment(folder: Path, identity: Identity) -> dict[str, str]:
         "RABBITMQ_NODENAME": f"{identity.name}@localhost",
         "RABBITMQ_DIST_PORT": str(identity.distribution),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-noinput -kernel inet_dist_use_interface {127,0,0,1}",
+        "RABBITMQ_CTL_ERL_ARGS": "+S 1:1",  # a tool that asks one question needs one scheduler
         "RABBITMQ_ALLOW_INPUT": "1",  # the script then becomes the server, which gets our signals itself
         "RABBITMQ_BASE": str(folder),
         "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),

@@ -46,7 +46,7 @@ FOUND_BY = {
         "ignores a loss": 9, "waits for no confirm of a letter": 14, "runs what was handled again": 145,
         "drops a letter while its sink is down": 6, "lets a rebalance wait for nothing": 59, "seeks nothing": 1,
         "dies of a commit that failed": 1, "goes to the end where it is out of range": 16,
-        "takes records of a position that it left": 87, "leaves what is revoked paused": 9,
+        "takes records of a position that it left": 87, "leaves what is revoked paused": 12,
     },
     "aiokafka": {
         "settles all with the first": 1, "forgets what stands behind a deferral": 1, "runs a partition twice": 1,
