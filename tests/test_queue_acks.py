@@ -105,7 +105,7 @@ def test_a_channel_shared_with_others(theirs: Sequence[bool], settled: Sequence[
 
 @pytest.mark.parametrize(("window", "most"), [(128, 64), (60_000, MAX_UNSENT)])
 async def test_one_frame_for_many(window: int, most: int) -> None:
-    """Half a window that was settled goes in one frame, without the timer; of a large one no more than told wait."""
+    """Half a window that was settled goes in one frame, without the timer; of a large one so many wait."""
     side = Side(window=window)
     tags = side.deliver(most)
     side.settle(*tags[:-1])
