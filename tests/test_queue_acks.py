@@ -103,24 +103,17 @@ def test_a_channel_shared_with_others(theirs: Sequence[bool], settled: Sequence[
     asyncio.run(run())
 
 
-async def test_one_frame_for_many() -> None:
-    """Half a window that was settled goes in one frame, without waiting for the timer."""
-    side = Side(window=128)
-    side.settle(*side.deliver(64))
-    await turns()
-    assert side.channel.frames == [(64, True)]
-
-
-async def test_no_more_wait_than_told() -> None:
-    """However large the window, so many settled deliveries wait for nothing more."""
-    side = Side(window=60_000)
-    tags = side.deliver(MAX_UNSENT)
+@pytest.mark.parametrize(("window", "most"), [(128, 64), (60_000, MAX_UNSENT)])
+async def test_one_frame_for_many(window: int, most: int) -> None:
+    """Half a window that was settled goes in one frame, without the timer; of a large one so many wait."""
+    side = Side(window=window)
+    tags = side.deliver(most)
     side.settle(*tags[:-1])
     await turns()
     assert side.channel.frames == []
     side.settle(tags[-1])
     await turns()
-    assert side.channel.frames == [(MAX_UNSENT, True)]
+    assert side.channel.frames == [(most, True)]
 
 
 async def test_a_settled_one_waits_for_the_timer_at_most() -> None:

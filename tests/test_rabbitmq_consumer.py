@@ -615,19 +615,6 @@ async def test_short_handlers_cost_no_renewal(audit: AuditFile) -> None:
     assert len(alarm.set) == 1
 
 
-async def test_young_handlers_are_not_renewed(audit: AuditFile) -> None:
-    """A handler that has run for less than a third of its lease is left alone when the timer comes by."""
-    table = Table(audit, consumer_timeout=0)
-    slow, renewed = Slow(table), []
-    running = await slow.start(Delivery(table.honest()))
-    table.guard.renew = renewed.append  # type: ignore[method-assign,assignment]
-    table.clock.advance(table.guard.lease / 3 - 1)
-    await slow.alarm.ring()
-    assert (renewed, len(slow.alarm.set)) == ([], 1)
-    slow.go_on.set()
-    await running
-
-
 async def test_guarded_callbacks_renew_too(audit: AuditFile, monkeypatch: pytest.MonkeyPatch) -> None:
     """The callback of guarded() keeps the claim of a long handler as the consumer does."""
     table, begun, go_on = Table(audit, consumer_timeout=0), asyncio.Event(), asyncio.Event()
@@ -769,8 +756,12 @@ def queue(**settings: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("settings", "what"),
-    [({"prefetch": 0}, "prefetch"), ({"grace": -1}, "grace"), ({"replies": "signer"}, "Producer")],
-)
+    [
+        ({"prefetch": 0}, "prefetch"), ({"grace": -1}, "grace"), ({"replies": "signer"}, "Producer"),
+        ({"hold": 0.5}, "hold"), ({"hold": 60, "consumer_timeout": 60}, "consumer_timeout"),
+        ({"max_held": 1001}, "max_held"), ({"max_held": -1}, "max_held"),
+    ],
+)  # fmt: skip
 def test_refused_settings(table: Table, settings: dict[str, Any], what: str) -> None:
     """Settings out of their limits are refused at construction."""
     replies = {"replies": table.forge.signer()} if "replies" in settings else {}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mqauth import AuditFile, Cause, ConfigurationError, Verdict, Verified
+from mqauth import AuditFile, Cause, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.consumer import Deliveries
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, HeldDelivery
@@ -70,30 +70,25 @@ async def test_retry_later_is_not_run_again_where_another_handled_it_meanwhile(a
     assert (outcome.verdict, len(neighbour), waits.calls) == (Verdict.DUPLICATE, 1, 2)
 
 
-@pytest.mark.parametrize(("returns", "redelivered"), [(19, True), (20, False), ("20", True), (None, True)])
-async def test_which_delivery_is_the_last(audit: AuditFile, returns: Any, *, redelivered: bool) -> None:
-    """The broker's count is believed only of what is delivered again: a publisher can write that header."""
-    waits = Waits(audit, consumer_timeout=0)
+@pytest.mark.parametrize(
+    ("returns", "acquired", "redelivered", "limit"),
+    [
+        # The broker's count is believed only of what is delivered again: a publisher can write that header.
+        (19, None, True, None), (20, None, False, None), ("20", None, True, None), (None, None, True, None),
+        # RabbitMQ 4.3 leaves the header as it was published where no delivery failed, and counts all in another.
+        (1000, 1, True, None), (None, 1000, True, None),
+        # A classic queue has no limit, and one may be declared without.
+        (1000, None, True, -1),
+    ],
+)  # fmt: skip
+async def test_what_is_not_the_last_delivery(
+    audit: AuditFile, returns: Any, acquired: int | None, limit: int | None, *, redelivered: bool
+) -> None:
+    """What is not known to be the last delivery is given back."""
+    waits = Waits(audit, consumer_timeout=0, **({} if limit is None else {"delivery_limit": limit}))
     delivery = last(waits.table, returns=returns)
     delivery.redelivered = redelivered
-    await waits.processor.process(delivery)
-    assert delivery.settled == ["requeue"]
-
-
-@pytest.mark.parametrize(("returns", "acquired"), [(1000, 1), (None, 1000)])
-async def test_what_did_not_fail_is_no_last_delivery(audit: AuditFile, returns: Any, acquired: int) -> None:
-    """RabbitMQ 4.3 leaves the header as it was published where no delivery failed, and counts all in another."""
-    waits = Waits(audit, consumer_timeout=0)
-    delivery = last(waits.table, returns=returns)
-    delivery.headers |= {"x-acquired-count": acquired}
-    await waits.processor.process(delivery)
-    assert delivery.settled == ["requeue"]
-
-
-async def test_without_a_limit_there_is_no_last_delivery(audit: AuditFile) -> None:
-    """A classic queue has none, and one may be declared without."""
-    waits = Waits(audit, consumer_timeout=0, delivery_limit=-1)
-    delivery = last(waits.table, returns=1000)
+    delivery.headers |= {} if acquired is None else {"x-acquired-count": acquired}
     await waits.processor.process(delivery)
     assert delivery.settled == ["requeue"]
 
@@ -190,21 +185,6 @@ def rabbitmq_forged() -> Any:
     from mqauth.wire.message import Message
 
     return Message(destination="rabbitmq:shop/orders.created", body=b"forged")
-
-
-@pytest.mark.parametrize(
-    ("settings", "what"),
-    [
-        ({"hold": 0.5}, "hold"),
-        ({"hold": 60, "consumer_timeout": 60}, "consumer_timeout"),
-        ({"max_held": 1001}, "max_held"),
-        ({"max_held": -1}, "max_held"),
-    ],
-)
-def test_refused_bounds(audit: AuditFile, settings: dict[str, Any], what: str) -> None:
-    """Bounds out of their limits are refused at construction."""
-    with pytest.raises(ConfigurationError, match=what):
-        rabbitmq.Consumer(queue(), Table(audit).guard, print, dead_letters=Letters(), **settings)
 
 
 @pytest.mark.parametrize(
