@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from faststream.rabbit.opentelemetry import RabbitTelemetryMiddleware
 from opentelemetry.sdk.trace import TracerProvider
 
 from integration.documentation import ROOT
+from integration.forked import words
 from integration.services import Kafka, RabbitMQ
 from mqauth import ActiveKey, AuditFile, Key, KeySet, MemoryReplayStore, Message, Pipeline, Signer, Verified
 from mqauth.audit.chain import verify_chain
@@ -386,7 +386,7 @@ class Application:
     def _key(self, name: str) -> Any:
         """Make the key of a service, and return its public half."""
         keys = str(self.folder / "keys" / name)
-        run = [sys.executable, "-m", "mqauth", "keys"]
+        run = [*words("mqauth"), "keys"]
         subprocess.run([*run, "new", "--dir", keys, "--subject", name], check=True, capture_output=True)
         found = subprocess.run([*run, "jwks", "--dir", keys], check=True, capture_output=True)
         return json.loads(found.stdout)["keys"][0]
@@ -404,8 +404,8 @@ class Application:
             "SHOP_KAFKA": self.kafka, "SHOP_CONFIG": str(self.folder / f"{name}.toml"), "SHOP_CLIENT": kind,
         }  # fmt: skip
         process = subprocess.Popen(
-            [sys.executable, "-m", f"integration.examples.{name}"], env=environment, cwd=self.folder,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [*words("python"), str(ROOT / "integration" / "examples" / f"{name}.py")], env=environment,
+            cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         watch = threading.Timer(PATIENCE, process.kill)
         watch.start()
