@@ -266,7 +266,7 @@ async def is_unlimited(connection: AbstractConnection, queue: str) -> bool:
     """Tell whether a queue is known to have no delivery limit: it is declared as ``declare_dead_letters`` does.
 
     Raises:
-        ConfigurationError: there is no such queue, or aio-pika cannot name it, as it can no letter beyond ASCII.
+        ConfigurationError: there is no such queue, or its name is not ASCII, which aio-pika cannot send.
     """
     channel = await connection.channel()
     with (
