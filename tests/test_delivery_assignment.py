@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from integration.scale import nightly
 from mqauth import Cause, ConfigurationError, Message, Origin
 from mqauth.clock import Backoff
-from mqauth.delivery.assignment import COMMIT_RETRY, RENEWAL, Assignment
+from mqauth.delivery.assignment import COMMIT_PACE, COMMIT_RETRY, RENEWAL, Assignment
 from mqauth.delivery.partition import ClientCalls, Partition, offset_of
 from mqauth.delivery.start import Committed, Start
 from mqauth.judging.pipeline import Outcome, Step, Verdict
@@ -174,7 +174,7 @@ def test_records_that_are_gone_are_left_behind(assignment: Assignment, clock: Fa
 
 
 def test_commits_after_a_batch_and_at_intervals(assignment: Assignment, clock: FakeClock) -> None:
-    """A batch that is long is committed at intervals, one that ended at once."""
+    """A batch that is long is committed at intervals, one that ended a tenth of a second after the last."""
     assignment.receive(ZERO, records(0, 1))
     assignment.receive(ONE, records(0, place=ONE))
     partition = chosen(assignment)
@@ -185,6 +185,8 @@ def test_commits_after_a_batch_and_at_intervals(assignment: Assignment, clock: F
     assignment.attempted(partition, DONE)
     other = chosen(assignment)
     assignment.visit_ended(partition)
+    assert assignment.due_commits() == {}
+    clock.advance(2 * COMMIT_PACE)
     assert committed(assignment) == {ZERO: 2}
     assert other.running
 
@@ -248,7 +250,7 @@ def test_what_was_taken_away_is_dropped(assignment: Assignment, end: str) -> Non
     assert (assignment.choose(), committed(assignment), partition.alive) == (None, {}, False)
 
 
-def test_what_may_come_back_is_suspended(assignment: Assignment) -> None:
+def test_what_may_come_back_is_suspended(assignment: Assignment, clock: FakeClock) -> None:
     """Between the two calls of an eager rebalance nothing is begun or committed; what came back goes on then."""
     assignment.receive(ZERO, records(0, 1))
     assignment.receive(ONE, records(0, place=ONE))
@@ -257,7 +259,8 @@ def test_what_may_come_back_is_suspended(assignment: Assignment) -> None:
     assignment.revoked({ZERO, ONE}, held={ZERO, ONE})
     assert assignment.next_delivery(partition) is None
     assignment.visit_ended(partition)
-    assert (assignment.choose(), committed(assignment)) == (None, {})
+    clock.advance(2 * COMMIT_PACE)
+    assert (assignment.choose(), assignment.due_commits()) == (None, {})
     assignment.assigned(held={ZERO})
     assert committed(assignment) == {ZERO: 1}
     assert chosen(assignment) is partition
@@ -278,7 +281,7 @@ def test_nothing_is_begun_before_a_rebalance(assignment: Assignment) -> None:
     assert chosen(assignment) is partition
 
 
-def test_a_log_that_went_back_is_another(assignment: Assignment) -> None:
+def test_a_log_that_went_back_is_another(assignment: Assignment, clock: FakeClock) -> None:
     """A record that was received before is one of a topic made anew: what ran of the old one is not committed."""
     assignment.receive(ZERO, records(5, 6))
     old = chosen(assignment)
@@ -286,6 +289,7 @@ def test_a_log_that_went_back_is_another(assignment: Assignment) -> None:
     assignment.attempted(old, DONE)
     assignment.visit_ended(old)
     new = carry(assignment)
+    clock.advance(2 * COMMIT_PACE)
     assert (old.alive, new is old, committed(assignment)) == (False, False, {ZERO: 1})
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mqauth.clock import Backoff
 from mqauth.delivery import partition as finished
-from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.assignment import COMMIT_PACE, Assignment
 from mqauth.delivery.partition import Partition, Receipt, offset_of
 from mqauth.delivery.start import Committed, TopicStart, partitions_at_first, topic_start
 from mqauth.errors import StaleDelivery
@@ -252,11 +252,12 @@ def test_what_was_handled_here_is_settled_and_committed_first(assignment: Assign
     assert assignment.counts.duplicate == 2
 
 
-def test_what_was_committed_is_forgotten(assignment: Assignment) -> None:
+def test_what_was_committed_is_forgotten(assignment: Assignment, clock: FakeClock) -> None:
     """A record that comes again although it was committed is wanted again, by whoever moved the offset."""
     messages = records(0)
     assignment.receive(ZERO, messages)
     carry(assignment)
+    clock.advance(2 * COMMIT_PACE)
     committed(assignment)
     assert come_back(assignment, messages) == messages
 

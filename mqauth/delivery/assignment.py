@@ -16,8 +16,8 @@ from mqauth.errors import require
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
 from mqauth.wire.message import Message
 
-COMMIT_RETRY: Final = 1.0
-"""Seconds before a failed commit is made again; during a rebalance none can succeed."""
+COMMIT_PACE, COMMIT_RETRY = 0.1, 1.0
+"""Seconds between two commits after visits, since clients read nothing meanwhile; and after one that failed."""
 RENEWAL: Final = 12 * 3600.0
 """Seconds after which all offsets are committed again: they expire (``offsets.retention.minutes``)."""
 Due = Mapping[Partition, int]
@@ -35,7 +35,6 @@ class Assignment:
         width: how many partitions can be worked on at once.
 
     Attributes:
-        backoff: as given.
         counts: what became of the deliveries.
         early: the first offset that was received of each partition before it was begun.
         epoch: counts facts of rebalances.
@@ -255,11 +254,10 @@ class Assignment:
     def client_calls(self, held: Set[Any], paused: Set[Any]) -> ClientCalls:
         """Return what to pause, resume and seek before the next poll, of what is held, and paused there."""
         with self._lock:
-            full = 0 < self._width <= len(self._running)
             partitions = self._partitions.values()
             unbegun = held - self._partitions.keys()
             busy = {each.topic_partition for each in partitions if each.busy}
-            wished = held & (held if full else busy | unbegun)
+            wished = held & (held if 0 < self._width <= len(self._running) else busy | unbegun)
             pause, resume = wished - paused, (paused & self._paused) - wished
             self._paused = pause | (wished & self._paused)
             wanted = {each.topic_partition: each.seek for each in partitions if each.topic_partition in held}
@@ -281,11 +279,12 @@ class Assignment:
             return max(0.0, min([longest, *(moment - now for moment in moments)]))
 
     def due_commits(self, *, last: bool = False) -> Due:
-        """Return the offsets to commit now: after each visit, at intervals in a long one, and all at the end."""
+        """Return the offsets to commit now: after visits, at intervals in a long one, and before a rebalance."""
         now = self._clock.monotonic()
         with self._lock:
-            timely = self._ended or not self._running or self._doubted is not None
-            if not last and (now < self._held_until or not (timely or now - self._committed_at >= self._interval)):
+            pause = self._interval if self._running and not self._ended else min(COMMIT_PACE, self._interval)
+            early = not self._held_back and self._doubted is None and now - self._committed_at < pause
+            if not last and (early or now < self._held_until):
                 return {}
             due = self.settled_offsets()
             self._uncommitted = self._uncommitted if due else None
@@ -296,7 +295,7 @@ class Assignment:
 
         A commit shows whether we are a member.
         """
-        due: dict[Partition, int] = {}
+        due = dict[Partition, int]()
         with self._lock:
             again = self._clock.monotonic() - self._renewed_at >= RENEWAL
             for partition in self._partitions.values():
