@@ -287,7 +287,7 @@ def test_outage_of_letters_alone(stand: Stand) -> None:
     stand.add(b"other", partition=ONE)
     seen: list[Any] = []
     stand.client.events = [lambda: None] * 6 + [lambda: seen.append(stand.consumer.health())]
-    stand.run(rounds=12, seconds=0.01)
+    stand.run(rounds=12, seconds=0.2)
     (stall,) = seen[0].stalls
     assert (stall.topic, stall.partition, stall.offset) == ("orders", 0, 0)
     assert (stall.cause, stall.detail) == (Cause.DEAD_LETTER_UNAVAILABLE, "KafkaError")
@@ -318,7 +318,7 @@ def test_too_large(late: bool, stand: Stand) -> None:
     """A letter that is too large goes in a smaller form, whoever refuses it; its neighbour as it is."""
     setattr(stand.broker, "late_limit" if late else "limit", 1000)
     stand.add(*[b"x" * 5000] * 20, b"evil", sealed=False)
-    stand.run(rounds=60)
+    stand.run(rounds=60, seconds=0.2)
     *references, other = stand.broker.committed
     assert (all(b"body_size" in reference for reference in references), other) == (True, b"evil")
     assert stand.broker.offsets == {ZERO: 21}

@@ -286,6 +286,7 @@ class Bench:
     def handle(self, message: Any) -> None:
         """Handle the message; the commit after it does not return."""
         self.handled.append(message.body)
+        self.clock.advance(1)  # the commit is due then
         self.client.asked.clear()
         self.client.answers.clear()
 
