@@ -162,7 +162,8 @@ def scene(client: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
 def test_killed_and_started_again(scene: Scene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Killed between handler and commit, or dead letter and commit, at night twice: nothing is lost.
 
-    aio-pika acks each message by itself, so that only the one in flight comes again.
+    aio-pika acks each message by itself, so that only the one in flight comes again. Kafka's clients commit ten
+    times a second, so that what was settled since comes again.
     """
     kills = (3, 7) if is_nightly() else (3,)
     one = {"at_once": 1} if scene.client in ONE_IN_HAND else {}
@@ -177,9 +178,6 @@ def test_killed_and_started_again(scene: Scene, moment: str, capsys: pytest.Capt
         assert (again, twice) == (len(kills) * (moment == "handler"), len(kills) * (moment == "letter"))
     elif moment in ("handler", "letter"):
         assert (again if moment == "handler" else twice) > 0
-    if one:
-        # The record in hand, and the one before it, whose commit may have been on its way.
-        assert max(again, twice) <= 2 * len(kills)
 
 
 @pytest.mark.parametrize("client", ["kafka-python", "pika"])
