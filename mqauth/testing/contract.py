@@ -75,7 +75,7 @@ class _Contract:
     """The promises that hold for both forms of tokens; the docstring of each test is the promise."""
 
     forge: ClassVar[type[Forge]] = Forge
-    in_order: ClassVar[int] = 1000
+    in_order: ClassVar[int] = 200
 
     @pytest.fixture
     def play(self, stage: Stage, tmp_path: Any) -> Any:
@@ -199,7 +199,6 @@ class BatchContract(_Contract):
     """The same promises for messages in batches, and those that a batch adds."""
 
     forge = BatchForge
-    in_order = 200
 
     def test_attacks(self, play: Play) -> None:
         """Every attack, on single messages and on batches, is dead-lettered with its reason and never handled."""
