@@ -1,4 +1,4 @@
-"""The remote key cache against a real server in another process that misbehaves in every way it can.
+"""Keys that are fetched from a real server in another process, which hangs, ends, or proves to be another one.
 
 Here time is real and short: a bound of a third of a second stands for one of five, and what is asserted is
 that nothing takes longer than its bound.
@@ -6,11 +6,9 @@ that nothing takes longer than its bound.
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
@@ -22,11 +20,10 @@ import pytest
 from integration.keyserver import Authority, KeyServer
 from mqauth import JWKS
 from mqauth.clock import SYSTEM_CLOCK
-from mqauth.errors import Cause, Unavailable
+from mqauth.errors import Unavailable
 from mqauth.http.connection import Deadline, Endpoint, FetchFailed, connect, tls_context
 from mqauth.keystore.remote.fetch import URLFetch
 from mqauth.keystore.remote.rules import Answer
-from mqauth.testing import FakeClock
 from mqauth.testing.stage import wait_until
 from mqauth.wire.keys import Key
 
@@ -179,40 +176,6 @@ def test_no_socket_is_left_open(server: KeyServer, authority: Authority) -> None
 
 
 # The cache, with its thread and real time
-
-
-def test_an_event_loop_runs_on_while_a_fetch_hangs(server: KeyServer, authority: Authority) -> None:
-    """Coroutines that wait for a hanging issuer are deferred after ``wait``, and the loop ticks meanwhile."""
-    clock, wait = FakeClock(), 0.5
-
-    async def main(jwks: JWKS) -> float:
-        began = last = time.monotonic()
-        tasks = [asyncio.create_task(jwks.arefresh(f"kid-{n}", clock.now())) for n in range(50)]
-        longest = 0.0
-        while not all(task.done() for task in tasks) and last - began < 5:
-            await asyncio.sleep(0.005)
-            clock.advance(time.monotonic() - last)
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
-        failures = [task.exception() for task in tasks]
-        assert {found.cause for found in failures if isinstance(found, Unavailable)} == {Cause.KEY_PENDING}
-        assert len(failures) == sum(isinstance(found, Unavailable) for found in failures)
-        assert wait <= last - began < wait + SLACK
-        return longest
-
-    with cache(server, authority, timeout=2, wait=wait, clock=clock) as jwks:
-        jwks.refresh(A.kid, clock.now())
-        clock.advance(60)
-        server.behave("hang")
-        assert asyncio.run(main(jwks)) < 0.2
-
-
-def test_closing_while_an_attempt_hangs_is_bounded(server: KeyServer, authority: Authority) -> None:
-    """``close`` during a hanging attempt returns when that attempt's time is over, and no thread is left."""
-    server.behave("hang")
-    jwks = cache(server, authority)
-    jwks.start()
-    assert seconds(jwks.close) < TIMEOUT + SLACK
-    assert not any(thread.name == "mqauth-jwks" for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("locked", [False, True], ids=["fetching", "with the lock held"])

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -15,6 +14,7 @@ from typing import Final
 import pytest
 
 from integration.documentation import Reader, blocks, matches
+from integration.forked import words
 from integration.held_key import (
     MESSAGE,
     MOUNT,
@@ -202,12 +202,10 @@ def verified(wit: str, public: Key) -> str:
     return identity.parse_wit(wit.encode()).identity.subject
 
 
-def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command of mqauth in a process of its own."""
-    entry = "import sys; from mqauth.cli import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", entry, *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False
-    )
+    line = [*words("mqauth"), *arguments]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.slow
