@@ -49,8 +49,8 @@ class Entered:
 
     store: Keystore
 
-    def uri(self, server: str = "") -> str:
-        """Return the reference of the key, or by the URL of a proxy."""
+    def uri(self) -> str:
+        """Return the reference of the key."""
         raise NotImplementedError
 
     def adopt(self, uri: str = "", *, pinned: bool = False) -> Key:
@@ -86,11 +86,10 @@ class Held(Entered):
         self.token = private(self.folder / "token", self.openbao.token(self.policy))
         self.store = Keystore(folder=self.folder / "keys")
 
-    def uri(self, server: str = "", version: int = 1) -> str:
-        """Return the reference of a version, by TLS, or by a URL of http on loopback."""
-        place = f"transit:{server or self.openbao.secure}/{MOUNT}/{self.name}?key_version={version}"
-        trust = "unsafe_http_loopback=true" if server else f"ca={self.openbao.ca}"
-        return f"{place}&token_file={self.token}&{trust}"
+    def uri(self, version: int = 1) -> str:
+        """Return the reference of a version, by TLS."""
+        place = f"transit:{self.openbao.secure}/{MOUNT}/{self.name}?key_version={version}"
+        return f"{place}&token_file={self.token}&ca={self.openbao.ca}"
 
 
 class OfAKeystore(SigningContract):

@@ -81,9 +81,9 @@ class KmsHeld(Entered):
         made = self.client.create_key(KeySpec=SPECS[self.algorithm], KeyUsage="SIGN_VERIFY")
         return str(made["KeyMetadata"]["Arn"])
 
-    def uri(self, server: str = "", arn: str = "") -> str:
-        """Return the reference of the key, or of another ARN, at the emulation or a proxy."""
-        return f"awskms:{arn or self.arn}?endpoint={server or self.kms.url}&unsafe_http_loopback=true"
+    def uri(self, arn: str = "") -> str:
+        """Return the reference of the key, or of another ARN."""
+        return f"awskms:{arn or self.arn}?endpoint={self.kms.url}&unsafe_http_loopback=true"
 
 
 class User:

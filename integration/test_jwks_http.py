@@ -23,7 +23,6 @@ from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import Unavailable
 from mqauth.http.connection import Deadline, Endpoint, FetchFailed, connect, tls_context
 from mqauth.keystore.remote.fetch import URLFetch
-from mqauth.keystore.remote.rules import Answer
 from mqauth.testing.stage import wait_until
 from mqauth.wire.keys import Key
 
@@ -81,17 +80,6 @@ def seconds(action: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
-def test_a_good_set_arrives_whole(server: KeyServer, authority: Authority) -> None:
-    """Over http on loopback and over https with an own CA, keys, tag, freshness and date arrive."""
-    headers = {"ETag": '"1"', "Cache-Control": "max-age=600", "Date": "Wed, 21 Oct 2015 07:28:00 GMT"}
-    server.serve([A, B], headers=headers, mqauth_publish_delay=600)
-    fetch = fetcher(server, authority)
-    assert fetch(None) == Answer(
-        keys=fetch(None).keys, publish_delay=600, max_age=600, age=0, date=1445412480, etag='"1"'
-    )
-    assert fetch('"1"').keys is None
-
-
 @pytest.mark.parametrize("mode", ["hang", "drip_head", "drip_body"])
 def test_the_whole_exchange_has_one_bound(server: KeyServer, authority: Authority, mode: str) -> None:
     """A server that hangs, or sends a byte every 20 ms, is given up when the time for all of it is over."""
@@ -103,15 +91,6 @@ def test_the_whole_exchange_has_one_bound(server: KeyServer, authority: Authorit
             fetcher(server, authority)(None)
 
     assert TIMEOUT <= seconds(attempt) < TIMEOUT + SLACK
-
-
-def test_a_refused_connection_fails_at_once(server: KeyServer, authority: Authority) -> None:
-    """A server that is down is out of reach within a moment, and in reach when it is back."""
-    server.down()
-    with pytest.raises(FetchFailed, match="out of reach: Connection refused"):
-        fetcher(server, authority)(None)
-    server.up()
-    assert fetcher(server, authority)(None).keys is not None
 
 
 def test_a_tls_handshake_that_never_comes_is_bounded(plain: KeyServer, authority: Authority) -> None:

@@ -294,34 +294,6 @@ def test_no_such_topic(bench: Bench, topic: str) -> None:
     assert letter.occurrences("mqauth-dead-reason") == (b"handler_failed",)
 
 
-def test_a_producer_that_failed_for_good_ends_the_consumer(bench: Bench) -> None:
-    """One answer that the broker refuses is its request's failure; the next consumer answers the others."""
-    small = bench.stage.topic + ".small"
-    bench.stage.create(small, config={"max.message.bytes": "2000"})
-    _ask(bench, small)
-    _ask(bench, bench.stage.dead)
-    answers = {small: b"x" * 5000, bench.stage.dead: b"pong"}
-
-    def fresh() -> wrapper.Producer:
-        client = bench.keep(type(bench.stage._client)(bootstrap_servers=bench.stage.servers))
-        return wrapper.Producer(client, bench.forge.signer())
-
-    def handler(verified: Verified) -> None:
-        verified.reply(answers[verified.properties["reply-to"]]).get(timeout=30)
-
-    with (
-        pytest.raises(wrapper.ProducerFatalError, match="MessageSizeTooLargeError"),
-        bench.consumer(handler, replies=fresh()) as consumer,
-    ):
-        wait_until(lambda: consumer.failed)
-    consumer.calls._client.close()
-    assert bench.audit.path.read_bytes().count(b"handler_failed") == 1
-    with bench.consumer(handler, replies=fresh()):
-        wait_until(lambda: len(bench.stage.letters()) == 2)
-    assert bench.audit.path.read_bytes().count(b"handler_failed") == 1
-    bench.stage.admin.delete_topics([small])
-
-
 def _rejected(bench: Bench) -> bool:
     """Tell whether a request was rejected: its record is written before its letter."""
     return b"handler_failed" in bench.audit.path.read_bytes()

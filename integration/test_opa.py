@@ -224,28 +224,6 @@ def test_the_check_asks_it(agent: Agent, tmp_path: Path, capsys: pytest.CaptureF
     assert asked()[0] == 1
 
 
-def test_the_self_test_asks_it(agent: Agent, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """``mqauth selftest``: 0 where it refuses what names nobody, 1 where it allows it, 3 where nobody answers."""
-    file = tmp_path / "mqauth.toml"
-    (tmp_path / "jwks.json").write_text(_key_set())
-
-    def asked(url: str = agent.url) -> tuple[int, str]:
-        file.write_text(FILE.format(url=url, path=PATH))
-        code = main(["selftest", "--config", str(file)])
-        return code, capsys.readouterr().out.splitlines()[-1]
-
-    agent.load(policy_of(PLACE))
-    where = f"agent {agent.url}/v1/data/{PATH}"
-    code, said = asked()
-    assert (code, said.startswith(where)) == (0, True)
-    assert said.endswith(": refuses what names no producer; opa, no bundle")
-    agent.load("package mqauth\ndefault allow := true")
-    assert asked()[0] == 1
-    code, said = asked(url="http://127.0.0.1:1")
-    assert code == 3
-    assert said.startswith(f"agent http://127.0.0.1:1/v1/data/{PATH}")
-
-
 @pytest.mark.slow
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's policy passes its own tests, is built, asked by the page's file, and decides as the page says."""

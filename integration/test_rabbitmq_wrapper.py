@@ -337,25 +337,6 @@ async def test_a_letter_beside_one_that_is_too_large(bench: Bench) -> None:
     assert whole >= {message.body for message in small}
 
 
-async def test_judging_for_those_who_settle_themselves(bench: Bench) -> None:
-    """judge() gives the verdict and settles nothing; confirm, release and dead_letter end it."""
-    guard, name = bench.guard(), bench.source.name
-    await bench.publish()
-    await bench.forge_one()
-    first, second = await bench.source.get(), await bench.source.get()
-    honest = await wrapper.judge(guard, first, queue=name)
-    assert honest.outcome.verdict is Verdict.ACCEPTED
-    assert (await honest.release()).verdict is Verdict.DEFERRED
-    again = await wrapper.judge(guard, first, queue=name)
-    assert (await again.confirm()).verdict is Verdict.ACCEPTED
-    forged = await wrapper.judge(guard, second, queue=name)
-    assert forged.outcome.verdict is Verdict.REJECTED
-    assert (await forged.dead_letter(bench.letters())).outcome.dead_letter is not None
-    await first.ack()
-    await second.ack()
-    assert len(await bench.buried()) == 1
-
-
 async def test_replies_are_signed(bench: Bench) -> None:
     """A reply goes to reply-to with the correlation id, and verifies at a direct reply-to's consumer."""
     replies: asyncio.Queue[Any] = asyncio.Queue()
