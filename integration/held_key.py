@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +11,6 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from integration.http_proxy import Answer, Proxy, honest
 from integration.services.openbao import OpenBao
 from mqauth import Signer, Unavailable
 from mqauth.keystore import ActiveKey, Keystore
@@ -52,8 +49,8 @@ class Entered:
 
     store: Keystore
 
-    def uri(self, server: str = "") -> str:
-        """Return the reference of the key, or by the URL of a proxy."""
+    def uri(self) -> str:
+        """Return the reference of the key."""
         raise NotImplementedError
 
     def adopt(self, uri: str = "", *, pinned: bool = False) -> Key:
@@ -89,11 +86,10 @@ class Held(Entered):
         self.token = private(self.folder / "token", self.openbao.token(self.policy))
         self.store = Keystore(folder=self.folder / "keys")
 
-    def uri(self, server: str = "", version: int = 1) -> str:
-        """Return the reference of a version, by TLS, or by a URL of http on loopback."""
-        place = f"transit:{server or self.openbao.secure}/{MOUNT}/{self.name}?key_version={version}"
-        trust = "unsafe_http_loopback=true" if server else f"ca={self.openbao.ca}"
-        return f"{place}&token_file={self.token}&{trust}"
+    def uri(self, version: int = 1) -> str:
+        """Return the reference of a version, by TLS."""
+        place = f"transit:{self.openbao.secure}/{MOUNT}/{self.name}?key_version={version}"
+        return f"{place}&token_file={self.token}&ca={self.openbao.ca}"
 
 
 class OfAKeystore(SigningContract):
@@ -136,51 +132,3 @@ def signs_nothing_through(fault: Fault, held: Entered) -> str:
         fault.mend(held)
         assert accepted(signer.sign(MESSAGE), public) == public.kid
     return f"{caught.value!r}{caught.value.__cause__!r}"
-
-
-def of_other_input(member: str) -> Answer:
-    """Have the server sign another input of the same length: a signature of the right key and shape."""
-
-    def change(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
-        head, _, body = request.partition(b"\r\n\r\n")
-        told = json.loads(body)[member]
-        raw = base64.b64decode(told)
-        other = base64.b64encode(raw[:-1] + bytes([raw[-1] ^ 1])).decode()
-        return server(head + b"\r\n\r\n" + body.replace(told.encode(), other.encode()))
-
-    return change
-
-
-def refuses(answer: Answer, says: str, held: Entered, proxy: Proxy) -> str:
-    """See that an answer is ``Unavailable`` after three attempts, and passes; return what was told."""
-    public, signer = held.adopt(held.uri(proxy.url)), held.signer()
-    signer.sign(MESSAGE)
-    before, proxy.answer = proxy.requests, answer
-    with pytest.raises(Unavailable, match=says) as caught:
-        signer.sign(MESSAGE)
-    assert proxy.url in str(caught.value)
-    assert proxy.requests == before + 3
-    proxy.answer = honest
-    assert accepted(signer.sign(MESSAGE), public) == public.kid
-    return f"{caught.value!r}{caught.value.__cause__!r}"
-
-
-def takes_the_good_ones(wrong: Answer, held: Entered, proxy: Proxy) -> None:
-    """See that each message is signed at the third attempt, where two of three answers are wrong."""
-    public, signer = held.adopt(held.uri(proxy.url)), held.signer()
-    begun = proxy.requests
-
-    def now_and_then(request: bytes, server: Callable[[bytes], bytes]) -> bytes | None:
-        return honest(request, server) if (proxy.requests - begun) % 3 == 0 else wrong(request, server)
-
-    proxy.answer = now_and_then
-    for number in range(10):
-        assert accepted(signer.sign(replace(MESSAGE, key=b"%d" % number)), public) == public.kid
-    assert proxy.requests == begun + 30
-
-
-def megabytes(kind: str) -> Answer:
-    """Answer with 30 MiB."""
-    body = b'{"data":"%s"}' % (b" " * 31_457_280)
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    return lambda *_: head.encode() + body

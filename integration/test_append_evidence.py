@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 
-from integration.every_client import RABBITMQ, Consuming, Wiring
+from integration.client_bench import ClientBench
+from integration.every_client import RABBITMQ, Consuming
 from integration.rollout_world import Shifted
 from integration.services import RabbitMQ
 from integration.wire import Wire
-from mqauth import MemoryReplayStore, Pipeline
-from mqauth.audit.file import AuditFile
+from mqauth import Pipeline
 from mqauth.brokers import pika, rabbitmq
 from mqauth.brokers.amqp_messages import APPEND_HEADER
 from mqauth.brokers.pika import consumer as pika_queue
@@ -33,7 +33,6 @@ from mqauth.brokers.rabbitmq import consumer as rabbitmq_queue
 from mqauth.cli import main as command
 from mqauth.errors import ConfigurationError, MqauthError, Reason
 from mqauth.judging.verifier import Issuer
-from mqauth.testing.forge import Forge
 from mqauth.testing.loop_thread import LoopThread
 from mqauth.testing.stage import wait_until
 from mqauth.testing.stage_pika import connect
@@ -47,45 +46,30 @@ BELIEVED = "append_evidence: RabbitMQ leaves the timestamp_in_ms of a sender as 
 HOUR = 3600
 
 
-class Bench:
+class Bench(ClientBench):
     """A queue, and a consumer that judges its messages by the append times of the broker.
 
     Args:
         broker: has the queue.
-        folder: for the audit.
+        folder: for a folder with the audit.
         settings: of the verifier.
     """
 
     def __init__(self, broker: RabbitMQ, folder: Path, **settings: Any) -> None:
-        self.broker = broker
-        self.ending = ExitStack()
-        self.stage = RabbitMQStage(broker.url)
-        self.ending.callback(self.stage.close)
-        self.forge = Forge(lifetime=60)
+        own = folder / broker.url[-6:-1]
+        own.mkdir()
+        super().__init__(broker, own)
         self.stolen = replace(
             Key.generate(subjects=[self.forge.subject]),
             revocation=Revocation(reason="stolen", revoked_at=int(time.time()) - HOUR),
         )
-        self.handled: list[bytes | None] = []
-        self.audit = self.ending.enter_context(AuditFile(folder / f"{broker.url[-6:-1]}.jsonl", fsync=False))
         self.clock = Shifted()
         trusted = {self.forge.issuer: Issuer(keys=KeySet([self.forge.key, self.stolen]))}
-        self.guard = Pipeline(
-            verifier=self.forge.verifier(keys=trusted, **APPEND | settings),
-            policy=self.forge.policy(self.stage.destination), replay=MemoryReplayStore(), audit=self.audit,
-            clock=self.clock,
-        )  # fmt: skip
+        self._verifier = self.forge.verifier(keys=trusted, **APPEND | settings)
 
-    def wiring(self, url: str | None = None) -> Wiring:
-        """Return the parts of a consumer."""
-        return Wiring(
-            url=url or self.broker.url, source=self.stage.queue, dead=self.stage.dead, scope=self.stage.queue,
-            guard=self.guard, handler=lambda message: self.handled.append(message.body),
-        )  # fmt: skip
-
-    def send(self, body: bytes) -> None:
-        """Publish a message of the honest producer."""
-        self.stage.inject(self.forge.signer().sign(Message(destination=self.stage.destination, body=body)))
+    def guard(self, **settings: Any) -> Pipeline:
+        """Return a pipeline that goes by append times."""
+        return super().guard(verifier=self._verifier, clock=self.clock, **settings)
 
     def forge_with_the_stolen_key(self, body: bytes, url: str | None = None) -> None:
         """Publish a message of a thief, who dates it back to before the key was revoked."""
@@ -208,7 +192,7 @@ def test_an_account_that_may_not_ask(account: str, permissions: tuple[str, ...],
     for client in RABBITMQ.values():
         with (
             pytest.raises(ConfigurationError, match=r"ACCESS_REFUSED.* configure and read for \"amq.gen-"),
-            client(bench.wiring(url)),
+            client(replace(bench.wiring(), url=url)),
         ):
             pass
 
@@ -270,7 +254,7 @@ async def test_a_stop_meanwhile(
     ):
         queue = await (await consuming.channel()).get_queue(bench.stage.queue)
         letters = rabbitmq.DeadLetters(await publishing.channel(), bench.stage.dead)
-        consumer = rabbitmq.Consumer(queue, bench.guard, bench.handled.append, dead_letters=letters)
+        consumer = rabbitmq.Consumer(queue, bench.guard(), bench.handled.append, dead_letters=letters)
         bench.broker.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
         try:
             running = asyncio.create_task(consumer.run(signals=True))
@@ -292,7 +276,7 @@ def test_another_broker_after_a_reconnect(
     with closing(LoopThread()) as thread:
         wire = Wire(bench.broker.url)
         thread.call(wire.__aenter__())
-        with refused, RABBITMQ[name](bench.wiring(wire.url)):
+        with refused, RABBITMQ[name](replace(bench.wiring(), url=wire.url)):
             bench.send(b"an order")
             wait_until(lambda: bench.handled == [b"an order"])
             bench.forge_with_the_stolen_key(b"a transfer", plain.broker.url)
@@ -315,16 +299,16 @@ class TestOwnConsumers:
                 channel = await connection.channel()
                 queue = await channel.get_queue(each.stage.queue)
                 letters = rabbitmq.DeadLetters(channel, each.stage.dead)
-                calls = rabbitmq.guarded(each.guard, each.handled.append, dead_letters=letters, queue=queue.name)
+                calls = rabbitmq.guarded(each.guard(), each.handled.append, dead_letters=letters, queue=queue.name)
                 message = await queue.get()
                 assert message is not None
                 if each is plain:
                     with pytest.raises(ConfigurationError, match=BELIEVED):
-                        await rabbitmq.judge(each.guard, message, queue=queue.name)
+                        await rabbitmq.judge(each.guard(), message, queue=queue.name)
                     with pytest.raises(ConfigurationError, match=BELIEVED):
                         await calls(message)
                 else:
-                    judged = await rabbitmq.judge(each.guard, message, queue=queue.name)
+                    judged = await rabbitmq.judge(each.guard(), message, queue=queue.name)
                     assert judged.outcome.reason is Reason.KEY_REVOKED
                     await calls(message)
         assert (bench.reasons(), plain.reasons(), bench.handled, plain.handled) == (["key_revoked"], [], [], [])
@@ -345,7 +329,7 @@ def consume(bench: Bench, reasons: list[Reason | None]) -> None:
     """Judge the message of a queue in a callback of pika's."""
 
     def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        judged = pika.judge(bench.guard, channel, method, properties, body, queue=bench.stage.queue)
+        judged = pika.judge(bench.guard(), channel, method, properties, body, queue=bench.stage.queue)
         reasons.append(judged.reason)
         channel.stop_consuming()
 

@@ -7,12 +7,12 @@ import json
 import logging
 import os
 import secrets
-import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -22,24 +22,19 @@ from integration.held_key import (
     Entered,
     Fault,
     OfAKeystore,
-    megabytes,
-    of_other_input,
-    refuses,
     signs_nothing_through,
-    takes_the_good_ones,
 )
-from integration.http_proxy import Answer, Proxy
-from integration.keyserver import Authority
+from integration.redis_doubles import certificate, tls_front
 from integration.services.kms import Emulation, LocalKms, MiniStack
 from mqauth import Unavailable
 from mqauth.cli import main
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.reference.awskms import MAX_RAW, client_of
+from mqauth.keystore.reference.uri import TIMEOUT, KmsReference
 from mqauth.testing.signing_contract import accepted, verify
 from mqauth.wire import jws
 from mqauth.wire.keys import Key
-from tests.authority_world import World
 
 SPECS: Final = {"EdDSA": "ECC_NIST_EDWARDS25519", "ES256": "ECC_NIST_P256", "ES384": "ECC_NIST_P384"}
 _NOWHERE: Final = {
@@ -70,14 +65,11 @@ class KmsHeld(Entered):
         kms: the emulation.
         folder: for a keystore.
         algorithm: of the key.
-        spec: of the key, in place of that of the algorithm.
     """
 
     kms: Emulation
     folder: Path
     algorithm: str = "ES256"
-    spec: str = ""
-    usage: str = "SIGN_VERIFY"
 
     def __post_init__(self) -> None:
         self.client = self.kms.client()
@@ -86,19 +78,12 @@ class KmsHeld(Entered):
 
     def make(self) -> str:
         """Make a key, and return its ARN."""
-        spec = self.spec or SPECS[self.algorithm]
-        made = self.client.create_key(KeySpec=spec, KeyUsage=self.usage)
+        made = self.client.create_key(KeySpec=SPECS[self.algorithm], KeyUsage="SIGN_VERIFY")
         return str(made["KeyMetadata"]["Arn"])
 
-    def alias(self) -> str:
-        """Make an alias of the key, and return its ARN."""
-        name = f"alias/orders-{secrets.token_hex(6)}"
-        self.client.create_alias(AliasName=name, TargetKeyId=self.arn)
-        return f"{self.arn.partition(':key/')[0]}:{name}"
-
-    def uri(self, server: str = "", arn: str = "") -> str:
-        """Return the reference of the key, or of another ARN, at the emulation or a proxy."""
-        return f"awskms:{arn or self.arn}?endpoint={server or self.kms.url}&unsafe_http_loopback=true"
+    def uri(self, arn: str = "") -> str:
+        """Return the reference of the key, or of another ARN."""
+        return f"awskms:{arn or self.arn}?endpoint={self.kms.url}&unsafe_http_loopback=true"
 
 
 class User:
@@ -196,46 +181,37 @@ class TestEd25519KeyInMiniStack(Allowed):
 # --- what is sent -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def proxy(local_kms: LocalKms) -> Iterator[Proxy]:
-    """A proxy in front of local-kms, honest so far."""
-    with Proxy(local_kms.url) as found:
-        yield found
+def watched(held: KmsHeld) -> list[Any]:
+    """Adopt a key, and return where what its producer sends from now on is noted."""
+    held.adopt()
+    sent: list[Any] = []
+    client = client_of(os.getpid(), KmsReference.parse(held.uri()), TIMEOUT)
+    client.meta.events.register("before-send.kms", lambda request, **_: sent.append(json.loads(request.body)))
+    return sent
 
 
-@pytest.mark.parametrize(("size", "kind", "sent"), [(MAX_RAW, "RAW", MAX_RAW), (MAX_RAW + 1, "DIGEST", 32)])
-def test_a_message_up_to_its_bound_is_sent_as_it_is(
-    held: KmsHeld, proxy: Proxy, size: int, kind: str, sent: int
-) -> None:
+@pytest.mark.parametrize(("size", "kind", "length"), [(MAX_RAW, "RAW", MAX_RAW), (MAX_RAW + 1, "DIGEST", 32)])
+def test_a_message_up_to_its_bound_is_sent_as_it_is(held: KmsHeld, size: int, kind: str, length: int) -> None:
     """4,096 bytes are digested by AWS KMS, and one more here; both signatures hold."""
-    held.adopt(held.uri(proxy.url))
-    key, seen = ActiveKey(held.store.folder).signing_key(), []
-
-    def watch(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
-        seen.append(json.loads(request.partition(b"\r\n\r\n")[2]))
-        return server(request)
-
-    proxy.answer = watch
+    sent, key = watched(held), ActiveKey(held.store.folder).signing_key()
     data = b"x" * size
     opened = jws.Opened(key.algorithm, key.kid, data, b"", key.sign(data))
     jws.verify(opened, held.store.ring().keys[0].key)
-    (asked,) = seen
-    assert (asked["MessageType"], len(base64.b64decode(asked["Message"]))) == (kind, sent)
+    (asked,) = sent
+    assert (asked["MessageType"], len(base64.b64decode(asked["Message"]))) == (kind, length)
 
 
 def test_ed25519_signs_4096_bytes_and_no_more(ministack: MiniStack, tmp_path: Path) -> None:
     """A longer signing input is refused before anything is asked, and the error says what to do."""
     held = KmsHeld(ministack, tmp_path, "EdDSA")
-    with credentials(ministack.owner), Proxy(ministack.url) as proxy:
-        held.adopt()
-        signing = held.store.ring().active
-        assert signing is not None
-        key = ActiveKey(held.store.folder).signing_key()
+    with credentials(ministack.owner):
+        sent, key = watched(held), ActiveKey(held.store.folder).signing_key()
         data = b"x" * MAX_RAW
-        jws.verify(jws.Opened("EdDSA", key.kid, data, b"", key.sign(data)), signing.key)
+        public = held.store.ring().keys[0].key
+        jws.verify(jws.Opened("EdDSA", key.kid, data, b"", key.sign(data)), public)
         with pytest.raises(ConfigurationError, match="4096 bytes at most, and a token has 4097: use a P-256 key"):
             key.sign(data + b"x")
-        assert proxy.requests == 0
+    assert len(sent) == 1
 
 
 @pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
@@ -250,15 +226,6 @@ def test_aws_refuses_the_other_way_for_long_messages(
     }[algorithm]
     with pytest.raises(held.client.exceptions.ClientError, match=r"4096|MessageType"):
         held.client.sign(KeyId=held.arn, **asked)
-
-
-def test_an_alias_in_a_keystore_signs_nothing(held: KmsHeld) -> None:
-    """An alias that somebody wrote into the keyset is refused, for it may stand for another key tomorrow."""
-    held.adopt()
-    path = held.store.folder / "keyset.json"
-    path.write_text(path.read_text().replace(held.arn, held.alias()))
-    with pytest.raises(ConfigurationError, match="an alias may stand for another key tomorrow"):
-        held.signer().sign(MESSAGE)
 
 
 # --- faults -----------------------------------------------------------------------------------------------
@@ -393,74 +360,7 @@ def assumed(aws: MiniStack, name: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-# --- what stands between, and answers in its place ---------------------------------------------------------
-
-
-RUBBISH: Final[dict[str, tuple[Answer, str]]] = {
-    "another input's": (of_other_input("Message"), "signs with another key"),
-    "half an answer": (lambda request, server: server(request)[:-20], "without a signature|Error"),
-    "no HTTP": (lambda *_: b"\x16\x03\x01\x00\xff" * 800, "ConnectionClosedError"),
-    "30 MiB": (megabytes("application/x-amz-json-1.1"), "without a signature"),
-    "silence": (lambda *_: None, "ReadTimeoutError"),
-}
-
-
-@pytest.mark.parametrize(
-    "rubbish", [pytest.param(name, marks=pytest.mark.slow if name == "silence" else ()) for name in RUBBISH]
-)
-def test_no_rubbish_becomes_a_token(
-    rubbish: str, held: KmsHeld, proxy: Proxy, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whatever is answered, in the right shape too, is ``Unavailable`` after three attempts, and not repeated."""
-    told = refuses(*RUBBISH[rubbish], held, proxy)
-    assert "unguessable" not in told + caplog.text
-
-
-def test_another_keys_signature_under_this_keys_name_is_never_sent(held: KmsHeld, proxy: Proxy) -> None:
-    """The server is made to sign with another key of its own, and names the right one: that is no token."""
-    public, signer, other = held.adopt(held.uri(proxy.url)), held.signer(), held.make()
-
-    def swapped(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
-        asked = request.replace(held.arn.encode(), other.encode())
-        return server(asked).replace(other.encode(), held.arn.encode())
-
-    proxy.answer = swapped
-    with pytest.raises(Unavailable, match=f"signs with another key than {public.kid}"):
-        signer.sign(MESSAGE)
-
-
-def test_rubbish_among_good_answers_is_never_sent(held: KmsHeld, proxy: Proxy) -> None:
-    """Two of three answers are signatures of another input; each message is signed at the third attempt."""
-    takes_the_good_ones(of_other_input("Message"), held, proxy)
-
-
-# --- keys that cannot be ours, processes, the authority, the command ----------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("spec", "usage", "why"),
-    [
-        ("RSA_2048", "SIGN_VERIFY", "does not sign ES256, ES384, EdDSA"),
-        ("RSA_2048", "ENCRYPT_DECRYPT", "no public half of a key that signs|does not sign"),
-        ("ECC_NIST_P521", "SIGN_VERIFY", "curves are P-256 and P-384"),
-        ("ECC_SECG_P256K1", "SIGN_VERIFY", "curves are P-256 and P-384"),
-    ],
-)
-def test_a_key_that_cannot_be_ours_is_not_adopted(
-    local_kms: LocalKms, tmp_path: Path, spec: str, usage: str, why: str
-) -> None:
-    """A key of another type or use is refused, and the keystore stays as it was."""
-    held = KmsHeld(local_kms, tmp_path, spec=spec, usage=usage)
-    with pytest.raises(ConfigurationError, match=why):
-        held.adopt()
-    assert not held.store.folder.exists()
-
-
-def test_a_key_that_is_not_there_is_not_adopted(held: KmsHeld) -> None:
-    """Another id is ``Unavailable``, with what AWS KMS says of it."""
-    with pytest.raises(Unavailable, match="NotFoundException: no such key"):
-        held.adopt(held.uri(arn=held.arn[:-1] + ("0" if held.arn[-1] != "0" else "1")))
-    assert not held.store.folder.exists()
+# --- processes, endpoints, the command ------------------------------------------------------------------------
 
 
 def test_child_after_a_fork(held: KmsHeld) -> None:
@@ -491,31 +391,14 @@ def test_credentials_that_are_nowhere(held: KmsHeld) -> None:
 
 def test_an_endpoint_by_tls(held: KmsHeld, tmp_path: Path) -> None:
     """An endpoint of one's own is asked by TLS, with its CA; without that it is not trusted."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority = Authority(tmp_path)
-    context.load_cert_chain(*authority.issue(host="127.0.0.1"))
-    with Proxy(held.kms.url, context) as proxy:
-        uri = f"awskms:{held.arn}?endpoint={proxy.url}"
+    pem, where = certificate(tmp_path, "127.0.0.1"), urlsplit(held.kms.url)
+    with tls_front(pem, where.hostname or "", where.port or 0) as port:
+        uri = f"awskms:{held.arn}?endpoint=https://127.0.0.1:{port}"
         with pytest.raises(Unavailable, match="SSLError"):
             held.adopt(uri)
         assert not held.store.folder.exists()
-        public = held.adopt(f"{uri}&ca={authority.path}")
+        public = held.adopt(f"{uri}&ca={pem}")
         assert accepted(held.signer().sign(MESSAGE), public) == public.kid
-
-
-def test_an_authority_whose_key_is_in_aws(held: KmsHeld, tmp_path: Path) -> None:
-    """An authority signs identities with a key of AWS KMS; it answers 503 while that is disabled."""
-    world_folder = tmp_path / "world"
-    world_folder.mkdir()
-    public = held.adopt(pinned=True)
-    world = World(world_folder, keys=ActiveKey(held.store.folder))
-    wit = world.ask().body["wit"]
-    jws.verify(jws.take_apart(wit.encode(), typ="wit+jwt"), public)
-    held.client.disable_key(KeyId=held.arn)
-    found = world.ask()
-    assert (found.status, found.body) == (503, {"error": "temporarily_unavailable"})
-    held.client.enable_key(KeyId=held.arn)
-    assert world.ask().status == 200
 
 
 def test_the_command(held: KmsHeld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

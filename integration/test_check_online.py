@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from kafka import KafkaAdminClient
 
+from integration.forked import words
 from integration.services import Kafka, RabbitMQ
 from mqauth.cli import main
 from mqauth.cli.check import NetworkAnswer
@@ -50,7 +50,7 @@ def issuer(tmp_path: Path) -> Iterator[str]:
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
     """Serve the keystore of a folder, and yield the URL of its set."""
-    command = [sys.executable, "-m", "mqauth", "keys", "serve", "--port", "0", "--json"]
+    command = [*words("mqauth"), "keys", "serve", "--port", "0", "--json"]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

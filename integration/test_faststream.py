@@ -1,4 +1,4 @@
-"""FastStream on a real RabbitMQ and a real Kafka: requests, stops, deferrals, and a shop of services."""
+"""FastStream on a real RabbitMQ and a real Kafka: requests, and a shop of services."""
 
 from __future__ import annotations
 
@@ -26,29 +26,12 @@ from integration.forked import words
 from integration.services import Kafka, RabbitMQ
 from mqauth import ActiveKey, AuditFile, Key, KeySet, MemoryReplayStore, Message, Pipeline, Signer, Verified
 from mqauth.audit.chain import verify_chain
-from mqauth.brokers import kafka as kafka_leaf
 from mqauth.brokers import rabbitmq as wrapper
 from mqauth.brokers.rabbitmq.translate import to_native
-from mqauth.integrations.faststream import NotHandledError, VerifiedMessage, protect
+from mqauth.integrations.faststream import VerifiedMessage, protect
 from mqauth.testing.forge import ISSUER, Forge
 
 PATIENCE = 60.0
-
-
-class Store(MemoryReplayStore):
-    """A replay store that may be away."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.away = False
-        self.asked = asyncio.Event()
-
-    def claim(self, request: Any, /) -> Any:
-        """Claim, or fail."""
-        if not self.away:
-            return super().claim(request)
-        self.asked.set()
-        raise ConnectionError
 
 
 class Shop:
@@ -69,11 +52,10 @@ class Shop:
         self.name = f"orders-{uuid.uuid4().hex}"
         self.dead = f"{self.name}.dead"
         self.handled: asyncio.Queue[Verified] = asyncio.Queue()
-        self.store = Store()
         self.guard = Pipeline(
             verifier=self.forge.verifier(keys={self.forge.issuer: KeySet([*self.forge.keys, *trusts])}),
             policy=self.forge.policy(f"rabbitmq:/{self.name}", "rabbitmq:/amq.rabbitmq.reply-to.#"),
-            replay=self.store, audit=audit,
+            replay=MemoryReplayStore(), audit=audit,
         )  # fmt: skip
         self.broker: Any = protect(
             RabbitBroker(url, graceful_timeout=0.1),
@@ -147,23 +129,6 @@ async def test_rabbitmq_request(shop: Shop) -> None:
     assert ("traceparent" in request.native.headers, request.headers) == (True, ())
 
 
-async def test_rabbitmq_forged_answer(shop: Shop) -> None:
-    """An answer that is not signed is given to nobody, and becomes a dead letter."""
-    await shop.broker.start()
-    channel = await (await shop.broker.connect()).channel()
-    requests = await channel.declare_queue(shop.name)
-
-    async def forge(request: aio_pika.abc.AbstractIncomingMessage) -> None:
-        answer = aio_pika.Message(b"forged", correlation_id=request.correlation_id)
-        await channel.default_exchange.publish(answer, request.reply_to or "", mandatory=False)
-        await request.ack()
-
-    await requests.consume(forge)
-    with pytest.raises(NotHandledError, match="token_missing"):
-        await shop.ask({})
-    assert await shop.buried(1) == [("token_missing", b"forged")]
-
-
 async def test_rabbitmq_unroutable(shop: Shop) -> None:
     """What no queue takes is an error; a message whose result nobody can get is dead-lettered, not acked."""
 
@@ -179,151 +144,7 @@ async def test_rabbitmq_unroutable(shop: Shop) -> None:
     assert await shop.buried(1) == [("handler_failed", b"7")]
 
 
-async def test_rabbitmq_stop_while_deferred(shop: Shop) -> None:
-    """A broker that stops while a message is held leaves that message in its queue, unhandled."""
-    shop.store.away = True
-
-    @shop.broker.subscriber(shop.name)
-    async def take(order: int, verified: VerifiedMessage) -> None:
-        shop.handled.put_nowait(verified)
-
-    await shop.broker.start()
-    await shop.broker.publish(7, shop.name)
-    async with asyncio.timeout(PATIENCE):
-        await shop.store.asked.wait()
-        await shop.broker.stop()
-    async with await aio_pika.connect(shop.broker.specification.url[0]) as connection:
-        queue: Any = await (await connection.channel()).declare_queue(shop.name, passive=True)
-    assert (queue.declaration_result.message_count, shop.handled.qsize()) == (1, 0)
-
-
 client: Any = importlib.import_module("kafka")  # untyped
-RECORDS = 5
-
-
-class TopicShop:
-    """A topic, its group, and protected brokers on it.
-
-    Args:
-        address: of Kafka.
-        package: FastStream's, with the client.
-        audit: where records go.
-    """
-
-    def __init__(self, address: str, package: str, audit: AuditFile) -> None:
-        self.address = address
-        self.package = importlib.import_module(package)
-        self.forge = Forge()
-        self.topic = f"orders-{uuid.uuid4().hex}"
-        self.audit = audit
-        self.replay: Any = MemoryReplayStore()
-        self.handled: list[int] = []
-        self.done = asyncio.Event()
-
-    def broker(self) -> Any:
-        """Return a broker whose handler is not declared yet."""
-        guard = Pipeline(
-            verifier=self.forge.verifier(), policy=self.forge.policy(f"kafka:{self.topic}"), replay=self.replay,
-            audit=self.audit,
-        )  # fmt: skip
-        broker = self.package.KafkaBroker(self.address, graceful_timeout=0.1)
-        return protect(broker, guard=guard, dead_letters=self.letters, signer=self.forge.signer())
-
-    def letters(self) -> kafka_leaf.DeadLetters:
-        """Return the dead letters; none is due in this file."""
-        producer = client.KafkaProducer(bootstrap_servers=self.address, acks="all", enable_idempotence=False)
-        return kafka_leaf.DeadLetters(producer, f"{self.topic}.dead")
-
-    def subscriber(self, broker: Any) -> Any:
-        """Return the decorator of the topic's handler."""
-        return broker.subscriber(self.topic, group_id=self.topic, auto_offset_reset="earliest")
-
-    async def take(self, order: int, verified: VerifiedMessage) -> None:
-        """Handle a record."""
-        assert verified.body == str(order).encode()
-        self.handled.append(order)
-        if order == RECORDS - 1:
-            self.done.set()
-
-    async def publish(self, broker: Any) -> None:
-        """Publish the records."""
-        for number in range(RECORDS):
-            await broker.publish(number, self.topic)
-
-    def committed(self) -> int:
-        """Return the offset that the group has committed."""
-        with client.KafkaConsumer(bootstrap_servers=self.address, group_id=self.topic) as consumer:
-            found: int = consumer.committed(client.TopicPartition(self.topic, 0))
-        return found
-
-
-@pytest.fixture(params=["faststream.kafka", "faststream.confluent"])
-def topic_shop(request: pytest.FixtureRequest, kafka: Kafka, tmp_path: Path) -> Iterator[TopicShop]:
-    """Yield a shop on each client, its topic made."""
-    with AuditFile(tmp_path / "audit.jsonl") as audit:
-        topic_shop = TopicShop(kafka.url.partition("://")[2], request.param, audit)
-        with client.KafkaAdminClient(bootstrap_servers=topic_shop.address) as admin:
-            admin.create_topics(
-                [client.admin.NewTopic(name=topic_shop.topic, num_partitions=1, replication_factor=1)]
-            )
-            yield topic_shop
-            admin.delete_topics([topic_shop.topic])
-
-
-async def test_stop_in_the_middle(topic_shop: TopicShop) -> None:
-    """A broker that stops in the middle of a handler commits what was handled; all else is handled after that."""
-    first, stuck = topic_shop.broker(), asyncio.Event()
-
-    @topic_shop.subscriber(first)
-    async def wait(order: int, verified: VerifiedMessage) -> None:
-        if order == 2:
-            stuck.set()
-            await asyncio.Event().wait()
-        await topic_shop.take(order, verified)
-
-    await first.start()
-    await topic_shop.publish(first)
-    async with asyncio.timeout(PATIENCE):
-        await stuck.wait()
-    await first.stop()
-    assert (topic_shop.handled, topic_shop.committed()) == ([0, 1], 2)
-    second = topic_shop.broker()
-    topic_shop.subscriber(second)(topic_shop.take)
-    await second.start()
-    async with asyncio.timeout(PATIENCE):
-        await topic_shop.done.wait()
-    await second.stop()
-    assert (topic_shop.handled, topic_shop.committed()) == (list(range(RECORDS)), RECORDS)
-
-
-class Away(MemoryReplayStore):
-    """A replay store that is away for some calls."""
-
-    failures = 3
-
-    def claim(self, request: Any, /) -> Any:
-        """Fail, or claim."""
-        if self.failures:
-            self.failures -= 1
-            raise ConnectionError
-        return super().claim(request)
-
-
-async def test_deferral_holds_the_subscriber(topic_shop: TopicShop) -> None:
-    """While the replay store is away nothing is handled, skipped or committed; then all is, in order."""
-    topic_shop.replay = Away()
-    broker = topic_shop.broker()
-    topic_shop.subscriber(broker)(topic_shop.take)
-    await broker.start()
-    await topic_shop.publish(broker)
-    async with asyncio.timeout(PATIENCE):
-        await topic_shop.done.wait()
-    await broker.stop()
-    assert (topic_shop.handled, topic_shop.committed(), topic_shop.replay.failures) == (
-        list(range(RECORDS)),
-        RECORDS,
-        0,
-    )
 
 
 HONEST = 3

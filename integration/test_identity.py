@@ -31,7 +31,6 @@ from mqauth.keystore.identity.request import OwnKey
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.signer import Signer
 from mqauth.testing import FakeClock
-from mqauth.testing.stage import MemoryStage
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.testing.token_attacks import honest_message
@@ -54,17 +53,6 @@ EACH: Final = 16
 SIZE: Final = 8
 NOT_CARRIED: Final = "at append"
 """A consumer that goes by append time: a broker stamps today, and the vectors are of another year."""
-
-
-class MemoryBroker(MemoryStage):
-    """The broker in memory, with which the test's own parts are tried."""
-
-    def publish(self, signer: Signer, messages: list[Message], batch: int) -> None:
-        """Publish through the producer."""
-        for message in messages if batch == 1 else ():
-            self.produce(signer, message)
-        for message in signer.sign_many(messages) if batch > 1 else ():
-            self.inject(message)
 
 
 class RealKafka(KafkaStage):
@@ -200,7 +188,7 @@ def faults(cases: list[Case], seen: Seen) -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("broker", ["memory", "rabbitmq", "kafka"])
+@pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
 def test_no_attack_on_identities_gets_through(
     broker: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -254,8 +242,8 @@ def _groups(cases: list[Case]) -> Iterator[tuple[tuple[str, str, int], list[Case
 
 
 def _stage(broker: str, request: pytest.FixtureRequest) -> Any:
-    make: Callable[..., Any] = {"memory": MemoryBroker, "rabbitmq": RealRabbitMQ, "kafka": RealKafka}[broker]
-    return make() if broker == "memory" else make(request.getfixturevalue(broker).url)
+    make: Callable[..., Any] = {"rabbitmq": RealRabbitMQ, "kafka": RealKafka}[broker]
+    return make(request.getfixturevalue(broker).url)
 
 
 MANY = 8

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 from confluent_kafka import Producer
-from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
-from kafka.errors import CommitFailedError
+from kafka import KafkaProducer
 
 from integration import scale
 from integration.client_bench import BESIDE_GRACE, ClientBench
@@ -25,7 +24,6 @@ from integration.every_client import KAFKA, LONG, Consuming, Running
 from integration.relay_kafka import Relay
 from integration.services import Kafka
 from mqauth.brokers import aiokafka, confluent, kafka
-from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.log.records import (
     CommitUnansweredError,
     PoisonRecordError,
@@ -369,31 +367,6 @@ def test_a_fenced_consumer(name: str, bench: ClientBench) -> None:
         until_it_ends(old)
     with transactional(name, bench, young):
         wait_until(lambda: bench.letters() == [b"a", b"b"])
-
-
-def test_a_zombie_of_the_group(bench: ClientBench) -> None:
-    """A former member's open transaction is refused by its generation, whatever its transactional id (KIP-447)."""
-    bench.forge_some(b"0", b"1")
-    zombie = bench.stage.consumer(isolation_level="read_committed", group_instance_id=None)
-
-    def polled() -> bool:
-        kafka_repair.before_poll(zombie)
-        return bool(zombie.poll(timeout_ms=200))
-
-    wait_until(polled)
-    stale = zombie.group_metadata()
-    zombie.close()
-    with transactional("kafka-python", bench, letters_of("kafka-python", bench, "heir")):
-        wait_until(lambda: bench.letters() == [b"0", b"1"])
-    producer = KafkaProducer(bootstrap_servers=bench.stage.servers, transactional_id=f"{bench.stage.group}.zombie")
-    with closing(producer):
-        producer.init_transactions()
-        producer.begin_transaction()
-        producer.send(bench.stage.dead, value=b"twice").get(timeout=10)
-        with pytest.raises(CommitFailedError):
-            producer.send_offsets_to_transaction({TopicPartition(bench.source, 0): OffsetAndMetadata(1)}, stale)
-        producer.abort_transaction()
-    assert bench.letters() == [b"0", b"1"]
 
 
 @pytest.mark.slow

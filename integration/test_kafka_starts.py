@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import confluent_kafka
 import kafka as kafka_python
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -20,10 +19,9 @@ from kafka import OffsetAndMetadata, TopicPartition
 from integration.kafka_stages import AIOConfluentLogStage, AiokafkaLogStage, AiokafkaMember, ConfluentLogStage
 from integration.services import Kafka
 from mqauth.audit.file import AuditFile
-from mqauth.brokers import aiokafka, confluent, kafka
+from mqauth.brokers import aiokafka, kafka
 from mqauth.brokers.event_loop import on_thread
 from mqauth.brokers.log.records import dead_letter_headers
-from mqauth.delivery.assignment import RENEWAL
 from mqauth.errors import Cause, RetryLater, Unavailable
 from mqauth.integrations.faststream import VerifiedMessage, protect
 from mqauth.judging.pipeline import Handler, Pipeline
@@ -31,7 +29,7 @@ from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.loop_thread import LoopThread
 from tests.kit.delivery_contract import LogPlay, _end
-from tests.kit.stage_kafka_log import KafkaLogStage, KafkaMember
+from tests.kit.stage_kafka_log import KafkaLogStage
 
 _PYTHON: Any = kafka_python
 SOON: Final = {"auto_offset_reset": "latest", "metadata_max_age_ms": 500}
@@ -62,59 +60,6 @@ STABLE: Final[dict[str, Callable[[str], Any]]] = {
 """Clients that read what is committed."""
 
 
-def by_hand(kind: str, url: str) -> Any:
-    """Return the stage of a client whose partitions are assigned by hand."""
-    if kind == "kafka-python":
-        return AssignedStage(url, auto_offset_reset="latest")
-    return AssignedConfluentStage(url, auto_offset_reset="latest")
-
-
-def in_transactions(kind: str, url: str) -> Any:
-    """Return the stage of a client whose dead letters are committed with their offsets."""
-    stage = {"kafka-python": TransactionalStage, "aiokafka": TransactionalAiokafkaStage}.get(kind)
-    if stage is not None:
-        return stage(url, **SOON, **READ_COMMITTED)
-    aio = kind == "confluent-aio"
-    return (TransactionalAIOStage if aio else TransactionalConfluentStage)(url, auto_offset_reset="latest")
-
-
-class AssignedStage(KafkaLogStage):
-    """kafka-python, with all partitions assigned by hand."""
-
-    def consumer(self, **settings: Any) -> Any:
-        """Return a client."""
-        client = super().consumer(**settings)
-        client.unsubscribe()
-        client.assign([TopicPartition(self.topic, number) for number in range(4)])
-        return client
-
-
-class AssignedConfluentStage(ConfluentLogStage):
-    """confluent-kafka, with all partitions assigned by hand."""
-
-    def wrapper(
-        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, **made: Any
-    ) -> Any:
-        """Return the wrapper of a client."""
-        client.assign([confluent_kafka.TopicPartition(self.topic, number) for number in range(4)])
-        return super().wrapper(guard, handler, settings | {"topics": []}, client, **made)
-
-
-class TransactionalStage(KafkaLogStage):
-    """kafka-python, with transactional dead letters."""
-
-    def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> Any:
-        """Start one more consumer."""
-
-        def producer() -> Any:
-            return _PYTHON.KafkaProducer(bootstrap_servers=self.servers, transactional_id=self.group)
-
-        letters = kafka.TransactionalDeadLetters(producer, self.dead, 10)
-        return KafkaMember(
-            self, lambda client, _: kafka.Consumer(client, guard, handler, dead_letters=letters, workers=workers)
-        )
-
-
 class TransactionalAiokafkaStage(AiokafkaLogStage):
     """aiokafka, with transactional dead letters."""
 
@@ -129,34 +74,6 @@ class TransactionalAiokafkaStage(AiokafkaLogStage):
             return aiokafka.Consumer(client, guard, on_thread(handler), dead_letters=letters, workers=workers)
 
         return AiokafkaMember(self, make)
-
-
-class TransactionalConfluentStage(ConfluentLogStage):
-    """confluent-kafka, with transactional dead letters."""
-
-    def wrapper(
-        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, **made: Any
-    ) -> Any:
-        """Return the wrapper of a client."""
-        return super().wrapper(guard, handler, settings, client, **(made | {"dead_letters": letters_of(self)}))
-
-
-class TransactionalAIOStage(AIOConfluentLogStage):
-    """The same in an event loop."""
-
-    def wrapper(
-        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, **made: Any
-    ) -> Any:
-        """Return the wrapper of a client."""
-        return super().wrapper(guard, handler, settings, client, **(made | {"dead_letters": letters_of(self)}))
-
-
-def letters_of(stage: ConfluentLogStage) -> confluent.TransactionalDeadLetters:
-    """Return transactional dead letters of confluent-kafka."""
-    config = {"bootstrap.servers": ",".join(stage.servers), "transactional.id": stage.group, "log_level": 2}
-    return confluent.TransactionalDeadLetters(
-        lambda: confluent_kafka.Producer(config), stage.dead, 10, config=config
-    )
 
 
 class NewProtocolStage(ConfluentLogStage):
@@ -447,20 +364,6 @@ def test_two_first_members(play: LatestPlay) -> None:
     assert play.metadata() == {METADATA}
 
 
-@kinds(WRAPPERS)
-def test_a_start_that_is_not_committed(play: LatestPlay, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is handled while the start of a partition cannot be committed; what came since then is kept."""
-    play.stage.refuse_commits(True)
-    play.start()
-    play.wait(lambda: play.held() == [0, 1, 2, 3])
-    play.wait(lambda: events(caplog).count("client.commit_failed") >= 1)
-    bodies = play.send(MANY)
-    play.wait(lambda: events(caplog).count("client.commit_failed") >= 3)
-    assert (play.bodies, play.commits()) == ([], {})
-    play.stage.refuse_commits(False)
-    play.all_handled(bodies)
-
-
 @kinds(STABLE)
 def test_a_transaction_is_open(play: LatestPlay) -> None:
     """A consumer that reads what is committed begins before a transaction that is open, and handles it."""
@@ -472,23 +375,6 @@ def test_a_transaction_is_open(play: LatestPlay) -> None:
         writer.commit_transaction()
     play.start()
     play.all_handled(bodies)
-
-
-@pytest.mark.parametrize("kind", ["kafka-python", "confluent"])
-def test_assigned_by_hand(kind: str, kafka: Kafka, tmp_path: Path) -> None:
-    """Partitions that were assigned by hand lose nothing either; while idle they are committed twice a day."""
-    with closing(by_hand(kind, kafka.url)) as stage, AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
-        play = LatestPlay(stage, audit)
-        member = play.join()
-        renewed = list[int]()
-        stage.watch(lambda number, _offset: renewed.append(number))
-        play.clock.advance(RENEWAL)
-        play.wait(lambda: sorted(renewed) == [0, 1, 2, 3])
-        play.stop(member)
-        bodies = play.send(MANY)
-        play.start()
-        play.all_handled(bodies)
-        _end(play)
 
 
 @kinds(WRAPPERS, FASTSTREAM)
@@ -525,10 +411,9 @@ def test_out_of_range_while_it_waits(play: LatestPlay, caplog: pytest.LogCapture
     assert len(play.handled) <= 10
 
 
-@pytest.mark.parametrize("kind", WRAPPERS)
-def test_metadata_in_transactions(kind: str, kafka: Kafka, tmp_path: Path) -> None:
-    """Dead letters that are committed with their offsets keep the metadata of the group's commits."""
-    with closing(in_transactions(kind, kafka.url)) as stage:
+def test_metadata_in_transactions(kafka: Kafka, tmp_path: Path) -> None:
+    """Aiokafka's dead letters that are committed with their offsets keep the metadata of the group's commits."""
+    with closing(TransactionalAiokafkaStage(kafka.url, **SOON, **READ_COMMITTED)) as stage:
         with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
             play = LatestPlay(stage, audit)
             play.join()

@@ -1,4 +1,4 @@
-"""The wrapper of kafka-python on a real Kafka: slow handlers, letters, producers, traces, signed answers."""
+"""The wrapper of kafka-python on a real Kafka: slow handlers, producers, traces, signed answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from mqauth.flow import Attempts
 from mqauth.telemetry import traced
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage, wait_until
-from mqauth.wire.message import Message
 
 
 @dataclass
@@ -51,10 +50,6 @@ class Bench:
     def handler(self, verified: Verified) -> None:
         """Remember what was handled."""
         self.handled.append(verified.body)
-
-    def message(self, body: bytes, key: bytes = b"k") -> Message:
-        """Return an honest, unsigned message."""
-        return Message(destination=self.stage.destination, body=body, key=key)
 
     def send(self, *bodies: bytes, partition: int = 0) -> None:
         """Send signed, to one partition, and wait for the broker."""
@@ -137,20 +132,6 @@ def test_slow_handler(bench: Bench) -> None:
     with bench.consumer(handler, client=client) as consumer:
         wait_until(lambda: len(bench.handled) >= 2 or consumer.failed)
     assert bench.handled == [b"slow", b"next"]
-    assert bench.committed() == 2
-
-
-def test_large_letters(bench: Bench) -> None:
-    """A letter the dead-letter topic refuses as too large goes by reference at once, and nothing stalls."""
-    bench.stage.remove_dead_letters()
-    bench.stage.create(bench.stage.dead, config={"max.message.bytes": "3000"})
-    bench.stage.inject(bench.message(b"x" * 10_000))
-    bench.send(b"behind")
-    with bench.consumer() as consumer:
-        wait_until(lambda: bench.handled == [b"behind"] or consumer.failed)
-    (letter,) = bench.stage.letters()
-    assert letter.occurrences("mqauth-dead-form") == (b"reference",)
-    assert b'"body_size":10000' in (letter.body or b"")
     assert bench.committed() == 2
 
 
@@ -292,34 +273,6 @@ def test_no_such_topic(bench: Bench, topic: str) -> None:
         wait_until(lambda: bool(bench.stage.letters()))
     (letter,) = bench.stage.letters()
     assert letter.occurrences("mqauth-dead-reason") == (b"handler_failed",)
-
-
-def test_a_producer_that_failed_for_good_ends_the_consumer(bench: Bench) -> None:
-    """One answer that the broker refuses is its request's failure; the next consumer answers the others."""
-    small = bench.stage.topic + ".small"
-    bench.stage.create(small, config={"max.message.bytes": "2000"})
-    _ask(bench, small)
-    _ask(bench, bench.stage.dead)
-    answers = {small: b"x" * 5000, bench.stage.dead: b"pong"}
-
-    def fresh() -> wrapper.Producer:
-        client = bench.keep(type(bench.stage._client)(bootstrap_servers=bench.stage.servers))
-        return wrapper.Producer(client, bench.forge.signer())
-
-    def handler(verified: Verified) -> None:
-        verified.reply(answers[verified.properties["reply-to"]]).get(timeout=30)
-
-    with (
-        pytest.raises(wrapper.ProducerFatalError, match="MessageSizeTooLargeError"),
-        bench.consumer(handler, replies=fresh()) as consumer,
-    ):
-        wait_until(lambda: consumer.failed)
-    consumer.calls._client.close()
-    assert bench.audit.path.read_bytes().count(b"handler_failed") == 1
-    with bench.consumer(handler, replies=fresh()):
-        wait_until(lambda: len(bench.stage.letters()) == 2)
-    assert bench.audit.path.read_bytes().count(b"handler_failed") == 1
-    bench.stage.admin.delete_topics([small])
 
 
 def _rejected(bench: Bench) -> bool:

@@ -103,12 +103,6 @@ class World:
             for body in bodies:
                 producer.publish(body, "orders.created", pika.BasicProperties(**properties))
 
-    def consumers(self) -> int:
-        """Return how many consumers the queue has."""
-        with connect(self.url) as connection:
-            found = connection.channel().queue_declare(self.stage.queue, passive=True)
-            return int(found.method.consumer_count)
-
     def left(self, queue: str = "") -> int:
         """Return how many messages wait in a queue."""
         with connect(self.url) as connection:

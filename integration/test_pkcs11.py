@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,16 +25,14 @@ from integration.services.softhsm import PIN, SoftHSM
 from integration.test_faststream import Shop
 from mqauth import AuditFile, Message, Signer
 from mqauth.brokers.rabbitmq import Producer
-from mqauth.brokers.rabbitmq.translate import from_native
-from mqauth.cli import main
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.integrations.faststream import VerifiedMessage
 from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.disk import ring
 from mqauth.keystore.reference import pkcs11 as holder
-from mqauth.keystore.reference.key import ReferenceKey, open_holder
+from mqauth.keystore.reference.key import open_holder
 from mqauth.testing.clock import FakeClock
-from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT, Forge
+from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.testing.signing_contract import RotationContract, accepted, verify
 from mqauth.wire import jws
 from mqauth.wire.keys import Key
@@ -428,49 +424,6 @@ def test_child_after_a_fork(hsm: SoftHSM, tmp_path: Path, monkeypatch: pytest.Mo
     verify(jws.compact(b"z", key), public)
 
 
-@pytest.mark.parametrize("batch", [1, 16])
-async def test_a_producer_on_an_event_loop(hsm: SoftHSM, rabbitmq: RabbitMQ, tmp_path: Path, batch: int) -> None:
-    """A hundred messages that are published at the same time are signed by the HSM, and arrive in their order."""
-    store = adopted(tmp_path / "keys", "ES256")
-    signer = Signer(key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
-    async with await aio_pika.connect(rabbitmq.url) as connection:
-        channel = await connection.channel()
-        queue = await channel.declare_queue(exclusive=True)
-        async with Producer(channel.default_exchange, signer, batch=batch) as producer:
-            bodies = [b"%d" % number for number in range(100)]
-            await asyncio.gather(*(producer.publish(aio_pika.Message(body), queue.name) for body in bodies))
-        found = [from_native(await queue.get(no_ack=True), queue=queue.name) for _ in bodies]
-    assert [message.body for message in found] == bodies
-    for message in found:
-        accepted(message, store.ring().keys[0].key)
-
-
-@pytest.mark.parametrize("batch", [1, 16])
-async def test_an_event_loop_does_not_wait_for_an_hsm(
-    hsm: SoftHSM, rabbitmq: RabbitMQ, tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While the HSM takes its time the event loop goes on: another producer publishes, and its message arrives."""
-    store = adopted(tmp_path / "keys", "ES256")
-    forge = Forge()
-    slow = Signer(key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
-    async with await aio_pika.connect(rabbitmq.url) as connection:
-        channel = await connection.channel()
-        queue, exchange = await channel.declare_queue(exclusive=True), channel.default_exchange
-        async with Producer(exchange, slow, batch=batch) as waits, Producer(exchange, forge.signer()) as goes_on:
-            with held(monkeypatch):
-                tasks = [
-                    asyncio.create_task(waits.publish(aio_pika.Message(b"hsm"), queue.name)) for _ in range(20)
-                ]
-                for _ in range(20):
-                    await goes_on.publish(aio_pika.Message(b"local"), queue.name)
-                bodies = [(await queue.get(no_ack=True)).body for _ in range(20)]
-                assert not any(task.done() for task in tasks)
-            await asyncio.gather(*tasks)
-        found = [from_native(await queue.get(no_ack=True), queue=queue.name) for _ in tasks]
-    assert bodies == [b"local"] * 20
-    assert {accepted(message, store.ring().keys[0].key) for message in found} == {store.ring().keys[0].kid}
-
-
 async def test_a_faststream_app_does_not_wait_for_an_hsm(
     hsm: SoftHSM, rabbitmq: RabbitMQ, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -518,23 +471,6 @@ def test_an_authority_whose_key_is_in_an_hsm(own: SoftHSM, tmp_path: Path) -> No
 # --- the command and the page -----------------------------------------------------------------------------
 
 
-def test_the_command(
-    hsm: SoftHSM, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """``mqauth keys adopt`` enters a key of the HSM, ``jwks`` publishes it, and a wrong name is one line."""
-    monkeypatch.chdir(tmp_path)
-    adopt = ["keys", "adopt", "--uri", "pkcs11:token=prod;object=ES256"]
-    assert main([*adopt, "--subject", SUBJECT, "--json"]) == 0
-    made = json.loads(capsys.readouterr().out)
-    assert made["state"] == "pending"
-    assert main(["keys", "jwks"]) == 0
-    assert json.loads(capsys.readouterr().out)["keys"][0]["kid"] == made["kid"]
-    assert main(["keys", "adopt", "--uri", "pkcs11:token=prod;object=nothing"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("mqauth: token 'prod': has no private key 'nothing', but ")
-    assert said.count("\n") == 1
-
-
 @pytest.mark.slow
 def test_the_page(tmp_path: Path) -> None:
     """Who follows the page has a producer that signs with an HSM."""
@@ -551,18 +487,3 @@ def test_the_page(tmp_path: Path) -> None:
                 reader.write(block)
     assert any("accepted" in text for text in printed), printed
     assert (len(printed), len(list((folder / "keys").glob("*.pem")))) == (6, 0)
-
-
-def test_an_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch, hsm: SoftHSM) -> None:
-    """Without the extra the error names it."""
-    monkeypatch.setitem(sys.modules, "mqauth.keystore.reference.pkcs11", None)
-    with pytest.raises(ConfigurationError, match=re.escape("needs the extra: pip install 'mqauth[pkcs11]'")):
-        open_holder("pkcs11:token=prod;object=ES256")
-
-
-def test_a_reference_is_what_signs(hsm: SoftHSM, tmp_path: Path) -> None:
-    """The keystore gives a ``ReferenceKey`` that blocks, and shows neither PIN nor URI."""
-    found = adopted(tmp_path / "keys", "ES256").signing_key()
-    assert isinstance(found, ReferenceKey)
-    assert found.blocking
-    assert "prod" not in repr(found)

@@ -31,7 +31,6 @@ from integration.wire import Wire
 from mqauth import (
     Allow,
     AuditFile,
-    ConfigurationError,
     MalformedMessage,
     MemoryReplayStore,
     Message,
@@ -274,13 +273,6 @@ async def test_acks_in_any_order(bench: Bench, seed: int) -> None:
     assert (left, lost) == ({delivered[tag] for tag in still}, [])
 
 
-async def test_dead_letters_want_confirms(bench: Bench) -> None:
-    """A channel without publisher confirms is refused for dead letters."""
-    channel = await bench.publishing.channel(publisher_confirms=False)
-    with pytest.raises(ConfigurationError, match="confirms"):
-        wrapper.DeadLetters(channel, bench.dead)
-
-
 async def test_run_ends_when_its_queue_is_missing(bench: Bench) -> None:
     """A queue that does not exist is an error at the start, not a silence."""
     channel = await bench.consuming.channel()
@@ -343,41 +335,6 @@ async def test_a_letter_beside_one_that_is_too_large(bench: Bench) -> None:
         assert await done or await bury(message)
     whole = {letter.body for letter in await bench.buried() if not letter.occurrences("mqauth-dead-form")}
     assert whole >= {message.body for message in small}
-
-
-async def test_what_acts_by_itself_is_not_sent_again(bench: Bench) -> None:
-    """CC, expiration, user id and reply-to stand in a letter's metadata only, and the letter is persistent."""
-    await bench.forge_one(
-        headers={"CC": [bench.source.name + ".unparseable"]}, expiration=60, user_id="guest", reply_to="r",
-        message_id="original",
-    )  # fmt: skip
-    async with bench.consumer():
-        await until(_buried(bench))
-    (letter,) = await bench.buried()
-    assert {"expiration", "user-id", "reply-to"}.isdisjoint(letter.properties)
-    assert letter.properties["delivery-mode"] == "2"
-    assert letter.properties["message-id"] != "original"
-    assert '"message-id":"original"' in text(letter, "metadata")
-    assert not letter.occurrences("CC")
-
-
-async def test_judging_for_those_who_settle_themselves(bench: Bench) -> None:
-    """judge() gives the verdict and settles nothing; confirm, release and dead_letter end it."""
-    guard, name = bench.guard(), bench.source.name
-    await bench.publish()
-    await bench.forge_one()
-    first, second = await bench.source.get(), await bench.source.get()
-    honest = await wrapper.judge(guard, first, queue=name)
-    assert honest.outcome.verdict is Verdict.ACCEPTED
-    assert (await honest.release()).verdict is Verdict.DEFERRED
-    again = await wrapper.judge(guard, first, queue=name)
-    assert (await again.confirm()).verdict is Verdict.ACCEPTED
-    forged = await wrapper.judge(guard, second, queue=name)
-    assert forged.outcome.verdict is Verdict.REJECTED
-    assert (await forged.dead_letter(bench.letters())).outcome.dead_letter is not None
-    await first.ack()
-    await second.ack()
-    assert len(await bench.buried()) == 1
 
 
 async def test_replies_are_signed(bench: Bench) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
 from integration.documentation import Reader, blocks, matches
+from integration.forked import words
 from integration.held_key import (
     MESSAGE,
     MOUNT,
@@ -23,22 +22,16 @@ from integration.held_key import (
     Held,
     OfAKeystore,
     engine,
-    megabytes,
-    of_other_input,
     private,
-    refuses,
     signs_nothing_through,
-    takes_the_good_ones,
 )
-from integration.http_proxy import Answer, Proxy
 from integration.services.openbao import OpenBao
 from mqauth import Unavailable
-from mqauth.errors import ConfigurationError
-from mqauth.keystore import ActiveKey, Keystore
+from mqauth.keystore import Keystore
 from mqauth.testing.signing_contract import accepted
 from mqauth.wire import identity, jws
 from mqauth.wire.keys import Key, jwk_members, public_members
-from tests.authority_world import DOMAIN, MACHINES, ORDERS, URL, World
+from tests.authority_world import DOMAIN, MACHINES, ORDERS, URL
 
 PAGE: Final = "docs/how-to/use-openbao-or-vault.md"
 
@@ -66,13 +59,6 @@ def adopted(openbao: OpenBao, request: pytest.FixtureRequest, tmp_path_factory: 
 
 class TestKeyInOpenBao(OfAKeystore):
     """The contract, by TLS, on a key that OpenBao holds and a keystore names."""
-
-
-def test_es384_signs_too(openbao: OpenBao, tmp_path: Path) -> None:
-    """A P-384 key makes messages that a consumer accepts."""
-    held = Held(openbao, tmp_path, "ES384")
-    public = held.adopt()
-    assert accepted(held.signer().sign(MESSAGE), public) == public.kid
 
 
 # What a producer meets, and what mends it; each gives what the error must say.
@@ -139,53 +125,9 @@ def test_a_producer_through_a_fault(fault: str, held: Held, caplog: pytest.LogCa
     assert secret not in told + caplog.text
 
 
-# What stands between a producer and OpenBao, and answers in its place.
-
-
-def of_another_version(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
-    """Have the server sign with its newest version."""
-    return server(request.replace(b'"key_version":1', b'"key_version":2'))
-
-
-def of_another_version_renamed(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
-    """The same, said to be of the pinned version."""
-    return of_another_version(request, server).replace(b"vault:v2:", b"vault:v1:")
-
-
-RUBBISH: Final[dict[str, tuple[Answer, str]]] = {
-    "another input's": (of_other_input("input"), "signs with another key"),
-    "another version's": (of_another_version, "without a signature of version 1"),
-    "another version's, renamed": (of_another_version_renamed, "signs with another key"),
-    "half an answer": (lambda request, server: server(request)[:-20], "ends early|not JSON|out of reach|not HTTP"),
-    "no HTTP": (lambda *_: b"\x16\x03\x01\x00\xff" * 800, "not HTTP"),
-    "30 MiB": (megabytes("application/json"), "over 262144|out of reach"),
-    "silence": (lambda *_: None, "no whole answer within 2 s"),
-}
-
-
-@pytest.fixture
-def proxy(openbao: OpenBao) -> Iterator[Proxy]:
-    """A proxy in front of OpenBao, honest so far."""
-    with Proxy(openbao.url) as found:
-        yield found
-
-
-@pytest.mark.parametrize(
-    "rubbish", [pytest.param(name, marks=pytest.mark.slow if name == "silence" else ()) for name in RUBBISH]
-)
-def test_no_rubbish_becomes_a_token(rubbish: str, held: Held, proxy: Proxy) -> None:
-    """Whatever a proxy answers, in the right shape too, is ``Unavailable`` after three attempts."""
-    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/rotate")
-    refuses(*RUBBISH[rubbish], held, proxy)
-
-
-def test_rubbish_among_good_answers_is_never_sent(held: Held, proxy: Proxy) -> None:
-    """Two of three answers are signatures of another input; each message is signed at the third attempt."""
-    takes_the_good_ones(of_other_input("input"), held, proxy)
-
-
-def test_a_rotation_there_changes_nothing_until_it_is_adopted(held: Held) -> None:
-    """The pinned version signs on after a rotation; the new one is adopted as pending, and then signs."""
+def test_a_rotation_there_changes_nothing_until_it_is_adopted(openbao: OpenBao, tmp_path: Path) -> None:
+    """The pinned version of a P-384 key signs on after a rotation; the new one is adopted, and then signs."""
+    held = Held(openbao, tmp_path, "ES384")
     public = held.adopt()
     held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/rotate")
     assert accepted(held.signer().sign(MESSAGE), public) == public.kid
@@ -201,32 +143,6 @@ def test_a_version_that_was_withdrawn_signs_no_more(held: Held) -> None:
     held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/config", {"min_encryption_version": 2})
     with pytest.raises(Unavailable, match=r"status [45]00"):
         held.signer().sign(MESSAGE)
-
-
-@pytest.mark.parametrize(
-    ("settings", "why"),
-    [
-        ({"type": "rsa-2048"}, "none of ed25519, ecdsa-p256, ecdsa-p384"),
-        ({"type": "aes256-gcm96"}, "none of"),
-        ({"type": "ed25519", "derived": True}, "none of"),
-        ({"type": "ed25519", "exportable": True}, "can be copied"),
-        ({"type": "ed25519", "allow_plaintext_backup": True}, "can be copied"),
-    ],
-)
-def test_a_key_that_cannot_be_ours_is_not_adopted(held: Held, settings: dict[str, Any], why: str) -> None:
-    """A wrong type, or a private half that can be copied, is refused, and the keystore stays as it was."""
-    held.name += "-other"
-    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}", settings)
-    held.token.write_text(held.openbao.root)
-    with pytest.raises(ConfigurationError, match=why):
-        held.adopt()
-    assert not held.store.folder.exists()
-
-
-def test_a_version_that_is_not_there_is_not_adopted(held: Held) -> None:
-    """A version is adopted once it exists."""
-    with pytest.raises(ConfigurationError, match="no public half of version 2"):
-        held.adopt(held.uri(version=2))
 
 
 def test_a_server_whose_certificate_is_not_trusted_is_out_of_reach(held: Held) -> None:
@@ -274,65 +190,16 @@ subject = "{ORDERS}"
 """
 
 
-@pytest.fixture(params=["EdDSA", "ES256"])
-def signing(openbao: OpenBao, tmp_path: Path, request: pytest.FixtureRequest) -> Held:
-    """The authority's key, of each algorithm."""
-    return Held(openbao, tmp_path, request.param)
-
-
-@pytest.fixture
-def public(signing: Held) -> Key:
-    """Its public half, once it was adopted."""
-    return signing.adopt(pinned=True)
-
-
-@pytest.fixture
-def world(signing: Held, public: Key, tmp_path: Path) -> World:
-    """An authority that signs with it."""
-    folder = tmp_path / "world"
-    folder.mkdir()
-    return World(folder, keys=ActiveKey(signing.store.folder))
-
-
 def verified(wit: str, public: Key) -> str:
     """Return the subject of a WIT whose signature holds."""
     jws.verify(jws.take_apart(wit.encode(), typ=identity.WIT_TYPE), public)
     return identity.parse_wit(wit.encode()).identity.subject
 
 
-def test_it_issues(world: World, public: Key) -> None:
-    """A workload gets a WIT that the authority's public half verifies, and an audit record is there."""
-    answered = world.ask()
-    assert answered.status == 200
-    assert verified(answered.body["wit"], public) == ORDERS
-    assert [record["verdict"] for record in world.records()] == ["identity_issued"]
-
-
-@pytest.mark.parametrize("name", ["killed", "sealed", "no token"])
-def test_it_says_503_while_openbao_is_down(
-    name: str, signing: Held, world: World, public: Key, caplog: pytest.LogCaptureFixture
-) -> None:
-    """503 ``temporarily_unavailable``, and a line in the log that names the host; then it issues again."""
-    fault = FAULTS[name]
-    fault.break_it(signing)
-    with caplog.at_level(logging.WARNING):
-        answered = world.ask()
-    assert (answered.status, answered.body) == (503, {"error": "temporarily_unavailable"})
-    assert int(answered.headers[b"retry-after"]) > 0
-    assert re.search(fault.says, caplog.text)
-    assert signing.openbao.secure in caplog.text
-    assert [record for record in world.records() if record["verdict"] == "identity_issued"] == []
-    assert fault.mend is not None
-    fault.mend(signing)
-    assert verified(world.ask().body["wit"], public) == ORDERS
-
-
-def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command of mqauth in a process of its own."""
-    entry = "import sys; from mqauth.cli import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", entry, *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False
-    )
+    line = [*words("mqauth"), *arguments]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.slow

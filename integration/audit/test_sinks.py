@@ -123,14 +123,6 @@ def test_topic_missing(stage: KafkaStage) -> None:
     client.close()
 
 
-def test_topic_of_an_idempotent_client(stage: KafkaStage) -> None:
-    """A client that one refusal would poison for good is refused."""
-    client = stage.dead_letter_client(enable_idempotence=True)
-    with pytest.raises(ConfigurationError, match="enable_idempotence"):
-        kafka.AuditTopic(client, "audit")
-    client.close()
-
-
 def test_file_first_then_queue(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
     """A consumer whose durable sink is a file and whose second is a queue: each rejection stands in both."""
     stage, forge = RabbitMQStage(rabbitmq.url), Forge()

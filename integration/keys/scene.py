@@ -6,7 +6,6 @@ import asyncio
 import json
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any, Final, Self
 import aio_pika
 import pytest
 
+from integration.forked import words
 from integration.services.machine import Port
 from mqauth import (
     JWKS,
@@ -41,7 +41,6 @@ from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.keys import Key, SigningKey, SigningKeySource
 
 STARTS_WITHIN = 60.0
-_COMMAND = [sys.executable, "-m", "mqauth", "keys", "serve", "--json"]
 
 
 class IssuerProcess:
@@ -69,7 +68,16 @@ class IssuerProcess:
 
     def up(self) -> None:
         """Start it, always at the same port."""
-        command = [*_COMMAND, *self._folders, "--port", str(self._port.number), *self._options]
+        command = [
+            *words("mqauth"),
+            "keys",
+            "serve",
+            "--json",
+            *self._folders,
+            "--port",
+            str(self._port.number),
+            *self._options,
+        ]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

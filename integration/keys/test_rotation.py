@@ -1,4 +1,4 @@
-"""Keys in use: rotations, impersonation, owners of folders, and floods of random kids."""
+"""Keys in use: rotations, owners of folders, and floods of random kids."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from integration.keys.flood import HONEST_EVERY, Bounds, flood
-from integration.keys.scene import ATTEMPT, LANES, SEEN_WITHIN, IssuerProcess, Lane, Scene, staged, until
+from integration.keys.scene import ATTEMPT, LANES, SEEN_WITHIN, Lane, Scene, staged, until
 from integration.scale import nightly
 from integration.services import Kafka
-from mqauth import JWKS, Allow, AuditFile, Key, MemoryReplayStore, Message, Pipeline, Signer, Verified, Verifier
+from mqauth import AuditFile, Key, Message
 from mqauth.clock import Backoff
 from mqauth.keystore import Keystore, State, signing_key
 from mqauth.keystore.disk import ring
 from mqauth.keystore.remote import rules as jwks_rules
-from mqauth.testing.forge import AUDIENCE, ISSUER
 
 MESSAGES = nightly(10_000, otherwise=1_000)
 TENTH = MESSAGES // 10
@@ -199,45 +197,6 @@ def test_flood_of_random_kids(
     assert figures.attempts <= figures.allowed
     assert figures.stall <= BOUNDS.stall
     assert figures.growth < MEMORY
-
-
-def signer(folder: Path, subject: str) -> Signer:
-    """Return a signer with a folder's key that says it is somebody, whatever the key's subjects."""
-    key = replace(signing_key(folder), subjects=None)
-    return Signer(key=key, issuer=ISSUER, subject=subject, audience=AUDIENCE, lifetime=600)
-
-
-def test_key_of_one_producer_signing_as_another_is_refused(lane: Lane, tmp_path: Path) -> None:
-    """Two producers share an issuer and may both publish; each is handled as itself and refused as the other."""
-    folders = {name: tmp_path / name for name in ("orders-api", "stock-api")}
-    for name, folder in folders.items():
-        Keystore(folder=folder).create(subjects=[name])
-    handled: list[tuple[str, bytes | None]] = []
-
-    def handler(verified: Verified) -> None:
-        handled.append((verified.subject, verified.body))
-
-    with (
-        IssuerProcess(list(folders.values())) as issuer,
-        JWKS(issuer.url, unsafe_http_loopback=True) as keys,
-        AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit,
-    ):
-        guard = Pipeline(
-            verifier=Verifier(keys={ISSUER: keys}, audience=AUDIENCE),
-            policy=Allow({name: [lane.destination] for name in folders}), replay=MemoryReplayStore(), audit=audit,
-        )  # fmt: skip
-        with lane.consuming(guard, handler):
-            for name, folder in folders.items():
-                for subject in folders:
-                    lane.send(signer(folder, subject), [f"{name} as {subject}".encode()])
-            until(lambda: len(handled) == 2 and len(lane.letters()) == 2)
-    assert sorted(handled) == [
-        ("orders-api", b"orders-api as orders-api"),
-        ("stock-api", b"stock-api as stock-api"),
-    ]
-    letters = {letter.body: letter.occurrences("mqauth-dead-reason")[0] for letter in lane.letters()}
-    expected: object = "subject_mismatch" if lane.name == "rabbitmq" else b"subject_mismatch"
-    assert letters == {b"orders-api as stock-api": expected, b"stock-api as orders-api": expected}
 
 
 SERVICE = 65534

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from integration.console.browser import console
-from integration.review.scene import Scene, scene_at
+from integration.review.scene import Scene
 from integration.review.survey import Visitor
-from integration.services import Kafka
-from mqauth import MalformedMessage, Reason, Unavailable
+from mqauth import MalformedMessage, Unavailable
 from mqauth.audit.chain import verify_chain
 from mqauth.cli import main
 from mqauth.cli.broker import opened
@@ -123,19 +122,6 @@ def test_depth_counts_what_is_open(scene: Scene, dlq: Run) -> None:
     assert dlq("list")[1][0]["total"] == 7
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (["--queue", "no-such", "--topic", "no-such"], "wants"),
-        ([], "required with this broker"),
-    ],
-)
-def test_a_place_that_contradicts_itself_is_refused(more: list[str], said: str) -> None:
-    """A queue on Kafka, a topic on RabbitMQ, or neither is a usage error before anything is connected."""
-    for url in ("amqp://127.0.0.1:1/", "kafka://127.0.0.1:1"):
-        assert main(["dlq", "list", "--broker", url, *more]) == 2
-
-
 def test_what_does_not_exist_is_one_line(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     """A queue or topic that is not there is told in one line, and made by nobody."""
     name = "--topic" if scene.place.on_kafka else "--queue"
@@ -159,23 +145,3 @@ def test_publishing_is_confirmed_or_told(scene: Scene) -> None:
                 found.run(call(found.box.publish, message))
         with pytest.raises(MalformedMessage):
             found.run(call(found.box.publish, Message(destination=foreign, body=b"x")))
-
-
-def test_two_consumer_groups(kafka: Kafka, tmp_path: Path) -> None:
-    """A release for one group of a topic is handled by it alone; the other settles it unhandled."""
-    with scene_at(kafka.url, tmp_path) as scene:
-        stage: Any = scene.stage
-        for number in range(5):
-            stage.inject(scene.message("expired", number))
-        scene.consume(5)
-        with scene.session() as found:
-            assert scene.redrive(found, Reason.EXPIRED).done == 5
-        scene.consume(5)
-        assert scene.outcomes == {"rejected": 5, "accepted": 5}
-        other = Scene(stage, kafka.url, tmp_path)
-        other.forge, other.keys, other.key = scene.forge, scene.keys, scene.key
-        stage.group += ".other"
-        other.scope = stage.group
-        other.consume(10)
-    assert other.outcomes == {"rejected": 5, "duplicate": 5}
-    assert other.handled == []

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 import aio_pika
 
 from integration.services import RabbitMQ
-from mqauth.errors import Reason, Rejection
-from mqauth.flow import call
-from mqauth.letters.dead_letter import PREFIX, DeadLetter
-from mqauth.letters.release import RELEASE_HEADER, RELEASE_TYPE, WAIVABLE, open_release
+from mqauth.errors import Reason
+from mqauth.letters.release import RELEASE_HEADER, RELEASE_TYPE, open_release
 from mqauth.review import Letter, read
 from mqauth.wire import destination, jws
 from mqauth.wire import strict_json as strictjson
@@ -27,8 +25,6 @@ from mqauth.wire.message import Message
 if TYPE_CHECKING:
     from integration.review.scene import Scene
     from mqauth.testing.stage_rabbitmq import RabbitMQStage
-
-ALL = frozenset(WAIVABLE)
 
 
 def restored(letter: Message) -> Message:
@@ -129,46 +125,6 @@ def test_what_an_attacker_sends_again_is_rejected_by_name(scene: Scene) -> None:
     assert sent(scene, [first, first]) == {}  # the release itself is good, once
     assert [verified.body for verified in scene.handled] == [b"expired 0"]
     assert (scene.outcomes["accepted"], scene.outcomes["duplicate"]) == (1, 1)
-
-
-def test_a_forged_letter_goes_nowhere(scene: Scene) -> None:
-    """Naming another destination, edited, or claiming another reason: refused by name, nothing is sent."""
-    scene.stage.inject(scene.message("expired", 0))
-    scene.stage.inject(scene.message("signature_invalid", 0))
-    scene.consume(2)
-    letters = scene.stage.letters()
-    stale = next(letter for letter in letters if b"expired" in (letter.body or b""))
-    forged = next(letter for letter in letters if b"signature" in (letter.body or b""))
-    elsewhere = "kafka:payments" if scene.place.on_kafka else "rabbitmq:payments/paid"
-    intact = DeadLetter(
-        message=replace(restored(stale), destination=elsewhere), rejection=Rejection(Reason.EXPIRED),
-        scope=scene.scope, time=1_900_000_000.0, audit="a",
-    )  # fmt: skip
-    planted = [
-        _saying(stale, destination=elsewhere), replace(stale, body=b"edited"), _saying(stale, id="0" * 64),
-        _saying(intact.whole(lambda name, value: True)), _saying(forged, reason="expired"),
-    ]  # fmt: skip
-    with scene.session() as found:
-        for letter in planted:
-            found.run(call(found.box.publish, replace(letter, destination=found.box.destination)))
-        done = scene.redrive(found, *ALL)
-    assert done.refused == {"letter_not_intact": 3, "destination_mismatch": 1, "signature_invalid": 2}
-    assert (done.selected, done.done) == (7, 1)
-    scene.consume(1)
-    assert [verified.body for verified in scene.handled] == [b"expired 0"]
-    assert len(scene.stage.letters()) == (7 if scene.place.on_kafka else 6)
-
-
-def _saying(letter: Message, **lines: str) -> Message:
-    """Return a letter whose lineage says something else."""
-    lies = {PREFIX + name: value for name, value in lines.items()}
-    on_kafka = destination.is_kafka(letter.destination)
-
-    def said(name: str, value: Any) -> Any:
-        found = lies.get(name, value)
-        return found.encode() if isinstance(found, str) and on_kafka else found
-
-    return replace(letter, headers=tuple((name, said(name, value)) for name, value in letter.headers))
 
 
 def test_nothing_a_letter_carries_acts_when_it_is_redriven(rabbitmq: RabbitMQ, tmp_path: Path) -> None:

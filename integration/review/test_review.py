@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,6 @@ from integration.scale import nightly
 from integration.services import RabbitMQ
 from mqauth import Reason
 from mqauth.brokers.rabbitmq.confirmed import declare_dead_letters
-from mqauth.errors import RejectNow
-from mqauth.review import Reading
 from mqauth.review.rabbitmq import RabbitMQLetterBox
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.wire.jwk import dump_key_set
@@ -33,24 +30,6 @@ EACH = nightly(25, otherwise=10)
 def test_letters_of_eight_kinds(scene: Scene) -> None:
     """80 letters, 200 at night: grouped, judged, redriven, released, discarded; every act is in the chain."""
     Story(scene, lambda line: None).play(EACH)
-
-
-def test_letters_that_are_left_stay_and_a_cancelled_run_adds_up(scene: Scene) -> None:
-    """Browsing three times consumes nothing; cancelled after three, exactly three are gone."""
-    scene.fill(2)
-    with scene.session() as found:
-        for _ in range(3):
-            assert scene.look(found, lambda index: index.count()) == 16
-        cancelled = threading.Event()
-        done = found.act(
-            scene.plan("discard", rate=200), scene.freeze(found), cancelled=cancelled,
-            progress=lambda so_far: cancelled.set() if so_far == 3 else None,
-        )  # fmt: skip
-        assert (done.done, done.left, done.cancelled) == (3, 13, True)
-        assert scene.look(found, lambda index: index.count()) == 13
-        assert scene.ledger(found).difference == 0
-    with scene.session() as found:
-        assert scene.look(found, lambda index: index.count()) == 13
 
 
 pytestmark = pytest.mark.slow
@@ -75,42 +54,6 @@ def test_killed(scene: Scene, capsys: pytest.CaptureFixture[str], act: str) -> N
     else:
         assert tally.published == 0
         assert LETTERS <= tally.acts <= LETTERS + KILLS
-
-
-class Refusing(list[Any]):
-    """A handler that refuses every message for good."""
-
-    def append(self, verified: Any) -> None:
-        """Refuse."""
-        raise RejectNow("no such order")
-
-
-def newest(scene: Scene) -> Reading:
-    """Return the only open letter."""
-    with scene.session() as found:
-        reading: Reading = scene.look(found, lambda index: index.reading(index.page()[0].number))
-    return reading
-
-
-def test_a_letter_tells_of_those_before_it(scene: Scene) -> None:
-    """Released and refused by the handler twice: three counted, two told, by id and reason."""
-    scene.stage.inject(scene.message("expired", 0))
-    scene.consume(1)
-    scene.handled = Refusing()
-    ids = []
-    for count in (1, 2):
-        reading = newest(scene)
-        assert (reading.count, reading.intact) == (count, True)
-        ids.append(reading.id)
-        with scene.session() as found:
-            assert scene.redrive(found, Reason.EXPIRED).done == 1
-        scene.consume(1)
-    last = newest(scene)
-    assert (last.count, last.reason) == (3, "handler_failed")
-    assert [(hop["id"], hop["reason"]) for hop in last.history] == [
-        (ids[0], "expired"), (ids[1], "handler_failed")
-    ]  # fmt: skip
-    assert json.loads(json.dumps(last.as_dict()))["count"] == 3
 
 
 MANY_LETTERS = 400

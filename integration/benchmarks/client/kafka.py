@@ -36,7 +36,6 @@ _LONGEST: Final = 900_000
 LINGER: Final = 5
 BUFFER: Final = 262_144
 """Bytes of a client's own buffer, the same for every contender; the default holds eight signed records."""
-_FUTURES: Final = 100
 _PYTHON: Any = kafka_python  # its classes have no types
 _ADMIN: Any = kafka_admin
 _SIZE_OF: Any = DefaultRecordBatchBuilder.size_of
