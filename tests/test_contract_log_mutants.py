@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,15 @@ from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Partition
 from tests.kit import delivery_contract
 from tests.kit.delivery_contract import LogDeliveryContract, LogPlay
-from tests.log_broker import MemoryLogStage, TopicSink, kafka_repair
-from tests.log_broker import kafka as leaf
+
+with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from mqauth.brokers.kafka import DeadLetters
+    from mqauth.brokers.kafka import repair as kafka_repair
+    from mqauth.brokers.log.confirmed import TopicSink
+    from tests.simulation.kafka_mutants import swallowing, unwaited
+    from tests.simulation.kafka_stage import simulated_log
+
 from tests.simulation.engine_mutants import (
     Mutant,
     left_out,
@@ -28,10 +36,9 @@ from tests.simulation.engine_mutants import (
     unmarked,
     without,
 )
-from tests.simulation.kafka_mutants import swallowing, unwaited
 
-DeadLetters: Any = leaf.DeadLetters
 CONTRACT = LogDeliveryContract
+SEEDS = 10
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ MUTANTS = (
     Caught("skips behind a deferral", Assignment, "attempted", skipping, CONTRACT.test_nothing_overtakes),
     Caught("forgets what stands behind a deferral", Assignment, "client_calls", without("seek", {}),
            CONTRACT.test_nothing_overtakes),
-    Caught("ignores back-off", Backoff, "wait", returning(0.0), CONTRACT.test_what_is_put_off_is_not_tried_hotly),
+    Caught("ignores back-off", Backoff, "wait", returning(0.001), CONTRACT.test_what_is_put_off_is_not_tried_hotly),
     Caught("never commits", Assignment, "due_commits", returning({}),
            CONTRACT.test_everything_is_committed_in_the_end),
     Caught("never resumes", Assignment, "client_calls", without("resume", frozenset()),
@@ -81,21 +88,22 @@ MUTANTS = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def play(tmp_path: Path) -> Iterator[LogPlay]:
-    """A play on a stage in memory."""
-    stage = MemoryLogStage()
-    stage.patience = 4.0
-    with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
+def is_found(mutant: Caught, seed: int, path: Path) -> bool:
+    """Tell whether the mistake fails its test in a play of a seed."""
+    with simulated_log("kafka-python", seed) as stage, AuditFile(path / f"{seed}.jsonl", fsync=False) as audit:
+        stage.patience = 20.0
         play = LogPlay(stage, audit)
-        yield play
-        delivery_contract._end(play)
-    stage.close()
+        try:
+            with mutant.made():
+                mutant.test(CONTRACT(), play)
+        except (AssertionError, TimeoutError):
+            return True
+        finally:
+            delivery_contract._end(play)
+        return False
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_mutant_is_caught(mutant: Caught, play: LogPlay) -> None:
-    """The mistake fails the test that is there for it."""
-    with mutant.made(), pytest.raises((AssertionError, TimeoutError)):
-        mutant.test(CONTRACT(), play)
+def test_mutant_is_caught(mutant: Caught, tmp_path: Path) -> None:
+    """The mistake fails the test that is there for it, in one of the first seeds."""
+    assert any(is_found(mutant, seed, tmp_path) for seed in range(SEEDS))

@@ -1,0 +1,232 @@
+"""The stage of the log delivery contract on the simulated Kafka, in virtual time, for the leaf of each client.
+
+A consumer is a process of the simulation. A test runs outside of all of them, and lets time go on as it waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+from unittest import mock
+
+from mqauth.brokers import kafka
+from mqauth.brokers.event_loop import on_thread
+from mqauth.brokers.log.records import dead_letter_headers
+from mqauth.clock import Backoff
+from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.wire.message import Message
+from tests.kit.delivery_stage import CommitObserver
+from tests.simulation.kafka_broker import LATENCY, PLACES, SESSION, Broker, Fate
+from tests.simulation.kafka_leaves import LEAVES, Leaf
+from tests.simulation.kafka_services import DESTINATION
+from tests.simulation.threads import Killed, Loop, Process, Threads
+
+MOST: Final = 50
+"""Records of a partition in one poll."""
+
+
+class LogMember:
+    """A consumer in a process of its own, from its start.
+
+    Args:
+        stage: where it runs.
+        guard: its pipeline.
+        handler: its handler; on an event loop a plain one runs on threads.
+        settings: of the wrapper.
+    """
+
+    def __init__(self, stage: SimulatedLogStage, guard: Pipeline, handler: Handler, **settings: Any) -> None:
+        self._stage = stage
+        self._made = guard, handler, settings
+        self.failure: BaseException | None = None
+        self.consumer: Any = None
+        self.client: Any = None
+        self.stop: Callable[[], Any]
+        self.process = Process(f"consumer{len(stage.members) + 1}", stage.threads)
+        self._task = stage.threads.start(self.process, self.process.name, self._main)
+        stage.threads.wait(lambda: self.consumer is not None or self._task.done)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error."""
+        return self.failure is not None
+
+    def health(self) -> Any:
+        """Return its state."""
+        return self.consumer.health()
+
+    def close(self) -> None:
+        """Stop it in order, and leave the group; raises the error that ended it."""
+        self.stop()
+        if not self._stage.threads.wait(lambda: self._task.done, self._stage.now() + self._stage.patience):
+            raise TimeoutError("the stop did not end")
+        if self.failure is not None:
+            raise self.failure
+
+    def _main(self) -> None:
+        """The main function of the process."""
+        if self._stage.leaf.on_loop:
+            loop = Loop(self.process, self._stage.threads)
+            loop.play(self._serving(loop))
+            return
+        self._start()
+        self.stop = self.consumer.stop
+        try:
+            self.consumer.run()
+        except Killed:
+            raise
+        except BaseException as error:
+            self.failure = error
+        self.client.close()
+
+    async def _serving(self, loop: Loop) -> None:
+        """The main function of a process that has an event loop."""
+        self._start()
+        self.stop = lambda: loop.call_soon_threadsafe(lambda: loop.create_task(self.consumer.stop()))
+        try:
+            await self.consumer.run()
+        except BaseException as error:
+            if not self.process.alive:
+                raise
+            self.failure = error
+        await (self.client.stop() if hasattr(self.client, "stop") else asyncio.to_thread(self.client.close))
+
+    def _start(self) -> None:
+        leaf, broker = self._stage.leaf, self._stage.broker
+        guard, handler, settings = self._made
+        self.client = leaf.client(broker, self.process, MOST)
+        self.consumer = leaf.consumer(
+            self.client, broker, self.process, guard, on_thread(handler) if leaf.on_loop else handler, **settings
+        )
+
+
+class SimulatedLogStage:
+    """A source of three partitions, its group and its dead letters.
+
+    Args:
+        leaf: whose consumers they are.
+        seed: decides latencies, and who runs next.
+    """
+
+    destination = DESTINATION
+    patience = 60.0
+
+    def __init__(self, leaf: Leaf, seed: int = 0) -> None:
+        self.leaf = leaf
+        self.threads = Threads(seed)
+        self.clock = self.threads.world
+        self.broker = Broker(self.threads, self._committed, lambda _who, _what: None)
+        self.members: list[LogMember] = []
+        self._observers: list[CommitObserver] = []
+        self._sent = 0
+        self._bury = self.broker.bury
+        setattr(self.broker, "bury", self._buried)  # noqa: B010 - a method, replaced
+
+    def now(self) -> float:
+        """Return the virtual seconds."""
+        return self.threads.agenda.now
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass for whoever calls."""
+        self.threads.sleep(seconds)
+
+    advance = sleep
+
+    def inject(self, message: Message) -> None:
+        """Append a record."""
+        place = PLACES[sum(message.key or b"") % len(PLACES)]
+        self.broker.append(place, message.body, message.key, dead_letter_headers(message.headers))
+
+    def second(self, guard: Pipeline, handler: Handler, **settings: Any) -> LogMember:
+        """Start a process that consumes."""
+        member = LogMember(self, guard, handler, **({"backoff": Backoff(first=0.3, longest=1)} | settings))
+        self.members.append(member)
+        return member
+
+    def rebalance(self) -> None:
+        """Begin a rebalance."""
+        self.broker.rebalance()
+
+    def kill(self, member: Any) -> None:
+        """Kill a process; the group misses it after a session."""
+        member.process.alive = False
+        self._missed(member)
+
+    def cut(self, member: Any) -> None:
+        """Pause a process, once the answers that are on their way have come."""
+        self.sleep(max(LATENCY))
+        member.process.paused_until = float("inf")
+        self._missed(member)
+
+    def heal(self, member: Any) -> None:
+        """Let a paused process go on."""
+        member.process.paused_until = 0.0
+
+    def _missed(self, member: LogMember) -> None:
+        self.threads.agenda.after(SESSION, lambda: self.broker.evict(member.client))
+
+    def refuse_commits(self, refusing: bool) -> None:
+        """Fail commits, or take them again."""
+        self._be_out("commits", "fails" if refusing else None)
+
+    def refuse_letters(self, refusing: bool) -> None:
+        """Lose letters, or take them again."""
+        self._be_out("letters", "lost" if refusing else None)
+
+    def _be_out(self, what: str, how: str | None) -> None:
+        self.broker.out.pop(what, None)
+        if how is not None:
+            self.broker.out[what] = how
+
+    def attempts(self) -> int:
+        """Return how many letters were sent."""
+        return self._sent
+
+    def _buried(self, *letter: Any) -> Fate | None:
+        """Count a letter."""
+        self._sent += 1
+        return self._bury(*letter)
+
+    def letters(self) -> list[Message]:
+        """Return every dead letter so far."""
+        return [kafka.from_native(record, scope="billing") for record in self.broker.dead]
+
+    def committed(self) -> dict[int, int]:
+        """Return the group's committed offsets."""
+        return {place.partition: offset for place, offset in self.broker.committed.items() if offset}
+
+    def ends(self) -> dict[int, int]:
+        """Return the ends of the partitions that hold records."""
+        return {place.partition: len(log) for place, log in self.broker.logs.items() if log}
+
+    def watch(self, observer: CommitObserver) -> None:
+        """Call an observer with every commit."""
+        self._observers.append(observer)
+
+    def _committed(self, _member: Any, place: Any, offset: int, _metadata: str) -> None:
+        for observer in self._observers:
+            observer(place.partition, offset)
+
+    def close(self) -> None:
+        """Kill every process."""
+        self.threads.failure = None
+        self.threads.end()
+
+
+@contextmanager
+def simulated_log(client: str, seed: int = 0) -> Iterator[SimulatedLogStage]:
+    """Yield a stage of the leaf of a client, with virtual time in its modules."""
+    with ExitStack() as stack:
+        # A process that was killed awaits nothing any more.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        stage = SimulatedLogStage(LEAVES[client], seed)
+        for module, name, stand_in in stage.leaf.replaced(stage.threads):
+            stack.enter_context(mock.patch.object(module, name, stand_in))
+        yield stage
+        stage.close()
+        gc.collect()
