@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import warnings
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack
 from functools import wraps
 from typing import Any
-from unittest import mock
 
 import pytest
 
-from mqauth import Cause, ConfigurationError, MemoryReplayStore, Message, Pipeline, Unavailable, Verified
+from mqauth import ConfigurationError, MemoryReplayStore, Message, Pipeline, Verified
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import aiokafka
+from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.flow import arun
 from mqauth.logs import HANDLING
 from mqauth.replay.rules import ClaimRequest
 from mqauth.testing import Forge
-
-with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from mqauth.brokers.log.records import dead_letter_headers
-    from tests.simulation.aiokafka_client import Client
-    from tests.simulation.kafka_broker import PLACES, Broker
-    from tests.simulation.kafka_leaves import LEAVES
-    from tests.simulation.threads import Loop, Process, Threads
+from tests.simulation.aiokafka_client import Client
+from tests.simulation.kafka_broker import PLACES, Broker
+from tests.simulation.kafka_leaves import LEAVES
+from tests.simulation.threads import Loop, Process, Threads
 
 PATIENCE = 10.0
 AIOKAFKA = LEAVES["aiokafka"]
@@ -66,9 +60,7 @@ class Room:
         self.forge = Forge(self.process, lifetime=600)
         self.store: Any = MemoryReplayStore(clock=self.process)
         self.handled: list[bytes | None] = []
-        self.records: list[AuditRecord] = []
         self.clients: list[Client] = []
-        self.down = False
 
     def guard(self) -> Pipeline:
         """Return a pipeline."""
@@ -78,10 +70,7 @@ class Room:
         )  # fmt: skip
 
     async def write(self, record: AuditRecord, /) -> None:
-        """Take an audit record, unless it is down."""
-        if self.down:
-            raise Unavailable(Cause.AUDIT_UNAVAILABLE, "told to")
-        self.records.append(record)
+        """Take an audit record."""
 
     def send(self, *bodies: bytes) -> None:
         """Append signed messages of one key."""
@@ -118,9 +107,7 @@ class Room:
 def room() -> Iterator[Room]:
     """A room, with virtual time in the leaf's modules."""
     room = Room()
-    with ExitStack() as stack:
-        for module, name, stand_in in AIOKAFKA.replaced(room.threads):
-            stack.enter_context(mock.patch.object(module, name, stand_in))
+    with AIOKAFKA.in_virtual_time(room.threads):
         yield room
 
 

@@ -1,19 +1,13 @@
 """The delivery contract on a simulated Kafka, in virtual time, with each Kafka leaf as it is."""
 
-from __future__ import annotations
-
-import warnings
 from collections.abc import Iterator
 
 import pytest
 
 from tests.kit.delivery_contract import LogDeliveryContract
 from tests.kit.delivery_stage import LogStage
-
-with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from tests.simulation.kafka_leaves import LEAVES
-    from tests.simulation.kafka_stage import simulated_log
+from tests.simulation.kafka_leaves import LEAVES
+from tests.simulation.kafka_stage import simulated_log
 
 
 @pytest.mark.parametrize("client", LEAVES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,6 @@ from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Partition
 from tests.kit import delivery_contract
 from tests.kit.delivery_contract import LogDeliveryContract, LogPlay
-
-with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from mqauth.brokers.kafka import DeadLetters
-    from mqauth.brokers.kafka import repair as kafka_repair
-    from mqauth.brokers.log.confirmed import TopicSink
-    from tests.simulation.kafka_mutants import swallowing, unwaited
-    from tests.simulation.kafka_stage import simulated_log
-
 from tests.simulation.engine_mutants import (
     Mutant,
     left_out,
@@ -36,6 +26,9 @@ from tests.simulation.engine_mutants import (
     unmarked,
     without,
 )
+from tests.simulation.kafka_leaves import kafka
+from tests.simulation.kafka_mutants import TopicSink, kafka_repair, swallowing, unwaited
+from tests.simulation.kafka_stage import simulated_log
 
 CONTRACT = LogDeliveryContract
 SEEDS = 10
@@ -64,14 +57,15 @@ MUTANTS = (
     Caught("commits received, not settled", Partition, "settled", received_as_settled,
            CONTRACT.test_a_commit_covers_what_is_settled),
     Caught("letter not confirmed", TopicSink, "sending", unwaited, CONTRACT.test_a_letter_is_confirmed),
-    Caught("letter dropped while the sink is down", DeadLetters, "publish", swallowing,
+    Caught("letter dropped while the sink is down", kafka.DeadLetters, "publish", swallowing,
            CONTRACT.test_a_letter_is_confirmed),
     Caught("deferred treated as settled", Assignment, "attempted", settled_at_once,
            CONTRACT.test_what_is_put_off_is_not_settled),
     Caught("skips behind a deferral", Assignment, "attempted", skipping, CONTRACT.test_nothing_overtakes),
     Caught("forgets what stands behind a deferral", Assignment, "client_calls", without("seek", {}),
            CONTRACT.test_nothing_overtakes),
-    Caught("ignores back-off", Backoff, "wait", returning(0.001), CONTRACT.test_what_is_put_off_is_not_tried_hotly),
+    Caught("ignores back-off", Backoff, "wait", returning(0.001),
+           CONTRACT.test_what_is_put_off_is_not_tried_hotly),
     Caught("never commits", Assignment, "due_commits", returning({}),
            CONTRACT.test_everything_is_committed_in_the_end),
     Caught("never resumes", Assignment, "client_calls", without("resume", frozenset()),

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Final
-from unittest import mock
 
-from mqauth.brokers import kafka
 from mqauth.brokers.event_loop import on_thread
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.clock import Backoff
@@ -21,7 +18,7 @@ from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.wire.message import Message
 from tests.kit.delivery_stage import CommitObserver
 from tests.simulation.kafka_broker import LATENCY, PLACES, SESSION, Broker, Fate
-from tests.simulation.kafka_leaves import LEAVES, Leaf
+from tests.simulation.kafka_leaves import LEAVES, Leaf, kafka
 from tests.simulation.kafka_services import DESTINATION
 from tests.simulation.threads import Killed, Loop, Process, Threads
 
@@ -34,14 +31,12 @@ class LogMember:
 
     Args:
         stage: where it runs.
-        guard: its pipeline.
-        handler: its handler; on an event loop a plain one runs on threads.
-        settings: of the wrapper.
+        make: makes its wrapper of its client and its process.
     """
 
-    def __init__(self, stage: SimulatedLogStage, guard: Pipeline, handler: Handler, **settings: Any) -> None:
-        self._stage = stage
-        self._made = guard, handler, settings
+    def __init__(self, stage: SimulatedLogStage, make: Callable[[Any, Process], Any]) -> None:
+        self.stage = stage
+        self._make = make
         self.failure: BaseException | None = None
         self.consumer: Any = None
         self.client: Any = None
@@ -61,16 +56,17 @@ class LogMember:
 
     def close(self) -> None:
         """Stop it in order, and leave the group; raises the error that ended it."""
-        self.stop()
-        if not self._stage.threads.wait(lambda: self._task.done, self._stage.now() + self._stage.patience):
+        if not self._task.done:
+            self.stop()
+        if not self.stage.threads.wait(lambda: self._task.done, self.stage.now() + self.stage.patience):
             raise TimeoutError("the stop did not end")
         if self.failure is not None:
             raise self.failure
 
     def _main(self) -> None:
         """The main function of the process."""
-        if self._stage.leaf.on_loop:
-            loop = Loop(self.process, self._stage.threads)
+        if self.stage.leaf.on_loop:
+            loop = Loop(self.process, self.stage.threads)
             loop.play(self._serving(loop))
             return
         self._start()
@@ -96,12 +92,8 @@ class LogMember:
         await (self.client.stop() if hasattr(self.client, "stop") else asyncio.to_thread(self.client.close))
 
     def _start(self) -> None:
-        leaf, broker = self._stage.leaf, self._stage.broker
-        guard, handler, settings = self._made
-        self.client = leaf.client(broker, self.process, MOST)
-        self.consumer = leaf.consumer(
-            self.client, broker, self.process, guard, on_thread(handler) if leaf.on_loop else handler, **settings
-        )
+        self.client = self.stage.leaf.client(self.stage.broker, self.process, MOST)
+        self.consumer = self._make(self.client, self.process)
 
 
 class SimulatedLogStage:
@@ -142,8 +134,14 @@ class SimulatedLogStage:
         self.broker.append(place, message.body, message.key, dead_letter_headers(message.headers))
 
     def second(self, guard: Pipeline, handler: Handler, **settings: Any) -> LogMember:
-        """Start a process that consumes."""
-        member = LogMember(self, guard, handler, **({"backoff": Backoff(first=0.3, longest=1)} | settings))
+        """Start a process that consumes; on an event loop a plain handler runs on threads."""
+        handle = on_thread(handler) if self.leaf.on_loop else handler
+        wanted = {"backoff": Backoff(first=0.3, longest=1)} | settings
+
+        def make(client: Any, process: Process) -> Any:
+            return self.leaf.consumer(client, self.broker, process, guard, handle, **wanted)
+
+        member = LogMember(self, make)
         self.members.append(member)
         return member
 
@@ -220,13 +218,8 @@ class SimulatedLogStage:
 @contextmanager
 def simulated_log(client: str, seed: int = 0) -> Iterator[SimulatedLogStage]:
     """Yield a stage of the leaf of a client, with virtual time in its modules."""
-    with ExitStack() as stack:
-        # A process that was killed awaits nothing any more.
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        stage = SimulatedLogStage(LEAVES[client], seed)
-        for module, name, stand_in in stage.leaf.replaced(stage.threads):
-            stack.enter_context(mock.patch.object(module, name, stand_in))
+    stage = SimulatedLogStage(LEAVES[client], seed)
+    with stage.leaf.in_virtual_time(stage.threads):
         yield stage
         stage.close()
         gc.collect()
