@@ -163,6 +163,7 @@ async def test_grace_over(room: Room) -> None:
     room.send(b"0")
     async with room.consumer(hanging, grace=0.01):
         await begun.wait()
+    assert room.loop.time() < PATIENCE
     assert (cancelled, room.store.released, room.committed()) == ([True], 1, 0)
     async with room.consumer():
         await room.until(lambda: room.committed() == 1)
