@@ -6,7 +6,8 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
@@ -38,22 +39,10 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     from mqauth.brokers.kafka import repair as kafka_repair
     from mqauth.brokers.kafka.consumer import Listener
     from mqauth.brokers.kafka.producer import Replies as KafkaReplies
+    from tests.simulation.kafka_broker import Record
 
 ZERO, ONE = TopicPartition("orders", 0), TopicPartition("orders", 1)
-
-
-@dataclass
-class Record:
-    """What is read of a ``ConsumerRecord``."""
-
-    partition: int
-    offset: int
-    value: Any
-    key: Any
-    headers: Any
-    topic: str = "orders"
-    timestamp: int = 0
-    timestamp_type: int = 0
+record = partial(Record, "orders")
 
 
 class Subscription:
@@ -208,7 +197,7 @@ class Bench:
             message = Message(destination="kafka:orders", body=body, key=b"k", headers=tuple(headers))
             message = self.forge.seal(message) if sealed else message
             log = self.client.log[partition]
-            log.append(Record(partition.partition, len(log), message.body, message.key, list(message.headers)))
+            log.append(record(partition.partition, len(log), message.body, message.key, list(message.headers)))
 
     def make(self, guard: Pipeline | None = None, **settings: Any) -> Any:
         wanted: dict[str, Any] = {"dead_letters": self.letters, "workers": 0}
@@ -741,7 +730,7 @@ def test_decode_with_the_message(bench: Bench) -> None:
 def test_tombstone(bench: Bench) -> None:
     """A tombstone is handled like any message, and not decoded."""
     message = bench.forge.seal(Message(destination="kafka:orders", body=None, key=b"k"))
-    bench.client.log[ZERO].append(Record(0, 0, None, b"k", list(message.headers)))
+    bench.client.log[ZERO].append(record(0, 0, None, b"k", list(message.headers)))
     bench.run(decode=int)
     assert [(seen.body, seen.value) for seen in bench.handled] == [(None, None)]
 
