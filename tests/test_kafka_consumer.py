@@ -22,6 +22,7 @@ from mqauth.flow import Attempts, ColourError, call
 from mqauth.replay.rules import ClaimRequest
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
+from tests.test_rabbitmq_consumer import Letters
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -145,21 +146,6 @@ class Client:
         return found
 
 
-class Letters:
-    """Dead letters in a list, unavailable while told so."""
-
-    name = "orders.dead"
-
-    def __init__(self) -> None:
-        self.down = False
-        self.published: list[Any] = []
-
-    def publish(self, letter: Any, /) -> None:
-        if self.down:
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "down")
-        self.published.append(letter)
-
-
 class Records:
     """Audit records in a list, unavailable while told so."""
 
@@ -251,7 +237,7 @@ def test_health(bench: Bench) -> None:
     assert (health.deferred, health.cause, health.detail) == (
         1,
         Cause.DEAD_LETTER_UNAVAILABLE,
-        "down (orders.dead); its verdict is token_missing: no token header: headers 0 (claimed); configured:"
+        "down (dead); its verdict is token_missing: no token header: headers 0 (claimed); configured:"
         " header mqauth-token",
     )
     assert health.stalled_since == start
@@ -267,7 +253,7 @@ def test_letters_to_the_topic_that_is_consumed(bench: Bench) -> None:
     bench.add(b"evil", sealed=False)
     with pytest.raises(ConfigurationError, match="dead letters must go to another topic"):
         bench.run()
-    assert (bench.letters.published, bench.audit.written) == ([], [])
+    assert (bench.letters.found, bench.audit.written) == ([], [])
     assert bench.client.committed == {}
 
 
@@ -444,7 +430,7 @@ def test_poison_skipped(bench: Bench) -> None:
     assert (record["broker"]["offset"], record["broker"]["last_offset"]) == (2, 4)
     assert (ZERO, 5) in bench.client.seeks
     assert bench.client.committed == {ZERO: 8}
-    assert [letter.message.origin.offset for letter in bench.letters.published] == [7]
+    assert [letter.message.origin.offset for letter in bench.letters.found] == [7]
 
 
 def test_poison_waits_for_audit(bench: Bench) -> None:
@@ -715,7 +701,7 @@ def test_decode(bench: Bench) -> None:
     bench.run(decode=decode)
     assert [seen.value for seen in bench.handled] == [7, 8]
     assert calls == [b"7", b"seven", b"8"]
-    assert bench.letters.published[0].rejection.detail == "decode: ValueError"
+    assert bench.letters.found[0].rejection.detail == "decode: ValueError"
 
 
 def test_decode_with_the_message(bench: Bench) -> None:
@@ -771,7 +757,7 @@ def test_no_reply(bench: Bench, replies: Any) -> None:
     bench.handler = lambda verified: verified.reply(b"pong")
     bench.add(b"ping")
     bench.run(replies=replies)
-    assert bench.letters.published[0].rejection.detail.startswith("ConfigurationError in ")
+    assert bench.letters.found[0].rejection.detail.startswith("ConfigurationError in ")
 
 
 class Later:
@@ -923,7 +909,7 @@ def test_hidden_coroutine(bench: Bench, workers: int) -> None:
     with pytest.raises(ColourError):
         bench.run(rounds=10**9, workers=workers)
     assert bench.client.committed == {}
-    assert bench.letters.published == []
+    assert bench.letters.found == []
 
 
 def test_nothing_subscribed(bench: Bench) -> None:
@@ -1029,7 +1015,7 @@ def test_judge_rejected(bench: Bench) -> None:
     assert judgement.dead_letter(bench.letters).verdict is Verdict.DEFERRED
     assert judgement.cause is Cause.DEAD_LETTER_UNAVAILABLE
     bench.letters.down = False
-    assert judgement.dead_letter(bench.letters).outcome.dead_letter == bench.letters.published[0].id
+    assert judgement.dead_letter(bench.letters).outcome.dead_letter == bench.letters.found[0].id
 
 
 class Changing:

@@ -5,7 +5,6 @@ A consumer is a process of the simulation. A test runs outside of all of them, a
 
 from __future__ import annotations
 
-import asyncio
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,30 +18,30 @@ from mqauth.wire.message import Message
 from tests.kit.delivery_stage import CommitObserver
 from tests.simulation.kafka_broker import LATENCY, PLACES, SESSION, Broker, Fate
 from tests.simulation.kafka_leaves import LEAVES, Leaf, kafka
-from tests.simulation.kafka_services import DESTINATION
-from tests.simulation.threads import Killed, Loop, Process, Threads
+from tests.simulation.kafka_services import DESTINATION, Service
+from tests.simulation.threads import Process, Threads
 
 MOST: Final = 50
 """Records of a partition in one poll."""
 
 
-class LogMember:
-    """A consumer in a process of its own, from its start.
+class LogMember(Service):
+    """A consumer in a process of its own, from its start; it is not started again.
 
     Args:
         stage: where it runs.
         make: makes its wrapper of its client and its process.
     """
 
+    process: Process
+
     def __init__(self, stage: SimulatedLogStage, make: Callable[[Any, Process], Any]) -> None:
+        super().__init__(f"consumer{len(stage.members) + 1}", stage)  # type: ignore[arg-type]
         self.stage = stage
         self._make = make
         self.failure: BaseException | None = None
-        self.consumer: Any = None
-        self.client: Any = None
-        self.stop: Callable[[], Any]
-        self.process = Process(f"consumer{len(stage.members) + 1}", stage.threads)
-        self._task = stage.threads.start(self.process, self.process.name, self._main)
+        self.process = process = Process(self.name, stage.threads)
+        self._task = stage.threads.start(process, self.name, lambda: self._main(process))
         stage.threads.wait(lambda: self.consumer is not None or self._task.done)
 
     @property
@@ -57,43 +56,22 @@ class LogMember:
     def close(self) -> None:
         """Stop it in order, and leave the group; raises the error that ended it."""
         if not self._task.done:
-            self.stop()
+            self._stop()
         if not self.stage.threads.wait(lambda: self._task.done, self.stage.now() + self.stage.patience):
             raise TimeoutError("the stop did not end")
         if self.failure is not None:
             raise self.failure
 
-    def _main(self) -> None:
-        """The main function of the process."""
-        if self.stage.leaf.on_loop:
-            loop = Loop(self.process, self.stage.threads)
-            loop.play(self._serving(loop))
-            return
-        self._start()
-        self.stop = self.consumer.stop
-        try:
-            self.consumer.run()
-        except Killed:
-            raise
-        except BaseException as error:
-            self.failure = error
-        self.client.close()
+    def _start(self, process: Process) -> None:
+        self.client = self.stage.leaf.client(self.stage.broker, process, MOST)
+        self.consumer = self._make(self.client, process)
+        self._stop = self.consumer.stop
 
-    async def _serving(self, loop: Loop) -> None:
-        """The main function of a process that has an event loop."""
-        self._start()
-        self.stop = lambda: loop.call_soon_threadsafe(lambda: loop.create_task(self.consumer.stop()))
-        try:
-            await self.consumer.run()
-        except BaseException as error:
-            if not self.process.alive:
-                raise
-            self.failure = error
-        await (self.client.stop() if hasattr(self.client, "stop") else asyncio.to_thread(self.client.close))
+    def _ended_by(self, process: Process, error: BaseException) -> None:
+        self.failure = error
 
-    def _start(self) -> None:
-        self.client = self.stage.leaf.client(self.stage.broker, self.process, MOST)
-        self.consumer = self._make(self.client, self.process)
+    def _look_back(self, process: Process) -> Any:
+        return self.client
 
 
 class SimulatedLogStage:
