@@ -136,17 +136,6 @@ async def test_from_start_to_end(room: Room, caplog: pytest.LogCaptureFixture) -
 
 
 @simulated
-async def test_letters_to_the_topic_that_is_consumed(room: Room) -> None:
-    """The consumer ends before it writes a letter that it would read, reject and write again, without end."""
-    consumer = room.consumer()
-    consumer._dead_letters.name = "orders"
-    room.send(b"0")
-    with pytest.raises(ConfigurationError, match="dead letters must go to another topic"):
-        await consumer.run()
-    assert (room.handled, room.committed()) == ([], 0)
-
-
-@simulated
 async def test_grace_over(room: Room) -> None:
     """A handler that takes longer than the grace is cancelled, its claim released; its record comes again."""
     room.store = AsyncStore()
