@@ -18,8 +18,7 @@ from mqauth import Cause, ConfigurationError, MemoryReplayStore, Message, Pipeli
 from mqauth.brokers.log.poison import CODECS
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.start import Committed, Start
-from mqauth.flow import Attempts, ColourError, call
-from mqauth.replay.rules import ClaimRequest
+from mqauth.flow import Attempts, ColourError
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
 from tests.test_rabbitmq_consumer import Letters
@@ -546,54 +545,6 @@ def test_a_method_of_theirs_is_handed_back(bench: Bench) -> None:
     bench.client._fetcher = fetcher  # type: ignore[attr-defined]
     bench.run()
     assert fetcher.fetch_records is theirs
-
-
-@pytest.mark.parametrize("renewed", [True, False])
-def test_a_long_handler_keeps_its_claim(bench: Bench, renewed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a handler runs its claim is renewed, beyond the token's life; without that its id is forgotten."""
-    monkeypatch.setattr("mqauth.brokers.log.consumer.WATCH", 0.02)
-    store = MemoryReplayStore(clock=bench.clock)
-    guard = bench.guard(replay=store, lease=60)
-    release = threading.Event()
-    seen: list[int] = []
-
-    def handler(_: Verified) -> None:
-        assert release.wait(30)
-
-    def tick() -> None:
-        bench.clock.advance(15)
-        store.claim(replace(WISH, expires=bench.clock.now() + 1))  # lets the store forget what it may
-        store.release(WISH)
-        seen.append(len(store))
-        if len(seen) == 40:
-            release.set()
-
-    bench.handler = handler
-    bench.add(b"0")
-    bench.make(guard, workers=1)
-    if not renewed:
-        bench.consumer._work.renewing = lambda: call(int)
-    bench.client.events = [lambda: None] * 5 + [tick] * 40
-    bench.run(rounds=60)
-    assert seen[-1] == (1 if renewed else 0)
-
-
-def test_a_short_lease_is_looked_after(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a long handler the client is polled in time for the renewal of its lease, however short that is."""
-    monkeypatch.setattr("mqauth.brokers.log.consumer.WATCH", 3600.0)
-    polled = threading.Event()
-    seen: list[bool] = []
-    bench.handler = lambda _: seen.append(polled.wait(30))
-    bench.add(b"0")
-    bench.make(bench.guard(lease=0.06), workers=1)
-    bench.client.events = [lambda: None] * 5 + [polled.set]
-    bench.run(rounds=20)
-    assert seen == [True]
-
-
-WISH = ClaimRequest(
-    scope="other", id=b"0" * 16, owner="o", place=None, redelivered=False, lease=1, expires=0
-)  # fmt: skip
 
 
 def test_grace(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -99,3 +100,21 @@ def test_out_of_range(play: LogPlay, caplog: pytest.LogCaptureFixture) -> None:
     assert [seen.origin.offset for seen in play.handled] == [0, 4, 5, 6, 7]
     assert events(caplog) == ["client.offset_out_of_range"]
     assert "offset 1 of orders-2 is out of range, its records are lost; it goes on at 4" in caplog.text
+
+
+@pytest.mark.parametrize("lease", [0.6, 60.0])
+def test_a_long_handler_keeps_its_claim(play: LogPlay, lease: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a handler runs its claim is renewed before its lease is over, however short that is."""
+    claim, times = play.store.claim, list[float]()
+
+    def noted(request: Any) -> Any:
+        times.append(play.stage.now())
+        return claim(request)
+
+    monkeypatch.setattr(play.store, "claim", noted)
+    monkeypatch.setattr(play.store, "claim_many", lambda requests: [noted(request) for request in requests])
+    play.start(lambda _: play.stage.sleep(4 * lease), lease=lease)
+    play.send(1)
+    play.wait(play.all_committed, 5 * lease + 10)
+    assert len(times) > 8
+    assert max(later - earlier for earlier, later in pairwise(times)) < lease
