@@ -217,33 +217,6 @@ def bench(clock: FakeClock, forge: Forge) -> Bench:
     return Bench(clock, forge)
 
 
-def test_health(bench: Bench) -> None:
-    """Health says which record stalls, since when and why, and nothing once it went on."""
-    bench.letters.down = True
-    bench.add(b"evil", sealed=False)
-    consumer = bench.make()
-    seen: list[Any] = []
-    start = bench.clock.now()
-    bench.client.events = [lambda: None] * 4 + [
-        lambda: seen.append(consumer.health()),
-        lambda: setattr(bench.letters, "down", False),
-    ]
-    bench.run(rounds=40, seconds=1)
-    (health,) = seen
-    assert health.consuming
-    assert (health.deferred, health.cause, health.detail) == (
-        1,
-        Cause.DEAD_LETTER_UNAVAILABLE,
-        "down (dead); its verdict is token_missing: no token header: headers 0 (claimed); configured:"
-        " header mqauth-token",
-    )
-    assert health.stalled_since == start
-    assert (health.stalls[0].topic, health.stalls[0].partition, health.stalls[0].offset) == ("orders", 0, 0)
-    after = consumer.health()
-    assert (after.consuming, after.deferred, after.stalled_since, after.cause, after.detail) == (
-        False, 0, None, None, None)  # fmt: skip
-
-
 def test_runs_once(bench: Bench) -> None:
     """A second run of one consumer is refused: it would start with the stop of the first."""
     bench.run()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mqauth import ConfigurationError
+from mqauth import Cause, ConfigurationError
 from mqauth.brokers.log.records import OffsetsRefusedError
 from tests.kit.delivery_contract import LogPlay
 from tests.log_leaves import Sink
@@ -118,3 +118,25 @@ def test_a_long_handler_keeps_its_claim(play: LogPlay, lease: float, monkeypatch
     play.wait(play.all_committed, 5 * lease + 10)
     assert len(times) > 8
     assert max(later - earlier for earlier, later in pairwise(times)) < lease
+
+
+def test_health(play: LogPlay) -> None:
+    """Health says which record stalls, since when and why, and nothing of it once it went on."""
+    play.stage.refuse_letters(True)
+    play.send(1, key=b"k", sealed=False)
+    member: Any = play.start()
+    play.wait(lambda: member.health().deferred == 1)
+    start = play.clock.now()
+    play.stage.sleep(20)
+    health = member.health()
+    assert (health.consuming, health.cause) == (True, Cause.DEAD_LETTER_UNAVAILABLE)
+    assert "(orders.dead); its verdict is token_missing: no token header: headers 2" in health.detail
+    assert start - 10 < health.stalled_since <= start
+    (stall,) = health.stalls
+    assert (stall.topic, stall.partition, stall.offset) == ("orders", 2, 0)
+    play.stage.refuse_letters(False)
+    play.wait(play.all_committed)
+    play.stop(member)
+    after = member.health()
+    assert (after.consuming, after.deferred, after.stalled_since, after.cause, after.detail) == (
+        False, 0, None, None, None)  # fmt: skip
