@@ -543,13 +543,11 @@ async def test_membership(desk: Desk) -> None:
     assert desk.poller.membership() is None
 
 
-def commits(desk: Desk, found: dict[Any, Any], error: Exception | None = None) -> list[Any]:
+def commits(desk: Desk, found: dict[Any, Any]) -> list[Any]:
     """Have the group's commits be these, its partitions not begun yet; return what is committed from now on."""
     made: list[Any] = []
 
     async def fetch_committed_offsets(places: list[Any]) -> dict[Any, Any]:
-        if error is not None:
-            raise error
         return {place: OffsetAndMetadata(*found[place]) for place in places if place in found}
 
     async def commit(offsets: dict[Any, Any]) -> None:
