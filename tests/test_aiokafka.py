@@ -14,7 +14,6 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, OffsetResetStrategy, PartitionRecords
 from aiokafka.errors import (
     CommitFailedError,
-    GroupAuthorizationFailedError,
     GroupLoadInProgressError,
     IllegalStateError,
     KafkaConnectionError,
@@ -41,7 +40,7 @@ from mqauth.brokers.aiokafka.membership import Membership
 from mqauth.brokers.log import event_loop
 from mqauth.brokers.log.event_loop import breathing
 from mqauth.brokers.log.poison import step_over
-from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
+from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Partition
 from mqauth.delivery.start import Committed, Start
@@ -544,13 +543,11 @@ async def test_membership(desk: Desk) -> None:
     assert desk.poller.membership() is None
 
 
-def commits(desk: Desk, found: dict[Any, Any], error: Exception | None = None) -> list[Any]:
+def commits(desk: Desk, found: dict[Any, Any]) -> list[Any]:
     """Have the group's commits be these, its partitions not begun yet; return what is committed from now on."""
     made: list[Any] = []
 
     async def fetch_committed_offsets(places: list[Any]) -> dict[Any, Any]:
-        if error is not None:
-            raise error
         return {place: OffsetAndMetadata(*found[place]) for place in places if place in found}
 
     async def commit(offsets: dict[Any, Any]) -> None:
@@ -603,17 +600,6 @@ async def test_a_client_that_has_begun(desk: Desk) -> None:
     desk.client.seek(PLACE, 7)
     await arun(desk.poller.polling())
     assert made == [{PLACE: (7, METADATA), OTHER: (4, METADATA)}]
-
-
-async def test_where_partitions_begin_is_not_known(desk: Desk) -> None:
-    """While the broker does not tell what is committed partitions are paused; without that right the run ends."""
-    commits(desk, {}, KafkaConnectionError())
-    await arun(desk.poller.polling())
-    assert (desk.client.paused(), desk.assignment.partition(PLACE)) == ({PLACE, OTHER}, None)
-    desk.clock.advance(COMMIT_RETRY)
-    commits(desk, {}, GroupAuthorizationFailedError("billing"))
-    with pytest.raises(aiokafka.OffsetsRefusedError, match="group billing read and commit its offsets of orders"):
-        await arun(desk.poller.polling())
 
 
 async def test_a_rebalance_while_partitions_begin(desk: Desk) -> None:

@@ -1,79 +1,58 @@
-"""``mqauth.brokers.aiokafka.Consumer`` from its start to its end, on a log broker in memory."""
+"""``mqauth.brokers.aiokafka.Consumer`` from its start to its end, on the simulated Kafka, in virtual time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Iterator
+from functools import wraps
 from typing import Any
 
 import pytest
 
-from mqauth import Cause, ConfigurationError, MemoryReplayStore, Message, Pipeline, Unavailable, Verified
+from mqauth import ConfigurationError, MemoryReplayStore, Message, Pipeline, Verified
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import aiokafka
+from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.flow import arun
 from mqauth.logs import HANDLING
-from mqauth.replay.rules import ClaimRequest
 from mqauth.testing import Forge
-from tests.aiokafka_broker import FakeConsumer, FakeProducer
-from tests.log_broker import Broker
+from tests.simulation.aiokafka_client import Client
+from tests.simulation.kafka_broker import PLACES, Broker
+from tests.simulation.kafka_leaves import LEAVES
+from tests.simulation.threads import Loop, Process, Threads
 
 PATIENCE = 10.0
+AIOKAFKA = LEAVES["aiokafka"]
 
 
-class AsyncStore:
-    """A replay store whose calls are to be awaited."""
-
-    def __init__(self) -> None:
-        self._store = MemoryReplayStore()
-        self.released = 0
-
-    async def claim(self, request: ClaimRequest, /) -> Any:
-        """Claim."""
-        await asyncio.sleep(0)
-        return self._store.claim(request)
-
-    async def confirm(self, request: ClaimRequest, /) -> None:
-        """Confirm."""
-        await asyncio.sleep(0)
-        self._store.confirm(request)
-
-    async def release(self, request: ClaimRequest, /) -> None:
-        """Release."""
-        self.released += 1
-        self._store.release(request)
-
-
-@dataclass
 class Room:
     """A broker, and a consumer to be made."""
 
-    broker: Broker = field(default_factory=Broker)
-    forge: Forge = field(default_factory=lambda: Forge(lifetime=600))
-    store: Any = field(default_factory=MemoryReplayStore)
-    handled: list[bytes | None] = field(default_factory=list)
-    records: list[AuditRecord] = field(default_factory=list)
-    clients: list[FakeConsumer] = field(default_factory=list)
-    down: bool = False
+    def __init__(self) -> None:
+        self.threads = Threads(0)
+        self.process = Process("room", self.threads)
+        self.loop = Loop(self.process, self.threads)
+        self.broker = Broker(self.threads, lambda *_: None, lambda *_: None)
+        self.forge = Forge(self.process, lifetime=600)
+        self.store: Any = MemoryReplayStore(clock=self.process)
+        self.handled: list[bytes | None] = []
+        self.clients: list[Client] = []
 
     def guard(self) -> Pipeline:
         """Return a pipeline."""
         return Pipeline(
             verifier=self.forge.verifier(), policy=self.forge.policy("kafka:orders"), replay=self.store,
-            audit=self,
+            audit=self, clock=self.process,
         )  # fmt: skip
 
     async def write(self, record: AuditRecord, /) -> None:
-        """Take an audit record, unless it is down."""
-        if self.down:
-            raise Unavailable(Cause.AUDIT_UNAVAILABLE, "told to")
-        self.records.append(record)
+        """Take an audit record."""
 
     def send(self, *bodies: bytes) -> None:
         """Append signed messages of one key."""
         for body in bodies:
-            self.broker.append(self.forge.signer().sign(Message(destination="kafka:orders", body=body, key=b"k")))
+            signed = self.forge.signer().sign(Message(destination="kafka:orders", body=body, key=b"k"))
+            self.broker.append(PLACES[0], body, b"k", dead_letter_headers(signed.headers))
 
     async def handle(self, verified: Verified) -> None:
         """Note a message."""
@@ -81,13 +60,13 @@ class Room:
 
     def consumer(self, handler: Any = None, **settings: Any) -> aiokafka.Consumer:
         """Return a consumer on a client of its own."""
-        client = FakeConsumer(self.broker)
+        client = Client(self.broker, self.process, 50)
         self.clients.append(client)
-        letters = aiokafka.DeadLetters(FakeProducer(self.broker), "orders.dead", timeout=1)
-        return aiokafka.Consumer(
-            client, self.guard(), handler or self.handle, dead_letters=letters,
-            **({"backoff": aiokafka.Backoff(first=0.05, longest=0.1)} | settings),
-        )  # fmt: skip
+        backoff = {"backoff": aiokafka.Backoff(first=0.05, longest=0.1)}
+        made: aiokafka.Consumer = AIOKAFKA.consumer(
+            client, self.broker, self.process, self.guard(), handler or self.handle, **(backoff | settings)
+        )
+        return made
 
     async def until(self, condition: Any) -> None:
         """Wait until a condition holds."""
@@ -101,14 +80,24 @@ class Room:
 
 
 @pytest.fixture
-async def room() -> AsyncIterator[Room]:
-    """A room."""
+def room() -> Iterator[Room]:
+    """A room, with virtual time in the leaf's modules."""
     room = Room()
-    yield room
-    for client in room.clients:
-        client.kill()
+    with AIOKAFKA.in_virtual_time(room.threads):
+        yield room
 
 
+def simulated(scene: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Return a test that plays a scene in its room's event loop."""
+
+    @wraps(scene)
+    def test(room: Room, **fixtures: Any) -> None:
+        room.loop.play(scene(room, **fixtures))
+
+    return test
+
+
+@simulated
 async def test_from_start_to_end(room: Room, caplog: pytest.LogCaptureFixture) -> None:
     """It says what it trusts, handles, commits at its end, says what became of it, and runs once."""
     caplog.set_level("INFO")
@@ -122,19 +111,9 @@ async def test_from_start_to_end(room: Room, caplog: pytest.LogCaptureFixture) -
         await consumer.run()
 
 
-async def test_letters_to_the_topic_that_is_consumed(room: Room) -> None:
-    """The consumer ends before it writes a letter that it would read, reject and write again, without end."""
-    consumer = room.consumer()
-    consumer._dead_letters.name = "orders"
-    room.send(b"0")
-    with pytest.raises(ConfigurationError, match="dead letters must go to another topic"):
-        await consumer.run()
-    assert (room.handled, room.committed()) == ([], 0)
-
-
+@simulated
 async def test_grace_over(room: Room) -> None:
     """A handler that takes longer than the grace is cancelled, its claim released; its record comes again."""
-    room.store = AsyncStore()
     begun, cancelled = asyncio.Event(), []
 
     async def hanging(_verified: Verified) -> None:
@@ -148,12 +127,15 @@ async def test_grace_over(room: Room) -> None:
     room.send(b"0")
     async with room.consumer(hanging, grace=0.01):
         await begun.wait()
-    assert (cancelled, room.store.released, room.committed()) == ([True], 1, 0)
+    assert room.loop.time() < PATIENCE
+    assert (cancelled, len(room.store), room.committed()) == ([True], 0, 0)
+    await room.clients[0].stop()
     async with room.consumer():
         await room.until(lambda: room.committed() == 1)
     assert room.handled == [b"0"]
 
 
+@simulated
 async def test_asks_for_nothing_in_a_rebalance(room: Room) -> None:
     """A poll between a new assignment and the listener's call pauses nothing: that pause would have no end."""
     consumer = room.consumer()
@@ -173,6 +155,7 @@ async def test_asks_for_nothing_in_a_rebalance(room: Room) -> None:
     assert not client.paused()
 
 
+@simulated
 async def test_asks_after_a_rebalance(room: Room) -> None:
     """A partition that came back with records that wait is paused at once, and none of it is read twice."""
     consumer = room.consumer()
@@ -188,6 +171,7 @@ async def test_asks_after_a_rebalance(room: Room) -> None:
     assert len(client.paused()) == 1
 
 
+@simulated
 async def test_handler_that_stops_it(room: Room) -> None:
     """A handler may stop its consumer; what it did is settled, and nothing more is begun."""
     consumers: list[aiokafka.Consumer] = []
@@ -203,6 +187,7 @@ async def test_handler_that_stops_it(room: Room) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
+@simulated
 async def test_what_ends_it(room: Room, asynchronous: bool) -> None:
     """What is no ``Exception`` ends the consumer, whichever task it comes from; the record is not settled."""
 
@@ -226,6 +211,7 @@ async def test_what_ends_it(room: Room, asynchronous: bool) -> None:
 
 
 @pytest.mark.parametrize("where", ["client", "handler", "awaiting handler"])
+@simulated
 async def test_cancelled_by_others(room: Room, where: str) -> None:
     """A call of a client or a handler that others cancel ends the consumer: it does not stand still or repeat."""
 
@@ -249,6 +235,7 @@ async def test_cancelled_by_others(room: Room, where: str) -> None:
     assert room.committed() == 0
 
 
+@simulated
 async def test_what_is_handled_shows_nowhere_else(room: Room) -> None:
     """While a handler waits, the task that polls and a second handler do not pass for handling its message."""
     seen: list[bytes | None] = []
@@ -273,6 +260,7 @@ async def test_what_is_handled_shows_nowhere_else(room: Room) -> None:
     assert set(seen) == {None}
 
 
+@simulated
 async def test_cancelled(room: Room) -> None:
     """A cancelled ``run`` stops in order: what is settled is committed."""
     room.send(b"0")
@@ -284,13 +272,14 @@ async def test_cancelled(room: Room) -> None:
     assert room.committed() == 1
 
 
+@simulated
 async def test_a_handler_that_costs_the_membership_runs_once(room: Room) -> None:
     """Records whose handlers each cost the membership are handled once, and committed."""
     room.send(b"0", b"1", b"2")
 
     async def handle(verified: Verified) -> None:
         room.handled.append(verified.body)
-        room.broker.evict(room.clients[0])  # type: ignore[arg-type]
+        room.broker.evict(room.clients[0])
 
     async with room.consumer(handle):
         await room.until(lambda: room.committed() == 3)

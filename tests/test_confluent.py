@@ -831,18 +831,6 @@ def test_left_out(bounds: Any, expected: int, offset: int | None, first: int | N
     assert left_out(client, WHERE, expected, offset) == first
 
 
-def test_out_of_range(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    """Records behind those that the client has left out are read again, from the first one that is left."""
-    desk.receive(1, 2)
-    settle(desk)
-    desk.client.bounds = 6, 10
-    desk.receive(9)
-    assert desk.known() == []
-    desk.receive(6, 7)
-    assert (asked(desk, "seek"), desk.known()) == ([[0, 6]], [6, 7])
-    assert "offset 3 of orders-0 is out of range, its records are lost; it goes on at 6" in caplog.text
-
-
 def test_out_of_range_at_rest(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that has gone to the end of a partition that brings nothing more is told to go back."""
     desk.receive(1)

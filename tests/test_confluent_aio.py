@@ -23,9 +23,10 @@ from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.start import Committed
 from mqauth.testing import Forge
 from tests.conftest import KAFKA
-from tests.log_leaves import Sink
+from tests.log_leaves import Sink, forge, guard
 from tests.test_confluent import SAFE, Partition
 
+__all__ = ["forge", "guard"]
 WHERE = Place("orders", 0)
 
 
@@ -164,17 +165,14 @@ async def test_a_transaction_keeps_no_event_loop_waiting(
     await poller.closed()
 
 
-async def test_an_error_is_not_judged() -> None:
+async def test_an_error_is_not_judged(guard: Pipeline) -> None:
     """A record that is an error of the client is refused, and a plain sink of letters is called on a thread."""
-    forge, threads = Forge(), list[int]()
+    threads = list[int]()
 
     class Letters(Sink):
         def publish(self, letter: Any, /) -> None:
             threads.append(threading.get_ident())
 
-    guard = Pipeline(
-        verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink(),
-    )  # fmt: skip
     failed = confluent_kafka.Message(topic="orders", partition=0, error=confluent_kafka.KafkaError(-191))
     with pytest.raises(ConfigurationError, match="look at error"):
         await confluent.ajudge(guard, failed, scope="billing")

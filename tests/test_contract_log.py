@@ -1,29 +1,21 @@
-"""The delivery contract on a log broker in memory, with each Kafka leaf on clients of our own making."""
+"""The delivery contract on a simulated Kafka, in virtual time, with each Kafka leaf as it is."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from tests.aiokafka_broker import AiokafkaMemoryStage
-from tests.confluent_broker import AIOConfluentMemoryStage, ConfluentMemoryStage
 from tests.kit.delivery_contract import LogDeliveryContract
 from tests.kit.delivery_stage import LogStage
-from tests.log_broker import MemoryLogStage
-
-STAGES = {
-    "kafka-python": MemoryLogStage, "confluent": ConfluentMemoryStage,
-    "confluent, event loop": AIOConfluentMemoryStage, "aiokafka": AiokafkaMemoryStage,
-}  # fmt: skip
+from tests.simulation.kafka_leaves import LEAVES
+from tests.simulation.kafka_stage import simulated_log
 
 
-@pytest.mark.parametrize("make", STAGES.values(), ids=STAGES)
-class TestLogInMemory(LogDeliveryContract):
+@pytest.mark.parametrize("client", LEAVES)
+class TestLogSimulated(LogDeliveryContract):
     """Every promise, of each leaf."""
 
     @pytest.fixture
-    def stage(self, make: Any) -> Iterator[LogStage]:
+    def stage(self, client: str) -> Iterator[LogStage]:
         """Yield a fresh stage."""
-        stage = make()
-        yield stage
-        stage.close()
+        with simulated_log(client) as stage:
+            yield stage

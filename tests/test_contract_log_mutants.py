@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,6 @@ from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Partition
 from tests.kit import delivery_contract
 from tests.kit.delivery_contract import LogDeliveryContract, LogPlay
-from tests.log_broker import MemoryLogStage, TopicSink, kafka_repair
-from tests.log_broker import kafka as leaf
 from tests.simulation.engine_mutants import (
     Mutant,
     left_out,
@@ -28,10 +26,12 @@ from tests.simulation.engine_mutants import (
     unmarked,
     without,
 )
-from tests.simulation.kafka_mutants import swallowing, unwaited
+from tests.simulation.kafka_leaves import kafka
+from tests.simulation.kafka_mutants import TopicSink, kafka_repair, swallowing, unwaited
+from tests.simulation.kafka_stage import simulated_log
 
-DeadLetters: Any = leaf.DeadLetters
 CONTRACT = LogDeliveryContract
+SEEDS = 10
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,15 @@ MUTANTS = (
     Caught("commits received, not settled", Partition, "settled", received_as_settled,
            CONTRACT.test_a_commit_covers_what_is_settled),
     Caught("letter not confirmed", TopicSink, "sending", unwaited, CONTRACT.test_a_letter_is_confirmed),
-    Caught("letter dropped while the sink is down", DeadLetters, "publish", swallowing,
+    Caught("letter dropped while the sink is down", kafka.DeadLetters, "publish", swallowing,
            CONTRACT.test_a_letter_is_confirmed),
     Caught("deferred treated as settled", Assignment, "attempted", settled_at_once,
            CONTRACT.test_what_is_put_off_is_not_settled),
     Caught("skips behind a deferral", Assignment, "attempted", skipping, CONTRACT.test_nothing_overtakes),
     Caught("forgets what stands behind a deferral", Assignment, "client_calls", without("seek", {}),
            CONTRACT.test_nothing_overtakes),
-    Caught("ignores back-off", Backoff, "wait", returning(0.0), CONTRACT.test_what_is_put_off_is_not_tried_hotly),
+    Caught("ignores back-off", Backoff, "wait", returning(0.001),
+           CONTRACT.test_what_is_put_off_is_not_tried_hotly),
     Caught("never commits", Assignment, "due_commits", returning({}),
            CONTRACT.test_everything_is_committed_in_the_end),
     Caught("never resumes", Assignment, "client_calls", without("resume", frozenset()),
@@ -81,21 +82,22 @@ MUTANTS = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def play(tmp_path: Path) -> Iterator[LogPlay]:
-    """A play on a stage in memory."""
-    stage = MemoryLogStage()
-    stage.patience = 4.0
-    with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
+def is_found(mutant: Caught, seed: int, path: Path) -> bool:
+    """Tell whether the mistake fails its test in a play of a seed."""
+    with simulated_log("kafka-python", seed) as stage, AuditFile(path / f"{seed}.jsonl", fsync=False) as audit:
+        stage.patience = 20.0
         play = LogPlay(stage, audit)
-        yield play
-        delivery_contract._end(play)
-    stage.close()
+        try:
+            with mutant.made():
+                mutant.test(CONTRACT(), play)
+        except (AssertionError, TimeoutError):
+            return True
+        finally:
+            delivery_contract._end(play)
+        return False
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_mutant_is_caught(mutant: Caught, play: LogPlay) -> None:
-    """The mistake fails the test that is there for it."""
-    with mutant.made(), pytest.raises((AssertionError, TimeoutError)):
-        mutant.test(CONTRACT(), play)
+def test_mutant_is_caught(mutant: Caught, tmp_path: Path) -> None:
+    """The mistake fails the test that is there for it, in one of the first seeds."""
+    assert any(is_found(mutant, seed, tmp_path) for seed in range(SEEDS))

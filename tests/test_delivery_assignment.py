@@ -308,7 +308,7 @@ def test_all_is_paused_while_all_hands_are_full(assignment: Assignment) -> None:
 
 
 def test_a_poll_waits_no_longer_than_a_back_off(assignment: Assignment, clock: FakeClock) -> None:
-    """A poll may wait for its time, but neither past a record's next attempt nor while something runs."""
+    """A poll may wait for its time, but not past a record's next attempt, nor for a handler that cannot end it."""
     assert assignment.poll_timeout(0.2) == 0.2
     assignment.receive(ZERO, records(0))
     partition = carry(assignment, outcome=LATER)
@@ -318,6 +318,7 @@ def test_a_poll_waits_no_longer_than_a_back_off(assignment: Assignment, clock: F
     assert assignment.poll_timeout(0.2) == 0.0
     chosen(assignment)
     assert assignment.poll_timeout(0.2) == 0.0
+    assert assignment.poll_timeout(0.2, beside_handlers=True) == 0.2
 
 
 def paused(assignment: Assignment, clock: FakeClock, seconds: float) -> None:

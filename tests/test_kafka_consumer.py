@@ -6,7 +6,8 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
@@ -17,18 +18,16 @@ from mqauth import Cause, ConfigurationError, MemoryReplayStore, Message, Pipeli
 from mqauth.brokers.log.poison import CODECS
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.start import Committed, Start
-from mqauth.flow import Attempts, ColourError, call
-from mqauth.replay.rules import ClaimRequest
+from mqauth.flow import Attempts, ColourError
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
+from tests.test_rabbitmq_consumer import Letters
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
     from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
     from kafka.consumer.subscription_state import SubscriptionState
     from kafka.errors import (
-        CommitFailedError,
-        GroupAuthorizationFailedError,
         KafkaTimeoutError,
         TopicAuthorizationFailedError,
     )
@@ -38,22 +37,10 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     from mqauth.brokers.kafka import repair as kafka_repair
     from mqauth.brokers.kafka.consumer import Listener
     from mqauth.brokers.kafka.producer import Replies as KafkaReplies
+    from tests.simulation.kafka_broker import Record
 
 ZERO, ONE = TopicPartition("orders", 0), TopicPartition("orders", 1)
-
-
-@dataclass
-class Record:
-    """What is read of a ``ConsumerRecord``."""
-
-    partition: int
-    offset: int
-    value: Any
-    key: Any
-    headers: Any
-    topic: str = "orders"
-    timestamp: int = 0
-    timestamp_type: int = 0
+record = partial(Record, "orders")
 
 
 class Subscription:
@@ -79,12 +66,9 @@ class Client:
         self.log: dict[Any, list[Any]] = {ZERO: [], ONE: []}
         self.position = {ZERO: 0, ONE: 0}
         self.held = {ZERO, ONE}
-        self.group: Any = {place: OffsetAndMetadata(0, "mqauth partitions=2", -1) for place in self.held}
         self._paused: set[Any] = set()
         self.commits: list[dict[Any, int]] = []
-        self.commit_errors: list[Exception] = []
         self.seeks: list[tuple[Any, int]] = []
-        self.polls = 0
         self.max_records = 500
         self.events: list[Callable[[], None]] = []
         self.idle: Callable[[], None] = lambda: None
@@ -105,15 +89,7 @@ class Client:
 
     def group_offsets(self, places: list[Any], timeout_ms: int) -> dict[Any, Any]:
         """Return offsets that the group committed before."""
-        if isinstance(self.group, Exception):
-            raise self.group
-        return {place: self.group[place] for place in places if place in self.group}
-
-    def partitions_for_topic(self, topic: str) -> set[int]:
-        return {0, 1}
-
-    def end_offsets(self, places: list[Any], timeout_ms: int) -> dict[Any, int]:
-        return {place: len(self.log[place]) for place in places}
+        return dict.fromkeys(places, OffsetAndMetadata(0, "mqauth partitions=2", -1))
 
     def beginning_offsets(self, places: list[Any], timeout_ms: int) -> dict[Any, int]:
         return {place: min([record.offset for record in self.log[place]], default=0) for place in places}
@@ -136,13 +112,10 @@ class Client:
 
     def commit(self, offsets: dict[Any, Any], timeout_ms: int) -> None:
         assert timeout_ms > 0
-        if self.commit_errors:
-            raise self.commit_errors.pop(0)
         assert all(isinstance(offset, OffsetAndMetadata) for offset in offsets.values())
         self.commits.append({partition: offset.offset for partition, offset in offsets.items()})
 
     def poll(self, timeout_ms: int) -> dict[Any, list[Any]]:
-        self.polls += 1
         if self.events:
             self.events.pop(0)()
         found = {}
@@ -154,21 +127,6 @@ class Client:
         if not found:
             self.idle()
         return found
-
-
-class Letters:
-    """Dead letters in a list, unavailable while told so."""
-
-    name = "orders.dead"
-
-    def __init__(self) -> None:
-        self.down = False
-        self.published: list[Any] = []
-
-    def publish(self, letter: Any, /) -> None:
-        if self.down:
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "down")
-        self.published.append(letter)
 
 
 class Records:
@@ -208,7 +166,7 @@ class Bench:
             message = Message(destination="kafka:orders", body=body, key=b"k", headers=tuple(headers))
             message = self.forge.seal(message) if sealed else message
             log = self.client.log[partition]
-            log.append(Record(partition.partition, len(log), message.body, message.key, list(message.headers)))
+            log.append(record(partition.partition, len(log), message.body, message.key, list(message.headers)))
 
     def make(self, guard: Pipeline | None = None, **settings: Any) -> Any:
         wanted: dict[str, Any] = {"dead_letters": self.letters, "workers": 0}
@@ -243,43 +201,6 @@ class Bench:
 def bench(clock: FakeClock, forge: Forge) -> Bench:
     """A bench of its own."""
     return Bench(clock, forge)
-
-
-def test_health(bench: Bench) -> None:
-    """Health says which record stalls, since when and why, and nothing once it went on."""
-    bench.letters.down = True
-    bench.add(b"evil", sealed=False)
-    consumer = bench.make()
-    seen: list[Any] = []
-    start = bench.clock.now()
-    bench.client.events = [lambda: None] * 4 + [
-        lambda: seen.append(consumer.health()),
-        lambda: setattr(bench.letters, "down", False),
-    ]
-    bench.run(rounds=40, seconds=1)
-    (health,) = seen
-    assert health.consuming
-    assert (health.deferred, health.cause, health.detail) == (
-        1,
-        Cause.DEAD_LETTER_UNAVAILABLE,
-        "down (orders.dead); its verdict is token_missing: no token header: headers 0 (claimed); configured:"
-        " header mqauth-token",
-    )
-    assert health.stalled_since == start
-    assert (health.stalls[0].topic, health.stalls[0].partition, health.stalls[0].offset) == ("orders", 0, 0)
-    after = consumer.health()
-    assert (after.consuming, after.deferred, after.stalled_since, after.cause, after.detail) == (
-        False, 0, None, None, None)  # fmt: skip
-
-
-def test_letters_to_the_topic_that_is_consumed(bench: Bench) -> None:
-    """The consumer ends before it writes a letter that it would read, reject and write again, without end."""
-    bench.letters.name = "orders"
-    bench.add(b"evil", sealed=False)
-    with pytest.raises(ConfigurationError, match="dead letters must go to another topic"):
-        bench.run()
-    assert (bench.letters.published, bench.audit.written) == ([], [])
-    assert bench.client.committed == {}
 
 
 def test_runs_once(bench: Bench) -> None:
@@ -331,23 +252,9 @@ def test_a_rebalance_inside_a_poll_waits(bench: Bench) -> None:
     assert coordinator.need_rejoin()
 
 
-def forbidden() -> None:
-    """Fail as a poll does that is refused for good."""
-    raise TopicAuthorizationFailedError("orders")
-
-
-@pytest.mark.parametrize(
-    "refuse",
-    [
-        lambda client: client.commit_errors.append(TopicAuthorizationFailedError("orders")),
-        lambda client: client.events.append(forbidden),
-    ],
-    ids=["commit", "poll"],
-)
-def test_what_is_refused_for_good(bench: Bench, refuse: Callable[[Client], None]) -> None:
-    """A commit or a poll that is refused for good ends the run with the client's own error."""
-    refuse(bench.client)
-    bench.add(b"0")
+def test_a_poll_that_is_refused_for_good(bench: Bench) -> None:
+    """It ends the run with the client's own error."""
+    bench.client.events = [mock.Mock(side_effect=TopicAuthorizationFailedError("orders"))]
     with pytest.raises(TopicAuthorizationFailedError):
         bench.run()
 
@@ -455,7 +362,7 @@ def test_poison_skipped(bench: Bench) -> None:
     assert (record["broker"]["offset"], record["broker"]["last_offset"]) == (2, 4)
     assert (ZERO, 5) in bench.client.seeks
     assert bench.client.committed == {ZERO: 8}
-    assert [letter.message.origin.offset for letter in bench.letters.published] == [7]
+    assert [letter.message.origin.offset for letter in bench.letters.found] == [7]
 
 
 def test_poison_waits_for_audit(bench: Bench) -> None:
@@ -530,8 +437,7 @@ class Coordinator:
         self.waits.append(timeout_ms)
         self.rejoining = self.rejoin_needed = False
 
-    def fetch_committed_offsets(self, places: list[Any], timeout_ms: int) -> dict[Any, Any]:
-        return {place: OffsetAndMetadata(0, "mqauth partitions=2", -1) for place in places}
+    fetch_committed_offsets = Client().group_offsets
 
 
 def test_half_done_join(bench: Bench) -> None:
@@ -597,54 +503,6 @@ def test_a_method_of_theirs_is_handed_back(bench: Bench) -> None:
     bench.client._fetcher = fetcher  # type: ignore[attr-defined]
     bench.run()
     assert fetcher.fetch_records is theirs
-
-
-@pytest.mark.parametrize("renewed", [True, False])
-def test_a_long_handler_keeps_its_claim(bench: Bench, renewed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a handler runs its claim is renewed, beyond the token's life; without that its id is forgotten."""
-    monkeypatch.setattr("mqauth.brokers.log.consumer.WATCH", 0.02)
-    store = MemoryReplayStore(clock=bench.clock)
-    guard = bench.guard(replay=store, lease=60)
-    release = threading.Event()
-    seen: list[int] = []
-
-    def handler(_: Verified) -> None:
-        assert release.wait(30)
-
-    def tick() -> None:
-        bench.clock.advance(15)
-        store.claim(replace(WISH, expires=bench.clock.now() + 1))  # lets the store forget what it may
-        store.release(WISH)
-        seen.append(len(store))
-        if len(seen) == 40:
-            release.set()
-
-    bench.handler = handler
-    bench.add(b"0")
-    bench.make(guard, workers=1)
-    if not renewed:
-        bench.consumer._work.renewing = lambda: call(int)
-    bench.client.events = [lambda: None] * 5 + [tick] * 40
-    bench.run(rounds=60)
-    assert seen[-1] == (1 if renewed else 0)
-
-
-def test_a_short_lease_is_looked_after(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a long handler the client is polled in time for the renewal of its lease, however short that is."""
-    monkeypatch.setattr("mqauth.brokers.log.consumer.WATCH", 3600.0)
-    polled = threading.Event()
-    seen: list[bool] = []
-    bench.handler = lambda _: seen.append(polled.wait(30))
-    bench.add(b"0")
-    bench.make(bench.guard(lease=0.06), workers=1)
-    bench.client.events = [lambda: None] * 5 + [polled.set]
-    bench.run(rounds=20)
-    assert seen == [True]
-
-
-WISH = ClaimRequest(
-    scope="other", id=b"0" * 16, owner="o", place=None, redelivered=False, lease=1, expires=0
-)  # fmt: skip
 
 
 def test_grace(bench: Bench) -> None:
@@ -726,7 +584,7 @@ def test_decode(bench: Bench) -> None:
     bench.run(decode=decode)
     assert [seen.value for seen in bench.handled] == [7, 8]
     assert calls == [b"7", b"seven", b"8"]
-    assert bench.letters.published[0].rejection.detail == "decode: ValueError"
+    assert bench.letters.found[0].rejection.detail == "decode: ValueError"
 
 
 def test_decode_with_the_message(bench: Bench) -> None:
@@ -741,7 +599,7 @@ def test_decode_with_the_message(bench: Bench) -> None:
 def test_tombstone(bench: Bench) -> None:
     """A tombstone is handled like any message, and not decoded."""
     message = bench.forge.seal(Message(destination="kafka:orders", body=None, key=b"k"))
-    bench.client.log[ZERO].append(Record(0, 0, None, b"k", list(message.headers)))
+    bench.client.log[ZERO].append(record(0, 0, None, b"k", list(message.headers)))
     bench.run(decode=int)
     assert [(seen.body, seen.value) for seen in bench.handled] == [(None, None)]
 
@@ -782,7 +640,7 @@ def test_no_reply(bench: Bench, replies: Any) -> None:
     bench.handler = lambda verified: verified.reply(b"pong")
     bench.add(b"ping")
     bench.run(replies=replies)
-    assert bench.letters.published[0].rejection.detail.startswith("ConfigurationError in ")
+    assert bench.letters.found[0].rejection.detail.startswith("ConfigurationError in ")
 
 
 class Later:
@@ -848,62 +706,6 @@ def test_refused(bench: Bench, make: Callable[[Bench], Any], said: str) -> None:
         make(bench)
 
 
-def test_a_group_that_begins_at_the_end(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """A new group begins at the end, says so, and commits that before it handles anything."""
-    bench.client = Client(auto_offset_reset="latest")
-    bench.client.group = {}
-    bench.add(b"0", b"1")
-    bench.client.events = [lambda: bench.add(b"2")]
-    bench.run()
-    assert bench.bodies == [b"2"]
-    assert bench.client.commits == [{ZERO: 2, ONE: 0}, {ZERO: 3}]
-    assert [each.event for each in caplog.records if each.name == "mqauth.kafka"] == ["client.offsets_latest"]
-
-
-def test_a_start_that_cannot_be_committed(bench: Bench) -> None:
-    """While the start cannot be committed nothing is handled, and partitions are paused; then all that came is."""
-    bench.client.group = {}
-    bench.client.commit_errors = [CommitFailedError(), KafkaTimeoutError()]
-    bench.add(b"0")
-    seen: list[Any] = []
-    bench.client.events = [lambda: seen.append((bench.bodies, bench.client.paused()))] * 3
-    bench.run(rounds=20, seconds=0.3)
-    assert seen == [([], {ZERO, ONE})] * 3
-    assert (bench.bodies, bench.client.commits) == ([b"0"], [{ZERO: 0, ONE: 0}, {ZERO: 1}])
-
-
-@pytest.mark.parametrize("call", ["read", "commit"])
-def test_no_right_to_commit(bench: Bench, call: str) -> None:
-    """A group that may read records but not its offsets handles nothing, and ends with an error that says why."""
-    bench.client.group = {}
-    bench.add(b"0")
-    if call == "read":
-        bench.client.group = GroupAuthorizationFailedError()
-    else:
-        bench.client.commit_errors = [GroupAuthorizationFailedError()]
-    with pytest.raises(kafka.OffsetsRefusedError, match="group billing read and commit its offsets of orders"):
-        bench.run()
-    assert bench.bodies == []
-
-
-def test_out_of_range(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the client's next offset is out of range, what it reads then is read from what is left, loudly."""
-    bench.add(*(b"%d" % number for number in range(8)))
-
-    def gone() -> None:
-        del bench.client.log[ZERO][:5]
-        bench.client.position[ZERO] = 7
-        bench.consumer.calls.outside.add(ZERO)
-
-    bench.client.max_records = 2
-    bench.client.events = [lambda: None, gone]
-    bench.run(rounds=20)
-    assert bench.bodies == [b"0", b"1", b"5", b"6", b"7"]
-    assert bench.client.committed == {ZERO: 8}
-    (line,) = [record for record in caplog.records if getattr(record, "event", "") == "client.offset_out_of_range"]
-    assert "offset 2 of orders-0 is out of range, its records are lost; it goes on at 5" in line.getMessage()
-
-
 def test_resets_go_to_what_is_left(bench: Bench) -> None:
     """kafka-python resets an offset that is out of range to the earliest one, and tells; seeks are left alone."""
     states = SubscriptionState("latest")
@@ -934,7 +736,7 @@ def test_hidden_coroutine(bench: Bench, workers: int) -> None:
     with pytest.raises(ColourError):
         bench.run(rounds=10**9, workers=workers)
     assert bench.client.committed == {}
-    assert bench.letters.published == []
+    assert bench.letters.found == []
 
 
 def test_nothing_subscribed(bench: Bench) -> None:
@@ -1040,7 +842,7 @@ def test_judge_rejected(bench: Bench) -> None:
     assert judgement.dead_letter(bench.letters).verdict is Verdict.DEFERRED
     assert judgement.cause is Cause.DEAD_LETTER_UNAVAILABLE
     bench.letters.down = False
-    assert judgement.dead_letter(bench.letters).outcome.dead_letter == bench.letters.published[0].id
+    assert judgement.dead_letter(bench.letters).outcome.dead_letter == bench.letters.found[0].id
 
 
 class Changing:

@@ -14,7 +14,7 @@ import pytest
 from mqauth.errors import Cause, ConfigurationError
 from mqauth.testing import FakeClock, Forge
 from tests.log_leaves import KafkaFuture as Future
-from tests.test_kafka_consumer import ONE, ZERO, Bench, Client, Record
+from tests.test_kafka_consumer import ONE, ZERO, Bench, Client, record
 from tests.test_kafka_producer import letter
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
@@ -346,7 +346,7 @@ def test_log_went_back(stand: Stand) -> None:
     stand.add(b"evil", b"worse", sealed=False)
 
     def back() -> None:
-        stand.client.log[ZERO] = [Record(0, 1, b"worse", b"k", []), Record(0, 2, b"worst", b"k", [])]
+        stand.client.log[ZERO] = [record(0, 1, b"worse", b"k", []), record(0, 2, b"worst", b"k", [])]
         stand.client.position[ZERO] = 1
         stand.client._paused.clear()
 

@@ -5,28 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from mqauth import Cause, ConfigurationError, MemoryReplayStore, Message, Pipeline
-from mqauth.brokers import confluent
-from mqauth.brokers.event_loop import on_thread
-from mqauth.brokers.log import consumer as log_consumer
-from mqauth.brokers.log import event_loop as log_event_loop
+from mqauth import Cause, ConfigurationError
 from mqauth.brokers.log.poller import UNANSWERED
 from mqauth.brokers.log.records import CommitUnansweredError, OffsetsRefusedError
 from mqauth.brokers.log.starting import NAMED, OffsetCalls, beginning
 from mqauth.delivery.health import UNCOMMITTED
 from mqauth.delivery.start import Committed, Start
 from mqauth.flow import run
-from mqauth.testing import FakeClock, Forge
-from mqauth.testing.loop_thread import ThreadedConsumer
-from mqauth.testing.stage import wait_until
-from tests.confluent_broker import SETTINGS, FakeAIOConsumer, FakeConsumer, FakeProducer
-from tests.log_broker import Broker
+from tests.kit.delivery_play import Play
 from tests.log_leaves import Sink
+from tests.simulation.kafka_stage import LogMember, simulated_log
+from tests.simulation.threads import Process
 from tests.test_delivery_assignment import At
 
 
@@ -252,86 +245,56 @@ def test_a_client_that_went_to_the_end_before_it_was_ours(caplog: pytest.LogCapt
 # A commit of confluent-kafka that never returns: it is told, ends the consumer, and holds no stop.
 
 
-@dataclass
-class Bench:
-    """A consumer whose client does not return from a commit."""
-
-    kind: str
-    clock: FakeClock = field(default_factory=FakeClock)
-    broker: Broker = field(default_factory=Broker)
-    handled: list[bytes | None] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        forge = Forge(self.clock)
-        self.client = FakeConsumer(self.broker)
-        self.broker.append(forge.signer().sign(Message(destination="kafka:orders", body=b"order", key=b"k")))
-        guard = Pipeline(
-            verifier=forge.verifier(), policy=forge.policy("kafka:orders"), replay=MemoryReplayStore(),
-            audit=Sink(), clock=self.clock,
-        )  # fmt: skip
-        settings: dict[str, Any] = {
-            "config": SETTINGS, "topics": ["orders"], "grace": 0,
-            "dead_letters": confluent.DeadLetters(FakeProducer(self.broker), "orders.dead", config={}),
-        }  # fmt: skip
-
-        def aio() -> confluent.AIOConsumer:
-            return confluent.AIOConsumer(FakeAIOConsumer(self.client), guard, on_thread(self.handle), **settings)
-
-        if self.kind == "aio":
-            self.consumer: Any = ThreadedConsumer(aio)
-        else:
-            workers = 0 if self.kind == "no workers" else 1
-            self.consumer = confluent.Consumer(self.client, guard, self.handle, **settings, workers=workers)
-
-    def handle(self, message: Any) -> None:
-        """Handle the message; the commit after it does not return."""
-        self.handled.append(message.body)
-        self.clock.advance(1)  # the commit is due then
-        self.client.asked.clear()
-        self.client.answers.clear()
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something holds."""
-        wait_until(condition)
-
-
-@pytest.fixture(params=["threads", "no workers", "aio"])
-def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+@pytest.fixture(
+    params=[("confluent", 1), ("confluent", 0), ("confluent-aio", 1)], ids=["threads", "no workers", "aio"]
+)
+def member(request: pytest.FixtureRequest) -> Iterator[LogMember]:
     """A consumer of each kind that was asked to commit, and waits for its client."""
-    monkeypatch.setattr(log_consumer, "LEAVE", 0.05)
-    monkeypatch.setattr(log_event_loop, "LEAVE", 0.05)
-    monkeypatch.setattr(log_event_loop, "LOOK", 0.01)
-    found = Bench(request.param)
-    found.consumer.__enter__()
-    found.until(lambda: bool(found.handled) and found.client.asked.is_set())
-    yield found
-    found.client.answers.set()
+    client, workers = request.param
+    asked: list[bool] = []
+    with simulated_log(client) as stage:
+
+        def commit(**_: Any) -> None:
+            asked.append(True)
+            stage.threads.wait(lambda: False)
+
+        play = Play(stage, Sink(), stage.clock)  # type: ignore[arg-type]
+        found = stage.second(
+            play.guard(), lambda _: setattr(found.client, "commit", commit), workers=workers, grace=0
+        )
+        play.inject(key=b"k")
+        while not asked:
+            stage.sleep(0.1)
+        yield found
 
 
-def test_it_is_told(bench: Bench) -> None:
+def test_it_is_told(member: LogMember) -> None:
     """After ten seconds ``health()`` has the cause; the consumer stops although the call never returns."""
-    assert bench.consumer.health().cause is None
-    bench.clock.advance(UNCOMMITTED)
-    health = bench.consumer.health()
+    assert member.health().cause is None
+    member.stage.sleep(UNCOMMITTED)
+    health = member.health()
     assert (health.cause, health.state) == (Cause.BROKER_UNAVAILABLE, "degraded")
-    bench.consumer.__exit__(None, None, None)
-    assert not bench.client.answers.is_set()
+    member.close()
 
 
-def test_it_ends_the_consumer(bench: Bench) -> None:
+def test_it_ends_the_consumer(member: LogMember) -> None:
     """After ninety seconds the consumer ends with an error that says what to do."""
-    bench.clock.advance(UNANSWERED + 1)
-    bench.until(lambda: bool(bench.consumer.failed))
+    member.stage.sleep(UNANSWERED + 10)
+    assert member.failed
     with pytest.raises(CommitUnansweredError, match="start the process again"):
-        bench.consumer.__exit__(None, None, None)
+        member.close()
 
 
 def test_it_runs_once_its_block_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     """``health`` says that a consumer on threads runs once its block has begun, although its thread has not."""
     begun = threading.Event()
-    consumer = Bench("threads").consumer
-    monkeypatch.setattr(consumer, "run", begun.wait)
-    with consumer:
-        health = consumer.health()
-        begun.set()
+    with simulated_log("confluent") as stage:
+        play = Play(stage, Sink(), stage.clock)  # type: ignore[arg-type]
+        process = Process("consumer", stage.threads)
+        client = stage.leaf.client(stage.broker, process, 1)
+        consumer = stage.leaf.consumer(client, stage.broker, process, play.guard(), print)
+        monkeypatch.setattr(consumer, "run", begun.wait)
+        with consumer:
+            health = consumer.health()
+            begun.set()
     assert health.running

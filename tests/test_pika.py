@@ -193,6 +193,28 @@ def test_a_consumer_refuses(tmp_path: Any) -> None:
         leaf.Consumer(connection, "orders", guard, print, dead_letters=letters)
 
 
+def test_it_runs_until_another_thread_stops_it() -> None:
+    """``run`` blocks its thread, in an event loop of its own, until ``stop`` is called from any thread."""
+    begun, over = threading.Event(), asyncio.Event()
+
+    async def run(*, signals: bool) -> None:
+        begun.set()
+        await over.wait()
+
+    async def stop() -> None:
+        over.set()
+
+    consumer = leaf.Consumer.__new__(leaf.Consumer)
+    consumer._engine = SimpleNamespace(run=run, stop=stop)  # type: ignore[assignment]
+    consumer._links, consumer._watched, consumer._threads, consumer._stopped = [], [], 1, False
+    running = threading.Thread(target=consumer.run, daemon=True)
+    running.start()
+    assert begun.wait(30)
+    consumer.stop()
+    running.join(30)
+    assert not running.is_alive()
+
+
 @pytest.mark.parametrize("name", ["", "dead"])
 def test_letters_refuse(name: str) -> None:
     """Dead letters without a queue or with no time are refused."""

@@ -209,9 +209,7 @@ class Assignment:
             self.heartbeat()
         if self._held_back or self._stopping or self._doubted is not None:
             return None
-        if not partition.ours or not partition.waiting:
-            return None
-        return partition.waiting[0]
+        return partition.waiting[0] if partition.ours and partition.waiting else None
 
     def attempted(self, partition: Partition, outcome: Outcome) -> bool:
         """Note the outcome of a chosen partition's first delivery; return whether the next one may follow."""
@@ -273,7 +271,9 @@ class Assignment:
         with self._lock:
             if self._running and not beside_handlers:
                 return 0.0
-            moments = [each.retry_at for each in self._partitions.values() if each.stall is not None and each.ours]
+            stalled = (each for each in self._partitions.values() if each.stall is not None and each.ours)
+            # The attempt that runs now is none to be waited for.
+            moments = [each.retry_at for each in stalled if not each.running]
             # A member without a partition has nothing to commit that would end its doubt.
             moments += [] if self._doubted is None or not self.settled_offsets() else [self._held_until]
             return max(0.0, min([longest, *(moment - now for moment in moments)]))

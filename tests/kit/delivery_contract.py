@@ -11,14 +11,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
 
 from mqauth import AuditFile, Cause, Message, RetryLater, Verified
 from mqauth.brokers.log.records import CommitUnansweredError
-from mqauth.testing.clock import RunningClock
 from tests.kit.delivery_play import LATER, Play, text
 from tests.kit.delivery_stage import LogStage, Member
 
@@ -33,12 +32,12 @@ Where = tuple[int, int]
 class LogPlay(Play):
     """One run on a log stage."""
 
-    clock: RunningClock = field(default_factory=RunningClock)
+    clock: Any = None
 
     def __post_init__(self) -> None:
+        self.clock = self.stage.clock
         super().__post_init__()
         self._running: Counter[int] = Counter()
-        self._pace = threading.Event()
         self._lock = threading.Lock()
 
     def send(self, count: int, *, key: bytes | None = None, sealed: bool = True) -> list[bytes]:
@@ -49,7 +48,7 @@ class LogPlay(Play):
     def handle(self, verified: Verified) -> None:
         """Handle a message for a moment, and note a fault if another one of its partition is being handled."""
         with self.occupied(verified):
-            self._pace.wait(MOMENT)
+            self.stage.sleep(MOMENT)
             self.handled.append(verified)
 
     @contextmanager
@@ -83,7 +82,7 @@ class LogPlay(Play):
                 return
             if any(member.failed for member in self.members):
                 raise TimeoutError("a consumer ended")
-            self._pace.wait(MOMENT)
+            self.stage.sleep(MOMENT)
         raise TimeoutError("the condition did not come to hold")
 
     def watch_commits(self) -> None:
@@ -122,16 +121,16 @@ class LogDeliveryContract:
     def test_a_commit_covers_what_is_settled(self, play: LogPlay) -> None:
         """At every commit each record before it was handled, or its dead letter is confirmed."""
         play.watch_commits()
-        slow = threading.Event()
 
         def handler(verified: Verified) -> None:
-            slow.wait(MOMENT if play.handled else 0.5)
+            play.stage.sleep(MOMENT if play.handled else 0.5)
             play.handle(verified)
 
         honest = play.send(10) + play.send(10)
         play.send(4, sealed=False)
         honest += play.send(10)
-        member = play.start(handler)
+        # More than there are partitions, so that one polls and commits beside the handlers.
+        member = play.start(handler, workers=5)
         play.wait(lambda: len(play.handled) == len(honest) and len(play.stage.letters()) == 4)
         play.wait(play.all_committed)
         play.stop(member)
@@ -222,6 +221,7 @@ class LogDeliveryContract:
         others = play.send(32)
         play.start(handler)
         play.wait(lambda: len(calls) >= 3)
+        play.stage.sleep(1)
         spent = calls[-1] - calls[0]
         assert len(calls) <= HOT * max(1.0, spent)
         play.wait(lambda: len(play.handled) >= len(others) // 4)
@@ -242,7 +242,7 @@ class LogDeliveryContract:
         honest = play.send(3, key=b"one")
         play.start()
         play.wait(lambda: play.stage.attempts() >= 1)
-        play.clock.advance(LATER)
+        play.stage.advance(LATER)
         play.stage.refuse_letters(False)
         play.wait(lambda: len(play.places()) == 4)
         assert (play.bodies, play.reasons()) == (honest, ["token_missing"])
@@ -277,7 +277,7 @@ class LogDeliveryContract:
 
         def hanging(verified: Verified) -> None:
             begun.set()
-            over.wait(play.stage.patience)
+            play.wait(over.is_set)
             raise Death
 
         over = threading.Event()
@@ -334,7 +334,7 @@ class LogDeliveryContract:
         play.wait(lambda: set(play.bodies) >= set(bodies))
         # a commit that is under way while the clock jumps would be late, too
         play.wait(play.all_committed)
-        play.clock.advance(LATER)
+        play.stage.advance(LATER)
         play.stage.heal(first)
         # A commit that the cut left without an answer is late by now: that alone ends one of confluent-kafka.
         loses_commits = getattr(play.stage, "loses_commits", False)

@@ -58,6 +58,16 @@ class LogStage(Stage, Protocol):
 
     patience: float
     """Seconds within which an expected change must happen."""
+    clock: Clock
+    """The clock of tokens, stores and pipelines."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass for the test, or for the handler that calls this."""
+        ...
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock forward."""
+        ...
 
     def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> Member:
         """Start one more consumer of the group in the background; also used for the first.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from mqauth.brokers import kafka
 from mqauth.errors import Cause, Unavailable
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetter
+from mqauth.testing.clock import RunningClock
 from mqauth.testing.stage import PATIENCE
 from mqauth.testing.stage_kafka import KafkaStage
 from tests.kit.delivery_stage import CommitObserver
@@ -139,6 +141,8 @@ class KafkaLogStage(KafkaStage):
     def __init__(self, url: str, **settings: Any) -> None:
         super().__init__(url, partitions=PARTITIONS)
         self.settings = settings
+        self.clock = RunningClock()
+        self.advance = self.clock.advance
         self.refuses_commits = self.refuses_letters = False
         self.observers: list[CommitObserver] = []
         self.sent = 0
@@ -146,6 +150,10 @@ class KafkaLogStage(KafkaStage):
         self._places = [TopicPartition(self.topic, number) for number in range(PARTITIONS)]
         self._asking: Any = self.consumer()
         self._asking.unsubscribe()
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        time.sleep(seconds)
 
     def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> LogMember:
         """Start one more consumer of the group."""

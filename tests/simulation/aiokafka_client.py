@@ -22,7 +22,6 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
-from tests.kafka_client import Record
 from tests.simulation.kafka_broker import (
     DEAD,
     FETCH,
@@ -34,6 +33,7 @@ from tests.simulation.kafka_broker import (
     TOPIC,
     Broker,
     Member,
+    Record,
 )
 from tests.simulation.threads import Process, loop_of
 

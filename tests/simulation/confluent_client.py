@@ -25,8 +25,18 @@ from confluent_kafka import (
 )
 from confluent_kafka.aio import AIOConsumer
 
-from tests.kafka_client import Record
-from tests.simulation.kafka_broker import DEAD, FETCH, HEARTBEAT, LATENCY, PLACES, TOPIC, Broker, Member, nothing
+from tests.simulation.kafka_broker import (
+    DEAD,
+    FETCH,
+    HEARTBEAT,
+    LATENCY,
+    PLACES,
+    TOPIC,
+    Broker,
+    Member,
+    Record,
+    nothing,
+)
 from tests.simulation.threads import Killed, Process, Task
 
 RESUMED: Final = (0.1, 0.35)

@@ -5,6 +5,7 @@ A consumer is a process of the simulation. A test runs outside of all of them, a
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import random
 import sys
@@ -16,18 +17,22 @@ from typing import Any, Final
 
 import aio_pika
 from pamqp import commands
+from pika.exceptions import AMQPError
 
-from mqauth.brokers import rabbitmq
+from mqauth.brokers import pika, rabbitmq
+from mqauth.brokers.pika import link as pika_link
 from mqauth.judging.pipeline import Pipeline
 from mqauth.wire.message import Message
 from tests.kit.delivery_stage import AckObserver, Steps
-from tests.kit.stage_rabbitmq_member import Service
+from tests.kit.stage_rabbitmq_member import LETTER_TIMEOUT, Service
 from tests.simulation.amqp_broker import PRECONDITION_FAILED, Channel, ChannelError, Queue, Stored, Subscription
+from tests.simulation.pika_service import AGAIN_AFTER, Connection, connect
 from tests.simulation.process import Process
-from tests.simulation.services import DESTINATION, EXCHANGE, ROUTING_KEY
+from tests.simulation.services import CONNECT_TIMEOUT, DESTINATION, EXCHANGE, ROUTING_KEY
 from tests.simulation.world import DEAD, SOURCE, World
 
-URL: Final = "amqp://guest:guest@rabbitmq:5672/?heartbeat=4&reconnect_interval=1"
+HEARTBEAT: Final = 4
+URL: Final = f"amqp://guest:guest@rabbitmq:5672/?heartbeat={HEARTBEAT}&reconnect_interval=1"
 MOMENT: Final = 0.02
 """Virtual seconds between two looks at a condition."""
 
@@ -58,6 +63,42 @@ class WatchedWorld(World):
         """Count a letter."""
         self.letters_sent += frame.routing_key == DEAD
         self._publish(channel, frame, *rest)
+
+
+class PikaService(Service):
+    """The same on pika, connected anew whenever its connection is lost."""
+
+    async def live(self, _url: str, _letters_url: str) -> None:
+        """Consume until asked to stop; an error that ended it is in ``failure``."""
+        while not self._asked.is_set():
+            connections: list[Connection] = []
+            try:
+                for _ in range(2):
+                    connections.append(await connect(HEARTBEAT, CONNECT_TIMEOUT))
+                await self._consume(*connections)
+            except (AMQPError, OSError):
+                await asyncio.sleep(AGAIN_AFTER)
+            except BaseException as error:
+                self.failure = error
+                await self._asked.wait()
+            finally:
+                for connection in connections:
+                    await connection.left()
+
+    async def _consume(self, connection: Any, letters_connection: Any) -> None:
+        """Consume on two connections until asked to stop, or until one of them is lost."""
+        letters = pika.DeadLetters(letters_connection, self._dead, timeout=LETTER_TIMEOUT)
+        consumer: Any = pika.Consumer(
+            connection, self._source, self._guard, self._handler, dead_letters=letters, **self._settings
+        )
+        self.consumer = consumer
+        running = asyncio.create_task(pika_link.driving(consumer._run(signals=False)))
+        asked = asyncio.create_task(self._asked.wait())
+        await asyncio.wait((running, asked), return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        consumer.stop()
+        consumer.stop()
+        await running
 
 
 class SimulatedMember:
@@ -97,14 +138,16 @@ class SimulatedQueueStage:
 
     Args:
         seed: decides latencies, who runs next, and the jitter of waits.
+        service: the client's.
         settings: of every ``Consumer``.
     """
 
     destination = DESTINATION
     patience = 120.0
 
-    def __init__(self, seed: int = 0, **settings: Any) -> None:
+    def __init__(self, seed: int = 0, service: type[Service] = Service, **settings: Any) -> None:
         random.seed(seed)
+        self._service = service
         self._settings = settings
         self.world = WatchedWorld(seed)
         self.clock = self.world.clock
@@ -128,7 +171,7 @@ class SimulatedQueueStage:
     def second(self, guard: Pipeline, handler: Steps, *, prefetch: int = 10, grace: float = 10) -> SimulatedMember:
         """Start a process that consumes."""
         name = f"consumer{len(self._members) + 1}#1"
-        service = Service(SOURCE, DEAD, guard, handler, prefetch=prefetch, grace=grace, **self._settings)
+        service = self._service(SOURCE, DEAD, guard, handler, prefetch=prefetch, grace=grace, **self._settings)
         member = SimulatedMember(self, name, service)
         self._members.append(member)
         self.wait(lambda: name in self.world.consumed or member.failed, self.patience)

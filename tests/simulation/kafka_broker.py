@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
-from tests.kafka_client import PRODUCER, Partitions, Record
 from tests.simulation.threads import Killed, Process, Threads
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
@@ -28,6 +27,11 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     )  # fmt: skip
     from kafka.protocol.consumer.offsets import OffsetResetStrategy
 
+PRODUCER: Final = {
+    "acks": "all", "enable_idempotence": False, "max_block_ms": 60_000, "batch_size": 262_144, "linger_ms": 0,
+    "key_serializer": None, "value_serializer": None, "allow_auto_create_topics": False,
+}  # fmt: skip
+"""The settings of kafka-python's ``KafkaProducer`` that are looked at."""
 TOPIC: Final = "orders"
 DEAD: Final = "orders.dead"
 PLACES: Final = tuple(TopicPartition(TOPIC, number) for number in range(3))
@@ -41,6 +45,20 @@ HEARTBEAT: Final = 1.0
 """Seconds after which a member hears of a rebalance, or that it is a member no more."""
 FETCH: Final = (0.0005, 0.05)
 """Seconds after an assignment from which a partition is read and sought in."""
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """What is read of a ``ConsumerRecord``."""
+
+    topic: str
+    partition: int
+    offset: int
+    value: Any
+    key: Any
+    headers: Any
+    timestamp: int = 0
+    timestamp_type: int = 0
 
 
 def source_of(letter: Record) -> tuple[int, int]:
@@ -282,7 +300,7 @@ class Subscription:
         state.position, state.reset = None, self.strategy if strategy is None else strategy
 
 
-class Client(Partitions, Member):
+class Client(Member):
     """A ``KafkaConsumer`` of the group.
 
     Args:
@@ -292,9 +310,13 @@ class Client(Partitions, Member):
     """
 
     def __init__(self, broker: Broker, process: Process, most: int) -> None:
-        super().__init__(TOPIC, SESSION)
         self.enrol(broker, process, most)
-        self.config |= {"auto_offset_reset": broker.reset}
+        self.config = {
+            "enable_auto_commit": False, "key_deserializer": None, "value_deserializer": None,
+            "group_id": "billing", "auto_offset_reset": broker.reset, "max_poll_interval_ms": int(PATIENCE * 1000),
+            "session_timeout_ms": int(SESSION * 1000),
+        }  # fmt: skip
+        self.held = set()
         self.offered = -1
         self._coordinator = Coordinator(self)
         latest = broker.reset == "latest"
@@ -307,6 +329,14 @@ class Client(Partitions, Member):
         """Continue at an offset."""
         assert place in self.held, "kafka-python refuses to seek in what it does not hold"
         self._states[place].go(offset)
+
+    def subscription(self) -> set[str]:
+        """Return the topic."""
+        return {TOPIC}
+
+    def assignment(self) -> set[Any]:
+        """Return what is held."""
+        return set(self.held)
 
     def paused(self) -> set[Any]:
         """Return what is paused."""
@@ -541,7 +571,7 @@ class LetterClient:
     def __init__(self, broker: Broker, process: Process) -> None:
         self._broker = broker
         self._process = process
-        self.config = PRODUCER | {"allow_auto_create_topics": False}
+        self.config = PRODUCER
         self._metadata = SimpleNamespace(
             _last_successful_refresh_ms=-math.inf, partitions_for_topic={DEAD: {0}}.get
         )

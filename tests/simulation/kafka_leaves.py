@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import _base as futures
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Final
+from unittest import mock
 
 from aiokafka.errors import TopicAuthorizationFailedError
 from confluent_kafka import KafkaError, KafkaException
 
-import mqauth.threads as daemon_threads
-from mqauth.brokers import aiokafka, confluent, kafka
-from mqauth.brokers.confluent import confirmed as confluent_confirmed
-from mqauth.brokers.confluent import poller as confluent_poller
-from mqauth.brokers.kafka import client as kafka_client
-from mqauth.brokers.kafka import sealing as kafka_sealing
-from mqauth.brokers.log import confirmed as log_confirmed
-from mqauth.brokers.log import consumer as log_consumer
-from mqauth.brokers.log import event_loop as log_event_loop
-from mqauth.brokers.log.records import OffsetsRefusedError
-from mqauth.delivery import assignment
-from mqauth.judging.pipeline import Pipeline
-from tests.simulation import aiokafka_client, confluent_client, kafka_broker
-from tests.simulation.kafka_broker import DEAD, TOPIC, Broker
-from tests.simulation.threads import Process, Threads, stand_ins
+with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import mqauth.threads as daemon_threads
+    from mqauth.brokers import aiokafka, confluent, kafka
+    from mqauth.brokers.confluent import confirmed as confluent_confirmed
+    from mqauth.brokers.confluent import poller as confluent_poller
+    from mqauth.brokers.kafka import client as kafka_client
+    from mqauth.brokers.kafka import sealing as kafka_sealing
+    from mqauth.brokers.log import confirmed as log_confirmed
+    from mqauth.brokers.log import consumer as log_consumer
+    from mqauth.brokers.log import event_loop as log_event_loop
+    from mqauth.brokers.log.records import OffsetsRefusedError
+    from mqauth.delivery import assignment
+    from mqauth.judging.pipeline import Pipeline
+    from tests.simulation import aiokafka_client, confluent_client, kafka_broker
+    from tests.simulation.kafka_broker import DEAD, TOPIC, Broker
+    from tests.simulation.threads import Process, Threads, stand_ins
 
 TIMEOUT: Final = 5.0
 """Seconds that a dead letter waits for its confirm."""
@@ -56,17 +61,21 @@ class Leaf:
         """Return how many workers it has: on an event loop at least one."""
         return max(wished, 1) if self.on_loop else wished
 
-    def replaced(self, threads: Threads) -> list[tuple[Any, str, Any]]:
-        """Return module, name and stand-in of each thing that is replaced."""
+    @contextmanager
+    def in_virtual_time(self, threads: Threads) -> Iterator[None]:
+        """Replace what the modules have of threads, queues and time within a ``with`` block."""
         threading, queue = stand_ins(threads)
         clock = SimpleNamespace(monotonic=lambda: threads.agenda.now)
         found = {"threading": threading, "queue": queue, "time": clock, "SimpleQueue": queue.SimpleQueue}
-        return [
-            (module, name, stand_in)
-            for module in self.modules
-            for name, stand_in in found.items()
-            if hasattr(module, name)
-        ]
+        with ExitStack() as stack:
+            # A process that was killed awaits nothing any more.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            for module in self.modules:
+                for name, stand_in in found.items():
+                    if hasattr(module, name):
+                        stack.enter_context(mock.patch.object(module, name, stand_in))
+            yield
 
 
 def _kafka(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -12,9 +13,6 @@ from mqauth.brokers.aiokafka import consumer as aiokafka_consumer
 from mqauth.brokers.aiokafka.confirmed import DeadLetters
 from mqauth.brokers.confluent import poller as confluent_poller
 from mqauth.brokers.confluent import positions as confluent_offsets
-from mqauth.brokers.kafka import consumer as kafka_poller
-from mqauth.brokers.kafka import repair as kafka_repair
-from mqauth.brokers.kafka.consumer import Poller
 from mqauth.brokers.log import poller as log_poller
 from mqauth.brokers.log.confirmed import TopicLetters, TopicSink
 from mqauth.brokers.log.consumer import LogConsumer
@@ -24,6 +22,12 @@ from mqauth.errors import Unavailable
 from mqauth.flow import call, run
 from tests.simulation import engine_mutants
 from tests.simulation.engine_mutants import Mutant, returning
+
+with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from mqauth.brokers.kafka import consumer as kafka_poller
+    from mqauth.brokers.kafka import repair as kafka_repair
+    from mqauth.brokers.kafka.consumer import Poller
 
 
 def unwaited(_: Any) -> Any:

@@ -7,10 +7,8 @@ import gc
 import hashlib
 import random
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Final
@@ -101,16 +99,9 @@ def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> Result:
     entropy = random.Random(played.seed)
     leaf = LEAVES[played.client]
     play = Play(played.seed, played.settings, leaf, note)
-    with ExitStack() as stack:
-        # A process that was killed awaits nothing any more.
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        for module, name, stand_in in leaf.replaced(play.threads):
-            stack.enter_context(mock.patch.object(module, name, stand_in))
-        wait = Backoff.wait
-        stack.enter_context(
-            mock.patch.object(Backoff, "wait", lambda self, failures: wait(self, failures, entropy.randbytes))
-        )
+    wait = Backoff.wait
+    jitter = mock.patch.object(Backoff, "wait", lambda self, failures: wait(self, failures, entropy.randbytes))
+    with leaf.in_virtual_time(play.threads), jitter:
         try:
             found = Scenario(play, played.faults).problems()
         except Stuck as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,16 +12,13 @@ from typing import Any
 import pytest
 
 from integration.scale import is_nightly, nightly
+from tests.simulation import kafka_mutants, kafka_play
 from tests.simulation.engine_mutants import Mutant
 from tests.simulation.faults import Fault
-
-with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from tests.simulation import kafka_mutants, kafka_play
-    from tests.simulation.kafka_facilities import Ledger
-    from tests.simulation.kafka_play import KafkaPlay, run
-    from tests.simulation.runner import gravest, reduced
-    from tests.simulation.services import Behaviour
+from tests.simulation.kafka_facilities import Ledger
+from tests.simulation.kafka_play import KafkaPlay, run
+from tests.simulation.runner import gravest, reduced
+from tests.simulation.services import Behaviour
 
 SHARD = 10
 SEEDS = {
