@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -185,6 +186,15 @@ class Away:
         """Fail."""
         self.asked.append("refresh")
         raise self._error
+
+
+def together(work: Callable[..., object], arguments: Iterable[Any]) -> None:
+    """Do a piece of work in a thread for each argument, all at once, and wait for the last to end."""
+    threads = [threading.Thread(target=work, args=(each,)) for each in arguments]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 async def turns(count: int = 20) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-import threading
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from mqauth import Allow, Decision, MalformedMessage, Rejection
 from mqauth.wire import base64url, destination, jws
 from mqauth.wire.memo import Memo, Recent, size_of
+from tests.conftest import together
 
 
 def counted() -> tuple[list[str], Memo[str, str]]:
@@ -95,11 +95,7 @@ def test_threads_keep_the_count() -> None:
         for number in range(2000):
             assert memo[(number * 7 + shift) % 90] == (number * 7 + shift) % 90
 
-    threads = [threading.Thread(target=look, args=(shift,)) for shift in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(look, range(4))
     assert memo._held == sum(10 + key % 7 for key in memo) <= 400
 
 

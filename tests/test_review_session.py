@@ -16,7 +16,7 @@ from mqauth.audit.chain import verify_chain
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.review import ALL, Account, Filter, Index, Letter, Plan, Session, SharedAuditFile, reviewers_releaser
 from mqauth.testing import FakeClock, Forge
-from tests.conftest import RABBITMQ, rabbitmq_message
+from tests.conftest import RABBITMQ, rabbitmq_message, together
 from tests.test_auditfile import record
 from tests.test_review import REVIEW, WHY, Bureau
 
@@ -211,14 +211,7 @@ def test_a_shared_file_has_one_chain(tmp_path: Path) -> None:
     """Two writers of a shared file take turns, and their records stand in one chain."""
     path = tmp_path / "reviewer.jsonl"
     writers = [SharedAuditFile(path, patience=600) for _ in range(2)]
-    threads = [
-        threading.Thread(target=lambda each=each: [each.write(record(number)) for number in range(20)])
-        for each in writers
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(lambda writer: [writer.write(record(number)) for number in range(20)], writers)
     found = verify_chain(path)
     assert (found.intact, found.records) == (True, 40)
 
