@@ -28,6 +28,7 @@ from mqauth.replay.rules import ClaimStatus
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
 from mqauth.testing.batchforge import forge_batch
 from mqauth.testing.token_attacks import honest_message
+from tests.conftest import Source
 from tests.test_flow import Unhashable
 
 Maker = Callable[..., Message]
@@ -166,22 +167,10 @@ class TestOutcomes:
         self, make_world: Any, forge: Forge, kafka: Maker
     ) -> None:
         """A key that was published since is found; one that was not is key_unknown."""
-
-        class Source:
-            def __init__(self) -> None:
-                self.refreshed: list[tuple[str, float]] = []
-
-            def key_set(self) -> KeySet:
-                return KeySet([])
-
-            def refresh(self, kid: str, received: float, /) -> KeySet:
-                self.refreshed.append((kid, received))
-                return forge.keys
-
-        source = Source()
+        source = Source(forge.keys)
         world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=source)}))
         assert world.process(world.sealed()).verdict is Verdict.ACCEPTED
-        assert source.refreshed == [(forge.key.kid, forge.clock.now())]
+        assert source.looked == [(forge.key.kid, forge.clock.now())]
         assert_rejected(world.process(world.sealed(key=forge.stranger)), Reason.KEY_UNKNOWN)
 
     def test_a_verifier_that_breaks_condemns_one_message_only(
@@ -504,46 +493,24 @@ class TestDeferral:
 
     def test_keys_out_of_reach(self, make_world: Any, forge: Forge) -> None:
         """A source that has no set is asked to look once; what it raises then, whatever it is, defers."""
-
-        class Source:
-            failure: Exception | None = Unavailable(Cause.KEYS_UNAVAILABLE, "stale")
-            pending: Exception | None = Unavailable(Cause.KEYS_UNAVAILABLE, "unreachable")
-            looked = 0
-
-            def key_set(self) -> KeySet:
-                if self.failure is not None:
-                    raise self.failure
-                return KeySet([])
-
-            def refresh(self, kid: str, received: float, /) -> KeySet:
-                self.looked += 1
-                if self.pending is not None:
-                    raise self.pending
-                return forge.keys
-
-        source = Source()
+        source = Source(
+            Unavailable(Cause.KEYS_UNAVAILABLE, "unreachable"), Unavailable(Cause.KEYS_UNAVAILABLE, "stale")
+        )
         world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=source)}))
         delivery = world.receive(world.sealed())
         assert_deferred(world.process(delivery), Cause.KEYS_UNAVAILABLE)
-        source.failure, source.pending = KeyError("a bug in somebody's source"), OSError()
+        source.held, source.found = KeyError("a bug in somebody's source"), OSError()
         assert_deferred(world.process(delivery), Cause.KEYS_UNAVAILABLE)
-        source.failure, source.pending = None, Unavailable(Cause.KEY_PENDING)
+        source.held, source.found = KeySet([]), Unavailable(Cause.KEY_PENDING)
         assert_deferred(world.process(delivery), Cause.KEY_PENDING)
-        assert source.looked == 3
-        source.pending = None
+        assert len(source.looked) == 3
+        source.found = forge.keys
         assert world.process(delivery).verdict is Verdict.ACCEPTED
 
     def test_a_source_may_itself_decide_that_a_kid_is_unknown(self, make_world: Any, forge: Forge) -> None:
         """After holding a message long enough the source rejects: key_unknown, dead-lettered."""
-
-        class Source:
-            def key_set(self) -> KeySet:
-                return KeySet([])
-
-            def refresh(self, kid: str, received: float, /) -> KeySet:
-                raise Rejection(Reason.KEY_UNKNOWN, "held long enough")
-
-        world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=Source())}))
+        source = Source(Rejection(Reason.KEY_UNKNOWN, "held long enough"))
+        world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=source)}))
         outcome = world.process(world.sealed())
         assert_rejected(outcome, Reason.KEY_UNKNOWN)
         assert str(outcome.detail).startswith("held long enough: issuer ")
@@ -551,41 +518,29 @@ class TestDeferral:
     @pytest.mark.parametrize("answer", [None, {}, True])
     def test_what_is_no_key_set_condemns_nothing(self, make_world: Any, forge: Forge, answer: Any) -> None:
         """A source of keys that answers with something else is the world's fault, and the message waits."""
-
-        class Source:
-            def key_set(self) -> Any:
-                return answer
-
-            def refresh(self, kid: str, received: float, /) -> Any:
-                return answer
-
-        world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=Source())}))
+        source = Source(answer)
+        source.held = answer
+        world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=source)}))
         assert_deferred(world.process(world.sealed()), Cause.KEYS_UNAVAILABLE)
 
     def test_a_source_that_blocks_may_have_a_twin_for_event_loops(self, clock: FakeClock, forge: Forge) -> None:
         """run asks refresh, arun its asynchronous twin."""
         asked: list[str] = []
 
-        class Source:
-            def key_set(self) -> KeySet:
-                return KeySet([])
+        class Twin(Source):
+            async def arefresh(self, kid: str, received: float, /) -> Any:
+                asked.append(kid)
+                return self.found
 
-            def refresh(self, kid: str, received: float, /) -> KeySet:
-                asked.append("refresh")
-                return forge.keys
-
-            async def arefresh(self, kid: str, received: float, /) -> KeySet:
-                asked.append("arefresh")
-                return forge.keys
-
-        verifier = forge.verifier(keys={ISSUER: Issuer(keys=Source())})
+        source = Twin(forge.keys)
+        verifier = forge.verifier(keys={ISSUER: Issuer(keys=source)})
         guard = Pipeline(verifier=verifier, policy=forge.policy("kafka:orders"),
         replay=MemoryReplayStore(clock=clock),
                          clock=clock)  # fmt: skip
         for runner in (run, lambda flow: asyncio.run(arun(flow))):
             delivery = guard.receive(forge.seal(honest_message("kafka:orders")))
             assert runner(guard.judge(delivery)).verdict is Verdict.ACCEPTED
-        assert asked == ["refresh", "arefresh"]
+            assert (len(source.looked), len(asked)) == (1, int(runner is not run))
 
     def test_a_full_store_defers(self, make_world: Any, clock: FakeClock) -> None:
         """No room is the world's fault; room comes with expiry."""

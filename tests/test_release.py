@@ -19,7 +19,7 @@ from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jws import LocalSigningKey, compact
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import TOKEN_HEADER, Message
-from tests.conftest import Away, World, kafka_message, rabbitmq_message
+from tests.conftest import World, away, kafka_message, rabbitmq_message
 
 REVIEW = "https://review.example"
 REVIEWER = "ada"
@@ -277,7 +277,7 @@ def test_an_authority_out_of_reach_defers(
     desk_of: Callable[..., Desk], error: Exception, verdict: Verdict
 ) -> None:
     """Keys that cannot be had defer the message; a kid that is unknown for good makes the release invalid."""
-    authority = Authority(keys=Away(error), waive=frozenset(WAIVABLE))
+    authority = Authority(keys=away(error), waive=frozenset(WAIVABLE))
     desk = desk_of(release=ReleaseAuthorities({REVIEW: authority}))
     outcome = desk.process(desk.released(desk.world.sealed()))
     assert outcome.verdict is verdict
