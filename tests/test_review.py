@@ -59,6 +59,9 @@ class Records(list[dict[str, Any]]):
 class Bureau:
     """A broker with one consumer, and a reviewer of its dead letters."""
 
+    unverified: Callable[[Any], None] | None = None
+    """What the consumer has for messages that nothing proved."""
+
     def __init__(self, clock: FakeClock, forge: Forge, place: str) -> None:
         self.clock, self.forge, self.place = clock, forge, place
         self.dead = "kafka:orders.dead" if place == KAFKA else "rabbitmq:/orders.dead"
@@ -66,21 +69,21 @@ class Bureau:
         for queue in (place, self.dead):
             self.broker.declare(queue)
         self.audit = Records()
-        key = Key.generate(subjects=["ada"])
-        authority = Authority(keys=KeySet([key]), waive=frozenset(WAIVABLE))
+        self.key = Key.generate(subjects=["ada"])
+        authority = Authority(keys=KeySet([self.key]), waive=frozenset(WAIVABLE))
         self.keys = [forge.key, forge.neighbour, forge.retired, forge.revoked]
         self.release = ReleaseAuthorities({REVIEW: authority})
         self.handled: list[Any] = []
         self.guard = self.pipeline()
         self.box = MemoryLetterBox(self.broker, self.dead)
-        self.releaser = Releaser(key=key, issuer=REVIEW, reviewer="ada", clock=clock)
+        self.releaser = Releaser(key=self.key, issuer=REVIEW, reviewer="ada", clock=clock)
 
-    def pipeline(self) -> Pipeline:
+    def pipeline(self, **settings: Any) -> Pipeline:
         """Return the consumer's pipeline with the keys of now."""
         verifier = self.forge.verifier(keys={ISSUER: Issuer(keys=KeySet(self.keys))}, release=self.release)
         return Pipeline(
             verifier=verifier, policy=Allow({SUBJECT: [self.place]}), audit=self.audit, scope="billing",
-            replay=MemoryReplayStore(clock=self.clock), clock=self.clock,
+            replay=MemoryReplayStore(clock=self.clock), clock=self.clock, **settings,
         )  # fmt: skip
 
     def learn(self, key: Key) -> None:
@@ -99,7 +102,10 @@ class Bureau:
         for message in messages:
             self.broker.publish(message)
         letters = memory.DeadLetters(self.broker, self.dead)
-        consumer = memory.Consumer(self.broker, self.place, self.guard, self.handled.append, dead_letters=letters)
+        consumer = memory.Consumer(
+            self.broker, self.place, self.guard, self.handled.append, dead_letters=letters,
+            unverified=self.unverified,
+        )  # fmt: skip
         return [outcome.verdict for outcome in consumer.drain()]
 
     def survey(self) -> Index:
