@@ -520,12 +520,12 @@ accept = ["issuer_vouches"]
 
 
 def toml(value: Any) -> str:
-    """Return a value as TOML."""
+    """Return a value as TOML; what TOML lacks as an empty text."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(toml(item) for item in value) + "]"
-    return json.dumps(value)
+    return '""' if value is None else json.dumps(value)
 
 
 def document(tables: dict[str, Any]) -> str:
