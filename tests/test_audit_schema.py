@@ -225,8 +225,8 @@ def test_selection(wanted: dict[str, Any], holds: bool) -> None:
 @pytest.mark.parametrize(
     ("dimension", "value", "times"),
     [
-        ("reason", "expired", 3), ("verdict", "rejected", 3), ("issuer", "i", 2), ("subject", "s", 2), ("kid", "k", 2),
-        ("destination", "kafka:orders", 2), ("alert", "burst", 2), ("hour", "2026-11-25T10", 3),
+        ("reason", "expired", 3), ("verdict", "rejected", 3), ("issuer", "i", 2), ("subject", "s", 2),
+        ("kid", "k", 2), ("destination", "kafka:orders", 2), ("alert", "burst", 2), ("hour", "2026-11-25T10", 3),
         ("time", "2026-11-25T10", 3), ("day", "2026-11-25", 3), ("minute", "2026-11-25T10:30", 3),
     ],
 )  # fmt: skip
