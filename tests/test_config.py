@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from mqauth.config.kinds import is_url
 from mqauth.config.settings import FileSettings
 from mqauth.config.toml_file import Table
 from mqauth.flow import run
-from mqauth.keystore import Keystore, public_keys, signing_key
+from mqauth.keystore import Keystore, public_keys
 from mqauth.replay.rules import NoReplayStore
 from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing import FakeClock, MemoryStage
@@ -278,11 +277,6 @@ def test_one_half_alone_is_fine(place: Path, table: str) -> None:
     assert refusal(place, half, lacks) == f"mqauth.toml: [{missing}]: required here, and missing"
 
 
-def test_missing_dead_letters_is_named(place: Path) -> None:
-    """``dead_letters_name`` of a file without the table names the table."""
-    assert refusal(place, SMALL, "dead_letters_name") == "mqauth.toml: [dead_letters]: required here, and missing"
-
-
 def test_paths_are_relative_to_the_file(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where the process runs does not matter."""
     path = written(place, SMALL)
@@ -324,32 +318,6 @@ def test_passphrase_that_cannot_be_had(place: Path, line: str, what: str, monkey
     said = refusal(place, SMALL.replace('keys = "keys"', f'keys = "locked"\n{line}'), "signer")
     assert said.startswith(f"mqauth.toml: [producer] {what}")
     assert "wr0ng" not in said
-
-
-def test_key_of_another_subject_is_refused(place: Path) -> None:
-    """A key that does not speak for the configured subject is refused before anything is signed."""
-    said = refusal(place, SMALL.replace('"orders-api"', '"stock-api"', 1), "signer")
-    kid = signing_key(place / "keys").kid
-    assert said == f"mqauth.toml: [producer] subject: the key {kid} does not speak for it"
-
-
-LONG = "k" * 300
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "attribute", "said"),
-    [
-        ('keys = "keys"', 'keys = "nowhere"', "signer", r"[producer] keys: nowhere: No such file.*"),
-        ("jwks.json", "nowhere.json", "pipeline", "[[consumer.issuers]] #1 file: nowhere.json: No such file.*"),
-        # A path the system refuses to look up is an error at its key, and not an error of the system's.
-        ('keys = "keys"', f'keys = "{LONG}"', "signer", "[producer] keys: .*File name too long"),
-        ("jwks.json", LONG, "pipeline", "[[consumer.issuers]] #1 file: .*File name too long"),
-    ],
-)  # fmt: skip
-def test_path_that_leads_nowhere_is_located(place: Path, old: str, new: str, attribute: str, said: str) -> None:
-    """A path at which nothing can be found is named with its table and key when its object is built."""
-    pattern = "mqauth.toml: " + said.replace("[", r"\[").replace("]", r"\]")
-    assert re.fullmatch(pattern, refusal(place, SMALL.replace(old, new), attribute))
 
 
 def test_second_writer_of_the_audit_is_refused(place: Path) -> None:
@@ -637,13 +605,6 @@ def test_syntax_error_names_its_line(place: Path, text: str | bytes, what: str) 
     said = refusal(place, text)
     assert said.startswith("mqauth.toml: ")
     assert what in said
-
-
-def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """A missing file, or a folder in its place, is one line."""
-    for path in (tmp_path / "nowhere.toml", tmp_path):
-        with pytest.raises(ConfigurationError, match=str(path)):
-            mqauth.load(path)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,8 +12,6 @@ from mqauth import Message, Origin, Reason, Rejection
 from mqauth.letters import dead_letter as deadletter
 from mqauth.letters.dead_letter import MAX_HEADERS, DeadLetter, content_digest, letter_id
 from mqauth.wire import base64url
-from mqauth.wire import json_form as jsonform
-from mqauth.wire import strict_json as strictjson
 
 Maker = Callable[..., Message]
 
@@ -44,14 +41,6 @@ def lineage(message: Message) -> dict[str, Any]:
     }
 
 
-def test_body_headers_and_key_stay(kafka: Maker) -> None:
-    """A letter carries the message byte for byte, and its key as key too."""
-    found = letter(kafka()).whole(all_kept)
-    assert (found.body, found.key) == (b"hello", b"42")
-    assert found.headers[: len(kafka().headers)] == kafka().headers
-    assert found.native is None
-
-
 def test_lineage_says_why_when_and_where_from(kafka: Maker) -> None:
     """Reason, detail made harmless, time, scope, destination, source, key, audit id and digest."""
     found = lineage(letter(kafka(offset=12)).whole(all_kept))
@@ -62,72 +51,6 @@ def test_lineage_says_why_when_and_where_from(kafka: Maker) -> None:
         "source": "orders/0/12",
         "audit": "id-1", "digest": digest, "count": "1", "history": "[]", "key": base64url.encode(b"42").decode(),
     }  # fmt: skip
-
-
-def test_the_token_is_moved_so_that_nothing_takes_the_letter_for_a_message(kafka: Maker) -> None:
-    """The token's header has another name on a letter; its value is the same."""
-    message = kafka(headers=(("mqauth-token", b"t"), ("a", b"1")))
-    assert letter(message).whole(all_kept).headers[:2] == (("mqauth-dead-token", b"t"), ("a", b"1"))
-
-
-def test_a_second_token_is_evidence_and_no_header(rabbit: Maker) -> None:
-    """Of two tokens both are kept, in their own spelling, where one AMQP table could hold only one."""
-    message = rabbit(headers=(("MQAUTH-Token", "b"), ("mqauth-token", "a"), ("mqauth-token", "c")))
-    found = letter(message).whole(all_kept)
-    assert [value for name, value in found.headers if "token" in name.lower()] == ["a"]
-    kept = json.loads(lineage(found)["metadata"])["headers"]
-    assert kept == [["MQAUTH-Token", {"str": "b"}], ["mqauth-token", {"str": "c"}]]
-
-
-def test_what_would_act_on_its_own_is_kept_as_metadata(rabbit: Maker) -> None:
-    """user-id, expiration, reply-to, CC, BCC and x-delay are never live on a letter."""
-    properties = {
-        "user-id": "u", "expiration": "1", "reply-to": "r", "message-id": "m", "content-type": "a", "priority": "3"
-    }  # fmt: skip
-    headers = (("CC", ("a",)), ("BCC", ("b",)), ("x-delay", 5), ("reply-to", "q"), ("cc", "ordinary"))
-    found = letter(rabbit(properties=properties, headers=headers)).whole(all_kept)
-    assert found.properties == {"content-type": "a", "priority": "3"}
-    assert [name for name, _ in found.headers if not name.startswith("mqauth-dead-")] == ["cc"]
-    kept = json.loads(lineage(found)["metadata"])
-    assert kept["properties"] == {"user-id": "u", "expiration": "1", "reply-to": "r", "message-id": "m"}
-    assert [name for name, _ in kept["headers"]] == ["CC", "BCC", "x-delay", "reply-to"]
-
-
-def test_headers_of_our_names_are_the_attackers(rabbit: Maker) -> None:
-    """A message that brings mqauth-dead-* headers has them stripped, in any case, and counted."""
-    message = rabbit(headers=(("mqauth-dead-reason", "lie"), ("MQAUTH-Dead-Audit", "lie"), ("a", 1)))
-    found = letter(message).whole(all_kept)
-    assert "lie" not in repr(found.headers)
-    assert json.loads(lineage(found)["metadata"])["stripped"] == 2
-
-
-def test_what_the_client_cannot_send_is_kept_in_the_json_form(rabbit: Maker) -> None:
-    """A value the client refuses becomes metadata without losing its type."""
-    found = letter(rabbit(headers=(("raw", b"\xff"), ("a", 1)))).whole(
-        lambda name, value: not isinstance(value, bytes)
-    )
-    assert json.loads(lineage(found)["metadata"])["headers"] == [["raw", {"b64": "/w=="}]]
-
-
-def test_the_body_form_holds_the_whole_message(kafka: Maker) -> None:
-    """Where headers do not fit, the body is the JSON form, from which the message comes back."""
-    found = letter(kafka(malformed="x")).in_body()
-    assert lineage(found)["form"] == "json"
-    assert found.body is not None
-    assert jsonform.from_form(strictjson.loads(found.body, depth=8)) == kafka()
-    assert {name for name, _ in found.headers} == {f"mqauth-dead-{name}" for name in lineage(found)}
-
-
-def test_the_reference_names_the_message(kafka: Maker) -> None:
-    """The smallest form holds coordinates, digest and sizes."""
-    found = letter(kafka(offset=3)).reference()
-    assert found.body is not None
-    assert json.loads(found.body) == {
-        "destination": "kafka:orders", "source": "orders/0/3", "digest": content_digest(kafka()), "body_size": 5,
-        "key_size": 2, "headers": 4,
-    }  # fmt: skip
-    assert lineage(found)["form"] == "reference"
-    assert json.loads(letter(kafka(body=None, key=None)).reference().body or b"")["body_size"] is None
 
 
 def size(message: Message) -> int:
@@ -188,13 +111,6 @@ def test_the_id_is_the_same_for_a_copy_after_a_crash(kafka: Maker, rabbit: Maker
     )
     redelivered = rabbit(origin=replace(rabbit().origin, redelivered=True))
     assert letter_id(redelivered, "s") == letter_id(rabbit(), "s")
-
-
-def test_the_id_tells_cluster_and_topic_apart(kafka: Maker) -> None:
-    """The same record of another cluster, or of a topic that was made anew, has a letter of its own."""
-    places = [("c", "i" * 22), ("d", "i" * 22), ("c", "j" * 22), (None, None)]
-    origins = [replace(kafka().origin, cluster=cluster, topic_id=topic_id) for cluster, topic_id in places]
-    assert len({letter_id(kafka(origin=origin), "s") for origin in origins}) == len(places)
 
 
 def test_the_source_of_the_longest_topic_is_whole(kafka: Maker) -> None:
@@ -276,14 +192,6 @@ def test_a_content_is_digested_once_for_a_delivery(
 def test_the_letter_shows_nothing_of_the_message(kafka: Maker) -> None:
     """A letter can be logged."""
     assert "hello" not in repr(letter(kafka()))
-
-
-def test_a_letter_is_no_message(kafka: Maker, forge: Any) -> None:
-    """A letter is still dead: its token is not in place, and a consumer says token_missing."""
-    sealed = forge.seal(kafka())
-    with pytest.raises(Rejection) as caught:
-        forge.verifier().open(letter(sealed).whole(all_kept))
-    assert caught.value.reason is Reason.TOKEN_MISSING
 
 
 @pytest.mark.parametrize("form", ["in_body", "reference"])

@@ -79,17 +79,6 @@ async def later(value: Any) -> Any:
     return value
 
 
-def test_results_come_back_in_order(runner: Runner) -> None:
-    """A flow asks, is answered, and returns."""
-
-    def wish() -> Flow[list[int]]:
-        first = yield from flow.call(lambda value: value + 1, 1)
-        second = yield from flow.call(lambda value: value * 10, first)
-        return [first, second]
-
-    assert runner(wish()) == [2, 20]
-
-
 def test_errors_reach_the_flow_where_it_asked(runner: Runner) -> None:
     """A failing call can be caught in the flow, which goes on."""
 
@@ -101,17 +90,6 @@ def test_errors_reach_the_flow_where_it_asked(runner: Runner) -> None:
         return "missed"
 
     assert runner(wish()) == "caught flaky"
-
-
-def test_awaitables_are_awaited() -> None:
-    """arun serves plug-ins of either colour."""
-
-    def wish() -> Flow[tuple[Any, Any]]:
-        first: Any = yield from flow.call(later, 1)
-        second = yield from flow.call(lambda value: value, 2)
-        return first, second
-
-    assert asyncio.run(flow.arun(wish())) == (1, 2)
 
 
 @pytest.mark.parametrize("rule", [None, Attempts(limit=3, wait=0)])
@@ -287,14 +265,6 @@ def test_a_handler_that_raises_stop_iteration_has_failed(limit: int, runner: Run
         runner(attempt(Flaky(9, StopIteration("value")), 1, Attempts(limit=limit, wait=0)))
 
 
-def test_what_ends_a_process_is_not_caught(runner: Runner) -> None:
-    """KeyboardInterrupt and its like pass through a retried call at once."""
-    handler = Flaky(9, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        runner(attempt(handler, 1, Attempts(limit=3, wait=0)))
-    assert handler.calls == 1
-
-
 async def test_cancelling_a_handler_cancels_it() -> None:
     """Cancellation is no failure to be retried."""
     started = asyncio.Event()
@@ -348,14 +318,6 @@ def test_asynchronous_plugins_are_refused_by_name() -> None:
     flow.refuse_async(handler=len)
     with pytest.raises(ConfigurationError, match="store is asynchronous"):
         flow.refuse_async(handler=len, store=later)
-
-
-def test_a_twin_serves_event_loops() -> None:
-    """run makes the call itself, arun its twin, or the call where it has none."""
-    twin = lambda value: later(value * 2)  # noqa: E731
-    assert flow.run(flow.call(lambda value: value, 1, twin=twin)) == 1
-    assert asyncio.run(flow.arun(flow.call(lambda value: value, 1, twin=twin))) == 2
-    assert asyncio.run(flow.arun(flow.call(lambda value: value, 1))) == 1
 
 
 async def test_settled_results_are_returned_and_awaitables_awaited() -> None:

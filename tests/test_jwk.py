@@ -13,7 +13,7 @@ from mqauth.authority.credential import CredentialIssuer
 from mqauth.check import check
 from mqauth.cli import main
 from mqauth.wire import base64url, jwk
-from mqauth.wire.keys import ALGORITHMS, Key, KeySet, Revocation, jwk_members
+from mqauth.wire.keys import ALGORITHMS, Key, Revocation, jwk_members
 from tests.test_jwks import URL
 from tests.vectors import spire
 
@@ -30,14 +30,6 @@ def bent(algorithm: str = "EdDSA", **changes: Any) -> dict[str, Any]:
 def octets(raw: bytes) -> str:
     """Return base64url text."""
     return base64url.encode(raw).decode()
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_published_key_is_read_back(algorithm: str) -> None:
-    """What is dumped loads to the same keys."""
-    keys = KeySet([KEYS[algorithm]])
-    raw = json.dumps(jwk.dump_key_set(keys)).encode()
-    assert jwk.load_key_set(raw).keys == keys.keys
 
 
 @pytest.mark.parametrize(
@@ -91,17 +83,6 @@ def test_points_of_small_order_are_skipped(point: bytes) -> None:
 def test_a_malformed_exp_counts_as_revoked(expires: object) -> None:
     """An end that cannot be read must not mean no end."""
     assert jwk.load_key(bent(exp=expires)).revocation == Revocation(reason="malformed exp")
-
-
-@pytest.mark.parametrize(
-    "revoked", [None, True, 5, "x", [], {}, {"revoked_at": None}, {"revoked_at": "5"}, {"revoked_at": True},
-                {"revoked_at": -1}, {"revoked_at": 1.5}]
-)  # fmt: skip
-def test_a_malformed_revocation_counts_as_wholly_revoked(revoked: object) -> None:
-    """A revocation that cannot be read revokes from the beginning."""
-    key = jwk.load_key(bent(revoked=revoked, exp=9))
-    assert key.revocation == Revocation(revoked_at=0, reason="malformed revoked")
-    assert key.expires == 9
 
 
 def test_a_revocation_is_read_with_its_time_and_reason() -> None:

@@ -159,20 +159,6 @@ def test_a_cold_cache_whose_issuer_is_down_is_unavailable(bench: Bench) -> None:
     assert bench.cause(A.kid) is Cause.KEYS_UNAVAILABLE
 
 
-def test_an_outage_is_survived_for_max_stale(warm: Bench) -> None:
-    """The last good set serves for an hour of outage and is then unavailable; the first answer brings it back."""
-    warm.issuer.fail()
-    for _ in range(118):
-        warm.tick(30)
-        assert warm.jwks.key_set().get(A.kid) is not None
-    warm.tick(1)
-    with pytest.raises(Unavailable, match="out of reach"):
-        warm.jwks.key_set()
-    warm.issuer.serve(A)
-    warm.tick(30)
-    assert set(warm.jwks.key_set().by_kid) == {A.kid}
-
-
 def test_a_fresh_set_is_asked_for_with_its_entity_tag(warm: Bench) -> None:
     """The refresh ahead of time sends ``If-None-Match``, and a 304 leaves the set in place and fresh."""
     before = warm.jwks.key_set()
@@ -233,13 +219,6 @@ def test_an_unknown_kid_is_in_no_request(warm: Bench) -> None:
     """An issuer is asked with the entity tag alone: what a sender wrote stands in no URL."""
     warm.refresh("../../evil?kid=x")
     assert warm.issuer.asked[-1] == '"1"'
-
-
-def test_a_kid_the_issuer_lacks_is_unknown(warm: Bench, look: Callable[[Bench, str], KeySet]) -> None:
-    """After one look the set comes back without the kid, and a second message makes no second look."""
-    for _ in range(20):
-        assert look(warm, C.kid).get(C.kid) is None
-    assert len(warm.issuer.asked) == 2
 
 
 def test_an_outage_defers_unknown_kids_for_a_minute(warm: Bench, look: Callable[[Bench, str], KeySet]) -> None:
@@ -494,26 +473,6 @@ def judged(
     wish = pipeline.process(pipeline.receive(message), lambda verified: None, letters)
     outcome = asyncio.run(flow.arun(wish)) if asynchronous else flow.run(wish)
     return outcome.verdict, outcome.reason or outcome.cause, records[0] if records else None  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_one_cache_serves_both_colours(
-    clock: FakeClock, forge: Forge, kafka: Callable[..., Message], asynchronous: bool
-) -> None:
-    """Cold, known, unknown and out of reach: the pipeline's verdicts are the same under ``run`` and ``arun``."""
-    world = Bench(clock, forge.key)
-
-    def judge(**bends: Any) -> tuple[Verdict, Any]:
-        return judged(world, forge, forge.seal(kafka(), **bends), asynchronous=asynchronous)[:2]
-
-    assert judge() == (Verdict.ACCEPTED, None)
-    assert judge(key=forge.stranger) == (Verdict.REJECTED, Reason.KEY_UNKNOWN)
-    clock.advance(60)
-    world.issuer.fail()
-    assert judge(key=forge.stranger) == (Verdict.DEFERRED, Cause.KEY_PENDING)
-    assert judge() == (Verdict.ACCEPTED, None)
-    clock.advance(59)
-    assert judge(key=forge.stranger) == (Verdict.DEFERRED, Cause.KEY_PENDING)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

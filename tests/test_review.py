@@ -447,13 +447,6 @@ def test_cancelled_it_says_exactly_what_was_done(mixed: Bureau) -> None:
     assert mixed.difference() == 0
 
 
-def test_a_rate_is_kept_and_waiting_can_be_cancelled(mixed: Bureau) -> None:
-    """At two letters an hour the second waits; cancelling ends the wait."""
-    cancelled = threading.Event()
-    found = mixed.discard(rate=2 / 3600, progress=lambda so_far: cancelled.set(), cancelled=cancelled)
-    assert (found["done"], found["left"], found["cancelled"]) == (1, 8, True)
-
-
 def test_a_broker_that_fails_ends_the_run_and_nothing_is_lost(mixed: Bureau) -> None:
     """Unroutable: the letter is left, the run says why, and the account adds up."""
     mixed.learn(mixed.forge.stranger)
