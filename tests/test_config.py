@@ -193,6 +193,7 @@ def test_every_setting_reaches_its_object(place: Path) -> None:
     assert guard.verifier.issuers["https://other.example"].vouches is True
     assert audit_file(guard).path == place / "audit.jsonl"
     assert found.dead_letters_name == "orders.dead"
+    assert found.batching == {"batch": 64, "linger": 1.0}
     assert isinstance(guard.audit, mqauth.MisuseWatch)
     guard.audit.close()
 
@@ -204,13 +205,6 @@ def test_objects_are_built_once(place: Path) -> None:
     assert found.signer is found.signer
 
 
-def test_judging_opens_no_audit_file(place: Path) -> None:
-    """``.judge`` gives verdicts beside a running consumer: the audit file is not touched."""
-    judge = mqauth.load(written(place, FULL)).judge
-    assert judge.audit is None
-    assert not (place / "audit.jsonl").exists()
-
-
 def test_defaults_are_those_of_the_design(place: Path) -> None:
     """Left out: 60 s to live, 5 s leeway, 1 h at most, judged on receipt, memory store, no audit."""
     found = mqauth.load(written(place, SMALL))
@@ -219,12 +213,6 @@ def test_defaults_are_those_of_the_design(place: Path) -> None:
     assert found.pipeline.verifier.retention == 5
     assert found.pipeline.audit is None
     assert found.pipeline.scope is None
-
-
-def test_batching_is_what_producers_take(place: Path) -> None:
-    """``batch`` and ``linger`` of ``[producer]`` are the arguments of a wrapper's ``Producer``, in seconds."""
-    found = mqauth.load(written(place, FULL))
-    assert found.batching == {"batch": 64, "linger": 1.0}
 
 
 def test_an_agent_is_asked_beside_the_rules(place: Path) -> None:
@@ -393,16 +381,8 @@ def test_heads_key_with_passphrase(place: Path, monkeypatch: pytest.MonkeyPatch)
     """The heads' key may be encrypted; its passphrase is named, never written."""
     (place / "heads.pem").write_bytes(Key.generate().to_pem(b"secret"))
     monkeypatch.setenv("HEADS_PASSPHRASE", "secret")
-    text = (
-        SMALL
-        + """[audit]
-file = "audit.jsonl"
-heads = "heads.jsonl"
-heads_key = "heads.pem"
-heads_passphrase_env = "HEADS_PASSPHRASE"
-"""
-    )
-    guard = mqauth.load(written(place, text)).pipeline
+    table = '[audit]\nfile = "audit.jsonl"\nheads = "heads.jsonl"\nheads_key = "heads.pem"\n'
+    guard = mqauth.load(written(place, f'{SMALL}{table}heads_passphrase_env = "HEADS_PASSPHRASE"\n')).pipeline
     with audit_file(guard) as file:
         file.write(rejection(0))
     assert len(read_heads(place / "heads.jsonl")) == 1
@@ -549,6 +529,8 @@ ISSUER, RULE, RELEASER = ("consumer", "issuers", "0"), ("consumer", "allow", "0"
         (ISSUER, {"file": None, "discovery": False}, "discovery: must be true or left out"),
         (ISSUER, {"max_stale": 60}, "max_stale: only with jwks or discovery"),
         (ISSUER, {"publish_delay": 5}, "publish_delay: only with jwks or discovery"),
+        (ISSUER, {"ca": "ca.pem"}, "ca: only with jwks or discovery"),
+        (RELEASER, {"publish_delay": 604_801}, "publish_delay: must be 0 to 604800, not 604801"),
         (ISSUER, {"vouches": True}, "vouches: contradicts subjects"),
         (ISSUER, {"issuer": "https://other.example"}, "issuer: is configured twice"),
         (ISSUER, {"subjects": {}}, "[consumer.issuers.subjects]: must have at least 1 entry"),

@@ -130,15 +130,6 @@ class TestOutcomes:
         assert_deferred(world.process(world.sealed()), Cause.REPLAY_STORE_UNAVAILABLE)
         assert counts(world) == (0, 0, 0)
 
-    def test_with_all_verdicts_recorded_an_accepted_one_is_too(self, make_world: Any) -> None:
-        """record="all" audits accepted messages as verified, without reason or letter."""
-        world = make_world(record="all")
-        world.process(world.sealed())
-        record = world.records[0]
-        assert (record["verdict"], record["reason"], record["dead_letter"]) == ("accepted", None, None)
-        assert record["token"]["verified"]["sub"] == "orders-api"
-        assert record["key_set"] == world.forge.keys.version
-
     def test_without_audit_an_accepted_message_is_settled(self, make_world: Any) -> None:
         """A pipeline that only verifies needs no audit for what it accepts."""
         assert make_world(audit=None, record="all").process(make_world().sealed()).verdict is Verdict.ACCEPTED
@@ -307,38 +298,6 @@ class TestReplay:
         copy = replace(message, origin=replace(message.origin, offset=8))
         assert_rejected(world.process(copy), Reason.REPLAYED)
         assert counts(world) == (2, 1, 1)
-
-    def test_a_reread_whose_handler_fails_stays_done(self, world: World, kafka: Maker) -> None:
-        """Releasing a re-read does not make the id unseen for copies."""
-        message = world.sealed(kafka())
-        world.process(message)
-        world.handler.failure = ValueError()
-        assert_rejected(world.process(message), Reason.HANDLER_FAILED)
-        copy = replace(message, origin=replace(message.origin, offset=8))
-        assert_rejected(world.process(copy), Reason.REPLAYED)
-
-    def test_a_claim_outlives_its_lease(self, make_world: Any, clock: FakeClock) -> None:
-        """A handler slower than the token's life keeps its claim as long as it renews it."""
-        world = make_world(lease=200)
-        message = world.sealed()
-        delivery = world.receive(message)
-        again = world.receive(replace(message, origin=replace(message.origin, redelivered=True)))
-        world.run(world.pipeline.judge(delivery))
-        clock.advance(199)
-        assert_deferred(world.process(again), Cause.CLAIM_HELD)
-        world.run(world.pipeline.renew(delivery))
-        clock.advance(199)
-        assert_deferred(world.process(again), Cause.CLAIM_HELD)
-        world.run(world.pipeline.confirm(delivery))
-        assert world.process(again).verdict is Verdict.DUPLICATE
-
-    def test_claims_never_hold_the_tokens_text(self, world: World) -> None:
-        """The store sees a digest, an owner nonce, the lease and when to forget."""
-        world.process(world.sealed())
-        request = world.store.claim.done[0]
-        assert len(request.id) == 16
-        assert request.expires == world.clock.now() + 60 + 5
-        assert request.lease == 60
 
     def test_copies_that_were_deferred_together_are_handled_once(self, world: World, clock: FakeClock) -> None:
         """An outage longer than a token's life must not let every copy in once it is over."""

@@ -99,3 +99,11 @@ def test_a_rejection_holds_nothing_of_the_message(forge: Forge, kafka: Maker, cl
             text = repr(rejection) + str(rejection) + repr(rejection.args)
             assert "secret" not in text
             assert tokens_in(text, hostile) == []
+
+
+def test_no_value_of_a_bad_claim_is_repeated(forge: Forge, kafka: Maker) -> None:
+    """The detail names the claim and never its value."""
+    with pytest.raises(Rejection) as caught:
+        judged(forge.verifier(), forge.seal(kafka(), claims={"sub": "secret" * 100}), forge.clock.now())
+    assert caught.value.reason is Reason.CLAIMS_MALFORMED
+    assert "secret" not in str(caught.value)
