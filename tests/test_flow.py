@@ -225,15 +225,6 @@ async def test_a_later_attempt_has_no_part_in_an_earlier_error() -> None:
     assert [error.__context__ for error in errors] == [None] * 3
 
 
-@pytest.mark.parametrize("limit", [1, 2, 5])
-def test_attempts_end_with_the_last_error(limit: int, runner: Runner) -> None:
-    """After the limit the handler's own error is raised, not the retry library's."""
-    handler = Flaky(99)
-    with pytest.raises(RuntimeError, match="flaky"):
-        runner(attempt(handler, 1, Attempts(limit=limit, wait=0)))
-    assert handler.calls == limit
-
-
 @pytest.mark.parametrize("error", [RetryLater(), RejectNow(), KeyError("mine")])
 def test_final_errors_are_not_tried_again(error: Exception, runner: Runner) -> None:
     """The handler's signals, and what is configured as final, end the attempts, first or later."""

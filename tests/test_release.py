@@ -219,12 +219,6 @@ def test_audit_names_the_release(desk_of: Callable[..., Desk]) -> None:
 # --- making them ------------------------------------------------------------------------------------------
 
 
-def test_a_new_release_replaces_an_old_one(desk: Desk, late: Message) -> None:
-    """A message redriven twice carries one release, the last."""
-    twice = desk.released(desk.released(late, Reason.EXPIRED), Reason.EXPIRED, reason="again")
-    assert open_release(twice).release.reason == "again"
-
-
 def test_a_message_without_a_whole_token_cannot_be_released(desk: Desk) -> None:
     """There is nothing to bind: refused at signing."""
     for message in (rabbitmq_message(), with_token(rabbitmq_message(), "no.to.ken")):

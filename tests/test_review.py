@@ -247,13 +247,6 @@ def test_what_became_a_letter_is_restored(carries_none: bool, message: Message) 
         assert (found.intact, found.id, found.fault) == (True, letter.id, None)
 
 
-def test_a_reference_restores_nothing_and_says_so() -> None:
-    """Where only a reference is left there is no original; the rest can still be read."""
-    form = letter_of(kafka_message()).reference()
-    found = read(Letter(message=form))
-    assert (found.original, found.intact, found.form, found.reason) == (None, False, "reference", "expired")
-
-
 @given(
     headers=st.lists(
         st.tuples(
