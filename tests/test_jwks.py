@@ -483,16 +483,6 @@ def test_the_pipeline_rejects_once_the_outage_outlived_the_hold(
     assert record.as_dict()["key_set"] == world.jwks.key_set().version
 
 
-def test_a_cold_pipeline_waits_for_its_first_set(
-    clock: FakeClock, forge: Forge, kafka: Callable[..., Message]
-) -> None:
-    """The first message of a fresh process is judged, not deferred, though nothing was fetched before."""
-    with JWKS(URL, fetch=Script(forge.key), clock=clock) as jwks:
-        world = Bench(clock)
-        world.jwks = jwks
-        assert judged(world, forge, forge.seal(kafka()), asynchronous=False)[0] is Verdict.ACCEPTED
-
-
 # Snapshot
 
 

@@ -165,25 +165,6 @@ def end(world: World, delivery: Delivery) -> Outcome:
     return outcome
 
 
-def test_the_plain_case(make_world: Callable[..., World]) -> None:
-    """Handled once, then confirmed."""
-    world = make_world()
-    outcome = end(world, delivery := ahead(world))
-    assert (outcome.verdict, outcome.verified, delivery.step) == (
-        Verdict.ACCEPTED, delivery.verified, Step.SETTLE,
-    )  # fmt: skip
-    assert (world.handler.calls, world.store.confirm.calls) == (1, 1)
-
-
-def test_both_claims_of_a_release_are_confirmed(make_world: Callable[..., World]) -> None:
-    """A delivery with two claims has both confirmed, the release's first."""
-    world = make_world()
-    delivery = ahead(world)
-    delivery.release_claim = other = ahead(world).claim
-    assert end(world, delivery).verdict is Verdict.ACCEPTED
-    assert world.store.confirm.done == [other, delivery.claim]
-
-
 def test_nobody_awaits(make_world: Callable[..., World]) -> None:
     """An asynchronous handler or store is an error of configuration, and no message's fault."""
 
