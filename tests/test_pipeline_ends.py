@@ -165,6 +165,15 @@ def end(world: World, delivery: Delivery) -> Outcome:
     return outcome
 
 
+def test_both_claims_of_a_release_are_confirmed(make_world: Callable[..., World]) -> None:
+    """A delivery with two claims has both confirmed, the release's first."""
+    world = make_world()
+    delivery = ahead(world)
+    delivery.release_claim = other = ahead(world).claim
+    assert end(world, delivery).verdict is Verdict.ACCEPTED
+    assert world.store.confirm.done == [other, delivery.claim]
+
+
 def test_nobody_awaits(make_world: Callable[..., World]) -> None:
     """An asynchronous handler or store is an error of configuration, and no message's fault."""
 

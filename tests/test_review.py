@@ -645,6 +645,19 @@ def test_groups_are_those_that_are_there(bureau: Bureau) -> None:
         assert (index.kinds(), index.reasons()) == (2, [("expired", 300), ("replayed", 150)])
 
 
+def test_a_cancelled_reading_keeps_what_it_has_and_gives_everything_back(bureau: Bureau) -> None:
+    """Cancelled after the first letters the index has those and is not complete; the queue has all of them."""
+    plain_letters(bureau, 450)
+    cancelled = threading.Event()
+    cancelled.set()
+    with Index(0.0) as index:
+        flow.run(fill(index, bureau.box, cancelled=cancelled))
+        assert (index.count(), index.complete) == (200, False)
+    assert len(bureau.letters()) == 450
+    with bureau.survey() as index:
+        assert index.count() == 450
+
+
 def test_a_reading_that_breaks_gives_everything_back(bureau: Bureau) -> None:
     """Where the index fails the pass ends: no letter is held back from the next reviewer."""
     plain_letters(bureau, 3)
