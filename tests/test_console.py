@@ -25,7 +25,7 @@ from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Verdict
 from mqauth.judging.verifier import Issuer
 from mqauth.letters.authorities import Releaser
-from mqauth.review import ALL, Index, Session
+from mqauth.review import ALL, Index, Plan, Session
 from mqauth.review.glossary import EXPLANATIONS, LABELS
 from mqauth.review.letterbox import BATCH
 from mqauth.testing import FakeClock, Forge
@@ -33,6 +33,7 @@ from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire.keys import KeySet
 from mqauth.wire.message import Message
 from tests.conftest import RABBITMQ, rabbitmq_message
+from tests.letter_box import MemoryLetterBox
 from tests.test_review import REVIEW, Bureau
 
 DEAD = "rabbitmq:/orders.dead"
@@ -611,6 +612,19 @@ def test_cancel(room: Room) -> None:
     assert account["cancelled"]
     assert account["done"] + account["left"] == 3
     assert len(room.broker.waiting(DEAD)) == account["left"] > 0
+
+
+def test_backend_for_looking_only(room: Room) -> None:
+    """Without audit, key and configuration nothing can be judged, redriven or discarded."""
+    backend = Backend(Session(MemoryLetterBox(room.broker, DEAD), flow.run))
+    try:
+        with pytest.raises(ConfigurationError):
+            backend.judge(ALL, "ada")
+        for act in ("redrive", "discard"):
+            with pytest.raises(ConfigurationError):
+                backend.rehearse(Plan(act=act, wanted=ALL, reason="x", reviewer="ada"))
+    finally:
+        backend.close()
 
 
 def test_many_groups_are_bounded(room: Room) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -38,6 +39,14 @@ def lineage(message: Message) -> dict[str, Any]:
         for name, value in message.headers
         if name.startswith("mqauth-dead-")
     }
+
+
+def test_what_the_client_cannot_send_is_kept_in_the_json_form(rabbit: Maker) -> None:
+    """A value the client refuses becomes metadata without losing its type."""
+    found = letter(rabbit(headers=(("raw", b"\xff"), ("a", 1)))).whole(
+        lambda name, value: not isinstance(value, bytes)
+    )
+    assert json.loads(lineage(found)["metadata"])["headers"] == [["raw", {"b64": "/w=="}]]
 
 
 def size(message: Message) -> int:

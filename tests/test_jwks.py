@@ -211,6 +211,13 @@ def test_an_unknown_kid_is_in_no_request(warm: Bench) -> None:
     assert warm.issuer.asked[-1] == '"1"'
 
 
+def test_a_kid_the_issuer_lacks_is_unknown(warm: Bench, look: Callable[[Bench, str], KeySet]) -> None:
+    """After one look the set comes back without the kid, and a second message makes no second look."""
+    for _ in range(20):
+        assert look(warm, C.kid).get(C.kid) is None
+    assert len(warm.issuer.asked) == 2
+
+
 def test_an_outage_defers_unknown_kids_for_a_minute(warm: Bench, look: Callable[[Bench, str], KeySet]) -> None:
     """``key_pending`` for 60 s from the first failed attempt, then ``key_unknown``; three attempts in all."""
     warm.issuer.fail()

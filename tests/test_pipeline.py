@@ -299,6 +299,23 @@ class TestReplay:
         assert_rejected(world.process(copy), Reason.REPLAYED)
         assert counts(world) == (2, 1, 1)
 
+    def test_a_reread_whose_handler_fails_stays_done(self, world: World, kafka: Maker) -> None:
+        """Releasing a re-read does not make the id unseen for copies."""
+        message = world.sealed(kafka())
+        world.process(message)
+        world.handler.failure = ValueError()
+        assert_rejected(world.process(message), Reason.HANDLER_FAILED)
+        copy = replace(message, origin=replace(message.origin, offset=8))
+        assert_rejected(world.process(copy), Reason.REPLAYED)
+
+    def test_claims_never_hold_the_tokens_text(self, world: World) -> None:
+        """The store sees a digest, an owner nonce, the lease and when to forget."""
+        world.process(world.sealed())
+        request = world.store.claim.done[0]
+        assert len(request.id) == 16
+        assert request.expires == world.clock.now() + 60 + 5
+        assert request.lease == 60
+
     def test_copies_that_were_deferred_together_are_handled_once(self, world: World, clock: FakeClock) -> None:
         """An outage longer than a token's life must not let every copy in once it is over."""
         message = world.sealed()
@@ -383,6 +400,17 @@ class TestDeferral:
         assert counts(world) == (0, 1, 1)
         assert world.records[0]["id"] == identity
         assert world.handler.calls == 3
+
+    def test_audit_of_an_accepted_message_down(self, make_world: Any) -> None:
+        """With all verdicts recorded an audit outage after the handler repeats neither handler nor confirm."""
+        world = make_world(record="all")
+        world.audit.write.failure = DOWN
+        delivery = world.receive(world.sealed())
+        assert_deferred(world.process(delivery), Cause.AUDIT_UNAVAILABLE)
+        world.audit.write.failure = None
+        assert world.process(delivery).verdict is Verdict.ACCEPTED
+        assert (world.handler.calls, world.store.confirm.calls) == (1, 1)
+        assert len(world.records) == 1
 
     def test_keys_out_of_reach(self, make_world: Any, forge: Forge) -> None:
         """A source that has no set is asked to look once; what it raises then, whatever it is, defers."""
