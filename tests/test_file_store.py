@@ -126,6 +126,21 @@ def test_a_message_that_is_confirmed_twice_in_one_call_is_done(store: Any) -> No
     assert store.claim_many([replace(each, owner="again") for each in requests]) == [REREAD] * 3
 
 
+@pytest.mark.parametrize("drift", [0, -1_000_000, 3000])
+def test_what_a_dead_process_held_is_over(opened: Opener, clock: FakeClock, drift: int) -> None:
+    """A redelivery of what was being handled is handled at once, whatever both clocks say; a copy is a replay."""
+    store = opened()
+    store.claim_many([wish(), wish(id=bytes(16), place=HERE)])
+    store.close()
+    store = opened(FakeClock(clock.now() + drift))
+    assert store.claim(wish("copy")) is REPLAYED
+    assert store.claim(wish("copy", id=bytes(16), place=THERE)) is REPLAYED
+    assert store.claim(wish("former", renew=True)) is LOST
+    assert store.claim(wish("heir", redelivered=True)) is FRESH
+    assert store.claim(wish("heir", id=bytes(16), place=HERE)) is FRESH
+    assert store.claim(wish("third", redelivered=True)) is HELD
+
+
 # --- forgetting ---------------------------------------------------------------------------------------------
 
 

@@ -98,6 +98,15 @@ def test_source_of_a_record_names_its_place_exactly(
     assert Origin.of_record(source, scope="g") == origin
 
 
+@pytest.mark.parametrize(
+    "source", ["", "t", "t/1", "t/1/", "/1/2", "t/1/2/3", "t/-1/2", "t/1/x", "t/1/2@c/d/e/\n",
+               f"t/1/2@{'c' * 200}", "t/" + "1" * 30 + "/2"],
+)  # fmt: skip
+def test_source_that_is_no_place(source: str) -> None:
+    """Text that names no record has no origin."""
+    assert Origin.of_record(source, scope="g") is None
+
+
 def test_native_objects_do_not_take_part_in_equality() -> None:
     """Two messages are equal by what they say, whatever client object they came from."""
     assert replace(RABBIT, native=object()) == replace(RABBIT, native=object())
