@@ -32,7 +32,9 @@ from mqauth.testing import FakeClock, Forge
 from mqauth.testing.clock import START
 from mqauth.testing.store_contract import (
     FRESH,
+    HELD,
     HERE,
+    LOST,
     REPLAYED,
     REREAD,
     THERE,
