@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -169,22 +170,52 @@ class Sink:
         self.records.append(record)
 
 
-class Away:
-    """A key source that is out of reach; to be asked to look raises an error."""
+class Source:
+    """A source of keys: its set, and what it finds when it looks again; either may be an error.
 
-    def __init__(self, error: Exception | None = None) -> None:
-        self.asked: list[str] = []
-        self._error = error or Unavailable(Cause.KEYS_UNAVAILABLE)
+    Args:
+        found: by a second look.
+        held: before that; no keys unless told.
+    """
 
-    def key_set(self) -> KeySet:
-        """Have no keys."""
-        self.asked.append("key_set")
-        raise Unavailable(Cause.KEYS_UNAVAILABLE)
+    def __init__(self, found: Any, held: Any = None) -> None:
+        self.found = found
+        self.held = KeySet([]) if held is None else held
+        self.asked = 0
+        self.looked: list[tuple[str, float]] = []
 
-    def refresh(self, kid: str, received: float, /) -> KeySet:
-        """Fail."""
-        self.asked.append("refresh")
-        raise self._error
+    def key_set(self) -> Any:
+        """Return the set, or fail."""
+        self.asked += 1
+        return said(self.held)
+
+    def refresh(self, kid: str, received: float, /) -> Any:
+        """Look again."""
+        self.asked += 1
+        self.looked.append((kid, received))
+        return said(self.found)
+
+
+def said(answer: Any) -> Any:
+    """Return an answer, or raise it where it is an error."""
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def away(error: Exception | None = None) -> Source:
+    """Return a key source that is out of reach; to be asked to look raises an error."""
+    lost = Unavailable(Cause.KEYS_UNAVAILABLE)
+    return Source(error or lost, lost)
+
+
+def together(work: Callable[..., object], arguments: Iterable[Any]) -> None:
+    """Do a piece of work in a thread for each argument, all at once, and wait for the last to end."""
+    threads = [threading.Thread(target=work, args=(each,)) for each in arguments]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 async def turns(count: int = 20) -> None:

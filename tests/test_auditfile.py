@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import MIN_BYTES, AuditFile, HeadFile, parts, read_heads, rotated, with_parts
 from mqauth.audit.record import AuditRecord
 from mqauth.testing.clock import FakeClock
-from tests.conftest import audit_record
+from tests.conftest import audit_record, together
 
 
 def record(number: int = 0, detail: str = "why") -> AuditRecord:
@@ -250,14 +249,7 @@ def test_forked_process_signs_nothing(path: Path, monkeypatch: pytest.MonkeyPatc
 def test_threads_share_one_file(path: Path) -> None:
     """Records of eight threads are one unbroken chain with every record once."""
     with AuditFile(path, fsync=False, max_bytes=MIN_BYTES) as file:
-        threads = [
-            threading.Thread(target=lambda start=start: [file.write(big(start + n)) for n in range(100)])
-            for start in range(0, 800, 100)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        together(lambda start: [file.write(big(start + n)) for n in range(100)], range(0, 800, 100))
     report = verify_chain([*rotated(path), path])
     assert (report.intact, report.records) == (True, 800)
 

@@ -19,7 +19,7 @@ from mqauth.testing import FakeClock
 from mqauth.wire import base64url, identity, jwk
 from mqauth.wire.keys import Key, KeySet, Revocation, public_members
 from tests.authority_world import ACCOUNT, CLUSTER, DOMAIN, MACHINES, ORDERS, STOCK, URL, World
-from tests.conftest import Away
+from tests.conftest import away
 
 OTHER = Key.generate("EdDSA")
 RSA = Key.generate("RS256")
@@ -384,7 +384,7 @@ def test_without_a_key_there_is_no_identity(world: World) -> None:
 def test_an_issuer_out_of_reach_is_503(tmp_path: Path) -> None:
     """Without the keys of a credential's issuer nothing is said of the credential."""
     world = World(tmp_path)
-    world.sources[CLUSTER] = Away()
+    world.sources[CLUSTER] = away()
     world.server._authority = world.start()
     assert world.ask().status == 503
     assert world.ask(world.enrolment()).status == 200

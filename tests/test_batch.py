@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge
 from mqauth.testing.batchforge import ForgedBatch, forge_batch
 from mqauth.testing.token_attacks import changed_header, honest_message
 from mqauth.wire.message import Message, Origin
+from tests.conftest import together
 
 ReasonOf = Callable[[Callable[[], object]], Reason]
 PLACES = ("kafka:orders", "rabbitmq:shop/orders.created")
@@ -121,11 +121,7 @@ def test_threads_share_a_verifier() -> None:
             said.add((kind, index, verdict(verifier, BENDS[kind](found, index, 7 - index))))
 
     OTHERS[id(found)] = batch_of(8)
-    threads = [threading.Thread(target=judge, args=(shift,)) for shift in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(judge, range(4))
     assert all(answer == verdict(FORGE.verifier(), BENDS[kind](found, index, 7 - index))
                for kind, index, answer in said)  # fmt: skip
 

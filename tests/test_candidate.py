@@ -10,7 +10,7 @@ import pytest
 from mqauth import Message, Reason, Rejection, Verifier
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.batchforge import ForgedBatch, forge_batch
-from mqauth.testing.forge import AUDIENCE, NEIGHBOUR
+from mqauth.testing.forge import AUDIENCE
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import jws
 from mqauth.wire.keys import Key, KeySet, Revocation
@@ -104,16 +104,6 @@ def test_a_flood_of_old_tokens_leaves_no_trace(forge: Forge, clock: FakeClock, c
     assert (checks.count, verifier.tokens._held, len(verifier.tokens)) == (before, held, 1)
 
 
-def test_a_forged_sibling_is_not_the_good_token(forge: Forge, clock: FakeClock) -> None:
-    """A token is found by all its bytes: another signature under the same payload is judged on its own."""
-    verifier, good = forge.verifier(), batch_of(forge)
-    assert judge(verifier, good.seal(0), forge.keys, clock.now()) is None
-    head, _, _ = good.jws.rpartition(".")
-    bent = replace(good, jws=f"{head}.{'A' * 86}")
-    assert judge(verifier, bent.seal(1), forge.keys, clock.now()) is Reason.SIGNATURE_INVALID
-    assert judge(verifier, good.seal(1), forge.keys, clock.now()) is None
-
-
 def test_memory_of_a_verifier_is_bounded(forge: Forge, clock: FakeClock, checks: Checks) -> None:
     """Honest batches beyond the capacity make it forget the others, whose siblings are still accepted."""
     verifier = forge.verifier()
@@ -131,64 +121,12 @@ def test_memory_of_a_verifier_is_bounded(forge: Forge, clock: FakeClock, checks:
 # --- what is asked again ----------------------------------------------------------------------------------
 
 
-def test_the_key_set_of_now_decides(forge: Forge, clock: FakeClock, checks: Checks) -> None:
-    """Between siblings a key is revoked, removed, retired, replaced under its kid, and put back."""
-    verifier, found, now = forge.verifier(), batch_of(forge), clock.now()
-    other = replace(Key.generate(subjects=["orders-api"]), kid=forge.key.kid)
-    elliptic = replace(Key.generate("ES256", subjects=["orders-api"]), kid=forge.key.kid)
-    changes: list[tuple[list[Key], Reason | None]] = [
-        ([forge.key], None),
-        ([replace(forge.key, revocation=Revocation(reason="stolen"))], Reason.KEY_REVOKED),
-        ([forge.key], None),
-        ([], Reason.KEY_UNKNOWN),
-        ([replace(forge.key, expires=int(now))], Reason.KEY_EXPIRED),
-        ([other], Reason.SIGNATURE_INVALID),
-        ([elliptic], Reason.ALGORITHM_FORBIDDEN),
-        ([replace(forge.key, subjects=frozenset([NEIGHBOUR]))], Reason.SUBJECT_MISMATCH),
-        ([forge.key], None),
-    ]
-    for number, (keys, reason) in enumerate(changes):
-        assert judge(verifier, found.seal(number % 4), KeySet(keys), now) is reason
-    assert checks.count >= 3
-
-
 def test_an_equal_key_of_a_new_set_is_checked_once(forge: Forge, clock: FakeClock, checks: Checks) -> None:
     """A set loaded anew brings new objects: the signature is checked again for the first sibling only."""
     verifier, found = forge.verifier(), batch_of(forge)
     for keys in (KeySet([forge.key]), KeySet([replace(forge.key)])):
         assert [judge(verifier, found.seal(index), keys, clock.now()) for index in range(4)] == [None] * 4
     assert checks.count == 2
-
-
-def test_a_wrong_key_does_not_spoil_what_is_remembered(forge: Forge, clock: FakeClock) -> None:
-    """After a check that failed under another key the right one is still believed, and the wrong one is not."""
-    verifier, found = forge.verifier(), batch_of(forge)
-    other = KeySet([replace(Key.generate(subjects=["orders-api"]), kid=forge.key.kid)])
-    for keys, reason in ((forge.keys, None), (other, Reason.SIGNATURE_INVALID)) * 3:
-        assert judge(verifier, found.seal(1), keys, clock.now()) is reason
-
-
-@pytest.mark.parametrize(
-    ("offset", "reason"),
-    [(64, None), (65, Reason.EXPIRED), (-5, None), (-6, Reason.ISSUED_IN_FUTURE), (1e6, Reason.EXPIRED)],
-)
-def test_the_clock_of_now_decides(offset: float, reason: Reason | None, forge: Forge, clock: FakeClock) -> None:
-    """A sibling that comes later, or before the clock was set back, is judged by its own moment."""
-    keys = forge.keys
-    verifier, found, now = forge.verifier(), batch_of(forge), int(clock.now())
-    assert judge(verifier, found.seal(0), keys, now) is None
-    assert judge(verifier, found.seal(1), keys, now + offset) is reason
-    assert judge(verifier, found.seal(2), keys, now) is None
-
-
-def test_a_revocation_that_was_ahead_takes_hold(forge: Forge, clock: FakeClock) -> None:
-    """With one and the same key set, a sibling received past the revocation is refused."""
-    now = int(clock.now())
-    keys = KeySet([replace(forge.key, revocation=Revocation(revoked_at=now + 10))])
-    verifier, found = forge.verifier(), batch_of(forge)
-    moments = [(now, None), (now + 9, None), (now + 10, Reason.KEY_REVOKED), (now + 9, None)]
-    for index, (moment, reason) in enumerate(moments):
-        assert judge(verifier, found.seal(index), keys, moment) is reason
 
 
 def test_not_yet_valid_comes_to_be_valid(forge: Forge, clock: FakeClock) -> None:
@@ -220,31 +158,6 @@ def test_with_append_time_each_sibling_has_its_own_moment(forge: Forge, clock: F
     assert judge(verifier, appended(found.seal(2), now), keys, now + 601) is Reason.QUEUE_AGE_EXCEEDED
     for moment, reason in ((now + 29, None), (now + 30, Reason.KEY_REVOKED), (now, None)):
         assert judge(verifier, appended(found.seal(3), moment), revoked, now + 100) is reason
-
-
-def test_the_brokers_user_is_each_messages_own(forge: Forge, clock: FakeClock) -> None:
-    """The user of one sibling says nothing about the next."""
-    keys = forge.keys
-    verifier, found = forge.verifier(user_id="subject"), batch_of(forge, place=RABBITMQ)
-    for index, (user, reason) in enumerate((("orders-api", None), ("mallory", Reason.SUBJECT_MISMATCH),
-                                            ("orders-api", None))):  # fmt: skip
-        sealed = found.seal(index)
-        message = replace(sealed, properties={**sealed.properties, "user-id": user})
-        assert judge(verifier, message, keys, clock.now()) is reason
-
-
-@pytest.mark.parametrize(
-    ("claims", "reason"),
-    [({"aud": "shipping"}, Reason.AUDIENCE_MISMATCH), ({"sub": NEIGHBOUR}, Reason.SUBJECT_MISMATCH),
-     ({"exp": 2**52}, Reason.LIFETIME_EXCESSIVE)],
-)  # fmt: skip
-def test_a_good_signature_excuses_nothing(
-    claims: dict[str, Any], reason: Reason, forge: Forge, clock: FakeClock
-) -> None:
-    """Audience, subject and lifetime are refused for every sibling, the first and the ones after it."""
-    keys = forge.keys
-    verifier, found = forge.verifier(), batch_of(forge, claims=claims)
-    assert [judge(verifier, found.seal(index), keys, clock.now()) for index in range(4)] == [reason] * 4
 
 
 def test_two_verifiers_share_nothing(forge: Forge, clock: FakeClock) -> None:

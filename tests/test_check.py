@@ -28,6 +28,7 @@ from mqauth.keystore import Keystore, public_keys
 from mqauth.keystore.disk import ring
 from mqauth.testing.clock import FakeClock
 from mqauth.wire.jwk import dump_key_set
+from tests.test_config import toml
 
 ROOT = Path(__file__).resolve().parents[1]
 DAY = 86_400
@@ -266,16 +267,14 @@ def rsa_pem(bits: int) -> Change:
     return change
 
 
-def only_pending(world: World) -> None:
-    """Have a keystore with no key that signs."""
-    Keystore(folder=world.place / "new", clock=world.clock).create(subjects=["orders-api"], pending=True)
-    world.edit('keys = "keys"\npassphrase_file = "secret/passphrase"', 'keys = "new"')
+def other_keys(name: str, **settings: Any) -> Change:
+    """Return the change to another keystore, without a passphrase."""
 
+    def change(world: World) -> None:
+        Keystore(folder=world.place / name, clock=world.clock).create(subjects=["orders-api"], **settings)
+        world.edit('keys = "keys"\npassphrase_file = "secret/passphrase"', f'keys = "{name}"')
 
-def plain_keys(world: World) -> None:
-    """Have a keystore without a passphrase."""
-    Keystore(folder=world.place / "plain", clock=world.clock).create(subjects=["orders-api"])
-    world.edit('keys = "keys"\npassphrase_file = "secret/passphrase"', 'keys = "plain"')
+    return change
 
 
 def single_pem(world: World) -> None:
@@ -517,11 +516,6 @@ def granted(match: str, *more: str) -> Change:
     return added([*lines, *more])
 
 
-def moved_token(world: World) -> None:
-    """Have the token of the authority's key gone."""
-    (world.place / "token").unlink()
-
-
 def trusting(seconds: int) -> Change:
     """Return the change that has the file's own consumer take identities that live so long."""
     lines = ["[[consumer.issuers]]", f'trust_domain = "{DOMAIN}"', 'jwks = "https://authority.example/jwks.json"',
@@ -549,7 +543,8 @@ CASES = [
          authority(held_ring(lambda found: replace(found, publish_delay=60)))),
     case("passphrase_unavailable", "authority.passphrase_file",
          authority(on_disk, edits(('keys = "held"', 'keys = "held"\npassphrase_file = "none"')))),
-    case("passphrase_unavailable", "authority.keys", authority(moved_token), authority()),
+    case("passphrase_unavailable", "authority.keys", authority(lambda world: (world.place / "token").unlink()),
+         authority()),
     case("secret_readable", "authority.keys", authority(held(TRANSIT, bits=0o644)), authority()),
     case("secret_readable", "authority.heads_passphrase_file",
          authority(lambda world: world.file("phrase", b"x", 0o644), edits(
@@ -616,8 +611,8 @@ CASES = [
     case("configuration", f"{PARTNER}.jwks", edits((STALE, f'{STALE}\nca = "jwks.json"'))),
     case("configuration", "check.accept[0]", edits(("rate = 8", 'rate = 8\naccept = ["issuer_vouched"]'))),
     case("configuration", "check.accept[0]", edits(("rate = 8", 'rate = 8\naccept = ["jwks_private"]'))),
-    case("configuration", "producer.keys", both(only_pending, edits(("vouches = false", "")))),
-    case("configuration", "producer.subject", both(plain_keys, edits(('"orders-api"', '"b"')))),
+    case("configuration", "producer.keys", both(other_keys("new", pending=True), edits(("vouches = false", "")))),
+    case("configuration", "producer.subject", both(other_keys("plain"), edits(('"orders-api"', '"b"')))),
     case("configuration", "producer.subject", edits(('subject = "orders-api"', 'subject = "another"'))),
     case("trust_writable", "", config_mode(0o602), config_mode(0o604)),
     case("trust_writable", FILE, mode("jwks.json", 0o646), mode("jwks.json", 0o644)),
@@ -760,7 +755,7 @@ CASES = [
     case("keystore_writable", "producer.keys", mode("keys", 0o720)),
     case("keystore_readable", "producer.keys", mode("keys", 0o750)),
     case("configuration", "producer.keys", rsa_pem(1024), rsa_pem(2048)),
-    case("key_plain", "producer.keys", plain_keys),
+    case("key_plain", "producer.keys", other_keys("plain")),
     case("passphrase_beside_keys", "producer.passphrase_file", beside),
     case("passphrase_unavailable", "producer.passphrase_env",
          edits(('passphrase_file = "secret/passphrase"', 'passphrase_env = "MQAUTH_TEST_UNSET"'))),
@@ -1006,15 +1001,6 @@ def test_no_shape_of_a_file_crashes_it(tmp_path_factory: pytest.TempPathFactory,
     path.write_text("".join(f"{name} = {toml(value)}\n" for name, value in tables.items() if value is not None))
     report = check(path, clock=FakeClock())
     assert report.count(Severity.ERROR) <= len(report.findings)
-
-
-def toml(value: Any) -> str:
-    """Return a value as TOML; what TOML lacks as an empty text."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{name} = {toml(item)}" for name, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(toml(item) for item in value) + "]"
-    return '""' if value is None else json.dumps(value)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mqauth import Cause, MemoryReplayStore, Pipeline, Reason, Unavailable, __version__, cli
+from mqauth import Cause, MemoryReplayStore, Reason, Unavailable, __version__, cli
 from mqauth.cli import app
 from mqauth.keystore import Keystore, public_keys
 from mqauth.wire.jwk import dump_key_set
@@ -328,28 +328,6 @@ def test_exit_code_of_lines(ready: Shell, verdicts: list[str], code: int) -> Non
     assert ([found["verdict"] for found in ran.objects()], ran.code) == (verdicts, code)
 
 
-def test_redelivery_is_told_from_replay(ready: Shell) -> None:
-    """A Kafka record read again at its offset is accepted; a RabbitMQ redelivery of a done one is a duplicate."""
-    record = ready(*SIGN, stdin=MESSAGE).object()
-    record["origin"] = {"scope": "billing", "topic": "orders", "partition": 0, "offset": 12}
-    copy = record | {"origin": record["origin"] | {"offset": 13}}
-    queued = ready(*SIGN, stdin={"destination": "rabbitmq:shop/orders.a", "body": ""}).object()
-    again = queued | {"origin": {"queue": "billing", "redelivered": True}}
-    first = queued | {"origin": {"queue": "billing"}}
-    ran = ready(*VERIFY, "--lines", stdin=lines(record, record, copy, first, again))
-    assert [found["verdict"] for found in ran.objects()] == [
-        "accepted", "accepted", "rejected", "accepted", "duplicate",
-    ]  # fmt: skip
-    assert ran.objects()[-1] == {"verdict": "duplicate", "reason": None, "detail": None, "claims": None}
-
-
-def test_scopes_are_told_apart(ready: Shell) -> None:
-    """Without ``[consumer] scope`` the origin's scope counts: the same message may reach many."""
-    record = ready(*SIGN, stdin=MESSAGE).object()
-    found = ready(*VERIFY, "--lines", stdin=lines(*(record | {"origin": {"scope": name}} for name in "abb")))
-    assert [line["verdict"] for line in found.objects()] == ["accepted", "accepted", "rejected"]
-
-
 def test_unconfirmed_is_not_accepted(ready: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """The claim is confirmed as a consumer would; where that fails the verdict is deferred, not accepted."""
 
@@ -401,10 +379,3 @@ def test_line_bound_is_exact(monkeypatch: pytest.MonkeyPatch, size: int) -> None
 
 
 # --- demo -------------------------------------------------------------------------------------------------
-
-
-def test_guard_of_verify_is_a_pipeline(ready: Shell) -> None:
-    """``verify`` judges by the pipeline a consumer runs, not by rules of its own."""
-    import mqauth
-
-    assert type(mqauth.load("mqauth.toml").judge) is Pipeline

@@ -224,11 +224,7 @@ INPUTS = [
     ("health http://[::1", 2, "a URL is like http://127.0.0.1:9464/health"),
     ("health ftp://127.0.0.1/", 2, "a URL is like http://127.0.0.1:9464/health"),
     ("rollout up kafka:orders", 2, "kafka:orders is in no entry below enforce"),
-    (
-        "rollout down kafka:orders --until 2027-01-31 --why x",
-        2,
-        "kafka:orders is in no [[rollout]] of the file",
-    ),
+    ("rollout down kafka:orders --until 2027-01-31 --why x", 2, "kafka:orders is in no [[rollout]] of the file"),
 ]  # fmt: skip
 
 

@@ -16,32 +16,27 @@ import pytest
 from starlette.testclient import TestClient
 
 from mqauth import flow
-from mqauth.audit.record import AuditRecord
-from mqauth.brokers import memory
 from mqauth.console import Backend, Sessions, Tokens, application, display
 from mqauth.console.backend import BusyError
 from mqauth.console.display import MAX_BODY, MAX_GROUPS, body, visible
 from mqauth.console.pages import GROUP_COLUMNS, LETTER_COLUMNS
 from mqauth.console.site import HEADERS, IDLE, LONGEST, MAX_SESSIONS, tokens_of
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
-from mqauth.judging.pipeline import Pipeline
-from mqauth.judging.policy import Allow
+from mqauth.judging.pipeline import Verdict
 from mqauth.judging.verifier import Issuer
-from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
-from mqauth.letters.release import WAIVABLE
-from mqauth.replay.memory import MemoryReplayStore
+from mqauth.letters.authorities import Releaser
 from mqauth.review import ALL, Index, Plan, Session
 from mqauth.review.glossary import EXPLANATIONS, LABELS
 from mqauth.review.letterbox import BATCH
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
-from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.keys import KeySet
 from mqauth.wire.message import Message
 from tests.conftest import RABBITMQ, rabbitmq_message
 from tests.letter_box import MemoryLetterBox
+from tests.test_review import REVIEW, Bureau
 
 DEAD = "rabbitmq:/orders.dead"
-REVIEW = "https://review.example"
 HOST = "console.test:8090"
 MANY = 2 * BATCH + 50
 TOKENS = {"reviewer": "r" * 40, "viewer": "v" * 40}
@@ -78,26 +73,13 @@ REPLACED = {
 """Words that are no longer used on screens (regular expressions), each with the word in its place."""
 
 
-class Room:
+class Room(Bureau):
     """A consumer with dead letters, and the console over them."""
 
-    def __init__(self, clock: FakeClock, forge: Forge, tmp_path: Path) -> None:
-        self.clock, self.forge = clock, forge
-        self.broker = memory.MemoryBroker()
-        for queue in (RABBITMQ, DEAD):
-            self.broker.declare(queue)
-        self.records: list[dict[str, Any]] = []
-        self.key = Key.generate(subjects=["ada"])
-        authority = Authority(keys=KeySet([self.key]), waive=frozenset(WAIVABLE))
-        self.verifier = forge.verifier(
-            keys={ISSUER: Issuer(keys=KeySet([forge.key]))}, release=ReleaseAuthorities({REVIEW: authority})
-        )
-        self.guard = Pipeline(
-            verifier=self.verifier, policy=Allow({SUBJECT: [RABBITMQ]}), audit=self, scope="billing", clock=clock,
-            replay=MemoryReplayStore(clock=clock),
-        )  # fmt: skip
+    def __init__(self, clock: FakeClock, forge: Forge) -> None:
+        super().__init__(clock, forge, RABBITMQ)
         review = Session(
-            MemoryLetterBox(self.broker, DEAD), flow.run, guard=self.guard, audit=self, clock=clock,
+            self.box, flow.run, guard=self.guard, audit=self.audit, clock=clock,
             releaser=lambda name: Releaser(key=self.key, issuer=REVIEW, reviewer=name, clock=clock),
         )  # fmt: skip
         self.backend = Backend(review, waits=[0])
@@ -107,17 +89,11 @@ class Room:
         """Wait until the backend's job has ended; its one worker takes jobs in their order."""
         self.backend._worker.submit(int).result(seconds)
 
-    def write(self, record: AuditRecord, /) -> None:
-        """Keep one record."""
-        self.records.append(record.as_dict())
-
-    def send(self, *messages: Message) -> None:
+    def send(self, *messages: Message) -> list[Verdict]:
         """Publish messages, let the consumer judge them, and read the letters."""
-        for message in messages:
-            self.broker.publish(message)
-        letters = memory.DeadLetters(self.broker, DEAD)
-        memory.Consumer(self.broker, RABBITMQ, self.guard, lambda _: None, dead_letters=letters).drain()
+        verdicts = super().send(*messages)
         self.read()
+        return verdicts
 
     def read(self) -> None:
         """Read the letters anew."""
@@ -142,9 +118,9 @@ class Room:
 
 
 @pytest.fixture
-def room(clock: FakeClock, forge: Forge, tmp_path: Path) -> Iterator[Room]:
+def room(clock: FakeClock, forge: Forge) -> Iterator[Room]:
     """A console with no letters."""
-    made = Room(clock, forge, tmp_path)
+    made = Room(clock, forge)
     yield made
     made.backend.close()
 
@@ -573,26 +549,21 @@ def test_review_from_end_to_end(room: Room) -> None:
     room.wait()
     assert "1 of 1 dead letter</strong> discarded" in client.get("/job").text
     assert not room.broker.waiting(DEAD)
-    acts = [(record["verdict"], record["detail"]) for record in room.records if "review" in record]
+    acts = [(record["verdict"], record["detail"]) for record in room.audit if "review" in record]
     assert acts == [("redriven", "late"), ("redriven", "late"), ("discarded", "forged")]
     assert "No dead letters" in client.get("/").text
 
 
-@pytest.mark.parametrize("act", ["redrive", "discard"])
-def test_reason_required(room: Room, act: str) -> None:
-    """Without a reason nothing is even rehearsed."""
+@pytest.mark.parametrize(
+    "fields", [{"waive": "signature_invalid"}, {"rate": "nan"}, {"rate": "0"}, {"rate": "x"}, {"why": "  "}]
+)
+@pytest.mark.parametrize("act", ["redrive", "discard", "burn"])
+def test_bad_plan(room: Room, act: str, fields: dict[str, str]) -> None:
+    """What no release may waive, rates that are none and what has no reason are not even rehearsed."""
     room.send(*room.late(1))
     job = room.backend.job
-    assert post(room.client(), f"/act/{act}", why="  ").status_code == 400
+    assert post(room.client(), f"/act/{act}", **({"why": "x"} | fields)).status_code == 400
     assert room.backend.job is job
-
-
-@pytest.mark.parametrize("fields", [{"waive": "signature_invalid"}, {"rate": "nan"}, {"rate": "0"}, {"rate": "x"}])
-def test_bad_plan(room: Room, fields: dict[str, str]) -> None:
-    """What no release may waive and rates that are none are refused."""
-    room.send(*room.late(1))
-    assert post(room.client(), "/act/redrive", why="x", **fields).status_code == 400
-    assert post(room.client(), "/act/burn", why="x").status_code == 400
 
 
 def test_old_plan(room: Room) -> None:

@@ -8,7 +8,6 @@ import hashlib
 import hmac
 import itertools
 import json
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -26,25 +25,23 @@ from joserfc.jwk import ECKey, Key, RSAKey
 from starlette.testclient import TestClient
 
 from integration.documentation import blocks
-from mqauth import ConfigurationError, Message, flow
-from mqauth.audit.record import AuditRecord
-from mqauth.brokers import memory
-from mqauth.console import Backend, OIDCSettings, Provider, Sessions, Tokens, application, read_settings
+from mqauth import ConfigurationError
+from mqauth.console import OIDCSettings, Provider, Tokens, application, read_settings
 from mqauth.console.application import MAX_AT_ONCE
 from mqauth.console.oidc import ALGORITHMS, LEEWAY, MAX_AGE, MAX_VALUES, IDTokenError, NoNameError, check, person
 from mqauth.console.oidc_provider import LIFETIME, MAX_USED, REDISCOVER, Attempts
-from mqauth.review import ALL, Index, Session
-from mqauth.testing import FakeClock
+from mqauth.review import ALL, Index
+from mqauth.testing import FakeClock, Forge
 from mqauth.wire.jwk import MAX_DOCUMENT
-from tests.letter_box import MemoryLetterBox
+from tests.conftest import rabbitmq_message
+from tests.test_console import HOST, TOKENS, planned, post
+from tests.test_console import Room as WithLetters
 
 DEAD = "rabbitmq:/orders.dead"
-HOST = "console.test:8090"
 CLIENT = "mqauth console"
 SECRET = "a:secret %with/marks"
 NONCE = "n" * 43
 ISSUER = "https://id.example"
-TOKENS = {"reviewer": "r" * 40, "viewer": "v" * 40}
 KEY = ECKey.generate_key("P-256", {"kid": "1", "use": "sig", "alg": "ES256"})
 OTHER = ECKey.generate_key("P-256", {"kid": "1", "use": "sig", "alg": "ES256"})
 RSA = RSAKey.generate_key(2048, {"kid": "1", "use": "sig"})
@@ -143,28 +140,17 @@ class FakeProvider:
         return Handler
 
 
-class Room:
+class Room(WithLetters):
     """A console with one dead letter, and the provider where people log in."""
 
     def __init__(self, clock: FakeClock, provider: FakeProvider) -> None:
-        self.clock, self.fake = clock, provider
-        self.broker = memory.MemoryBroker()
-        self.broker.declare(DEAD)
-        self.records: list[dict[str, Any]] = []
-        self.backend = Backend(Session(MemoryLetterBox(self.broker, DEAD), flow.run, audit=self, clock=clock))
-        self.sessions, self.attempts = Sessions(clock), Attempts(clock)
+        super().__init__(clock, Forge(clock))
+        self.fake, self.attempts = provider, Attempts(clock)
         self.settings = OIDCSettings(
             issuer=provider.issuer, client_id=CLIENT, secret=SECRET, label="Example", unsafe_http_loopback=True,
             roles={"dlq-review": "reviewer", "dlq-look": "viewer"},
         )  # fmt: skip
         self.provider = Provider(self.settings, clock=clock)
-
-    def wait(self, seconds: float | None = None) -> None:
-        """Wait until the backend's job has ended; its one worker takes jobs in their order."""
-        self.backend._worker.submit(int).result(seconds)
-
-    def write(self, record: AuditRecord, /) -> None:
-        self.records.append(record.as_dict())
 
     def client(self, *, tokens: bool = False, tls: bool = False, host: str = HOST) -> TestClient:
         served = application(
@@ -233,18 +219,13 @@ def test_authorization_request(client: Any, room: Room) -> None:
 
 def test_reviewer_acts_under_their_own_name(room: Room) -> None:
     """Who logs in with a reviewer's group acts, and the audit record names them."""
-    room.broker.publish(Message(destination=DEAD, body=b"x"))
-    room.backend.read("test")
-    room.wait()
+    room.send(rabbitmq_message())
     client = room.log_in()
     shown = client.get("/").text
     assert "ada@example.test (reviewer)" in shown
-    csrf = re.findall(r'name="csrf" value="([^"]+)"', shown)[0]
-    client.post("/act/discard", data={"csrf": csrf, "why": "forged"})
+    planned(room, client, "discard")
     room.wait()
-    client.post("/confirm", data={"csrf": csrf, "job": room.backend.job.id})
-    room.wait()
-    [record] = room.records
+    record = room.audit[-1]
     assert (record["verdict"], record["review"]["reviewer"]) == ("discarded", "ada@example.test")
 
 
@@ -254,8 +235,7 @@ def test_viewer_cannot_act(room: Room) -> None:
     client = room.log_in()
     shown = client.get("/").text
     assert "(viewer)" in shown
-    csrf = re.findall(r'name="csrf" value="([^"]+)"', shown)[0]
-    assert client.post("/act/discard", data={"csrf": csrf, "why": "x"}).status_code == 403
+    assert post(client, "/act/discard", why="x").status_code == 403
     assert room.backend.letters.ask(Index.count, 0, ALL) == 0
 
 

@@ -26,9 +26,9 @@ from tests.test_console import HOST, REVIEW, TOKENS, Room, bodies, csrf, mark_of
 
 
 @pytest.fixture
-def room(clock: FakeClock, forge: Forge, tmp_path: Path) -> Iterator[Room]:
+def room(clock: FakeClock, forge: Forge) -> Iterator[Room]:
     """A console with no letters."""
-    made = Room(clock, forge, tmp_path)
+    made = Room(clock, forge)
     yield made
     made.backend.close()
 
@@ -113,8 +113,8 @@ def test_marks_are_read_strictly(room: Room, marks_: list[str]) -> None:
 class House:
     """Two rooms behind one console."""
 
-    def __init__(self, clock: FakeClock, forge: Forge, tmp_path: Path) -> None:
-        self.rooms = {"shop": Room(clock, forge, tmp_path), "Abroad EU": Room(clock, forge, tmp_path)}
+    def __init__(self, clock: FakeClock, forge: Forge) -> None:
+        self.rooms = {"shop": Room(clock, forge), "Abroad EU": Room(clock, forge)}
 
     @property
     def backends(self) -> dict[str, Backend]:
@@ -130,9 +130,9 @@ class House:
 
 
 @pytest.fixture
-def house(clock: FakeClock, forge: Forge, tmp_path: Path) -> Iterator[House]:
+def house(clock: FakeClock, forge: Forge) -> Iterator[House]:
     """Two queues without letters."""
-    made = House(clock, forge, tmp_path)
+    made = House(clock, forge)
     yield made
     for backend in made.backends.values():
         backend.close()

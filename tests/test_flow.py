@@ -79,17 +79,6 @@ async def later(value: Any) -> Any:
     return value
 
 
-def test_results_come_back_in_order(runner: Runner) -> None:
-    """A flow asks, is answered, and returns."""
-
-    def wish() -> Flow[list[int]]:
-        first = yield from flow.call(lambda value: value + 1, 1)
-        second = yield from flow.call(lambda value: value * 10, first)
-        return [first, second]
-
-    assert runner(wish()) == [2, 20]
-
-
 def test_errors_reach_the_flow_where_it_asked(runner: Runner) -> None:
     """A failing call can be caught in the flow, which goes on."""
 
@@ -101,23 +90,6 @@ def test_errors_reach_the_flow_where_it_asked(runner: Runner) -> None:
         return "missed"
 
     assert runner(wish()) == "caught flaky"
-
-
-def test_an_uncaught_error_leaves_the_runner(runner: Runner) -> None:
-    """What the flow does not catch is raised."""
-    with pytest.raises(RuntimeError, match="flaky"):
-        runner(flow.call(Flaky(1), 1))
-
-
-def test_awaitables_are_awaited() -> None:
-    """arun serves plug-ins of either colour."""
-
-    def wish() -> Flow[tuple[Any, Any]]:
-        first: Any = yield from flow.call(later, 1)
-        second = yield from flow.call(lambda value: value, 2)
-        return first, second
-
-    assert asyncio.run(flow.arun(wish())) == (1, 2)
 
 
 @pytest.mark.parametrize("rule", [None, Attempts(limit=3, wait=0)])
@@ -253,15 +225,6 @@ async def test_a_later_attempt_has_no_part_in_an_earlier_error() -> None:
     assert [error.__context__ for error in errors] == [None] * 3
 
 
-@pytest.mark.parametrize("limit", [1, 2, 5])
-def test_attempts_end_with_the_last_error(limit: int, runner: Runner) -> None:
-    """After the limit the handler's own error is raised, not the retry library's."""
-    handler = Flaky(99)
-    with pytest.raises(RuntimeError, match="flaky"):
-        runner(attempt(handler, 1, Attempts(limit=limit, wait=0)))
-    assert handler.calls == limit
-
-
 @pytest.mark.parametrize("error", [RetryLater(), RejectNow(), KeyError("mine")])
 def test_final_errors_are_not_tried_again(error: Exception, runner: Runner) -> None:
     """The handler's signals, and what is configured as final, end the attempts, first or later."""
@@ -279,9 +242,9 @@ def test_final_errors_are_not_tried_again(error: Exception, runner: Runner) -> N
 
 
 def test_plain_calls_are_made_once(runner: Runner) -> None:
-    """Stores, sinks and policies are not retried by the runner."""
+    """Stores, sinks and policies are not retried by the runner; what the flow does not catch is raised."""
     store = Flaky(1)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="flaky"):
         runner(flow.call(store, 1))
     assert store.calls == 1
 
@@ -291,14 +254,6 @@ def test_a_handler_that_raises_stop_iteration_has_failed(limit: int, runner: Run
     """StopIteration out of a handler must not end the flow as if it had returned."""
     with pytest.raises(RuntimeError):
         runner(attempt(Flaky(9, StopIteration("value")), 1, Attempts(limit=limit, wait=0)))
-
-
-def test_what_ends_a_process_is_not_caught(runner: Runner) -> None:
-    """KeyboardInterrupt and its like pass through a retried call at once."""
-    handler = Flaky(9, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        runner(attempt(handler, 1, Attempts(limit=3, wait=0)))
-    assert handler.calls == 1
 
 
 async def test_cancelling_a_handler_cancels_it() -> None:
@@ -354,14 +309,6 @@ def test_asynchronous_plugins_are_refused_by_name() -> None:
     flow.refuse_async(handler=len)
     with pytest.raises(ConfigurationError, match="store is asynchronous"):
         flow.refuse_async(handler=len, store=later)
-
-
-def test_a_twin_serves_event_loops() -> None:
-    """run makes the call itself, arun its twin, or the call where it has none."""
-    twin = lambda value: later(value * 2)  # noqa: E731
-    assert flow.run(flow.call(lambda value: value, 1, twin=twin)) == 1
-    assert asyncio.run(flow.arun(flow.call(lambda value: value, 1, twin=twin))) == 2
-    assert asyncio.run(flow.arun(flow.call(lambda value: value, 1))) == 1
 
 
 async def test_settled_results_are_returned_and_awaitables_awaited() -> None:

@@ -27,6 +27,7 @@ from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.keys import Cutoff, Key, KeySet, Revocation
 from mqauth.wire.workload import WorkloadKey
+from tests.conftest import together
 from tests.memory_authority import OnTheSpot
 
 URL = "https://authority.prod.example"
@@ -387,15 +388,11 @@ def test_threads_wait_for_one_request() -> None:
     bench = Bench(refresher=ThreadRefresher)
     start, found = threading.Barrier(8), []
 
-    def use() -> None:
+    def use(_: int) -> None:
         start.wait()
         found.append(bench.key.signing_key())
 
-    threads = [threading.Thread(target=use) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(use, range(8))
     bench.key.close()
     assert (len(set(found)), len(found), bench.asked) == (1, 8, 1)
 

@@ -159,30 +159,6 @@ def test_a_cold_cache_whose_issuer_is_down_is_unavailable(bench: Bench) -> None:
     assert bench.cause(A.kid) is Cause.KEYS_UNAVAILABLE
 
 
-def test_an_outage_is_survived_for_max_stale(warm: Bench) -> None:
-    """The last good set serves for an hour of outage and is then unavailable; the first answer brings it back."""
-    warm.issuer.fail()
-    for _ in range(118):
-        warm.tick(30)
-        assert warm.jwks.key_set().get(A.kid) is not None
-    warm.tick(1)
-    with pytest.raises(Unavailable, match="out of reach"):
-        warm.jwks.key_set()
-    warm.issuer.serve(A)
-    warm.tick(30)
-    assert set(warm.jwks.key_set().by_kid) == {A.kid}
-
-
-def test_a_fresh_set_is_asked_for_with_its_entity_tag(warm: Bench) -> None:
-    """The refresh ahead of time sends ``If-None-Match``, and a 304 leaves the set in place and fresh."""
-    before = warm.jwks.key_set()
-    warm.issuer.answer = Answer(keys=None)
-    warm.tick(180)
-    assert warm.issuer.asked == [None, '"1"']
-    assert warm.jwks.key_set() is before
-    assert warm.jwks.health().age == 0
-
-
 def test_a_known_kid_takes_no_lock(warm: Bench) -> None:
     """A look-up goes through while another thread holds the cache's lock."""
     held, done = threading.Event(), threading.Event()
@@ -497,26 +473,6 @@ def judged(
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_one_cache_serves_both_colours(
-    clock: FakeClock, forge: Forge, kafka: Callable[..., Message], asynchronous: bool
-) -> None:
-    """Cold, known, unknown and out of reach: the pipeline's verdicts are the same under ``run`` and ``arun``."""
-    world = Bench(clock, forge.key)
-
-    def judge(**bends: Any) -> tuple[Verdict, Any]:
-        return judged(world, forge, forge.seal(kafka(), **bends), asynchronous=asynchronous)[:2]
-
-    assert judge() == (Verdict.ACCEPTED, None)
-    assert judge(key=forge.stranger) == (Verdict.REJECTED, Reason.KEY_UNKNOWN)
-    clock.advance(60)
-    world.issuer.fail()
-    assert judge(key=forge.stranger) == (Verdict.DEFERRED, Cause.KEY_PENDING)
-    assert judge() == (Verdict.ACCEPTED, None)
-    clock.advance(59)
-    assert judge(key=forge.stranger) == (Verdict.DEFERRED, Cause.KEY_PENDING)
-
-
-@pytest.mark.parametrize("asynchronous", [False, True])
 def test_the_pipeline_rejects_once_the_outage_outlived_the_hold(
     clock: FakeClock, forge: Forge, kafka: Callable[..., Message], asynchronous: bool
 ) -> None:
@@ -532,16 +488,6 @@ def test_the_pipeline_rejects_once_the_outage_outlived_the_hold(
     assert (verdict, reason) == (Verdict.REJECTED, Reason.KEY_UNKNOWN)
     assert "out of reach" in str(record.as_dict()["detail"])
     assert record.as_dict()["key_set"] == world.jwks.key_set().version
-
-
-def test_a_cold_pipeline_waits_for_its_first_set(
-    clock: FakeClock, forge: Forge, kafka: Callable[..., Message]
-) -> None:
-    """The first message of a fresh process is judged, not deferred, though nothing was fetched before."""
-    with JWKS(URL, fetch=Script(forge.key), clock=clock) as jwks:
-        world = Bench(clock)
-        world.jwks = jwks
-        assert judged(world, forge, forge.seal(kafka()), asynchronous=False)[0] is Verdict.ACCEPTED
 
 
 # Snapshot
@@ -624,13 +570,6 @@ def test_a_snapshot_is_bounded_in_age(clock: FakeClock, tmp_path: Path, age: flo
     clock.step(age)
     with pytest.raises(ConfigurationError, match="old"):
         jwks_snapshot.load(path, source=URL, now=clock.now(), max_age=3600)
-
-
-def test_a_disk_that_refuses_the_snapshot_is_told_of(clock: FakeClock, tmp_path: Path) -> None:
-    """The set is in use although its snapshot could not be written, and a counter says so."""
-    bench = Bench(clock, A, snapshot=tmp_path / "missing" / "set.json")
-    assert bench.jwks.key_set().get(A.kid) is not None
-    assert bench.jwks.health().counters["snapshot_failed"] == 1
 
 
 def test_a_failed_write_leaves_the_old_snapshot(
@@ -1021,24 +960,6 @@ def test_a_file_configures_a_cache_and_fetches_nothing(tmp_path: Path, source: s
     keys: Any = configured(tmp_path, source).verifier.issuers["https://auth.example"].keys
     assert isinstance(keys, JWKS)
     assert (keys.source, keys.health().counters) == (shown, {})
-
-
-@pytest.mark.parametrize(
-    ("source", "what"),
-    [
-        ('jwks = "http://127.0.0.1:8080/k"', "#1 jwks: a JWKS URL is https"),
-        ('jwks = "https://auth.example/k"\nmax_stale = 5', "#1 max_stale: must be 30 to 604800, not 5"),
-        ('jwks = "https://auth.example/k"\nca = "ca.pem"', "ca.pem: no PEM certificates"),
-        ("discovery = true\npublish_delay = 604801", "#1 publish_delay: must be 0 to 604800, not 604801"),
-        ('file = "k.json"\nca = "ca.pem"', "#1 ca: only with jwks or discovery"),
-    ],
-)
-def test_a_bad_source_is_refused_by_table_and_key(tmp_path: Path, source: str, what: str) -> None:
-    """What ``JWKS`` would refuse is one configuration error that names file, table and key."""
-    with pytest.raises(ConfigurationError) as caught:
-        configured(tmp_path, source)
-    assert "mqauth.toml: [[consumer.issuers]] #1" in str(caught.value)
-    assert what in str(caught.value)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -85,14 +84,6 @@ def test_a_kid_has_1_to_128_characters(kid: str) -> None:
     assert replace(KEY, kid="x" * MAX_KID).kid
 
 
-def test_pem_round_trips_with_and_without_passphrase(tmp_path: Path) -> None:
-    """A key written to a file is the key read from it."""
-    for passphrase in (None, b"open"):
-        path = tmp_path / "key.pem"
-        path.write_bytes(KEY.to_pem(passphrase))
-        assert Key.load(path, passphrase=passphrase).kid == KEY.kid
-
-
 @pytest.mark.parametrize(
     ("raw", "passphrase", "what"),
     [
@@ -109,12 +100,6 @@ def test_a_bad_key_file_is_one_clear_line(raw: bytes, passphrase: bytes | None, 
     with pytest.raises(ConfigurationError, match=what) as caught:
         Key.from_pem(raw, passphrase=passphrase, name="orders.pem")
     assert str(caught.value).startswith("orders.pem: ")
-
-
-def test_a_missing_key_file_is_named(tmp_path: Path) -> None:
-    """A file that cannot be read is a configuration error with its path."""
-    with pytest.raises(ConfigurationError, match=r"none\.pem: No such file"):
-        Key.load(tmp_path / "none.pem")
 
 
 def test_a_public_key_has_nothing_private_to_write() -> None:

@@ -309,15 +309,6 @@ def test_one_folder_has_one_passphrase(store: Keystore) -> None:
     assert len(store.ring().keys) == 1
 
 
-def test_folder_without_keyset_is_no_keystore(tmp_path: Path) -> None:
-    """An empty folder says what to run, and is not touched."""
-    with pytest.raises(ConfigurationError, match="no keystore"):
-        signing_key(tmp_path)
-    with pytest.raises(ConfigurationError, match="no keystore"):
-        Keystore(folder=tmp_path).change(ring.rotate)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     """A keystore cannot be made where a file has its name."""
     (tmp_path / "keys").write_bytes(b"")

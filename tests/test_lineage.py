@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,14 +12,11 @@ from mqauth import Key, Message, Reason, RejectNow, Verdict, flow
 from mqauth.letters.authorities import Releaser
 from mqauth.letters.dead_letter import PREFIX
 from mqauth.letters.release import (
-    MAX_COUNT,
     MAX_HOPS,
-    NO_PAST,
     RELEASE_HEADER,
     Hop,
     Past,
     open_release,
-    parse_past,
 )
 from mqauth.review import Filter, Letter, judge, read
 from mqauth.testing import FakeClock, Forge
@@ -72,17 +69,6 @@ def test_count_and_history_grow_with_each_redrive_and_stay_bounded(bureau: Burea
     assert {hop["reason"] for hop in lines(letter)["history"]} == {"handler_failed"}
     assert len({hop["released"] for hop in lines(letter)["history"]}) == MAX_HOPS
     assert len(set(ids)) == 12
-
-
-def test_what_a_sender_says_of_it_is_stripped_and_noted(bureau: Bureau) -> None:
-    """Lineage on an incoming message, signed or not, is not believed."""
-    told = bureau.message()
-    lies = ((f"{PREFIX}count", "99"), (f"{PREFIX}history", '[{"id": "x"}]'))
-    if bureau.place == KAFKA:
-        lies = tuple((name, value.encode()) for name, value in lies)  # type: ignore[assignment]
-    letter = rejected(bureau, bureau.forge.seal(replace(told, headers=(*told.headers, *lies))))
-    assert lines(letter) == {"count": 1, "history": []}
-    assert json.loads(dict(letter.headers)[f"{PREFIX}metadata"])["stripped"] == 2  # type: ignore[arg-type]
 
 
 def test_a_release_of_somebody_elses_adds_nothing(bureau: Bureau) -> None:
@@ -187,15 +173,3 @@ def test_a_spent_release_does_not_stand_in_the_way_of_a_verdict(bureau: Bureau) 
         assert flow.run(judge(index, bureau.guard, Filter())) == {"accepted": 1}
         bureau.clock.advance(7200)
         assert flow.run(judge(index, bureau.guard, Filter())) == {"expired": 1}
-
-
-def test_a_past_in_its_form_is_read() -> None:
-    """What is written is what is read."""
-    for past in (
-        Past(count=2, hops=(HOP, HOP)),
-        Past(count=MAX_COUNT),
-        Past(count=1, hops=(replace(HOP, reason=None),)),
-    ):
-        assert parse_past(json.loads(json.dumps(asdict(past)))) == past
-    assert NO_PAST.and_then(HOP) == Past(count=1, hops=(HOP,))
-    assert Past(count=MAX_COUNT).and_then(HOP).count == MAX_COUNT

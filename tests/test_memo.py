@@ -5,29 +5,22 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-import threading
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from mqauth import Allow, Decision, MalformedMessage, Rejection
+from mqauth import Allow, Decision, MalformedMessage
 from mqauth.wire import base64url, destination, jws
 from mqauth.wire.memo import Memo, Recent, size_of
+from tests.conftest import together
 
 
 def counted() -> tuple[list[str], Memo[str, str]]:
     """Return what a memo's function was called with, and the memo, which has room for ten."""
     calls: list[str] = []
     return calls, Memo(lambda key: calls.append(key) or key.upper(), size=lambda _: 100, capacity=1000)
-
-
-def test_a_function_is_called_once_for_an_argument() -> None:
-    """What it returned is found again, and is what it returned."""
-    calls, memo = counted()
-    assert [memo["a"], memo["b"], memo["a"]] == ["A", "B", "A"]
-    assert calls == ["a", "b"]
 
 
 def test_when_it_is_full_all_is_forgotten() -> None:
@@ -95,11 +88,7 @@ def test_threads_keep_the_count() -> None:
         for number in range(2000):
             assert memo[(number * 7 + shift) % 90] == (number * 7 + shift) % 90
 
-    threads = [threading.Thread(target=look, args=(shift,)) for shift in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(look, range(4))
     assert memo._held == sum(10 + key % 7 for key in memo) <= 400
 
 
@@ -154,15 +143,6 @@ def test_what_a_sender_chooses_is_bounded_in_bytes(name: str, monkeypatch: pytes
     assert 0 < len(memo) < 600
     assert held < capacity + 50_000
     memo.clear()
-
-
-def test_a_refused_header_leaves_nothing() -> None:
-    """Token headers that are refused are not remembered, however many there are."""
-    before = len(jws._HEADERS)
-    for number in range(50):
-        with pytest.raises((Rejection, ValueError)):
-            jws._HEADERS[header(number)[0][:-3], jws.TOKEN_TYPE]
-    assert len(jws._HEADERS) == before
 
 
 def test_a_key_is_counted_with_all_it_holds() -> None:

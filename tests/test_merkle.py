@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import threading
 from collections.abc import Sequence
 
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from mqauth.testing.batchforge import leaf_hash
 from mqauth.wire.batch import HASH_BYTES, Proven, Tree
 from mqauth.wire.claims import MAX_BATCH
+from tests.conftest import together
 
 
 def mth(data: Sequence[bytes]) -> bytes:
@@ -139,9 +139,5 @@ def test_threads_share_a_memory() -> None:
             if not good or bad:
                 wrong.append(index)
 
-    threads = [threading.Thread(target=prove, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(prove, range(4))
     assert wrong == []

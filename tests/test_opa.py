@@ -10,7 +10,6 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,7 +20,6 @@ from mqauth import OPA, Allow, Decision
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.flow import arun, run
 from mqauth.judging.pipeline import Pipeline, Verdict
-from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
 from mqauth.judging.selftest import at_start, starting
 from mqauth.policies.opa import MAX_MEMORY, version_of
 from mqauth.replay.memory import MemoryReplayStore
@@ -519,25 +517,6 @@ def test_an_outage_defers_and_names_the_agent(agent: Agent) -> None:
     agent.away = False
     agent.clock.advance(1)
     assert run(guard.judge(delivery)).verdict is Verdict.ACCEPTED
-
-
-def test_below_enforce_an_outage_holds_nobody_up(agent: Agent) -> None:
-    """At observe the handler runs although OPA is away, on threads and in event loops."""
-    forge = Forge()
-    entry = RolloutEntry(
-        destinations=("*",), rung=Rung.OBSERVE, since=date(2026, 11, 1), until=date(2026, 12, 1), owner="me",
-        window=60.0,
-    )  # fmt: skip
-    message = forge.signer().sign(Message(destination=PLACE, body=b"x"))
-    for call in (run, lambda flow: asyncio.run(arun(flow))):
-        fresh = Agent()
-        guard = guard_of(fresh.opa(), forge, rollout=Rollout([entry]), audit=Sink())
-        fresh.vanish()
-        found = call(guard.judge(guard.receive(message)))
-        assert found.unverified.would.cause is Cause.POLICY_UNAVAILABLE
-        fresh = Agent()
-        guard = guard_of(fresh.opa(), forge, rollout=Rollout([entry]), audit=Sink())
-        assert call(guard.judge(guard.receive(message))).verdict is Verdict.ACCEPTED
 
 
 # What is configured, and what is shown.

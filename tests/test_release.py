@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 
 from mqauth import Cause, ConfigurationError, MalformedMessage, Outcome, Reason, Rejection, Unavailable, Verdict
-from mqauth.letters.authorities import DEFAULT_LIFETIME, Authority, ReleaseAuthorities, Releaser
+from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import letter_id
-from mqauth.letters.release import MAX_LIFETIME, RELEASE_HEADER, RELEASE_TYPE, WAIVABLE, open_release, parse
+from mqauth.letters.release import MAX_LIFETIME, RELEASE_HEADER, RELEASE_TYPE, WAIVABLE, open_release
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, with_token
-from mqauth.wire import base64url, claims, envelope
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.jws import LocalSigningKey, compact
 from mqauth.wire.keys import Key, KeySet
-from mqauth.wire.message import TOKEN_HEADER, Message
-from tests.conftest import Away, World, kafka_message, rabbitmq_message
+from mqauth.wire.message import Message
+from tests.conftest import World, away, kafka_message, rabbitmq_message
 
 REVIEW = "https://review.example"
 REVIEWER = "ada"
@@ -85,15 +84,6 @@ def why(outcome: Outcome) -> Reason | None:
 # --- what a release does ----------------------------------------------------------------------------------
 
 
-def test_an_expired_message_is_handled_with_a_release(desk: Desk, late: Message) -> None:
-    """Expired is waived; the handler sees who released it and why."""
-    assert why(desk.process(late)) is Reason.EXPIRED
-    outcome = desk.process(desk.released(late, Reason.EXPIRED))
-    assert outcome.verdict is Verdict.ACCEPTED
-    release = desk.world.handler.done[0].release
-    assert (release.sub, release.reason, release.waive) == (REVIEWER, "clock skew", {Reason.EXPIRED})
-
-
 @pytest.mark.parametrize("step", ["authenticate", "verify"])
 def test_a_step_that_breaks_condemns_one_released_message_only(
     step: str, desk: Desk, late: Message, monkeypatch: pytest.MonkeyPatch
@@ -106,46 +96,7 @@ def test_a_step_that_breaks_condemns_one_released_message_only(
     assert desk.process(released).verdict is Verdict.ACCEPTED
 
 
-def test_without_a_release_the_handler_sees_none(desk: Desk) -> None:
-    """An ordinary message has no release."""
-    assert desk.process(desk.world.sealed()).verdict is Verdict.ACCEPTED
-    assert desk.world.handler.done[0].release is None
-
-
-@pytest.mark.parametrize(
-    ("bends", "reason"),
-    [
-        ({"signature": b"\x00" * 64}, Reason.SIGNATURE_INVALID),
-        ({"claims": {"aud": "other"}}, Reason.AUDIENCE_MISMATCH),
-        ({"claims": {"sub": "stock-api"}}, Reason.SUBJECT_MISMATCH),
-        ({"claims": {"iss": "https://evil.example"}}, Reason.ISSUER_UNTRUSTED),
-        ({"claims": {"iat": 2_000_000_000, "exp": 2_000_000_060}}, Reason.ISSUED_IN_FUTURE),
-        ({"claims": {"nbf": 2_000_000_000}}, Reason.NOT_YET_VALID),
-    ],
-)
-def test_every_other_step_still_runs(desk: Desk, bends: dict[str, Any], reason: Reason) -> None:
-    """A release that waives all it can saves no message from any other reason."""
-    sealed = desk.world.sealed(**bends)
-    assert why(desk.process(desk.released(sealed, *WAIVABLE))) is reason
-
-
-def test_revoked_and_unknown_keys_are_not_waived(desk: Desk) -> None:
-    """What was signed by a revoked or unknown key stays rejected, release or not."""
-    for key, reason in ((desk.forge.revoked, Reason.KEY_REVOKED), (desk.forge.stranger, Reason.KEY_UNKNOWN)):
-        assert why(desk.process(desk.released(desk.world.sealed(key=key), *WAIVABLE))) is reason
-
-
 # --- once, and for one scope ------------------------------------------------------------------------------
-
-
-def test_a_redrive_repeated_after_a_crash_is_a_duplicate(desk: Desk, late: Message) -> None:
-    """Released twice, by two releases of one letter, it is handled once and no replay."""
-    for number, verdict in enumerate((Verdict.ACCEPTED, Verdict.DUPLICATE, Verdict.DUPLICATE)):
-        again = replace(late, origin=replace(late.origin, offset=100 + number if late.origin.topic else None))
-        released = desk.released(again, Reason.EXPIRED, letter=letter_id(late, SCOPE))
-        assert desk.process(released).verdict is verdict
-    assert desk.world.handler.calls == 1
-    assert desk.world.published == []
 
 
 def test_a_released_message_is_confirmed_at_once(desk: Desk, late: Message) -> None:
@@ -155,16 +106,6 @@ def test_a_released_message_is_confirmed_at_once(desk: Desk, late: Message) -> N
     outcome = world.run(world.pipeline.process(delivery, world.handler, world.letters, None, done))
     assert outcome.verdict is Verdict.ACCEPTED
     assert (done, world.store.confirm.calls) == ([], 2)
-
-
-def test_a_copy_that_comes_while_the_first_is_handled_waits(desk: Desk, late: Message) -> None:
-    """Held by another delivery, a copy is deferred; the first may still fail and be given back."""
-    released = desk.released(late, Reason.EXPIRED)
-    first, second = desk.world.receive(released), desk.world.receive(released)
-    assert desk.world.run(desk.world.pipeline.judge(first)).verdict is Verdict.ACCEPTED
-    assert desk.world.run(desk.world.pipeline.judge(second)).cause is Cause.CLAIM_HELD
-    desk.world.run(desk.world.pipeline.release(first))
-    assert desk.world.process(second).verdict is Verdict.ACCEPTED
 
 
 def test_killed_before_the_confirm_it_is_handled_again(desk: Desk, late: Message) -> None:
@@ -201,16 +142,6 @@ def test_both_leases_are_renewed_and_a_lost_one_is_told(desk: Desk, late: Messag
     assert desk.world.run(desk.world.pipeline.renew(delivery)) is False
 
 
-def test_the_claim_is_kept_until_the_releases_own_end(desk: Desk, late: Message) -> None:
-    """Long after the token's own end, and just before the release's, the release is still remembered."""
-    released = desk.released(late, Reason.EXPIRED)
-    assert desk.process(released).verdict is Verdict.ACCEPTED
-    desk.clock.advance(DEFAULT_LIFETIME - 1)
-    assert desk.process(released).verdict is Verdict.DUPLICATE
-    desk.clock.advance(20)
-    assert why(desk.process(released)) is Reason.RELEASE_INVALID
-
-
 def test_another_scope_settles_it_unhandled(desk: Desk, late: Message) -> None:
     """A release for one consumer group is a duplicate to another, without record or letter."""
     outcome = desk.process(desk.released(late, Reason.EXPIRED, scope="audit"))
@@ -231,17 +162,6 @@ def test_a_duplicate_of_another_scope_is_audited_as_claimed(desk_of: Callable[..
 
 
 # --- laundering -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("covered", [[], ["count"], ["count", "tenant"], ["tenant", "count", "absent"]])
-@pytest.mark.parametrize("batched", [False, True])
-def test_a_release_covers_what_its_token_covers(desk: Desk, covered: list[str], batched: bool) -> None:
-    """A release whose bindings hold, but of other names or in another order than the token's, is refused."""
-    (message,) = desk.forge.signer().sign_many([rabbitmq_message()]) if batched else [desk.world.sealed()]
-    assert covered != [name for name, _ in rabbitmq_message().headers]
-    other = envelope.bind(message, covered).as_dict()
-    assert why(desk.process(desk.bent(message, scope=SCOPE, mqa=other))) is Reason.RELEASE_INVALID
-    assert desk.process(desk.released(message)).verdict is Verdict.ACCEPTED
 
 
 @pytest.mark.parametrize(
@@ -277,7 +197,7 @@ def test_an_authority_out_of_reach_defers(
     desk_of: Callable[..., Desk], error: Exception, verdict: Verdict
 ) -> None:
     """Keys that cannot be had defer the message; a kid that is unknown for good makes the release invalid."""
-    authority = Authority(keys=Away(error), waive=frozenset(WAIVABLE))
+    authority = Authority(keys=away(error), waive=frozenset(WAIVABLE))
     desk = desk_of(release=ReleaseAuthorities({REVIEW: authority}))
     outcome = desk.process(desk.released(desk.world.sealed()))
     assert outcome.verdict is verdict
@@ -297,29 +217,6 @@ def test_audit_names_the_release(desk_of: Callable[..., Desk]) -> None:
 
 
 # --- making them ------------------------------------------------------------------------------------------
-
-
-def test_a_new_release_replaces_an_old_one(desk: Desk, late: Message) -> None:
-    """A message redriven twice carries one release, the last."""
-    twice = desk.released(desk.released(late, Reason.EXPIRED), Reason.EXPIRED, reason="again")
-    assert open_release(twice).release.reason == "again"
-
-
-def test_what_stands_in_a_release_is_what_is_parsed(desk: Desk, late: Message) -> None:
-    """Building and parsing are each other's inverse."""
-    message, release = desk.releaser.release(
-        late, letter="a" * 64, scope=SCOPE, reason="why", waive=[Reason.EXPIRED, Reason.REPLAYED]
-    )
-    assert open_release(message).release == release
-    assert parse(strictjson.dumps(release.as_dict())) == release
-    assert release.mqa == claims.parse(desk_payload(late)).mqa
-
-
-def desk_payload(message: Message) -> bytes:
-    """Return the payload of a message's token."""
-    token = dict(message.headers)[TOKEN_HEADER]
-    text = token if isinstance(token, bytes) else str(token).encode()
-    return base64url.decode(text.split(b".")[1])
 
 
 def test_a_message_without_a_whole_token_cannot_be_released(desk: Desk) -> None:

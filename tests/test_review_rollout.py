@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 
-from mqauth import Allow, Issuer, KeySet, MemoryReplayStore, Pipeline, RejectNow, Verdict, flow
-from mqauth.brokers import memory
+from mqauth import RejectNow, Verdict, flow
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung
 from mqauth.letters.dead_letter import PREFIX
 from mqauth.letters.release import RELEASE_HEADER, WAIVABLE
 from mqauth.review import ALL, judge
 from mqauth.testing import FakeClock, Forge
-from mqauth.testing.forge import ISSUER, SUBJECT
-from mqauth.wire.message import TOKEN_HEADER, Message
+from mqauth.wire.message import TOKEN_HEADER
 from tests.conftest import KAFKA, RABBITMQ
 from tests.test_review import SCHEMA, Bureau
 from tests.test_rollout import at
@@ -25,34 +23,15 @@ class Climber(Bureau):
     """A bureau whose consumer is on a rung, with an old handler that gives up while told to."""
 
     def __init__(self, clock: FakeClock, forge: Forge, place: str, rollout: Rollout) -> None:
-        self.rollout: Rollout | None = rollout
+        super().__init__(clock, forge, place)
         self.old: list[Any] = []
         self.gives_up = True
-        super().__init__(clock, forge, place)
-
-    def pipeline(self) -> Pipeline:
-        """Return the consumer's pipeline on the rung of now."""
-        verifier = self.forge.verifier(keys={ISSUER: Issuer(keys=KeySet(self.keys))}, release=self.release)
-        return Pipeline(
-            verifier=verifier, policy=Allow({SUBJECT: [self.place]}), audit=self.audit, scope="billing",
-            replay=MemoryReplayStore(clock=self.clock), clock=self.clock, rollout=self.rollout,
-        )  # fmt: skip
+        self.climb(rollout)
 
     def climb(self, rollout: Rollout | None) -> None:
         """Start the consumer anew on another rung."""
-        self.rollout = rollout
-        self.guard = self.pipeline()
-
-    def send(self, *messages: Message) -> list[Verdict]:
-        """Publish messages and consume them with both handlers."""
-        for message in messages:
-            self.broker.publish(message)
-        letters = memory.DeadLetters(self.broker, self.dead)
-        consumer = memory.Consumer(
-            self.broker, self.place, self.guard, self.handled.append, dead_letters=letters,
-            unverified=self.take if self.rollout else None,
-        )  # fmt: skip
-        return [outcome.verdict for outcome in consumer.drain()]
+        self.guard = self.pipeline(rollout=rollout)
+        self.unverified = self.take if rollout else None
 
     def take(self, message: Any) -> None:
         """Take an unverified message, or give up on it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import pytest
 from mqauth import AuditFile, Cause, ConfigurationError, Key, KeySet, Reason, Unavailable, flow
 from mqauth.audit.chain import verify_chain
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
-from mqauth.review import ALL, Account, Filter, Index, Letter, Plan, Session, SharedAuditFile, reviewers_releaser
+from mqauth.review import Account, Index, Plan, Session, SharedAuditFile, reviewers_releaser
 from mqauth.testing import FakeClock, Forge
-from tests.conftest import RABBITMQ, rabbitmq_message
+from tests.conftest import RABBITMQ, together
 from tests.test_auditfile import record
 from tests.test_review import REVIEW, WHY, Bureau
 
@@ -60,25 +59,6 @@ def carried_out(found: Session, wanted: Plan) -> tuple[Counter[str], Account, li
         progress=seen.append,
     )  # fmt: skip
     return counts, done, seen
-
-
-def test_a_redrive_does_what_its_rehearsal_said(bureau: Bureau) -> None:
-    """Of two expired letters and one without token two go, and the account is the rehearsal's counts."""
-    counts, done, seen = carried_out(session(bureau), plan())
-    assert counts == {"accepted": 2, "token_missing": 1}
-    assert (done.done, done.refused, seen) == (2, {"token_missing": 1}, [1, 2, 3])
-    assert len(bureau.letters()) == 1
-    acts = [record for record in bureau.audit if record["verdict"] == "redriven"]
-    assert [(record["detail"], record["review"]["waive"]) for record in acts] == [(WHY, ["expired"])] * 2
-
-
-def test_a_discard_does_what_its_rehearsal_said(bureau: Bureau) -> None:
-    """A discard takes what the filter means, needs neither key nor pipeline, and leaves the rest."""
-    looking = session(bureau, guard=None, releaser=None)
-    counts, done, _ = carried_out(looking, plan("discard", wanted=Filter(reason="token_missing")))
-    assert (counts, done.done, done.left) == ({"accepted": 1}, 1, 0)
-    assert len(bureau.letters()) == 2
-    assert bureau.audit[-1]["instance"] == "ada"
 
 
 @pytest.mark.parametrize(
@@ -135,39 +115,6 @@ def test_a_plan_that_nobody_may_have_is_refused(changes: dict[str, Any], said: s
         plan(**changes)
 
 
-class Failing:
-    """A letter box whose broker is lost after one batch."""
-
-    name, destination, expected = "dead", "rabbitmq:/dead", 0
-
-    def __init__(self, error: Exception) -> None:
-        self._error, self._batches = error, 1
-
-    def browse(self, limit: int, /) -> Sequence[Letter]:
-        """Return one letter, then fail."""
-        if limit and not self._batches:
-            raise self._error
-        self._batches -= 1
-        return [Letter(message=rabbitmq_message(body=b"x"))]
-
-    def publish(self, message: Any, /) -> None:
-        """Refuse: nothing is sent here."""
-        raise NotImplementedError
-
-    def remove(self, letter: Letter, /) -> None:
-        """Refuse: nothing is removed here."""
-        raise NotImplementedError
-
-
-def test_a_reading_that_fails_keeps_what_others_read() -> None:
-    """Where the broker is lost an index of the caller's keeps what was read, and is known not to be whole."""
-    lost = Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "lost")
-    with Index(0.0) as index:
-        with pytest.raises(Unavailable):
-            Session(Failing(lost), flow.run).survey(index)
-        assert (index.count(), index.complete) == (1, False)
-
-
 def trusting(bureau: Bureau, *issuers: str) -> Any:
     """Let the bureau's pipeline trust these release authorities, and return it."""
     authority = Authority(keys=KeySet([Key.generate().public_only]), waive=frozenset())
@@ -211,14 +158,7 @@ def test_a_shared_file_has_one_chain(tmp_path: Path) -> None:
     """Two writers of a shared file take turns, and their records stand in one chain."""
     path = tmp_path / "reviewer.jsonl"
     writers = [SharedAuditFile(path, patience=600) for _ in range(2)]
-    threads = [
-        threading.Thread(target=lambda each=each: [each.write(record(number)) for number in range(20)])
-        for each in writers
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(lambda writer: [writer.write(record(number)) for number in range(20)], writers)
     found = verify_chain(path)
     assert (found.intact, found.records) == (True, 40)
 
@@ -235,15 +175,6 @@ def test_a_shared_file_waits_for_a_bounded_time(tmp_path: Path) -> None:
     assert raised.value.cause is Cause.AUDIT_UNAVAILABLE
     shared.write(record())
     assert verify_chain(path).records == 1
-
-
-def test_the_ledger_is_of_this_index(bureau: Bureau, tmp_path: Path) -> None:
-    """Letters without a record of their rejection do not add up."""
-    empty = tmp_path / "audit.jsonl"
-    empty.touch()
-    with Index(bureau.clock.now()) as index:
-        session(bureau).survey(index)
-        assert session(bureau).ledger(index, [empty]).difference == index.count(ALL) == 3
 
 
 def named(source: str) -> set[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from mqauth import ConfigurationError, Key, MalformedMessage, Message, Origin
 from mqauth.signer import MAX_LIFETIME, Signer
-from mqauth.testing import FakeClock, Forge
+from mqauth.testing import Forge
 from mqauth.wire import batch, claims, envelope, jws
 
 Maker = Callable[..., Message]
@@ -22,26 +22,6 @@ def claims_of(message: Message) -> claims.Claims:
     return claims.parse(jws.take_apart(envelope.token_of(message)).payload)
 
 
-def test_a_signed_message_is_the_message_with_a_token(forge: Forge, rabbit: Maker) -> None:
-    """Nothing but the token header is added."""
-    signed = forge.signer().sign(rabbit())
-    assert signed.headers[:-1] == rabbit().headers
-    assert (signed.body, signed.properties, signed.destination) == (
-        b"hello",
-        rabbit().properties,
-        rabbit().destination,
-    )
-
-
-def test_claims_are_the_producers(forge: Forge, clock: FakeClock, kafka: Maker) -> None:
-    """Issuer, subject, audience, whole-second times and the binding stand in the token."""
-    found = claims_of(forge.signer(lifetime=90).sign(kafka()))
-    now = int(clock.now())
-    assert (found.iss, found.sub, found.aud) == ("https://auth.example", "orders-api", "billing")
-    assert (found.iat, found.exp) == (now, now + 90)
-    assert found.mqa == envelope.bind(kafka())
-
-
 def test_each_call_has_its_own_id(forge: Forge, kafka: Maker) -> None:
     """The same message signed twice is two messages; an id has 128 random bits."""
     signer = forge.signer()
@@ -50,18 +30,6 @@ def test_each_call_has_its_own_id(forge: Forge, kafka: Maker) -> None:
     asked: list[int] = []
     forge.signer(randomness=lambda size: asked.append(size) or bytes(size)).sign(kafka())
     assert asked == [16]
-
-
-def test_audiences_by_destination(forge: Forge, kafka: Maker, rabbit: Maker) -> None:
-    """A destination may have an audience of its own."""
-    signer = forge.signer(audiences={"kafka:orders": "stock"})
-    assert claims_of(signer.sign(kafka())).aud == "stock"
-    assert claims_of(signer.sign(rabbit())).aud == "billing"
-
-
-def test_cover_limits_what_is_signed(forge: Forge, rabbit: Maker) -> None:
-    """With cover only the named headers are covered."""
-    assert claims_of(forge.signer(cover=["tenant"]).sign(rabbit())).mqa.hdr == ("tenant",)
 
 
 @pytest.mark.parametrize(
@@ -90,20 +58,6 @@ def test_a_public_key_is_no_signer(forge: Forge) -> None:
     """A key without private half is refused at construction."""
     with pytest.raises(ConfigurationError):
         forge.signer(key=forge.key.public_only)
-
-
-def test_any_signing_key_serves(forge: Forge, kafka: Maker) -> None:
-    """A KMS stands in for the key: kid, algorithm and sign are all that is asked."""
-
-    class Vault:
-        kid = forge.key.kid
-        algorithm = "EdDSA"
-
-        def sign(self, data: bytes, /) -> bytes:
-            return jws.LocalSigningKey(forge.key).sign(data)
-
-    signed = forge.signer(key=Vault()).sign(kafka())
-    jws.verify(jws.take_apart(envelope.token_of(signed)), forge.key)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.wire import envelope, jws
 from mqauth.wire.keys import Key, SigningKey
+from tests.conftest import together
 
 EVERY = 5.0
 STALE = 60.0
@@ -150,18 +151,14 @@ def test_threads_follow_together(world: World) -> None:
     ready = threading.Barrier(8)
     found: list[list[str]] = []
 
-    def work() -> None:
+    def work(_: int) -> None:
         ready.wait()
         kids = [kid_of(signer.sign(MESSAGE)) for _ in range(50)]
         while kids[-1] != second.kid and len(kids) < 10_000:  # another thread may be slow to read the folder
             kids.append(kid_of(signer.sign(MESSAGE)))
         found.append(kids)
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(work, range(8))
     assert len(found) == 8
     for kids in found:
         assert set(kids) <= {world.first.kid, second.kid}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import threading
 from typing import Any
 
 import pytest
 
 from mqauth import Alert, Detector, FanOut, LoggingSink, MisuseWatch, Thresholds
 from mqauth.audit.record import AuditRecord
-from tests.conftest import Sink, audit_record
+from tests.conftest import Sink, audit_record, together
 
 
 class AsyncSink(Sink):
@@ -113,13 +112,6 @@ def test_watch_is_shared_between_threads() -> None:
     """Eight threads lose no record and count every alert once."""
     sink, told = Sink(), list[Alert]()
     watch = MisuseWatch(sink, Detector(Thresholds(burst=800, capacity=8)), on_alert=told.append)
-    work = [
-        threading.Thread(target=lambda: [watch.write(rejected("signature_invalid")) for _ in range(100)])
-        for _ in range(8)
-    ]
-    for thread in work:
-        thread.start()
-    for thread in work:
-        thread.join()
+    together(lambda _: [watch.write(rejected("signature_invalid")) for _ in range(100)], range(8))
     assert [record.verdict for record in sink.records].count("rejected") == 800
     assert [alert.kind for alert in told] == ["burst"] * 4

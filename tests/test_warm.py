@@ -31,6 +31,7 @@ from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, Message
 KAFKA, RABBITMQ = "kafka:orders", "rabbitmq:shop/orders.created"
 PLACES = {"kafka": (KAFKA, "kafka:stock"), "rabbitmq": (RABBITMQ, "rabbitmq:shop/orders.paid")}
 SIZE = 6
+NOW = int(FakeClock().now())
 SETTINGS: tuple[dict[str, Any], ...] = (
     {}, {"require_headers": ["tenant"]}, {"require_headers": ["content-type"]}, {"unsigned_headers": "reject"},
     {"user_id": "subject"}, {"at": "append", "max_queue_age": 60, "append_evidence": "interceptor"},
@@ -186,8 +187,11 @@ def change_keys(world: World, how: str) -> None:
         "back": lambda: world.forge.keys,
         "anew": lambda: KeySet([replace(key)]),
         "revoked": lambda: KeySet([replace(key, revocation=Revocation(reason="stolen"))]),
+        "revoked soon": lambda: KeySet([replace(key, revocation=Revocation(revoked_at=NOW + 30))]),
+        "ended": lambda: KeySet([replace(key, expires=NOW)]),
         "gone": lambda: KeySet([Key.generate(subjects=[SUBJECT])]),
         "another": lambda: KeySet([replace(Key.generate(subjects=[SUBJECT]), kid=key.kid)]),
+        "of a curve": lambda: KeySet([replace(Key.generate("ES256", subjects=[SUBJECT]), kid=key.kid)]),
         "of another": lambda: KeySet([replace(key, subjects=frozenset(["somebody"]))]),
     }
     world.source.down = how == "down"
@@ -198,7 +202,21 @@ def change_keys(world: World, how: str) -> None:
 STEPS = st.tuples(
     st.integers(0, SIZE - 1),
     st.sampled_from(sorted(CHANGES)) | st.just("nothing"),
-    st.sampled_from(["", "", "", "", "back", "anew", "revoked", "gone", "another", "of another", "down"]),
+    st.sampled_from(
+        [""] * 6
+        + [
+            "back",
+            "anew",
+            "revoked",
+            "revoked soon",
+            "ended",
+            "gone",
+            "another",
+            "of a curve",
+            "of another",
+            "down",
+        ]
+    ),
     st.sampled_from([0.0, 0.0, 0.0, 1.0, -4.0, -40.0, 59.0, 66.0, 1e6]),
 )
 
@@ -248,8 +266,6 @@ def test_each_change_after_honest_ones(change: str, broker: str, headers: bool, 
 
 
 # --- tokens that a producer's own key has signed, and that are not as mqauth makes them ---------------------
-
-NOW = int(FakeClock().now())
 
 
 @pytest.mark.parametrize("attack", [*ATTACKS, *BATCH_ATTACKS], ids=lambda attack: attack.name)
