@@ -59,7 +59,7 @@ The message says where the keys are | Amazon SNS `SigningCertURL` | keys-named-b
 Injection by `kid` | RFC 8725 §3.10 | kid-is-a-path kid-is-sql kid-is-a-url kid-too-long kid-with-line-break kid-is-a-number kid-left-out |
 A flood of unknown kids asks the issuer without end | CVE-2026-48524 | unknown-key-flood | tests/test_jwks_rules.py::test_a_flood_of_random_kids_costs_the_issuer_one_attempt_in_half_a_minute
 A key made for another purpose | RFC 7517 §4.2 | other-type | tests/test_jwk.py::test_a_bad_key_is_skipped_with_its_position
-A key of another issuer than `iss` | RFC 8725 §3.8 | unknown-key impersonation | tests/test_candidate.py::test_the_key_set_of_now_decides
+A key of another issuer than `iss` | RFC 8725 §3.8 | unknown-key impersonation | tests/test_vectors.py::test_each_message_gets_its_verdict
 A weak, short or empty key | RFC 8725 §3.5 | | tests/test_keys.py::test_weak_and_foreign_keys_are_refused
 A revoked or retired key | kroxylicious #3194 | revoked-key retired-key | tests/test_jwks_rules.py::test_a_key_that_changed_under_its_kid_counts_at_once
 Private keys in what is published | kroxylicious #3195 | | tests/test_keys.py::test_a_key_set_holds_public_halves_only
