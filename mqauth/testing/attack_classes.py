@@ -85,7 +85,7 @@ Tokens made now for later | RFC 9449 §11.2 | from-the-future too-early |
 No id, so that nothing is checked | TaktX `NonceStore` | no-jti id-empty id-null |
 A token of another kind | RFC 8725 §3.11 | other-type type-jwt type-left-out type-of-a-release |
 Injection by claims | RFC 8725 §3.10 | subject-is-sql subject-with-line-break |
-The subject is not the one that the broker knows | emqx-auth-jwt #47 | impersonation subject-in-another-case | tests/test_verifier.py::test_the_brokers_user_may_not_contradict_the_subject
+The subject is not the one that the broker knows | emqx-auth-jwt #47 | impersonation subject-in-another-case | tests/test_vectors.py::test_each_consumer_gives_its_verdict
 A setting that silently does nothing | QStash `clock_tolerance` | | tests/test_config.py::test_what_contradicts_is_refused
 Another body under a valid token | RFC 9449 §11.7 | body-changed body-emptied body-appended bomb-unsigned lying-about-body sibling-body |
 The signer covers next to nothing | GHSA-x9cc-346q-g27m | body-not-bound headers-not-bound destination-not-bound no-mqa body-bound-to-nothing |
