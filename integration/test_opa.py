@@ -1,4 +1,4 @@
-"""A real Open Policy Agent: contract, bundles, TLS, a consumer over an outage, the commands, and the page."""
+"""A real Open Policy Agent: contract, bundles, TLS, consumers over an outage, the commands, and the page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from integration.client_bench import ClientBench
 from integration.documentation import Reader, blocks
 from integration.every_client import CLIENTS
 from integration.redis_doubles import certificate
-from integration.services import RabbitMQ
 from integration.services.opa import Agent, bundle, program
 from mqauth import OPA, Decision, Unavailable
 from mqauth.cli import main
@@ -149,23 +148,24 @@ def test_tls_with_a_ca_of_ones_own_and_a_token(tmp_path: Path) -> None:
         assert said.startswith("its certificate is not trusted")
 
 
-# A consumer on a real broker, over an outage.
+# Consumers on real brokers, over an outage.
 
 
 @pytest.fixture
-def bench(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[ClientBench]:
-    """A bench on RabbitMQ."""
-    bench = ClientBench(rabbitmq, tmp_path)
+def bench(client: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ClientBench]:
+    """A bench of a client's broker."""
+    bench = ClientBench(request.getfixturevalue(client.partition(" ")[0]), tmp_path)
     with bench.ending:
         yield bench
 
 
 @pytest.mark.slow
-def test_a_consumer_over_an_outage(bench: ClientBench, agent: Agent) -> None:
+@pytest.mark.parametrize("client", ["rabbitmq aio-pika", "kafka kafka-python", "kafka aiokafka"])
+def test_a_consumer_over_an_outage(client: str, bench: ClientBench, agent: Agent) -> None:
     """Nothing is judged while OPA is down; then lost 0, condemned 0, and the forbidden refused."""
     agent.load(policy_of(bench.stage.destination))
     opa = opa_of(agent, remember=0)
-    with CLIENTS["rabbitmq aio-pika"](bench.wiring(guard=bench.guard(policy=opa))) as running:
+    with CLIENTS[client](bench.wiring(guard=bench.guard(policy=opa))) as running:
         health: Any = running.health
         bench.send(*(b"before %d" % number for number in range(20)))
         wait_until(lambda: bench.has_handled(20))

@@ -17,7 +17,7 @@ import pytest
 
 from integration.every_client import CLIENTS
 from integration.rollout_world import SIGNS, SILENT, STRIPPED, Ladder, Live, Run, Shifted
-from integration.scale import is_nightly, nightly
+from integration.scale import nightly
 from mqauth import Unverified
 from mqauth.errors import RetryLater
 from mqauth.testing.forge import Forge
@@ -29,8 +29,6 @@ EACH = nightly(20, otherwise=8)
 AT_OFF = nightly(80, otherwise=32)
 MINUTES = ("judging.observing", "brokers.queue.consumer", "integrations.framework")
 """Where it is said how often a rollout tells what it has seen."""
-MANAGED = CLIENTS if is_nightly() else ("rabbitmq aio-pika", "kafka kafka-python", "kafka faststream")
-"""By day a client of each of these modules."""
 Climb = Callable[..., Ladder]
 pytestmark = pytest.mark.slow
 
@@ -63,7 +61,7 @@ def test_up_the_ladder(client: str, climb: Climb) -> None:
     sum_up(ladder, condemned)
 
 
-@pytest.mark.parametrize("client", MANAGED)
+@pytest.mark.parametrize("client", CLIENTS)
 def test_on_a_broker_whose_configuration_is_not_ours(
     client: str, climb: Climb, monkeypatch: pytest.MonkeyPatch
 ) -> None:

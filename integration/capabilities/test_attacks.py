@@ -22,25 +22,15 @@ from mqauth.testing.stage_rabbitmq import RabbitMQStage
 pytestmark = pytest.mark.slow
 
 
-KINDS = [(False, Forge), (True, BatchForge), (False, BatchForge), (True, Forge)]
-"""A consumer that is cold or warm, and tokens that are single or in batches."""
-PAIRS = [
-    (client, *kind)
-    for number, client in enumerate(CLIENTS)
-    for kind in (KINDS if is_nightly() else KINDS[number % 2 : number % 2 + 1])
-]
-"""Each client with each kind at night; by day with one of the first two."""
+KINDS = [(False, Forge), (True, BatchForge), *([(False, BatchForge), (True, Forge)] if is_nightly() else [])]
+"""A cold consumer and single tokens, a warm one and batches; the other two pairs at night."""
 
 
+@pytest.mark.parametrize("client", CLIENTS)
 class TestEveryClient(AttackSuite):
     """A consumer with clients of its own."""
 
-    @pytest.fixture(params=CLIENTS)
-    def client(self, request: pytest.FixtureRequest) -> str:
-        """Each client."""
-        return str(request.param)
-
-    @pytest.mark.parametrize(("client", "warm", "form"), PAIRS)
+    @pytest.mark.parametrize(("warm", "form"), KINDS)
     def test_attacks(self, probe: Probe, make_consumer: ConsumerFactory, warm: bool) -> None:
         """Every attack is rejected with its reason, honest messages between them are handled, and nothing else."""
         super().test_attacks(probe, make_consumer, warm)

@@ -68,16 +68,8 @@ class IssuerProcess:
 
     def up(self) -> None:
         """Start it, always at the same port."""
-        command = [
-            *words("mqauth"),
-            "keys",
-            "serve",
-            "--json",
-            *self._folders,
-            "--port",
-            str(self._port.number),
-            *self._options,
-        ]
+        where = [*self._folders, "--port", str(self._port.number)]
+        command = [*words("mqauth"), "keys", "serve", "--json", *where, *self._options]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

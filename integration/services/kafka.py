@@ -211,7 +211,7 @@ def local_brokers(ports: Sequence[Port]) -> tuple[list[LocalServer], str]:
     voters = ",".join(f"{node}@{LOOPBACK}:{port.number}" for node, port in enumerate(controllers, 1))
     cluster, brokers = _new_id(), []
     for node, own in enumerate(zip(ports, controllers, strict=True), 1):
-        broker = _broker(node, own, voters, len(ports), jars, options)
+        broker = _broker(node, own, voters, len(ports), jars=jars, options=options)
         brokers.append(broker)
         shutil.copytree(first / _DATA, broker.folder / _DATA)
         ids = f"version=1\ncluster.id={cluster}\nnode.id={node}\ndirectory.id={_new_id()}\n"
@@ -230,7 +230,7 @@ def _first_start(jars: Path) -> Path:
         port, controller = Port(), Port()
         voters = f"1@{LOOPBACK}:{controller.number}"
         options = [f"-XX:ArchiveClassesAtExit={folder / _CLASSES}"]
-        with closing(_broker(1, (port, controller), voters, 1, jars, options)) as broker:
+        with closing(_broker(1, (port, controller), voters, 1, jars=jars, options=options)) as broker:
             tool = [*java_words(broker.folder, jars), "kafka.tools.StorageTool", "format"]
             run([*tool, "-t", _new_id(), "-c", str(broker.folder / _SETTINGS)], timeout=120)
             shutil.copytree(broker.folder / _DATA, folder / _DATA)
@@ -246,8 +246,8 @@ def _new_id() -> str:
     return base64.urlsafe_b64encode(bytes(1) + secrets.token_bytes(15)).decode().rstrip("=")
 
 
-def _broker(  # noqa: PLR0917
-    node: int, ports: tuple[Port, Port], voters: str, size: int, jars: Path, options: Sequence[str]
+def _broker(
+    node: int, ports: tuple[Port, Port], voters: str, size: int, *, jars: Path, options: Sequence[str]
 ) -> LocalServer:
     """Return a broker of a cluster of some size, which is not formatted yet."""
     folder = Path(tempfile.mkdtemp(prefix="mqauth-kafka-"))
