@@ -16,8 +16,10 @@ from mqauth.errors import require
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
 from mqauth.wire.message import Message
 
-COMMIT_PACE, COMMIT_RETRY = 0.1, 1.0
-"""Seconds between two commits after visits, since clients read nothing meanwhile; and after one that failed."""
+COMMIT_PACE = 0.1
+"""Seconds between two commits after visits, since clients read nothing meanwhile."""
+COMMIT_RETRY = 1.0
+"""Seconds after a commit that failed."""
 RENEWAL: Final = 12 * 3600.0
 """Seconds after which all offsets are committed again: they expire (``offsets.retention.minutes``)."""
 Due = Mapping[Partition, int]
@@ -215,19 +217,19 @@ class Assignment:
         """Note the outcome of a chosen partition's first delivery; return whether the next one may follow."""
         with self._lock:
             self.counts.add(outcome)
-            if outcome.verdict is not _DEFERRED:
-                self._finish(partition)
-                partition.settle()
-                return True
-            self.stall(partition, offset_of(partition.waiting[0].message), outcome)
-            partition.put_back()
-            return False
+            if outcome.verdict is _DEFERRED:
+                self.stall(partition, offset_of(partition.waiting[0].message), outcome)
+                partition.put_back()
+                return False
+            self._finished.add(partition, self._partitions.get(partition.topic_partition, partition))
+            partition.settle()
+            return True
 
     def visit_ended(self, partition: Partition) -> None:
         """Note that a worker has left a partition: also once a handler has returned for what was taken away."""
         with self._lock:
             if partition.is_handled and not partition.alive:
-                self._finish(partition)
+                self._finished.add(partition, self._partitions.get(partition.topic_partition, partition))
             partition.running = False
             self._running.remove(partition)
             self._ended = True
@@ -380,20 +382,12 @@ class Assignment:
                 **settings,
             )
 
-    def _finish(self, partition: Partition) -> None:
-        """Remember the first waiting record of a partition, which need not run again here."""
-        place, delivery = partition.topic_partition, partition.waiting[0]
-        # A letter that waits for its transaction is dropped with its partition; and a user may want it read again.
-        waits = bool(partition.letters) and partition.letters[-1][0] == offset_of(delivery.message)
-        if not waits and self._partitions.get(place, partition) is partition:
-            self._finished.add(place, delivery)
-
     def _forget(self, places: Set[Any]) -> None:
         """Drop partitions that were taken away; the client forgets their pauses too."""
         for place in places:
             self.early.pop(place, None)
             if (partition := self._partitions.get(place)) is not None and partition.is_handled:
-                self._finish(partition)
+                self._finished.add(partition, partition)
         for place in places & self._partitions.keys():
             self._partitions.pop(place).alive = False
         self._paused -= places

@@ -299,14 +299,22 @@ class Finished:
         self._places: dict[Any, dict[int, int]] = {}
         self._size = 0
 
-    def add(self, place: Any, delivery: Delivery) -> None:
-        """Remember a record."""
+    def add(self, partition: Partition, current: Partition) -> None:
+        """Remember the first waiting record of a partition, which need not run again here.
+
+        Not where a user's seek has put the partition ``current`` in its place, and the record may be wanted again.
+        """
+        place, delivery = partition.topic_partition, partition.waiting[0]
+        offset, letters = delivery.message.origin.offset or 0, partition.letters
+        # A letter that waits for its transaction is dropped with its partition.
+        if partition is not current or (letters and letters[-1][0] == offset):
+            return
         if self._size >= MOST and (oldest := next(iter(self._places))) != place:
             self.forget(oldest)
         if self._size < MOST:
             records = self._places.setdefault(place, {})
             self._size -= len(records)
-            records[delivery.message.origin.offset or 0] = delivery.content
+            records[offset] = delivery.content
             self._size += len(records)
 
     def settle(self, partition: Partition, messages: Sequence[Message]) -> int:
