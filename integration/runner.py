@@ -36,10 +36,9 @@ _GROUPS = {
     "others": (
         r"integration/((audit|benchmarks|capabilities|fuzz|keys|peers)/|test_(docs|interop|jwks|redis|services))"
     ),
-    "review": (
-        r"integration/((console|review)/|test_((contract_|simulated_)?rabbitmq|(contract_)?kafka|store_race))"
-    ),
     "chaos": r"integration/chaos/",
+    "review": r"integration/((console|review)/|test_(contract_|simulated_)?rabbitmq)",
+    "kafka": r"integration/test_((contract_)?kafka|store_race)",
     "holders": r"integration/test_(awskms|opa|pkcs11|transit)",
     "spire": r"integration/test_spire",
     "keycloak": r"integration/test_keycloak",
