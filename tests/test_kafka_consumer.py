@@ -572,6 +572,21 @@ def test_signals_elsewhere(bench: Bench) -> None:
     assert len(errors) == 1
 
 
+def test_decode(bench: Bench) -> None:
+    """A value is decoded after verification; a body that cannot be costs its message a dead letter, at once."""
+    calls = []
+
+    def decode(body: bytes) -> int:
+        calls.append(body)
+        return int(body)
+
+    bench.add(b"7", b"seven", b"8")
+    bench.run(decode=decode)
+    assert [seen.value for seen in bench.handled] == [7, 8]
+    assert calls == [b"7", b"seven", b"8"]
+    assert bench.letters.found[0].rejection.detail == "decode: ValueError"
+
+
 def test_decode_with_the_message(bench: Bench) -> None:
     """What requires a second argument gets the message too; one that is optional is left alone."""
     bench.add(b"7")
