@@ -443,18 +443,6 @@ async def test_positions_kept(generation: int, position: int | None, desk: Desk)
     assert (part.alive, part.suspended) == (position is not None, position is None)
 
 
-async def test_moved_partition_dropped(desk: Desk) -> None:
-    """A partition that goes to another member is dropped with its position."""
-    desk.found = [{PLACE: [record()], OTHER: [record(partition=1)]}]
-    for place, messages in (await desk.poller.fetch(0, False)).items():
-        desk.assignment.receive(place, messages)
-    parts = desk.part(PLACE), desk.part(OTHER)
-    await desk.rebalance(4, {OTHER})
-    await desk.rebalance(5, {PLACE, OTHER})
-    assert [part.alive for part in parts] == [False, True]
-    assert (desk.position(PLACE), desk.position(OTHER)) == (None, 8)
-
-
 async def test_seek_in_a_rebalance(desk: Desk) -> None:
     """A seek to be made while partitions are revoked is made with their assignment."""
     await desk.listener.on_partitions_revoked({PLACE, OTHER})

@@ -29,7 +29,7 @@ from mqauth.brokers.confluent.producer import Replies
 from mqauth.brokers.log.records import OffsetsRefusedError
 from mqauth.brokers.log.starting import beginning
 from mqauth.clock import SYSTEM_CLOCK
-from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
+from mqauth.delivery.assignment import Assignment
 from mqauth.testing import FakeClock, Forge
 from tests.log_leaves import IDEMPOTENT, QUIET, Sink, forge, guard
 from tests.log_leaves import ConfluentClient as Client
@@ -510,17 +510,6 @@ def test_last_commit_in_a_rebalance(desk: Desk) -> None:
     assert len(desk.client.batches) == 1
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["the call", "one partition"])
-def test_commit_refused(whole: bool, desk: Desk) -> None:
-    """A commit that is refused for good ends the run."""
-    desk.receive(1)
-    settle(desk)
-    error = failing(KafkaError.GROUP_AUTHORIZATION_FAILED)
-    desk.client.answers = [error if whole else [SimpleNamespace(error=error.args[0])]]
-    with pytest.raises(KafkaException):
-        desk.poller.commit(last=True)
-
-
 def test_revoked_waits(desk: Desk) -> None:
     """A revocation settles first, and what is read by the call that tells it is not begun."""
     desk.client.batches = [desk.revoking(1)]
@@ -772,20 +761,6 @@ def test_a_group_that_begins(reset: str, offset: int) -> None:
     desk.receive(offset)
     assert asked(desk, "seek") == [[0, offset]]
     assert desk.known() == [offset]
-
-
-def test_a_start_that_cannot_be_committed(caplog: pytest.LogCaptureFixture) -> None:
-    """What is read meanwhile is read again; the start stays what it was when the partition was assigned."""
-    client = Partition()
-    client.commits, client.answers = {}, [failing(KafkaError.NOT_COORDINATOR)]
-    desk = Desk(client)
-    desk.client.bounds = 0, 103
-    desk.receive(100, 101)
-    assert (desk.known(), desk.client.commits) == ([], {})
-    desk.clock.advance(COMMIT_RETRY)
-    desk.receive(100)
-    assert (desk.known(), desk.client.commits) == ([100], {0: (100, METADATA)})
-    assert "NOT_COORDINATOR" in caplog.text
 
 
 def test_topic_unknown() -> None:

@@ -416,18 +416,6 @@ async def test_stale_is_not_dispatched(table: Table) -> None:
     assert (delivery.settled, table.handled) == ([], [])
 
 
-async def test_progress_outlives_the_requeue(table: Table, audit: AuditFile) -> None:
-    """A rejected delivery given back goes on where it stopped: one audit record, one letter."""
-    table.letters.down = True
-    forged = Message(destination=PLACE, body=b"forged")
-    await table.process(Delivery(forged))
-    table.letters.down = False
-    again = Delivery(forged, redelivered=True)
-    assert (await table.process(again)).verdict is Verdict.REJECTED
-    assert (again.settled, len(table.letters.found)) == (["ack"], 1)
-    assert len(audit.path.read_text().splitlines()) == 1
-
-
 async def test_a_copy_does_not_take_the_progress(table: Table) -> None:
     """A copy that the broker does not call redelivered gets no one else's progress."""
     table.letters.down = True
@@ -449,16 +437,6 @@ async def test_a_lost_ack_is_no_second_handling(table: Table) -> None:
     again = Delivery(honest, redelivered=True)
     await table.process(again)
     assert (again.settled, len(table.handled)) == (["ack"], 1)
-
-
-async def test_a_probe_runs_no_handler(table: Table) -> None:
-    """A probe judges and releases; the message can still be handled afterwards."""
-    honest = table.honest()
-    waiting = table.guard.receive(replace(honest, origin=replace(honest.origin, queue="q")))
-    assert await table.processor.probe(waiting) is True
-    assert table.handled == []
-    await table.process(Delivery(honest))
-    assert len(table.handled) == 1
 
 
 class Deaf(MemoryReplayStore):

@@ -14,11 +14,11 @@ from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.consumer import Deliveries
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, HeldDelivery
 from mqauth.delivery.slot import Slot
-from mqauth.errors import Reason, RetryLater, Unavailable
+from mqauth.errors import Reason, RetryLater
 from mqauth.judging.pipeline import Outcome
 from tests.delivery_parts import Said
 from tests.delivery_parts import held as waiting_for
-from tests.test_rabbitmq_consumer import Delivery, Letters, Table, Tags, ask_instead, audit, processing, queue
+from tests.test_rabbitmq_consumer import Delivery, Letters, Table, Tags, audit, processing, queue
 
 __all__ = ["audit"]
 
@@ -93,25 +93,6 @@ async def test_what_is_not_the_last_delivery(
     assert delivery.settled == ["requeue"]
 
 
-async def test_the_last_delivery_is_held_through_an_outage_of_all(audit: AuditFile) -> None:
-    """A dependency of all that is away for longer than any timeout costs no last delivery."""
-    waits = Waits(audit, hold=1)
-    waits.until = 0
-    decide, asked = waits.table.guard.verdicts._policy.decide, 0
-
-    def away(verified: Verified) -> Any:
-        nonlocal asked
-        asked += 1
-        if asked < 1000:
-            raise Unavailable(Cause.POLICY_UNAVAILABLE, "down")
-        return decide(verified)
-
-    ask_instead(waits.table.guard, away)
-    delivery = last(waits.table)
-    assert (await waits.processor.process(delivery)).verdict is Verdict.ACCEPTED  # type: ignore[union-attr]
-    assert (delivery.settled, waits.suspended, sum(waits.table.slept) > CONSUMER_TIMEOUT) == (["ack"], [], True)
-
-
 async def test_a_stop_gives_no_last_delivery_back(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
     """At a stop one whose handler asked for another time is buried; one that waits for others is left, loudly."""
     waits = Waits(audit)
@@ -148,27 +129,6 @@ async def test_guarded_says_critical_of_a_last_one(audit: AuditFile, caplog: pyt
         await callback(delivery)
     assert delivery.settled == []
     assert "1 messages at their last delivery were not settled" in caplog.text
-
-
-async def test_what_only_waits_for_its_confirm_has_the_grace(audit: AuditFile) -> None:
-    """At a stop, a message whose handler has ended is tried on until the store is back: it would run again."""
-    table = Table(audit)
-    store: Any = table.guard.replay
-    confirm, tries = store.confirm, 0
-
-    def away(request: Any) -> Any:
-        nonlocal tries
-        tries += 1
-        if tries < 5:
-            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "down")
-        return confirm(request)
-
-    store.confirm = away
-    table.processor.hold.stopping = True
-    table.processor.wake()
-    delivery = Delivery(table.honest())
-    assert (await table.process(delivery)).verdict is Verdict.ACCEPTED
-    assert (delivery.settled, len(table.handled)) == (["ack"], 1)
 
 
 async def test_guarded_holds_every_cause(audit: AuditFile) -> None:

@@ -13,7 +13,7 @@ from weakref import ref
 import pytest
 from aio_pika import exceptions
 
-from mqauth import AuditFile, Cause, MemoryReplayStore, Message, Verdict, Verified
+from mqauth import AuditFile, Cause, Message, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_blocked, try_settle
 from mqauth.brokers.rabbitmq.consumer import round_trip
@@ -166,37 +166,6 @@ async def test_what_another_moment_decides_otherwise_waits_too(audit: AuditFile,
 def broken(_: Verified) -> None:
     """Fail."""
     raise ValueError("no")
-
-
-class Later(MemoryReplayStore):
-    """A store whose next claim is answered when a test says so."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.answer: asyncio.Event | None = None
-
-    async def claim(self, request: Any, /) -> Any:  # type: ignore[override]
-        """Claim now, and answer later."""
-        status = super().claim(request)
-        if self.answer is not None:
-            await self.answer.wait()
-        return status
-
-
-async def test_a_claim_answered_too_late_runs_no_handler(audit: AuditFile) -> None:
-    """Where the channel ends while the store is asked, the claim is released and the redelivery handled."""
-    table = Table(audit, replay=Later)
-    store: Any = table.guard.replay
-    store.answer = asyncio.Event()
-    delivery = Delivery(honest := table.honest())
-    processing = asyncio.create_task(table.process(delivery))
-    await turns()
-    delivery.channel.is_closed = True
-    store.answer.set()
-    assert await processing is None
-    assert (delivery.settled, table.handled) == ([], [])
-    assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
-    assert len(table.handled) == 1
 
 
 async def test_a_deferred_delivery_is_not_judged_after_its_channel_ended(table: Table, audit: AuditFile) -> None:
@@ -415,19 +384,6 @@ async def test_what_comes_while_stopping_is_given_back_after_the_cancel(audit: A
     consumer._window.consumes("tag")
     await consumer.stop()
     assert (order, table.handled) == (["cancelled", "requeue"], [])
-
-
-async def test_nothing_is_recorded_or_buried_of_what_was_given_back(table: Table, audit: AuditFile) -> None:
-    """A probe of a rejected delivery that is no longer ours ends before its record."""
-    processor = processing(
-        table.guard, broken, dead_letters=table.letters, sleep=table.sleep, hold=1, before_requeue=table.suspend
-    )
-    write, table.guard.audit.write = table.guard.audit.write, _unavailable  # type: ignore[union-attr,method-assign]
-    delivery: Any = Delivery(table.honest())
-    assert (await processor.process(delivery)).cause is Cause.AUDIT_UNAVAILABLE  # type: ignore[union-attr]
-    table.guard.audit.write = write  # type: ignore[union-attr,method-assign]
-    assert await processor.probe(table.suspended[0].delivery)
-    assert (delivery.settled, table.letters.found, audit.path.read_text()) == (["requeue"], [], "")
 
 
 def _unavailable(*_: Any) -> None:
