@@ -1,13 +1,7 @@
-"""Thousands of dead letters of eight kinds, reviewed to the last: ``python -m integration.review.scenario``.
-
-``--letters 5000 --broker kafka``, on the brokers of the environment. Every count is held; a difference is an
-error. The tests play the same with fewer letters.
-"""
+"""Dead letters of eight kinds, reviewed to the last; every count is held, a difference is an error."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from integration.review.kills import acts
-from integration.review.scene import BROKERS, FORGED, KINDS, Scene, staged
+from integration.review.scene import FORGED, KINDS, Scene
 from mqauth.audit.chain import verify_chain
 from mqauth.errors import Reason
 from mqauth.review import Filter, Session, judge
@@ -101,16 +95,3 @@ class Story:
         assert Counter(bytes(verified.body or b"").split()[0] for verified in scene.handled) == {
             b"key_unknown": each, b"expired": each
         }  # fmt: skip
-
-
-def main(arguments: list[str]) -> None:
-    """Play it once and print what was counted."""
-    parser = argparse.ArgumentParser(prog="python -m integration.review.scenario")
-    parser.add_argument("--broker", choices=BROKERS, required=True)
-    parser.add_argument("--letters", type=int, default=5000)
-    wanted = parser.parse_args(arguments)
-    staged(wanted.broker, lambda scene: Story(scene, print).play(wanted.letters // len(KINDS)))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
