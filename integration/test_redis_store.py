@@ -21,7 +21,8 @@ import redis.retry
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from integration.redis_doubles import CountingRedis, LossyConnection, certificate, tls_front
+from integration.keyserver import Authority
+from integration.review.tunnel import Tunnel
 from integration.scale import nightly
 from integration.services import Redis
 from mqauth.errors import Cause, Unavailable
@@ -47,6 +48,32 @@ RUN = secrets.token_hex(4)
 _numbers = itertools.count()
 
 OpenStore = Callable[..., Any]
+
+
+class LossyConnection(client_library.Connection):
+    """A connection that breaks once, after the server did what it was told and before its answer is read."""
+
+    armed = False
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        """Read an answer, and lose it where the class is armed."""
+        answer = super().read_response(*args, **kwargs)
+        if LossyConnection.armed:
+            LossyConnection.armed = False
+            self.disconnect()
+            raise client_library.ConnectionError("lost on the way")
+        return answer
+
+
+class CountingRedis(client_library.Redis):
+    """A client that counts its round trips."""
+
+    trips = 0
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Count and execute."""
+        self.trips += 1
+        return super().execute_command(*args, **options)
 
 
 def namespace() -> str:
@@ -465,17 +492,17 @@ def test_password_wrong(own: Redis, open_store: OpenStore, admin: Any) -> None:
 
 def test_tls(own: Redis, open_store: OpenStore, tmp_path: Path) -> None:
     """TLS with the right certificate works; an unknown issuer or another host's certificate defers."""
-    pem, other = certificate(tmp_path, "127.0.0.1"), certificate(tmp_path, "elsewhere.example")
-    where = urlsplit(own.url)
-    with tls_front(pem, where.hostname or "", where.port or 0) as port:
-        url = f"rediss://127.0.0.1:{port}/0"
-        assert open_store(f"{url}?ssl_ca_certs={pem}", timeout=5).claim(wish()) is FRESH
-        assert _cause(lambda: open_store(url).claim(wish())) is Cause.REPLAY_STORE_UNAVAILABLE
-        assert _cause(lambda: open_store(f"{url}?ssl_ca_certs={other}").claim(wish())) is (
-            Cause.REPLAY_STORE_UNAVAILABLE
-        )
-    with tls_front(other, where.hostname or "", where.port or 0) as port:
-        wrong = open_store(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={other}")
+    authority, port = Authority(tmp_path), urlsplit(own.url).port or 0
+    trusting = f"?ssl_ca_certs={authority.path}"
+    with Tunnel(port, authority.issue()) as tunnel:
+        url = f"rediss://127.0.0.1:{tunnel.port}/0"
+        assert open_store(url + trusting, timeout=5).claim(wish()) is FRESH
+        for trust in ("", f"?ssl_ca_certs={Authority(tmp_path).path}"):
+            assert _cause(lambda trust=trust: open_store(url + trust).claim(wish())) is (
+                Cause.REPLAY_STORE_UNAVAILABLE
+            )
+    with Tunnel(port, authority.issue(host="elsewhere.example")) as tunnel:
+        wrong = open_store(f"rediss://127.0.0.1:{tunnel.port}/0{trusting}")
         assert _cause(lambda: wrong.claim(wish())) is Cause.REPLAY_STORE_UNAVAILABLE
 
 
