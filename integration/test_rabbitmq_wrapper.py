@@ -25,6 +25,7 @@ from opentelemetry.trace import SpanKind
 from pamqp import commands
 from pamqp.header import ContentHeader
 
+from integration.chaos.rabbitmq_scene import until
 from integration.queue_acks import ACTS, carry_out
 from integration.services import RabbitMQ
 from integration.wire import Wire
@@ -143,16 +144,6 @@ async def _bench(url: str, folder: Path) -> AsyncIterator[Bench]:
         channel = await connection.channel()
         for queue in (name, name + ".unparseable", name + ".dead"):
             await channel.queue_delete(queue)
-
-
-async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 60) -> None:
-    """Wait until a condition holds, or fail."""
-    async with asyncio.timeout(seconds):
-        while True:
-            found = condition()
-            if await found if isinstance(found, Awaitable) else found:
-                return
-            await asyncio.sleep(0.02)
 
 
 def text(letter: Message, name: str) -> str:
