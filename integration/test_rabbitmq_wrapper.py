@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -26,7 +25,6 @@ from pamqp import commands
 from pamqp.header import ContentHeader
 
 from integration.chaos.rabbitmq_scene import until
-from integration.queue_acks import ACTS, carry_out
 from integration.services import RabbitMQ
 from integration.wire import Wire
 from mqauth import (
@@ -41,8 +39,6 @@ from mqauth import (
     Verified,
 )  # fmt: skip
 from mqauth.brokers import rabbitmq as wrapper
-from mqauth.brokers.queue.client import Acks
-from mqauth.brokers.rabbitmq.consumer import sender
 from mqauth.brokers.rabbitmq.translate import MAX_HEADER_FRAME
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import Attempts
@@ -237,31 +233,6 @@ async def test_a_batch_and_a_lost_connection(bench: Bench) -> None:
         await until(_waits(bench, 0))
     confirmed = {b"%d" % number for number, result in enumerate(results) if isinstance(result, commands.Basic.Ack)}
     assert confirmed <= set(bench.handled)
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_acks_in_any_order(bench: Bench, seed: int) -> None:
-    """Settled in a random order, what was not is in the queue again after the channel, and nothing else."""
-    chance, count = random.Random(seed), 60
-    await asyncio.gather(*(bench.forge_one(b"%d" % number) for number in range(count)))
-    channel = await bench.consuming.channel()
-    underlay = await channel.get_underlay_channel()
-    await underlay.basic_qos(prefetch_count=count)
-    delivered, lost = dict[int, bytes](), list[Any]()
-    acks = Acks(underlay, sender(underlay, "q"), lost=lost.extend, window=count)
-
-    async def on_delivered(message: Any) -> None:
-        delivered[message.delivery_tag] = message.body
-        acks.opened(message.delivery_tag)
-
-    await underlay.basic_consume(bench.source.name, on_delivered)
-    await until(lambda: len(delivered) == count)
-    acts = [(number, chance.choice(ACTS)) for number in chance.sample(range(count), count)]
-    still = await carry_out(underlay, acks, sorted(delivered), acts)
-    await channel.close()
-    await until(_waits(bench, len(still)))
-    left = {(await bench.source.get()).body for _ in still}
-    assert (left, lost) == ({delivered[tag] for tag in still}, [])
 
 
 async def test_run_ends_when_its_queue_is_missing(bench: Bench) -> None:

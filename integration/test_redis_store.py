@@ -7,7 +7,6 @@ import itertools
 import logging
 import secrets
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -433,36 +432,6 @@ def test_eviction_told(store: Any, admin: Any, caplog: pytest.LogCaptureFixture,
     store.claim(wish())
     told = [record.levelno for record in caplog.records if "maxmemory-policy" in record.getMessage()]
     assert told == levels
-
-
-@pytest.mark.parametrize("restricted", [False, True], ids=["unsafe", "forbidden"])
-def test_concurrent_first_claims_tell_once(
-    own: Redis, admin: Any, caplog: pytest.LogCaptureFixture, restricted: bool
-) -> None:
-    """Twenty first claims at once, in a loop or in threads, say once what is wrong with the server."""
-    admin.config_set("maxmemory", "1gb")
-    admin.config_set("maxmemory-policy", "allkeys-lru")
-    url = own.url
-    if restricted:
-        admin.acl_setuser("mqauth", enabled=True, passwords=["+secret"], keys=["*"], commands=["+evalsha", "+eval",
-                          "+get", "+set", "+del", "+pttl", "+time"])  # fmt: skip
-        url = _with(own.url, "mqauth:secret@")
-
-    async def awaited() -> None:
-        store = RedisReplayStore.from_url(url, namespace=namespace())
-        await asyncio.gather(*(store.claim(wish(id=bytes([n]) * 16)) for n in range(20)))
-        await store.aclose()
-
-    asyncio.run(awaited())
-    told = [record for record in caplog.records if record.name == "mqauth.stores.redis"]
-    assert len(told) == 1
-    store = RedisReplayStore.from_url(url, namespace=namespace())
-    with ThreadPoolExecutor(20) as pool:
-        list(pool.map(lambda n: store.claim(wish(id=bytes([n + 100]) * 16)), range(20)))
-    store.close()
-    told = [record for record in caplog.records if record.name == "mqauth.stores.redis"]
-    assert len(told) == 2
-    admin.acl_deluser("mqauth")
 
 
 def test_info_forbidden(own: Redis, open_store: OpenStore, admin: Any, caplog: pytest.LogCaptureFixture) -> None:
