@@ -8,17 +8,18 @@ import os
 import secrets
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 import pytest
 
+from integration import waiting
 from integration.documentation import ROOT, Block, Reader, blocks, matches
 from integration.services.keycloak import Keycloak
 from integration.services.machine import LOOPBACK, Port
@@ -36,7 +37,7 @@ STOCK: Final = f"{DOMAIN}/shop/stock-api"
 REALM: Final = "mqauth"
 PATIENCE: Final = 180.0
 """Seconds in which what is waited for has to come."""
-_MOMENT: Final = 0.5
+until: Final = partial(waiting.until, seconds=PATIENCE, moment=0.5)
 _ENTRY: Final = "import sys; from mqauth.cli import main; sys.exit(main())"
 _AUTHORITY: Final = """\
 [authority]
@@ -114,19 +115,6 @@ class Answered(NamedTuple):
     status: int
     body: Mapping[str, Any]
     record: Mapping[str, Any] | None
-
-
-def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """Wait until a condition holds.
-
-    Raises:
-        TimeoutError: it did not come to hold.
-    """
-    waiting, ends = threading.Event(), time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > ends:
-            raise TimeoutError("the condition did not come to hold")
-        waiting.wait(_MOMENT)
 
 
 def parts(token: str) -> tuple[dict[str, Any], dict[str, Any]]:

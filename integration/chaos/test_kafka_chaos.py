@@ -17,11 +17,12 @@ from kafka.coordinator.assignors.range import RangePartitionAssignor
 from integration.chaos.faults import (
     SteppingClock,
 )
-from integration.chaos.kafka_scene import Scene, scene, until
+from integration.chaos.kafka_scene import Scene, scene
 from integration.chaos.row import Count
 from integration.chaos.rows import Rows
 from integration.services import Kafka, Redis
 from integration.services.cluster import KafkaCluster
+from integration.waiting import until
 from mqauth import Verified
 from mqauth.brokers import kafka
 
