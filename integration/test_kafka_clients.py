@@ -1,4 +1,4 @@
-"""What every client of Kafka promises, on the real broker: a silent broker, a slow handler, a missing codec."""
+"""What every client of Kafka promises, on the real broker: a silent broker, a slow handler, a damaged record."""
 
 from __future__ import annotations
 

@@ -35,7 +35,6 @@ from mqauth.testing.store_contract import (
     HELD,
     HERE,
     REPLAYED,
-    REREAD,
     BatchStoreContract,
     sibling,
     wish,
@@ -62,17 +61,6 @@ class LossyConnection(client_library.Connection):
             self.disconnect()
             raise client_library.ConnectionError("lost on the way")
         return answer
-
-
-class CountingRedis(client_library.Redis):
-    """A client that counts its round trips."""
-
-    trips = 0
-
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Count and execute."""
-        self.trips += 1
-        return super().execute_command(*args, **options)
 
 
 def namespace() -> str:
@@ -249,31 +237,6 @@ def test_script_lost(store: Any, live: Any, admin: Any) -> None:
     assert store.claim(live("second", redelivered=True)) is DUPLICATE
 
 
-def test_round_trips(own: Redis) -> None:
-    """A claim is one round trip, a confirm another, a poll of 500 one of each, single and in batches."""
-    with CountingRedis.from_url(own.url, socket_timeout=5) as client:
-        store = RedisReplayStore(client, namespace=namespace())
-        store.claim(wish())
-        trips = []
-        poll = [
-            one
-            for n in range(250)
-            for one in (
-                wish(id=n.to_bytes(16, "big"), place=("c", "orders", 0, n)),
-                sibling(n % 64, token=bytes([n // 64]) * 16, place=("c", "orders", 1, n)),
-            )
-        ]
-        for step in (
-            lambda: store.claim(wish(id=b"\xee" * 16)),
-            lambda: store.confirm(wish(id=b"\xee" * 16)),
-            lambda: store.claim_many(poll),
-        ):
-            before = client.trips
-            step()
-            trips.append(client.trips - before)
-    assert trips == [1, 1, 1]
-
-
 @pytest.mark.parametrize("retries", [0, 2], ids=["raised", "repeated by the client"])
 def test_answer_lost(own: Redis, retries: int) -> None:
     """A claim that was done while its answer was lost is made again by its owner, and no replay of itself."""
@@ -399,16 +362,8 @@ def test_damaged_value(own: Redis, open_store: OpenStore, admin: Any, value: byt
     assert _cause(lambda: store.claim(wish(redelivered=True))) is Cause.REPLAY_STORE_UNAVAILABLE
 
 
-def test_damaged_type(own: Redis, open_store: OpenStore, admin: Any) -> None:
-    """A key of another type is a fault of the store too."""
-    name = namespace()
-    store = open_store(own.url, namespace=name)
-    admin.lpush(_key(name), "x")
-    assert _cause(lambda: store.claim(wish())) is Cause.REPLAY_STORE_UNAVAILABLE
-
-
 def test_damaged_batch(own: Redis, open_store: OpenStore, admin: Any) -> None:
-    """So is a damaged field of a batch, and a batch's key of another type."""
+    """A damaged field of a batch, and a batch's key of another type, are faults of the store too."""
     name = namespace()
     store = open_store(own.url, namespace=name)
     store.claim(sibling(0))
@@ -473,18 +428,6 @@ def test_tls(own: Redis, open_store: OpenStore, tmp_path: Path) -> None:
     with Tunnel(port, authority.issue(host="elsewhere.example")) as tunnel:
         wrong = open_store(f"rediss://127.0.0.1:{tunnel.port}/0{trusting}")
         assert _cause(lambda: wrong.claim(wish())) is Cause.REPLAY_STORE_UNAVAILABLE
-
-
-@pytest.mark.parametrize("options", ["decode_responses=True", "protocol=2", "protocol=3"])
-def test_client_options(own: Redis, options: str) -> None:
-    """A client that decodes answers, or speaks either protocol, serves."""
-    name, _, value = options.partition("=")
-    chosen: dict[str, Any] = {name: int(value) if value.isdecimal() else True}
-    with client_library.Redis.from_url(own.url, socket_timeout=5, **chosen) as client:
-        store = RedisReplayStore(client, namespace=namespace())
-        assert store.claim(wish(place=HERE, id=b"\xff" * 16)) is FRESH
-        store.confirm(wish(place=HERE, id=b"\xff" * 16))
-        assert store.claim(wish("second", place=HERE, id=b"\xff" * 16)) is REREAD
 
 
 def test_shared_by_both_colours(own: Redis) -> None:
