@@ -113,10 +113,10 @@ class OfAKeystore(SigningContract):
 
 
 class Fault(NamedTuple):
-    """What befalls a service, what mends it if anything does, and what a producer is told."""
+    """What befalls a service, what mends it, and what a producer is told."""
 
     break_it: Callable[[Any], object]
-    mend: Callable[[Any], object] | None
+    mend: Callable[[Any], object]
     says: str
 
 
@@ -128,7 +128,6 @@ def signs_nothing_through(fault: Fault, held: Entered) -> str:
     with pytest.raises(Unavailable, match=fault.says) as caught:
         signer.sign(MESSAGE)
     assert caught.value.cause == "keys_unavailable"
-    if fault.mend is not None:
-        fault.mend(held)
-        assert accepted(signer.sign(MESSAGE), public) == public.kid
+    fault.mend(held)
+    assert accepted(signer.sign(MESSAGE), public) == public.kid
     return f"{caught.value!r}{caught.value.__cause__!r}"

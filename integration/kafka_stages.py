@@ -43,7 +43,7 @@ class AsyncLetters(Letters):
         await self._sink.publish(letter)
 
 
-class AiokafkaMember:
+class AiokafkaMember(LogMember):
     """A consumer in the background, behind a relay of its own.
 
     Args:
@@ -83,21 +83,12 @@ class AiokafkaMember:
         await asyncio.to_thread(self._stage.observe, {place: commit[0] for place, commit in offsets.items()})
         await self._calls[1](offsets)
 
-    @property
-    def failed(self) -> bool:
-        """Whether it ended with an error."""
-        return self._consumer.failed
-
-    def health(self) -> Any:
-        """Return its state."""
-        return self._consumer.health()
-
     def close(self) -> None:
         """Stop it in order, and leave the group."""
         try:
             self._thread.call(self._consumer.__aexit__(None, None, None))
         finally:
-            self._leave()
+            self.leave()
 
     def kill(self) -> None:
         """Let nothing of it reach the broker any more."""
@@ -109,7 +100,7 @@ class AiokafkaMember:
     def _bury(self) -> None:
         with suppress(BaseException):
             self._thread.call(self._consumer.stop())
-        self._leave()
+        self.leave()
 
     def cut(self) -> None:
         """Have the wire stand still."""
@@ -119,7 +110,8 @@ class AiokafkaMember:
         """Let it go on."""
         self._relay.go_on()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Close the clients, and end the loop."""
         for client in (self._client, self._letters):
             ending: Coroutine[Any, Any, None] = client.stop()
             with suppress(BaseException):

@@ -1,4 +1,4 @@
-"""Deliveries settled in any order through ``Acks``, on a channel that is RabbitMQ's or stands in for it."""
+"""Deliveries settled in any order through ``Acks``, on a channel that stands in for RabbitMQ's."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from integration.chaos.rabbitmq_scene import BlockingScene
 from integration.chaos.row import Letter
 from integration.services import Kafka, RabbitMQ, Redis
 from integration.victim import Orders
+from integration.waiting import until
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error
 
@@ -340,7 +341,7 @@ class KafkaDriver(Driver):
                 return False
 
             # As soon as the broker answers.
-            kafka_scene.until(done)
+            until(done)
             if most is NARROW:
                 time.sleep(seconds)
 

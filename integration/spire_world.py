@@ -9,15 +9,17 @@ import json
 import os
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from integration import waiting
 from integration.documentation import Block, Reader, blocks, matches
 from integration.services.machine import LOOPBACK, CommandError, Port, run
 from integration.services.spire import PROGRAMS, Agent, Spire, program
+from integration.waiting import PATIENCE
 from mqauth import TokenFile
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS
 from mqauth.keystore.identity.request import IdentityRequest, Refused
@@ -27,9 +29,7 @@ DOMAIN: Final = "prod.example"
 ORDERS: Final = f"spiffe://{DOMAIN}/shop/orders-api"
 STOCK: Final = f"spiffe://{DOMAIN}/shop/stock-api"
 SUBJECT: Final = f"wimse://{DOMAIN}/shop/orders-api"
-PATIENCE: Final = 120.0
-"""Seconds in which what is waited for has to come."""
-_MOMENT: Final = 0.5
+until: Final = partial(waiting.until, moment=0.5)
 _SERVE: Final = "mqauth authority serve"
 _FETCH: Final = "spire-agent api fetch"
 
@@ -61,19 +61,6 @@ def parts() -> tuple[list[Block], list[Block]]:
     found = list(blocks(PAGE))
     (begins,) = (number for number, block in enumerate(found) if block.text.startswith("experimental"))
     return found[:begins], found[begins:]
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait until a condition holds.
-
-    Raises:
-        TimeoutError: it did not come to hold.
-    """
-    waiting, ends = threading.Event(), time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > ends:
-            raise TimeoutError("the condition did not come to hold")
-        waiting.wait(_MOMENT)
 
 
 class Shop:

@@ -24,7 +24,8 @@ from integration.held_key import (
     OfAKeystore,
     signs_nothing_through,
 )
-from integration.redis_doubles import certificate, tls_front
+from integration.keyserver import Authority
+from integration.review.tunnel import Tunnel
 from integration.services.kms import Emulation, LocalKms, MiniStack
 from mqauth import Unavailable
 from mqauth.cli import main
@@ -391,13 +392,13 @@ def test_credentials_that_are_nowhere(held: KmsHeld) -> None:
 
 def test_an_endpoint_by_tls(held: KmsHeld, tmp_path: Path) -> None:
     """An endpoint of one's own is asked by TLS, with its CA; without that it is not trusted."""
-    pem, where = certificate(tmp_path, "127.0.0.1"), urlsplit(held.kms.url)
-    with tls_front(pem, where.hostname or "", where.port or 0) as port:
-        uri = f"awskms:{held.arn}?endpoint=https://127.0.0.1:{port}"
+    authority = Authority(tmp_path)
+    with Tunnel(urlsplit(held.kms.url).port or 0, authority.issue()) as tunnel:
+        uri = f"awskms:{held.arn}?endpoint=https://127.0.0.1:{tunnel.port}"
         with pytest.raises(Unavailable, match="SSLError"):
             held.adopt(uri)
         assert not held.store.folder.exists()
-        public = held.adopt(f"{uri}&ca={pem}")
+        public = held.adopt(f"{uri}&ca={authority.path}")
         assert accepted(held.signer().sign(MESSAGE), public) == public.kid
 
 

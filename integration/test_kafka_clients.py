@@ -1,4 +1,4 @@
-"""What every client of Kafka promises, on the real broker: a silent broker, a slow handler, a missing codec."""
+"""What every client of Kafka promises, on the real broker: a silent broker, a slow handler, a damaged record."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ from mqauth.brokers.log.records import (
     CommitUnansweredError,
     PoisonRecordError,
     ProducerFatalError,
-    dead_letter_headers,
 )
-from mqauth.errors import ConfigurationError, RetryLater
+from mqauth.errors import RetryLater
 from mqauth.testing.loop_thread import LoopThread
 from mqauth.testing.stage import wait_until
 from mqauth.testing.stage_aiokafka import AiokafkaClients
@@ -171,34 +170,6 @@ def test_a_handler_that_blocks_for_longer_than_the_session(bench: ClientBench) -
     finally:
         thread.close()
     assert Counter(bench.handled) == {b"0": 1, b"1": 1, b"2": 1}
-
-
-@pytest.mark.parametrize("consuming", SKIPPING.values(), ids=SKIPPING)
-def test_a_codec_that_is_not_installed(
-    consuming: Consuming, bench: ClientBench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Honest records in a codec that is missing here are not skipped: the consumer ends, and names the package."""
-    monkeypatch.setattr("kafka.codec.has_zstd", lambda: False)
-    monkeypatch.setattr("aiokafka.codec.has_zstd", lambda: False)
-    producer = Producer(
-        {"bootstrap.servers": servers(bench.broker.url)[0], "compression.type": "zstd", "linger.ms": 500}
-    )
-
-    def consume() -> None:
-        bench.send(b"plain")
-        with consuming(bench.wiring(consumer={"on_poison": "skip"})) as running:
-            health: Any = running.health
-            wait_until(lambda: bench.committed() == 1)
-            for number in range(30):
-                message = bench.signed(b"x" * 200 + b"%d" % number)
-                headers: Any = dead_letter_headers(message.headers)
-                producer.produce(bench.stage.topic, message.body, message.key, headers=headers)
-            assert producer.flush(60) == 0
-            wait_until(lambda: not health().running)
-
-    with pytest.raises(ConfigurationError, match=r"compressed with zstd.*pip install (zstandard|cramjam)$"):
-        consume()
-    assert (bench.handled, bench.committed(), bench.stage.letters()) == ([b"plain"], 1, [])
 
 
 @pytest.fixture(params=OURS.values(), ids=OURS)

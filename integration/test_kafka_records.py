@@ -1,11 +1,10 @@
-"""Records of a real Kafka: every header, batches of a producer, claims of a poll, and the place of each."""
+"""Records of a real Kafka: every header, batches of a producer, and the place of each."""
 
 from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -15,18 +14,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kafka import TopicPartition
 
-from integration.chaos.kafka_scene import scene
 from integration.kafka_batches import BatchContract, Seen
 from integration.scale import nightly
-from integration.services import Kafka, Redis
+from integration.services import Kafka
 from mqauth import MemoryReplayStore, Pipeline, Verified
 from mqauth.audit.sinks import CallableSink
 from mqauth.brokers import kafka as wrapper
 from mqauth.flow import Attempts
-from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.review.kafka import KafkaRecords
 from mqauth.review.letter import Letter, read
-from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage, wait_until
 from mqauth.wire.envelope import is_transport
@@ -201,38 +197,6 @@ class TestContract(BatchContract):
         stage.close()
 
 
-class Counting(RedisReplayStore):
-    """Counts its claims."""
-
-    batches: list[int]
-
-    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
-        """Claim one."""
-        self.batches.append(1)
-        return super().claim(request)
-
-    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
-        """Claim each."""
-        self.batches.append(len(requests))
-        return super().claim_many(requests)
-
-
-def test_one_round_trip_for_a_batch(kafka: Kafka, redis: Redis, tmp_path: Path) -> None:
-    """A thousand records of a partition, read by polls of 500, cost a claim a poll; none is handled twice."""
-    with scene(kafka.url, tmp_path, partitions=1) as row, row.audit_file() as audit:
-        row.send(1000)
-        store = Counting.from_url(redis.url, namespace=row.name)
-        assert isinstance(store, Counting)
-        row.keep(store)
-        store.batches = []
-        with row.consumer(row.guard(audit, store)) as consumer:
-            row.done(consumer)
-        assert sum(store.batches) == 1000
-        assert len(store.batches) <= 10  # a poll may return fewer than it might
-        assert sorted(row.handled) == sorted(row.honest)
-        assert row.letters() == []
-
-
 class Scene:
     """Consumers of one group with one replay store, on topics of one name."""
 
@@ -287,17 +251,6 @@ def test_letter_and_record_name_cluster_and_topic(stage: KafkaStage) -> None:
     assert (broker["cluster"], broker["topic"], broker["topic_id"]) == (cluster, stage.topic, topic_id)
 
 
-def test_topic_made_anew_is_another_place(stage: KafkaStage) -> None:
-    """A copy at the offset of its original, in a topic that was deleted and made anew, is ``replayed``."""
-    scene = Scene(stage)
-    stage.inject(scene.copy)
-    scene.consume(stage, 1)
-    make_anew(stage)
-    stage.inject(scene.copy)
-    scene.consume(stage, 1)
-    assert scene.verdicts == {"handled": 1, "replayed": 1}
-
-
 def test_record_read_again_has_the_ids_of_its_topic(stage: KafkaStage, client: Any) -> None:
     """What is read for a reference letter names cluster and topic: a letter of an old topic does not fit it."""
     stage.inject(Message(destination=stage.destination, body=b"x", key=b"k"))
@@ -338,10 +291,3 @@ def ids(stage: KafkaStage) -> tuple[str, str]:
     (topic,) = stage.admin.describe_topics([stage.topic])
     topic_id = base64.urlsafe_b64encode(UUID(str(topic["topic_id"])).bytes).rstrip(b"=").decode()
     return stage.admin.describe_cluster()["cluster_id"], topic_id
-
-
-def make_anew(stage: KafkaStage) -> None:
-    """Delete the source and make a topic of its name."""
-    stage.admin.delete_topics([stage.topic])
-    wait_until(lambda: stage.topic not in stage.admin.list_topics())
-    stage.create(stage.topic)

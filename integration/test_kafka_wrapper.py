@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,43 +18,22 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, Tracer
 
+from integration.client_bench import ClientBench
 from integration.services import Kafka
-from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verified
+from mqauth import Pipeline, Verified
 from mqauth.brokers import kafka as wrapper
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.flow import Attempts
 from mqauth.telemetry import traced
-from mqauth.testing.forge import Forge
-from mqauth.testing.stage_kafka import KafkaStage, wait_until
+from mqauth.testing.stage_kafka import wait_until
 
 
-@dataclass
-class Bench:
-    """A stage, its clients to be closed, and what was handled."""
-
-    stage: KafkaStage
-    audit: AuditFile
-    forge: Forge = field(default_factory=lambda: Forge(lifetime=600))
-    handled: list[bytes | None] = field(default_factory=list)
-    clients: list[Any] = field(default_factory=list)
+class Bench(ClientBench):
+    """A source of one partition, and what is closed in the end."""
 
     def guard(self, **settings: Any) -> Pipeline:
-        """Return a pipeline that trusts the forge's producer on the stage's source."""
-        wanted: dict[str, Any] = {
-            "verifier": self.forge.verifier(), "policy": self.forge.policy(self.stage.destination),
-            "replay": MemoryReplayStore(), "audit": self.audit, "attempts": Attempts(limit=2, wait=0, wait_max=0),
-        }  # fmt: skip
-        return Pipeline(**(wanted | settings))
-
-    def handler(self, verified: Verified) -> None:
-        """Remember what was handled."""
-        self.handled.append(verified.body)
-
-    def send(self, *bodies: bytes, partition: int = 0) -> None:
-        """Send signed, to one partition, and wait for the broker."""
-        for body in bodies:
-            future: Any = self.producer().send(self.stage.topic, body, b"k", None, partition)
-            future.get(timeout=30)
+        """Return a pipeline that tries a handler twice."""
+        return super().guard(attempts=Attempts(limit=2, wait=0, wait_max=0), **settings)
 
     def producer(self, **settings: Any) -> wrapper.Producer:
         """Return a wrapped producer."""
@@ -63,7 +41,7 @@ class Bench:
 
     def keep(self, client: Any) -> Any:
         """Have a client closed at the end."""
-        self.clients.append(client)
+        self.ending.callback(client.close)
         return client
 
     def consumer(self, handler: Callable[[Verified], Any] | None = None, /, **settings: Any) -> wrapper.Consumer:
@@ -71,28 +49,15 @@ class Bench:
         client = self.keep(self.stage.consumer(**settings.pop("client", {})))
         letters = wrapper.DeadLetters(self.keep(self.stage.dead_letter_client()), self.stage.dead, timeout=5)
         wanted: dict[str, Any] = {"dead_letters": letters, "backoff": wrapper.Backoff(first=0.1, longest=1)}
-        guard = settings.pop("guard", None) or self.guard()
-        return wrapper.Consumer(client, guard, handler or self.handler, **(wanted | settings))
-
-    def committed(self, partition: int = 0) -> int | None:
-        """Return the group's committed offset."""
-        client = self.stage.consumer()
-        try:
-            offset: int | None = client.committed(TopicPartition(self.stage.topic, partition))
-            return offset
-        finally:
-            client.close()
+        return wrapper.Consumer(client, self.guard(), handler or self.handle, **(wanted | settings))
 
 
 @pytest.fixture
 def bench(kafka: Kafka, tmp_path: Path) -> Iterator[Bench]:
-    """A bench with a source of one partition."""
-    with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
-        bench = Bench(KafkaStage(kafka.url), audit)
+    """A fresh bench."""
+    bench = Bench(kafka, tmp_path)
+    with bench.ending:
         yield bench
-        for client in bench.clients:
-            client.close()
-        bench.stage.close()
 
 
 def test_a_response_that_has_just_come(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +91,7 @@ def test_slow_handler(bench: Bench) -> None:
     def handler(verified: Verified) -> None:
         if verified.body == b"slow":
             slow.wait(timeout=4)
-        bench.handler(verified)
+        bench.handle(verified)
 
     client = {"max_poll_interval_ms": 1500, "session_timeout_ms": 6000, "heartbeat_interval_ms": 300}
     with bench.consumer(handler, client=client) as consumer:

@@ -16,7 +16,7 @@ import pytest
 from integration.client_bench import ClientBench
 from integration.documentation import Reader, blocks
 from integration.every_client import CLIENTS
-from integration.redis_doubles import certificate
+from integration.keyserver import Authority
 from integration.services.opa import Agent, bundle, program
 from mqauth import OPA, Decision, Unavailable
 from mqauth.cli import main
@@ -134,16 +134,17 @@ allow if input.path[2] == "none"
 
 def test_tls_with_a_ca_of_ones_own_and_a_token(tmp_path: Path) -> None:
     """Over https with our CA and the right token it decides; with another CA or token it is no decision."""
-    cert, other = certificate(tmp_path, "127.0.0.1"), certificate(tmp_path, "localhost")
+    authority, other = Authority(tmp_path), Authority(tmp_path).path
+    ca = authority.path
     policies = {"authz.rego": GUARDED, "policy.rego": policy_of(PLACE), "token": "s3cret\n", "wrong": "guess\n"}
     for name, text in policies.items():
         (tmp_path / name).write_text(text)
     files = [str(tmp_path / "authz.rego"), str(tmp_path / "policy.rego")]
-    with Agent.launch("--authentication=token", "--authorization=basic", *files, tls=cert) as own:
-        good = opa_of(own, ca=cert, token_file=tmp_path / "token")
+    with Agent.launch("--authentication=token", "--authorization=basic", *files, tls=authority.issue()) as own:
+        good = opa_of(own, ca=ca, token_file=tmp_path / "token")
         assert good.decide(honest()) is Decision.ALLOW
-        assert failure(opa_of(own, ca=cert, token_file=tmp_path / "wrong")) == "status 401"
-        assert failure(opa_of(own, ca=cert)) == "status 401"
+        assert failure(opa_of(own, ca=ca, token_file=tmp_path / "wrong")) == "status 401"
+        assert failure(opa_of(own, ca=ca)) == "status 401"
         said = failure(opa_of(own, ca=other, token_file=tmp_path / "token"))
         assert said.startswith("its certificate is not trusted")
 

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,17 @@ import pika
 import pytest
 from pika.exceptions import AMQPError, NackError
 
-from integration.client_bench import stage_on
+from integration.client_bench import ClientBench, stage_on
 from integration.services import RabbitMQ
 from integration.stage_pika import PikaQueueStage
 from integration.test_contract_rabbitmq import RealQueueDeliveries
 from mqauth import MemoryReplayStore, Pipeline, Verdict, Verified
-from mqauth.audit.file import AuditFile
 from mqauth.brokers import pika as leaf
 from mqauth.errors import MalformedMessage, StaleDelivery
 from mqauth.testing.contract import BatchContract
-from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import wait_until
 from mqauth.testing.stage_pika import PikaStage, close, connect
-from mqauth.wire.message import TOKEN_HEADER, Message
+from mqauth.wire.message import TOKEN_HEADER
 
 
 class TestPikaInBatches(BatchContract):
@@ -47,80 +45,60 @@ HEARTBEAT = 1
 """Seconds between two heartbeats; the broker ends a connection that is silent for longer than two of them."""
 
 
-class World:
-    """A stage, an issuer, and a consumer's pipeline."""
+class World(ClientBench):
+    """A bench whose clients are pika's."""
 
-    def __init__(self, url: str, folder: Path) -> None:
-        self.url = url
-        self.stage = PikaStage(url, prefetch=10)
-        self.forge = Forge(lifetime=600)
-        self.undo = ExitStack()
-        self.audit = self.undo.enter_context(AuditFile(folder / "audit.jsonl", fsync=False))
+    def __init__(self, broker: RabbitMQ, folder: Path) -> None:
+        super().__init__(broker, folder, PikaStage(broker.url, prefetch=10))
+        self.exchange: str = self.stage._exchange
         self.store = MemoryReplayStore()
-        self.handled: list[bytes | None] = []
 
-    @property
-    def exchange(self) -> str:
-        """The exchange of the stage."""
-        return self.stage._exchange
+    def guard(self, **settings: Any) -> Pipeline:
+        """Return a pipeline whose claims outlive a consumer."""
+        return super().guard(**({"replay": self.store} | settings))
 
     def connect(self, more: str = "") -> pika.BlockingConnection:
         """Return a connection that is closed in the end."""
-        connection = connect(self.url + more)
-        self.undo.callback(close, connection)
+        connection = connect(self.broker.url + more)
+        self.ending.callback(close, connection)
         return connection
 
     def producer(self, exchange: str | None = None, **settings: Any) -> leaf.Producer:
         """Return a producer that is closed in the end."""
         found = self.exchange if exchange is None else exchange
-        return self.undo.enter_context(leaf.Producer(self.connect(), found, self.forge.signer(), **settings))
+        return self.ending.enter_context(leaf.Producer(self.connect(), found, self.forge.signer(), **settings))
 
-    def guard(self, audit: Any = None) -> Pipeline:
-        """Return a pipeline."""
-        policy = self.forge.policy(self.stage.destination)
-        return Pipeline(
-            verifier=self.forge.verifier(), policy=policy, replay=self.store, audit=audit or self.audit
-        )
-
-    def letters(self) -> leaf.DeadLetters:
+    def dead_letters(self) -> leaf.DeadLetters:
         """Return dead letters on a connection of their own."""
         return leaf.DeadLetters(self.connect(), self.stage.dead, timeout=5)
 
-    def consumer(self, handler: Any, more: str = "", *, audit: Any = None, **settings: Any) -> leaf.Consumer:
+    def consumer(
+        self, handler: Any = None, more: str = "", *, audit: Any = None, **settings: Any
+    ) -> leaf.Consumer:
         """Return a consumer on connections of its own."""
+        guard, letters = self.guard(audit=audit or self.audit), self.dead_letters()
         return leaf.Consumer(
-            self.connect(more),
-            self.stage.queue,
-            self.guard(audit),
-            handler,
-            dead_letters=self.letters(),
-            **settings,
+            self.connect(more), self.source, guard, handler or self.handle, dead_letters=letters, **settings
         )
 
-    def send(self, *bodies: bytes, **properties: Any) -> None:
-        """Publish signed messages."""
+    def publish(self, body: bytes, **properties: Any) -> None:
+        """Publish a signed message with properties."""
         with leaf.Producer(self.connect(), self.exchange, self.forge.signer()) as producer:
-            for body in bodies:
-                producer.publish(body, "orders.created", pika.BasicProperties(**properties))
+            producer.publish(body, "orders.created", pika.BasicProperties(**properties))
 
     def left(self, queue: str = "") -> int:
         """Return how many messages wait in a queue."""
-        with connect(self.url) as connection:
-            found = connection.channel().queue_declare(queue or self.stage.queue, passive=True)
+        with connect(self.broker.url) as connection:
+            found = connection.channel().queue_declare(queue or self.source, passive=True)
             return int(found.method.message_count)
-
-    def close(self) -> None:
-        """Tidy up."""
-        self.undo.close()
-        self.stage.close()
 
 
 @pytest.fixture
 def world(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[World]:
     """A fresh world."""
-    world = World(rabbitmq.url, tmp_path)
-    yield world
-    world.close()
+    world = World(rabbitmq, tmp_path)
+    with world.ending:
+        yield world
 
 
 def test_threads_share_signatures(world: World) -> None:
@@ -136,7 +114,7 @@ def test_threads_share_signatures(world: World) -> None:
     for thread in threads:
         thread.join(30)
     channel = world.connect().channel()
-    found = [channel.basic_get(world.stage.queue, auto_ack=True) for _ in range(64)]
+    found = [channel.basic_get(world.source, auto_ack=True) for _ in range(64)]
     assert sorted(int(body) for _, _, body in found) == list(range(64))
     signatures = {properties.headers[TOKEN_HEADER].partition("~")[0] for _, properties, _ in found}
     assert len(signatures) < 64
@@ -164,7 +142,7 @@ def test_refused(world: World) -> None:
     producer.publish(b"1", full.method.queue)
     refused = [producer.submit(b"2", full.method.queue) for _ in range(10)]
     assert NackError in [type(each.exception(30)) for each in refused]
-    producer.publish(b"3", world.stage.queue)
+    producer.publish(b"3", world.source)
 
 
 def test_what_cannot_be_sent(world: World) -> None:
@@ -203,7 +181,7 @@ def test_idle_for_longer_than_heartbeats(world: World) -> None:
         producer.publish(b"1", "orders.created")
         threading.Event().wait(4 * HEARTBEAT)
         producer.publish(b"2", "orders.created")
-    assert connection.channel().queue_declare(world.stage.queue, passive=True).method.message_count == 2
+    assert connection.channel().queue_declare(world.source, passive=True).method.message_count == 2
 
 
 def test_a_lost_connection_is_an_error(world: World) -> None:
@@ -260,11 +238,7 @@ def test_a_stop_waits_for_a_plain_handler(world: World) -> None:
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_connection_ends_the_consumer(world: World, lost: int, how: str) -> None:
     """Where its connection, or that of its letters, is lost, ``run`` ends with pika's error; another goes on."""
-
-    def handler(verified: Verified) -> None:
-        world.handled.append(verified.body)
-
-    consumer = world.consumer(handler, hold=1)
+    consumer = world.consumer(hold=1)
     world.send(b"1")
     link = consumer._links[lost]
     with pytest.raises((AMQPError, OSError)), consumer:  # noqa: PT012 - it ends within
@@ -276,26 +250,21 @@ def test_a_lost_connection_ends_the_consumer(world: World, lost: int, how: str) 
             consumer._loop.call_soon_threadsafe(link.lose, AMQPError("no answer"))
         wait_until(lambda: consumer.failed)
     world.send(b"2")
-    again = world.consumer(handler)
-    with again:
+    with world.consumer():
         wait_until(lambda: world.handled == [b"1", b"2"])
     assert (world.left(), world.left(world.stage.dead)) == (0, 0)
 
 
 def test_no_queue(world: World) -> None:
     """A queue that is not there is pika's own error."""
-    letters = world.letters()
-    consumer = leaf.Consumer(world.connect(), "missing", world.guard(), world.handled.append, dead_letters=letters)
+    world.source = "missing"
+    consumer = world.consumer()
     with pytest.raises(pika.exceptions.ChannelClosedByBroker):
         consumer.run()
 
 
 def test_poison(world: World) -> None:
     """What pika cannot decode ends the connection, until the broker puts it away; nobody else is condemned."""
-
-    def handler(verified: Verified) -> None:
-        world.handled.append(verified.body)
-
     channel = world.connect().channel()
     poison = pika.BasicProperties(headers={"x": pika.compat.long(1)})
     raw = b"".join(poison.encode())
@@ -308,12 +277,12 @@ def test_poison(world: World) -> None:
     # The broker puts it away a moment after it has ended a connection, so the last consumer has a healthy message.
     while not world.handled:
         errors = suppress(AMQPError, OSError, ValueError, OverflowError)
-        with errors, world.consumer(handler, prefetch=1) as consumer:
+        with errors, world.consumer(prefetch=1) as consumer:
             wait_until(partial(lambda one: one.failed or world.handled, consumer))
         ends += 1
         assert ends < 40
     assert (ends > 1, world.handled) == (True, [b"1"])
-    assert world.left(world.stage.queue + ".unparseable") == 1
+    assert world.left(world.source + ".unparseable") == 1
     assert world.left(world.stage.dead) == 0
 
 
@@ -331,7 +300,7 @@ def test_answer(world: World, kind: str) -> None:
         await verified.reply(b"yes")
         consumer.stop()
 
-    world.send(b"ask", reply_to=mailbox, correlation_id="7")
+    world.publish(b"ask", reply_to=mailbox, correlation_id="7")
     consumer = world.consumer(plain if kind == "plain" else asynchronous, replies=world.producer(""))
     consumer.run()
     method, properties, body = channel.basic_get(mailbox, auto_ack=True)
@@ -345,8 +314,8 @@ def test_audit_queue(world: World) -> None:
     """An audit record on a queue is one that the broker has confirmed."""
     sink = leaf.AuditQueue(world.connect(), f"{world.stage.dead}.audit")
     sink.declare()
-    world.stage.inject(Message(destination=world.stage.destination, body=b"forged"))
-    with world.consumer(world.handled.append, audit=sink):
+    world.forge_some(b"forged")
+    with world.consumer(audit=sink):
         wait_until(lambda: len(world.stage.letters()) == 1)
     channel = world.connect().channel()
     _, _, body = channel.basic_get(sink.name, auto_ack=True)
@@ -359,7 +328,7 @@ def own_loop(world: World, act: Callable[..., None], until: Callable[[], bool]) 
     connection = world.connect()
     channel = connection.channel()
     channel.basic_qos(prefetch_count=10)
-    channel.basic_consume(world.stage.queue, act)
+    channel.basic_consume(world.source, act)
     deadline = time.monotonic() + 30
     while not until():
         assert time.monotonic() < deadline
@@ -369,17 +338,13 @@ def own_loop(world: World, act: Callable[..., None], until: Callable[[], bool]) 
 
 def test_judged_in_a_loop_of_ones_own(world: World) -> None:
     """``judge`` in a callback accepts, and dead-letters a forgery and a replay, with its own acks."""
-    guard, letters, audit = (
-        world.guard(),
-        world.letters(),
-        leaf.AuditQueue(world.connect(), f"{world.stage.dead}.a"),
-    )
+    letters, audit = world.dead_letters(), leaf.AuditQueue(world.connect(), f"{world.stage.dead}.a")
     audit.declare()
-    guard = world.guard(audit)
+    guard = world.guard(audit=audit)
     verdicts: list[Verdict] = []
 
     def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        judgement = leaf.judge(guard, channel, method, properties, body, queue=world.stage.queue)
+        judgement = leaf.judge(guard, channel, method, properties, body, queue=world.source)
         verdicts.append(judgement.verdict)
         if judgement.verdict is Verdict.ACCEPTED:
             world.handled.append(body)
@@ -390,10 +355,10 @@ def test_judged_in_a_loop_of_ones_own(world: World) -> None:
 
     world.send(b"1")
     channel = world.connect().channel()
-    method, properties, body = channel.basic_get(world.stage.queue)
+    method, properties, body = channel.basic_get(world.source)
     channel.basic_publish(world.exchange, "orders.created", body, properties)
     channel.basic_nack(method.delivery_tag)
-    world.stage.inject(Message(destination=world.stage.destination, body=b"forged"))
+    world.forge_some(b"forged")
     own_loop(world, on_message, lambda: len(verdicts) == 3)
     reasons = [letter.occurrences("mqauth-dead-reason")[0] for letter in world.stage.letters()]
     assert (world.handled, sorted(map(str, reasons))) == ([b"1"], ["replayed", "token_missing"])
@@ -410,7 +375,7 @@ def test_judged_too_late(world: World) -> None:
         with pytest.raises((AMQPError, OSError)):
             channel.flow(True)
         with pytest.raises(StaleDelivery):
-            leaf.judge(world.guard(), channel, method, properties, body, queue=world.stage.queue)
+            leaf.judge(world.guard(), channel, method, properties, body, queue=world.source)
         world.handled.append(body)
 
     world.send(b"1")

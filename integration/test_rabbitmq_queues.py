@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -16,28 +15,24 @@ from typing import Any
 import aio_pika
 import pytest
 from aio_pika import Queue, exceptions
-from aio_pika.abc import AbstractChannel
+from aio_pika.abc import AbstractChannel, AbstractExchange
 from pamqp import commands
 
+from integration.chaos.rabbitmq_scene import until
 from integration.services import RabbitMQ
-from integration.test_rabbitmq_wrapper import Bench, _bench, until
-from mqauth import ConfigurationError, MemoryReplayStore, Pipeline, Reason, Verified
-from mqauth.audit.record import AuditRecord
-from mqauth.audit.sinks import CallableSink
-from mqauth.brokers import rabbitmq
+from integration.test_rabbitmq_wrapper import Bench, _bench, text
+from mqauth import ConfigurationError, Reason
 from mqauth.brokers import rabbitmq as wrapper
 from mqauth.brokers.amqp_topology import is_stream
 from mqauth.brokers.rabbitmq.channel import ready
 from mqauth.brokers.rabbitmq.confirmed import refusal
-from mqauth.brokers.rabbitmq.translate import MAX_HEADER_FRAME, to_native
+from mqauth.brokers.rabbitmq.translate import MAX_HEADER_FRAME
 from mqauth.cli import main
 from mqauth.clock import SystemClock
 from mqauth.errors import Cause
 from mqauth.judging.policy import Allow
 from mqauth.review.rabbitmq import RabbitMQLetterBox
-from mqauth.testing.forge import SUBJECT, Forge
-from mqauth.wire.destination import rabbitmq as destination
-from mqauth.wire.message import Message
+from mqauth.testing.forge import SUBJECT
 
 AWAY = 2
 """Seconds."""
@@ -245,15 +240,9 @@ async def _publish_mode(bench: Bench, mode: int, queue: str, message: aio_pika.M
     await channel.basic_publish(message.body, routing_key=queue, properties=properties)
 
 
-def _header(letter: Any, name: str) -> str:
-    """Return one of our headers on a letter."""
-    (value,) = letter.occurrences("mqauth-dead-" + name)
-    return str(value)
-
-
 def _property(letter: Any, name: str) -> str:
     """Return a property of the message in a letter."""
-    found: dict[str, str] = json.loads(_header(letter, "metadata"))["properties"]
+    found: dict[str, str] = json.loads(text(letter, "metadata"))["properties"]
     return found[name]
 
 
@@ -274,7 +263,7 @@ async def test_every_delivery_mode(bench: Bench, instrumented: bool, monkeypatch
         await until(lambda: len(bench.outcomes) == 257, 40)
         await until(lambda: consumer.health().in_flight == 0)
     letters = await bench.buried()
-    reasons = Counter(_header(letter, "reason") for letter in letters)
+    reasons = Counter(text(letter, "reason") for letter in letters)
     assert reasons == {"message_malformed": 253, "token_missing": 3}
     assert {_property(letter, "delivery-mode") for letter in letters} == set(map(str, range(1, 256)))
     assert bench.handled == [b"honest"]
@@ -291,7 +280,7 @@ async def test_signed(bench: Bench) -> None:
         )
         await until(lambda: len(bench.outcomes) == 1)
     (letter,) = await bench.buried()
-    assert (_header(letter, "reason"), letter.body, bench.handled) == ("message_malformed", b"signed", [])
+    assert (text(letter, "reason"), letter.body, bench.handled) == ("message_malformed", b"signed", [])
 
 
 async def test_own_consumers(bench: Bench) -> None:
@@ -344,98 +333,64 @@ async def test_a_box_whose_queue_counts_nothing(bench: Bench, monkeypatch: pytes
 
 KEY = "orders.created"
 WAITS_MS = 100
-WITHIN = 60
-
-
-class Scene:
-    """An exchange, a source as recommended, and a consumer's verdicts."""
-
-    def __init__(self, channel: Any) -> None:
-        self.channel = channel
-        self.name = f"moves-{uuid.uuid4().hex[:8]}"
-        self.forge = Forge(lifetime=600)
-        self.verdicts: asyncio.Queue[str | None] = asyncio.Queue()
-
-    async def open(self) -> None:
-        """Declare everything."""
-        self.exchange = await self.channel.declare_exchange(self.name, aio_pika.ExchangeType.TOPIC)
-        self.source = await rabbitmq.declare_source(self.channel, self.name)
-        await self.source.bind(self.exchange, KEY)
-        await rabbitmq.declare_dead_letters(self.channel, f"{self.name}.dead")
-
-    async def close(self) -> None:
-        """Delete it again."""
-        for queue in (self.name, f"{self.name}.unparseable", f"{self.name}.dead"):
-            await self.channel.queue_delete(queue)
-        await self.exchange.delete()
-
-    async def waits(self, **arguments: str) -> aio_pika.abc.AbstractQueue:
-        """Declare a queue whose messages leave it after a moment, for where its arguments say."""
-        wanted = {"x-message-ttl": WAITS_MS} | {
-            f"x-dead-letter-{name}": value for name, value in arguments.items()
-        }
-        queue: aio_pika.abc.AbstractQueue = await self.channel.declare_queue(exclusive=True, arguments=wanted)
-        return queue
-
-    async def publish(self, exchange: str, routing_key: str, **properties: Any) -> None:
-        """Publish a message signed for the scene's exchange, wherever to."""
-        named = {"message-id": uuid.uuid4().hex}
-        message = Message(destination=destination(self.name, KEY), body=b"x", properties=named)
-        native = to_native(self.forge.seal(message), message_id=named["message-id"])
-        for name, value in properties.items():
-            setattr(native, name, value)
-        await (await self.channel.get_exchange(exchange, ensure=False)).publish(native, routing_key)
-
-    async def verdict(self) -> str | None:
-        """Consume until a message has a verdict, and return it."""
-        guard = Pipeline(
-            verifier=self.forge.verifier(), policy=self.forge.policy(destination(self.name, KEY)),
-            replay=MemoryReplayStore(), audit=CallableSink(self._note),
-        )  # fmt: skip
-        letters = rabbitmq.DeadLetters(self.channel, f"{self.name}.dead")
-        async with rabbitmq.Consumer(self.source, guard, self._handle, dead_letters=letters):
-            return await asyncio.wait_for(self.verdicts.get(), WITHIN)
-
-    def _note(self, record: AuditRecord) -> None:
-        self.verdicts.put_nowait(record.reason)
-
-    def _handle(self, _verified: Verified) -> None:
-        self.verdicts.put_nowait("handled")
 
 
 @pytest.fixture
-async def scene(rabbitmq: RabbitMQ) -> AsyncIterator[Scene]:
-    """A scene on a connection of its own."""
-    async with await aio_pika.connect_robust(rabbitmq.url) as connection:
-        made = Scene(await connection.channel())
-        await made.open()
-        yield made
-        await made.close()
+async def exchange(bench: Bench) -> AsyncIterator[AbstractExchange]:
+    """An exchange that leads to the source by a key."""
+    made = await bench.channel.declare_exchange(f"{bench.source.name}.shop", aio_pika.ExchangeType.TOPIC)
+    await bench.source.bind(made, KEY)
+    yield made
+    await made.delete()
 
 
-async def test_parked_message_is_of_another_destination(scene: Scene) -> None:
+async def waits(bench: Bench, **arguments: str) -> aio_pika.abc.AbstractQueue:
+    """Declare a queue whose messages leave it after a moment, for where its arguments say."""
+    named = {f"x-dead-letter-{name.replace('_', '-')}": value for name, value in arguments.items()}
+    return await bench.channel.declare_queue(exclusive=True, arguments=named | {"x-message-ttl": WAITS_MS})
+
+
+def signed_for(exchange: AbstractExchange, bench: Bench, **properties: Any) -> aio_pika.Message:
+    """Return a message that was signed for the exchange, and has these properties since."""
+    native = wrapper.Producer(exchange, bench.forge.signer()).seal(aio_pika.Message(b"x"), KEY)
+    for name, value in properties.items():
+        setattr(native, name, value)
+    return native
+
+
+async def reason_at(exchange: AbstractExchange, bench: Bench) -> Reason | None:
+    """Consume until a message has a verdict; return why it was rejected, if it was."""
+    guard = bench.guard(policy=Allow({SUBJECT: [f"rabbitmq:{exchange.name}/{KEY}"]}))
+    async with bench.consumer(guard=guard):
+        await until(lambda: bool(bench.outcomes))
+    return bench.outcomes[0].reason
+
+
+async def test_parked_message_is_of_another_destination(exchange: AbstractExchange, bench: Bench) -> None:
     """A message that waited in a queue which leads to the source by name is ``destination_mismatch``."""
-    park = await scene.waits(exchange="", **{"routing-key": scene.name})
-    await park.bind(scene.exchange, "orders.parked")
-    await scene.publish(scene.name, "orders.parked")
-    assert await scene.verdict() == "destination_mismatch"
+    park = await waits(bench, exchange="", routing_key=bench.source.name)
+    await park.bind(exchange, "orders.parked")
+    await exchange.publish(signed_for(exchange, bench), "orders.parked")
+    assert await reason_at(exchange, bench) is Reason.DESTINATION_MISMATCH
 
 
-async def test_queue_that_leads_back_to_the_exchange_keeps_the_destination(scene: Scene) -> None:
+async def test_queue_that_leads_back_to_the_exchange_keeps_the_destination(
+    exchange: AbstractExchange, bench: Bench
+) -> None:
     """A message that comes back to its exchange under its own routing key is handled."""
-    retry = await scene.channel.declare_exchange(
-        f"{scene.name}.retry", aio_pika.ExchangeType.FANOUT, auto_delete=True
-    )
-    await (await scene.waits(exchange=scene.name)).bind(retry)
-    await scene.publish(retry.name, KEY)
-    assert await scene.verdict() == "handled"
+    fanout = aio_pika.ExchangeType.FANOUT
+    retry = await bench.channel.declare_exchange(f"{exchange.name}.retry", fanout, auto_delete=True)
+    await (await waits(bench, exchange=exchange.name)).bind(retry)
+    await retry.publish(signed_for(exchange, bench), KEY)
+    assert await reason_at(exchange, bench) is None
+    assert bench.handled == [b"x"]
 
 
-async def test_message_whose_own_ttl_is_over(scene: Scene) -> None:
+async def test_message_whose_own_ttl_is_over(exchange: AbstractExchange, bench: Bench) -> None:
     """A message with an ``expiration`` leaves the source unhandled, for the unparseable."""
-    await scene.publish(scene.name, KEY, expiration=WAITS_MS / 1000)
-    unparseable = await scene.channel.get_queue(f"{scene.name}.unparseable", ensure=False)
-    async with unparseable.iterator(timeout=WITHIN) as messages:
+    await exchange.publish(signed_for(exchange, bench, expiration=WAITS_MS / 1000), KEY)
+    unparseable = await bench.channel.get_queue(f"{bench.source.name}.unparseable", ensure=False)
+    async with unparseable.iterator(timeout=60) as messages:
         moved = await anext(messages)
         await moved.ack()
     assert moved.headers["x-first-death-reason"] == "expired"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -25,7 +24,7 @@ from opentelemetry.trace import SpanKind
 from pamqp import commands
 from pamqp.header import ContentHeader
 
-from integration.queue_acks import ACTS, carry_out
+from integration.chaos.rabbitmq_scene import until
 from integration.services import RabbitMQ
 from integration.wire import Wire
 from mqauth import (
@@ -40,8 +39,6 @@ from mqauth import (
     Verified,
 )  # fmt: skip
 from mqauth.brokers import rabbitmq as wrapper
-from mqauth.brokers.queue.client import Acks
-from mqauth.brokers.rabbitmq.consumer import sender
 from mqauth.brokers.rabbitmq.translate import MAX_HEADER_FRAME
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import Attempts
@@ -145,16 +142,6 @@ async def _bench(url: str, folder: Path) -> AsyncIterator[Bench]:
             await channel.queue_delete(queue)
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 60) -> None:
-    """Wait until a condition holds, or fail."""
-    async with asyncio.timeout(seconds):
-        while True:
-            found = condition()
-            if await found if isinstance(found, Awaitable) else found:
-                return
-            await asyncio.sleep(0.02)
-
-
 def text(letter: Message, name: str) -> str:
     """Return one of our headers on a letter."""
     (value,) = letter.occurrences("mqauth-dead-" + name)
@@ -246,31 +233,6 @@ async def test_a_batch_and_a_lost_connection(bench: Bench) -> None:
         await until(_waits(bench, 0))
     confirmed = {b"%d" % number for number, result in enumerate(results) if isinstance(result, commands.Basic.Ack)}
     assert confirmed <= set(bench.handled)
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_acks_in_any_order(bench: Bench, seed: int) -> None:
-    """Settled in a random order, what was not is in the queue again after the channel, and nothing else."""
-    chance, count = random.Random(seed), 60
-    await asyncio.gather(*(bench.forge_one(b"%d" % number) for number in range(count)))
-    channel = await bench.consuming.channel()
-    underlay = await channel.get_underlay_channel()
-    await underlay.basic_qos(prefetch_count=count)
-    delivered, lost = dict[int, bytes](), list[Any]()
-    acks = Acks(underlay, sender(underlay, "q"), lost=lost.extend, window=count)
-
-    async def on_delivered(message: Any) -> None:
-        delivered[message.delivery_tag] = message.body
-        acks.opened(message.delivery_tag)
-
-    await underlay.basic_consume(bench.source.name, on_delivered)
-    await until(lambda: len(delivered) == count)
-    acts = [(number, chance.choice(ACTS)) for number in chance.sample(range(count), count)]
-    still = await carry_out(underlay, acks, sorted(delivered), acts)
-    await channel.close()
-    await until(_waits(bench, len(still)))
-    left = {(await bench.source.get()).body for _ in still}
-    assert (left, lost) == ({delivered[tag] for tag in still}, [])
 
 
 async def test_run_ends_when_its_queue_is_missing(bench: Bench) -> None:
@@ -541,6 +503,9 @@ async def test_connection_lost(bench: Bench, rabbitmq: RabbitMQ, lost: str) -> N
     """A handler whose answer cannot be sent is put off, and not failed: each request is answered and settled."""
     mailbox, calls = await _asked(bench), Counter[bytes]()
 
+    def verdicts() -> list[Verdict]:
+        return [outcome.verdict for outcome in bench.outcomes]
+
     async def handler(verified: Verified) -> None:
         calls[verified.body or b""] += 1
         await verified.reply(verified.body or b"")
@@ -559,48 +524,11 @@ async def test_connection_lost(bench: Bench, rabbitmq: RabbitMQ, lost: str) -> N
             await until(lambda: len(calls) == REQUESTS)
             wire.cut()
             await until(lambda: consumer.health().cause is Cause.HANDLER_DEFERRED)
-            await until(lambda: _accepted(bench) == REQUESTS)
+            await until(lambda: verdicts().count(Verdict.ACCEPTED) == REQUESTS)
+    assert Verdict.REJECTED not in verdicts()
     assert await bench.buried() == []
     assert await bench.left() == 0
     assert await bench.left(mailbox) >= REQUESTS
-
-
-def _accepted(bench: Bench) -> int:
-    """Return how many requests were accepted; none may be rejected."""
-    assert not [outcome for outcome in bench.outcomes if outcome.verdict is Verdict.REJECTED]
-    return sum(outcome.verdict is Verdict.ACCEPTED for outcome in bench.outcomes)
-
-
-class _Away:
-    """A signer whose keys are out of reach at first."""
-
-    blocking = False
-
-    def __init__(self, signer: Any) -> None:
-        self.prepare = signer.prepare
-        self._seal = signer.seal
-        self._left = REQUESTS * 4
-
-    def seal(self, prepared: Any) -> Any:
-        """Sign, at last."""
-        self._left -= len(prepared)
-        if self._left > 0:
-            raise Unavailable(Cause.KEYS_UNAVAILABLE, "down")
-        return self._seal(prepared)
-
-
-async def test_signer_out_of_reach(bench: Bench) -> None:
-    """Nor does a signing key that cannot be had now fail a handler."""
-    mailbox = await _asked(bench)
-    replies = wrapper.Producer(bench.channel.default_exchange, _Away(bench.forge.signer()))  # type: ignore[arg-type]
-
-    async def handler(verified: Verified) -> None:
-        await verified.reply(b"42")
-
-    async with bench.consumer(handler, bench.guard(attempts=Attempts()), replies=replies):
-        await until(lambda: _accepted(bench) == REQUESTS)
-    assert await bench.buried() == []
-    assert await bench.left(mailbox) == REQUESTS
 
 
 async def test_what_the_broker_refuses(bench: Bench) -> None:

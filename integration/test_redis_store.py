@@ -7,7 +7,6 @@ import itertools
 import logging
 import secrets
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ import redis.retry
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from integration.redis_doubles import CountingRedis, LossyConnection, certificate, tls_front
+from integration.keyserver import Authority
+from integration.review.tunnel import Tunnel
 from integration.scale import nightly
 from integration.services import Redis
 from mqauth.errors import Cause, Unavailable
@@ -35,7 +35,6 @@ from mqauth.testing.store_contract import (
     HELD,
     HERE,
     REPLAYED,
-    REREAD,
     BatchStoreContract,
     sibling,
     wish,
@@ -47,6 +46,21 @@ RUN = secrets.token_hex(4)
 _numbers = itertools.count()
 
 OpenStore = Callable[..., Any]
+
+
+class LossyConnection(client_library.Connection):
+    """A connection that breaks once, after the server did what it was told and before its answer is read."""
+
+    armed = False
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        """Read an answer, and lose it where the class is armed."""
+        answer = super().read_response(*args, **kwargs)
+        if LossyConnection.armed:
+            LossyConnection.armed = False
+            self.disconnect()
+            raise client_library.ConnectionError("lost on the way")
+        return answer
 
 
 def namespace() -> str:
@@ -223,31 +237,6 @@ def test_script_lost(store: Any, live: Any, admin: Any) -> None:
     assert store.claim(live("second", redelivered=True)) is DUPLICATE
 
 
-def test_round_trips(own: Redis) -> None:
-    """A claim is one round trip, a confirm another, a poll of 500 one of each, single and in batches."""
-    with CountingRedis.from_url(own.url, socket_timeout=5) as client:
-        store = RedisReplayStore(client, namespace=namespace())
-        store.claim(wish())
-        trips = []
-        poll = [
-            one
-            for n in range(250)
-            for one in (
-                wish(id=n.to_bytes(16, "big"), place=("c", "orders", 0, n)),
-                sibling(n % 64, token=bytes([n // 64]) * 16, place=("c", "orders", 1, n)),
-            )
-        ]
-        for step in (
-            lambda: store.claim(wish(id=b"\xee" * 16)),
-            lambda: store.confirm(wish(id=b"\xee" * 16)),
-            lambda: store.claim_many(poll),
-        ):
-            before = client.trips
-            step()
-            trips.append(client.trips - before)
-    assert trips == [1, 1, 1]
-
-
 @pytest.mark.parametrize("retries", [0, 2], ids=["raised", "repeated by the client"])
 def test_answer_lost(own: Redis, retries: int) -> None:
     """A claim that was done while its answer was lost is made again by its owner, and no replay of itself."""
@@ -373,16 +362,8 @@ def test_damaged_value(own: Redis, open_store: OpenStore, admin: Any, value: byt
     assert _cause(lambda: store.claim(wish(redelivered=True))) is Cause.REPLAY_STORE_UNAVAILABLE
 
 
-def test_damaged_type(own: Redis, open_store: OpenStore, admin: Any) -> None:
-    """A key of another type is a fault of the store too."""
-    name = namespace()
-    store = open_store(own.url, namespace=name)
-    admin.lpush(_key(name), "x")
-    assert _cause(lambda: store.claim(wish())) is Cause.REPLAY_STORE_UNAVAILABLE
-
-
 def test_damaged_batch(own: Redis, open_store: OpenStore, admin: Any) -> None:
-    """So is a damaged field of a batch, and a batch's key of another type."""
+    """A damaged field of a batch, and a batch's key of another type, are faults of the store too."""
     name = namespace()
     store = open_store(own.url, namespace=name)
     store.claim(sibling(0))
@@ -406,36 +387,6 @@ def test_eviction_told(store: Any, admin: Any, caplog: pytest.LogCaptureFixture,
     store.claim(wish())
     told = [record.levelno for record in caplog.records if "maxmemory-policy" in record.getMessage()]
     assert told == levels
-
-
-@pytest.mark.parametrize("restricted", [False, True], ids=["unsafe", "forbidden"])
-def test_concurrent_first_claims_tell_once(
-    own: Redis, admin: Any, caplog: pytest.LogCaptureFixture, restricted: bool
-) -> None:
-    """Twenty first claims at once, in a loop or in threads, say once what is wrong with the server."""
-    admin.config_set("maxmemory", "1gb")
-    admin.config_set("maxmemory-policy", "allkeys-lru")
-    url = own.url
-    if restricted:
-        admin.acl_setuser("mqauth", enabled=True, passwords=["+secret"], keys=["*"], commands=["+evalsha", "+eval",
-                          "+get", "+set", "+del", "+pttl", "+time"])  # fmt: skip
-        url = _with(own.url, "mqauth:secret@")
-
-    async def awaited() -> None:
-        store = RedisReplayStore.from_url(url, namespace=namespace())
-        await asyncio.gather(*(store.claim(wish(id=bytes([n]) * 16)) for n in range(20)))
-        await store.aclose()
-
-    asyncio.run(awaited())
-    told = [record for record in caplog.records if record.name == "mqauth.stores.redis"]
-    assert len(told) == 1
-    store = RedisReplayStore.from_url(url, namespace=namespace())
-    with ThreadPoolExecutor(20) as pool:
-        list(pool.map(lambda n: store.claim(wish(id=bytes([n + 100]) * 16)), range(20)))
-    store.close()
-    told = [record for record in caplog.records if record.name == "mqauth.stores.redis"]
-    assert len(told) == 2
-    admin.acl_deluser("mqauth")
 
 
 def test_info_forbidden(own: Redis, open_store: OpenStore, admin: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -465,30 +416,18 @@ def test_password_wrong(own: Redis, open_store: OpenStore, admin: Any) -> None:
 
 def test_tls(own: Redis, open_store: OpenStore, tmp_path: Path) -> None:
     """TLS with the right certificate works; an unknown issuer or another host's certificate defers."""
-    pem, other = certificate(tmp_path, "127.0.0.1"), certificate(tmp_path, "elsewhere.example")
-    where = urlsplit(own.url)
-    with tls_front(pem, where.hostname or "", where.port or 0) as port:
-        url = f"rediss://127.0.0.1:{port}/0"
-        assert open_store(f"{url}?ssl_ca_certs={pem}", timeout=5).claim(wish()) is FRESH
-        assert _cause(lambda: open_store(url).claim(wish())) is Cause.REPLAY_STORE_UNAVAILABLE
-        assert _cause(lambda: open_store(f"{url}?ssl_ca_certs={other}").claim(wish())) is (
-            Cause.REPLAY_STORE_UNAVAILABLE
-        )
-    with tls_front(other, where.hostname or "", where.port or 0) as port:
-        wrong = open_store(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={other}")
+    authority, port = Authority(tmp_path), urlsplit(own.url).port or 0
+    trusting = f"?ssl_ca_certs={authority.path}"
+    with Tunnel(port, authority.issue()) as tunnel:
+        url = f"rediss://127.0.0.1:{tunnel.port}/0"
+        assert open_store(url + trusting, timeout=5).claim(wish()) is FRESH
+        for trust in ("", f"?ssl_ca_certs={Authority(tmp_path).path}"):
+            assert _cause(lambda trust=trust: open_store(url + trust).claim(wish())) is (
+                Cause.REPLAY_STORE_UNAVAILABLE
+            )
+    with Tunnel(port, authority.issue(host="elsewhere.example")) as tunnel:
+        wrong = open_store(f"rediss://127.0.0.1:{tunnel.port}/0{trusting}")
         assert _cause(lambda: wrong.claim(wish())) is Cause.REPLAY_STORE_UNAVAILABLE
-
-
-@pytest.mark.parametrize("options", ["decode_responses=True", "protocol=2", "protocol=3"])
-def test_client_options(own: Redis, options: str) -> None:
-    """A client that decodes answers, or speaks either protocol, serves."""
-    name, _, value = options.partition("=")
-    chosen: dict[str, Any] = {name: int(value) if value.isdecimal() else True}
-    with client_library.Redis.from_url(own.url, socket_timeout=5, **chosen) as client:
-        store = RedisReplayStore(client, namespace=namespace())
-        assert store.claim(wish(place=HERE, id=b"\xff" * 16)) is FRESH
-        store.confirm(wish(place=HERE, id=b"\xff" * 16))
-        assert store.claim(wish("second", place=HERE, id=b"\xff" * 16)) is REREAD
 
 
 def test_shared_by_both_colours(own: Redis) -> None:

@@ -21,7 +21,6 @@ from integration.services.spire import Agent, Spire, program
 from integration.spire_world import DOMAIN, ORDERS, STOCK, SUBJECT, Shop, completed, mint, parts, settings, until
 from mqauth import ConfigurationError, Key, Message, Outcome, Signer, Verdict, WITKey, load
 from mqauth.flow import run
-from mqauth.testing.clock import RunningClock
 from mqauth.wire import jwk
 from mqauth.wire.message import TOKEN_HEADER
 from tests.vectors.spire import SpireForge, bundle
@@ -105,17 +104,6 @@ def other_id(shop: Shop, _stranger: Spire, _twin: Spire) -> str:
     return shop.jwt(STOCK, shop.url)
 
 
-def of_a_wit(shop: Shop, _stranger: Spire, _twin: Spire) -> str:
-    """Return a WIT-SVID."""
-    return str(mint(shop.spire, "wit")["svid"]["token"])
-
-
-def resigned(shop: Shop, stranger: Spire, _twin: Spire) -> str:
-    """Return an honest JWT-SVID with the signature of a stranger's."""
-    honest, forged = shop.jwt(ORDERS, shop.url), minted(stranger, shop.url, f"spiffe://{stranger.domain}/orders")
-    return f"{honest.rpartition('.')[0]}.{forged.rpartition('.')[2]}"
-
-
 def minted(spire: Spire, url: str, subject: str = ORDERS, ttl: str = "60s") -> str:
     """Return a JWT-SVID that a server's administrator mints."""
     return str(mint(spire, "jwt", "-audience", url, "-ttl", ttl, subject=subject)["svid"]["token"])
@@ -131,8 +119,6 @@ REFUSED: Final[dict[str, tuple[Callable[[Shop, Spire, Spire], str], str, str]]] 
     ),
     "of a server without jwt_issuer": (lambda shop, _, twin: minted(twin, shop.url), "401", "credential_issuer"),
     "of an hour": (lambda shop, *_: minted(shop.spire, shop.url, ttl="1h"), "401", "credential_time"),
-    "with another signature": (resigned, "401", "credential_signature"),
-    "a WIT-SVID": (of_a_wit, "401", "credential_issuer"),
 }  # fmt: skip
 
 
@@ -143,12 +129,6 @@ def test_other_credentials_are_refused(what: str, shop: Shop, stranger: Spire, t
     answered = shop.ask(make(shop, stranger, twin))
     assert status in answered.error
     assert (answered.record["verdict"], answered.reason) == ("identity_refused", reason)
-
-
-def test_an_expired_one_is_refused(shop: Shop) -> None:
-    """What SPIRE minted for a second gets nothing once that is over."""
-    token = minted(shop.spire, shop.url, ttl="1s")
-    until(lambda: shop.ask(token).reason == "credential_time")
 
 
 def test_the_bundle_endpoint_is_a_source_of_keys(shop: Shop, spire: Spire) -> None:
@@ -191,7 +171,7 @@ def test_a_rotated_and_revoked_key_ends_its_credentials(shop: Shop, spire: Spire
 
 
 class Consumer:
-    """The consumer of the page, whose clock can be moved.
+    """The consumer of the page.
 
     Args:
         shop: with its settings.
@@ -199,11 +179,10 @@ class Consumer:
     """
 
     def __init__(self, shop: Shop, name: str) -> None:
-        self.clock = RunningClock()
         self.audit = shop.folder / f"{name}.jsonl"
         path = shop.folder / f"{name}.toml"
         path.write_text(f'[audit]\nfile = "{self.audit}"\n' + (shop.folder / "wit_consumer.toml").read_text())
-        self.pipeline = load(path, clock=self.clock).pipeline
+        self.pipeline = load(path).pipeline
         self.handled: list[bytes] = []
 
     def judge(self, message: Message) -> Outcome:
@@ -235,11 +214,11 @@ def identity(spire: Spire, subject: str = ORDERS, *words: str) -> tuple[str, Key
     return str(made["svid"]["token"]), Key.from_private(ec.derive_private_key(number, curve))
 
 
-def sealed(wit: str, key: Key, audience: str = "billing") -> Message:
+def sealed(wit: str, key: Key) -> Message:
     """Return a message of a workload."""
     found = WITKey(wit, key)
     who = found.identity
-    signer = Signer(key=found, issuer=who.trust_domain, subject=who.subject, audience=audience)
+    signer = Signer(key=found, issuer=who.trust_domain, subject=who.subject, audience="billing")
     return signer.sign(Message(destination="kafka:orders", body=BODY))
 
 
@@ -305,27 +284,12 @@ def forged(trial: Shop, other: Spire, subject: str) -> Message:
     return sealed(*identity(other, subject))
 
 
-def borrowed(trial: Shop, _stranger: Spire, _twin: Spire) -> Message:
-    """Return a message with a WIT-SVID of one workload before the proof of another."""
-    token = headers(sealed(*identity(trial.spire)))
-    other = headers(sealed(*identity(trial.spire)))
-    return with_token(f"{token.partition('~')[0]}~{other.partition('~')[2]}")
-
-
-def headers(message: Message) -> str:
-    """Return the token of a message."""
-    return bytes(dict(message.headers)[TOKEN_HEADER]).decode()
-
-
 def with_token(token: str) -> Message:
     """Return a message with any token."""
     return Message(destination="kafka:orders", body=BODY, headers=[(TOKEN_HEADER, token.encode())])
 
 
 REJECTED: Final[dict[str, tuple[Callable[[Shop, Spire, Spire], Message], str]]] = {
-    "for another audience": (
-        lambda trial, *_: sealed(*identity(trial.spire), audience="shipping"), "audience_mismatch",
-    ),
     "of another SPIFFE ID": (lambda trial, *_: sealed(*identity(trial.spire, STOCK)), "producer_forbidden"),
     "of another trust domain": (
         lambda trial, stranger, _: forged(trial, stranger, "spiffe://other.example/shop/orders-api"),
@@ -333,7 +297,6 @@ REJECTED: Final[dict[str, tuple[Callable[[Shop, Spire, Spire], Message], str]]] 
     ),
     "of another server of the same name": (lambda trial, _, twin: forged(trial, twin, ORDERS), "key_unknown"),
     "of two hours": (lambda trial, *_: sealed(*identity(trial.spire, ORDERS, "-ttl", "2h")), "lifetime_excessive"),
-    "with the proof of another": (borrowed, "identity_mismatch"),
     "a JWT-SVID": (lambda trial, *_: with_token(trial.jwt(ORDERS, "billing")), "token_type"),
     "alone": (lambda trial, *_: with_token(identity(trial.spire)[0]), "token_type"),
 }  # fmt: skip
@@ -346,15 +309,6 @@ def test_attacks_are_rejected(what: str, trial: Shop, stranger: Spire, twin: Spi
     outcome = consumer.judge(make(trial, stranger, twin))
     assert (outcome.verdict, outcome.reason) == (Verdict.REJECTED, reason)
     assert (consumer.reasons(), consumer.handled) == ([reason], [])
-
-
-def test_an_expired_wit_svid_is_rejected(trial: Shop, consumer: Consumer) -> None:
-    """Once its hour is over it counts no more, also where it was accepted before."""
-    wit, key = identity(trial.spire)
-    assert consumer.judge(sealed(wit, key)).verdict is Verdict.ACCEPTED
-    later = sealed(wit, key)
-    consumer.clock.advance(3700)
-    assert consumer.judge(later).reason == "expired"
 
 
 def test_a_key_that_is_gone_from_the_set_vouches_for_nobody(trial: Shop, twin: Spire, consumer: Consumer) -> None:

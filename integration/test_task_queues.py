@@ -360,7 +360,7 @@ def test_tls(framework: str, reader: Reader, rabbitmq: RabbitMQ, tmp_path: Path)
     """By TLS, with a client's certificate, a worker runs what the program sends; a stranger's task is a letter."""
     authority = Authority(tmp_path)
     chain, secret = authority.issue()
-    with Tunnel(urlsplit(rabbitmq.url).port or 0, authority.issue(), authority.path, advertised=False) as tunnel:
+    with Tunnel(urlsplit(rabbitmq.url).port or 0, authority.issue(), authority.path) as tunnel:
         files = {"ca_certs": str(authority.path), "certfile": str(chain), "keyfile": str(secret)}
         url = f"amqps://guest:guest@127.0.0.1:{tunnel.port}/"
         given = {

@@ -79,18 +79,6 @@ def forbid(held: Held) -> None:
     held.token.write_text(held.openbao.token(f'path "{MOUNT}/keys/{held.name}" {{ capabilities = ["read"] }}'))
 
 
-def delete(held: Held) -> None:
-    """Delete the key."""
-    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/config", {"deletion_allowed": True})
-    held.openbao.tell("DELETE", f"{MOUNT}/keys/{held.name}")
-
-
-def recreate(held: Held, kind: str) -> None:
-    """Put another key under the name."""
-    delete(held)
-    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}", {"type": kind})
-
-
 FAULTS: Final = {
     "killed": Fault(lambda held: held.openbao.kill(), lambda held: held.openbao.start(), "out of reach"),
     "paused": Fault(
@@ -101,15 +89,6 @@ FAULTS: Final = {
     "sealed": Fault(lambda held: held.openbao.seal(), lambda held: held.openbao.unseal(), "status 503: sealed"),
     "revoked": Fault(revoke, renew, "status 403: the token has ended or was revoked"),
     "forbidden": Fault(forbid, renew, "status 403: .*its policy does not allow it"),
-    "no token": Fault(lambda held: held.token.unlink(), renew, "No such file"),
-    "deleted": Fault(delete, None, "status 400: the key is gone"),
-    "another key": Fault(lambda held: recreate(held, "ed25519"), None, "signs with another key"),
-    "another type": Fault(
-        lambda held: recreate(held, "ecdsa-p256"),
-        None,
-        "signs with another key|without a signature",
-    ),
-    "no signing type": Fault(lambda held: recreate(held, "aes256-gcm96"), None, "status 400"),
 }
 
 
@@ -134,15 +113,6 @@ def test_a_rotation_there_changes_nothing_until_it_is_adopted(openbao: OpenBao, 
     second = held.adopt(held.uri(version=2))
     assert second.kid != public.kid
     assert accepted(held.signer().sign(MESSAGE), second) == second.kid
-
-
-def test_a_version_that_was_withdrawn_signs_no_more(held: Held) -> None:
-    """``min_encryption_version`` above the pinned version stops it there, and the producer says so."""
-    held.adopt()
-    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/rotate")
-    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/config", {"min_encryption_version": 2})
-    with pytest.raises(Unavailable, match=r"status [45]00"):
-        held.signer().sign(MESSAGE)
 
 
 def test_a_server_whose_certificate_is_not_trusted_is_out_of_reach(held: Held) -> None:

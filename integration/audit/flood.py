@@ -1,29 +1,21 @@
 """A flood of forgeries through a real broker: audit and alerts stay small, honest traffic goes on.
 
-`python -m integration.audit.flood --messages 100000` starts RabbitMQ (or, with `--broker kafka`, Kafka) where
-no URL in the environment names one, and prints the counts. One forgery in three has a bad signature under one
-kid, one a kid drawn at random, one no token; every fiftieth message is honest.
+One forgery in three has a bad signature under one kid, one a kid drawn at random, one no token; every fiftieth
+message is honest.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
-import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from integration.keys.scene import LANES, Lane
-from integration.services import Kafka, RabbitMQ
+from integration.keys.scene import Lane
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import AuditFile
 from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER, FloodGate, MisuseWatch
@@ -148,25 +140,3 @@ def _until(count: Callable[[], tuple[int, int]], wanted: tuple[int, int]) -> Non
         now = count()
         if now != last:
             last, deadline = now, time.monotonic() + _STANDSTILL
-
-
-def main() -> int:
-    """Run a flood, print its counts, and return 0 only if everything is as designed."""
-    parser = argparse.ArgumentParser(prog="python -m integration.audit.flood", description=__doc__)
-    parser.add_argument("--broker", choices=["rabbitmq", "kafka"], default="rabbitmq")
-    parser.add_argument("--messages", type=int, default=100_000)
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    service: Any = RabbitMQ if options.broker == "rabbitmq" else Kafka
-    with (
-        service.launch() as broker,
-        tempfile.TemporaryDirectory() as folder,
-        closing(LANES[options.broker](broker.url)) as lane,
-    ):
-        counts = flood(lane, options.messages, Path(folder))
-    print("\n".join(counts.lines()))
-    return 0 if counts.good else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

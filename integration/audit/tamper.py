@@ -1,18 +1,15 @@
 """Tampering, a thousand times: what `mqauth audit verify` finds of edits, deletions, swaps, insertions, cuts.
 
-`python -m integration.audit.tamper` prints how many were found and how many were called by their name. Two
-things nobody can find in the log itself are not among the deeds: its last record deleted, and one appended to it
-in order. The first is a cut tail; both are what signed heads are for.
+Two things nobody can find in the log itself are not among the deeds: its last record deleted, and one appended to
+it in order. The first is a cut tail; both are what signed heads are for.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import random
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -175,24 +172,5 @@ def cuts(log: Log, times: int, pick: random.Random) -> Findings:
     return findings
 
 
-def main() -> int:
-    """Tamper, print what was found, and return 0 only if it was everything."""
-    parser = argparse.ArgumentParser(prog="python -m integration.audit.tamper", description=__doc__)
-    parser.add_argument("--deeds", type=int, default=1000)
-    parser.add_argument("--cuts", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=5)
-    options = parser.parse_args()
-    pick = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        log = Log(Path(folder))
-        found = [deeds(log, options.deeds, pick), cuts(log, options.cuts, pick)]
-    print("\n".join([*found[0].lines(), "with --heads:", *found[1].lines()]))
-    return 0 if all(one.done == one.found for one in found) else 1
-
-
 def _of(counter: Counter[str], deed: str) -> int:
     return counter[deed] if deed else counter.total()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

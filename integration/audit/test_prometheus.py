@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -18,6 +17,7 @@ import pytest
 from integration.documentation import ROOT
 from integration.services import RabbitMQ
 from integration.services.prometheus import Prometheus
+from integration.waiting import until
 from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert
 from mqauth.audit.sinks import FloodGate, MisuseWatch
@@ -40,7 +40,6 @@ SHORTER = {"[5m]": f"[{WINDOW}]", "offset 5m": f"offset {WINDOW}", "_seconds) > 
            "[24h]": f"[{WINDOW}]", "offset 24h": f"offset {WINDOW}",
            "[10m]": f"[{WINDOW}]", "offset 10m": f"offset {WINDOW}"}  # fmt: skip
 """What stands in the files, and what does in the test: nobody waits five minutes."""
-PATIENCE = 60.0
 
 
 def shortened(text: str) -> str:
@@ -152,14 +151,6 @@ def traffic(demo: Demo) -> Iterator[None]:
         thread.join()
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Poll until a condition holds, for a bounded time."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
 @pytest.fixture
 def demo(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[tuple[Demo, Prometheus]]:
     """A running consumer with its metrics, and a Prometheus that scrapes them every second."""
@@ -186,17 +177,15 @@ def test_dashboard_and_alerts(demo: tuple[Demo, Prometheus], capsys: pytest.Capt
     """Every panel shows data; no alert fires on honest traffic, each fires on its attack, at the first one."""
     consumer, server = demo
     with traffic(consumer):
-        until(
-            lambda: bool(_sum(server, 'mqauth_messages_total{verdict="accepted"} > 10')), "no traffic was scraped"
-        )
+        until(lambda: _sum(server, 'mqauth_messages_total{verdict="accepted"} > 10'), moment=0.1)
         quiet = server.firing()
         _every_attack(consumer)
-        until(lambda: set(server.firing()) >= wanted() - OUTAGES, f"not firing: {wanted() - set(server.firing())}")
-        until(lambda: not _empty(server), f"no data: {_empty(server)}")
+        until(lambda: set(server.firing()) >= wanted() - OUTAGES, moment=0.1)
+        until(lambda: not _empty(server), moment=0.1)
         consumer.key_age, consumer.oldest = 2000.0, 700_000.0
         consumer.stage.remove_dead_letters()
         consumer.attack(Reason.TOKEN_MISSING)
-        until(lambda: set(server.firing()) >= OUTAGES, f"not firing: {OUTAGES - set(server.firing())}")
+        until(lambda: set(server.firing()) >= OUTAGES, moment=0.1)
         consumer.stage.restore_dead_letters()
     assert quiet == {}
     with capsys.disabled():

@@ -15,17 +15,9 @@ from jsonschema import Draft202012Validator
 
 from integration.audit.records import record
 from integration.services import Kafka, RabbitMQ
-from mqauth.audit.chain import verify_chain
-from mqauth.audit.file import AuditFile
-from mqauth.audit.sinks import FanOut, MisuseWatch
 from mqauth.brokers import kafka, rabbitmq
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.judging.pipeline import Pipeline
-from mqauth.replay.memory import MemoryReplayStore
-from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage
-from mqauth.testing.stage_rabbitmq import RabbitMQStage
-from mqauth.testing.token_attacks import honest_message
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "audit-record.schema.json").read_text())
 WRITTEN = 20
@@ -121,44 +113,3 @@ def test_topic_missing(stage: KafkaStage) -> None:
         kafka.AuditTopic(client, f"none.{uuid.uuid4().hex}", timeout=1).write(record(0))
     assert raised.value.cause is Cause.AUDIT_UNAVAILABLE
     client.close()
-
-
-def test_file_first_then_queue(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
-    """A consumer whose durable sink is a file and whose second is a queue: each rejection stands in both."""
-    stage, forge = RabbitMQStage(rabbitmq.url), Forge()
-    name = f"audit.{uuid.uuid4().hex[:12]}"
-    connection = stage._call(aio_pika.connect_robust(rabbitmq.url))
-    second = stage._call(_declared(connection, name))
-    try:
-        for number in range(WRITTEN):
-            stage.inject(honest_message(stage.destination, number))
-        with AuditFile(tmp_path / "audit.jsonl") as file:
-            guard = Pipeline(
-                verifier=forge.verifier(), policy=forge.policy(stage.destination), replay=MemoryReplayStore(),
-                audit=MisuseWatch(FanOut(file, second)),
-            )  # fmt: skip
-            stage.consume(guard, lambda _: None, until=lambda: len(stage.letters()) == WRITTEN)
-        in_file = [json.loads(line)["id"] for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
-        assert stage._call(_drained(connection, name)) == in_file
-        assert len(in_file) == WRITTEN
-        assert verify_chain(tmp_path / "audit.jsonl").intact
-    finally:
-        stage._call(connection.close())
-        stage.close()
-
-
-async def _declared(connection: Any, name: str) -> rabbitmq.AuditQueue:
-    """Return an audit queue on a connection, declared."""
-    sink = rabbitmq.AuditQueue(await connection.channel(), name)
-    await sink.declare()
-    return sink
-
-
-async def _drained(connection: Any, name: str) -> list[str]:
-    """Return the ids of a queue's records, and delete it."""
-    queue = await (await connection.channel()).get_queue(name)
-    found = []
-    while (message := await queue.get(fail=False)) is not None:
-        found.append(str(json.loads(message.body)["id"]))
-    await queue.delete(if_empty=False, if_unused=False)
-    return found

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from integration.benchmarks import flood, pages, plots, profile, rivals, scale
+from integration.benchmarks import flood, pages, plots, rivals, scale
 from integration.benchmarks.client import report as text
 from integration.benchmarks.client import run
 from integration.documentation import ROOT
@@ -70,7 +70,7 @@ def compare(broker: Service, log: Service, *, quick: bool) -> run.Report:
 
 
 def more(found: dict[str, Any], address: str, *, tenth: bool) -> dict[str, str]:
-    """Add profile, scale and flood to the figures, and return what failed, so that one does not cost the others.
+    """Add scale and flood to the figures, and return what failed, so that one does not cost the others.
 
     Args:
         found: the figures.
@@ -80,7 +80,6 @@ def more(found: dict[str, Any], address: str, *, tenth: bool) -> dict[str, str]:
     part = 10 if tenth else 1
     failed: dict[str, str] = {}
     for name, measure in {
-        "profile": profile.measure,
         "scale": partial(scale.measure, address, messages=SCALE_MESSAGES // part, say=say),
         "flood": partial(flood.flood, FORGED // part, say=say),
     }.items():

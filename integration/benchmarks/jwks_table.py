@@ -3,20 +3,18 @@
 Ours and PyJWT's ``PyJWKClient``, each with its defaults, are measured in this run against the same server
 in another process; time between the steps of a case is skipped on both, waiting inside them is real. The
 figures of panva/jose 6.2.18 and auth0 node-jwks-rsa 4.1.0 were measured by the same cases in a study of
-2026-08 and are quoted. ``--write FILE`` puts the table between the markers of a page.
+2026-08 and are quoted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import jwt
@@ -29,7 +27,6 @@ from mqauth.errors import Rejection
 
 KEYS = [Key.generate() for _ in range(8)]
 KNOWN, OTHER, NEW = KEYS[:3]
-_MARKERS = re.compile(r"(<!-- jwks table -->\n).*(<!-- end -->)", re.DOTALL)
 
 
 class SkippingClock:
@@ -321,16 +318,12 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    """Measure, and print or write the table."""
+    """Measure, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m integration.benchmarks.jwks_table", description=main.__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--write", type=Path, help="put the table between the markers of this page")
     arguments = parser.parse_args()
     rows = measure()
     print(json.dumps(rows, indent=1) if arguments.json else table(rows))
-    if arguments.write is not None:
-        page = arguments.write.read_text()
-        arguments.write.write_text(_MARKERS.sub(lambda found: found[1] + table(rows) + found[2], page))
 
 
 if __name__ == "__main__":

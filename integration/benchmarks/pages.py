@@ -6,12 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from integration.benchmarks import profile
-from integration.benchmarks.client.inprocess import HEADERS, SIZES
-
 _MARKED: Final = re.compile(r"(<!-- table ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SCALE: Final = frozenset(("messages", "producers", "keys", "processes", "partitions", "group"))
-_OPTIONAL: Final = frozenset(("rabbitmq", "kafka", "flood", "profile", "scale"))
+_OPTIONAL: Final = frozenset(("rabbitmq", "kafka", "flood", "scale"))
 _CONTENDERS: Final = ("bare", "pipelined", "carried", "message", "batch", "handwritten", "joserfc", "celery")
 _HEADS: Final = {
     "verdict_us": "verdict, us of CPU",
@@ -28,7 +25,6 @@ _PLOTS: Final = {
     "plot sizes": "The verdict by body size and by number of headers",
     "plot scale": "The verdict's CPU time when there is more of something",
 }
-_SHORT_SIZES: Final = {100: "100 B", 1024: "1 KiB", 65_536: "64 KiB"}
 
 
 def filled(page: str, found: Mapping[str, Any]) -> str:
@@ -51,8 +47,6 @@ def filled(page: str, found: Mapping[str, Any]) -> str:
 
 def _is_measured(name: str, found: Mapping[str, Any]) -> bool:
     """Tell whether there are figures for a table."""
-    if name == "memory":
-        return bool(found["kept_bytes"])
     part = "scale" if name in _SCALE else name.removeprefix("plot ")
     return part not in _OPTIONAL or part in found
 
@@ -69,8 +63,7 @@ def table(name: str, found: Mapping[str, Any]) -> str:
 def tables() -> dict[str, Callable[[str, Mapping[str, Any]], Iterator[str]]]:
     """Return what makes each table, by its name."""
     return {
-        "machine": _machine, "in process": _in_process, "sign": _matrix, "verdict": _matrix, "rabbitmq": _broker,
-        "kafka": _broker, "memory": _memory, "flood": _flood, "profile": _profile,
+        "machine": _machine, "in process": _in_process, "rabbitmq": _broker, "kafka": _broker, "flood": _flood,
         **dict.fromkeys(_SCALE, _scale), **dict.fromkeys(_PLOTS, _plot),
     }  # fmt: skip
 
@@ -115,21 +108,6 @@ def _around(kind: str, cell: Mapping[str, float]) -> list[str]:
     return row
 
 
-def _matrix(operation: str, found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the medians of an operation by algorithm, body size and number of headers."""
-    places = [(size, headers) for size in SIZES for headers in HEADERS]
-    head = ["us of CPU a message", *(f"{_SHORT_SIZES[size]}, {headers}" for size, headers in places)]
-    kinds = found["short"]["in_process"]
-    rows = ([kind, *(_median_us(found, kind, place, operation) for place in places)] for kind in kinds)
-    yield from _grid(head, rows)
-
-
-def _median_us(found: Mapping[str, Any], kind: str, place: tuple[int, int], operation: str) -> str:
-    """Return one field."""
-    figures = found["in_process"].get(f"{kind} {place[0]} {place[1]} {operation}", {})
-    return f"{figures['cpu_s_per_1000'][1] * 1000:.0f}" if figures.get("cpu_s_per_1000") else "failed"
-
-
 def _broker(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     """Yield rates and ratios of one broker."""
     comparisons = found[name]
@@ -161,13 +139,6 @@ def _rate(found: Mapping[str, Any]) -> str:
     return f"{found['rate'][1]:,.0f}, {median:.2f} ({low:.2f}-{high:.2f})"
 
 
-def _memory(_name: str, found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the bytes that stay of a handled message."""
-    yield from _grid(
-        ["", "bytes kept a message"], ([f"`{who}`", f"{kept:.0f}"] for who, kept in found["kept_bytes"].items())
-    )
-
-
 def _flood(_name: str, found: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a flood of forged batch tokens cost."""
     told = found["flood"]
@@ -182,11 +153,6 @@ def _flood(_name: str, found: Mapping[str, Any]) -> Iterator[str]:
         "the honest batch's token is still remembered": "yes" if told["remembered"] else "NO",
     }
     yield from _grid(["flood", ""], rows.items())
-
-
-def _profile(_name: str, found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield where the time goes."""
-    yield from _grid(["", *found["profile"]], profile.rows(found["profile"]))
 
 
 def _plot(name: str, _found: Mapping[str, Any]) -> Iterator[str]:

@@ -151,7 +151,7 @@ class Pipelined(rabbitmq.Wrapped):
         super().__init__(connections, Bare())
         self.name = "pipelined"
 
-    async def consuming(self, tally: Tally, until: asyncio.Future[Any]) -> Any:
+    async def consuming(self, tally: Tally, until: asyncio.Future[Any]) -> None:
         """Handle each message, and ack half a window at once, or what there is after a moment."""
         unacked: list[AbstractIncomingMessage] = []
         loop = asyncio.get_running_loop()
@@ -171,7 +171,7 @@ class Pipelined(rabbitmq.Wrapped):
                 if len(unacked) >= rabbitmq.PREFETCH // 2:
                     await ack()
 
-        return await rabbitmq.consumed(self.queue, on_message, until)
+        await rabbitmq.consumed(self.queue, on_message, until)
 
 
 def rivals() -> dict[str, list[Make]]:

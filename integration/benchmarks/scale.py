@@ -1,4 +1,4 @@
-"""``python -m integration.benchmarks.scale``: does a message cost the same when there is more of everything.
+"""Does a message cost the same when there is more of everything.
 
 More messages behind it, more producers and keys, larger JWK Sets, more partitions, a second process. Messages
 are judged by the whole pipeline; those of the first question are in batches of 64, since there are many.
@@ -6,7 +6,6 @@ are judged by the whole pipeline; those of the first question are in batches of 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import resource
@@ -16,16 +15,13 @@ from typing import Any, Final
 
 from integration.benchmarks.client.inprocess import PLACE, delivered, judge_all
 from integration.benchmarks.client.rounds import Measured, Stopwatch
-from integration.benchmarks.client.run import address_of
 from integration.benchmarks.client.workload import BATCH, LIFETIME, Refusals, Workload, guard
 from integration.benchmarks.scale_kafka import by_group, by_partitions
 from integration.benchmarks.scale_world import PATIENCE, Say, cpu_us, each_process, verifier_of
-from integration.services import Kafka
 from mqauth import Allow, Key, KeySet, Message, Signer
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT, Forge
 from mqauth.wire.jwk import dump_key_set, load_key_set
 
-MESSAGES: Final = 1_000_000
 PRODUCERS: Final = (1, 10, 100, 1000)
 KEYS: Final = (10, 100, 1000, 10_000)
 PARTITIONS: Final = (1, 4, 16, 64)
@@ -139,41 +135,16 @@ def _rss() -> float:
     return round(pages * resource.getpagesize() / (1 << 20), 1)
 
 
-def measure(address: str | None, *, messages: int = MESSAGES, say: Say = lambda _: None) -> dict[str, Any]:
-    """Ask every question; those about Kafka only where there is one.
+def measure(address: str, *, messages: int, say: Say) -> dict[str, Any]:
+    """Ask every question.
 
     Args:
-        address: ``host:port`` of Kafka, or ``None``.
+        address: ``host:port`` of Kafka.
         messages: how many in all, in process.
         say: told each answer.
     """
-    found: dict[str, Any] = {
+    return {
         "messages": by_messages(messages, say), "producers": by_producers(PRODUCERS, say),
         "keys": by_keys(KEYS, say), "processes": by_processes(PROCESSES, say),
+        "partitions": by_partitions(address, PARTITIONS, say), "group": by_group(address, PROCESSES, say),
     }  # fmt: skip
-    if address is not None:
-        found["partitions"] = by_partitions(address, PARTITIONS, say)
-        found["group"] = by_group(address, PROCESSES, say)
-    return found
-
-
-def main() -> None:
-    """Ask, and print the answers."""
-    parser = argparse.ArgumentParser(prog="python -m integration.benchmarks.scale", description=main.__doc__)
-    parser.add_argument(
-        "--messages", type=int, default=MESSAGES, help=f"in all (default {MESSAGES}), 10^7 at most"
-    )
-    parser.add_argument("--no-kafka", action="store_true", help="in process only")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
-    arguments = parser.parse_args()
-    if arguments.no_kafka:
-        found = measure(None, messages=arguments.messages, say=print)
-    else:
-        with Kafka.launch() as broker:
-            found = measure(address_of(broker.url), messages=arguments.messages, say=print)
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""``python -m integration.benchmarks.walk``: how many functions of ours one accepted message enters.
+"""How many functions of ours one accepted message enters.
 
 Counted from receipt to settlement, in process, with a handler that does nothing, once the first messages have
 been judged. What is imported from elsewhere or written in C is not counted.
@@ -6,14 +6,13 @@ been judged. What is imported from elsewhere or written in C is not counted.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple
 
 import mqauth
-from integration.benchmarks.client.inprocess import BATCH_NAME, PLACE, Cell, Operations, judge_all
+from integration.benchmarks.client.inprocess import PLACE, Cell, Operations, judge_all
 from integration.benchmarks.client.workload import BATCH, Refusals, guard
 
 _OURS: Final = str(Path(mqauth.__file__).parent)
@@ -51,7 +50,3 @@ def walked(kind: str) -> Walk:
         sys.setprofile(None)
     letters.check()
     return Walk(len(set(entered)), len({code.co_filename for code in entered}), len(entered))
-
-
-if __name__ == "__main__":
-    print(json.dumps({kind: walked(kind)._asdict() for kind in ("EdDSA", BATCH_NAME)}))

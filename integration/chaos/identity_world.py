@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from integration.chaos.identity_authority import DOMAIN, LIFETIME, Authority, subject_of
-from integration.chaos.kafka_scene import until
 from integration.chaos.row import Count, Letter, Sent, count
 from integration.scale import nightly
+from integration.waiting import until
 from mqauth import JWKS, Allow, Pipeline, TrustDomain, Unavailable, Verifier
 from mqauth.delivery.health import Health, State
 from mqauth.errors import Cause, Reason

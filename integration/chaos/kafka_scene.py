@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from kafka import OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError
 
 from integration.chaos.row import Count, Letter, Row
+from integration.waiting import until
 from mqauth import Pipeline
 from mqauth.brokers import kafka
 from mqauth.brokers.log.records import native_headers, to_message
@@ -26,7 +25,6 @@ from mqauth.testing.stage_kafka import KafkaStage
 APPEND: dict[str, Any] = {"at": "append", "max_queue_age": 3600}
 """Verifier settings for a topic whose broker stamps what it receives."""
 STAMPED = {"message.timestamp.type": "LogAppendTime"}
-MOMENT = 0.02
 PATIENCE = 60.0
 _PYTHON: Any = kafka_python
 
@@ -234,16 +232,3 @@ def scene(url: str, folder: Path, **settings: Any) -> Iterator[Scene]:
         yield row
     finally:
         row.strike()
-
-
-def until(condition: Callable[[], bool], consumer: Any = None, *, seconds: float = PATIENCE) -> None:
-    """Wait until a condition holds; fail in time, or as soon as the consumer has stopped.
-
-    Raises:
-        TimeoutError: it did not come to hold.
-    """
-    waiting, ends = threading.Event(), time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > ends or getattr(consumer, "failed", False):
-            raise TimeoutError("the condition did not come to hold")
-        waiting.wait(MOMENT)

@@ -21,11 +21,11 @@ from integration.chaos.faults import (
     quota,
     small_disk,
 )
-from integration.chaos.kafka_scene import until
 from integration.chaos.row import Count
 from integration.keyserver import KeyServer
 from integration.scale import is_nightly, nightly
 from integration.services import Redis
+from integration.waiting import until
 from mqauth import JWKS, Verified
 from mqauth.audit.chain import verify_chain
 from mqauth.errors import Cause

@@ -19,6 +19,7 @@ from integration.chaos import kafka_scene, rabbitmq_scene
 from integration.chaos.identity_world import PAUSE, TOTAL, Play, Workload, World, world
 from integration.chaos.row import Count
 from integration.services import Kafka, RabbitMQ
+from integration.waiting import until
 from mqauth import Unavailable
 from mqauth.brokers import kafka, rabbitmq
 
@@ -67,7 +68,7 @@ def test_authority_killed_and_a_subject_cut_off_on_kafka(
                 Play(there, row, forge, consumer.health).all()
                 for thread in threads:
                     thread.join()
-                kafka_scene.until(lambda: row.uncommitted() == 0, consumer)
+                until(lambda: row.uncommitted() == 0, consumer)
         found = there.count("kafka", row.handled, row.letters())
     _tell(there, found, report, capsys)
 

@@ -17,11 +17,13 @@ from kafka.coordinator.assignors.range import RangePartitionAssignor
 from integration.chaos.faults import (
     SteppingClock,
 )
-from integration.chaos.kafka_scene import Scene, scene, until
+from integration.chaos.kafka_scene import Scene, scene
 from integration.chaos.row import Count
 from integration.chaos.rows import Rows
+from integration.scale import nightly
 from integration.services import Kafka, Redis
 from integration.services.cluster import KafkaCluster
+from integration.waiting import until
 from mqauth import Verified
 from mqauth.brokers import kafka
 
@@ -138,25 +140,28 @@ def test_offset_reset_new_group(short: Scene, redis: Redis, report: Report) -> N
     assert (found.handled_again, found.letters_again) == (100, 0)
 
 
+HONEST = nightly(1000, otherwise=200)
+
+
 def test_redelivery_storm(row: Scene, redis: Redis, report: Report) -> None:
-    """Of 1,000 honest records each delivered six times none is rejected, and of 1,000 copies none is handled."""
-    bodies = row.send(1000, partition=0)
+    """Of records each delivered six times, 1,000 nightly, none is rejected; of as many copies none is handled."""
+    bodies = row.send(HONEST, partition=0)
     with row.audit_file() as audit:
         guard = row.guard(audit, row.store(redis.url))
         client = row.consuming()
         for times in range(6):
             with row.consumer(guard, client=client) as consumer:
-                until(lambda: len(row.handled) == 1000 * (times + 1), consumer)  # noqa: B023 - ends within
+                until(lambda: len(row.handled) == HONEST * (times + 1), consumer)  # noqa: B023 - ends within
                 row.done(consumer)
             client.seek(row.places[0], 0)
         row.copy(bodies, partition=1)
         client.seek_to_end(row.places[0])
         with row.consumer(guard, client=client) as consumer:
             row.done(consumer)
-    found = row.count("1,000 records delivered six times, and 1,000 copies")
+    found = row.count(f"{HONEST} records delivered six times, and as many copies")
     report(found)
-    assert (found.handled, found.dead_lettered) == (1000, 1000)
-    assert (found.handled_again, found.letters_again) == (5000, 0)
+    assert (found.handled, found.dead_lettered) == (HONEST, HONEST)
+    assert (found.handled_again, found.letters_again) == (5 * HONEST, 0)
 
 
 def test_long_pause_is_no_rebalance(row: Scene, own_redis: Redis, report: Report) -> None:

@@ -17,8 +17,7 @@ import uvicorn
 from selenium.webdriver.common.keys import Keys
 
 from integration.console.browser import LOOKS, Browser, browser, console
-from integration.review.scene import Scene, scene_at
-from integration.review.survey import fill_rabbitmq, letters_of
+from integration.review.scene import KINDS, Scene, scene_at
 from integration.scale import is_nightly
 from integration.services import Kafka, RabbitMQ
 from mqauth.audit.chain import verify_chain
@@ -203,7 +202,7 @@ def reckon(seen: Browser, redriven: int) -> None:
 
 pytestmark = pytest.mark.slow
 
-MANY = BATCH + 50
+MANY = (BATCH // len(KINDS) + 5) * len(KINDS)
 TOKEN = "r" * 40
 
 
@@ -260,7 +259,7 @@ def served(backend: Backend) -> Iterator[str]:
 def test_first_page_grows(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
     """After the first batch the groups are there, marked as not all; the open page becomes whole by itself."""
     with scene_at(rabbitmq.url, tmp_path) as scene:
-        asyncio.run(fill_rabbitmq(scene, letters_of(scene, MANY)))
+        scene.fill(MANY // len(KINDS))
         _grows(scene, tmp_path)
 
 

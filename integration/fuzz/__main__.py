@@ -59,21 +59,6 @@ def summary(target: str, told: str, seconds: int) -> str:
     )
 
 
-def covered(target: str, folder: Path) -> str:
-    """Return coverage's report: lines and branches of a target's modules that seeds and grown inputs reach."""
-    from integration.fuzz.targets import TARGETS
-
-    paths = ",".join(str(ROOT / "mqauth" / f"{module}.py") for module in TARGETS[target].modules)
-    measure = [sys.executable, "-m", "coverage"]
-    data = f"--data-file={folder / 'coverage'}"
-    replay = ["-m", "integration.fuzz.replay", target, *(str(found) for found in folder.glob("corpus"))]
-    subprocess.run([*measure, "run", data, "--branch", f"--include={paths}", *replay], cwd=ROOT, check=True)
-    told = subprocess.run(
-        [*measure, "report", data, f"--include={paths}"], cwd=ROOT, check=False, capture_output=True, text=True
-    )
-    return told.stdout
-
-
 def grow(target: str, folder: Path) -> None:
     """Keep inputs of a run beyond the seeds: libFuzzer wrote each because it covered something new."""
     from integration.fuzz.targets import TARGETS
@@ -92,13 +77,9 @@ def main() -> int:
     parser.add_argument("target", choices=sorted(TARGETS))
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--folder", type=Path, help="keeps the grown corpus and what was found")
-    parser.add_argument("--coverage", action="store_true", help="tell the coverage of what is there; no fuzzing")
     parser.add_argument("--keep", action="store_true", help="add new inputs to the corpus in the repository")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix=f"fuzz-{options.target}-"))
-    if options.coverage:
-        print(covered(options.target, folder))
-        return 0
     if importlib.util.find_spec("atheris") is None:
         parser.error(_INSTALL)
     code = fuzz(options.target, options.seconds, folder)

@@ -1,4 +1,4 @@
-"""``python -m integration.keys.flood``: messages with random kids among honest ones, on one Kafka partition.
+"""Messages with random kids among honest ones, on one Kafka partition.
 
 Each forged message names another kid, so that a cache without bounds would ask the issuer for each. Run with
 the issuer up and with the issuer down, with the cache's real bounds, and print what it cost.
@@ -6,10 +6,7 @@ the issuer up and with the issuer down, with the cache's real bounds, and print 
 
 from __future__ import annotations
 
-import argparse
 import secrets
-import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from integration.keys.scene import KafkaLane, until
+from integration.keys.scene import KafkaLane
 from integration.keyserver import KeyServer
-from integration.services import Kafka
+from integration.waiting import until
 from mqauth import JWKS, AuditFile, MemoryReplayStore, Message, Outcome, Pipeline, Signer, Verdict, Verified
 from mqauth.clock import Backoff
 from mqauth.keystore.remote import rules as jwks_rules
@@ -210,24 +207,4 @@ def _keys(forge: Forge, bounds: Bounds, *, up: bool) -> Iterator[JWKS]:
 
 def _wait(watch: Watch, messages: int, consumer: Any) -> None:
     """Wait until there is a verdict on each."""
-    until(lambda: watch.settled >= messages or consumer.failed, PATIENCE)
-    assert not consumer.failed
-
-
-def main() -> int:
-    """Run both floods and print their figures."""
-    parser = argparse.ArgumentParser(prog="python -m integration.keys.flood", description=__doc__)
-    parser.add_argument("--messages", type=int, default=100_000)
-    arguments = parser.parse_args()
-    bounds = Bounds()
-    with Kafka.launch() as kafka, tempfile.TemporaryDirectory() as folder:
-        for up in (True, False):
-            figures = flood(kafka.url, Path(folder), up=up, messages=arguments.messages, bounds=bounds)
-            print(figures, flush=True)
-            if figures.attempts > figures.allowed or figures.stall > bounds.stall:
-                return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    until(lambda: watch.settled >= messages, consumer, seconds=PATIENCE)

@@ -6,7 +6,6 @@ import asyncio
 import json
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -220,7 +219,6 @@ SEEN_WITHIN = 3 * FRESH
 """Seconds within which consumers see a revocation, for an attempt that succeeds at once."""
 ATTEMPT = 5.0
 PUBLISH_DELAY = 10
-PATIENCE = 120.0
 
 
 class Scene:
@@ -292,17 +290,3 @@ def staged(lane: Lane, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
             yield scene
         finally:
             scene.close()
-
-
-def until(condition: Callable[[], bool], patience: float = PATIENCE) -> None:
-    """Wait for a condition.
-
-    Raises:
-        TimeoutError: it did not come to hold.
-    """
-    waiting = threading.Event()
-    for _ in range(int(patience / 0.02)):
-        if condition():
-            return
-        waiting.wait(0.02)
-    raise TimeoutError("the condition did not come to hold")

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from integration.keys.flood import HONEST_EVERY, Bounds, flood
-from integration.keys.scene import ATTEMPT, LANES, SEEN_WITHIN, Lane, Scene, staged, until
+from integration.keys.scene import ATTEMPT, LANES, SEEN_WITHIN, Lane, Scene, staged
 from integration.scale import nightly
 from integration.services import Kafka
+from integration.waiting import until
 from mqauth import AuditFile, Key, Message
 from mqauth.clock import Backoff
 from mqauth.keystore import Keystore, State, signing_key

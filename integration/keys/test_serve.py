@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import ssl
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from integration.keys.scene import PATIENCE, IssuerProcess
+from integration.keys.scene import IssuerProcess
 from integration.keyserver import Authority
+from integration.waiting import PATIENCE, until
 from mqauth import JWKS, Unavailable
 from mqauth.cli import main
 from mqauth.cli.serve import Certificate
@@ -56,16 +56,6 @@ def get(
         )
         answer = connection.getresponse()
         return answer.status, answer.headers, answer.read()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    waiting = threading.Event()
-    for _ in range(int(PATIENCE / 0.05)):
-        if condition():
-            return
-        waiting.wait(0.05)
-    raise TimeoutError
 
 
 def test_conditional_requests_over_the_wire(issuer: IssuerProcess) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -33,9 +31,6 @@ from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message
 
-T = TypeVar("T")
-BROKERS: Final = {"rabbitmq": "MQAUTH_RABBITMQ_URL", "kafka": "MQAUTH_KAFKA_URL"}
-
 
 @contextlib.contextmanager
 def scene_at(url: str, folder: Path) -> Iterator[Scene]:
@@ -47,12 +42,6 @@ def scene_at(url: str, folder: Path) -> Iterator[Scene]:
         if isinstance(stage, KafkaStage):
             stage.admin.delete_topics([stage.dead + ".reviewed"], raise_errors=False)
         stage.close()
-
-
-def staged(broker: str, part: Callable[[Scene], T]) -> T:
-    """Play one part on a scene at the broker of the environment, and return what it returned."""
-    with tempfile.TemporaryDirectory() as folder, scene_at(os.environ[BROKERS[broker]], Path(folder)) as scene:
-        return part(scene)
 
 
 REVIEW: Final = "https://review.example"

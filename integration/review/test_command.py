@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import sys
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
+from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,6 @@ import pytest
 
 from integration.console.browser import console
 from integration.review.scene import Scene
-from integration.review.survey import Visitor
 from mqauth import MalformedMessage, Unavailable
 from mqauth.audit.chain import verify_chain
 from mqauth.cli import main
@@ -84,13 +86,28 @@ def test_every_command(scene: Scene, dlq: Run, monkeypatch: pytest.MonkeyPatch) 
     assert dlq("balance", audit)[0] == 1
 
 
+class Visitor:
+    """A reviewer who is logged in at a console, as it printed its address and tokens."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        self._url = told["url"]
+        self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
+        fields = urllib.parse.urlencode({"token": told["tokens"]["reviewer"]})
+        self._opener.open(f"{self._url}login", fields.encode()).close()
+
+    def is_reading(self) -> bool:
+        """Tell whether the newest job runs."""
+        with self._opener.open(f"{self._url}job.json") as answer:
+            return bool(json.loads(answer.read())["running"])
+
+
 def test_beside_a_running_console(scene: Scene, dlq: Run) -> None:
     """A console that runs with the reviewer's audit file leaves it to their commands, in one chain."""
     scene.fill(1)
     with console(scene) as told:
         visitor = Visitor(told)
         # While the console reads a queue nobody else sees its letters.
-        wait_until(lambda: not visitor.job()["running"])
+        wait_until(lambda: not visitor.is_reading())
         act = ("--why", "beside the console", "--audit", str(scene.folder / "reviewer.jsonl"), "--yes")
         assert dlq("discard", *act)[1][0]["done"] == 8
     assert verify_chain(scene.folder / "reviewer.jsonl").records == 8

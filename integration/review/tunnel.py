@@ -1,4 +1,4 @@
-"""TLS in front of a real broker: it asks clients for a certificate, and passes on what they say.
+"""TLS in front of a real server: it may ask clients for a certificate, and passes on what they say.
 
 A Kafka names its own port in its metadata; clients would go there, past the tunnel. So on the way back these
 four bytes are replaced by those of the tunnel's port.
@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
-_PATIENCE: Final = 30.0
+from mqauth.testing.loop_thread import LoopThread
+
 _CHUNK: Final = 65_536
 _TURNS: Final = 10
 
@@ -23,44 +22,39 @@ class Tunnel:
     """A TLS listener of 127.0.0.1; a context manager.
 
     Args:
-        port: of the broker, on this machine.
+        port: of the server, on this machine.
         certificate: PEM files of the listener's certificate and key.
-        authority: PEM file of whom a client's certificate must be from.
-        advertised: whether the broker names its port to its clients.
+        clients: PEM file of whom a client's certificate must be from, where one is asked for.
+        advertised: whether the server names its port to its clients.
     """
 
-    def __init__(self, port: int, certificate: tuple[Path, Path], authority: Path, *, advertised: bool) -> None:
+    def __init__(
+        self, port: int, certificate: tuple[Path, Path], clients: Path | None = None, *, advertised: bool = False
+    ) -> None:  # fmt: skip
         self._broker = port
         self._advertised = advertised
-        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority)
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=clients)
         self._context.load_cert_chain(*certificate)
-        self._context.verify_mode = ssl.CERT_REQUIRED
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        if clients is not None:
+            self._context.verify_mode = ssl.CERT_REQUIRED
+        self._thread = LoopThread()
         self.port = 0
 
     def __enter__(self) -> Self:
-        self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._accept, "127.0.0.1", 0), self._loop
-        ).result(_PATIENCE)
+        self._server = self._thread.call(asyncio.start_server(self._accept, "127.0.0.1", 0))
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(_PATIENCE)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_PATIENCE)
-        self._loop.close()
+    def __exit__(self, *_: object) -> None:
+        self._thread.call(self._end())
+        self._thread.close()
 
     async def _end(self) -> None:
         """Listen no more, and let go of what is still being passed on."""
         # A closed server takes no transport any more (Python 3.11 asserts it), and nobody would close the socket
         # of a connection that was just accepted: so it accepts no more first, and is closed after that.
         for listening in self._server.sockets:
-            self._loop.remove_reader(listening.fileno())
+            self._thread.loop.remove_reader(listening.fileno())
         await self._turns()
         self._server.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}

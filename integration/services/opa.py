@@ -35,21 +35,21 @@ class Agent(Service):
         return str(_said(f"{url}/v1/data/none?provenance=true", timeout)["provenance"]["version"])
 
     @classmethod
-    def launch(cls, *arguments: str, config: str | None = None, tls: Path | None = None) -> Agent:
+    def launch(cls, *arguments: str, config: str | None = None, tls: Sequence[Path] = ()) -> Agent:
         """Start one.
 
         Args:
             arguments: further ones of ``opa run``, files of policies among them.
             config: its configuration, as YAML.
-            tls: its certificate and key in one file.
+            tls: files of its certificate and key.
         """
         port, folder = Port(), Path(tempfile.mkdtemp(prefix="mqauth-opa-"))
         options: list[str] = list(arguments)
         if config is not None:
             (folder / "config.yaml").write_text(config)
             options += ["--config-file", str(folder / "config.yaml")]
-        if tls is not None:
-            options += ["--tls-cert-file", str(tls), "--tls-private-key-file", str(tls)]
+        if tls:
+            options += ["--tls-cert-file", str(tls[0]), "--tls-private-key-file", str(tls[1])]
         server = LocalServer(
             origin=f"go install {MODULE}@{VERSION}",
             commands=[[
@@ -61,7 +61,7 @@ class Agent(Service):
             ports=[port],
         )  # fmt: skip
         server.start()
-        return cls.ready(f"{'http' if tls is None else 'https'}://{LOOPBACK}:{port.number}", server)
+        return cls.ready(f"{'https' if tls else 'http'}://{LOOPBACK}:{port.number}", server)
 
     def load(self, rego: str) -> None:
         """Put a policy in place of the one before."""

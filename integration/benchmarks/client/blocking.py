@@ -19,8 +19,10 @@ class BlockingContender:
     Attributes:
         topic: where the messages wait that it consumes.
         scratch: where it sends to when only sending is measured.
+        fill: has so many messages wait.
     """
 
+    fill: Callable[[int], object]
     topic: str
     scratch: str
 
@@ -61,10 +63,6 @@ class BlockingContender:
         measured, arrivals = ended.measured(), tally.arrivals or {}
         latencies = tuple(arrivals[number] - began for number, began in sent.items() if number in arrivals)
         return Measured(messages=count, wall=measured.wall, cpu=measured.cpu, latencies=latencies)
-
-    def fill(self, count: int) -> None:
-        """Have at least ``count`` messages wait."""
-        raise NotImplementedError
 
     def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
         """Return a function that sends the message of a number, and one that waits for all of them."""

@@ -62,10 +62,6 @@ class Queued(BlockingContender, rabbitmq.QueueContender):
         """Return the properties of a message as the application makes them."""
         return BasicProperties(headers=dict(self.connections.workload.header_texts()), delivery_mode=2)
 
-    def fill(self, count: int) -> None:
-        """Have exactly ``count`` messages wait."""
-        self.connections.runner.run(self.refill(count))
-
     def at_start(self) -> BlockingConnection:
         """Return the connection to consume by."""
         return self._consuming

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final, Self
 
 import aio_pika
@@ -18,8 +19,8 @@ from integration.benchmarks.client.contenders import (
     Wrapper,
     benchmark_of,
 )
-from integration.benchmarks.client.event_loop import Send, at_pace, fail, failing, settle, with_latencies
-from integration.benchmarks.client.rounds import Measured, Stopwatch
+from integration.benchmarks.client.event_loop import Flush, LoopContender, Send, at_once, fail, failing
+from integration.benchmarks.client.rounds import Measured
 from integration.benchmarks.client.workload import BATCH, Refusals, Tally, Workload, guard
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.translate import headers_out, to_message
@@ -32,8 +33,6 @@ PREFETCH: Final = 128
 """Unacked deliveries, the same for every contender."""
 AT_ONCE: Final = 128
 """Publishes under way at once, where there are many."""
-PATIENCE: Final = 40.0
-"""Seconds a round may take; it is tried once more."""
 
 
 class Connections:
@@ -75,7 +74,7 @@ class Connections:
         self.runner.close()
 
 
-class QueueContender:
+class QueueContender(LoopContender):
     """A contender with an exchange and a queue of its own.
 
     Subclasses say how a message is published, which messages wait in the queue, and how they are consumed.
@@ -83,7 +82,6 @@ class QueueContender:
 
     name = ""
     heavy = False
-    at_once = 1
 
     def __init__(self, connections: Connections) -> None:
         self.connections = connections
@@ -108,18 +106,6 @@ class QueueContender:
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         )  # fmt: skip
 
-    def publish(self, count: int, /) -> Measured:
-        """Publish messages until the last is confirmed."""
-        return self.connections.runner.run(self._publish(count))
-
-    def consume(self, count: int, work: float, /) -> Measured:
-        """Consume messages that wait already."""
-        return self.connections.runner.run(self._consume(count, work))
-
-    def paced(self, count: int, pace: float, /) -> Measured:
-        """Publish at a pace while consuming."""
-        return self.connections.runner.run(self._paced(count, pace))
-
     def added(self) -> float:
         """Return by how many bytes a message is larger than a bare one."""
         sealed = self.sealed(BATCH)
@@ -138,47 +124,20 @@ class QueueContender:
         """Return the messages that wait in the queue."""
         raise NotImplementedError
 
-    async def consuming(self, tally: Tally, until: asyncio.Future[Measured]) -> Measured:
-        """Consume until the tally has seen all messages."""
-        raise NotImplementedError
-
-    async def _publish(self, count: int) -> Measured:
-        await self.queue.purge()
-        send, watch = self.publisher(), Stopwatch()
-        watch.start()
-        await at_once(send, count, self.at_once)
-        return watch.stop(count)
-
-    async def refill(self, count: int) -> None:
+    def fill(self, count: int) -> None:
         """Have exactly ``count`` messages wait in the queue."""
+        self.connections.runner.run(self._refill(count))
+
+    def sending(self, *, scratch: bool) -> tuple[Send, Flush]:
+        """Return what publishes the message of a number and waits for its confirm; nothing is left to wait for."""
+        return self.publisher(), partial(asyncio.sleep, 0)
+
+    async def _refill(self, count: int) -> None:
         await self.queue.purge()
         if count and len(self._waiting) != count:
             self._waiting = self.sealed(count)
         waiting = self._waiting
         await at_once(lambda number: self.exchange.publish(waiting[number], self.route), count, AT_ONCE)
-
-    async def _consume(self, count: int, work: float) -> Measured:
-        await self.refill(count)
-        watch = Stopwatch()
-        until: asyncio.Future[Measured] = asyncio.get_running_loop().create_future()
-        tally = Tally(count, lambda: settle(until, watch.stop(count)), work)
-        watch.start()
-        return await self._patiently(tally, until)
-
-    async def _paced(self, count: int, pace: float) -> Measured:
-        await self.queue.purge()
-        watch, sent = Stopwatch(), dict[int, float]()
-        until: asyncio.Future[Measured] = asyncio.get_running_loop().create_future()
-        tally = Tally(count, lambda: settle(until, watch.stop(count)), arrivals={})
-        consumer = asyncio.ensure_future(self._patiently(tally, until))
-        watch.start()
-        await at_pace(self.publisher(), count, pace, sent)
-        measured = await consumer
-        return with_latencies(measured, sent, tally)
-
-    async def _patiently(self, tally: Tally, until: asyncio.Future[Measured]) -> Measured:
-        async with asyncio.timeout(PATIENCE):
-            return await self.consuming(tally, until)
 
 
 class Wrapped(QueueContender):
@@ -198,7 +157,7 @@ class Wrapped(QueueContender):
         """Return sealed messages."""
         return [self._seal(number) for number in range(count)]
 
-    async def consuming(self, tally: Tally, until: asyncio.Future[Measured]) -> Measured:
+    async def consuming(self, tally: Tally, until: asyncio.Future[Measured]) -> None:
         """Open each message, handle it, and ack it."""
         open_, headed = self._wrapper.opener(self.place), self._wrapper.headed
 
@@ -207,7 +166,7 @@ class Wrapped(QueueContender):
                 tally(open_(message.body, token_of(message) if headed else None))
                 await message.ack()
 
-        return await consumed(self.queue, on_message, until)
+        await consumed(self.queue, on_message, until)
 
     def _seal(self, number: int) -> aio_pika.Message:
         message = self.plain(number)
@@ -243,7 +202,7 @@ class Signed(QueueContender):
         producer = self.producer()
         return [producer.seal(self.plain(number), self.route) for number in range(count)]
 
-    async def consuming(self, tally: Tally, until: asyncio.Future[Measured]) -> Measured:
+    async def consuming(self, tally: Tally, until: asyncio.Future[Measured]) -> None:
         """Consume through mqauth's consumer."""
         refusals = Refusals(lambda reason: fail(until, f"refused as {reason}"))
 
@@ -254,7 +213,7 @@ class Signed(QueueContender):
             self.queue, guard(self._forge, self.place), handler, dead_letters=refusals, prefetch=PREFETCH
         )
         async with consumer:
-            return await until
+            await asyncio.wait((until,))
 
 
 class Batched(Signed):
@@ -296,25 +255,14 @@ def size(message: aio_pika.Message) -> int:
     return len(message.body) + len(message.properties.marshal())
 
 
-async def at_once(send: Send, count: int, workers: int) -> None:
-    """Publish ``count`` messages with ``workers`` publishes under way at once."""
-    numbers = iter(range(count))
-
-    async def work() -> None:
-        for number in numbers:
-            await send(number)
-
-    await asyncio.gather(*(work() for _ in range(min(workers, count))))
-
-
 async def consumed(
     queue: AbstractQueue, on_message: Callable[[AbstractIncomingMessage], Awaitable[None]],
     until: asyncio.Future[Measured],
-) -> Measured:  # fmt: skip
-    """Consume a queue until the future has a result."""
+) -> None:  # fmt: skip
+    """Consume a queue until the future is done."""
     tag = await queue.consume(on_message)
     try:
-        return await until
+        await asyncio.wait((until,))
     finally:
         await queue.cancel(tag)
 
