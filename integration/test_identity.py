@@ -22,8 +22,7 @@ from mqauth.errors import Reason
 from mqauth.judging.delivery import Outcome
 from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.trust_domain import TrustDomain
-from mqauth.judging.unverified import Verdict
-from mqauth.judging.verified import Verified
+from mqauth.judging.verified import Verdict, Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.keystore.disk import ring
 from mqauth.keystore.identity.identity_key import IdentityKey

@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from mqauth.judging.policy import Allow, Decision, Rule
     from mqauth.judging.selftest import SelfTest, self_test
     from mqauth.judging.trust_domain import TrustDomain
-    from mqauth.judging.unverified import Unverified
-    from mqauth.judging.verified import Verified
+    from mqauth.judging.verified import Unverified, Verified
     from mqauth.judging.verifier import Issuer, Verifier
     from mqauth.keystore import ActiveKey, JWKSFile
     from mqauth.keystore.identity.identity_key import IdentityKey, WITKey
@@ -113,8 +112,7 @@ _NAMES: Final = {
     "judging.pipeline": ("Outcome", "Pipeline", "Verdict"),
     "judging.policy": ("Allow", "Decision", "Rule"),
     "judging.selftest": ("SelfTest", "self_test"),
-    "judging.unverified": ("Unverified",),
-    "judging.verified": ("Verified",),
+    "judging.verified": ("Unverified", "Verified"),
     "judging.trust_domain": ("TrustDomain",),
     "judging.verifier": ("Issuer", "Verifier"),
     "keystore.disk.watch": ("ActiveKey", "JWKSFile"),

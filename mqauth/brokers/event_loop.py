@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary, finalize
 from mqauth.clock import Clock
 from mqauth.errors import require
 from mqauth.flow import is_async, is_awaitable, settled
-from mqauth.judging.unverified import Unverifieds
+from mqauth.judging.verified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer

@@ -11,8 +11,7 @@ from mqauth.brokers.event_loop import letters_on_thread
 from mqauth.errors import Cause, Reason
 from mqauth.flow import Flow, arun, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Verdict
-from mqauth.judging.unverified import Unverified
-from mqauth.judging.verified import Verified
+from mqauth.judging.verified import Unverified, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.wire.message import Message
 

@@ -15,8 +15,7 @@ from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable, r
 from mqauth.flow import refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Verdict
 from mqauth.judging.selftest import at_start
-from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Verified
+from mqauth.judging.verified import Unverifieds, Verified
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.signer import Signer
 from mqauth.wire import destination

@@ -22,7 +22,7 @@ from mqauth.judging.journal import few
 from mqauth.judging.observing import SOON, days_left
 from mqauth.judging.policy import matches
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung
-from mqauth.judging.unverified import Verdict
+from mqauth.judging.verified import Verdict
 
 HOUR: Final = 3600.0
 """Seconds within which each consumer has to have reported."""

@@ -17,16 +17,16 @@ from mqauth.judging.breaker import Breaker
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.observing import Observing
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung, destinations_of, is_lenient, kinds_of
-from mqauth.judging.unverified import (
+from mqauth.judging.verified import (
     UnverifiedHandler,
     Unverifieds,
     Verdict,
+    Verified,
     Would,
     kind_of,
     listed,
     make_unverified,
 )
-from mqauth.judging.verified import Verified
 from mqauth.logs import emit
 
 
