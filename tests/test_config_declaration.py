@@ -66,7 +66,7 @@ from mqauth.config.settings import (
 )
 from mqauth.config.toml_file import RefusedSetting, Table
 from mqauth.console.oidc import OIDCSettings, RoleSettings
-from mqauth.judging.accept_as import AcceptAs
+from mqauth.judging.by_destination import AcceptAs
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Rule
 from mqauth.judging.rollout import Exemption, RolloutEntry

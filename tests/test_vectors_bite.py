@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding
 
 from mqauth import ConfigurationError, Issuer, Verifier
 from mqauth.judging import judge, key_lookup, token
-from mqauth.judging.without_evidence import WithoutEvidence
+from mqauth.judging.by_destination import WithoutEvidence
 from mqauth.letters import release
 from mqauth.letters.authorities import ReleaseAuthorities, _check_bindings, _signed
 from mqauth.replay import rules

@@ -15,7 +15,7 @@ from mqauth import MemoryReplayStore, Pipeline
 from mqauth.audit.file import AuditFile
 from mqauth.audit.query import read_records
 from mqauth.errors import RetryLater
-from mqauth.judging.accept_as import AcceptAs
+from mqauth.judging.by_destination import AcceptAs
 from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.rollout import Exemption, Rollout
 from mqauth.judging.trust_domain import TrustDomain

@@ -12,9 +12,8 @@ from datetime import UTC, datetime
 from datetime import time as time_of_day
 from typing import Any, Final
 
-from mqauth.audit.observed import Group, group_of
 from mqauth.audit.query import Record, member, seconds_of, time_of
-from mqauth.audit.record import iso_time
+from mqauth.audit.record import Group, group_of, iso_time
 from mqauth.check.rule import Finding, Target, finding, on, those
 from mqauth.config.consumer_settings import ConsumerSettings, RolloutSettings
 from mqauth.config.settings import FileSettings

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, copy_context
 from typing import Any, Final, TypeAlias
 
-from mqauth.audit.observed import MINUTE
+from mqauth.audit.record import MINUTE
 from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import letters_on_thread
 from mqauth.errors import Cause, Unavailable, require

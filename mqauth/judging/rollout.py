@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from mqauth.errors import require
-from mqauth.judging.accept_as import AcceptAs
+from mqauth.judging.by_destination import AcceptAs
 from mqauth.judging.policy import check_pattern, matches
 from mqauth.wire.memo import Memo
 from mqauth.wire.message import TOKEN_HEADER, Message, fold

@@ -15,13 +15,12 @@ from datetime import date
 from typing import Final, Literal
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
-from mqauth.judging.accept_as import AcceptAs
+from mqauth.judging.by_destination import AcceptAs, WithoutEvidence
 from mqauth.judging.identities import CAPACITY as REMEMBERED
 from mqauth.judging.identities import Identities, check_life, ends_of
 from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Times, Token, Validity, is_revoked
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verified import Verified, make_verified
-from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
 from mqauth.wire import batch, envelope, jwk, jws, memo
