@@ -26,7 +26,7 @@ from mqauth.audit.record import AuditRecord
 from mqauth.audit.sinks import CallableSink
 from mqauth.brokers import rabbitmq
 from mqauth.brokers import rabbitmq as wrapper
-from mqauth.brokers.amqp_topology import is_stream
+from mqauth.brokers.amqp_messages import is_stream
 from mqauth.brokers.rabbitmq.channel import ready
 from mqauth.brokers.rabbitmq.confirmed import refusal
 from mqauth.brokers.rabbitmq.translate import MAX_HEADER_FRAME, to_native

@@ -149,8 +149,6 @@ CAPACITY: Final = 1000
 """Groups at most."""
 MAX_BYTES: Final = 44 * 1024
 """Bytes of all groups of a record; smaller groups that have no room count as ``other``."""
-SIGNED_BYTES: Final = 16 * 1024
-"""Bytes of all producers that signed; those that have no room come in the next record."""
 FIRST: Final = 3
 """Messages of a group that are recorded with their coordinates, each hour."""
 MOST: Final = 100
@@ -273,7 +271,8 @@ class Observed:
                 setattr(self, name, Counter())
             # As many producers as have room in a record; the others come in the next one.
             counts["signed"] = signed = dict[str, dict[str, dict[str, int]]]()
-            room = SIGNED_BYTES
+            # Bytes of all producers that signed; those that have no room come in the next record.
+            room = 16 * 1024
             for producer, number in list(self.signed.items()):
                 room -= sum(len(strict_json.dumps(text)) for text in producer) + 16
                 if room < 0:

@@ -14,26 +14,24 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import Context, copy_context
 from functools import partial, wraps
 from types import SimpleNamespace, TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 from weakref import WeakKeyDictionary, finalize
 
 from mqauth.clock import Clock
 from mqauth.errors import require
-from mqauth.flow import is_async, is_awaitable, settled
+from mqauth.flow import R, is_async, is_awaitable, settled
 from mqauth.judging.verified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer
 from mqauth.threads import DaemonThread
 
-R = TypeVar("R")
 Timer = Callable[[float, Callable[[], None]], Any]
 """Calls a function after so many seconds: ``call_later``, or a test's own."""
 Sleep = Callable[[float], Awaitable[Any]]
 """Waits so many seconds: ``asyncio.sleep``, or a test's own."""
 LEAVE: Final = 2.0
 """Seconds for which a consumer that stops waits for its broker, beside its grace."""
-_MOMENT: Final = 0.1
 
 
 def call_later(seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
@@ -194,7 +192,7 @@ class Leaving:
         """Wait for the end of something while there is time; return whether it has come."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        await asyncio.wait((asking,), timeout=max(self.left, _MOMENT))
+        await asyncio.wait((asking,), timeout=max(self.left, 0.1))
         self.left = max(0.0, self.left - (loop.time() - began))
         return asking.done()
 

@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from mqauth.audit.record import MINUTE, AuditRecord, AuditSink, Group, Observed
 from mqauth.clock import Backoff, Clock, Pause, Randomness, uuid7
 from mqauth.errors import Cause, Reason, Unavailable
-from mqauth.flow import Flow, call
+from mqauth.flow import Flow, R, call
 from mqauth.judging.delivery import Delivery, verdict_record
 from mqauth.judging.policy import Policy
 from mqauth.judging.rollout import Rollout, as_facts, is_lenient
@@ -26,7 +26,6 @@ from mqauth.logs import emit
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import Message
 
-R = TypeVar("R")
 PATIENCE: Final = 0.25
 """Seconds that a plug-in may take before it is left alone for a while."""
 PAUSE: Final = 30.0

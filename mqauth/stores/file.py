@@ -33,14 +33,13 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock
-from mqauth.errors import Cause, Unavailable, require
+from mqauth.errors import Cause, T, Unavailable, require
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, Entry, judge
 from mqauth.stores.sqlite_file import SHARE, SQLiteFile
 from mqauth.threads import in_event_loop
 from mqauth.wire.message import Place
 
 A = TypeVar("A")
-T = TypeVar("T")
 BYTES_AN_ID: Final = 80
 """On the disk, at most, with those that are over and not forgotten yet; in batches less."""
 _SCHEMA: Final = """

@@ -226,15 +226,11 @@ class RedisReplayStore:
             replica = isinstance(error, redis.exceptions.ReadOnlyError)
             if replica and (pool := getattr(client, "connection_pool", None)) is not None:
                 yield from call(pool.disconnect, False)
-            raise self._unavailable(error) from error
+            full = isinstance(error, redis.exceptions.OutOfMemoryError)
+            cause = Cause.REPLAY_STORE_FULL if full else Cause.REPLAY_STORE_UNAVAILABLE
+            # The type alone: the text of a client's error may name users.
+            raise Unavailable(cause, f"{type(error).__name__} ({self.where})") from error
         return statuses
-
-    def _unavailable(self, error: Exception) -> Unavailable:
-        """Return the deferral for a failure of the client or the server."""
-        full = isinstance(error, redis.exceptions.OutOfMemoryError)
-        cause = Cause.REPLAY_STORE_FULL if full else Cause.REPLAY_STORE_UNAVAILABLE
-        # The type alone: the text of a client's error may name users.
-        return Unavailable(cause, f"{type(error).__name__} ({self.where})")
 
 
 def _pool(kind: Any, url: str, timeout: float, retry: Any, /, **limits: float) -> Any:

@@ -129,9 +129,7 @@ def reader_of(payload: bytes, claims: Claims, made: Callable[[Claims], bytes] = 
         made: makes the payload.
     """
     binding = claims.mqa
-    if not isinstance(binding, Binding) or claims.nbf is not None or claims.extra:
-        return None
-    if made(claims) != payload:
+    if not isinstance(binding, Binding) or claims.nbf is not None or claims.extra or made(claims) != payload:
         return None
     reader = Reader(claims, binding, len(payload), made)
     return reader if reader.read(payload) == claims else None

@@ -2,7 +2,7 @@
 
 Dead letters are published by us, since ``basic.reject`` cannot carry a reason.
 
-The recommended queues are declared here: see ``brokers.amqp_topology``.
+The recommended queues are declared here: see ``brokers.amqp_messages``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,15 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, NackError
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.amqp_messages import may_be_too_large, new_message_id
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, LETTERS, UNPARSEABLE, exists, source_arguments
+from mqauth.brokers.amqp_messages import (
+    DEFAULT_DELIVERY_LIMIT,
+    LETTERS,
+    UNPARSEABLE,
+    exists,
+    may_be_too_large,
+    new_message_id,
+    source_arguments,
+)
 from mqauth.brokers.dead_letters import (
     DEFAULT_MAX_BODY,
     LOOK,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Unpack
 from pika import BasicProperties, BlockingConnection
 from pika.exceptions import AMQPChannelError
 
-from mqauth.brokers.amqp_topology import OFFSET, is_stream, stream_refused, warn_of_shared_connection
+from mqauth.brokers.amqp_messages import OFFSET, is_stream, stream_refused, warn_of_shared_connection
 from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.event_loop import BackgroundRun, DeliveryTasks, on_thread, on_threads
 from mqauth.brokers.options import QueueOptions
@@ -231,7 +231,9 @@ class Queue(Deliveries):
     async def ready(self) -> None:
         """Open a channel where there is none."""
         if self._line is None or not self._line.is_open:
-            self._line = await self._link.channel(self._on_close)
+            self._line = await self._link.channel(
+                lambda reason: self._closed(type(reason).__name__, isinstance(reason, AMQPChannelError))
+            )
             self._line.native.add_on_cancel_callback(lambda frame: self._cancelled(frame.method.consumer_tag))
 
     async def open(self, prefetch: int) -> OpenChannel:
@@ -299,9 +301,6 @@ class Queue(Deliveries):
             )
             return False
         return True
-
-    def _on_close(self, reason: Exception) -> None:
-        self._closed(type(reason).__name__, isinstance(reason, AMQPChannelError))
 
 
 async def echoed(link: Link, headers: dict[str, Any], body: bytes) -> Mapping[str, Any]:

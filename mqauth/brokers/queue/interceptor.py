@@ -18,7 +18,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from mqauth.brokers.amqp_messages import APPEND_HEADER, append_time
-from mqauth.errors import ConfigurationError, MqauthError, require
+from mqauth.errors import ConfigurationError, MqauthError, refusing, require
 from mqauth.judging.token import Times
 from mqauth.logs import emit
 
@@ -94,13 +94,13 @@ async def question(connection: Any, ask: Ask) -> None:
         ConfigurationError: it does not, or refuses the question.
         UnansweredError: no answer came within ``WITHIN`` seconds.
     """
-    try:
+    with refusing(
+        TimeoutError,
+        "the broker did not say whether it overwrites append times; is it short of memory or disk?",
+        UnansweredError,
+    ):
         async with asyncio.timeout(WITHIN):
             headers = await ask(connection, {APPEND_HEADER: FALSE_STAMP}, os.urandom(16))
-    except TimeoutError as error:
-        raise UnansweredError(
-            "the broker did not say whether it overwrites append times; is it short of memory or disk?"
-        ) from error
     require(
         append_time(headers) not in (None, FALSE_STAMP),
         f"append_evidence: RabbitMQ leaves the {APPEND_HEADER} of a sender as it is: set {SETTING} on each of"

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import tenacity
 
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT
+from mqauth.brokers.amqp_messages import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.event_loop import Sleep, Timer, call_later, first_of, was_cancelled
 from mqauth.brokers.queue.client import Acks, DeliveryClient
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, MAX_HELD, HeldDelivery, Hold, is_deferred

@@ -38,7 +38,6 @@ LOST: Final = (exceptions.AMQPError, exceptions.ChannelInvalidStateError, OSErro
 """Errors of aio-pika where a channel or connection is gone, or the broker says no."""
 RETRY: Final = 1.0
 """Seconds between two attempts to open one channel."""
-_PATIENCE: Final = 1.0
 
 
 class ClosedByOwnerError(MqauthError, exceptions.ChannelInvalidStateError):
@@ -156,12 +155,15 @@ async def ready(channel: AbstractChannel) -> None:
         # Before aio-pika 10.2 it is the channel's own future, which must not be cancelled.
         closed = asyncio.ensure_future(asyncio.shield(channel.closed()))
         connection = getattr(channel, "_connection", None)
-        if closed.done() or getattr(connection, "is_closed", False):
-            raise ClosedByOwnerError("the channel was closed by its owner")
+        require(
+            not closed.done() and not getattr(connection, "is_closed", False),
+            "the channel was closed by its owner",
+            ClosedByOwnerError,
+        )
         closed.cancel()
         # It is waited for a little.
         with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(1.0):
                 await channel.ready()
             if not channel.is_closed:
                 break

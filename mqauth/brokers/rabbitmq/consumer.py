@@ -19,7 +19,7 @@ from aio_pika.exceptions import AMQPChannelError
 from aio_pika.message import IncomingMessage, decode_expiration
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
-from mqauth.brokers.amqp_topology import (
+from mqauth.brokers.amqp_messages import (
     DEFAULT_DELIVERY_LIMIT,
     OFFSET,
     is_stream,

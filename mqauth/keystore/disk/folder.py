@@ -15,12 +15,20 @@ from typing import Any, Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import file_errors, require
-from mqauth.keystore.disk import cutoffs, files, ring
+from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
+from mqauth.wire import jwk, strict_json
 from mqauth.wire.claims import is_name
-from mqauth.wire.keys import Cutoff, Key, KeySet, SigningKey
+from mqauth.wire.identity import trust_domain_of
+from mqauth.wire.keys import NO_CUTOFFS, Cutoff, Key, KeySet, SigningKey
 
 KEYSET: Final = "keyset.json"
+CUTOFFS: Final = "cutoffs.json"
+"""The subjects that an authority has cut off: a JWK Set without keys, so that one reader reads both.
+
+An entry stays until the last identity that it refuses has ended, and as long again as a retired key stays
+published: a consumer that judges by append time may read a message that waited so long.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +193,7 @@ class Keystore:
 
     def cutoffs_stamp(self) -> files.Stamp | None:
         """Return the stamp of the subjects that are cut off, ``None`` where none is."""
-        return files.stamp(self.folder / cutoffs.FILE)
+        return files.stamp(self.folder / CUTOFFS)
 
     def no_active_key(self, keys: KeyRing) -> str:
         """Return the message that no key is active, with the command that helps."""
@@ -208,25 +216,43 @@ class Keystore:
         Raises:
             ConfigurationError: they cannot be read.
         """
-        return cutoffs.read(self.folder)
+        path = self.folder / CUTOFFS
+        if files.is_missing(path):
+            return NO_CUTOFFS
+        key_set = jwk.load_key_set(files.read_bounded(path, jwk.MAX_DOCUMENT), name=str(path))
+        require(not key_set.misread, f"{path}: mqauth_cutoff cannot be read")
+        return key_set.cutoffs
 
     def cut_off(self, subject: str, *, reason: str, before: int | None = None) -> Cutoff:
         """Refuse all identities of a subject that were issued before a moment, and return what is published.
 
         Args:
-            subject: whose.
+            subject: whose, an identifier of a workload.
             reason: for the readers of the JWK Set.
             before: UTC seconds; by default all that were issued up to now.
 
         Raises:
-            ConfigurationError: the folder is not a keystore, or there is no room for another one.
+            ConfigurationError: the folder is not a keystore, the subject or the reason is out of its limits, or
+                there is no room for another one.
         """
         now = self._now()
         # A WIT of this very second is cut off too, since nobody can tell on which side of it a thief asked.
         cutoff = Cutoff(before=now + 1 if before is None else before, reason=reason)
         with files.locked(self.folder):
             keys = self.ring()
-            cutoffs.add(self.folder, subject, cutoff, keep_after=now - keys.grace - keys.retain)
+            require(trust_domain_of(subject), "a subject is wimse:// or spiffe://, a trust domain, and a path")
+            require(is_name(reason, 0), "a reason is one line of at most 256 characters")
+            # Entries that refuse nothing any more go.
+            oldest = now - keys.grace - keys.retain
+            entries = {name: earlier for name, earlier in self.cutoffs().items() if earlier.before > oldest}
+            # An earlier moment would take back part of what was cut off.
+            entries[subject] = max(cutoff, entries.get(subject, cutoff), key=lambda each: each.before)
+            raw = strict_json.dumps(jwk.dump_key_set(KeySet((), (), entries)))
+            require(
+                len(entries) <= jwk.MAX_CUTOFFS and len(raw) <= jwk.MAX_DOCUMENT // 2,
+                f"no room for more than {jwk.MAX_CUTOFFS} subjects that are cut off: revoke the authority's key",
+            )
+            files.write_whole(self.folder / CUTOFFS, raw + b"\n")
         return cutoff
 
     def _pem(self, kid: str) -> Path:

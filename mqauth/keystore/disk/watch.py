@@ -25,8 +25,6 @@ MAX_LOOK: Final = 60.0
 """Seconds; a producer then notices that its key retired within a fifth of ``ring.RETIREMENT_GRACE``."""
 MAX_STALE: Final = ring.RETIREMENT_GRACE - MAX_LOOK
 """Seconds; consumers refuse a key that retired unnoticed after ``ring.RETIREMENT_GRACE``."""
-FILE_LOOK_EVERY: Final = 1.0
-"""Seconds between two looks at a JWK Set file for the sake of known kids, so that a revocation is noticed."""
 
 
 class ActiveKey:
@@ -178,7 +176,8 @@ class JWKSFile:
 
     def key_set(self) -> KeySet:
         """Return the set in use, after a look at the file where the last one is a second ago."""
-        if self._clock.monotonic() - self._looked >= FILE_LOOK_EVERY:
+        # A look each second for the sake of known kids too, so that a revocation is noticed.
+        if self._clock.monotonic() - self._looked >= 1.0:
             self._look()
         return self._held[1]
 
@@ -201,8 +200,7 @@ class JWKSFile:
         raw = files.read_bounded(self.path, jwk.MAX_DOCUMENT)
         keys = jwk.load_key_set(raw, name=str(self.path), svid=self.svid)
         # An empty set may be meant. A set in which no key can be used is a mistake.
-        if keys.skipped and not keys.keys:
-            raise ConfigurationError(f"{self.path}: no key that can be used: {keys.skipped[0]}")
         for line in keys.skipped:
+            require(keys.keys, f"{self.path}: no key that can be used: {line}")
             emit("keys.skipped", "%s: skipped %s", self.path, line)
         return keys
