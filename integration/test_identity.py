@@ -20,8 +20,8 @@ from mqauth.brokers import rabbitmq as rabbitmq_wrapper
 from mqauth.cli.serve import listen
 from mqauth.errors import Reason
 from mqauth.judging.delivery import Outcome
+from mqauth.judging.identities import TrustDomain
 from mqauth.judging.policy import Allow, Rule
-from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verified import Verdict, Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.keystore.disk import ring

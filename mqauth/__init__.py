@@ -29,10 +29,10 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from mqauth.flow import Attempts
+    from mqauth.judging.identities import TrustDomain
     from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
     from mqauth.judging.policy import Allow, Decision, Rule
     from mqauth.judging.selftest import SelfTest, self_test
-    from mqauth.judging.trust_domain import TrustDomain
     from mqauth.judging.verified import Unverified, Verified
     from mqauth.judging.verifier import Issuer, Verifier
     from mqauth.keystore import ActiveKey, JWKSFile
@@ -113,7 +113,7 @@ _NAMES: Final = {
     "judging.policy": ("Allow", "Decision", "Rule"),
     "judging.selftest": ("SelfTest", "self_test"),
     "judging.verified": ("Unverified", "Verified"),
-    "judging.trust_domain": ("TrustDomain",),
+    "judging.identities": ("TrustDomain",),
     "judging.verifier": ("Issuer", "Verifier"),
     "keystore.disk.watch": ("ActiveKey", "JWKSFile"),
     "keystore.identity.identity_key": ("IdentityKey", "WITKey"),

@@ -8,15 +8,15 @@ from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from mqauth.audit import disk
 from mqauth.check.rule import Finding, Target, finding, on, ring_of, those, unless_refused
 from mqauth.config.consumer_settings import ConsumerSettings, RuleSettings
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.kinds import is_url
 from mqauth.errors import ConfigurationError, Reason
+from mqauth.judging.identities import TrustDomain
 from mqauth.judging.journal import few
-from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer
-from mqauth.keystore.disk import files
 from mqauth.wire import strict_json
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.identity import trust_domain_of
@@ -189,7 +189,7 @@ def contents(target: Target) -> Iterator[Finding]:
         listed: Any = None
         with suppress(ConfigurationError, strict_json.StrictJSONError):
             if source.file is not None:
-                document = strict_json.loads(files.read_bounded(source.file, MAX_DOCUMENT), depth=8)
+                document = strict_json.loads(disk.read_bounded(source.file, MAX_DOCUMENT), depth=8)
                 listed = document.get("keys") if isinstance(document, dict) else None
         for number, members in enumerate(listed if isinstance(listed, list) else []):
             fault = _fault(members, source.svid)
@@ -245,7 +245,7 @@ def key_set(source: SourceSettings) -> KeySet | None:
     path, svid = source.file, source.svid
     if path is None:
         return None
-    return unless_refused(lambda: load_key_set(files.read_bounded(path, MAX_DOCUMENT), svid=svid))
+    return unless_refused(lambda: load_key_set(disk.read_bounded(path, MAX_DOCUMENT), svid=svid))
 
 
 def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:

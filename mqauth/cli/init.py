@@ -335,7 +335,7 @@ def _write(folder: Path, producer: str, files: Mapping[str, str]) -> None:
 
 
 async def _declared(connection: Any, topology: dict[str, Any], *, proves: bool) -> None:
-    from mqauth.brokers.queue.interceptor import question
+    from mqauth.brokers.queue.client import question
     from mqauth.brokers.rabbitmq.channel import echoed
 
     channel = await connection.channel()

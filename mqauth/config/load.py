@@ -26,10 +26,10 @@ from mqauth.config.settings import (
 )
 from mqauth.config.toml_file import Table, read_toml
 from mqauth.errors import T, refusing, require
+from mqauth.judging.identities import TrustDomain
 from mqauth.judging.pipeline import Observer, Pipeline
 from mqauth.judging.policy import Allow, Policy
 from mqauth.judging.rollout import Rollout
-from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey
 from mqauth.keystore.identity.identity_key import IdentityKey

@@ -27,7 +27,7 @@ with needs_extra("celery"):
 from mqauth.brokers import amqp_messages, amqp_values
 from mqauth.brokers.amqp_messages import LETTERS, SHORT_STRINGS, Number, new_message_id
 from mqauth.brokers.dead_letters import DEFAULT_MAX_BODY, burying
-from mqauth.brokers.queue.interceptor import UnansweredError, refused
+from mqauth.brokers.queue.client import UnansweredError, refused
 from mqauth.flow import run
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.signer import Signer

@@ -15,11 +15,10 @@ from datetime import date
 from typing import Final, Literal
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
-from mqauth.judging.by_destination import AcceptAs, WithoutEvidence
 from mqauth.judging.identities import CAPACITY as REMEMBERED
-from mqauth.judging.identities import Identities, check_life, ends_of
+from mqauth.judging.identities import Identities, TrustDomain, check_life, ends_of
+from mqauth.judging.rollout import AcceptAs, WithoutEvidence
 from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Times, Token, Validity, is_revoked
-from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release

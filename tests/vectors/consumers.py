@@ -8,9 +8,9 @@ from typing import Any, Final
 from mqauth.audit.sinks import CallableSink
 from mqauth.errors import Cause, MalformedMessage, Reason, Unavailable
 from mqauth.flow import run
-from mqauth.judging.by_destination import WithoutEvidence
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.judging.policy import Allow, Rule
+from mqauth.judging.rollout import WithoutEvidence
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.letters.dead_letter import DeadLetter

@@ -167,7 +167,7 @@ class _Sink:
 
     cause: Cause
 
-    def __init__(self, connection: BlockingConnection, name: str, timeout: float) -> None:
+    def __init__(self, connection: BlockingConnection, name: str, *, timeout: float = 30) -> None:
         check_queue(name, timeout)
         self._connection = connection
         self._publisher = Publisher(connection)
@@ -231,7 +231,7 @@ class DeadLetters(_Sink):
         oversize_letters: Oversize = "reference",
     ) -> None:
         check_oversize(oversize_letters)
-        super().__init__(connection, name, timeout)
+        super().__init__(connection, name, timeout=timeout)
         self._max_body = max_body
         self._oversize = oversize_letters
 
@@ -270,9 +270,6 @@ class AuditQueue(_Sink):
     """
 
     cause = Cause.AUDIT_UNAVAILABLE
-
-    def __init__(self, connection: BlockingConnection, name: str, *, timeout: float = 30) -> None:
-        super().__init__(connection, name, timeout)
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
         """Publish one record and return once the broker has confirmed it; in an event loop that is to be awaited.

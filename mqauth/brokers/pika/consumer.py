@@ -1,7 +1,7 @@
 """pika's consumer: a queue with the delivery engine, and handlers on threads of their own.
 
 ``Queue`` makes the calls of pika for one queue: consume, cancel, ack, give back, and so on. ``echoed`` asks
-whether RabbitMQ overwrites append times (``brokers.queue.interceptor``).
+whether RabbitMQ overwrites append times (``brokers.queue.client``).
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from mqauth.brokers.pika.confirmed import refusal
 from mqauth.brokers.pika.link import LOST, Line, Link, drive, link_of, tell
 from mqauth.brokers.pika.producer import Producer
 from mqauth.brokers.pika.translate import failures_of, read
-from mqauth.brokers.queue.client import OpenChannel, Take
+from mqauth.brokers.queue.client import OpenChannel, Take, UnansweredError, refused
 from mqauth.brokers.queue.consumer import QueueConsumer
-from mqauth.brokers.queue.interceptor import UnansweredError, refused
 from mqauth.brokers.queue.subscription import PREFETCH
 from mqauth.delivery.health import QueueHealth
 from mqauth.errors import ConfigurationError, require

@@ -10,8 +10,7 @@ from typing import Any, Final
 import tenacity
 
 from mqauth.brokers.event_loop import DeliveryTasks, Sleep
-from mqauth.brokers.queue.client import Acks, QueueClient
-from mqauth.brokers.queue.interceptor import UnansweredError, prove
+from mqauth.brokers.queue.client import Acks, QueueClient, UnansweredError, prove
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
 from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, SUSPENDS_AFTER, HeldDelivery
 from mqauth.delivery.slot import Slot

@@ -9,7 +9,7 @@ who wait for that only when the broker says that it is unblocked, and a lost one
 hangs, and aio-pika, which waits while it holds the channel's lock, never opens that channel again. So ``watch``
 wakes them when the connection is lost.
 
-``echoed`` asks whether RabbitMQ overwrites append times (``brokers.queue.interceptor``).
+``echoed`` asks whether RabbitMQ overwrites append times (``brokers.queue.client``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from aiormq.abc import AbstractConnection, DeliveredMessage
 from pamqp.commands import Basic
 
 from mqauth.brokers.event_loop import was_cancelled
-from mqauth.brokers.queue.interceptor import UnansweredError, prove, refused
+from mqauth.brokers.queue.client import UnansweredError, prove, refused
 from mqauth.errors import MqauthError, StaleDelivery, require
 from mqauth.judging.token import Times
 from mqauth.logs import emit

@@ -57,7 +57,7 @@ class _Sink:
 
     cause: Cause
 
-    def __init__(self, channel: AbstractChannel, name: str, timeout: float) -> None:
+    def __init__(self, channel: AbstractChannel, name: str, *, timeout: float = 30) -> None:
         confirms = getattr(channel, "publisher_confirms", False)
         require(confirms, "dead letters and audit records need a channel with publisher confirms")
         check_queue(name, timeout)
@@ -134,7 +134,7 @@ class DeadLetters(_Sink):
         oversize_letters: Oversize = "reference",
     ) -> None:
         check_oversize(oversize_letters)
-        super().__init__(channel, name, timeout)
+        super().__init__(channel, name, timeout=timeout)
         self._max_body = max_body
         self._oversize = oversize_letters
 
@@ -168,9 +168,6 @@ class AuditQueue(_Sink):
     """
 
     cause = Cause.AUDIT_UNAVAILABLE
-
-    def __init__(self, channel: AbstractChannel, name: str, *, timeout: float = 30) -> None:
-        super().__init__(channel, name, timeout)
 
     async def write(self, record: AuditRecord, /) -> None:
         """Publish one record and return once the broker has confirmed it.

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from mqauth.audit import disk
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import file_errors, require
-from mqauth.keystore.disk import files, ring
+from mqauth.keystore.disk import ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
 from mqauth.wire import jwk, strict_json
 from mqauth.wire.claims import is_name
@@ -56,10 +57,10 @@ class Keystore:
         """
         path = self.folder / KEYSET
         require(
-            not files.is_missing(path),
+            not disk.is_missing(path),
             f"{self.folder}: no keystore (no {KEYSET}): mqauth keys new --dir {self.folder} makes one",
         )
-        return ring.load(files.read_bounded(path, 4 * 1024 * 1024), name=str(path))
+        return ring.load(disk.read_bounded(path, 4 * 1024 * 1024), name=str(path))
 
     def create(
         self,
@@ -122,8 +123,8 @@ class Keystore:
         """Enter a key, and write its private half if it has one."""
         with file_errors(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with files.locked(self.folder):
-            before = KeyRing() if files.is_missing(self.folder / KEYSET) else self.ring()
+        with disk.locked(self.folder):
+            before = KeyRing() if disk.is_missing(self.folder / KEYSET) else self.ring()
             announced = before.publish_delay if before.keys else 0
             given: dict[str, Any] = {name: value for name, value in delays.items() if value is not None}
             before = replace(before, **given)
@@ -137,8 +138,8 @@ class Keystore:
                 self.private_key(before.active)
             # The key first: a keyset must not name a key that is not there.
             if uri is None:
-                files.write_whole(self._pem(key.kid), key.to_pem(self.passphrase))
-            files.write_whole(self.folder / KEYSET, ring.dump(after))
+                disk.write_whole(self._pem(key.kid), key.to_pem(self.passphrase))
+            disk.write_whole(self.folder / KEYSET, ring.dump(after))
         return after.get(key.kid)
 
     def change(self, change: Callable[[KeyRing, int], KeyRing]) -> KeyRing:
@@ -151,11 +152,11 @@ class Keystore:
         """
         # Read once before the lock, which would leave its file in a folder that is not a keystore.
         self.ring()
-        with files.locked(self.folder):
+        with disk.locked(self.folder):
             before = self.ring()
             after = change(before, self._now())
             if after != before:
-                files.write_whole(self.folder / KEYSET, ring.dump(after))
+                disk.write_whole(self.folder / KEYSET, ring.dump(after))
             for kid in {key.kid for key in before.keys} - {key.kid for key in after.keys}:
                 self._pem(kid).unlink(missing_ok=True)
         return after
@@ -178,7 +179,7 @@ class Keystore:
         """
         if ring_key.uri is not None:
             # A URI may name a library, which is loaded into this process.
-            files.refuse_writable(self.folder / KEYSET)
+            disk.refuse_writable(self.folder / KEYSET)
             from mqauth.keystore.reference.key import ReferenceKey
 
             return ReferenceKey(ring_key.key, ring_key.uri)
@@ -187,13 +188,13 @@ class Keystore:
         require(key.kid == ring_key.kid, f"{path}: holds another key than its name says, {key.kid}")
         return replace(key, subjects=ring_key.key.subjects)
 
-    def stamp(self) -> files.Stamp | None:
+    def stamp(self) -> disk.Stamp | None:
         """Return the stamp of the folder's keys and states, at the cost of one ``stat``."""
-        return files.stamp(self.folder / KEYSET)
+        return disk.stamp(self.folder / KEYSET)
 
-    def cutoffs_stamp(self) -> files.Stamp | None:
+    def cutoffs_stamp(self) -> disk.Stamp | None:
         """Return the stamp of the subjects that are cut off, ``None`` where none is."""
-        return files.stamp(self.folder / CUTOFFS)
+        return disk.stamp(self.folder / CUTOFFS)
 
     def no_active_key(self, keys: KeyRing) -> str:
         """Return the message that no key is active, with the command that helps."""
@@ -217,9 +218,9 @@ class Keystore:
             ConfigurationError: they cannot be read.
         """
         path = self.folder / CUTOFFS
-        if files.is_missing(path):
+        if disk.is_missing(path):
             return NO_CUTOFFS
-        key_set = jwk.load_key_set(files.read_bounded(path, jwk.MAX_DOCUMENT), name=str(path))
+        key_set = jwk.load_key_set(disk.read_bounded(path, jwk.MAX_DOCUMENT), name=str(path))
         require(not key_set.misread, f"{path}: mqauth_cutoff cannot be read")
         return key_set.cutoffs
 
@@ -238,7 +239,7 @@ class Keystore:
         now = self._now()
         # A WIT of this very second is cut off too, since nobody can tell on which side of it a thief asked.
         cutoff = Cutoff(before=now + 1 if before is None else before, reason=reason)
-        with files.locked(self.folder):
+        with disk.locked(self.folder):
             keys = self.ring()
             require(trust_domain_of(subject), "a subject is wimse:// or spiffe://, a trust domain, and a path")
             require(is_name(reason, 0), "a reason is one line of at most 256 characters")
@@ -252,7 +253,7 @@ class Keystore:
                 len(entries) <= jwk.MAX_CUTOFFS and len(raw) <= jwk.MAX_DOCUMENT // 2,
                 f"no room for more than {jwk.MAX_CUTOFFS} subjects that are cut off: revoke the authority's key",
             )
-            files.write_whole(self.folder / CUTOFFS, raw + b"\n")
+            disk.write_whole(self.folder / CUTOFFS, raw + b"\n")
         return cutoff
 
     def _pem(self, kid: str) -> Path:
@@ -293,7 +294,7 @@ def read_pem(path: Path, passphrase: bytes | None = None, algorithm: str | None 
             passphrase.
     """
     return Key.from_pem(
-        files.read_bounded(path, 64 * 1024, private=True),
+        disk.read_bounded(path, 64 * 1024, private=True),
         passphrase=passphrase,
         algorithm=algorithm,
         name=str(path),

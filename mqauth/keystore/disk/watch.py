@@ -12,9 +12,10 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from mqauth.audit import disk
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, require
-from mqauth.keystore.disk import files, ring
+from mqauth.keystore.disk import ring
 from mqauth.keystore.disk.folder import Keystore
 from mqauth.logs import Rate, emit
 from mqauth.wire import jwk, jws
@@ -67,7 +68,7 @@ class ActiveKey:
         self._looked = self._read = clock.monotonic()
         # The key, or the reason why there is none. One tuple, so that a thread never sees parts of two states.
         self._state: tuple[SigningKey | None, str] = (None, "")
-        self._stamp: files.Stamp | None = None
+        self._stamp: disk.Stamp | None = None
         self._follow(self._keystore.stamp(), self._keystore.ring())
         self.signing_key()
 
@@ -118,7 +119,7 @@ class ActiveKey:
             self._follow(stamp, keys)
         self._read = now
 
-    def _follow(self, stamp: files.Stamp | None, keys: ring.KeyRing) -> None:
+    def _follow(self, stamp: disk.Stamp | None, keys: ring.KeyRing) -> None:
         """Sign with the active key of a ring, and with none until that key was read."""
         active, (before, ended) = keys.active, self._state
         # The stamp counts once the key was read, so that a PEM file that could not be read is tried at each look.
@@ -171,7 +172,7 @@ class JWKSFile:
         self._looked = clock.monotonic()
         # The stamp comes before the content, so that a write in between shows at the next look. One tuple, so that
         # of two threads that look at once neither leaves its keys under the other's stamp.
-        self._held = files.stamp(self.path), self._read()
+        self._held = disk.stamp(self.path), self._read()
         require(self._held[1].keys, f"{self.path}: no key that can be used")
 
     def key_set(self) -> KeySet:
@@ -188,7 +189,7 @@ class JWKSFile:
 
     def _look(self) -> None:
         self._looked = self._clock.monotonic()
-        stamp, (before, keys) = files.stamp(self.path), self._held
+        stamp, (before, keys) = disk.stamp(self.path), self._held
         if stamp != before:
             try:
                 keys = self._read().after(keys)
@@ -197,7 +198,7 @@ class JWKSFile:
             self._held = stamp, keys
 
     def _read(self) -> KeySet:
-        raw = files.read_bounded(self.path, jwk.MAX_DOCUMENT)
+        raw = disk.read_bounded(self.path, jwk.MAX_DOCUMENT)
         keys = jwk.load_key_set(raw, name=str(self.path), svid=self.svid)
         # An empty set may be meant. A set in which no key can be used is a mistake.
         for line in keys.skipped:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import quote
 
+from mqauth.audit.disk import read_bounded
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, expect, tls_context
 from mqauth.http.exchange import Response, request
-from mqauth.keystore.disk.files import read_bounded
 from mqauth.keystore.identity.renewal import Grant
 from mqauth.wire import claims, enrolment, identity
 from mqauth.wire.jws import LocalSigningKey

@@ -12,9 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mqauth.audit.disk import undone_on_error
+from mqauth.audit.disk import read_bounded, undone_on_error
 from mqauth.errors import ConfigurationError, refusing, require
-from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire import jwk, strict_json
 from mqauth.wire.keys import KeySet
 
