@@ -32,6 +32,7 @@ Sleep = Callable[[float], Awaitable[Any]]
 """Waits so many seconds: ``asyncio.sleep``, or a test's own."""
 LEAVE: Final = 2.0
 """Seconds for which a consumer that stops waits for its broker, beside its grace."""
+_MOMENT: Final = 0.1
 
 
 def call_later(seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
@@ -192,7 +193,7 @@ class Leaving:
         """Wait for the end of something while there is time; return whether it has come."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        await asyncio.wait((asking,), timeout=max(self.left, 0.1))
+        await asyncio.wait((asking,), timeout=max(self.left, _MOMENT))
         self.left = max(0.0, self.left - (loop.time() - began))
         return asking.done()
 

@@ -30,7 +30,6 @@ PATIENCE: Final = 0.25
 """Seconds that a plug-in may take before it is left alone for a while."""
 PAUSE: Final = 30.0
 """Seconds for which it is not asked again."""
-_TRANSIENT: Final = frozenset((Cause.CLAIM_HELD, Cause.KEY_PENDING, Cause.APPEND_TIME_UNAVAILABLE))
 
 
 class Breaker:
@@ -59,7 +58,11 @@ class Breaker:
         try:
             return (yield from flow)
         except Exception as error:
-            failed = getattr(error, "cause", None) not in _TRANSIENT
+            failed = getattr(error, "cause", None) not in (
+                Cause.CLAIM_HELD,
+                Cause.KEY_PENDING,
+                Cause.APPEND_TIME_UNAVAILABLE,
+            )
             raise
         finally:
             now = self._monotonic()

@@ -28,7 +28,6 @@ from mqauth.threads import in_event_loop
 with needs_extra("redis"):
     import redis.asyncio.retry
 
-DEFAULT_TIMEOUT: Final = 2.0
 BATCH: Final = 1000
 _RETRIES: Final = 2
 
@@ -81,7 +80,7 @@ class RedisReplayStore:
 
     @classmethod
     def from_url(
-        cls, url: str, *, timeout: float = DEFAULT_TIMEOUT, connections: int = 16, **settings: Any
+        cls, url: str, *, timeout: float = 2.0, connections: int = 16, **settings: Any
     ) -> RedisReplayStore:
         """Return a store with clients of its own, one for threads and one for a loop; they connect when used.
 

@@ -18,8 +18,6 @@ from typing import Any, Final
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.wire import memo, message
 
-PLACE_BYTES: Final = 12
-
 SCRIPT: Final = """
 -- KEYS: one for each token. ARGV: the lease clock in ms, or '' for the server's clock. Then for each key: the
 -- number of requests, the ms the key lives, and the requests. A request is: verb, index (empty for a single id),
@@ -235,4 +233,4 @@ def _place(place: message.Place | None) -> bytes:
     cluster, topic, partition, offset = place
     # The length tells where the cluster's name ends, so that two places never have the same text.
     text = f"{len(cluster)} {cluster}/{topic}/{partition}/{offset}"
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=PLACE_BYTES).digest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()

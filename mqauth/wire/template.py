@@ -14,7 +14,6 @@ from typing import Final, TypeAlias
 
 from mqauth.wire.claims import NO_EXTRA, Binding, Claims, build
 
-Digests: TypeAlias = tuple[str | None, str | None, str]
 Pieces: TypeAlias = tuple[bytes, ...]
 _TIME: Final = 10  # digits, from 2001 to 2286
 _TEXT: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_-abcdefghijklmnopqrstuvwxyz"
@@ -43,7 +42,7 @@ def pieces_of(claims: Claims, binding: Binding, made: Callable[[Claims], bytes] 
     return (*pieces, rest)
 
 
-def fill(pieces: Pieces, iat: bytes, exp: bytes, jti: bytes, digests: Digests) -> bytes:
+def fill(pieces: Pieces, iat: bytes, exp: bytes, jti: bytes, digests: tuple[str | None, str | None, str]) -> bytes:
     """Return a payload.
 
     Args:

@@ -103,12 +103,7 @@ class Poller(Offsets, LogPoller):
             self._stop(self._paused)
         batches = self._consume(seconds if self._read.keys() <= self._paused else 0)
         for place, messages in batches.items():
-            # Of a partition that is ours, and not to be read again.
-            if place not in self._held or place in self._late:
-                continue
-            if place not in self._read and self._left_out(place, offset_of(messages[0])):
-                self.outside.add(place)
-            if place not in self.outside:
+            if self._is_next(place, messages[0]):
                 self._read.setdefault(place, []).extend(messages)
         if not batches and seconds > 0 and time.monotonic() - self._looked >= LOOK:
             # Nothing is on its way of these: their positions are what the client has.
@@ -191,6 +186,14 @@ class Poller(Offsets, LogPoller):
     def abandon(self) -> None:
         """Ask nothing more of the client, whatever it calls back."""
         self._closed = True
+
+    def _is_next(self, place: Place, first: Message) -> bool:
+        """Return whether records go to the assignment: of a partition that is ours, and not to be read again."""
+        if place not in self._held or place in self._late:
+            return False
+        if place not in self._read and self._left_out(place, offset_of(first)):
+            self.outside.add(place)
+        return place not in self.outside
 
     def _left_out(self, place: Place, offset: int | None) -> bool:
         """Return whether the client has left records out before the one that came, or before it came to rest."""

@@ -202,7 +202,6 @@ class Queue(Deliveries):
         self._link = link
         self._line: Line | None = None
         self._taking = DeliveryTasks()
-        self._type_unknown = True
 
     async def ack(self, native: Delivered, /) -> bool:
         """Ack it alone; return ``False`` where its channel is gone."""
@@ -272,11 +271,8 @@ class Queue(Deliveries):
         return self._link.blocked
 
     def may_be_refused(self, native: Delivered, /) -> bool:
-        """Return, once, whether a delivery has a stream's header, which any publisher can write too."""
-        if not self._type_unknown or OFFSET not in (native.properties.headers or {}):
-            return False
-        self._type_unknown = False
-        return True
+        """Return whether a delivery has a stream's header, which any publisher can write too."""
+        return OFFSET in (native.properties.headers or {})
 
     async def refusal(self) -> ConfigurationError | None:
         """Ask the broker whether the queue is a stream; return the error for one, else ``None``."""

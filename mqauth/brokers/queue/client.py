@@ -32,7 +32,6 @@ FALSE_STAMP: Final = 1
 """Milliseconds that the message claims; an interceptor that overwrites leaves nothing of it."""
 WITHIN: Final = 10.0
 """Seconds for an answer; a broker that is short of memory reads nothing from who publishes."""
-SETTING: Final = "message_interceptors.incoming.set_header_timestamp.overwrite = true"
 Ask = Callable[[Any, dict[str, Any], bytes], Awaitable[Mapping[str, Any]]]
 """Sends, on a connection, a message with headers and a body to an exclusive queue, which is deleted after, and
 returns the headers with which the message of that body comes back.
@@ -109,7 +108,8 @@ async def question(connection: Any, ask: Ask) -> None:
             headers = await ask(connection, {APPEND_HEADER: FALSE_STAMP}, os.urandom(16))
     require(
         append_time(headers) not in (None, FALSE_STAMP),
-        f"append_evidence: RabbitMQ leaves the {APPEND_HEADER} of a sender as it is: set {SETTING} on each of"
+        f"append_evidence: RabbitMQ leaves the {APPEND_HEADER} of a sender as it is: set"
+        " message_interceptors.incoming.set_header_timestamp.overwrite = true on each of"
         ' its nodes, or at = "consume"',
     )
 
@@ -205,7 +205,7 @@ class QueueClient(DeliveryClient, Protocol):
         """Return whether the broker has blocked the connection."""
 
     def may_be_refused(self, native: Any) -> bool:
-        """Return, once, whether a delivery looks like one of a queue that may not be consumed: ask ``refusal``."""
+        """Return whether a delivery looks like one of a queue that may not be consumed: ask ``refusal`` then."""
 
     async def refusal(self) -> ConfigurationError | None:
         """Return why the queue may not be consumed, ``None`` where it may."""

@@ -84,6 +84,7 @@ class Subscription(Processor):
         self._answered = asyncio.Event()
         self._starting = asyncio.Lock()
         self._withdrawn = False
+        self._type_unknown = True
         self._cancelling: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -162,7 +163,8 @@ class Subscription(Processor):
             return
         if acks is not None:
             acks.opened(calls.tag(native))
-        if calls.may_be_refused(native):
+        if self._type_unknown and calls.may_be_refused(native):
+            self._type_unknown = False
 
             async def ask() -> None:
                 if (refusal := await calls.refusal()) is not None:

@@ -21,7 +21,6 @@ from mqauth.logs import Rate, emit
 from mqauth.wire import jwk, jws
 from mqauth.wire.keys import Key, KeySet, SigningKey
 
-LOOK_EVERY: Final = 5.0
 MAX_LOOK: Final = 60.0
 """Seconds; a producer then notices that its key retired within a fifth of ``ring.RETIREMENT_GRACE``."""
 MAX_STALE: Final = ring.RETIREMENT_GRACE - MAX_LOOK
@@ -51,7 +50,7 @@ class ActiveKey:
     """
 
     def __init__(
-        self, folder: str | Path, *, passphrase: bytes | None = None, look_every: float = LOOK_EVERY,
+        self, folder: str | Path, *, passphrase: bytes | None = None, look_every: float = 5.0,
         max_stale: float = MAX_STALE, clock: Clock = SYSTEM_CLOCK,
     ) -> None:  # fmt: skip
         require(
