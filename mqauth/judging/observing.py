@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
-from mqauth.audit.record import MINUTE, AuditRecord, AuditSink, Group, Observed
+from mqauth.audit.record import HOUR, MINUTE, AuditRecord, AuditSink, Group, Observed
 from mqauth.clock import Backoff, Clock, Pause, Randomness, uuid7
 from mqauth.errors import Cause, Reason, Unavailable
 from mqauth.flow import Flow, R, call
@@ -75,7 +75,6 @@ SOON: Final = 14
 PENDING: Final = 1000
 """Records that wait for the next minute at most."""
 DAY: Final = 86_400.0
-HOUR: Final = 3600.0
 
 
 class Observing:
