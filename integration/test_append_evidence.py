@@ -225,7 +225,7 @@ def test_a_broker_that_is_short_of_memory(
     client: Consuming, bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It answers nobody who publishes: the consumer waits, says so, and starts once the alarm is over."""
-    monkeypatch.setattr("mqauth.brokers.queue.interceptor.WITHIN", 0.5)
+    monkeypatch.setattr("mqauth.brokers.queue.client.WITHIN", 0.5)
     bench.send(b"an order")
 
     with ExitStack() as alarm:
@@ -247,7 +247,7 @@ async def test_a_stop_meanwhile(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A consumer that waits for the broker's proof still hears that it is to stop."""
-    monkeypatch.setattr("mqauth.brokers.queue.interceptor.WITHIN", 0.2)
+    monkeypatch.setattr("mqauth.brokers.queue.client.WITHIN", 0.2)
     async with (
         await aio_pika.connect_robust(bench.broker.url) as consuming,
         await aio_pika.connect_robust(bench.broker.url) as publishing,

@@ -19,7 +19,7 @@ from mqauth.brokers import kafka as kafka_wrapper
 from mqauth.brokers import rabbitmq as rabbitmq_wrapper
 from mqauth.judging.delivery import Outcome
 from mqauth.judging.policy import Allow, Rule
-from mqauth.judging.unverified import Verdict
+from mqauth.judging.verified import Verdict
 from mqauth.signer import Signer
 from mqauth.testing import FakeClock
 from mqauth.testing.stage_kafka import KafkaStage

@@ -17,7 +17,7 @@ from mqauth import MemoryReplayStore, Pipeline, Verified
 from mqauth.audit.sinks import CallableSink
 from mqauth.brokers import rabbitmq
 from mqauth.flow import Attempts
-from mqauth.judging.accept_as import AcceptAs
+from mqauth.judging.rollout import AcceptAs
 from mqauth.testing.forge import Forge
 from mqauth.testing.loop_thread import LoopThread
 from mqauth.testing.stage import wait_until

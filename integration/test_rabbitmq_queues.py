@@ -23,7 +23,7 @@ from integration.services import RabbitMQ
 from integration.test_rabbitmq_wrapper import Bench, _bench, text
 from mqauth import ConfigurationError, Reason
 from mqauth.brokers import rabbitmq as wrapper
-from mqauth.brokers.amqp_topology import is_stream
+from mqauth.brokers.amqp_messages import is_stream
 from mqauth.brokers.rabbitmq.channel import ready
 from mqauth.brokers.rabbitmq.confirmed import refusal
 from mqauth.brokers.rabbitmq.translate import MAX_HEADER_FRAME

@@ -29,12 +29,11 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from mqauth.flow import Attempts
+    from mqauth.judging.identities import TrustDomain
     from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
     from mqauth.judging.policy import Allow, Decision, Rule
     from mqauth.judging.selftest import SelfTest, self_test
-    from mqauth.judging.trust_domain import TrustDomain
-    from mqauth.judging.unverified import Unverified
-    from mqauth.judging.verified import Verified
+    from mqauth.judging.verified import Unverified, Verified
     from mqauth.judging.verifier import Issuer, Verifier
     from mqauth.keystore import ActiveKey, JWKSFile
     from mqauth.keystore.identity.identity_key import IdentityKey, WITKey
@@ -113,9 +112,8 @@ _NAMES: Final = {
     "judging.pipeline": ("Outcome", "Pipeline", "Verdict"),
     "judging.policy": ("Allow", "Decision", "Rule"),
     "judging.selftest": ("SelfTest", "self_test"),
-    "judging.unverified": ("Unverified",),
-    "judging.verified": ("Verified",),
-    "judging.trust_domain": ("TrustDomain",),
+    "judging.verified": ("Unverified", "Verified"),
+    "judging.identities": ("TrustDomain",),
     "judging.verifier": ("Issuer", "Verifier"),
     "keystore.disk.watch": ("ActiveKey", "JWKSFile"),
     "keystore.identity.identity_key": ("IdentityKey", "WITKey"),

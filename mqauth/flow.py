@@ -184,8 +184,11 @@ def run(flow: Flow[R]) -> R:
         result, error = None, None
         try:
             result = wish.function(*wish.arguments)
-            if result is not None:
-                result = _settled(result)
+            # A coroutine would be awaited by nobody.
+            if result is not None and is_awaitable(result):
+                if inspect.iscoroutine(result):
+                    result.close()
+                raise ColourError("an asynchronous plug-in or handler was given to a synchronous consumer")
         except Exception as raised:
             error = raised
 
@@ -284,15 +287,6 @@ def refuse_async(**plugins: object) -> None:
     """
     for name, plugin in plugins.items():
         require(not is_async(plugin), f"{name} is asynchronous, and this consumer is not")
-
-
-def _settled(result: Any) -> Any:
-    """Return a result, and refuse a coroutine, which nobody would await."""
-    if is_awaitable(result):
-        if inspect.iscoroutine(result):
-            result.close()
-        raise ColourError("an asynchronous plug-in or handler was given to a synchronous consumer")
-    return result
 
 
 def _raised(error: BaseException) -> NoReturn:

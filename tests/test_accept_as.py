@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mqauth import Allow, ConfigurationError, Issuer, Reason, Signer, Verdict
-from mqauth.judging.accept_as import AcceptAs
+from mqauth.judging.rollout import AcceptAs
 from mqauth.testing import Forge
 from mqauth.testing.batchforge import forge_batch
 from mqauth.wire.message import HeaderNames, Message, Origin

@@ -746,4 +746,4 @@ async def test_breathes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_private_parts() -> None:
     """The private attributes of aiokafka that are looked at are looked at in one module."""
     names = {name for name in vars(aiokafka_client) if not name.startswith("_")}
-    assert {"generation_of", "listen", "cluster_of", "read_before"} <= names
+    assert {"generation_of", "listen", "read_before"} <= names

@@ -9,7 +9,8 @@ import pytest
 
 from mqauth import ConfigurationError, Message, Signer, TrustDomain, Verifier, WITKey
 from mqauth.keystore import Keystore, public_keys
-from mqauth.keystore.disk import cutoffs, ring
+from mqauth.keystore.disk import ring
+from mqauth.keystore.disk.folder import CUTOFFS
 from mqauth.keystore.remote.keyserver import publish
 from mqauth.testing.clock import FakeClock
 from mqauth.wire import jwk
@@ -62,7 +63,7 @@ def test_a_moment_moves_forward_only(store: Keystore) -> None:
 def test_there_is_room_for_so_many(store: Keystore) -> None:
     """One more than the profile allows is refused, and what was there stays."""
     listed = [{"sub": f"{DOMAIN}/{number}", "before": 2**40, "reason": ""} for number in range(MAX_CUTOFFS)]
-    (store.folder / cutoffs.FILE).write_text(json.dumps({"keys": [], "mqauth_cutoff": listed}))
+    (store.folder / CUTOFFS).write_text(json.dumps({"keys": [], "mqauth_cutoff": listed}))
     with pytest.raises(ConfigurationError, match="revoke the authority's key"):
         store.cut_off(ORDERS, reason="stolen")
     assert len(store.cutoffs()) == MAX_CUTOFFS
@@ -75,7 +76,7 @@ def test_cut_offs_that_cannot_be_read_are_loud(tmp_path: Path, text: str) -> Non
     world = World(tmp_path)
     world.keystore.cut_off(ORDERS, reason="stolen")
     assert world.request("GET", "/jwks.json").status == 200
-    (world.keystore.folder / cutoffs.FILE).write_text(text)
+    (world.keystore.folder / CUTOFFS).write_text(text)
     assert world.request("GET", "/jwks.json").status == 500
     assert world.ask().status == 503
     with pytest.raises(ConfigurationError):

@@ -66,11 +66,10 @@ from mqauth.config.settings import (
 )
 from mqauth.config.toml_file import RefusedSetting, Table
 from mqauth.console.oidc import OIDCSettings, RoleSettings
-from mqauth.judging.accept_as import AcceptAs
+from mqauth.judging.identities import TrustDomain
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Rule
-from mqauth.judging.rollout import Exemption, RolloutEntry
-from mqauth.judging.trust_domain import TrustDomain
+from mqauth.judging.rollout import AcceptAs, Exemption, RolloutEntry
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.keystore.identity.request import ClientCredentials, OwnKey

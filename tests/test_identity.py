@@ -13,9 +13,9 @@ import pytest
 from mqauth import load
 from mqauth.errors import ConfigurationError, Reason, Unavailable
 from mqauth.flow import run
+from mqauth.judging.identities import TrustDomain
 from mqauth.judging.pipeline import Outcome, Pipeline
-from mqauth.judging.trust_domain import TrustDomain
-from mqauth.judging.unverified import Verdict
+from mqauth.judging.verified import Verdict
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore.identity.identity_key import WITKey
 from mqauth.keystore.remote.rules import merge

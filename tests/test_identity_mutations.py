@@ -10,7 +10,7 @@ import pytest
 
 from integration.scale import nightly
 from mqauth.flow import run
-from mqauth.judging.unverified import Verdict
+from mqauth.judging.verified import Verdict
 from mqauth.testing import BatchIdentityForge, FakeClock, IdentityForge
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.message import TOKEN_HEADER

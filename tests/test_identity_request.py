@@ -31,7 +31,7 @@ from mqauth.keystore.identity.request import (
 from mqauth.testing import FakeClock
 from mqauth.testing.identity import OTHER_WORKLOAD, TRUST_DOMAIN, WORKLOAD, WITSigner
 from mqauth.testing.token_attacks import honest_message
-from mqauth.wire import dpop, enrolment, jws
+from mqauth.wire import enrolment, jws
 from mqauth.wire.jwk import dump_key_set, public_key
 from mqauth.wire.jws import LocalSigningKey
 
@@ -379,7 +379,7 @@ def seen(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def proof(key: Key, *, url: str = URL, credential: str = "token") -> str:
     """Return a proof made at a fixed moment."""
-    return dpop.proof(
+    return enrolment.proof(
         key,
         method="POST",
         url=url,

@@ -11,8 +11,8 @@ from pamqp.decode import embedded_value
 from pika.data import decode_value
 
 from mqauth.brokers.amqp_messages import APPEND_HEADER, append_time
-from mqauth.brokers.queue import interceptor
-from mqauth.brokers.queue.interceptor import FALSE_STAMP, UnansweredError, is_proved, prove
+from mqauth.brokers.queue import client as interceptor
+from mqauth.brokers.queue.client import FALSE_STAMP, UnansweredError, is_proved, prove
 from mqauth.errors import ConfigurationError
 from mqauth.judging.token import Times
 

@@ -24,8 +24,7 @@ from mqauth.http.connection import Deadline, Endpoint, FetchFailed, tls_context
 from mqauth.http.exchange import Response, request
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verifier import Issuer
-from mqauth.keystore.remote import snapshot as jwks_snapshot
-from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch
+from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch, load_snapshot, save_snapshot
 from mqauth.keystore.remote.refresher import Ended, ThreadRefresher
 from mqauth.keystore.remote.rules import Answer
 from mqauth.replay.memory import MemoryReplayStore
@@ -525,8 +524,8 @@ def test_a_snapshot_is_refreshed_at_once_and_guarded(clock: FakeClock, tmp_path:
 
 
 def _other_url(path: Path) -> None:
-    keys, _, delay = jwks_snapshot.load(path, source=URL, now=2e9, max_age=1e9)
-    jwks_snapshot.save(path, keys, source="https://other.example/jwks.json", asked=2e9, publish_delay=delay)
+    keys, _, delay = load_snapshot(path, source=URL, now=2e9, max_age=1e9)
+    save_snapshot(path, keys, source="https://other.example/jwks.json", asked=2e9, publish_delay=delay)
 
 
 def _edited(path: Path) -> None:
@@ -569,7 +568,7 @@ def test_a_snapshot_is_bounded_in_age(clock: FakeClock, tmp_path: Path, age: flo
     saved(clock, path, A)
     clock.step(age)
     with pytest.raises(ConfigurationError, match="old"):
-        jwks_snapshot.load(path, source=URL, now=clock.now(), max_age=3600)
+        load_snapshot(path, source=URL, now=clock.now(), max_age=3600)
 
 
 def test_a_failed_write_leaves_the_old_snapshot(

@@ -13,8 +13,9 @@ from typing import Any, Final
 import pytest
 
 from mqauth import ConfigurationError, Key
+from mqauth.audit import disk
 from mqauth.keystore import KeyRing, Keystore
-from mqauth.keystore.disk import files, folder, ring
+from mqauth.keystore.disk import folder, ring
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE
 from mqauth.keystore.remote import keyserver
 from mqauth.keystore.remote.keyserver import HEALTH, MAX_AGE, PATHS, KeyServer, max_age, publish, publish_delay
@@ -281,7 +282,7 @@ def test_private_member_in_the_keyset_is_500_and_loud(world: World, alarms: Call
     whole = path.read_bytes()
     members = json.loads(whole)
     members["keys"][0]["public"]["d"] = "c2VjcmV0"
-    files.write_whole(path, json.dumps(members).encode())
+    disk.write_whole(path, json.dumps(members).encode())
     for _ in range(3):
         status, headers, body = world.ask()
         assert (status, headers["cache-control"]) == (500, "no-store")
@@ -293,7 +294,7 @@ def test_private_member_in_the_keyset_is_500_and_loud(world: World, alarms: Call
     world.clock.advance(60)
     world.ask()
     assert alarms()[1:] == [f"{alarms()[0]}: and 4 more in 60 s"]
-    files.write_whole(path, whole)
+    disk.write_whole(path, whole)
     assert world.ask()[0] == 200
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from mqauth.audit import disk
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import JWKSFile, KeyRing, Keystore, State, public_keys, signing_key
-from mqauth.keystore.disk import files, ring
+from mqauth.keystore.disk import ring
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE
 from mqauth.testing.clock import FakeClock
 from mqauth.wire.jwk import dump_key_set
@@ -340,14 +341,14 @@ def test_single_pem_serves_as_keystore(tmp_path: Path) -> None:
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the disk refuses, the file that was there stays whole and no temporary one remains."""
     path = tmp_path / "keyset.json"
-    files.write_whole(path, b"old")
+    disk.write_whole(path, b"old")
 
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ConfigurationError, match=r"keyset\.json: No space left on device"):
-        files.write_whole(path, b"new")
+        disk.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert [found.name for found in tmp_path.iterdir()] == ["keyset.json"]
 
@@ -363,17 +364,17 @@ def test_what_is_no_small_file_is_not_read(tmp_path: Path, make: Any, said: str)
     """A FIFO or a folder in place of a file is refused and hangs nobody; so is a file over its limit."""
     make(tmp_path / "odd")
     with pytest.raises(ConfigurationError, match=said):
-        files.read_bounded(tmp_path / "odd", 100)
+        disk.read_bounded(tmp_path / "odd", 100)
 
 
 def test_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the owner decides what is believed, root does not read the private file of somebody else."""
     (tmp_path / "own").write_bytes(b"x")
     (tmp_path / "own").chmod(0o600)
-    assert files.read_bounded(tmp_path / "own", 100, private=True, own=True) == b"x"
+    assert disk.read_bounded(tmp_path / "own", 100, private=True, own=True) == b"x"
     monkeypatch.setattr(os, "geteuid", lambda: 12_345)
     with pytest.raises(ConfigurationError, match="belongs to user"):
-        files.read_bounded(tmp_path / "own", 100, private=True, own=True)
+        disk.read_bounded(tmp_path / "own", 100, private=True, own=True)
 
 
 _CREATE = """
@@ -457,7 +458,7 @@ def test_file_that_did_not_change_is_not_read(jwks: Path, monkeypatch: pytest.Mo
     """A flood of unknown kids costs one stat each, not a parse."""
     write_jwks(jwks, Key.generate())
     source = JWKSFile(jwks, clock=FakeClock())
-    monkeypatch.setattr(files, "read_bounded", lambda *_arguments: pytest.fail("read again"))
+    monkeypatch.setattr(disk, "read_bounded", lambda *_arguments: pytest.fail("read again"))
     assert source.refresh("unknown", 0.0) is source.refresh("other", 0.0)
 
 

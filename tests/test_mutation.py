@@ -24,7 +24,7 @@ SAMPLE: Final = (
     Key("wire.envelope", "_scalar", 'return b"t\\x01" if value else b"t\\x00"', "condition negated", 1),
     Key("wire.strict_json", "_float", 'raise StrictJSONError("a number that is not finite")', "removed", 1),
     Key("judging.token", "Times.check", "if claims.iat > moment + self.leeway:", "Gt to GtE", 1),
-    Key("judging.verifier", "Verifier._check_user", "if expected != claims.sub:", "NotEq to Eq", 1),
+    Key("judging.verifier", "Verifier._believe", "if expected != claims.sub:", "NotEq to Eq", 1),
     Key("replay.rules", "judge", "if entry.place != request.place:", "NotEq to Eq", 1),
     Key("replay.rules", "batch_id", 'return token + index.to_bytes(2, "big")', "2 to 3", 1),
     Key("wire.batch", "Proven.proves", "if not 0 <= index <= last:", "LtE to Lt", 2),

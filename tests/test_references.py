@@ -18,11 +18,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 import mqauth
+from mqauth.audit import disk
 from mqauth.check import check
 from mqauth.cli import main
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.keystore import ActiveKey, Keystore, State, public_keys, signing_key
-from mqauth.keystore.disk import files, ring
+from mqauth.keystore.disk import ring
 from mqauth.keystore.reference import key as reference
 from mqauth.keystore.reference.key import ReferenceKey
 from mqauth.keystore.reference.uri import TokenURI
@@ -302,7 +303,7 @@ def test_keyset_of_another_user(store: Keystore, monkeypatch: pytest.MonkeyPatch
         found[stat.ST_UID] += (asked == path) * 4711
         return os.stat_result(found)
 
-    monkeypatch.setattr(files.os, "stat", owned_by_another)
+    monkeypatch.setattr(disk.os, "stat", owned_by_another)
     with pytest.raises(ConfigurationError, match=r"another user owns it \(uid \d+\)"):
         store.signing_key()
 

@@ -16,14 +16,11 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from mqauth import Detector, Message, MisuseWatch, Origin, RejectNow
-from mqauth.audit.observed import CAPACITY, Group, Observed, group_of
 from mqauth.audit.query import last_rollout
-from mqauth.audit.record import iso_time
+from mqauth.audit.record import CAPACITY, Group, Observed, group_of, iso_time
 from mqauth.delivery.health import QueueHealth, State, told_of
-from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.observing import lines
-from mqauth.judging.rollout import WEEK, Exemption, Rollout, RolloutEntry, Rung
-from mqauth.judging.without_evidence import WithoutEvidence
+from mqauth.judging.rollout import WEEK, AcceptAs, Exemption, Rollout, RolloutEntry, Rung, WithoutEvidence
 from mqauth.telemetry import Telemetry
 from mqauth.testing import ATTACKS, FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT

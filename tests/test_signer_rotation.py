@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from mqauth import Issuer, Message, Signer, Verifier
+from mqauth.audit import disk
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
 from mqauth.keystore import ActiveKey, Keystore, RingKey
-from mqauth.keystore.disk import files, folder, ring
+from mqauth.keystore.disk import folder, ring
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE
 from mqauth.keystore.disk.watch import MAX_LOOK
 from mqauth.testing.clock import FakeClock
@@ -66,7 +67,7 @@ class World:
         path = self.store.folder / folder.KEYSET
         whole = path.read_bytes()
         path.write_bytes(b"{")
-        return lambda: files.write_whole(path, whole)
+        return lambda: disk.write_whole(path, whole)
 
 
 @pytest.fixture
@@ -113,8 +114,8 @@ def test_no_stat_a_token(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     active = world.follow()
     signer = world.signer(active)
     looks: list[Path] = []
-    real = files.stamp
-    monkeypatch.setattr(files, "stamp", lambda path: looks.append(path) or real(path))
+    real = disk.stamp
+    monkeypatch.setattr(disk, "stamp", lambda path: looks.append(path) or real(path))
     monkeypatch.setattr(Keystore, "ring", lambda self: pytest.fail("read"))
     for _ in range(1000):
         signer.sign(MESSAGE)

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding
 
 from mqauth import ConfigurationError, Issuer, Verifier
 from mqauth.judging import judge, key_lookup, token
-from mqauth.judging.without_evidence import WithoutEvidence
+from mqauth.judging.rollout import WithoutEvidence
 from mqauth.letters import release
 from mqauth.letters.authorities import ReleaseAuthorities, _check_bindings, _signed
 from mqauth.replay import rules
@@ -244,7 +244,7 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
      "living as long as may be"),
     ("any subject", edit(Issuer.speaks_for, "return subject in key.subjects", "return True"),
      "the subject before the destination"),
-    ("user_id ignored", edit(Verifier._check_user, "expected != claims.sub", "False"),
+    ("user_id ignored", edit(Verifier._believe, "expected != claims.sub", "False"),
      "user_id is another subject"),
     ("destination unchecked", edit(check, "binding.dst != message.destination", "False"),
      "the destination before the record key"),
@@ -323,7 +323,7 @@ SETTINGS_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
      "a required property on RabbitMQ"),
     ("uncovered headers let in", edit(coverage, "self._reject_unsigned and", "False and"),
      "a header added and not covered"),
-    ("users beyond the table", edit(Verifier._check_user, ".get(user)", ".get(user, user)"),
+    ("users beyond the table", edit(Verifier._believe, ".get(user)", ".get(user, user)"),
      "a user that the table does not have"),
     ("the JWK widens a pin", edit(Issuer.speaks_for, "pinned is not None and subject not in pinned", "False"),
      "the JWK widens no pin"),

@@ -22,9 +22,8 @@ from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.errors import Reason, RejectNow
-from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.pipeline import Pipeline
-from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
+from mqauth.judging.rollout import AcceptAs, Rollout, RolloutEntry, Rung
 from mqauth.judging.verified import Verified
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.telemetry import AuthorityTelemetry

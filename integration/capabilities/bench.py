@@ -15,10 +15,9 @@ from mqauth import MemoryReplayStore, Pipeline
 from mqauth.audit.file import AuditFile
 from mqauth.audit.query import read_records
 from mqauth.errors import RetryLater
-from mqauth.judging.accept_as import AcceptAs
+from mqauth.judging.identities import TrustDomain
 from mqauth.judging.policy import Allow, Rule
-from mqauth.judging.rollout import Exemption, Rollout
-from mqauth.judging.trust_domain import TrustDomain
+from mqauth.judging.rollout import AcceptAs, Exemption, Rollout
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.letters.dead_letter import PREFIX
 from mqauth.testing.forge import Forge

@@ -15,7 +15,7 @@ import pytest
 
 from integration.capabilities.bench import APPEND, Bench
 from integration.every_client import CLIENTS
-from mqauth.judging.without_evidence import WithoutEvidence
+from mqauth.judging.rollout import WithoutEvidence
 from mqauth.testing.stage import wait_until
 
 BODIES = [b"%d" % number for number in range(10)]

@@ -29,7 +29,7 @@ from integration.wire import Wire
 from mqauth import JWKS, Allow, Pipeline, Verdict, Verified
 from mqauth.audit.chain import verify_chain
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, UNPARSEABLE
+from mqauth.brokers.amqp_messages import DEFAULT_DELIVERY_LIMIT, UNPARSEABLE
 from mqauth.brokers.rabbitmq.channel import LOST, is_blocked
 from mqauth.errors import Cause, Unavailable
 from mqauth.judging.policy import Rule

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from mqauth.audit.query import RUNGS, Record, claims_of, is_verified, member, rungs_of, time_of
-from mqauth.errors import Reason, require
+from mqauth.errors import Reason, T, require
 from mqauth.wire.memo import Recent
 
 DAY: Final = 86_400.0
@@ -42,7 +42,6 @@ AT_ONCE: Final = {
 Key = tuple[str, ...]
 Found = tuple[str, int, Mapping[str, str]]
 """The kind of an alert, a count, and what it is about."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

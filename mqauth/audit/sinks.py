@@ -21,8 +21,6 @@ from mqauth.logs import emit
 from mqauth.wire import strict_json
 
 DEFAULT_FLOOD_AFTER: Final = 100
-FIRST_OF_AN_ADDRESS: Final = 3
-"""Refusals by an authority, of one reason and address in a minute, that always say what was asked."""
 CRITICAL: Final = frozenset(("resurrected_key", "rung_lowered"))
 """Kinds of alerts that are logged as ``CRITICAL``; all others are errors."""
 
@@ -148,7 +146,8 @@ class FloodGate(_Wrapping):
         kinds = (reason, kid, destination), (reason, destination), (reason,)
         with self._lock:
             nth = [window.peek(kind, record.time) + 1 for window, kind in zip(self._windows, kinds, strict=True)]
-        first = record.verdict == "identity_refused" and nth[1] <= FIRST_OF_AN_ADDRESS
+        # The first refusals by an authority, of one reason and address in a minute, always say what was asked.
+        first = record.verdict == "identity_refused" and nth[1] <= 3
         if not first and any(count > limit for count, limit in zip(nth, self._limits, strict=True)):
             extra = {
                 name: value for name, value in record.extra.items() if name not in ("found", "expected", "asked")

@@ -24,8 +24,7 @@ from typing import Any, Final, NamedTuple
 
 from mqauth.errors import Rejection, Unavailable, refusing, require
 from mqauth.wire import base64url, claims, identity, jws, strict_json
-from mqauth.wire.dpop import HEADER, PROOF_TYPE
-from mqauth.wire.enrolment import CREDENTIAL_TYPE
+from mqauth.wire.enrolment import CREDENTIAL_TYPE, HEADER, PROOF_TYPE
 from mqauth.wire.jwk import check_source
 from mqauth.wire.keys import Key, KeySource
 
@@ -100,8 +99,7 @@ def grant_only(*rules: tuple[object, Refusal, str]) -> None:
         Refused: one of them does not hold.
     """
     for holds, refusal, detail in rules:
-        if not holds:
-            raise Refused(refusal, detail)
+        require(holds, detail, partial(Refused, refusal))
 
 
 MAX_JWT: Final = 8192

@@ -21,8 +21,6 @@ from mqauth.wire.message import HeaderPair, HeaderValue
 MAX_SHORT_STRING: Final = 255
 MAX_KEY: Final = 128
 """Most bytes of a header name (AMQP 0-9-1, 4.2.5.5); pamqp cuts longer names."""
-MAX_TIME: Final = 0xFFFF_FFFF
-"""Largest timestamp that pamqp reads as seconds since 1970; it takes a larger one for milliseconds."""
 _INT64: Final = 1 << 63
 _MANTISSA: Final = 1 << 31
 Scalar: TypeAlias = Callable[[object], HeaderValue]
@@ -123,7 +121,8 @@ def plain_scalar(value: object) -> HeaderValue:
         # Whole seconds, in UTC where it names no zone.
         aware = value if value.utcoffset() is not None else value.replace(tzinfo=UTC)
         seconds = int(aware.timestamp())
-        if not 0 <= seconds <= MAX_TIME:
+        # pamqp takes a larger one for milliseconds.
+        if not 0 <= seconds <= 0xFFFF_FFFF:
             raise MalformedMessage("a time in a header must be between 1970 and 2106")
         return datetime.fromtimestamp(seconds, tz=UTC)
     raise MalformedMessage(f"AMQP's clients send no header value of type {type(value).__name__}")

@@ -14,19 +14,18 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import Context, copy_context
 from functools import partial, wraps
 from types import SimpleNamespace, TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 from weakref import WeakKeyDictionary, finalize
 
 from mqauth.clock import Clock
 from mqauth.errors import require
-from mqauth.flow import is_async, is_awaitable, settled
-from mqauth.judging.unverified import Unverifieds
+from mqauth.flow import R, is_async, is_awaitable, settled
+from mqauth.judging.verified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer
 from mqauth.threads import DaemonThread
 
-R = TypeVar("R")
 Timer = Callable[[float, Callable[[], None]], Any]
 """Calls a function after so many seconds: ``call_later``, or a test's own."""
 Sleep = Callable[[float], Awaitable[Any]]

@@ -5,18 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from mqauth.brokers.event_loop import letters_on_thread
-from mqauth.errors import Cause, Reason
+from mqauth.errors import Cause, Reason, T
 from mqauth.flow import Flow, arun, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Verdict
-from mqauth.judging.unverified import Unverified
-from mqauth.judging.verified import Verified
+from mqauth.judging.verified import Unverified, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.wire.message import Message
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)

@@ -15,8 +15,7 @@ from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable, r
 from mqauth.flow import refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Verdict
 from mqauth.judging.selftest import at_start
-from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Verified
+from mqauth.judging.verified import Unverifieds, Verified
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.signer import Signer
 from mqauth.wire import destination
@@ -67,7 +66,13 @@ class MemoryBroker:
         """
         with self._changed:
             queue = self._queue(message.destination)
-            queue.waiting.append(replace(message, origin=_origin(message.destination, queue.next_offset)))
+            scheme, *names = destination.parse(message.destination)
+            origin = (
+                Origin(topic=names[0], partition=0, offset=queue.next_offset)
+                if scheme == destination.KAFKA
+                else Origin(queue=names[1], exchange=names[0], routing_key=names[1])
+            )
+            queue.waiting.append(replace(message, origin=origin))
             queue.next_offset += 1
             self._changed.notify_all()
 
@@ -219,11 +224,3 @@ class Consumer:
             headers=tuple((name, text.encode()) for name, text in kept.items()) if on_kafka else (),
         )
         self._broker.publish(self._replies.sign(answer))
-
-
-def _origin(place: str, offset: int) -> Origin:
-    """Return what this broker says of a message."""
-    scheme, *names = destination.parse(place)
-    if scheme == destination.KAFKA:
-        return Origin(topic=names[0], partition=0, offset=offset)
-    return Origin(queue=names[1], exchange=names[0], routing_key=names[1])

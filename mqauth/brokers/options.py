@@ -9,8 +9,7 @@ from typing import Generic, TypedDict
 
 from mqauth.brokers.event_loop import Sleep
 from mqauth.clock import Backoff
-from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Decode, V
+from mqauth.judging.verified import Decode, Unverifieds, V
 
 
 class HandlingOptions(TypedDict, Generic[V], total=False):

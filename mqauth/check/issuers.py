@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from mqauth.audit import disk
 from mqauth.check.rule import Finding, Target, finding, on, ring_of, those, unless_refused
 from mqauth.config.consumer_settings import ConsumerSettings, RuleSettings
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.kinds import is_url
 from mqauth.errors import ConfigurationError, Reason
+from mqauth.judging.identities import TrustDomain
 from mqauth.judging.journal import few
-from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer
-from mqauth.keystore.disk import files
-from mqauth.wire import strict_json as strictjson
+from mqauth.wire import strict_json
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.identity import trust_domain_of
 from mqauth.wire.jwk import MAX_DOCUMENT, Svid, is_other_svid, load_key, load_key_set
@@ -186,7 +185,13 @@ def contents(target: Target) -> Iterator[Finding]:
     for source in target.sources:
         path, shown = (*source.table.path, "file"), target.shown(source.file or target.file)
         faults: dict[tuple[str, str], list[str]] = {}
-        for number, members in enumerate(_listed(source.file)):
+        # The keys as they stand; none where the file cannot be read.
+        listed: Any = None
+        with suppress(ConfigurationError, strict_json.StrictJSONError):
+            if source.file is not None:
+                document = strict_json.loads(disk.read_bounded(source.file, MAX_DOCUMENT), depth=8)
+                listed = document.get("keys") if isinstance(document, dict) else None
+        for number, members in enumerate(listed if isinstance(listed, list) else []):
             fault = _fault(members, source.svid)
             if fault is not None:
                 faults.setdefault(fault, []).append(str(number))
@@ -240,16 +245,7 @@ def key_set(source: SourceSettings) -> KeySet | None:
     path, svid = source.file, source.svid
     if path is None:
         return None
-    return unless_refused(lambda: load_key_set(files.read_bounded(path, MAX_DOCUMENT), svid=svid))
-
-
-def _listed(path: Path | None) -> list[Any]:
-    """Return the keys of a JWK Set file as they stand; none if it cannot be read."""
-    keys: Any = None
-    with suppress(ConfigurationError, strictjson.StrictJSONError):
-        document = None if path is None else strictjson.loads(files.read_bounded(path, MAX_DOCUMENT), depth=8)
-        keys = document.get("keys") if isinstance(document, dict) else None
-    return keys if isinstance(keys, list) else []
+    return unless_refused(lambda: load_key_set(disk.read_bounded(path, MAX_DOCUMENT), svid=svid))
 
 
 def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:

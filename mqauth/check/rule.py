@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from mqauth.authority.application import MAX_AGE
 from mqauth.check.codes import CODES, Code, Severity
@@ -22,14 +22,13 @@ from mqauth.config.declaration import collect
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.settings import AuthoritySettings, CheckSettings, FileSettings, ReplaySettings
 from mqauth.config.toml_file import Place, RefusedSetting, Table, read_passphrase, spelt
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, T
 from mqauth.keystore import Keystore
 from mqauth.keystore.disk.ring import KeyRing
 from mqauth.keystore.reference.uri import TokenURI, TransitReference
 
 FRESH: Final = 300
 """Seconds for which a consumer uses a fetched set without asking again, by default."""
-T = TypeVar("T")
 
 
 class Signs(NamedTuple):

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
+from mqauth.audit import disk
 from mqauth.authority.issuing import REGISTERED
 from mqauth.check.issuers import DAY, key_set
 from mqauth.check.rule import Finding, Target, finding, mode, on, others, ring_of, those, unless_refused
@@ -22,11 +23,10 @@ from mqauth.config.issuer_settings import IdentityAuthoritySettings
 from mqauth.config.kinds import is_url
 from mqauth.config.settings import ProducerSettings
 from mqauth.errors import ConfigurationError
+from mqauth.judging.identities import IDENTITY_LIFETIME
 from mqauth.judging.journal import few
 from mqauth.judging.token import BACKLOG, longest_wait
-from mqauth.judging.trust_domain import IDENTITY_LIFETIME
 from mqauth.keystore import State
-from mqauth.keystore.disk import files
 from mqauth.signer import MAX_LIFETIME
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import HeaderNames
@@ -105,7 +105,7 @@ def keys_on_disk(target: Target) -> Iterator[Finding]:
         for path in filter(others, pems):
             yield finding("key_readable", at, f"{target.shown(path)} is open to others (mode {mode(path)})")
         # What is no key, or cannot be opened, is for the configuration's own reader.
-        texts = [unless_refused(partial(files.read_bounded, path, 64 * 1024)) or b"" for path in pems]
+        texts = [unless_refused(partial(disk.read_bounded, path, 64 * 1024)) or b"" for path in pems]
         plain = [
             raw
             for raw in texts

@@ -34,24 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Until the command's modules are loaded there is nothing to clean up.
         signal.signal(signal.SIGINT, leave)
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
+        # Rich draws tables late in a command. Without this import a long command would fail at its end.
+        for name in _EXTRA:
+            import_module(name)
+        from mqauth.cli.app import run
+
+        return run(sys.argv[1:] if arguments is None else arguments)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        print("mqauth: the command needs an extra: install mqauth[cli]", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:
         if arguments is None:
             # While the interpreter ends, nothing catches a KeyboardInterrupt any more.
             signal.signal(signal.SIGINT, leave)
-
-
-def _run(arguments: Sequence[str]) -> int:
-    try:
-        # Rich draws tables late in a command. Without this import a long command would fail at its end.
-        for name in _EXTRA:
-            import_module(name)
-        from mqauth.cli.app import run
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA:
-            raise
-        print("mqauth: the command needs an extra: install mqauth[cli]", file=sys.stderr)
-        return 2
-    return run(arguments)

@@ -12,7 +12,7 @@ import typer
 
 from mqauth import Detector, Thresholds, load
 from mqauth.audit.chain import MAX_LINE, verify_chain
-from mqauth.audit.disk import last_lines
+from mqauth.audit.disk import last_lines, read_bounded
 from mqauth.audit.file import read_heads, with_parts
 from mqauth.audit.query import (
     DIMENSIONS,
@@ -40,7 +40,6 @@ from mqauth.cli.app import (
 )
 from mqauth.cli.forms import Column, one_line, pick, table_lines
 from mqauth.errors import refusing, require
-from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 
 app: Final = group("Check, read and search audit files.", "mqauth audit verify FILE")
@@ -107,7 +106,8 @@ def tail(
     for raw in source:
         # A line that somebody damaged is for `audit verify` to name.
         with suppress(ValueError) if piped else refusing(ValueError, f"{file}: its end is no audit record"):
-            _show(parse_record(raw), json)
+            record = parse_record(raw)
+            answer(json, dict(record), one_line(_sentence(record)))
 
 
 @app.command("show")
@@ -155,7 +155,7 @@ def trace(
         Selection(subject=subject, verified=verified, since=since, until=until, **ids).holds, read_records(paths)
     ):
         any_found = True
-        _show(record, json)
+        answer(json, dict(record), one_line(_sentence(record)))
     return 0 if any_found else 1
 
 
@@ -207,13 +207,8 @@ def detect(
     return 1 if any_found else 0
 
 
-def _show(record: Record, as_json: bool) -> None:
-    """Print a record in one line. What an attacker may have written is marked as claimed."""
-    answer(as_json, dict(record), one_line(_sentence(record)))
-
-
 def _sentence(record: Record) -> str:
-    """Return a record in one line for people."""
+    """Return a record in one line for people. What an attacker may have written is marked as claimed."""
     verdict = record.get("reason") or record.get("verdict")
     if "review" in record:
         verdict = f"{record.get('verdict')}  {verdict}"

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from mqauth.audit.disk import read_bounded
 from mqauth.audit.file import with_parts
 from mqauth.audit.query import Selection, read_records
 from mqauth.authority.credential import Refused
@@ -20,7 +21,6 @@ from mqauth.cli.serve import Serving, listen, origin
 from mqauth.cli.settings import file_of
 from mqauth.config.load import load
 from mqauth.errors import ConfigurationError, Rejection, refusing, require
-from mqauth.keystore.disk.files import read_bounded
 from mqauth.keystore.remote.keyserver import HEALTH, PATHS
 from mqauth.wire import identity, strict_json
 

@@ -157,7 +157,7 @@ def _broker(name: str | None, settings: FileSettings) -> str:
 
 def _interceptor(name: str | None, settings: FileSettings) -> str:
     """Have a RabbitMQ prove that it overwrites append times, as a consumer does at its start."""
-    from mqauth.brokers.queue.interceptor import question
+    from mqauth.brokers.queue.client import question
     from mqauth.brokers.rabbitmq.channel import echoed
 
     with rabbitmq(table_of(name, settings).unlocked()) as (connection, call):

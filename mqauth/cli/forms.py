@@ -188,32 +188,26 @@ def table_lines(
     if width is None:
         yield "\t".join(column.name for column in columns)
         yield from map("\t".join, cells)
-    else:
-        yield from fitted(title, columns, cells, width=100_000 if wide else width, whole=wide)
+        return
+    # Texts that do not fit are cut at their end.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = [number for number, column in enumerate(columns) if wide or not column.more]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in (columns[number] for number in shown):
+        table.add_column(column.name, no_wrap=not column.cut, overflow="ellipsis")
+    for row in cells:
+        texts = (row[number][: None if wide or not columns[number].is_id else SHORT] for number in shown)
+        table.add_row(*(Text(text, no_wrap=True, overflow="ellipsis") for text in texts))
+    console = Console(width=100_000 if wide else width, color_system=None)
+    with console.capture() as captured:
+        console.print(Text(title, no_wrap=True, overflow="ellipsis"))
+        console.print(table if cells else "", end="")
+    yield from (line.rstrip() for line in captured.get().splitlines())
 
 
 def terminal_width() -> int | None:
     """Return how many cells the terminal has in a line, ``None`` where standard output is none."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def fitted(
-    title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], *, width: int, whole: bool = False
-) -> Iterator[str]:
-    """Yield the lines of a table of at most ``width`` cells; texts that do not fit are cut at their end."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = [number for number, column in enumerate(columns) if whole or not column.more]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in (columns[number] for number in shown):
-        table.add_column(column.name, no_wrap=not column.cut, overflow="ellipsis")
-    for row in rows:
-        texts = (row[number][: None if whole or not columns[number].is_id else SHORT] for number in shown)
-        table.add_row(*(Text(text, no_wrap=True, overflow="ellipsis") for text in texts))
-    console = Console(width=width, color_system=None)
-    with console.capture() as captured:
-        console.print(Text(title, no_wrap=True, overflow="ellipsis"))
-        console.print(table if rows else "", end="")
-    yield from (line.rstrip() for line in captured.get().splitlines())

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from mqauth.brokers.amqp_topology import LETTERS, UNPARSEABLE, source_arguments
+from mqauth.brokers.amqp_messages import LETTERS, UNPARSEABLE, source_arguments
 from mqauth.check import Severity, check
 from mqauth.cli.app import answer
 from mqauth.cli.broker import (
@@ -42,8 +42,6 @@ from mqauth.wire.jwk import dump_key_set
 _URLS: Final = {"rabbitmq": "amqp://localhost:5672/", "kafka": "kafka://localhost:9092"}
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TOPOLOGY: Final = "topology.json"
-OBSERVED: Final = 30
-"""Days after which ``--rung observe`` ends."""
 TEMPLATES: Final = Path(__file__).with_name("templates")
 """The files by their paths: in ``both``, by broker, and those of a broker of one's own."""
 _APPEND: Final = """\
@@ -234,7 +232,8 @@ def texts(
         "letters": f"{producer}.dead",
         "servers": url.partition("://")[2].strip("/"),
         "since": today.isoformat(),
-        "until": (today + timedelta(OBSERVED)).isoformat(),
+        # When ``--rung observe`` ends.
+        "until": (today + timedelta(days=30)).isoformat(),
     }
     # By which clock messages are judged, how long they may wait, and which findings that explains.
     accepted = ["key_plain", *(["lifetime_long"] if managed else [])]
@@ -336,7 +335,7 @@ def _write(folder: Path, producer: str, files: Mapping[str, str]) -> None:
 
 
 async def _declared(connection: Any, topology: dict[str, Any], *, proves: bool) -> None:
-    from mqauth.brokers.queue.interceptor import question
+    from mqauth.brokers.queue.client import question
     from mqauth.brokers.rabbitmq.channel import echoed
 
     channel = await connection.channel()

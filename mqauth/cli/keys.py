@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from mqauth.audit import disk
 from mqauth.cli.app import (
     From,
     Json,
@@ -27,7 +28,7 @@ from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import require
 from mqauth.keystore import Keystore, RingKey, public_keys
-from mqauth.keystore.disk import files, ring
+from mqauth.keystore.disk import ring
 from mqauth.keystore.disk.folder import KEYSET
 from mqauth.keystore.remote.keyserver import HEALTH, PATHS, KeyServer
 from mqauth.wire.jwk import dump_key_set
@@ -119,9 +120,9 @@ def jwks(
         print(text)
     else:
         # A new file would take the place of a device, such as /dev/stdout.
-        require(files.is_missing(out) or out.is_file(), f"--out {out}: not a regular file")
+        require(disk.is_missing(out) or out.is_file(), f"--out {out}: not a regular file")
         # Everybody may read public keys; the consumer often runs as another user.
-        files.write_whole(out.resolve(), text.encode("utf-8") + b"\n", public=True)
+        disk.write_whole(out.resolve(), text.encode("utf-8") + b"\n", public=True)
 
 
 @app.command("list")
@@ -236,7 +237,7 @@ def _made(
     """
     require(not (subjects and pinned), "--pinned: contradicts --subject")
     require(
-        subjects is not None or pinned or not files.is_missing(keystore.folder / KEYSET),
+        subjects is not None or pinned or not disk.is_missing(keystore.folder / KEYSET),
         "--subject: name the producer that the key speaks for; or --pinned, if consumers say whom",
     )
     _print_key(make(subjects=subjects or None, **settings), keystore.folder, as_json=as_json)

@@ -26,7 +26,7 @@ from mqauth.cli.settings import file_of, settings_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.settings import FileSettings
 from mqauth.config.toml_file import read_toml
-from mqauth.errors import ConfigurationError, file_errors, refusing, require
+from mqauth.errors import file_errors, refusing, require
 from mqauth.judging.journal import few
 from mqauth.judging.rollout import Rollout, Rung
 from mqauth.wire import destination as places
@@ -246,8 +246,10 @@ def _apply(
         # Refused is an error that mqauth check finds in the new file alone; it builds what a consumer builds.
         before = {(each.code.name, each.message) for each in check(path).findings}
         for each in check(Path(trial.name)).findings:
-            if each.severity is Severity.ERROR and (each.code.name, each.message) not in before:
-                raise ConfigurationError(f"nothing was written: the new file has {each.key}: {each.message}")
+            require(
+                each.severity is not Severity.ERROR or (each.code.name, each.message) in before,
+                f"nothing was written: the new file has {each.key}: {each.message}",
+            )
     if only_print:
         answer(as_json, {"text": new}, new.removesuffix("\n"))
         return 0

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
+from mqauth.audit import disk
 from mqauth.errors import ConfigurationError, refusing, require
-from mqauth.keystore.disk import files
 from mqauth.logs import JSONFormatter, emit
 
 _BACKLOG: Final = 512
@@ -61,12 +61,12 @@ class Certificate:
         self._files = (chain, key)
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._stamps = [files.stamp(path) for path in self._files]
+        self._stamps = [disk.stamp(path) for path in self._files]
         self._load(self.context)
 
     async def renew(self) -> None:
         """Load the files again if one of them changed; only new connections use the new certificate."""
-        stamps = [files.stamp(path) for path in self._files]
+        stamps = [disk.stamp(path) for path in self._files]
         if stamps != self._stamps:
             self._stamps = stamps
             try:

@@ -33,12 +33,10 @@ from mqauth.config.kinds import (
     whole,
 )
 from mqauth.config.toml_file import RefusedSetting
-from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.identities import CAPACITY, MAX_CAPACITY
 from mqauth.judging.policy import Rule
-from mqauth.judging.rollout import EVERYWHERE, WEEK, Exemption, RolloutEntry, Rung
+from mqauth.judging.rollout import EVERYWHERE, WEEK, AcceptAs, Exemption, RolloutEntry, Rung, WithoutEvidence
 from mqauth.judging.token import MAX_LEEWAY, At
-from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.policies.opa import MAX_REMEMBER, MIN_TIMEOUT, REMEMBER, TIMEOUT, is_path
 
 

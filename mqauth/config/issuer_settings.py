@@ -38,7 +38,7 @@ from mqauth.config.kinds import (
 )
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.http.connection import is_loopback
-from mqauth.judging.trust_domain import IDENTITY_LIFETIME, MAX_IDENTITY_LIFETIME
+from mqauth.judging.identities import IDENTITY_LIFETIME, MAX_IDENTITY_LIFETIME
 from mqauth.keystore.identity.request import ALGORITHMS
 from mqauth.keystore.remote.rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
 from mqauth.wire.claims import is_name

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert, Detector, Thresholds
@@ -25,11 +25,11 @@ from mqauth.config.settings import (
     ReplaySettings,
 )
 from mqauth.config.toml_file import Table, read_toml
-from mqauth.errors import refusing, require
+from mqauth.errors import T, refusing, require
+from mqauth.judging.identities import TrustDomain
 from mqauth.judging.pipeline import Observer, Pipeline
 from mqauth.judging.policy import Allow, Policy
 from mqauth.judging.rollout import Rollout
-from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey
 from mqauth.keystore.identity.identity_key import IdentityKey
@@ -41,8 +41,6 @@ from mqauth.replay.rules import ReplayStore
 from mqauth.signer import Signer
 from mqauth.wire.batch import Batching
 from mqauth.wire.keys import Key
-
-T = TypeVar("T")
 
 
 def load(

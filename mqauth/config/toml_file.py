@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from mqauth.audit import disk
 from mqauth.errors import ConfigurationError, refusing, require
-from mqauth.keystore.disk import files
 
 Place = tuple[str | int, ...]
 """Keys from the top of a file; an element of an array by its number, from 0."""
@@ -166,7 +166,7 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
         ConfigurationError: the file cannot be read, is too large, or is not TOML. A syntax error names its line; a
             variable that is not set is named.
     """
-    raw = files.read_bounded(path, 1024 * 1024)
+    raw = disk.read_bounded(path, 1024 * 1024)
     try:
         text = raw.decode("utf-8")
         members = tomllib.loads(text)
@@ -240,7 +240,7 @@ def read_passphrase(*, env: str | None = None, file: Path | None = None) -> byte
             raise ConfigurationError(f"{name} is not set")
     elif file is not None:
         name = str(file)
-        raw = files.read_bounded(file, 64 * 1024).removesuffix(b"\n").removesuffix(b"\r")
+        raw = disk.read_bounded(file, 64 * 1024).removesuffix(b"\n").removesuffix(b"\r")
     else:
         return None
     require(1 <= len(raw) <= _MAX_PASSPHRASE, f"{name}: a passphrase has 1 to {_MAX_PASSPHRASE} bytes")

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec
 
 from mqauth.audit.chain import Line
 from mqauth.audit.query import Record
-from mqauth.errors import Cause, MqauthError, Unavailable, require
+from mqauth.errors import Cause, MqauthError, T, Unavailable, require
 from mqauth.logs import emit
 from mqauth.review import DISCARD, REDRIVE, Filter, Index, Ledger, Plan, Reading, Session
 from mqauth.review.glossary import LABELS
@@ -42,7 +42,6 @@ TITLES: Final = {
     DISCARD: LABELS["discard"],
 }
 """The kinds of jobs, as pages name them."""
-T = TypeVar("T")
 P = ParamSpec("P")
 
 
@@ -182,8 +181,11 @@ class Letters:
                     self.stale = not fresh.complete
                 else:
                     fresh.close()
-            if job.cancelled.wait(next(waits)):
-                raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "not reached before it was cancelled")
+            require(
+                not job.cancelled.wait(next(waits)),
+                "not reached before it was cancelled",
+                partial(Unavailable, Cause.DEAD_LETTER_UNAVAILABLE),
+            )
 
     def _progress(self, job: Job, fresh: Index, seen: int) -> None:
         job.seen, job.total, self.lost = seen, max(seen, fresh.expected), None

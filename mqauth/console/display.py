@@ -28,7 +28,6 @@ MAX_HEADERS: Final = 200
 MAX_GROUPS: Final = 200
 COLUMNS: Final = 40
 SERIES: Final = 6
-OTHER: Final = "other reasons"
 _FOREVER: Final = 253_370_764_800.0
 """UTC seconds of the year 9999. A forged letter may name a later time, which no calendar has."""
 _ROW: Final = 16
@@ -239,7 +238,7 @@ def overview(index: Index) -> Any:
     totals = Counter(dict(index.reasons()))
     shown = dict(totals.most_common(SERIES))
     if len(totals) > SERIES:
-        shown[OTHER] = totals.total() - sum(shown.values())
+        shown["other reasons"] = totals.total() - sum(shown.values())
     span = index.span(_FOREVER)
     first, last = span or (0.0, 0.0)
     step = max(last - first, 1.0) / COLUMNS

@@ -18,12 +18,12 @@ from joserfc import jws
 from joserfc.jwk import JWKRegistry, RSAKey
 from joserfc.jwt import JWTClaimsRegistry
 
+from mqauth.audit.disk import read_bounded
 from mqauth.config.declaration import Settings, not_with, read, read_file, schema_of
 from mqauth.config.kinds import FLAG, NAME, PATH, Kind, is_url, many, one_or_many, text
 from mqauth.config.toml_file import RefusedSetting, Table
 from mqauth.console.site import ROLES
 from mqauth.errors import MqauthError, require
-from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire import strict_json
 from mqauth.wire.claims import is_name
 

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 from mqauth.errors import Cause
 from mqauth.judging.delivery import Outcome
 from mqauth.judging.rollout import Rollout
-from mqauth.judging.unverified import Verdict
+from mqauth.judging.verified import Verdict
 from mqauth.judging.verifier import Verifier
 
 Settings: TypeAlias = Mapping[str, Mapping[str, str]]

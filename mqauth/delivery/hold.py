@@ -17,7 +17,7 @@ from mqauth.delivery.slot import Slot
 from mqauth.errors import Cause, Reason, Rejection
 from mqauth.judging.delivery import Delivery, Outcome, Step
 from mqauth.judging.journal import ONE_MESSAGE
-from mqauth.judging.unverified import Verdict
+from mqauth.judging.verified import Verdict
 
 SUSPENDS_AFTER: Final = 60.0
 """Default seconds of a cause that concerns everyone after which the queue is suspended."""

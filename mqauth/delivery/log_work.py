@@ -15,8 +15,7 @@ from mqauth.delivery.partition import Partition, TopicPartition
 from mqauth.errors import Cause, RejectNow, RetryLater, StaleDelivery, Unavailable, require
 from mqauth.flow import Flow, call, is_async, refuse_async, requires_two, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
-from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Decode, Verified, equip
+from mqauth.judging.verified import Decode, Unverifieds, Verified, equip
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.replay.rules import ClaimRequest

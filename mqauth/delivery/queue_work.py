@@ -13,8 +13,7 @@ from mqauth.delivery.slot import Slot
 from mqauth.errors import Cause, StaleDelivery
 from mqauth.flow import Flow
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
-from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Decode, Responder
+from mqauth.judging.verified import Decode, Responder, Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.wire.message import Message

@@ -54,7 +54,7 @@ from mqauth.delivery.health import NO_SETTINGS, Counts, QueueHealth, Settings
 from mqauth.delivery.hold import HeldDelivery, Hold, is_deferred
 from mqauth.errors import Cause
 from mqauth.judging.delivery import Outcome
-from mqauth.judging.unverified import Verdict
+from mqauth.judging.verified import Verdict
 from mqauth.logs import emit
 
 STEADY: Final = 60.0

@@ -156,8 +156,20 @@ def _checked(
         kinds = r"application/(json|[a-z0-9.-]+\+json)"
         good = kind is None or re.fullmatch(kinds, kind.partition(";")[0].strip().lower(), re.ASCII)
         expect(good, "its content type is not JSON")
+        encoding = headers.get("Content-Encoding", "identity").strip().lower()
+        expect(encoding in ("identity", "gzip"), "its content encoding was not asked for")
+        # The announced length first: then a large body is not read at all.
+        expect((response.length or 0) <= limit, f"over {limit} bytes")
+        raw = body = response.read(limit + 1)
+        # Some servers compress although we ask for identity. A small body may unpack to a huge one: the bound.
+        if encoding == "gzip":
+            with refusing(zlib.error, "its content encoding is broken", FetchFailed):
+                # 31 is for a gzip header, and no other.
+                body = zlib.decompressobj(wbits=31).decompress(raw, limit + 1)
+        expect(max(len(raw), len(body)) <= limit, f"over {limit} bytes")
+        expect(not response.length, "the answer ends early")
         with refusing(strict_json.StrictJSONError, lambda error: f"not JSON: {error}", FetchFailed):
-            document, etag = strict_json.loads(_body(response, limit), depth=8), None
+            document, etag = strict_json.loads(body, depth=8), None
         expect(isinstance(document, dict), "not a JSON object")
     expect(document is not None or (status == 304 and etag is not None), f"status {status}")
     tag = headers.get("ETag")
@@ -168,23 +180,6 @@ def _checked(
         max_age=_max_age(headers.get("Cache-Control")), age=_seconds(headers.get("Age")),
         date=_date(headers.get("Date")), retry_after=_seconds(headers.get("Retry-After")),
     )  # fmt: skip
-
-
-def _body(response: http.client.HTTPResponse, limit: int) -> bytes:
-    """Return the body; neither it nor what it unpacks to may be larger than the limit."""
-    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    expect(encoding in ("identity", "gzip"), "its content encoding was not asked for")
-    # The announced length first: then a large body is not read at all.
-    expect((response.length or 0) <= limit, f"over {limit} bytes")
-    raw = body = response.read(limit + 1)
-    # Some servers compress although we ask for identity. A small body may unpack to a huge one, hence the bound.
-    if encoding == "gzip":
-        with refusing(zlib.error, "its content encoding is broken", FetchFailed):
-            # 31 is for a gzip header, and no other.
-            body = zlib.decompressobj(wbits=31).decompress(raw, limit + 1)
-    expect(max(len(raw), len(body)) <= limit, f"over {limit} bytes")
-    expect(not response.length, "the answer ends early")
-    return body
 
 
 def _max_age(value: str | None) -> float | None:

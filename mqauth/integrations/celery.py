@@ -30,7 +30,7 @@ with needs_extra("celery"):
     from kombu.messaging import Consumer
     from kombu.transport import pyamqp
 
-from mqauth.brokers.queue.interceptor import is_proved, prove
+from mqauth.brokers.queue.client import is_proved, prove
 from mqauth.delivery.queue_work import QueueLeases
 from mqauth.delivery.slot import Slot
 from mqauth.flow import run

@@ -25,10 +25,9 @@ with needs_extra("celery"):
     from kombu.transport import pyamqp
 
 from mqauth.brokers import amqp_messages, amqp_values
-from mqauth.brokers.amqp_messages import SHORT_STRINGS, Number, new_message_id
-from mqauth.brokers.amqp_topology import LETTERS
+from mqauth.brokers.amqp_messages import LETTERS, SHORT_STRINGS, Number, new_message_id
 from mqauth.brokers.dead_letters import DEFAULT_MAX_BODY, burying
-from mqauth.brokers.queue.interceptor import UnansweredError, refused
+from mqauth.brokers.queue.client import UnansweredError, refused
 from mqauth.flow import run
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.signer import Signer

@@ -21,8 +21,7 @@ from mqauth.integrations.faststream_middleware import Middleware, NotHandledErro
 from mqauth.integrations.faststream_unverified import kinds_of, require_manual, unverified
 from mqauth.integrations.framework import Letters
 from mqauth.judging.pipeline import Pipeline
-from mqauth.judging.unverified import Unverified
-from mqauth.judging.verified import Verified
+from mqauth.judging.verified import Unverified, Verified
 from mqauth.signer import Signer
 
 __all__ = ["NotHandledError", "UnverifiedMessage", "VerifiedMessage", "protect", "unverified"]

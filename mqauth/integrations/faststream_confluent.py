@@ -112,22 +112,12 @@ class Ends:
             self._theirs(client, partitions)
 
 
-class Building:
-    """Builds FastStream's consumers, each with ``Ends``.
-
-    Args:
-        theirs: what FastStream builds them by.
-    """
-
-    def __init__(self, theirs: Callable[..., Any]) -> None:
-        self._theirs = theirs
-
-    def __call__(self, *topics: Any, **settings: Any) -> Any:
-        """Return a consumer."""
-        consumer = self._theirs(*topics, **settings)
-        if reset_of(consumer.config) == "latest":
-            consumer._on_assign = Ends(consumer._on_assign)
-        return consumer
+def built(theirs: Callable[..., Any], *topics: Any, **settings: Any) -> Any:
+    """Return a consumer, with ``Ends``, as ``theirs`` of FastStream builds it."""
+    consumer = theirs(*topics, **settings)
+    if reset_of(consumer.config) == "latest":
+        consumer._on_assign = Ends(consumer._on_assign)
+    return consumer
 
 
 class SubscriberOffsets(Offsets):
@@ -179,8 +169,8 @@ def processor(subscriber: Any) -> Callable[..., LogProcessor]:
     )
     require("group.id" not in config, "config= has group.id for all subscribers: give each its group_id=")
     broker = subscriber._outer_config.broker_config
-    if not isinstance(broker.builder, Building):
-        broker.builder = Building(broker.builder)
+    if getattr(broker.builder, "func", None) is not built:
+        broker.builder = partial(built, broker.builder)
     return partial(LogProcessor, ConfluentRecords(subscriber, DefaultSubscriber))
 
 

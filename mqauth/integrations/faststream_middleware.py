@@ -38,8 +38,7 @@ from mqauth.integrations.faststream_unverified import (
 from mqauth.integrations.framework import LateLetters, Letters, Turn, handle, handle_unverified, ticking
 from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.selftest import starting
-from mqauth.judging.unverified import Unverified
-from mqauth.judging.verified import Verified
+from mqauth.judging.verified import Unverified, Verified
 from mqauth.logs import emit
 from mqauth.signer import Signer
 

@@ -178,7 +178,13 @@ class Positions:
                         offsets = {place: position.commit for place, position in self._places.items()}
                         if not offsets or await self._commit(offsets):
                             self._renewed_at = now
-                await self._look()
+                # See whether the client has gone to the end of a partition that brings nothing.
+                if now >= self._looks_at and not self.running:
+                    self._looks_at = now + LOOK
+                    for place, position in list(self._places.items()):
+                        if position.expected == position.looked:
+                            await self._went_on(place, position, None)
+                        position.looked = position.expected
             except MqauthError as error:
                 emit("consumer.failed", "the subscriber stops: %s", error)
                 await self._client.end()
@@ -186,16 +192,6 @@ class Positions:
             except self._client.lost as error:
                 emit("client.poll_failed", "looking at partitions failed with %s", type(error).__name__)
             await asyncio.sleep(WATCH)
-
-    async def _look(self) -> None:
-        """See whether the client has gone to the end of a partition that brings nothing."""
-        now = self._clock.monotonic()
-        if now >= self._looks_at and not self.running:
-            self._looks_at = now + LOOK
-            for place, position in list(self._places.items()):
-                if position.expected == position.looked:
-                    await self._went_on(place, position, None)
-                position.looked = position.expected
 
     async def _went_on(self, place: Any, position: Position, offset: int | None) -> bool:
         """Go back to what is left, where the client has left something out; return whether it does."""

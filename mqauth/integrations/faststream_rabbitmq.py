@@ -12,8 +12,7 @@ from aiormq.abc import DeliveredMessage
 from faststream.rabbit.parser import AioPikaParser
 from faststream.rabbit.schemas import RABBIT_REPLY, QueueType
 
-from mqauth.brokers.amqp_messages import DIRECT_REPLY
-from mqauth.brokers.amqp_topology import stream_refused
+from mqauth.brokers.amqp_messages import DIRECT_REPLY, stream_refused
 from mqauth.brokers.event_loop import signed
 from mqauth.brokers.queue.processor import Processor
 from mqauth.brokers.rabbitmq.channel import is_stale, proved

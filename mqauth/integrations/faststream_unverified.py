@@ -21,8 +21,7 @@ from faststream.message import AckStatus
 
 from mqauth.errors import RejectNow, RetryLater, require
 from mqauth.judging.rollout import EVERYWHERE
-from mqauth.judging.unverified import Unverified, kind_of
-from mqauth.judging.verified import Verified
+from mqauth.judging.verified import Unverified, Verified, kind_of
 
 _PASSED: Final[ContextVar[Unverified | None]] = ContextVar("mqauth_unverified", default=None)
 """The message that is handled now, where nothing proved it."""

@@ -12,14 +12,13 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, copy_context
 from typing import Any, Final, TypeAlias
 
-from mqauth.audit.observed import MINUTE
+from mqauth.audit.record import MINUTE
 from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import letters_on_thread
 from mqauth.errors import Cause, Unavailable, require
 from mqauth.flow import arun, settled
 from mqauth.judging.pipeline import Outcome, Pipeline
-from mqauth.judging.unverified import Unverified
-from mqauth.judging.verified import Verified
+from mqauth.judging.verified import Unverified, Verified
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 
 _TURN: Final[ContextVar[Turn]] = ContextVar("mqauth_turn")

@@ -27,7 +27,7 @@ with needs_extra("taskiq"):
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from aiormq.abc import DeliveredMessage
 
-from mqauth.brokers.amqp_topology import stream_refused
+from mqauth.brokers.amqp_messages import stream_refused
 from mqauth.brokers.queue.processor import Processor
 from mqauth.brokers.rabbitmq.channel import proved
 from mqauth.brokers.rabbitmq.consumer import Deliveries, as_incoming, limit_of

@@ -11,8 +11,7 @@ from mqauth.audit import record as audit_records
 from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, Unavailable, require
 from mqauth.judging.rollout import Rung
 from mqauth.judging.token import Candidate
-from mqauth.judging.unverified import Unverified, Verdict
-from mqauth.judging.verified import Verified
+from mqauth.judging.verified import Unverified, Verdict, Verified
 from mqauth.letters.dead_letter import content_digest, letter_id
 from mqauth.letters.release import Release
 from mqauth.logs import harmless

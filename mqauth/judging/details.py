@@ -27,10 +27,6 @@ from mqauth.wire.message import TOKEN_HEADER, Message, fold, form_of
 
 MAX_VALUE: Final = 64
 """Characters of a value."""
-MAX_FOUND: Final = 8
-MAX_EXPECTED: Final = 5
-"""Most values that stand for what is configured; then "and 3 more"."""
-_LOOKED_AT: Final = 1000
 _COMPARED: Final = 32
 """Names of headers that are compared letter by letter with that of the token: each takes 30 us."""
 
@@ -100,7 +96,7 @@ class _Case:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the message's headers, each once."""
-        return tuple(dict.fromkeys(form_of(self.message)[1]))[:_LOOKED_AT]
+        return tuple(dict.fromkeys(form_of(self.message)[1]))[:1000]
 
 
 Both = tuple[dict[str, Any], dict[str, Any]]
@@ -242,8 +238,9 @@ def _time(seconds: float | None) -> str | None:
 
 def _bounded(details: dict[str, Any]) -> dict[str, str]:
     """Return the members that say something, as short harmless texts."""
-    texts = {name: _text(value, MAX_EXPECTED) for name, value in details.items() if value not in (None, (), [])}
-    return dict(list(texts.items())[:MAX_FOUND])
+    # Of what is configured five values are told, and how many more there are.
+    texts = {name: _text(value, 5) for name, value in details.items() if value not in (None, (), [])}
+    return dict(list(texts.items())[:8])
 
 
 def _text(value: object, most: int) -> str:

@@ -66,8 +66,7 @@ from mqauth.judging.ladder import Ladder, would_be
 from mqauth.judging.policy import Allow, Decision, Policy, decided, decision_of, on_the_spot
 from mqauth.judging.rollout import is_lenient
 from mqauth.judging.token import Candidate
-from mqauth.judging.unverified import Verdict, Would
-from mqauth.judging.verified import Verified, scope_of
+from mqauth.judging.verified import Verdict, Verified, Would, scope_of
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.release import Release, open_release
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, first_seen, release_id

@@ -13,20 +13,19 @@ from typing import Any
 from mqauth.clock import Clock
 from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
 from mqauth.flow import Flow, unwrap
-from mqauth.judging.breaker import Breaker
 from mqauth.judging.delivery import Delivery, Step
-from mqauth.judging.observing import Observing
+from mqauth.judging.observing import Breaker, Observing
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung, destinations_of, is_lenient, kinds_of
-from mqauth.judging.unverified import (
+from mqauth.judging.verified import (
     UnverifiedHandler,
     Unverifieds,
     Verdict,
+    Verified,
     Would,
     kind_of,
     listed,
     make_unverified,
 )
-from mqauth.judging.verified import Verified
 from mqauth.logs import emit
 
 

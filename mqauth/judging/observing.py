@@ -1,4 +1,7 @@
-"""Loud, and not for ever: what a process says of a rollout at its start, each minute, and when it is overdue."""
+"""Loud, and not for ever: what a process says of a rollout at its start, each minute, and when it is overdue.
+
+A plug-in that failed or was slow below ``enforce`` is not asked again for a while (``Breaker``).
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,10 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
-from mqauth.audit.observed import MINUTE, Group, Observed
-from mqauth.audit.record import AuditRecord, AuditSink
-from mqauth.clock import Clock, Randomness, uuid7
-from mqauth.errors import Cause, Reason
-from mqauth.flow import Flow, call
-from mqauth.judging.breaker import Breaker
+from mqauth.audit.record import HOUR, MINUTE, AuditRecord, AuditSink, Group, Observed
+from mqauth.clock import Backoff, Clock, Pause, Randomness, uuid7
+from mqauth.errors import Cause, Reason, Unavailable
+from mqauth.flow import Flow, R, call
 from mqauth.judging.delivery import Delivery, verdict_record
 from mqauth.judging.policy import Policy
 from mqauth.judging.rollout import Rollout, as_facts, is_lenient
@@ -25,12 +26,55 @@ from mqauth.logs import emit
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import Message
 
+PATIENCE: Final = 0.25
+"""Seconds that a plug-in may take before it is left alone for a while."""
+PAUSE: Final = 30.0
+"""Seconds for which it is not asked again."""
+
+
+class Breaker:
+    """Keeps a plug-in that failed or was slow from being asked again for a while.
+
+    Args:
+        cause: of the error that is raised in its place.
+        clock: measures it.
+    """
+
+    def __init__(self, cause: Cause, clock: Clock) -> None:
+        self._cause = cause
+        self._monotonic = clock.monotonic
+        self._pause = Pause(Backoff(first=PAUSE, longest=PAUSE))
+
+    def watch(self, flow: Flow[R]) -> Flow[R]:
+        """Run a flow that asks a plug-in.
+
+        Raises:
+            Unavailable: with the cause, during the pause.
+            Exception: what the flow raised.
+        """
+        began, failed = self._monotonic(), False
+        if began < self._pause.until:
+            raise Unavailable(self._cause, f"it failed or was slow within the last {PAUSE:g} s")
+        try:
+            return (yield from flow)
+        except Exception as error:
+            failed = getattr(error, "cause", None) not in (
+                Cause.CLAIM_HELD,
+                Cause.KEY_PENDING,
+                Cause.APPEND_TIME_UNAVAILABLE,
+            )
+            raise
+        finally:
+            now = self._monotonic()
+            if failed or now - began > PATIENCE:
+                self._pause.failed(began, now)
+
+
 SOON: Final = 14
 """Days before the end from which on it is said each day."""
 PENDING: Final = 1000
 """Records that wait for the next minute at most."""
 DAY: Final = 86_400.0
-HOUR: Final = 3600.0
 
 
 class Observing:

@@ -29,8 +29,7 @@ from mqauth.judging.ladder import Ladder, check_handlers, routed
 from mqauth.judging.observing import Observing
 from mqauth.judging.policy import Policy, local_rules
 from mqauth.judging.rollout import Rollout, is_lenient
-from mqauth.judging.unverified import UnverifiedHandler, Unverifieds, Verdict
-from mqauth.judging.verified import V, Verified
+from mqauth.judging.verified import UnverifiedHandler, Unverifieds, V, Verdict, Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.logs import HANDLING, emit

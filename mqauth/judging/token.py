@@ -18,7 +18,7 @@ from functools import partial
 from typing import Final, Literal, NamedTuple
 
 from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
-from mqauth.judging.without_evidence import WithoutEvidence
+from mqauth.judging.rollout import WithoutEvidence
 from mqauth.letters.release import is_release
 from mqauth.wire import base64url, batch, destination, envelope, jws, memo, template, workload
 from mqauth.wire.claims import Batch, Claims, build

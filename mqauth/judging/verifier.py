@@ -15,13 +15,11 @@ from datetime import date
 from typing import Final, Literal
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
-from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.identities import CAPACITY as REMEMBERED
-from mqauth.judging.identities import Identities, check_life, ends_of
+from mqauth.judging.identities import Identities, TrustDomain, check_life, ends_of
+from mqauth.judging.rollout import AcceptAs, WithoutEvidence
 from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Times, Token, Validity, is_revoked
-from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verified import Verified, make_verified
-from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
 from mqauth.wire import batch, envelope, jwk, jws, memo
@@ -331,22 +329,17 @@ class Verifier:
         # (10)
         if not issuer.speaks_for(key, claims.sub):
             raise Rejection(Reason.SUBJECT_MISMATCH, "the key does not speak for this subject")
-        if self.user_id is not None:
-            self._check_user(message, claims)
+        user = None if self.user_id is None else message.properties.get("user-id")
+        if user is not None:
+            expected = user if self.user_id == "subject" else dict(self.user_id or {}).get(user)
+            if expected != claims.sub:
+                raise Rejection(Reason.SUBJECT_MISMATCH, "the broker's user is another subject")
         if wit is not None and self.identities is not None and release is None:
             self.identities.keep(wit, key)
         if token.proven is not None and release is None and self._alike:
             until = self.times.ends(claims, key)
             until = until if wit is None else min(until, ends_of(wit, key, self.times))
             token.validity = Validity(keys, received, until)
-
-    def _check_user(self, message: Message, claims: Claims) -> None:
-        user = message.properties.get("user-id")
-        if user is None:
-            return
-        expected = user if self.user_id == "subject" else dict(self.user_id or {}).get(user)
-        if expected != claims.sub:
-            raise Rejection(Reason.SUBJECT_MISMATCH, "the broker's user is another subject")
 
     def uncovered(self, message: Message, covered: Collection[str]) -> list[str]:
         """Return the application's headers that no token covers, but those that may stand without."""

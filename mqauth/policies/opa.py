@@ -53,8 +53,6 @@ RETRIES: Final = Backoff(first=1.0, longest=30.0)
 
 
 VERSION: Final = 1
-PROBE: Final[Mapping[str, Any]] = {"v": VERSION, "probe": True}
-"""What is asked at a start: it names nobody, so that a policy has to refuse it."""
 
 
 class Question(NamedTuple):
@@ -253,7 +251,8 @@ class OPA:
             ConfigurationError: as ``probe``.
         """
         begun = self._clock.monotonic()
-        allowed, version = self._post(PROBE)
+        # It names nobody, so that a policy has to refuse it.
+        allowed, version = self._post({"v": VERSION, "probe": True})
         require(
             type(allowed) is bool,
             f"{self.source}: {_NO_DECISION}: is the path misspelt, or the rule without `default allow := false`?",

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from mqauth.audit.chain import Line, find
 from mqauth.audit.file import parts, with_parts
@@ -20,7 +20,7 @@ from mqauth.audit.query import Record, parse_record, read_records
 from mqauth.audit.record import AuditSink, iso_time
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Reason, file_errors, require
-from mqauth.flow import Flow, call
+from mqauth.flow import Flow, R, call
 from mqauth.judging.pipeline import Pipeline
 from mqauth.letters.authorities import Releaser
 from mqauth.letters.release import WAIVABLE
@@ -30,7 +30,6 @@ from mqauth.review.letter import Reading
 from mqauth.review.letterbox import Judge, LetterBox, Originals, fill, judge
 from mqauth.wire.keys import Key, SigningKey
 
-R = TypeVar("R")
 MakeReleaser = Callable[[str], Releaser]
 
 

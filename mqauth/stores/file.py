@@ -33,14 +33,13 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock
-from mqauth.errors import Cause, Unavailable, require
+from mqauth.errors import Cause, T, Unavailable, require
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, Entry, judge
 from mqauth.stores.sqlite_file import SHARE, SQLiteFile
 from mqauth.threads import in_event_loop
 from mqauth.wire.message import Place
 
 A = TypeVar("A")
-T = TypeVar("T")
 BYTES_AN_ID: Final = 80
 """On the disk, at most, with those that are over and not forgotten yet; in batches less."""
 _SCHEMA: Final = """
@@ -56,7 +55,6 @@ _BITS: Final = 5  # a row has at most 2 ** 5 messages, so that it is always far 
 _PLACE: Final = struct.Struct(">Iq")  # the number of a log, from 1, and an offset; zeros for no place
 _LOOK: Final = 1000  # rows that are looked at while claims wait: a millisecond or two
 _LAST: Final = b"\xff" * 32  # after every key
-_NOBODY: Final = "a process that is dead"  # the owner of what that held; owners that live are random
 
 
 @dataclass(slots=True, eq=False)
@@ -294,7 +292,8 @@ class FileReplayStore:
         if bit in row.held:
             owner, ends = row.held[bit]
             return Entry(owner, place, ends)
-        return Entry(None if row.done >> bit & 1 else _NOBODY, place, -math.inf)
+        # What a process held that is dead has an owner that nobody is: owners that live are random.
+        return Entry(None if row.done >> bit & 1 else "a process that is dead", place, -math.inf)
 
     def _number(self, name: tuple[Any, ...]) -> int:
         """Return the number of a log, or of a scope with whether it is that of single tokens."""

@@ -28,7 +28,6 @@ from mqauth.threads import in_event_loop
 with needs_extra("redis"):
     import redis.asyncio.retry
 
-DEFAULT_TIMEOUT: Final = 2.0
 BATCH: Final = 1000
 _RETRIES: Final = 2
 
@@ -81,7 +80,7 @@ class RedisReplayStore:
 
     @classmethod
     def from_url(
-        cls, url: str, *, timeout: float = DEFAULT_TIMEOUT, connections: int = 16, **settings: Any
+        cls, url: str, *, timeout: float = 2.0, connections: int = 16, **settings: Any
     ) -> RedisReplayStore:
         """Return a store with clients of its own, one for threads and one for a loop; they connect when used.
 
@@ -226,15 +225,11 @@ class RedisReplayStore:
             replica = isinstance(error, redis.exceptions.ReadOnlyError)
             if replica and (pool := getattr(client, "connection_pool", None)) is not None:
                 yield from call(pool.disconnect, False)
-            raise self._unavailable(error) from error
+            full = isinstance(error, redis.exceptions.OutOfMemoryError)
+            cause = Cause.REPLAY_STORE_FULL if full else Cause.REPLAY_STORE_UNAVAILABLE
+            # The type alone: the text of a client's error may name users.
+            raise Unavailable(cause, f"{type(error).__name__} ({self.where})") from error
         return statuses
-
-    def _unavailable(self, error: Exception) -> Unavailable:
-        """Return the deferral for a failure of the client or the server."""
-        full = isinstance(error, redis.exceptions.OutOfMemoryError)
-        cause = Cause.REPLAY_STORE_FULL if full else Cause.REPLAY_STORE_UNAVAILABLE
-        # The type alone: the text of a client's error may name users.
-        return Unavailable(cause, f"{type(error).__name__} ({self.where})")
 
 
 def _pool(kind: Any, url: str, timeout: float, retry: Any, /, **limits: float) -> Any:

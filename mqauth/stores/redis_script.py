@@ -18,10 +18,6 @@ from typing import Any, Final
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.wire import memo, message
 
-PLACE_BYTES: Final = 12
-# Ten years, in seconds: Redis refuses an expiry that overflows.
-_TTL_LIMIT: Final = 10 * 366 * 86_400
-
 SCRIPT: Final = """
 -- KEYS: one for each token. ARGV: the lease clock in ms, or '' for the server's clock. Then for each key: the
 -- number of requests, the ms the key lives, and the requests. A request is: verb, index (empty for a single id),
@@ -188,7 +184,8 @@ def script_call(
     arguments: list[bytes | str | int] = ["" if lease_clock is None else round(lease_clock * 1000)]
     for numbers in groups.values():
         remaining = max(requests[number].expires for number in numbers) - now
-        arguments += (len(numbers), int(min(max(remaining, 0.0) + margin, _TTL_LIMIT) * 1000) + 1)
+        # Ten years at most: Redis refuses an expiry that overflows.
+        arguments += (len(numbers), int(min(max(remaining, 0.0) + margin, 10 * 366 * 86_400) * 1000) + 1)
         for request in (requests[number] for number in numbers):
             script_verb = verb
             if verb is Verb.CLAIM and (request.renew or request.redelivered):
@@ -236,4 +233,4 @@ def _place(place: message.Place | None) -> bytes:
     cluster, topic, partition, offset = place
     # The length tells where the cluster's name ends, so that two places never have the same text.
     text = f"{len(cluster)} {cluster}/{topic}/{partition}/{offset}"
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=PLACE_BYTES).digest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()

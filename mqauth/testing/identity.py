@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.judging.identities import TrustDomain
 from mqauth.judging.policy import Allow, Rule
-from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Verifier
 from mqauth.keystore.identity.identity_key import WITKey
 from mqauth.testing.batchforge import PLACE, BatchForge

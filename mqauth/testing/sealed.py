@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from mqauth.errors import Cause, Reason
-from mqauth.judging.unverified import Unverified, Verdict, Would, make_unverified
-from mqauth.judging.verified import V, Verified, equip
+from mqauth.judging.verified import Unverified, V, Verdict, Verified, Would, equip, make_unverified
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.signer import Signer
 from mqauth.wire.keys import Key, KeySet

@@ -2,6 +2,9 @@
 
 An authority takes it for a grant of that producer's name, and answers with an identity. It lives for minutes and
 names one authority. It says nothing about a message, so it is no token: its ``typ`` is another one.
+
+Whoever asks for an identity shows by a DPoP proof that it holds the key (RFC 9449). An authority remembers no
+proof: a repeated request gets a WIT that only the holder of the key can use.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from typing import Final
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import require
 from mqauth.wire import base64url, claims, jws, strict_json
-from mqauth.wire.keys import SigningKey
+from mqauth.wire.jws import LocalSigningKey
+from mqauth.wire.keys import Key, SigningKey, public_members
 
 CREDENTIAL_TYPE: Final = "mqauth-enrol+jwt"
 """``typ`` of such a credential; neither a message token nor a WIT has it."""
@@ -51,3 +55,37 @@ def credential(
         "jti": base64url.encode(randomness(16)).decode("ascii"), "cnf": {"jkt": jkt},
     }  # fmt: skip
     return jws.compact(strict_json.dumps(members), key, typ=CREDENTIAL_TYPE)
+
+
+PROOF_TYPE: Final = "dpop+jwt"
+"""``typ`` of a proof (section 4.2)."""
+HEADER: Final = frozenset(("typ", "alg", "jwk"))
+"""The members of a proof's header, exactly."""
+
+
+def proof(
+    key: Key, *, method: str, url: str, clock: Clock, randomness: Randomness, credential: str | None = None
+) -> str:
+    """Return the ``DPoP`` header of one request: a proof by a key, of the credential beside it.
+
+    Args:
+        key: the key that is to be vouched for, with its private half; RSA is of no identity.
+        method: of the request, ``htm``.
+        url: of the request; ``htu`` is without its query and fragment.
+        clock: gives ``iat``.
+        randomness: makes ``jti``.
+        credential: the token that stands in ``Authorization``; ``ath`` is its digest (section 4.3). A token
+            endpoint is asked for a token, and gets none.
+
+    Raises:
+        ConfigurationError: the key has no private half.
+    """
+    require(key.private, "a public key proves nothing")
+    header = {"typ": PROOF_TYPE, "alg": key.algorithm, "jwk": public_members(key.public)}
+    claims = {
+        "htm": method, "htu": url.partition("#")[0].partition("?")[0], "iat": int(clock.now()),
+        "jti": base64url.encode(randomness(16)).decode("ascii"),
+    } | ({} if credential is None else {"ath": base64url.digest(credential.encode())})  # fmt: skip
+    signing_input = b".".join(base64url.encode(strict_json.dumps(part)) for part in (header, claims))
+    signature = base64url.encode(LocalSigningKey(key).sign(signing_input))
+    return (signing_input + b"." + signature).decode("ascii")

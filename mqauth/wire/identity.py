@@ -35,7 +35,6 @@ _WIT_REQUIRED: Final = ("sub", "exp", "cnf")
 _WIT_REGISTERED: Final = frozenset((*_WIT_REQUIRED, "iat", "nbf", "jti", "iss", "aud"))
 _PROOF_REQUIRED: Final = ("aud", "iat", "exp", "jti", "mqa", "wth")
 _PROOF_REGISTERED: Final = frozenset((*_PROOF_REQUIRED, "nbf"))
-_IGNORED: Final = frozenset(("kid", "use"))
 _KINDS: Final[Mapping[tuple[str, str], tuple[frozenset[str], tuple[str, ...], int]]] = {
     ("OKP", "Ed25519"): (frozenset(("EdDSA", "Ed25519")), ("x",), 32),
     ("EC", "P-256"): (frozenset(("ES256",)), ("x", "y"), 32),
@@ -274,7 +273,7 @@ def read_jwk(jwk: Any) -> dict[str, str]:
     if kind is None:
         raise _invalid("its jwk is of no kind that a workload may have")
     algorithms, numbers, size = kind
-    members = {name: value for name, value in jwk.items() if name not in _IGNORED}
+    members = {name: value for name, value in jwk.items() if name not in ("kid", "use")}
     _require(members.keys() == {"kty", "crv", "alg", *numbers}, "its jwk has not exactly its members")
     _require(members["alg"] in algorithms, "the alg of its jwk is not one of its kind")
     _require(jwk.get("use", "sig") == "sig", "the use of its jwk is not sig")

@@ -80,10 +80,18 @@ def from_form(form: Any) -> Message:
     key, body = _octets(form, "key"), _octets(form, "body")
     _require(on_kafka or (key is None and body is not None), "only Kafka has record keys and tombstones")
     properties = _properties(form.get("properties", {}))
-    headers = _headers(form.get("headers", []), on_kafka)
+    listed = form.get("headers", [])
+    _require(_are_pairs(listed), "headers is a list of name and tagged value")
+    headers: tuple[HeaderPair, ...] = tuple((name, value_from_form(tagged)) for name, tagged in listed)
     if on_kafka:
+        carried = all(value is None or isinstance(value, str | bytes) for _, value in headers)
+        _require(carried, "Kafka headers are str, b64 or null")
         # there the properties are headers of these names
-        headers, properties = (*((name, envelope.utf8(text)) for name, text in properties.items()), *headers), {}
+        headers = tuple(
+            (name, envelope.utf8(value) if isinstance(value, str) else value)
+            for name, value in (*properties.items(), *headers)
+        )
+        properties = {}
     _require(on_kafka or len(dict(headers)) == len(headers), "a header stands twice")
     return Message(
         destination=target, key=key, body=body, properties=properties, headers=headers,
@@ -244,17 +252,6 @@ def _properties(form: Any) -> dict[str, str]:
                 str(_integer(value)) if type(value) is int else envelope.utf8(_text(value)).decode()
             )
     return result
-
-
-def _headers(form: Any, on_kafka: bool) -> tuple[HeaderPair, ...]:
-    """Return the header pairs in order, in the types that their broker carries."""
-    _require(_are_pairs(form), "headers is a list of name and tagged value")
-    pairs = tuple((name, value_from_form(tagged)) for name, tagged in form)
-    if not on_kafka:
-        return pairs
-    carried = all(value is None or isinstance(value, str | bytes) for _, value in pairs)
-    _require(carried, "Kafka headers are str, b64 or null")
-    return tuple((name, envelope.utf8(value) if isinstance(value, str) else value) for name, value in pairs)
 
 
 def _origin(form: Any, parsed: tuple[str, ...]) -> Origin:

@@ -14,7 +14,6 @@ from typing import Final, TypeAlias
 
 from mqauth.wire.claims import NO_EXTRA, Binding, Claims, build
 
-Digests: TypeAlias = tuple[str | None, str | None, str]
 Pieces: TypeAlias = tuple[bytes, ...]
 _TIME: Final = 10  # digits, from 2001 to 2286
 _TEXT: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_-abcdefghijklmnopqrstuvwxyz"
@@ -43,7 +42,7 @@ def pieces_of(claims: Claims, binding: Binding, made: Callable[[Claims], bytes] 
     return (*pieces, rest)
 
 
-def fill(pieces: Pieces, iat: bytes, exp: bytes, jti: bytes, digests: Digests) -> bytes:
+def fill(pieces: Pieces, iat: bytes, exp: bytes, jti: bytes, digests: tuple[str | None, str | None, str]) -> bytes:
     """Return a payload.
 
     Args:
@@ -129,9 +128,7 @@ def reader_of(payload: bytes, claims: Claims, made: Callable[[Claims], bytes] = 
         made: makes the payload.
     """
     binding = claims.mqa
-    if not isinstance(binding, Binding) or claims.nbf is not None or claims.extra:
-        return None
-    if made(claims) != payload:
+    if not isinstance(binding, Binding) or claims.nbf is not None or claims.extra or made(claims) != payload:
         return None
     reader = Reader(claims, binding, len(payload), made)
     return reader if reader.read(payload) == claims else None

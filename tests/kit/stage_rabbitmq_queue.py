@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from mqauth import Message, Pipeline
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.amqp_topology import UNPARSEABLE
+from mqauth.brokers.amqp_messages import UNPARSEABLE
 from mqauth.testing.clock import RunningClock
 from mqauth.testing.stage import PATIENCE
 from mqauth.testing.stage_rabbitmq import RabbitMQStage

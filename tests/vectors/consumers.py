@@ -10,8 +10,8 @@ from mqauth.errors import Cause, MalformedMessage, Reason, Unavailable
 from mqauth.flow import run
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.judging.policy import Allow, Rule
+from mqauth.judging.rollout import WithoutEvidence
 from mqauth.judging.verifier import Issuer, Verifier
-from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.replay.memory import DEFAULT_CAPACITY, MemoryReplayStore

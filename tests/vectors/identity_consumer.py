@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mqauth.flow import run
+from mqauth.judging.identities import TrustDomain
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.judging.policy import Allow, Rule
-from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock

@@ -208,19 +208,6 @@ def lacking(codec: str) -> str | None:
     return None if getattr(codecs, f"has_{codec}")() else "cramjam"
 
 
-async def cluster_of(client: Any) -> str | None:
-    """Ask the broker for its cluster's id.
-
-    aiokafka gets it with its metadata, and does not keep it.
-
-    Raises:
-        aiokafka.errors.KafkaError: the broker does not answer.
-    """
-    node = client._client.get_random_node()
-    response = await client._client.send(node, MetadataRequest([]))
-    return getattr(response, "cluster_id", None)
-
-
 async def has_topic(client: Any, topic: str) -> bool:
     """Return whether the broker has a topic; all are asked for, so that none is made.
 
@@ -281,7 +268,10 @@ class Logs:
             aiokafka.errors.KafkaError: the broker has not told its cluster's id yet.
         """
         if self.known is None:
-            self.known = Log(await cluster_of(self._client))
+            # aiokafka gets it with its metadata, and does not keep it.
+            node = self._client._client.get_random_node()
+            response = await self._client._client.send(node, MetadataRequest([]))
+            self.known = Log(getattr(response, "cluster_id", None))
         return self.known
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import aiokafka
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced, RecordListTooLargeError
@@ -31,7 +31,7 @@ from mqauth.brokers.log.confirmed import MAX_BLOCK, ConfirmingClient, TopicAudit
 from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.delivery.start import Committed
 from mqauth.errors import require
-from mqauth.flow import arun
+from mqauth.flow import R, arun
 from mqauth.letters.dead_letter import DeadLetter, Oversize
 
 TOO_LARGE: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
@@ -129,9 +129,6 @@ class AuditTopic(TopicAudit):
             Unavailable: ``audit_unavailable``: refused, timed out or not reachable.
         """
         await arun(self.writing(record))
-
-
-R = TypeVar("R")
 
 
 class TransactionalDeadLetters(TransactionalLetters):

@@ -19,7 +19,7 @@ from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaExceptio
 from mqauth.brokers.dead_letters import LOOK
 from mqauth.brokers.judge import AsyncJudgement, Judgement, ajudged, judged
 from mqauth.brokers.log.records import NO_LOG, Log, PoisonRecordError, RecordPlace, unreadable
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.judging.pipeline import Pipeline
 from mqauth.logs import emit
 from mqauth.wire.message import HeaderValue, Message
@@ -72,12 +72,10 @@ def check_consumer(client: Any, config: Mapping[str, Any], transactional: bool =
     _check_kind(client, confluent_kafka.Consumer, confluent_kafka.DeserializingConsumer)
     # Storing an empty list of offsets fails with _INVALID_ARG where enable.auto.offset.store is on, and asks the
     # broker nothing. Without stored offsets enable.auto.commit has nothing to commit, on or off.
-    try:
+    with refusing(
+        KafkaException, 'set "enable.auto.offset.store" to False: offsets are committed when records are settled'
+    ):
         client.store_offsets(offsets=[])
-    except KafkaException as error:
-        raise ConfigurationError(
-            'set "enable.auto.offset.store" to False: offsets are committed when records are settled'
-        ) from error
     settings, group = _dotted(config), membership_of(client).group
     another = "config must be the mapping that the Consumer was made with: its group.id is another one"
     require(settings.get("group.id") == group, another)

@@ -32,7 +32,6 @@ from mqauth.letters.dead_letter import Oversize
 
 ROUND: Final = 0.05
 """Most seconds of one ``poll`` for a report: another thread may have served it."""
-_TOO_LARGE: Final = frozenset((KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE))
 
 
 class TooLargeError(Exception):
@@ -75,7 +74,7 @@ class Report:
             self._poll(left)
         if self._error is None:
             return self._message
-        if self._error.code() in _TOO_LARGE:
+        if self._error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE):
             raise TooLargeError(self._error.name())
         raise KafkaException(self._error)
 

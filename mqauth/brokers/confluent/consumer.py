@@ -174,7 +174,7 @@ class AIOPoller(Poller):
         def keep(batches: Mapping[Any, list[Message]]) -> None:
             # It was read after a stop: ``close`` goes back to it.
             for place, messages in batches.items():
-                self._keep(place, messages)
+                self._read.setdefault(place, []).extend(messages)
 
         try:
             return await self._on_thread(super().fetch, seconds, joins, unwanted=keep)

@@ -101,10 +101,10 @@ class Poller(Offsets, LogPoller):
         if seconds > 0:
             # Where it waits, nothing runs and pauses are long.
             self._stop(self._paused)
-        batches = self._messages(self._consume(seconds if self._read.keys() <= self._paused else 0))
+        batches = self._consume(seconds if self._read.keys() <= self._paused else 0)
         for place, messages in batches.items():
             if self._is_next(place, messages[0]):
-                self._keep(place, messages)
+                self._read.setdefault(place, []).extend(messages)
         if not batches and seconds > 0 and time.monotonic() - self._looked >= LOOK:
             # Nothing is on its way of these: their positions are what the client has.
             self._looked = time.monotonic()
@@ -204,7 +204,7 @@ class Poller(Offsets, LogPoller):
             return False
         return left_out(self._client, place, expected, offset) is not None
 
-    def _consume(self, seconds: float) -> list[Any]:
+    def _consume(self, seconds: float) -> dict[Place, list[Message]]:
         # The cluster's id is part of a record's place in the replay store. A record that was judged without it
         # would be a replay of itself when it comes again.
         try:
@@ -215,15 +215,12 @@ class Poller(Offsets, LogPoller):
                 "the broker did not tell its cluster's id (%s); asking again",
                 error_of(error).name(),
             )
-            return []
+            return {}
         # consume(500, 0.2) would wait for 500 records, or for the whole 0.2 s.
         records = self._client.consume(1 if self._held and self._held == self._paused else MOST, 0)
         if not records and seconds > 0:
             records = self._client.consume(1, seconds)
             records += self._client.consume(MOST, 0) if records else []
-        return records  # type: ignore[no-any-return]
-
-    def _messages(self, records: list[Any]) -> dict[Place, list[Message]]:
         batches: dict[tuple[str, int], tuple[RecordPlace, list[Message]]] = {}
         for record in records:
             if record.error() is not None:
@@ -277,10 +274,6 @@ class Poller(Offsets, LogPoller):
         self._forget(places)
         self._held -= places
         self._late = {place: offset for place, offset in self._late.items() if place not in places}
-
-    def _keep(self, place: Place, messages: list[Message]) -> None:
-        """Keep what was read of a partition until ``fetch`` returns it."""
-        self._read.setdefault(place, []).extend(messages)
 
     def _forget(self, places: Set[Place]) -> None:
         """Drop what was read of partitions."""

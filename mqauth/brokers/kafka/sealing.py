@@ -17,6 +17,7 @@ from kafka.future import Future
 from kafka.partitioner import DefaultPartitioner
 
 from mqauth.brokers.log.sealing import ClientBuffer, RecordSealing, sealed_headers
+from mqauth.errors import require
 from mqauth.signer import Prepared, Signer
 
 # kafka-python's class has no types.
@@ -51,10 +52,11 @@ class InFlightLimit:
             if self.taken >= self._bound:
                 self._waiting += 1
                 try:
-                    if not self._free.wait_for(lambda: self.taken < self._bound, seconds):
-                        raise KafkaTimeoutError(
-                            f"{self._bound} records are in flight, and none was acknowledged within {seconds} s"
-                        )
+                    require(
+                        self._free.wait_for(lambda: self.taken < self._bound, seconds),
+                        f"{self._bound} records are in flight, and none was acknowledged within {seconds} s",
+                        KafkaTimeoutError,
+                    )
                 finally:
                     self._waiting -= 1
             self.taken += 1
@@ -117,8 +119,11 @@ class RecordFuture(_FUTURE):  # type: ignore[misc]
             Exception: why the record failed.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        if self.sent is None and not self.sealing.is_sent(self, timeout):
-            raise KafkaTimeoutError(f"Timeout after waiting for {timeout} secs.")
+        require(
+            self.sent is not None or self.sealing.is_sent(self, timeout),
+            f"Timeout after waiting for {timeout} secs.",
+            KafkaTimeoutError,
+        )
         return self.sent.get(None if until is None else max(0.0, until - time.monotonic()))
 
     def add_callback(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Self:
@@ -228,9 +233,9 @@ class Sealing(RecordSealing):
         Raises:
             kafka.errors.KafkaTimeoutError: the other thread is still sending.
         """
-        if not super().flush(timeout):
-            raise KafkaTimeoutError(f"records are still being sent after {timeout} s")
-        return True
+        return require(
+            super().flush(timeout), f"records are still being sent after {timeout} s", KafkaTimeoutError
+        )
 
     def idle(self) -> bool:
         """Return whether nothing is in flight but the record that is being added."""

@@ -23,7 +23,7 @@ from mqauth.errors import require
 from mqauth.flow import run
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import at_start
-from mqauth.judging.unverified import listed
+from mqauth.judging.verified import listed
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.threads import DaemonThread

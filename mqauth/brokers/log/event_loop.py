@@ -29,7 +29,7 @@ from mqauth.errors import MqauthError, require
 from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume, settled
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import starting
-from mqauth.judging.unverified import Unverifieds, listed
+from mqauth.judging.verified import Unverifieds, listed
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 

@@ -24,8 +24,7 @@ from mqauth.delivery.start import Committed
 from mqauth.errors import require
 from mqauth.flow import Flow, call, run
 from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Decode
+from mqauth.judging.verified import Decode, Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink, name_of
 from mqauth.logs import emit
 from mqauth.wire.message import Message

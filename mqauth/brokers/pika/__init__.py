@@ -25,7 +25,7 @@ from mqauth.brokers.pika.consumer import Consumer, Delivered, Deliveries, echoed
 from mqauth.brokers.pika.link import LOST, drive, link_of
 from mqauth.brokers.pika.producer import Producer
 from mqauth.brokers.pika.translate import from_native, to_message
-from mqauth.brokers.queue.interceptor import is_proved, prove
+from mqauth.brokers.queue.client import is_proved, prove
 from mqauth.delivery.health import QueueHealth as Health
 from mqauth.delivery.slot import Slot
 from mqauth.flow import run

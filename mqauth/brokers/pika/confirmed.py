@@ -2,7 +2,7 @@
 
 Dead letters are published by us, since ``basic.reject`` cannot carry a reason.
 
-The recommended queues are declared here: see ``brokers.amqp_topology``.
+The recommended queues are declared here: see ``brokers.amqp_messages``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,15 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, NackError
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.amqp_messages import may_be_too_large, new_message_id
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, LETTERS, UNPARSEABLE, exists, source_arguments
+from mqauth.brokers.amqp_messages import (
+    DEFAULT_DELIVERY_LIMIT,
+    LETTERS,
+    UNPARSEABLE,
+    exists,
+    may_be_too_large,
+    new_message_id,
+    source_arguments,
+)
 from mqauth.brokers.dead_letters import (
     DEFAULT_MAX_BODY,
     LOOK,
@@ -160,7 +167,7 @@ class _Sink:
 
     cause: Cause
 
-    def __init__(self, connection: BlockingConnection, name: str, timeout: float) -> None:
+    def __init__(self, connection: BlockingConnection, name: str, *, timeout: float = 30) -> None:
         check_queue(name, timeout)
         self._connection = connection
         self._publisher = Publisher(connection)
@@ -224,7 +231,7 @@ class DeadLetters(_Sink):
         oversize_letters: Oversize = "reference",
     ) -> None:
         check_oversize(oversize_letters)
-        super().__init__(connection, name, timeout)
+        super().__init__(connection, name, timeout=timeout)
         self._max_body = max_body
         self._oversize = oversize_letters
 
@@ -263,9 +270,6 @@ class AuditQueue(_Sink):
     """
 
     cause = Cause.AUDIT_UNAVAILABLE
-
-    def __init__(self, connection: BlockingConnection, name: str, *, timeout: float = 30) -> None:
-        super().__init__(connection, name, timeout)
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
         """Publish one record and return once the broker has confirmed it; in an event loop that is to be awaited.

@@ -1,7 +1,7 @@
 """pika's consumer: a queue with the delivery engine, and handlers on threads of their own.
 
 ``Queue`` makes the calls of pika for one queue: consume, cancel, ack, give back, and so on. ``echoed`` asks
-whether RabbitMQ overwrites append times (``brokers.queue.interceptor``).
+whether RabbitMQ overwrites append times (``brokers.queue.client``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Unpack
 from pika import BasicProperties, BlockingConnection
 from pika.exceptions import AMQPChannelError
 
-from mqauth.brokers.amqp_topology import OFFSET, is_stream, stream_refused, warn_of_shared_connection
+from mqauth.brokers.amqp_messages import OFFSET, is_stream, stream_refused, warn_of_shared_connection
 from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.event_loop import BackgroundRun, DeliveryTasks, on_thread, on_threads
 from mqauth.brokers.options import QueueOptions
@@ -22,9 +22,8 @@ from mqauth.brokers.pika.confirmed import refusal
 from mqauth.brokers.pika.link import LOST, Line, Link, drive, link_of, tell
 from mqauth.brokers.pika.producer import Producer
 from mqauth.brokers.pika.translate import failures_of, read
-from mqauth.brokers.queue.client import OpenChannel, Take
+from mqauth.brokers.queue.client import OpenChannel, Take, UnansweredError, refused
 from mqauth.brokers.queue.consumer import QueueConsumer
-from mqauth.brokers.queue.interceptor import UnansweredError, refused
 from mqauth.brokers.queue.subscription import PREFETCH
 from mqauth.delivery.health import QueueHealth
 from mqauth.errors import ConfigurationError, require
@@ -203,7 +202,6 @@ class Queue(Deliveries):
         self._link = link
         self._line: Line | None = None
         self._taking = DeliveryTasks()
-        self._type_unknown = True
 
     async def ack(self, native: Delivered, /) -> bool:
         """Ack it alone; return ``False`` where its channel is gone."""
@@ -231,7 +229,9 @@ class Queue(Deliveries):
     async def ready(self) -> None:
         """Open a channel where there is none."""
         if self._line is None or not self._line.is_open:
-            self._line = await self._link.channel(self._on_close)
+            self._line = await self._link.channel(
+                lambda reason: self._closed(type(reason).__name__, isinstance(reason, AMQPChannelError))
+            )
             self._line.native.add_on_cancel_callback(lambda frame: self._cancelled(frame.method.consumer_tag))
 
     async def open(self, prefetch: int) -> OpenChannel:
@@ -271,11 +271,8 @@ class Queue(Deliveries):
         return self._link.blocked
 
     def may_be_refused(self, native: Delivered, /) -> bool:
-        """Return, once, whether a delivery has a stream's header, which any publisher can write too."""
-        if not self._type_unknown or OFFSET not in (native.properties.headers or {}):
-            return False
-        self._type_unknown = False
-        return True
+        """Return whether a delivery has a stream's header, which any publisher can write too."""
+        return OFFSET in (native.properties.headers or {})
 
     async def refusal(self) -> ConfigurationError | None:
         """Ask the broker whether the queue is a stream; return the error for one, else ``None``."""
@@ -299,9 +296,6 @@ class Queue(Deliveries):
             )
             return False
         return True
-
-    def _on_close(self, reason: Exception) -> None:
-        self._closed(type(reason).__name__, isinstance(reason, AMQPChannelError))
 
 
 async def echoed(link: Link, headers: dict[str, Any], body: bytes) -> Mapping[str, Any]:

@@ -135,8 +135,7 @@ class Producer:
             pika.exceptions.AMQPError: the connection ended.
         """
         with self._lock:
-            if self._closed:
-                raise ClosedByOwnerError("the producer was closed")
+            require(not self._closed, "the producer was closed", ClosedByOwnerError)
             return self.link.loop or self._start()
 
     def publishing(

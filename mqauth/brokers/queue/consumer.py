@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.audit.observed import MINUTE
+from mqauth.audit.record import MINUTE
 from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import Leaving, LoopBeat, Sleep, loop_stopping_on_signals
 from mqauth.brokers.queue.client import QueueClient

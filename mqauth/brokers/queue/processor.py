@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import tenacity
 
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT
+from mqauth.brokers.amqp_messages import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.event_loop import Sleep, Timer, call_later, first_of, was_cancelled
 from mqauth.brokers.queue.client import Acks, DeliveryClient
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, MAX_HELD, HeldDelivery, Hold, is_deferred
@@ -19,8 +19,7 @@ from mqauth.delivery.slot import Slot
 from mqauth.errors import StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
-from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Decode, Responder
+from mqauth.judging.verified import Decode, Responder, Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
 
 _WAIT: Final = tenacity.wait_random_exponential(multiplier=0.1, max=5.0)

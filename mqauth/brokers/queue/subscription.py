@@ -10,8 +10,7 @@ from typing import Any, Final
 import tenacity
 
 from mqauth.brokers.event_loop import DeliveryTasks, Sleep
-from mqauth.brokers.queue.client import Acks, QueueClient
-from mqauth.brokers.queue.interceptor import UnansweredError, prove
+from mqauth.brokers.queue.client import Acks, QueueClient, UnansweredError, prove
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
 from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, SUSPENDS_AFTER, HeldDelivery
 from mqauth.delivery.slot import Slot
@@ -85,6 +84,7 @@ class Subscription(Processor):
         self._answered = asyncio.Event()
         self._starting = asyncio.Lock()
         self._withdrawn = False
+        self._type_unknown = True
         self._cancelling: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -163,7 +163,8 @@ class Subscription(Processor):
             return
         if acks is not None:
             acks.opened(calls.tag(native))
-        if calls.may_be_refused(native):
+        if self._type_unknown and calls.may_be_refused(native):
+            self._type_unknown = False
 
             async def ask() -> None:
                 if (refusal := await calls.refusal()) is not None:

@@ -9,7 +9,7 @@ who wait for that only when the broker says that it is unblocked, and a lost one
 hangs, and aio-pika, which waits while it holds the channel's lock, never opens that channel again. So ``watch``
 wakes them when the connection is lost.
 
-``echoed`` asks whether RabbitMQ overwrites append times (``brokers.queue.interceptor``).
+``echoed`` asks whether RabbitMQ overwrites append times (``brokers.queue.client``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from aiormq.abc import AbstractConnection, DeliveredMessage
 from pamqp.commands import Basic
 
 from mqauth.brokers.event_loop import was_cancelled
-from mqauth.brokers.queue.interceptor import UnansweredError, prove, refused
+from mqauth.brokers.queue.client import UnansweredError, prove, refused
 from mqauth.errors import MqauthError, StaleDelivery, require
 from mqauth.judging.token import Times
 from mqauth.logs import emit
@@ -38,7 +38,6 @@ LOST: Final = (exceptions.AMQPError, exceptions.ChannelInvalidStateError, OSErro
 """Errors of aio-pika where a channel or connection is gone, or the broker says no."""
 RETRY: Final = 1.0
 """Seconds between two attempts to open one channel."""
-_PATIENCE: Final = 1.0
 
 
 class ClosedByOwnerError(MqauthError, exceptions.ChannelInvalidStateError):
@@ -156,12 +155,15 @@ async def ready(channel: AbstractChannel) -> None:
         # Before aio-pika 10.2 it is the channel's own future, which must not be cancelled.
         closed = asyncio.ensure_future(asyncio.shield(channel.closed()))
         connection = getattr(channel, "_connection", None)
-        if closed.done() or getattr(connection, "is_closed", False):
-            raise ClosedByOwnerError("the channel was closed by its owner")
+        require(
+            not closed.done() and not getattr(connection, "is_closed", False),
+            "the channel was closed by its owner",
+            ClosedByOwnerError,
+        )
         closed.cancel()
         # It is waited for a little.
         with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(1.0):
                 await channel.ready()
             if not channel.is_closed:
                 break

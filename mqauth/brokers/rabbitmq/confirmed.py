@@ -2,7 +2,7 @@
 
 Dead letters are published by us, since ``basic.reject`` cannot carry a reason.
 
-The recommended queues are declared here, and streams refused: see ``brokers.amqp_topology``.
+The recommended queues are declared here, and streams refused: see ``brokers.amqp_messages``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,15 @@ from aiormq.abc import AbstractChannel as UnderlayChannel
 from pamqp import commands
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.amqp_messages import may_be_too_large, new_message_id
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, LETTERS, UNPARSEABLE, exists, source_arguments
+from mqauth.brokers.amqp_messages import (
+    DEFAULT_DELIVERY_LIMIT,
+    LETTERS,
+    UNPARSEABLE,
+    exists,
+    may_be_too_large,
+    new_message_id,
+    source_arguments,
+)
 from mqauth.brokers.dead_letters import (
     DEFAULT_MAX_BODY,
     LOOK,
@@ -30,7 +37,7 @@ from mqauth.brokers.dead_letters import (
 )
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error, ready
 from mqauth.brokers.rabbitmq.translate import Measured, carries, frame_limit, to_native
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.errors import Cause, Unavailable, require
 from mqauth.flow import arun
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize
 from mqauth.wire import strict_json as strictjson
@@ -50,9 +57,9 @@ class _Sink:
 
     cause: Cause
 
-    def __init__(self, channel: AbstractChannel, name: str, timeout: float) -> None:
-        if not getattr(channel, "publisher_confirms", False):
-            raise ConfigurationError("dead letters and audit records need a channel with publisher confirms")
+    def __init__(self, channel: AbstractChannel, name: str, *, timeout: float = 30) -> None:
+        confirms = getattr(channel, "publisher_confirms", False)
+        require(confirms, "dead letters and audit records need a channel with publisher confirms")
         check_queue(name, timeout)
         self.channel = channel
         self.name = name
@@ -127,7 +134,7 @@ class DeadLetters(_Sink):
         oversize_letters: Oversize = "reference",
     ) -> None:
         check_oversize(oversize_letters)
-        super().__init__(channel, name, timeout)
+        super().__init__(channel, name, timeout=timeout)
         self._max_body = max_body
         self._oversize = oversize_letters
 
@@ -161,9 +168,6 @@ class AuditQueue(_Sink):
     """
 
     cause = Cause.AUDIT_UNAVAILABLE
-
-    def __init__(self, channel: AbstractChannel, name: str, *, timeout: float = 30) -> None:
-        super().__init__(channel, name, timeout)
 
     async def write(self, record: AuditRecord, /) -> None:
         """Publish one record and return once the broker has confirmed it.

@@ -19,7 +19,7 @@ from aio_pika.exceptions import AMQPChannelError
 from aio_pika.message import IncomingMessage, decode_expiration
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
-from mqauth.brokers.amqp_topology import (
+from mqauth.brokers.amqp_messages import (
     DEFAULT_DELIVERY_LIMIT,
     OFFSET,
     is_stream,
@@ -272,7 +272,6 @@ class Queue(Deliveries):
         self.reopens = isinstance(queue.channel, AbstractRobustChannel)
         self._native = queue
         self._channel: AbstractChannel | None = None
-        self._type_unknown = True
 
     def watch(self, closed: Callable[[str, bool], None], cancelled: Callable[[str], None]) -> None:
         """Report from now on why the channel ended, and whether it did alone; and which consumer was cancelled."""
@@ -322,11 +321,8 @@ class Queue(Deliveries):
         return self._channel is not None and not self._channel.is_closed and channels.is_blocked(self._channel)
 
     def may_be_refused(self, native: AbstractIncomingMessage, /) -> bool:
-        """Return, once, whether a delivery has a stream's header, which any publisher can write too."""
-        if not self._type_unknown or OFFSET not in native.headers:
-            return False
-        self._type_unknown = False
-        return True
+        """Return whether a delivery has a stream's header, which any publisher can write too."""
+        return OFFSET in native.headers
 
     async def refusal(self) -> ConfigurationError | None:
         """Ask the broker whether the queue is a stream; return the error for one, else ``None``."""

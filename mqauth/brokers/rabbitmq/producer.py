@@ -28,7 +28,7 @@ from mqauth.brokers.amqp_messages import check_frame, mandatory_reply, new_messa
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error, is_untouched, reopen
 from mqauth.brokers.rabbitmq.translate import Measured, agreed, frame_limit, headers_out, to_message, unsendable
 from mqauth.brokers.sealing import Sealing
-from mqauth.errors import MalformedMessage, MqauthError, RetryLater, Unavailable, require
+from mqauth.errors import MalformedMessage, MqauthError, RetryLater, Unavailable, refusing, require
 from mqauth.judging.verified import Responder, Verified
 from mqauth.logs import emit
 from mqauth.signer import Signer
@@ -199,10 +199,8 @@ async def _reply(producer: Producer, verified: Verified, body: bytes) -> Publish
     place = getattr(verified.native, "reply_to", None)
     mandatory = mandatory_reply(place)
     answer = aio_pika.Message(body, correlation_id=verified.properties.get("correlation-id"))
-    try:
+    with refusing(OUT_OF_REACH, lambda error: f"the answer could not be sent: {type(error).__name__}", RetryLater):
         return await producer.publish(answer, str(place), mandatory=mandatory)
-    except OUT_OF_REACH as error:
-        raise RetryLater(f"the answer could not be sent: {type(error).__name__}") from error
 
 
 class JointFrame:

@@ -23,8 +23,6 @@ from mqauth.brokers.amqp_messages import MAX_HEADER_FRAME, SHORT_STRINGS, Number
 from mqauth.errors import MalformedMessage
 from mqauth.wire.message import HeaderPair, HeaderValue, Message
 
-_OTHERS: Final = ("headers", "delivery_mode", "priority", "expiration", "timestamp")
-
 
 def unsendable(error: Exception) -> MalformedMessage:
     """Return the error for a message that cannot be encoded; pamqp raises TypeError, struct.error and others."""
@@ -51,7 +49,7 @@ class Measured(aio_pika.Message):
     @classmethod
     def of(cls, native: AbstractMessage) -> Measured:
         """Return a copy of a message."""
-        names = (*SHORT_STRINGS.values(), *_OTHERS)
+        names = (*SHORT_STRINGS.values(), "headers", "delivery_mode", "priority", "expiration", "timestamp")
         return cls(native.body, **{name: getattr(native, name) for name in names})
 
     def check(self) -> None:

@@ -13,14 +13,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from mqauth.audit import disk
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import file_errors, require
-from mqauth.keystore.disk import cutoffs, files, ring
+from mqauth.keystore.disk import ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
+from mqauth.wire import jwk, strict_json
 from mqauth.wire.claims import is_name
-from mqauth.wire.keys import Cutoff, Key, KeySet, SigningKey
+from mqauth.wire.identity import trust_domain_of
+from mqauth.wire.keys import NO_CUTOFFS, Cutoff, Key, KeySet, SigningKey
 
 KEYSET: Final = "keyset.json"
+CUTOFFS: Final = "cutoffs.json"
+"""The subjects that an authority has cut off: a JWK Set without keys, so that one reader reads both.
+
+An entry stays until the last identity that it refuses has ended, and as long again as a retired key stays
+published: a consumer that judges by append time may read a message that waited so long.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +57,10 @@ class Keystore:
         """
         path = self.folder / KEYSET
         require(
-            not files.is_missing(path),
+            not disk.is_missing(path),
             f"{self.folder}: no keystore (no {KEYSET}): mqauth keys new --dir {self.folder} makes one",
         )
-        return ring.load(files.read_bounded(path, 4 * 1024 * 1024), name=str(path))
+        return ring.load(disk.read_bounded(path, 4 * 1024 * 1024), name=str(path))
 
     def create(
         self,
@@ -114,8 +123,8 @@ class Keystore:
         """Enter a key, and write its private half if it has one."""
         with file_errors(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with files.locked(self.folder):
-            before = KeyRing() if files.is_missing(self.folder / KEYSET) else self.ring()
+        with disk.locked(self.folder):
+            before = KeyRing() if disk.is_missing(self.folder / KEYSET) else self.ring()
             announced = before.publish_delay if before.keys else 0
             given: dict[str, Any] = {name: value for name, value in delays.items() if value is not None}
             before = replace(before, **given)
@@ -129,8 +138,8 @@ class Keystore:
                 self.private_key(before.active)
             # The key first: a keyset must not name a key that is not there.
             if uri is None:
-                files.write_whole(self._pem(key.kid), key.to_pem(self.passphrase))
-            files.write_whole(self.folder / KEYSET, ring.dump(after))
+                disk.write_whole(self._pem(key.kid), key.to_pem(self.passphrase))
+            disk.write_whole(self.folder / KEYSET, ring.dump(after))
         return after.get(key.kid)
 
     def change(self, change: Callable[[KeyRing, int], KeyRing]) -> KeyRing:
@@ -143,11 +152,11 @@ class Keystore:
         """
         # Read once before the lock, which would leave its file in a folder that is not a keystore.
         self.ring()
-        with files.locked(self.folder):
+        with disk.locked(self.folder):
             before = self.ring()
             after = change(before, self._now())
             if after != before:
-                files.write_whole(self.folder / KEYSET, ring.dump(after))
+                disk.write_whole(self.folder / KEYSET, ring.dump(after))
             for kid in {key.kid for key in before.keys} - {key.kid for key in after.keys}:
                 self._pem(kid).unlink(missing_ok=True)
         return after
@@ -170,7 +179,7 @@ class Keystore:
         """
         if ring_key.uri is not None:
             # A URI may name a library, which is loaded into this process.
-            files.refuse_writable(self.folder / KEYSET)
+            disk.refuse_writable(self.folder / KEYSET)
             from mqauth.keystore.reference.key import ReferenceKey
 
             return ReferenceKey(ring_key.key, ring_key.uri)
@@ -179,13 +188,13 @@ class Keystore:
         require(key.kid == ring_key.kid, f"{path}: holds another key than its name says, {key.kid}")
         return replace(key, subjects=ring_key.key.subjects)
 
-    def stamp(self) -> files.Stamp | None:
+    def stamp(self) -> disk.Stamp | None:
         """Return the stamp of the folder's keys and states, at the cost of one ``stat``."""
-        return files.stamp(self.folder / KEYSET)
+        return disk.stamp(self.folder / KEYSET)
 
-    def cutoffs_stamp(self) -> files.Stamp | None:
+    def cutoffs_stamp(self) -> disk.Stamp | None:
         """Return the stamp of the subjects that are cut off, ``None`` where none is."""
-        return files.stamp(self.folder / cutoffs.FILE)
+        return disk.stamp(self.folder / CUTOFFS)
 
     def no_active_key(self, keys: KeyRing) -> str:
         """Return the message that no key is active, with the command that helps."""
@@ -208,25 +217,43 @@ class Keystore:
         Raises:
             ConfigurationError: they cannot be read.
         """
-        return cutoffs.read(self.folder)
+        path = self.folder / CUTOFFS
+        if disk.is_missing(path):
+            return NO_CUTOFFS
+        key_set = jwk.load_key_set(disk.read_bounded(path, jwk.MAX_DOCUMENT), name=str(path))
+        require(not key_set.misread, f"{path}: mqauth_cutoff cannot be read")
+        return key_set.cutoffs
 
     def cut_off(self, subject: str, *, reason: str, before: int | None = None) -> Cutoff:
         """Refuse all identities of a subject that were issued before a moment, and return what is published.
 
         Args:
-            subject: whose.
+            subject: whose, an identifier of a workload.
             reason: for the readers of the JWK Set.
             before: UTC seconds; by default all that were issued up to now.
 
         Raises:
-            ConfigurationError: the folder is not a keystore, or there is no room for another one.
+            ConfigurationError: the folder is not a keystore, the subject or the reason is out of its limits, or
+                there is no room for another one.
         """
         now = self._now()
         # A WIT of this very second is cut off too, since nobody can tell on which side of it a thief asked.
         cutoff = Cutoff(before=now + 1 if before is None else before, reason=reason)
-        with files.locked(self.folder):
+        with disk.locked(self.folder):
             keys = self.ring()
-            cutoffs.add(self.folder, subject, cutoff, keep_after=now - keys.grace - keys.retain)
+            require(trust_domain_of(subject), "a subject is wimse:// or spiffe://, a trust domain, and a path")
+            require(is_name(reason, 0), "a reason is one line of at most 256 characters")
+            # Entries that refuse nothing any more go.
+            oldest = now - keys.grace - keys.retain
+            entries = {name: earlier for name, earlier in self.cutoffs().items() if earlier.before > oldest}
+            # An earlier moment would take back part of what was cut off.
+            entries[subject] = max(cutoff, entries.get(subject, cutoff), key=lambda each: each.before)
+            raw = strict_json.dumps(jwk.dump_key_set(KeySet((), (), entries)))
+            require(
+                len(entries) <= jwk.MAX_CUTOFFS and len(raw) <= jwk.MAX_DOCUMENT // 2,
+                f"no room for more than {jwk.MAX_CUTOFFS} subjects that are cut off: revoke the authority's key",
+            )
+            disk.write_whole(self.folder / CUTOFFS, raw + b"\n")
         return cutoff
 
     def _pem(self, kid: str) -> Path:
@@ -267,7 +294,7 @@ def read_pem(path: Path, passphrase: bytes | None = None, algorithm: str | None 
             passphrase.
     """
     return Key.from_pem(
-        files.read_bounded(path, 64 * 1024, private=True),
+        disk.read_bounded(path, 64 * 1024, private=True),
         passphrase=passphrase,
         algorithm=algorithm,
         name=str(path),

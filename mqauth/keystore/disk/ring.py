@@ -21,8 +21,6 @@ from mqauth.wire.keys import Key, Revocation, public_members, thumbprint
 
 DEFAULT_PUBLISH_DELAY: Final = 600
 MAX_PUBLISH_DELAY: Final = 30 * 86_400
-DEFAULT_RETAIN: Final = 8 * 86_400
-"""Seconds: longer than a message of a week's backlog waits with the life of its token."""
 MAX_OVERLAP: Final = 86_400
 RETIREMENT_GRACE: Final = 300
 """Seconds for which consumers accept new tokens of a key after its retirement. Within that time running producers
@@ -104,7 +102,8 @@ class KeyRing:
 
     keys: tuple[RingKey, ...] = ()
     publish_delay: int = DEFAULT_PUBLISH_DELAY
-    retain: int = DEFAULT_RETAIN
+    # Longer than a message of a week's backlog waits with the life of its token.
+    retain: int = 8 * 86_400
     overlap: int = 0
 
     def __post_init__(self) -> None:

@@ -12,21 +12,19 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from mqauth.audit import disk
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, require
-from mqauth.keystore.disk import files, ring
+from mqauth.keystore.disk import ring
 from mqauth.keystore.disk.folder import Keystore
 from mqauth.logs import Rate, emit
 from mqauth.wire import jwk, jws
 from mqauth.wire.keys import Key, KeySet, SigningKey
 
-LOOK_EVERY: Final = 5.0
 MAX_LOOK: Final = 60.0
 """Seconds; a producer then notices that its key retired within a fifth of ``ring.RETIREMENT_GRACE``."""
 MAX_STALE: Final = ring.RETIREMENT_GRACE - MAX_LOOK
 """Seconds; consumers refuse a key that retired unnoticed after ``ring.RETIREMENT_GRACE``."""
-FILE_LOOK_EVERY: Final = 1.0
-"""Seconds between two looks at a JWK Set file for the sake of known kids, so that a revocation is noticed."""
 
 
 class ActiveKey:
@@ -52,7 +50,7 @@ class ActiveKey:
     """
 
     def __init__(
-        self, folder: str | Path, *, passphrase: bytes | None = None, look_every: float = LOOK_EVERY,
+        self, folder: str | Path, *, passphrase: bytes | None = None, look_every: float = 5.0,
         max_stale: float = MAX_STALE, clock: Clock = SYSTEM_CLOCK,
     ) -> None:  # fmt: skip
         require(
@@ -69,7 +67,7 @@ class ActiveKey:
         self._looked = self._read = clock.monotonic()
         # The key, or the reason why there is none. One tuple, so that a thread never sees parts of two states.
         self._state: tuple[SigningKey | None, str] = (None, "")
-        self._stamp: files.Stamp | None = None
+        self._stamp: disk.Stamp | None = None
         self._follow(self._keystore.stamp(), self._keystore.ring())
         self.signing_key()
 
@@ -120,7 +118,7 @@ class ActiveKey:
             self._follow(stamp, keys)
         self._read = now
 
-    def _follow(self, stamp: files.Stamp | None, keys: ring.KeyRing) -> None:
+    def _follow(self, stamp: disk.Stamp | None, keys: ring.KeyRing) -> None:
         """Sign with the active key of a ring, and with none until that key was read."""
         active, (before, ended) = keys.active, self._state
         # The stamp counts once the key was read, so that a PEM file that could not be read is tried at each look.
@@ -173,12 +171,13 @@ class JWKSFile:
         self._looked = clock.monotonic()
         # The stamp comes before the content, so that a write in between shows at the next look. One tuple, so that
         # of two threads that look at once neither leaves its keys under the other's stamp.
-        self._held = files.stamp(self.path), self._read()
+        self._held = disk.stamp(self.path), self._read()
         require(self._held[1].keys, f"{self.path}: no key that can be used")
 
     def key_set(self) -> KeySet:
         """Return the set in use, after a look at the file where the last one is a second ago."""
-        if self._clock.monotonic() - self._looked >= FILE_LOOK_EVERY:
+        # A look each second for the sake of known kids too, so that a revocation is noticed.
+        if self._clock.monotonic() - self._looked >= 1.0:
             self._look()
         return self._held[1]
 
@@ -189,7 +188,7 @@ class JWKSFile:
 
     def _look(self) -> None:
         self._looked = self._clock.monotonic()
-        stamp, (before, keys) = files.stamp(self.path), self._held
+        stamp, (before, keys) = disk.stamp(self.path), self._held
         if stamp != before:
             try:
                 keys = self._read().after(keys)
@@ -198,11 +197,10 @@ class JWKSFile:
             self._held = stamp, keys
 
     def _read(self) -> KeySet:
-        raw = files.read_bounded(self.path, jwk.MAX_DOCUMENT)
+        raw = disk.read_bounded(self.path, jwk.MAX_DOCUMENT)
         keys = jwk.load_key_set(raw, name=str(self.path), svid=self.svid)
         # An empty set may be meant. A set in which no key can be used is a mistake.
-        if keys.skipped and not keys.keys:
-            raise ConfigurationError(f"{self.path}: no key that can be used: {keys.skipped[0]}")
         for line in keys.skipped:
+            require(keys.keys, f"{self.path}: no key that can be used: {line}")
             emit("keys.skipped", "%s: skipped %s", self.path, line)
         return keys

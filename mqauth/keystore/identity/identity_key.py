@@ -34,8 +34,6 @@ from mqauth.wire.workload import WorkloadKey
 
 WAIT: Final = 2.0
 """Seconds for which a caller without a key waits for the first answer."""
-WATCH_EVERY: Final = 60.0
-"""Seconds for which a copy of the authority's set is fresh, where it does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +102,11 @@ class WITKey:
             Unavailable: ``keys_unavailable``, the identity has ended.
         """
         workload = self._current
-        if workload.identity.expires <= self._clock.now():
-            raise Unavailable(Cause.KEYS_UNAVAILABLE, "the identity has ended")
+        require(
+            workload.identity.expires > self._clock.now(),
+            "the identity has ended",
+            partial(Unavailable, Cause.KEYS_UNAVAILABLE),
+        )
         return workload
 
 
@@ -160,7 +161,7 @@ class IdentityKey:
         self._clock = clock
         self._randomness = randomness
         self._make_keys = keys or partial(
-            JWKS, f"{authority}{KEYS_PATH}", fresh=WATCH_EVERY, ca=ca, unsafe_http_loopback=unsafe_http_loopback,
+            JWKS, f"{authority}{KEYS_PATH}", fresh=60, ca=ca, unsafe_http_loopback=unsafe_http_loopback,
             clock=clock, randomness=randomness,
         )  # fmt: skip
         self._make_refresher = refresher

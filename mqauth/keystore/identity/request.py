@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import quote
 
+from mqauth.audit.disk import read_bounded
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, expect, tls_context
 from mqauth.http.exchange import Response, request
-from mqauth.keystore.disk.files import read_bounded
 from mqauth.keystore.identity.renewal import Grant
-from mqauth.wire import claims, dpop, enrolment, identity
+from mqauth.wire import claims, enrolment, identity
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.keys import Key, SigningKeySource, thumbprint
 from mqauth.wire.workload import WorkloadKey
@@ -156,7 +156,7 @@ class ClientCredentials:
 
     def __call__(self, asking: Asking, /) -> tuple[str, str]:
         """Ask the provider."""
-        proof = dpop.proof(
+        proof = enrolment.proof(
             asking.key, method="POST", url=self._url, clock=asking.clock, randomness=asking.randomness
         )
         # Id and secret as RFC 6749, section 2.3.1, has them.
@@ -255,7 +255,7 @@ class IdentityRequest:
             self._authority, key, Deadline(self._clock, self._timeout), self._clock, self._randomness, self._dial
         )
         scheme, credential = self._credential(asking)
-        proof = dpop.proof(
+        proof = enrolment.proof(
             key, method="POST", url=f"{self._authority}{PATH}", credential=credential, clock=self._clock,
             randomness=self._randomness,
         )  # fmt: skip

@@ -19,11 +19,11 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from mqauth.audit.disk import read_bounded
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Unavailable, refusing, require
 from mqauth.http.connection import VISIBLE, Deadline, Dial, FetchFailed, Kept, tls_context
 from mqauth.http.exchange import request
-from mqauth.keystore.disk.files import read_bounded
 from mqauth.keystore.reference.uri import TIMEOUT, TransitReference
 from mqauth.wire import base64url
 from mqauth.wire.keys import PublicKey, natural_algorithm

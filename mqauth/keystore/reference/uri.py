@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final, Self
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from mqauth.audit import disk
 from mqauth.errors import refusing, require
 from mqauth.http.connection import Endpoint
-from mqauth.keystore.disk import files
 
 TIMEOUT: Final = 2.0
 """Seconds for which a call to whoever holds a key may take."""
@@ -108,7 +108,7 @@ class TokenURI:
         """
         kind, _, name = (self.pin_source or f"env:{PIN}").partition(":")
         if kind == "file":
-            raw = files.read_bounded(Path(name), 1024, private=True).removesuffix(b"\n").removesuffix(b"\r")
+            raw = disk.read_bounded(Path(name), 1024, private=True).removesuffix(b"\n").removesuffix(b"\r")
         else:
             raw = os.environb.get(os.fsencode(name), b"")
         require(raw, f"{self.where}: no PIN in {kind} {name}: give pin-source=file:/path in the uri, or {PIN}")

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mqauth.audit.disk import Stamp
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, require
-from mqauth.keystore.disk.files import Stamp
 from mqauth.keystore.disk.folder import Keystore
 from mqauth.keystore.disk.ring import KeyRing, State
 from mqauth.keystore.remote.rules import MAX_PUBLISH_DELAY

@@ -10,8 +10,6 @@ from typing import Final
 
 _LONGEST: Final = 60.0
 """Seconds; a machine that was suspended, or a clock that stepped, delays the work by no more than this."""
-_JOIN: Final = 6.0
-"""Seconds; longer than any attempt of ours takes."""
 Ended = concurrent.futures.Future[None]
 """Done when an attempt has ended. Threads and event loops wait for the same one."""
 
@@ -63,7 +61,8 @@ class ThreadRefresher:
         thread = self._thread
         # A subscriber may close the cache from this very thread.
         if thread is not None and thread is not threading.current_thread():
-            thread.join(_JOIN)
+            # Longer than any attempt of ours takes.
+            thread.join(6.0)
 
     def _idle(self) -> bool:
         return not self._closed and (self._thread is None or not self._thread.is_alive())

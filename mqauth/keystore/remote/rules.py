@@ -28,8 +28,6 @@ RETRIES: Final = Backoff(first=2.0, longest=COOLDOWN)
 MAX_STALE: Final = 7 * 86400
 MAX_PUBLISH_DELAY: Final = 7 * 86400.0
 ABSENT_KIDS: Final = 128
-ABSENT_SECONDS: Final = 60.0
-"""Short, so that a producer that signed a little before its key was published is heard again soon."""
 NEVER: Final = -math.inf
 
 
@@ -244,7 +242,8 @@ def rule(
     keys = usable(cache, now, limits)
     # A key that signs now has been published for the delay, so that a set younger than that would have it.
     young = now - cache.origin < max(limits.publish_delay, cache.publish_delay)
-    settled = young or now - absent.get(kid, NEVER) < ABSENT_SECONDS or asked_in_vain(cache, kid, received)
+    # For a minute: a producer that signed a little before its key was published is heard again soon.
+    settled = young or now - absent.get(kid, NEVER) < 60 or asked_in_vain(cache, kid, received)
     if keys is not None and (settled or keys.get(kid) is not None):
         return Ruling.ANSWER
     if cache.in_flight:
