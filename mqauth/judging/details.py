@@ -96,6 +96,7 @@ class _Case:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the message's headers, each once."""
+        # Of so many as no honest message has, the first thousand are looked at.
         return tuple(dict.fromkeys(form_of(self.message)[1]))[:1000]
 
 
@@ -238,7 +239,7 @@ def _time(seconds: float | None) -> str | None:
 
 def _bounded(details: dict[str, Any]) -> dict[str, str]:
     """Return the members that say something, as short harmless texts."""
-    # Of what is configured five values are told, and how many more there are.
+    # Eight members at most; of what is configured five values are told, and how many more there are.
     texts = {name: _text(value, 5) for name, value in details.items() if value not in (None, (), [])}
     return dict(list(texts.items())[:8])
 
