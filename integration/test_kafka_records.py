@@ -251,6 +251,19 @@ def test_letter_and_record_name_cluster_and_topic(stage: KafkaStage) -> None:
     assert (broker["cluster"], broker["topic"], broker["topic_id"]) == (cluster, stage.topic, topic_id)
 
 
+def test_topic_made_anew_is_another_place(stage: KafkaStage) -> None:
+    """A copy at the offset of its original, in a topic that was deleted and made anew, is ``replayed``."""
+    scene = Scene(stage)
+    stage.inject(scene.copy)
+    scene.consume(stage, 1)
+    stage.admin.delete_topics([stage.topic])
+    wait_until(lambda: stage.topic not in stage.admin.list_topics())
+    stage.create(stage.topic)
+    stage.inject(scene.copy)
+    scene.consume(stage, 1)
+    assert scene.verdicts == {"handled": 1, "replayed": 1}
+
+
 def test_record_read_again_has_the_ids_of_its_topic(stage: KafkaStage, client: Any) -> None:
     """What is read for a reference letter names cluster and topic: a letter of an old topic does not fit it."""
     stage.inject(Message(destination=stage.destination, body=b"x", key=b"k"))
