@@ -27,7 +27,7 @@ from integration.services.machine import CommandError, cache_folder, docker_answ
 ROOT = Path(__file__).resolve().parents[1]
 COMPUTING = 2
 """Sessions at a time of those that compute: as many as there are cores."""
-WAITING = 3
+WAITING = 4
 """Sessions at a time of those that mostly wait for services."""
 UNIT_GROUPS = 4
 """Sessions of unit tests: each then takes about as long as one on real services."""
