@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from mqauth.delivery.hold import MAX_BYTES, HeldDelivery, Hold
-from mqauth.delivery.queue_work import QueueLeases
+from mqauth.delivery.queue_work import QueueLeases, QueueWork
 from mqauth.delivery.slot import RoundTripQueue, Slot
 from mqauth.delivery.window import OUTAGE_AFTER, Window
 from mqauth.errors import Cause, Reason, Rejection, StaleDelivery
-from mqauth.judging.pipeline import Step
-from mqauth.testing import FakeClock
+from mqauth.flow import run
+from mqauth.judging.pipeline import Pipeline, Step
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.testing import FakeClock, Forge
 from tests.delivery_parts import ACCEPTED, Said, deferred, delivery, held, hold
 
 ALL, ONE = Cause.REPLAY_STORE_UNAVAILABLE, Cause.HANDLER_DEFERRED
@@ -137,7 +139,10 @@ def test_what_is_given_up_is_rejected() -> None:
 
 
 def test_who_suspends() -> None:
-    """A delivery of ours that would go back for a cause of all, where there is a consumer to suspend."""
+    """A delivery of ours that would go back for a cause of all, where there is a consumer to suspend.
+
+    The last delivery, which is not given back, suspends nothing.
+    """
     said = Said()
     for seconds, cause, wanted in ((60, ALL, True), (60, ONE, False), (None, ALL, False)):
         holding = hold(FakeClock(), seconds=seconds)
@@ -150,6 +155,17 @@ def test_who_suspends() -> None:
     said.is_ended = False
     holding.attempted(found, ACCEPTED)
     assert not holding.wants_suspension(found)
+    assert not holding.wants_suspension(put(holding, held(ALL, said=Said(returned=20), limit=20)))
+
+
+@pytest.mark.parametrize("step", [Step.JUDGE, Step.CONFIRM, Step.SETTLE])
+def test_what_is_settled_is_not_given_back(step: Step) -> None:
+    """It may have been acked, and the broker closes the channel for a tag settled twice; others go back."""
+    forge = Forge()
+    guard = Pipeline(verifier=forge.verifier(), policy=forge.policy(), replay=MemoryReplayStore(), audit=None)
+    letters: Any = None
+    work = QueueWork("q", guard, print, letters, ended=Said().ended, decode=None, answer=None, stops=True)
+    assert run(work.let_go(delivery(step))) is (step is not Step.SETTLE)
 
 
 def test_what_became_of_it() -> None:
