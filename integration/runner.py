@@ -25,10 +25,10 @@ from integration.services.compose import RUN_VARIABLE
 from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
 
 ROOT = Path(__file__).resolve().parents[1]
-COMPUTING = 2
-"""Sessions at a time of those that compute: as many as there are cores."""
-WAITING = 4
-"""Sessions at a time of those that mostly wait for services."""
+COMPUTING = 1
+"""Sessions at a time of those that compute, as long as any that waits is left."""
+WAITING = 6
+"""Sessions at a time of those that mostly wait for services: together they leave one of two cores to units."""
 UNIT_GROUPS = 4
 """Sessions of unit tests: each then takes about as long as one on real services."""
 _GROUPS = {
