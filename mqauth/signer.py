@@ -5,22 +5,51 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypedDict
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable, require
 from mqauth.wire import base64url, batch, claims, destination, envelope, jws, template, workload
 from mqauth.wire.claims import MAX_BATCH, Batch, Binding, Claims
-from mqauth.wire.envelope import Encoder
 from mqauth.wire.identity import Identity
 from mqauth.wire.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
 from mqauth.wire.memo import Memo
 from mqauth.wire.message import Form, HeaderNames, Message, form_of, message_of
-from mqauth.wire.workload import WorkloadKey
 
 MAX_LIFETIME: Final = 86_400
+DEFAULT_BATCH: Final = 64
+"""Most messages under one signature: its check then costs each of them a microsecond."""
+MAX_LINGER: Final = 10.0
 SPARE: Final = 30
 """Seconds by which an identity outlives each token that it proves; less where it lives for under 3 minutes."""
+
+
+class Batching(TypedDict):
+    """The arguments of a broker wrapper's ``Producer`` that make messages share signatures.
+
+    Args:
+        batch: most messages under one signature, 1 to 1,024; 1 for a token each.
+        linger: seconds a message may wait for others, 0 to 10.
+    """
+
+    batch: int
+    linger: float
+
+
+def check_batching(batch: int, linger: float) -> None:
+    """Refuse settings that are out of their limits.
+
+    Args:
+        batch: messages under one signature.
+        linger: seconds a message may wait for others.
+
+    Raises:
+        ConfigurationError: one is.
+    """
+    require(
+        type(batch) is int and 1 <= batch <= MAX_BATCH and 0 <= linger <= MAX_LINGER,
+        f"batch is 1 to {MAX_BATCH}, linger 0 to {MAX_LINGER:.0f} seconds",
+    )
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that would be a tenth of what a message costs
@@ -48,14 +77,14 @@ class _Single(NamedTuple):
     """
 
     pieces: template.Pieces
-    encode: Encoder
+    encode: envelope.Encoder
 
 
 class _Group(NamedTuple):
     """What batched messages of one form have in common: their ``group`` and the encoder of their headers."""
 
     group: tuple[str, tuple[str, ...]]
-    encode: Encoder
+    encode: envelope.Encoder
 
 
 class Signer:
@@ -264,10 +293,10 @@ class Signer:
                 return jws.compact(payload, self._signing_key())
         raise Unavailable(Cause.KEYS_UNAVAILABLE, "the key changes faster than it signs")
 
-    def _workload_key(self) -> WorkloadKey:
+    def _workload_key(self) -> workload.WorkloadKey:
         """Return the key of the identity form, whose identity outlives a token that is made now."""
         key = self._signing_key()
-        if not isinstance(key, WorkloadKey):
+        if not isinstance(key, workload.WorkloadKey):
             raise ConfigurationError("the key is no identity")
         if key.identity.expires < self._clock.now() + self.lifetime + _spare(key.identity):
             whose = f"{key.host}: " if key.host else ""
@@ -290,11 +319,11 @@ class Signer:
             others = f"the key {key.kid} does not speak for {self.subject}, but for {named}"
             require(subjects is None or self.subject in subjects, others)
             require(
-                self._is_identity == isinstance(key, WorkloadKey)
-                and (not isinstance(key, WorkloadKey) or key.identity.trust_domain == self.issuer),
+                self._is_identity == isinstance(key, workload.WorkloadKey)
+                and (not isinstance(key, workload.WorkloadKey) or key.identity.trust_domain == self.issuer),
                 "the issuer of an identity is its trust domain, and its key comes as IdentityKey or WITKey",
             )
-            if isinstance(key, WorkloadKey) and key.identity.issued is not None:
+            if isinstance(key, workload.WorkloadKey) and key.identity.issued is not None:
                 # It is renewed at half its life, and has to prove tokens until then.
                 life, spare = key.identity.expires - key.identity.issued, _spare(key.identity)
                 require(

@@ -15,10 +15,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final, TypeAlias
 
 from mqauth.brokers.amqp_values import Scalar, header_name, headers_in, on_wire, short_string
-from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.errors import ConfigurationError, Errors, MalformedMessage, RetryLater, refusing
 from mqauth.logs import emit
 from mqauth.wire import destination
 from mqauth.wire.envelope import MAX_DEPTH
@@ -242,6 +243,13 @@ def check_frame(size: int, limit: int = MAX_HEADER_FRAME) -> None:
         raise MalformedMessage(
             f"properties and headers, token included, are {size} bytes: the broker takes {limit} bytes"
         )
+
+
+def deferring(out_of_reach: Errors) -> AbstractContextManager[None]:
+    """Defer a handler whose answer is sent within the block, while connection or signing key cannot be reached."""
+    return refusing(
+        out_of_reach, lambda error: f"the answer could not be sent: {type(error).__name__}", RetryLater
+    )
 
 
 def mandatory_reply(place: object) -> bool:

@@ -8,10 +8,10 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from mqauth.audit import record as audit_records
-from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, Unavailable, require
+from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, Unavailable, Verdict, require
 from mqauth.judging.rollout import Rung
-from mqauth.judging.token import Candidate
-from mqauth.judging.verified import Unverified, Verdict, Verified
+from mqauth.judging.verified import Unverified, Verified
+from mqauth.judging.verifier import Candidate
 from mqauth.letters.dead_letter import content_digest, letter_id
 from mqauth.letters.release import Release
 from mqauth.logs import harmless

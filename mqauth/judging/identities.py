@@ -18,7 +18,6 @@ from typing import ClassVar, Final, NamedTuple
 from mqauth.errors import Reason, Rejection, require
 from mqauth.judging.token import NOTHING, Readers, Times, Token
 from mqauth.wire import batch, identity, jws, memo
-from mqauth.wire.identity import Wit
 from mqauth.wire.jwk import check_source
 from mqauth.wire.keys import Key, KeySet, KeySource
 from mqauth.wire.message import Message
@@ -80,7 +79,7 @@ MAX_CAPACITY: Final = 65_536
 class _Held(NamedTuple):
     """A WIT whose signature held, the key it held under, and the workload's key."""
 
-    wit: Wit
+    wit: identity.Wit
     authority: Key
     workload: Key
 
@@ -151,7 +150,9 @@ class Identities:
         claims = parsed.claims._replace(iss=who.trust_domain, sub=who.subject)
         return Token(whole, parsed.opened._replace(kid=who.kid), claims, wit), proof, False
 
-    def authenticate(self, token: Token, wit: Wit, keys: KeySet, key: Key, appended: float | None) -> None:
+    def authenticate(
+        self, token: Token, wit: identity.Wit, keys: KeySet, key: Key, appended: float | None
+    ) -> None:
         """Take what the identity form adds to steps (6) and (7): algorithm, cut-off, and both signatures.
 
         Args:
@@ -192,7 +193,7 @@ class Identities:
             jws.verify(token.opened, workload)
             token.key = key
 
-    def keep(self, wit: Wit, authority: Key) -> None:
+    def keep(self, wit: identity.Wit, authority: Key) -> None:
         """Remember a WIT whose steps (6) to (10) were passed, unless it is remembered.
 
         Not once its signature holds: whoever reads a queue has many that have ended, and could push others out.
@@ -212,7 +213,7 @@ class Identities:
 
 
 def check_life(  # noqa: PLR0917 - all that one life is judged by
-    wit: Wit,
+    wit: identity.Wit,
     key: Key,
     longest: int,
     times: Times,
@@ -253,7 +254,7 @@ def check_life(  # noqa: PLR0917 - all that one life is judged by
         raise Rejection(Reason.LIFETIME_EXCESSIVE, "lives longer than the limit, of the identity")
 
 
-def ends_of(wit: Wit, key: Key, times: Times) -> float:
+def ends_of(wit: identity.Wit, key: Key, times: Times) -> float:
     """Return until when the outcome of ``check_life`` at ``"consume"`` stays as it is, UTC seconds of receipt."""
     until = float(wit.identity.expires + times.leeway)
     return until if key.expires is None else min(until, float(key.expires))

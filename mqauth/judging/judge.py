@@ -58,16 +58,15 @@ from types import GeneratorType
 from typing import Any, Final, Literal, TypeAlias, cast
 
 from mqauth.clock import Clock, Randomness
-from mqauth.errors import Cause, Reason, Rejection, Unavailable
+from mqauth.errors import Cause, Reason, Rejection, Unavailable, Verdict
 from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, at_once, call
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.key_lookup import known, looked_up
 from mqauth.judging.ladder import Ladder, would_be
 from mqauth.judging.policy import Allow, Decision, Policy, decided, decision_of, on_the_spot
 from mqauth.judging.rollout import is_lenient
-from mqauth.judging.token import Candidate
-from mqauth.judging.verified import Verdict, Verified, Would, scope_of
-from mqauth.judging.verifier import Verifier
+from mqauth.judging.verified import Verified, Would, scope_of
+from mqauth.judging.verifier import Candidate, Verifier
 from mqauth.letters.release import Release, open_release
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, first_seen, release_id
 from mqauth.wire.keys import KeySet, KeySource

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
-from mqauth.errors import Cause, ConfigurationError, Unavailable, require
+from mqauth.errors import Cause, ConfigurationError, Unavailable, Verdict, require
 from mqauth.flow import Attempts, Call, Flow, answered, at_once, call, is_last, pause, settling
 from mqauth.judging.delivery import Delivery, Outcome, Step, refuse_unjudged, verdict_record
 from mqauth.judging.details import explain
@@ -29,7 +29,7 @@ from mqauth.judging.ladder import Ladder, check_handlers, routed
 from mqauth.judging.observing import Observing
 from mqauth.judging.policy import Policy, local_rules
 from mqauth.judging.rollout import Rollout, is_lenient
-from mqauth.judging.verified import UnverifiedHandler, Unverifieds, V, Verdict, Verified
+from mqauth.judging.verified import UnverifiedHandler, Unverifieds, V, Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.logs import HANDLING, emit

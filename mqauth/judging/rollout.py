@@ -24,7 +24,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from mqauth.audit.record import iso_time
-from mqauth.errors import MalformedMessage, require
+from mqauth.errors import MalformedMessage, refusing, require
 from mqauth.judging.policy import check_pattern, matches
 from mqauth.wire import batch, destination
 from mqauth.wire.claims import Binding, Claims, is_name
@@ -50,10 +50,8 @@ class AcceptAs:
 
     def __post_init__(self) -> None:
         require(not isinstance(self.signed_for, str), "signed_for is a list")
-        try:
+        with refusing(MalformedMessage, lambda error: f"at {self.at!r}: {error}"):
             destination.parse(self.at)
-        except MalformedMessage as error:
-            require(False, f"at {self.at!r}: {error}")
         for pattern in self.signed_for:
             check_pattern(pattern)
         kind = destination.is_kafka(self.at)

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from copy import deepcopy
 from dataclasses import InitVar, dataclass
-from enum import Enum
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, TypeAlias
 
-from mqauth.errors import Cause, Reason, RejectNow, require
+from mqauth.errors import Cause, Reason, RejectNow, Verdict, require
 from mqauth.letters.release import Release
 from mqauth.wire.claims import Claims
 from mqauth.wire.identity import Identity
@@ -247,16 +246,6 @@ def equip(verified: Verified, *, responder: Responder | None = None, value: Any 
     if responder is None and value is None:
         return verified
     return Verified(_MAKER, verified._facts._replace(responder=responder, value=value))
-
-
-class Verdict(Enum):
-    """What a delivery came to; compared by identity."""
-
-    ACCEPTED = "accepted"
-    REJECTED = "rejected"
-    DEFERRED = "deferred"
-    DUPLICATE = "duplicate"
-    UNVERIFIED = "unverified"
 
 
 class Would(NamedTuple):

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
 from mqauth.judging.identities import CAPACITY as REMEMBERED
 from mqauth.judging.identities import Identities, TrustDomain, check_life, ends_of
 from mqauth.judging.rollout import AcceptAs, WithoutEvidence
-from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Times, Token, Validity, is_revoked
+from mqauth.judging.token import CAPACITY, NOTHING, At, Shape, Times, Token, Validity, is_revoked
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
@@ -378,3 +378,19 @@ def _issuers(keys: Mapping[str, KeySource | Issuer | TrustDomain]) -> dict[str, 
         inside = any(f"{name}/".startswith(f"{domain}/") for domain in domains)
         require(not inside, f"the issuer {name!r} lies in a trust domain that is configured")
     return issuers
+
+
+class Candidate(NamedTuple):
+    """A token whose claims are parsed and not yet believed: the outcome of steps 1 to 4.
+
+    Args:
+        token: taken apart; one of a batch may be remembered.
+        proof: in a batch, what came behind the token.
+        shape: of its message.
+        learnt: there is nothing to remember of the token that is not remembered already.
+    """
+
+    token: Token
+    proof: batch.Proof | None
+    shape: Shape
+    learnt: bool

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
 
 import aiokafka
@@ -23,8 +22,7 @@ from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.flow import arun
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
-from mqauth.signer import Prepared, Signer
-from mqauth.wire.batch import DEFAULT_BATCH
+from mqauth.signer import DEFAULT_BATCH, Prepared, Signer
 
 
 class Producer(RecordProducer):
@@ -161,9 +159,7 @@ class Producer(RecordProducer):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_exception: object) -> None:
         await self.stop()
 
     def responder(self) -> Replies:

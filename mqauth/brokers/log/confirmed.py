@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, Final
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.dead_letters import Errors, first_taken
-from mqauth.brokers.log.records import dead_letter_headers, record_size
-from mqauth.errors import Cause, Unavailable, require
+from mqauth.brokers.dead_letters import first_taken
+from mqauth.brokers.log.records import carries, dead_letter_headers, record_size
+from mqauth.errors import Cause, Errors, Unavailable, require
 from mqauth.flow import Flow, call, run
 from mqauth.letters.dead_letter import Carries, DeadLetter, Oversize, check_oversize
 from mqauth.wire import strict_json
@@ -46,9 +46,9 @@ class ConfirmingClient:
     wait: Callable[[Any, float], Any]
     over: Callable[[Any], bool]
     has: Callable[[str], Any]
-    carries: Carries
     too_large: Errors
     failed: Errors
+    carries: Carries = carries
     name: Callable[[BaseException], str] = lambda error: type(error).__name__
 
 

@@ -12,15 +12,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from functools import wraps
-from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import (
     DeliveryTasks,
     FirstError,
     Leaving,
     call_later,
+    look,
     loop_stopping_on_signals,
     was_cancelled,
 )
@@ -123,9 +122,7 @@ class AsyncLogConsumer(LogEngine):
         self._check()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, *_exception: object) -> None:
         """Stop gracefully; raise the error that stopped the consumer, unless the block raised one."""
         await self.stop()
         if kind is None:

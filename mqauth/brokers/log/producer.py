@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, to_message
@@ -19,8 +18,7 @@ from mqauth.errors import ConfigurationError, RetryLater, require
 from mqauth.flow import Flow, call, run
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
-from mqauth.signer import Signer
-from mqauth.wire.batch import check_batching
+from mqauth.signer import Signer, check_batching
 from mqauth.wire.message import Message
 
 DEFAULT_IN_FLIGHT: Final = 10_000
@@ -150,9 +148,7 @@ class LogProducer(RecordProducer):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.close()
 
     def _seal_all(self, timeout: float | None = None) -> float | None:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import lru_cache, partial
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -24,15 +24,14 @@ from pamqp.body import ContentBody
 from pamqp.frame import FrameTypes, marshal
 from pamqp.header import ContentHeader
 
-from mqauth.brokers.amqp_messages import check_frame, mandatory_reply, new_message_id
+from mqauth.brokers.amqp_messages import check_frame, deferring, mandatory_reply, new_message_id
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error, is_untouched, reopen
 from mqauth.brokers.rabbitmq.translate import Measured, agreed, frame_limit, headers_out, to_message, unsendable
 from mqauth.brokers.sealing import Sealing
-from mqauth.errors import MalformedMessage, MqauthError, RetryLater, Unavailable, refusing, require
+from mqauth.errors import MalformedMessage, MqauthError, Unavailable, require
 from mqauth.judging.verified import Responder, Verified
 from mqauth.logs import emit
-from mqauth.signer import Signer
-from mqauth.wire.batch import DEFAULT_BATCH
+from mqauth.signer import DEFAULT_BATCH, Signer
 from mqauth.wire.message import Message
 
 if TYPE_CHECKING:
@@ -155,9 +154,7 @@ class Producer:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_exception: object) -> None:
         await self.close()
 
     def seal(self, message: AbstractMessage, routing_key: str) -> aio_pika.Message:
@@ -199,7 +196,7 @@ async def _reply(producer: Producer, verified: Verified, body: bytes) -> Publish
     place = getattr(verified.native, "reply_to", None)
     mandatory = mandatory_reply(place)
     answer = aio_pika.Message(body, correlation_id=verified.properties.get("correlation-id"))
-    with refusing(OUT_OF_REACH, lambda error: f"the answer could not be sent: {type(error).__name__}", RetryLater):
+    with deferring(OUT_OF_REACH):
         return await producer.publish(answer, str(place), mandatory=mandatory)
 
 

@@ -20,8 +20,15 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable, words_of
 from mqauth.http.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote import rules
-from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch, load_snapshot, save_snapshot
-from mqauth.keystore.remote.refresher import Ended, ThreadRefresher
+from mqauth.keystore.remote.fetch import (
+    DiscoveredFetch,
+    Ended,
+    Fetch,
+    ThreadRefresher,
+    URLFetch,
+    load_snapshot,
+    save_snapshot,
+)
 from mqauth.logs import emit
 from mqauth.threads import after_fork, in_event_loop
 from mqauth.wire.jwk import Svid
