@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import aiokafka
 from aiokafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
@@ -25,7 +26,7 @@ from mqauth.logs import emit
 from mqauth.signer import DEFAULT_BATCH, Prepared, Signer
 
 
-class Producer(RecordProducer):
+class Producer(RecordProducer, AbstractAsyncContextManager["Producer"]):
     """Signs records and sends them with a started ``AIOKafkaProducer``.
 
     Records of one topic that are published together share signatures: ``send`` hashes its record and returns.
@@ -155,9 +156,6 @@ class Producer(RecordProducer):
     async def abort_transaction(self) -> None:
         """Abort the transaction, with what waits."""
         await arun(self._ending(self.client.abort_transaction, complete=False))
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, *_exception: object) -> None:
         await self.stop()

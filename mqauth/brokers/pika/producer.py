@@ -7,8 +7,9 @@ import copy
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from pika import BasicProperties, BlockingConnection
 from pika.exceptions import AMQPConnectionError, ChannelWrongStateError
@@ -35,7 +36,7 @@ class ClosedByOwnerError(MqauthError, ChannelWrongStateError):
     code = "closed"
 
 
-class Producer:
+class Producer(AbstractContextManager["Producer"]):
     """Signs each message afresh and publishes it, with a confirm; the caller's properties are never changed.
 
     Any thread may publish. From the first publish until ``close`` a thread of the producer's own uses the
@@ -166,9 +167,6 @@ class Producer:
         self._end()
         if self._thread is not None:
             self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_exception: object) -> None:
         self.close()

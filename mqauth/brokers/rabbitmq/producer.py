@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import lru_cache, partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import aio_pika
@@ -54,7 +54,7 @@ class UnroutableError(MqauthError, exceptions.DeliveryError):
         return "no queue is bound for this exchange and routing key"
 
 
-class Producer:
+class Producer(AbstractAsyncContextManager["Producer"]):
     """Signs each message afresh and publishes it; the caller's message is never changed.
 
     Args:
@@ -150,9 +150,6 @@ class Producer:
     async def close(self) -> None:
         """Seal what waits, and return when every publish has its outcome; the exchange stays as it is."""
         await self._sealing.close()
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, *_exception: object) -> None:
         await self.close()
