@@ -9,11 +9,9 @@ from typing import Any, Final, NamedTuple, TypedDict
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable, require
-from mqauth.wire import base64url, batch, claims, destination, envelope, jws, template, workload
-from mqauth.wire.claims import MAX_BATCH, Batch, Binding, Claims
+from mqauth.wire import base64url, batch, claims, destination, envelope, jws, memo, template, workload
 from mqauth.wire.identity import Identity
 from mqauth.wire.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
-from mqauth.wire.memo import Memo
 from mqauth.wire.message import Form, HeaderNames, Message, form_of, message_of
 
 MAX_LIFETIME: Final = 86_400
@@ -47,8 +45,8 @@ def check_batching(batch: int, linger: float) -> None:
         ConfigurationError: one is.
     """
     require(
-        type(batch) is int and 1 <= batch <= MAX_BATCH and 0 <= linger <= MAX_LINGER,
-        f"batch is 1 to {MAX_BATCH}, linger 0 to {MAX_LINGER:.0f} seconds",
+        type(batch) is int and 1 <= batch <= claims.MAX_BATCH and 0 <= linger <= MAX_LINGER,
+        f"batch is 1 to {claims.MAX_BATCH}, linger 0 to {MAX_LINGER:.0f} seconds",
     )
 
 
@@ -150,8 +148,8 @@ class Signer:
         self._cover = None if cover is None else tuple(dict.fromkeys(cover))
         self._clock = clock
         self._randomness = randomness
-        self._singles = Memo(self._single)
-        self._groups = Memo(self._group)
+        self._singles = memo.Memo(self._single)
+        self._groups = memo.Memo(self._group)
         with suppress(Unavailable):  # a key that is out of reach now may be reachable once there is a message
             self._signing_key()
 
@@ -212,8 +210,8 @@ class Signer:
             groups.setdefault(each.group, []).append(number)
         tokens: list[Any] = [None] * len(prepared)
         for places in groups.values():
-            for at in range(0, len(places), MAX_BATCH):
-                part = places[at : at + MAX_BATCH]
+            for at in range(0, len(places), claims.MAX_BATCH):
+                part = places[at : at + claims.MAX_BATCH]
                 for number, token in zip(part, self._tokens([prepared[number] for number in part]), strict=True):
                     tokens[number] = token
         return tokens
@@ -229,7 +227,7 @@ class Signer:
 
     def _single(self, form: Form) -> _Single:
         names = self._names(form)
-        binding = Binding(dst=form[0], bod=None, key=None, hdr=names, hds="")
+        binding = claims.Binding(dst=form[0], bod=None, key=None, hdr=names, hds="")
         sample = self._claims(self._audiences.get(form[0], self._audience), "", binding)
         return _Single(template.pieces_of(sample, binding, self._build), envelope.encoder(form, names))
 
@@ -277,7 +275,7 @@ class Signer:
         audience = self._audiences.get(destination, self._audience)
         leaves = [batch.leaf_of(member.message, member.headers) for member in group]
         tree = batch.Tree([batch.leaf_hash(leaf) for leaf in leaves])
-        mqa = Batch(root=base64url.encode(tree.root).decode("ascii"), size=len(group), hdr=names)
+        mqa = claims.Batch(root=base64url.encode(tree.root).decode("ascii"), size=len(group), hdr=names)
         token = self._token(self._build(self._claims(audience, self._jti().decode("ascii"), mqa)))
         return [
             token + batch.proof_text(index, batch.shorts_of(leaf), path)
@@ -337,10 +335,10 @@ class Signer:
     def _jti(self) -> bytes:
         return base64url.encode(self._randomness(16))
 
-    def _claims(self, audience: str, jti: str, mqa: Binding | Batch) -> Claims:
+    def _claims(self, audience: str, jti: str, mqa: claims.Binding | claims.Batch) -> claims.Claims:
         """Return the claims of one token, valid from now."""
         now = int(self._clock.now())
-        return Claims(
+        return claims.Claims(
             iss=self.issuer,
             sub=self.subject,
             aud=audience,

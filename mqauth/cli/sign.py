@@ -21,9 +21,8 @@ from mqauth.errors import Rejection, refusing, require
 from mqauth.flow import run
 from mqauth.logs import harmless
 from mqauth.signer import Prepared
-from mqauth.wire import identity, json_form, strict_json
+from mqauth.wire import identity, json_form, jws, strict_json
 from mqauth.wire.claims import MAX_BATCH, Batch, Claims
-from mqauth.wire.jws import MAX_TOKEN
 from mqauth.wire.message import NO_ORIGIN, Origin
 
 Lines = Annotated[bool, typer.Option("--lines", help="One message a line.")]
@@ -151,7 +150,9 @@ def show(
     Of a token in the identity form it tells whether its proof belongs to its WIT. Prefer standard input: arguments
     stand in the list of processes.
     """
-    raw = standard_input().read(MAX_TOKEN + 2) if token == _INPUT else token.encode("utf-8", "backslashreplace")
+    raw = (
+        standard_input().read(jws.MAX_TOKEN + 2) if token == _INPUT else token.encode("utf-8", "backslashreplace")
+    )
     where = "standard input" if token == _INPUT else "the argument (for a file: mqauth identity show - < FILE)"
     with refusing(Rejection, lambda error: f"{where}: {error.reason}: {error.detail}", MalformedMessage):
         description = described(raw.strip())

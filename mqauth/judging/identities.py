@@ -17,8 +17,7 @@ from typing import ClassVar, Final, NamedTuple
 
 from mqauth.errors import Reason, Rejection, require
 from mqauth.judging.token import NOTHING, Readers, Times, Token
-from mqauth.wire import batch, identity, jws, memo
-from mqauth.wire.jwk import check_source
+from mqauth.wire import batch, identity, jwk, jws, memo
 from mqauth.wire.keys import Key, KeySet, KeySource
 from mqauth.wire.message import Message
 
@@ -46,7 +45,7 @@ class TrustDomain:
     max_identity_lifetime: int = IDENTITY_LIFETIME
 
     def __post_init__(self) -> None:
-        check_source(self.keys, "wit-svid")
+        jwk.check_source(self.keys, "wit-svid")
         require(
             not any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()),
             "the subjects of a trust domain are a set: a text would admit its substrings",

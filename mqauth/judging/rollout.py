@@ -26,9 +26,8 @@ from typing import Any, Final
 from mqauth.audit.record import iso_time
 from mqauth.errors import MalformedMessage, refusing, require
 from mqauth.judging.policy import check_pattern, matches
-from mqauth.wire import batch, destination
+from mqauth.wire import batch, destination, memo
 from mqauth.wire.claims import Binding, Claims, is_name
-from mqauth.wire.memo import Memo
 from mqauth.wire.message import TOKEN_HEADER, Message, fold
 
 
@@ -227,7 +226,7 @@ class Rollout:
     def __init__(self, entries: Iterable[RolloutEntry] = (), exemptions: Iterable[Exemption] = ()) -> None:
         self.entries = tuple(entries)
         self.exemptions = tuple(exemptions)
-        self._found = Memo[str, RolloutEntry | None](self._find)
+        self._found = memo.Memo[str, RolloutEntry | None](self._find)
 
     @property
     def below(self) -> tuple[RolloutEntry, ...]:

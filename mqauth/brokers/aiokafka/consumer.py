@@ -15,8 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Final, Literal, Unpack
 
-import aiokafka
-from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import (
     CommitFailedError,
     IllegalStateError,
@@ -79,7 +78,7 @@ class Consumer(AsyncLogConsumer):
 
     def __init__(
         self,
-        client: aiokafka.AIOKafkaConsumer,
+        client: AIOKafkaConsumer,
         guard: Pipeline,
         handler: Handler[V],
         *,

@@ -29,9 +29,8 @@ from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, expect, tls_context
 from mqauth.http.exchange import Response, request
 from mqauth.keystore.identity.renewal import Grant
-from mqauth.wire import base64url, claims, identity, jws, strict_json
+from mqauth.wire import base64url, claims, identity, jws, strict_json, workload
 from mqauth.wire.keys import Key, SigningKey, SigningKeySource, public_members, thumbprint
-from mqauth.wire.workload import WorkloadKey
 
 PATH: Final = "/v1/identity"
 KEYS_PATH: Final = "/jwks.json"
@@ -277,7 +276,7 @@ class IdentityRequest:
         with refusing(
             ConfigurationError, lambda error: f"it answered with no identity of ours: {error}", FetchFailed
         ):
-            held = WorkloadKey(
+            held = workload.WorkloadKey(
                 wit if isinstance(wit, str) else "", jws.LocalSigningKey(key), key.public, self.host
             )
         expect(self._subject == held.identity.subject == document.get("sub"), "it answered with another subject")
