@@ -71,7 +71,7 @@ class TrustDomain:
         return pinned.get(key.kid, pinned.get("*", frozenset()))
 
 
-CAPACITY: Final = 1024
+REMEMBERED: Final = 1024
 MAX_CAPACITY: Final = 65_536
 
 
@@ -93,7 +93,7 @@ class Identities:
         ConfigurationError: the capacity is out of its limits.
     """
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    def __init__(self, capacity: int = REMEMBERED) -> None:
         require(
             type(capacity) is int and 1 <= capacity <= MAX_CAPACITY, f"identities is 1 to {MAX_CAPACITY} in number"
         )

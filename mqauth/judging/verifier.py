@@ -15,8 +15,7 @@ from datetime import date
 from typing import Final, Literal, NamedTuple
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
-from mqauth.judging.identities import CAPACITY as REMEMBERED
-from mqauth.judging.identities import Identities, TrustDomain, check_life, ends_of
+from mqauth.judging.identities import REMEMBERED, Identities, TrustDomain, check_life, ends_of
 from mqauth.judging.rollout import AcceptAs, WithoutEvidence
 from mqauth.judging.token import CAPACITY, NOTHING, At, Shape, Times, Token, Validity, is_revoked
 from mqauth.judging.verified import Verified, make_verified
