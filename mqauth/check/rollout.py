@@ -13,7 +13,7 @@ from datetime import time as time_of_day
 from typing import Any, Final
 
 from mqauth.audit.query import Record, member, seconds_of, time_of
-from mqauth.audit.record import Group, group_of, iso_time
+from mqauth.audit.record import HOUR, Group, group_of, iso_time
 from mqauth.check.rule import Finding, Target, finding, on, those
 from mqauth.config.consumer_settings import ConsumerSettings, RolloutSettings
 from mqauth.config.settings import FileSettings
@@ -23,7 +23,6 @@ from mqauth.judging.observing import SOON, days_left
 from mqauth.judging.policy import matches
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung
 
-HOUR: Final = 3600.0
 """Seconds within which each consumer has to have reported."""
 
 

@@ -75,7 +75,7 @@ from mqauth.wire.message import Message
 Claim: TypeAlias = ClaimRequest | None
 _OWNER_BYTES: Final = 12
 _HELD_SECONDS: Final = 3600
-_STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
+STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
 _POLICY: Final = Cause.POLICY_UNAVAILABLE
 # Python 3.11 takes its time to look a member of an enum up
 _FRESH: Final = ClaimStatus.FRESH
@@ -142,11 +142,11 @@ class Judge:
                 # from now on the store may hold the claim, whatever becomes of its answer
                 delivery.claim = claim
                 if self.ladder is None:
-                    status = at_once(_STORE, self._replay.claim, claim)  # (13)
+                    status = at_once(STORE, self._replay.claim, claim)  # (13)
                 else:
                     status = yield from self._asked(delivery, claim)
                 if type(status) is not ClaimStatus:
-                    status = yield from answered(_STORE, status)
+                    status = yield from answered(STORE, status)
                 if status is _FRESH:
                     delivery.step = _HANDLE
                 else:
@@ -335,7 +335,7 @@ class Judge:
 
     def _asked(self, delivery: Delivery, claim: ClaimRequest) -> Flow[Any]:
         """Return what the store says of a claim; below ``enforce`` it is asked with little patience."""
-        asking, ladder = call(self._replay.claim, claim, cause=_STORE), self._below(delivery)
+        asking, ladder = call(self._replay.claim, claim, cause=STORE), self._below(delivery)
         return (yield from asking if ladder is None else ladder.store.watch(asking))
 
     def _claimed(self, delivery: Delivery, claim: ClaimRequest, status: ClaimStatus) -> ClaimStatus:
@@ -349,7 +349,7 @@ class Judge:
         if status is _FRESH or status is ClaimStatus.REREAD:
             delivery.claim = claim
         elif status is not ClaimStatus.DUPLICATE:
-            raise Unavailable(_STORE, "the store's answer is no claim status")
+            raise Unavailable(STORE, "the store's answer is no claim status")
         return status
 
     def _below(self, delivery: Delivery) -> Ladder | None:

@@ -15,7 +15,15 @@ from mqauth.errors import Cause, Reason, RejectNow, Verdict, require
 from mqauth.letters.release import Release
 from mqauth.wire.claims import Claims
 from mqauth.wire.identity import Identity
-from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
+from mqauth.wire.message import (
+    NEW_OBJECT,
+    NEW_TUPLE,
+    PROTECTED_PROPERTIES,
+    HeaderPair,
+    HeaderValue,
+    Message,
+    Origin,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -207,8 +215,6 @@ class Verified(Generic[V_co]):
         return answer(self, body)
 
 
-_NEW: Final = object.__new__
-_TUPLE: Final = tuple.__new__
 _SET_FACTS: Final[Callable[[Verified, _Facts], None]] = vars(Verified)["_facts"].__set__
 
 
@@ -223,9 +229,10 @@ def make_verified(  # noqa: PLR0917 - one is made for every message
     identity: Identity | None,
 ) -> Verified:
     """Return the verified view of a message; for the verifier alone."""
-    verified: Verified = _NEW(Verified)
+    verified: Verified = NEW_OBJECT(Verified)
     _SET_FACTS(
-        verified, _TUPLE(_Facts, (message, claims, kid, key_set, received, release, index, None, None, identity))
+        verified,
+        NEW_TUPLE(_Facts, (message, claims, kid, key_set, received, release, index, None, None, identity)),
     )
     return verified
 

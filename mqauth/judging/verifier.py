@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
 from mqauth.judging.identities import REMEMBERED, Identities, TrustDomain, check_life, ends_of
@@ -25,9 +25,7 @@ from mqauth.wire import batch, envelope, jwk, jws, memo
 from mqauth.wire.claims import MAX_NAME, Binding, Claims, is_name, parse
 from mqauth.wire.identity import is_trust_domain, is_wit
 from mqauth.wire.keys import Key, KeySet, KeySource
-from mqauth.wire.message import PROTECTED_PROPERTIES, Form, HeaderNames, Message, form_of
-
-_TUPLE: Final = tuple.__new__  # a candidate is made for every message
+from mqauth.wire.message import NEW_TUPLE, PROTECTED_PROPERTIES, Form, HeaderNames, Message, form_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +204,7 @@ class Verifier:
         if token is None:
             if batched and self.identities is not None and is_wit(text):
                 token, proof, learnt = self.identities.open(text, behind, self.tokens, shape.readers)
-                return _TUPLE(Candidate, (token, proof, shape, learnt))
+                return NEW_TUPLE(Candidate, (token, proof, shape, learnt))
             # (2), (3)
             opened = jws.take_apart(text)
             # (4): a reader compares bytes with a payload that was parsed before; what it does not know is parsed
@@ -215,7 +213,7 @@ class Verifier:
             token, learnt = Token(text, opened, read or parse(opened.payload)), read is not None
         if batched or token.proven is not None:
             proof = batch.proof_of(behind if batched else None, token.claims)
-        return _TUPLE(Candidate, (token, proof, shape, learnt))
+        return NEW_TUPLE(Candidate, (token, proof, shape, learnt))
 
     def issuer(self, token: Token) -> Issuer | TrustDomain:
         """Return the configured issuer or trust domain of a token: step (5).

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, TypeAlias
 from mqauth.errors import MalformedMessage, Reason, Rejection, require
 from mqauth.wire import base64url, envelope, memo
 from mqauth.wire.claims import MAX_BATCH, Batch, Claims
-from mqauth.wire.message import Message
+from mqauth.wire.message import NEW_TUPLE, Message
 
 SEPARATOR: Final = b"~"
 """What stands between the token of a batch and the proof of one message."""
@@ -41,7 +41,6 @@ _DIFFERS: Final = (
     (Reason.BODY_MISMATCH, "signed with another body"),
     (Reason.HEADERS_MISMATCH, "signed with other properties or headers"),
 )
-_TUPLE: Final = tuple.__new__
 _INDEXES: Final = {str(index).encode("ascii"): index for index in range(MAX_BATCH)}
 
 
@@ -202,7 +201,7 @@ def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
     below = (index ^ (size - 1)).bit_length()
     if len(raw) != _SHORTS + HASH_BYTES * (below + (index >> below).bit_count()):
         raise _invalid("the path has not the length of its place")
-    return _TUPLE(Proof, (index, raw[:_SHORTS], raw[_SHORTS:]))
+    return NEW_TUPLE(Proof, (index, raw[:_SHORTS], raw[_SHORTS:]))
 
 
 def proof_text(index: int, shorts: bytes, path: bytes) -> str:
