@@ -23,7 +23,7 @@ from mqauth.console.oidc import ALGORITHMS, OIDCSettings, check
 from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.http.connection import Deadline, Dial, Endpoint, FetchFailed, tls_context
 from mqauth.http.exchange import request
-from mqauth.keystore.remote.fetch import WELL_KNOWN
+from mqauth.keystore.remote.fetch import REDISCOVER, WELL_KNOWN
 from mqauth.wire import base64url, memo
 
 LIFETIME: Final = 600
@@ -31,7 +31,6 @@ LIFETIME: Final = 600
 MAX_USED: Final = 10_000
 TIMEOUT: Final = 10.0
 """Seconds for all questions to the provider that one page asks."""
-REDISCOVER: Final = 3600.0
 _BASIC: Final = "client_secret_basic"
 _WAYS: Final = "token_endpoint_auth_methods_supported"
 _SIGNS: Final = "id_token_signing_alg_values_supported"

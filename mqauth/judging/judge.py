@@ -43,7 +43,7 @@ For example, ``orders-api`` publishes an order and the broker delivers it twice,
 somebody else published:
 
 1. The first delivery passes (0) to (12). ``prepare`` returns a claim of the token's id; the store has not seen it
-   and says ``FRESH`` (13). The delivery goes on to ``Step.HANDLE`` and its handler runs.
+   and says ``_FRESH`` (13). The delivery goes on to ``Step.HANDLE`` and its handler runs.
 2. The copy passes (0) to (12) just as well: it is the same bytes. At (13) the store says ``REPLAYED``, the
    delivery goes on to ``Step.RECORD`` with the reason ``replayed``, and its handler never runs.
 3. If the copy had another body, (11) would say ``body_mismatch``, and the store would never be asked.
@@ -63,7 +63,7 @@ from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, at_once, call
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.key_lookup import known, looked_up
 from mqauth.judging.ladder import Ladder, would_be
-from mqauth.judging.policy import Allow, Decision, Policy, decided, decision_of, on_the_spot
+from mqauth.judging.policy import POLICY, Allow, Decision, Policy, decided, decision_of, on_the_spot
 from mqauth.judging.rollout import is_lenient
 from mqauth.judging.verified import Verified, Would, scope_of
 from mqauth.judging.verifier import Candidate, Verifier
@@ -76,7 +76,6 @@ Claim: TypeAlias = ClaimRequest | None
 _OWNER_BYTES: Final = 12
 _HELD_SECONDS: Final = 3600
 STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
-_POLICY: Final = Cause.POLICY_UNAVAILABLE
 # Python 3.11 takes its time to look a member of an enum up
 _FRESH: Final = ClaimStatus.FRESH
 _ALLOW: Final = Decision.ALLOW
@@ -190,7 +189,7 @@ class Judge:
             delivery.verified = self._verifier.verify(delivery.message, candidate, keys, delivery.received)
             # (12): identity, so that no truthy answer of a broken policy passes for ALLOW
             at_hand = self.ladder is None or self._is_local or not is_lenient(delivery)
-            decision = at_once(_POLICY, self._decide, delivery.verified) if at_hand else None
+            decision = at_once(POLICY, self._decide, delivery.verified) if at_hand else None
             if decision is not _ALLOW:
                 return self._decided(delivery, candidate, decision)
             return self._request(delivery, candidate)

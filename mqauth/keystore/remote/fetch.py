@@ -31,7 +31,7 @@ from mqauth.wire import jwk, strict_json
 from mqauth.wire.keys import KeySet
 
 WELL_KNOWN: Final = "/.well-known/openid-configuration"
-_REDISCOVER: Final = 3600.0
+REDISCOVER: Final = 3600.0
 Fetch = Callable[[str | None], Answer]
 """Makes one attempt, bounded in time and bytes, or raises ``FetchFailed``. It takes the entity tag of the set that
 is in use, so that the answer may say that nothing changed."""
@@ -121,7 +121,7 @@ class DiscoveredFetch(URLFetch):
         try:
             # The configuration is read again after an hour.
             now = self._clock.monotonic()
-            if self._found is None or now - self._found_at >= _REDISCOVER:
+            if self._found is None or now - self._found_at >= REDISCOVER:
                 configuration = self._get(self._endpoint, deadline, None).document or {}
                 expect(configuration.get("issuer") == self._issuer, "the OpenID configuration is another issuer's")
                 why = "the jwks_uri of the OpenID configuration is no https URL"
@@ -135,7 +135,7 @@ class DiscoveredFetch(URLFetch):
             return _answer(self._get(where, deadline, etag if where == before else None))
         except FetchFailed:
             # The keys may have moved.
-            self._found_at -= _REDISCOVER
+            self._found_at -= REDISCOVER
             raise
 
 
