@@ -7,7 +7,6 @@ import copy
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Final
 
@@ -23,7 +22,7 @@ from mqauth.brokers.sealing import Sealing
 from mqauth.errors import MqauthError, Unavailable, require
 from mqauth.judging.verified import Responder, Verified
 from mqauth.signer import DEFAULT_BATCH, Signer
-from mqauth.threads import in_event_loop
+from mqauth.threads import Closing, in_event_loop
 from mqauth.wire.message import Message
 
 OUT_OF_REACH: Final = (AMQPConnectionError, ChannelWrongStateError, OSError, Unavailable)
@@ -36,7 +35,7 @@ class ClosedByOwnerError(MqauthError, ChannelWrongStateError):
     code = "closed"
 
 
-class Producer(AbstractContextManager["Producer"]):
+class Producer(Closing):
     """Signs each message afresh and publishes it, with a confirm; the caller's properties are never changed.
 
     Any thread may publish. From the first publish until ``close`` a thread of the producer's own uses the
@@ -167,9 +166,6 @@ class Producer(AbstractContextManager["Producer"]):
         self._end()
         if self._thread is not None:
             self._thread.join()
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
 
     async def _confirmed(self, taken: BasicProperties, routing_key: str, mandatory: bool, sealed: Message) -> None:
         taken.headers = headers_out(sealed.headers, bytes)

@@ -25,7 +25,7 @@ from mqauth.keystore.identity.request import KEYS_PATH, Credential, IdentityRequ
 from mqauth.keystore.remote.fetch import ThreadRefresher
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.logs import emit
-from mqauth.threads import after_fork, in_event_loop
+from mqauth.threads import Closing, after_fork, in_event_loop
 from mqauth.wire.identity import Identity
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.keys import Key, KeySet
@@ -109,7 +109,7 @@ class WITKey:
         return workload
 
 
-class IdentityKey:
+class IdentityKey(Closing):
     """A ``SigningKeySource`` whose identity an authority gives and renews; it asks nothing before its first use.
 
     Each identity gets a fresh key, which is never written anywhere. It is renewed at half its life. While the
@@ -174,9 +174,6 @@ class IdentityKey:
     def __enter__(self) -> IdentityKey:
         self.start()
         return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
 
     def start(self, wait: float = MAX_TIMEOUT) -> None:
         """Ask now, and from now on in the background; the first use does the same.

@@ -30,7 +30,7 @@ from mqauth.keystore.remote.fetch import (
     save_snapshot,
 )
 from mqauth.logs import emit
-from mqauth.threads import after_fork, in_event_loop
+from mqauth.threads import Closing, after_fork, in_event_loop
 from mqauth.wire.jwk import Svid
 from mqauth.wire.keys import KeySet
 from mqauth.wire.memo import Recent
@@ -69,7 +69,7 @@ class Health:
     counters: Mapping[str, int]
 
 
-class JWKS:
+class JWKS(Closing):
     """The keys at a URL, as a ``KeySource``; it fetches nothing before its first use or ``start``.
 
     Args:
@@ -171,9 +171,6 @@ class JWKS:
     def __enter__(self) -> JWKS:
         self.start()
         return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"JWKS({self.source!r})"
