@@ -375,3 +375,9 @@ def look(*sinks: Any) -> Flow[None]:
                     harmless(sink.name),
                     sink=harmless(sink.name),
                 )
+
+
+def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
+    """Have an event loop call a function, from any thread; do nothing where the loop has ended."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *args)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import copy_context
 from functools import wraps
 from typing import Any, Final, Self
@@ -21,6 +20,7 @@ from mqauth.brokers.event_loop import (
     call_later,
     look,
     loop_stopping_on_signals,
+    tell,
     was_cancelled,
 )
 from mqauth.brokers.log.poller import IDLE, LEAVE, LogEngine
@@ -110,10 +110,8 @@ class AsyncLogConsumer(LogEngine):
         loop = asyncio.get_running_loop()
 
         def keys_changed() -> None:
-            # Called from any thread, and the loop may have ended meanwhile.
             self._assignment.keys_changed()
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self.calls.wake)
+            tell(loop, self.calls.wake)
 
         self._unsubscribe = self._guard.on_change(keys_changed)
         self._running = True

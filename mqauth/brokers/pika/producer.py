@@ -15,8 +15,9 @@ from pika.exceptions import AMQPConnectionError, ChannelWrongStateError
 
 from mqauth.brokers.amqp_messages import deferring, mandatory_reply, new_message_id
 from mqauth.brokers.amqp_values import headers_out
+from mqauth.brokers.event_loop import tell
 from mqauth.brokers.pika.confirmed import Publisher
-from mqauth.brokers.pika.link import Link, drive, tell
+from mqauth.brokers.pika.link import Link, drive
 from mqauth.brokers.pika.translate import to_message
 from mqauth.brokers.sealing import Sealing
 from mqauth.errors import MqauthError, Unavailable, require
