@@ -31,7 +31,8 @@ from mqauth.brokers.options import QueueOptions
 from mqauth.brokers.queue.client import PART, OpenChannel, RoundTrip, Send, Take
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.rabbitmq import channel as channels
-from mqauth.brokers.rabbitmq import confirmed, translate
+from mqauth.brokers.rabbitmq.confirmed import refusal
+from mqauth.brokers.rabbitmq.translate import failures_of, from_native
 from mqauth.delivery.slot import NO_LIMIT
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Handler, Pipeline, V
@@ -219,7 +220,7 @@ class Deliveries:
     """
 
     ended = staticmethod(channels.is_stale)
-    returns = staticmethod(translate.failures_of)
+    returns = staticmethod(failures_of)
 
     def __init__(self, queue: str, scope: str | None = None) -> None:
         self.queue = queue
@@ -227,7 +228,7 @@ class Deliveries:
 
     def message(self, native: AbstractIncomingMessage, /) -> Message:
         """Return a delivery as a message."""
-        return translate.from_native(native, queue=self.queue, scope=self._scope)
+        return from_native(native, queue=self.queue, scope=self._scope)
 
     def tag(self, native: AbstractIncomingMessage, /) -> int:
         """Return its number on its channel."""
@@ -324,7 +325,7 @@ class Queue(Deliveries):
 
     async def refusal(self) -> ConfigurationError | None:
         """Ask the broker whether the queue is a stream; return the error for one, else ``None``."""
-        if self._channel is None or not await is_stream(partial(confirmed.refusal, self._channel, self.queue)):
+        if self._channel is None or not await is_stream(partial(refusal, self._channel, self.queue)):
             return None
         return stream_refused(self.queue)
 
