@@ -17,9 +17,9 @@ import pytest
 from mqauth import AuditFile, MemoryReplayStore, Pipeline
 from mqauth.brokers import kafka as kafka_wrapper
 from mqauth.brokers import rabbitmq as rabbitmq_wrapper
+from mqauth.errors import Verdict
 from mqauth.judging.delivery import Outcome
 from mqauth.judging.policy import Allow, Rule
-from mqauth.judging.verified import Verdict
 from mqauth.signer import Signer
 from mqauth.testing import FakeClock
 from mqauth.testing.stage_kafka import KafkaStage

@@ -27,8 +27,7 @@ from mqauth import ClientCredentials, IdentityKey, Message, Signer, Unavailable
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS
 from mqauth.errors import Cause
 from mqauth.keystore import Keystore
-from mqauth.keystore.identity.request import Asking
-from mqauth.wire import enrolment
+from mqauth.keystore.identity.request import Asking, dpop_proof
 from mqauth.wire.keys import Key, thumbprint
 
 DOMAIN: Final = "wimse://prod.example"
@@ -241,7 +240,7 @@ class World:
 
     def proof(self, key: Key, url: str | None = None, credential: str | None = None) -> str:
         """Return a DPoP proof, of a request to the authority where no other URL is given."""
-        return enrolment.proof(
+        return dpop_proof(
             key, method="POST", url=url or f"{self.url}/v1/identity", credential=credential, clock=SYSTEM_CLOCK,
             randomness=SYSTEM_RANDOMNESS,
         )  # fmt: skip

@@ -9,11 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from enum import StrEnum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
+Errors = type[Exception] | tuple[type[Exception], ...]
+
+
+class Verdict(Enum):
+    """What a delivery came to; compared by identity."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    DEFERRED = "deferred"
+    DUPLICATE = "duplicate"
+    UNVERIFIED = "unverified"
 
 
 class Reason(StrEnum):
@@ -217,7 +228,7 @@ def require(condition: T | None, refusal: str, error: Callable[[str], Exception]
 
 @contextmanager
 def refusing(
-    kinds: type[Exception] | tuple[type[Exception], ...],
+    kinds: Errors,
     refusal: str | Callable[[Any], str],
     error: Callable[[str], Exception] = ConfigurationError,
 ) -> Iterator[None]:

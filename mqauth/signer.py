@@ -5,22 +5,49 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypedDict
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable, require
-from mqauth.wire import base64url, batch, claims, destination, envelope, jws, template, workload
-from mqauth.wire.claims import MAX_BATCH, Batch, Binding, Claims
-from mqauth.wire.envelope import Encoder
+from mqauth.wire import base64url, batch, claims, destination, envelope, jws, memo, template, workload
 from mqauth.wire.identity import Identity
 from mqauth.wire.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
-from mqauth.wire.memo import Memo
 from mqauth.wire.message import Form, HeaderNames, Message, form_of, message_of
-from mqauth.wire.workload import WorkloadKey
 
 MAX_LIFETIME: Final = 86_400
+DEFAULT_BATCH: Final = 64
+"""Most messages under one signature: its check then costs each of them a microsecond."""
+MAX_LINGER: Final = 10.0
 SPARE: Final = 30
 """Seconds by which an identity outlives each token that it proves; less where it lives for under 3 minutes."""
+
+
+class Batching(TypedDict):
+    """The arguments of a broker wrapper's ``Producer`` that make messages share signatures.
+
+    Args:
+        batch: most messages under one signature, 1 to 1,024; 1 for a token each.
+        linger: seconds a message may wait for others, 0 to 10.
+    """
+
+    batch: int
+    linger: float
+
+
+def check_batching(batch: int, linger: float) -> None:
+    """Refuse settings that are out of their limits.
+
+    Args:
+        batch: messages under one signature.
+        linger: seconds a message may wait for others.
+
+    Raises:
+        ConfigurationError: one is.
+    """
+    require(
+        type(batch) is int and 1 <= batch <= claims.MAX_BATCH and 0 <= linger <= MAX_LINGER,
+        f"batch is 1 to {claims.MAX_BATCH}, linger 0 to {MAX_LINGER:.0f} seconds",
+    )
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that would be a tenth of what a message costs
@@ -48,14 +75,14 @@ class _Single(NamedTuple):
     """
 
     pieces: template.Pieces
-    encode: Encoder
+    encode: envelope.Encoder
 
 
 class _Group(NamedTuple):
     """What batched messages of one form have in common: their ``group`` and the encoder of their headers."""
 
     group: tuple[str, tuple[str, ...]]
-    encode: Encoder
+    encode: envelope.Encoder
 
 
 class Signer:
@@ -121,8 +148,8 @@ class Signer:
         self._cover = None if cover is None else tuple(dict.fromkeys(cover))
         self._clock = clock
         self._randomness = randomness
-        self._singles = Memo(self._single)
-        self._groups = Memo(self._group)
+        self._singles = memo.Memo(self._single)
+        self._groups = memo.Memo(self._group)
         with suppress(Unavailable):  # a key that is out of reach now may be reachable once there is a message
             self._signing_key()
 
@@ -183,8 +210,8 @@ class Signer:
             groups.setdefault(each.group, []).append(number)
         tokens: list[Any] = [None] * len(prepared)
         for places in groups.values():
-            for at in range(0, len(places), MAX_BATCH):
-                part = places[at : at + MAX_BATCH]
+            for at in range(0, len(places), claims.MAX_BATCH):
+                part = places[at : at + claims.MAX_BATCH]
                 for number, token in zip(part, self._tokens([prepared[number] for number in part]), strict=True):
                     tokens[number] = token
         return tokens
@@ -200,7 +227,7 @@ class Signer:
 
     def _single(self, form: Form) -> _Single:
         names = self._names(form)
-        binding = Binding(dst=form[0], bod=None, key=None, hdr=names, hds="")
+        binding = claims.Binding(dst=form[0], bod=None, key=None, hdr=names, hds="")
         sample = self._claims(self._audiences.get(form[0], self._audience), "", binding)
         return _Single(template.pieces_of(sample, binding, self._build), envelope.encoder(form, names))
 
@@ -248,7 +275,7 @@ class Signer:
         audience = self._audiences.get(destination, self._audience)
         leaves = [batch.leaf_of(member.message, member.headers) for member in group]
         tree = batch.Tree([batch.leaf_hash(leaf) for leaf in leaves])
-        mqa = Batch(root=base64url.encode(tree.root).decode("ascii"), size=len(group), hdr=names)
+        mqa = claims.Batch(root=base64url.encode(tree.root).decode("ascii"), size=len(group), hdr=names)
         token = self._token(self._build(self._claims(audience, self._jti().decode("ascii"), mqa)))
         return [
             token + batch.proof_text(index, batch.shorts_of(leaf), path)
@@ -264,10 +291,10 @@ class Signer:
                 return jws.compact(payload, self._signing_key())
         raise Unavailable(Cause.KEYS_UNAVAILABLE, "the key changes faster than it signs")
 
-    def _workload_key(self) -> WorkloadKey:
+    def _workload_key(self) -> workload.WorkloadKey:
         """Return the key of the identity form, whose identity outlives a token that is made now."""
         key = self._signing_key()
-        if not isinstance(key, WorkloadKey):
+        if not isinstance(key, workload.WorkloadKey):
             raise ConfigurationError("the key is no identity")
         if key.identity.expires < self._clock.now() + self.lifetime + _spare(key.identity):
             whose = f"{key.host}: " if key.host else ""
@@ -290,11 +317,11 @@ class Signer:
             others = f"the key {key.kid} does not speak for {self.subject}, but for {named}"
             require(subjects is None or self.subject in subjects, others)
             require(
-                self._is_identity == isinstance(key, WorkloadKey)
-                and (not isinstance(key, WorkloadKey) or key.identity.trust_domain == self.issuer),
+                self._is_identity == isinstance(key, workload.WorkloadKey)
+                and (not isinstance(key, workload.WorkloadKey) or key.identity.trust_domain == self.issuer),
                 "the issuer of an identity is its trust domain, and its key comes as IdentityKey or WITKey",
             )
-            if isinstance(key, WorkloadKey) and key.identity.issued is not None:
+            if isinstance(key, workload.WorkloadKey) and key.identity.issued is not None:
                 # It is renewed at half its life, and has to prove tokens until then.
                 life, spare = key.identity.expires - key.identity.issued, _spare(key.identity)
                 require(
@@ -308,10 +335,10 @@ class Signer:
     def _jti(self) -> bytes:
         return base64url.encode(self._randomness(16))
 
-    def _claims(self, audience: str, jti: str, mqa: Binding | Batch) -> Claims:
+    def _claims(self, audience: str, jti: str, mqa: claims.Binding | claims.Batch) -> claims.Claims:
         """Return the claims of one token, valid from now."""
         now = int(self._clock.now())
-        return Claims(
+        return claims.Claims(
             iss=self.issuer,
             sub=self.subject,
             aud=audience,

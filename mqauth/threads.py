@@ -1,4 +1,7 @@
-"""A thread for calls that may never return, whether this one has an event loop, and what a forked child lacks."""
+"""A thread for calls that may never return, whether this one has an event loop, and what a forked child lacks.
+
+Also what a ``with`` block closes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 from weakref import WeakSet
 
 
@@ -67,6 +70,18 @@ class DaemonThread(Executor):
                     future.set_result(work())
                 except BaseException as error:
                     future.set_exception(error)
+
+
+class Closing:
+    """What holds a thread, a file or a connection until it is closed: the end of a ``with`` block closes it."""
+
+    close: Callable[..., None]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
 
 
 class Forked(Protocol):

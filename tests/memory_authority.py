@@ -18,8 +18,8 @@ from mqauth.http.connection import MAX_TIMEOUT, Deadline
 from mqauth.http.exchange import Response
 from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.identity.request import Credential, IdentityRequest, OwnKey
+from mqauth.keystore.remote.fetch import ThreadRefresher
 from mqauth.keystore.remote.keyserver import KeyServer
-from mqauth.keystore.remote.refresher import ThreadRefresher
 from mqauth.keystore.remote.rules import Answer
 from mqauth.testing.identity import TRUST_DOMAIN
 from mqauth.wire import jwk, strict_json

@@ -39,7 +39,7 @@ from mqauth.brokers.aiokafka.consumer import Poller
 from mqauth.brokers.aiokafka.membership import Membership
 from mqauth.brokers.log import event_loop
 from mqauth.brokers.log.event_loop import breathing
-from mqauth.brokers.log.poison import step_over
+from mqauth.brokers.log.offsets import step_over
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Partition

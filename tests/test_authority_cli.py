@@ -22,8 +22,8 @@ from mqauth.authority.issuing import Trace
 from mqauth.cli import app
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS
 from mqauth.keystore import Keystore
+from mqauth.keystore.identity.request import enrolment_credential
 from mqauth.testing.clock import FakeClock
-from mqauth.wire import enrolment
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.keys import Key, KeySet, public_members
@@ -81,7 +81,7 @@ def credential(key: Key, **changes: Any) -> Path:
                             "jkt": "t" * 43,
                             "clock": SYSTEM_CLOCK, "randomness": SYSTEM_RANDOMNESS}  # fmt: skip
     path = Path("credential")
-    path.write_text(enrolment.credential(LocalSigningKey(key), **(said | changes)) + "\n")
+    path.write_text(enrolment_credential(LocalSigningKey(key), **(said | changes)) + "\n")
     return path
 
 

@@ -26,8 +26,8 @@ from mqauth.brokers.confluent.client import COMES_AGAIN, check_consumer, members
 from mqauth.brokers.confluent.poller import KEPT, Poller
 from mqauth.brokers.confluent.positions import Place, left_out, reset_of
 from mqauth.brokers.confluent.producer import Replies
+from mqauth.brokers.log.offsets import beginning
 from mqauth.brokers.log.records import OffsetsRefusedError
-from mqauth.brokers.log.starting import beginning
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import Assignment
 from mqauth.testing import FakeClock, Forge

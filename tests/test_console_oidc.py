@@ -29,7 +29,8 @@ from mqauth import ConfigurationError
 from mqauth.console import OIDCSettings, Provider, Tokens, application, read_settings
 from mqauth.console.application import MAX_AT_ONCE
 from mqauth.console.oidc import ALGORITHMS, LEEWAY, MAX_AGE, MAX_VALUES, IDTokenError, NoNameError, check, person
-from mqauth.console.oidc_provider import LIFETIME, MAX_USED, REDISCOVER, Attempts
+from mqauth.console.oidc_provider import LIFETIME, MAX_USED, Attempts
+from mqauth.keystore.remote.fetch import REDISCOVER
 from mqauth.review import ALL, Index
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.jwk import MAX_DOCUMENT

@@ -20,8 +20,7 @@ from mqauth.brokers.rabbitmq import DeadLetters
 from mqauth.brokers.rabbitmq import consumer as rabbitmq_queue
 from mqauth.delivery import slot
 from mqauth.delivery.hold import Hold
-from mqauth.delivery.progress import Progress
-from mqauth.delivery.queue_work import QueueWork
+from mqauth.delivery.queue_work import Progress, QueueWork
 from mqauth.delivery.slot import DeliveryTags, Slot
 from mqauth.flow import arun
 from tests.kit.delivery_contract_queue import QueueDeliveryContract, QueuePlay

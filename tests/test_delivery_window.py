@@ -11,7 +11,7 @@ import pytest
 
 from mqauth import AuditFile, Cause, MemoryReplayStore, Message, Pipeline, Unavailable
 from mqauth.delivery.hold import HeldDelivery
-from mqauth.delivery.progress import OVERHEAD, Progress
+from mqauth.delivery.queue_work import OVERHEAD, Progress
 from mqauth.delivery.window import DEATHS_IN_A_ROW, OUTAGE_AFTER, PROBES, RESTORE_AFTER, STEADY, Window
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
 from mqauth.testing import FakeClock, Forge

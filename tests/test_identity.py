@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from mqauth import load
-from mqauth.errors import ConfigurationError, Reason, Unavailable
+from mqauth.errors import ConfigurationError, Reason, Unavailable, Verdict
 from mqauth.flow import run
 from mqauth.judging.identities import TrustDomain
 from mqauth.judging.pipeline import Outcome, Pipeline
-from mqauth.judging.verified import Verdict
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore.identity.identity_key import WITKey
 from mqauth.keystore.remote.rules import merge

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from integration.scale import nightly
+from mqauth.errors import Verdict
 from mqauth.flow import run
-from mqauth.judging.verified import Verdict
 from mqauth.testing import BatchIdentityForge, FakeClock, IdentityForge
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.message import TOKEN_HEADER

@@ -19,7 +19,7 @@ from mqauth.http.connection import FetchFailed
 from mqauth.keystore.identity import renewal
 from mqauth.keystore.identity.renewal import Grant, Moment, Renewal
 from mqauth.keystore.identity.request import Refused, TokenFile
-from mqauth.keystore.remote.refresher import ThreadRefresher
+from mqauth.keystore.remote.fetch import ThreadRefresher
 from mqauth.keystore.remote.rules import Answer
 from mqauth.testing import FakeClock
 from mqauth.testing.identity import OTHER_WORKLOAD, TRUST_DOMAIN, WORKLOAD, WITSigner

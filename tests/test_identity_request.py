@@ -27,11 +27,13 @@ from mqauth.keystore.identity.request import (
     OwnKey,
     Refused,
     TokenFile,
+    dpop_proof,
+    enrolment_credential,
 )
 from mqauth.testing import FakeClock
 from mqauth.testing.identity import OTHER_WORKLOAD, TRUST_DOMAIN, WORKLOAD, WITSigner
 from mqauth.testing.token_attacks import honest_message
-from mqauth.wire import enrolment, jws
+from mqauth.wire import jws
 from mqauth.wire.jwk import dump_key_set, public_key
 from mqauth.wire.jws import LocalSigningKey
 
@@ -379,7 +381,7 @@ def seen(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def proof(key: Key, *, url: str = URL, credential: str = "token") -> str:
     """Return a proof made at a fixed moment."""
-    return enrolment.proof(
+    return dpop_proof(
         key,
         method="POST",
         url=url,
@@ -395,7 +397,7 @@ def credential(key: Key, **changes: Any) -> str:
         "issuer": "https://orders.example", "subject": "orders-api", "authority": "https://authority.prod.example",
         "jkt": JKT, "clock": FakeClock(NOW), "randomness": lambda size: b"r" * size,
     }  # fmt: skip
-    return enrolment.credential(LocalSigningKey(key), **(said | changes))
+    return enrolment_credential(LocalSigningKey(key), **(said | changes))
 
 
 def test_a_proof_shows_no_private_half() -> None:

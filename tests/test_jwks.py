@@ -24,8 +24,14 @@ from mqauth.http.connection import Deadline, Endpoint, FetchFailed, tls_context
 from mqauth.http.exchange import Response, request
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verifier import Issuer
-from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch, load_snapshot, save_snapshot
-from mqauth.keystore.remote.refresher import Ended, ThreadRefresher
+from mqauth.keystore.remote.fetch import (
+    DiscoveredFetch,
+    Ended,
+    ThreadRefresher,
+    URLFetch,
+    load_snapshot,
+    save_snapshot,
+)
 from mqauth.keystore.remote.rules import Answer
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 
 from mqauth import Cause, ConfigurationError, MemoryReplayStore, Message, Pipeline, Unavailable, Verdict, Verified
-from mqauth.brokers.log.poison import CODECS
+from mqauth.brokers.log.offsets import CODECS
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.start import Committed, Start
 from mqauth.flow import Attempts, ColourError

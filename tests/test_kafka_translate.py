@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mqauth import ConfigurationError, MalformedMessage, Pipeline
 from mqauth.brokers.log import records as log_records
-from mqauth.brokers.log.records import Log
+from mqauth.brokers.log.records import Log, carries
 from mqauth.testing import Forge
 from mqauth.wire.json_form import to_form
 from tests.log_leaves import Sink, guard
@@ -144,7 +144,7 @@ def test_null_header() -> None:
     """A null header is kept in its place, and is what kafka-python cannot send again."""
     message = translate.from_native(Record(headers=[("a", None), ("a", b"")]), scope="g")
     assert message.headers == (("a", None), ("a", b""))
-    assert [translate.carries(*pair) for pair in message.headers] == [False, True]
+    assert [carries(*pair) for pair in message.headers] == [False, True]
 
 
 @pytest.mark.parametrize(

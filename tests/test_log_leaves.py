@@ -15,10 +15,10 @@ from confluent_kafka import Consumer, KafkaError
 
 from mqauth import Pipeline, Verdict
 from mqauth.brokers import aiokafka, confluent
-from mqauth.brokers.aiokafka.client import carries as aio_carries
 from mqauth.brokers.aiokafka.membership import Membership
 from mqauth.brokers.confluent.client import carries as confluent_carries
 from mqauth.brokers.confluent.positions import Place
+from mqauth.brokers.log.records import carries as log_carries
 from mqauth.delivery.start import Committed
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, RetryLater, Unavailable
 from mqauth.testing import Forge
@@ -99,7 +99,7 @@ def test_no_fields(module: Any, record: Any) -> None:
     [
         (confluent_carries, "a", b"1", True), (confluent_carries, "a\0b", b"1", False),
         (confluent_carries, "a\ud800", b"1", False), (confluent_carries, "a", None, False),
-        (aio_carries, "a", b"1", True), (aio_carries, "a", None, False), (aio_carries, "a", "text", False),
+        (log_carries, "a", b"1", True), (log_carries, "a", None, False), (log_carries, "a", "text", False),
     ],
 )  # fmt: skip
 def test_carries(carries: Any, name: str, value: Any, sent: bool) -> None:

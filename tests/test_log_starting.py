@@ -1,4 +1,4 @@
-"""``mqauth.brokers.log.starting``: the start of partitions is committed first; what is asked, and what fails."""
+"""``mqauth.brokers.log.offsets``: the start of partitions is committed first; what is asked, and what fails."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mqauth import Cause, ConfigurationError
+from mqauth.brokers.log.offsets import NAMED, OffsetCalls, beginning
 from mqauth.brokers.log.poller import UNANSWERED
 from mqauth.brokers.log.records import CommitUnansweredError, OffsetsRefusedError
-from mqauth.brokers.log.starting import NAMED, OffsetCalls, beginning
 from mqauth.delivery.health import UNCOMMITTED
 from mqauth.delivery.start import Committed, Start
 from mqauth.flow import run

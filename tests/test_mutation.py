@@ -28,7 +28,7 @@ SAMPLE: Final = (
     Key("replay.rules", "judge", "if entry.place != request.place:", "NotEq to Eq", 1),
     Key("replay.rules", "batch_id", 'return token + index.to_bytes(2, "big")', "2 to 3", 1),
     Key("wire.batch", "Proven.proves", "if not 0 <= index <= last:", "LtE to Lt", 2),
-    Key("wire.jws", "", "_SEGMENTS: Final = 3", "3 to 4", 1),
+    Key("wire.jws", "", "SEGMENTS: Final = 3", "3 to 4", 1),
     Key("wire.claims", "", '_REGISTERED: Final = frozenset((*REQUIRED, "nbf"))', "'nbf' to 'nbfn'", 1),
     Key("judging.token", "Times.evidence",
         'if self.at == "consume" or origin.timestamp_ms is None or origin.timestamp_type != "append":',

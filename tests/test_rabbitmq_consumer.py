@@ -29,7 +29,7 @@ from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_untouched, t
 from mqauth.brokers.rabbitmq.consumer import Delivered, Deliveries
 from mqauth.brokers.rabbitmq.translate import from_native, headers_out
 from mqauth.delivery.hold import HeldDelivery
-from mqauth.delivery.progress import again
+from mqauth.delivery.queue_work import again
 from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing import FakeClock, Forge

@@ -18,7 +18,7 @@ from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_blocked, try_settle
 from mqauth.brokers.rabbitmq.consumer import round_trip
 from mqauth.delivery.hold import HeldDelivery
-from mqauth.delivery.progress import Progress
+from mqauth.delivery.queue_work import Progress
 from mqauth.delivery.slot import TIMEOUT_PARTS
 from mqauth.errors import Reason, Rejection, RetryLater, StaleDelivery, Unavailable
 from mqauth.flow import run

@@ -181,7 +181,7 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
      "8194 bytes of 4097 characters"),
     ("bytes taken for text", edit(envelope.token_of_value, "bytes if on_kafka else str", "bytes | str"),
      "bytes in place of text on RabbitMQ, too large"),
-    ("more than three segments", edit(take, "!= _SEGMENTS", "< _SEGMENTS"), "a fourth segment"),
+    ("more than three segments", edit(take, "!= SEGMENTS", "< SEGMENTS"), "a fourth segment"),
     ("unused bits", edit(base64url.decode, "last is not None and text[-1] not in last", "False"),
      "bits that no canonical text has"),
     ("kid too long", constant("MAX_KID", 129, keys), "a kid of 129 characters"),

@@ -16,7 +16,8 @@ from mqauth import Cause, MemoryReplayStore, Pipeline, Unavailable, Verifier
 from mqauth.flow import run
 from mqauth.judging.delivery import Delivery, Step, verdict_record
 from mqauth.judging.policy import Allow, Policy
-from mqauth.judging.token import CAPACITY, Candidate
+from mqauth.judging.token import CAPACITY
+from mqauth.judging.verifier import Candidate
 from mqauth.letters.release import RELEASE_HEADER
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, Attack, FakeClock, Forge
 from mqauth.testing.batchforge import forge_batch

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from integration.keyserver import KeyServer
-from mqauth.keystore.remote.refresher import ThreadRefresher
+from mqauth.keystore.remote.fetch import ThreadRefresher
 from mqauth.wire.keys import Key
 
 FASTER: Final = 20

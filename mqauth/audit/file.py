@@ -15,7 +15,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,7 @@ from mqauth.audit.record import AuditRecord
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable, refusing, require
 from mqauth.logs import emit
+from mqauth.threads import Closing
 from mqauth.wire import jwk, jws, strict_json
 from mqauth.wire.keys import Key, KeySet, SigningKey, jwk_members
 
@@ -87,7 +88,7 @@ class HeadFile:
         return heads
 
 
-class AuditFile(AbstractContextManager["AuditFile"]):
+class AuditFile(Closing):
     """Appends records to one file, each on disk before ``write`` returns; safe to share between threads.
 
     Args:
@@ -176,9 +177,6 @@ class AuditFile(AbstractContextManager["AuditFile"]):
                     self._sign()
                 self._lines.close()
                 atexit.unregister(self.close)
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
 
     def _go_on(self) -> None:
         """Begin a new file if this one is full, or if it was moved or deleted."""

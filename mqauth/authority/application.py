@@ -21,9 +21,7 @@ from mqauth.authority.issuing import PATH, IdentityAuthority, Rate, Trace
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Unavailable, refusing, require
 from mqauth.keystore.remote.keyserver import KeyServer, Message
-from mqauth.wire import strict_json
-from mqauth.wire.claims import is_name
-from mqauth.wire.identity import ALGORITHMS
+from mqauth.wire import claims, identity, strict_json
 
 MAX_BODY: Final = 16 * 1024
 MAX_AGE: Final = 60
@@ -109,7 +107,7 @@ class AuthorityServer:
                 observer(**told)
             except Exception as error:
                 logs.emit("observer.failed", "an observer failed: %s", type(error).__name__)
-        challenge = (b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode())
+        challenge = (b"www-authenticate", f'DPoP algs="{" ".join(identity.ALGORITHMS)}"'.encode())
         more = [(b"retry-after", str(wait).encode())] if wait else []
         await _send(send, answer, body, [*more, *([challenge] if answer.status == 401 else [])])
 
@@ -166,7 +164,7 @@ def _asked(headers: Headers, body: bytes | None) -> dict[str, Any]:
     with refusing(ValueError, lambda error: f"the body: {error}", partial(Refused, Refusal.REQUEST_MALFORMED)):
         named: Any = strict_json.loads(body, depth=2) if body else {}
         require(type(named) is dict and named.keys() <= {"sub"}, "no object with sub", ValueError)
-        require(is_name(named.get("sub", "-")), "its sub is no name", ValueError)
+        require(claims.is_name(named.get("sub", "-")), "its sub is no name", ValueError)
     return {
         "shown": credential.strip(" "),
         "proof": proofs[0].decode("ascii"),

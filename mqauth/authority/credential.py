@@ -23,8 +23,8 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from mqauth.errors import Rejection, Unavailable, refusing, require
+from mqauth.keystore.identity.request import CREDENTIAL_TYPE, DPOP_HEADER, DPOP_TYPE
 from mqauth.wire import base64url, claims, identity, jws, strict_json
-from mqauth.wire.enrolment import CREDENTIAL_TYPE, HEADER, PROOF_TYPE
 from mqauth.wire.jwk import check_source
 from mqauth.wire.keys import Key, KeySource
 
@@ -151,8 +151,8 @@ def held_key(proof: str, *, url: str, credential: str, now: float) -> Mapping[st
         refusing(ValueError, str, invalid),
     ):
         header, members, opened = open_jwt(proof)
-        _require(header.keys() == HEADER, "its header has not exactly typ, alg and jwk")
-        _require(header["typ"] == PROOF_TYPE, f"its typ is not {PROOF_TYPE}")
+        _require(header.keys() == DPOP_HEADER, "its header has not exactly typ, alg and jwk")
+        _require(header["typ"] == DPOP_TYPE, f"its typ is not {DPOP_TYPE}")
         _require(type(header["jwk"]) is dict, "its jwk is no object")
         # A JWK in a proof need not have an alg (RFC 9449, section 4.2); if it has one, it is that of the header.
         jwk = identity.read_jwk({"alg": opened.algorithm} | header["jwk"])

@@ -15,14 +15,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final, TypeAlias
 
 from mqauth.brokers.amqp_values import Scalar, header_name, headers_in, on_wire, short_string
-from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.errors import ConfigurationError, Errors, MalformedMessage, RetryLater, refusing
 from mqauth.logs import emit
-from mqauth.wire import destination
-from mqauth.wire.envelope import MAX_DEPTH
-from mqauth.wire.memo import Memo
+from mqauth.wire import destination, envelope, memo
 from mqauth.wire.message import Message, Origin, message_of
 
 APPEND_HEADER: Final = "timestamp_in_ms"
@@ -221,7 +220,10 @@ def published(
         body=bytes(body),
         properties=texts,
         headers=tuple(
-            [(header_name(name), on_wire(value, scalar, MAX_DEPTH)) for name, value in (headers or {}).items()]
+            [
+                (header_name(name), on_wire(value, scalar, envelope.MAX_DEPTH))
+                for name, value in (headers or {}).items()
+            ]
         ),
     )
 
@@ -242,6 +244,13 @@ def check_frame(size: int, limit: int = MAX_HEADER_FRAME) -> None:
         raise MalformedMessage(
             f"properties and headers, token included, are {size} bytes: the broker takes {limit} bytes"
         )
+
+
+def deferring(out_of_reach: Errors) -> AbstractContextManager[None]:
+    """Defer a handler whose answer is sent within the block, while connection or signing key cannot be reached."""
+    return refusing(
+        out_of_reach, lambda error: f"the answer could not be sent: {type(error).__name__}", RetryLater
+    )
 
 
 def mandatory_reply(place: object) -> bool:
@@ -274,7 +283,7 @@ def _origin(facts: tuple[str, str, str, str, bool, int | None]) -> Origin:
     )
 
 
-_ORIGINS: Final = Memo(_origin)
+_ORIGINS: Final = memo.Memo(_origin)
 """Most deliveries of a queue share their origin, which takes longer to make than the rest of their message."""
 
 

@@ -7,35 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from mqauth.errors import Cause, Unavailable, require
+from mqauth.errors import Cause, Errors, Unavailable, require
 from mqauth.flow import Flow, call
 from mqauth.letters.dead_letter import Carries, DeadLetter, Oversize, undelivered
-from mqauth.logs import emit, harmless
 from mqauth.wire.message import Message
 
 LOOK: Final = 5.0
 """Seconds for which a broker is asked whether it has a queue or topic."""
-Errors = type[Exception] | tuple[type[Exception], ...]
-
-
-def look(*sinks: Any) -> Flow[None]:
-    """Warn of a queue or topic of dead letters, or audit records, that the broker does not have.
-
-    To be called at the start: what is rejected, perhaps long after it, would wait for the queue. A sink without
-    ``exists``, or a broker that does not tell, is left to the first message that is rejected.
-    """
-    for sink in sinks:
-        with suppress(Exception):
-            if (yield from call(sink.exists)) is False:
-                emit(
-                    "consumer.sink_missing",
-                    "%s does not exist: until it does, what is rejected waits unsettled",
-                    harmless(sink.name),
-                    sink=harmless(sink.name),
-                )
 
 
 def first_taken(  # noqa: PLR0917 - a flow has no keywords

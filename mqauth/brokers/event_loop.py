@@ -10,19 +10,19 @@ import signal
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import Context, copy_context
 from functools import partial, wraps
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any, Final, Self
 from weakref import WeakKeyDictionary, finalize
 
 from mqauth.clock import Clock
 from mqauth.errors import require
-from mqauth.flow import R, is_async, is_awaitable, settled
+from mqauth.flow import Flow, R, call, is_async, is_awaitable, settled
 from mqauth.judging.verified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
-from mqauth.logs import emit
+from mqauth.logs import emit, harmless
 from mqauth.signer import Signer
 from mqauth.threads import DaemonThread
 
@@ -351,12 +351,33 @@ class BackgroundRun(ABC):
         self._background.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *_exception: object) -> None:
         """Stop gracefully; raise the error that ended ``run``, unless the block raised one."""
         self.stop()
         if self._background is not None:
             self._background.join()
         if self._error is not None and kind is None:
             raise self._error
+
+
+def look(*sinks: Any) -> Flow[None]:
+    """Warn of a queue or topic of dead letters, or audit records, that the broker does not have.
+
+    To be called at the start: what is rejected, perhaps long after it, would wait for the queue. A sink without
+    ``exists``, or a broker that does not tell, is left to the first message that is rejected.
+    """
+    for sink in sinks:
+        with suppress(Exception):
+            if (yield from call(sink.exists)) is False:
+                emit(
+                    "consumer.sink_missing",
+                    "%s does not exist: until it does, what is rejected waits unsettled",
+                    harmless(sink.name),
+                    sink=harmless(sink.name),
+                )
+
+
+def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
+    """Have an event loop call a function, from any thread; do nothing where the loop has ended."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *args)

@@ -99,10 +99,7 @@ class MemoryBroker:
             self._changed.wait(seconds)
 
     def _queue(self, place: str) -> _Queue:
-        try:
-            return self._queues[place]
-        except KeyError:
-            raise UnroutableError(f"no queue is declared for {place}") from None
+        return require(self._queues.get(place), f"no queue is declared for {place}", UnroutableError)
 
 
 class Producer:

@@ -13,8 +13,7 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from mqauth.brokers.event_loop import Timer, call_later, signed
-from mqauth.signer import Prepared, Signer
-from mqauth.wire.batch import check_batching
+from mqauth.signer import Prepared, Signer, check_batching
 from mqauth.wire.message import Message
 
 R = TypeVar("R")

@@ -17,9 +17,8 @@ from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.identities import TrustDomain
 from mqauth.judging.journal import few
 from mqauth.judging.verifier import Issuer
-from mqauth.wire import strict_json
+from mqauth.wire import identity, strict_json
 from mqauth.wire.destination import is_kafka
-from mqauth.wire.identity import trust_domain_of
 from mqauth.wire.jwk import MAX_DOCUMENT, Svid, is_other_svid, load_key, load_key_set
 from mqauth.wire.keys import KeySet
 
@@ -253,7 +252,7 @@ def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:
     keys = key_set(issuer)
     if keys is None:
         return False
-    if issuer.trust_domain not in (None, trust_domain_of(rule.subject)):
+    if issuer.trust_domain not in (None, identity.trust_domain_of(rule.subject)):
         return True
     judge = (
         Issuer(keys=keys, subjects=issuer.subjects, vouches=issuer.vouches)

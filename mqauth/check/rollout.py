@@ -13,17 +13,16 @@ from datetime import time as time_of_day
 from typing import Any, Final
 
 from mqauth.audit.query import Record, member, seconds_of, time_of
-from mqauth.audit.record import Group, group_of, iso_time
+from mqauth.audit.record import HOUR, Group, group_of, iso_time
 from mqauth.check.rule import Finding, Target, finding, on, those
 from mqauth.config.consumer_settings import ConsumerSettings, RolloutSettings
 from mqauth.config.settings import FileSettings
+from mqauth.errors import Verdict
 from mqauth.judging.journal import few
 from mqauth.judging.observing import SOON, days_left
 from mqauth.judging.policy import matches
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung
-from mqauth.judging.verified import Verdict
 
-HOUR: Final = 3600.0
 """Seconds within which each consumer has to have reported."""
 
 

@@ -24,7 +24,6 @@ from typer.core import TyperGroup
 
 from mqauth._version import __version__
 from mqauth.cli import INTERRUPTED, forms, leave
-from mqauth.cli.forms import one_line
 from mqauth.errors import MalformedMessage, MqauthError, Unavailable, refusing, require
 from mqauth.wire import strict_json
 
@@ -346,7 +345,7 @@ def answer(as_json: bool, value: Any, *lines: str) -> None:
 
 def print_error(text: str) -> None:
     """Print one line on standard error, whatever characters the text has."""
-    print(f"mqauth: {one_line(text)}", file=sys.stderr)
+    print(f"mqauth: {forms.one_line(text)}", file=sys.stderr)
 
 
 def abandon_output() -> None:

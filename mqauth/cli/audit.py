@@ -28,16 +28,7 @@ from mqauth.audit.query import (
     value_of,
 )
 from mqauth.cli import forms
-from mqauth.cli.app import (
-    From,
-    Json,
-    To,
-    answer,
-    group,
-    print_json,
-    progress_bar,
-    standard_input,
-)
+from mqauth.cli.app import From, Json, To, answer, group, print_json, progress_bar, standard_input
 from mqauth.cli.forms import Column, one_line, pick, table_lines
 from mqauth.errors import refusing, require
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set

@@ -36,8 +36,7 @@ from mqauth.cli.settings import settings_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError, file_errors, refusing, require
 from mqauth.keystore import Keystore
-from mqauth.wire import destination
-from mqauth.wire.jwk import dump_key_set
+from mqauth.wire import destination, jwk
 
 _URLS: Final = {"rabbitmq": "amqp://localhost:5672/", "kafka": "kafka://localhost:9092"}
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -315,7 +314,7 @@ def _write(folder: Path, producer: str, files: Mapping[str, str]) -> None:
         keystore = Keystore(folder=stage / "producer" / "keys")
         keystore.create(subjects=[producer])
         (stage / "consumer" / "jwks.json").write_text(
-            json.dumps(dump_key_set(keystore.public_keys()), indent=2) + "\n", "utf-8"
+            json.dumps(jwk.dump_key_set(keystore.public_keys()), indent=2) + "\n", "utf-8"
         )
         for side in ("producer", "consumer"):
             for wrong in [

@@ -16,9 +16,9 @@ import typer
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import files_of, with_parts
 from mqauth.audit.query import read_records
-from mqauth.audit.record import iso_time
+from mqauth.audit.record import HOUR, iso_time
 from mqauth.check import Severity, check
-from mqauth.check.rollout import HOUR, Standing, standings
+from mqauth.check.rollout import Standing, standings
 from mqauth.cli.app import Config, Json, Yes, answer, group
 from mqauth.cli.forms import one_line
 from mqauth.cli.rollout_steps import Value, broker_for, changed, emptied, number_of, unread

@@ -85,7 +85,6 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
         CommandFailed: the broker cannot be reached.
     """
     import kafka
-    from kafka import TopicPartition
 
     from mqauth.brokers.kafka import from_native
 
@@ -106,7 +105,7 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
         names = {name for name in reader.topics() if name == topic or matches(wanted, places.kafka(name))}
         require(names, f"--broker: there is no topic {topic}")
         partitions = [
-            TopicPartition(name, each) for name in names for each in reader.partitions_for_topic(name) or ()
+            client.TopicPartition(name, each) for name in names for each in reader.partitions_for_topic(name) or ()
         ]
         committed = {topic_partition: reader.committed(topic_partition) for topic_partition in partitions}
         known = {topic_partition.topic for topic_partition, offset in committed.items() if offset is not None} | {

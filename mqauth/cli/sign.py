@@ -13,17 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from mqauth import MalformedMessage, Outcome, Reason, Verdict, load
-from mqauth.cli.app import (
-    MAX_INPUT,
-    Config,
-    Json,
-    answer,
-    group,
-    parsed,
-    print_json,
-    read_texts,
-    standard_input,
-)
+from mqauth.cli.app import MAX_INPUT, Config, Json, answer, group, parsed, print_json, read_texts, standard_input
 from mqauth.cli.forms import one_line, shown_time
 from mqauth.cli.settings import file_of
 from mqauth.clock import SYSTEM_CLOCK
@@ -31,10 +21,8 @@ from mqauth.errors import Rejection, refusing, require
 from mqauth.flow import run
 from mqauth.logs import harmless
 from mqauth.signer import Prepared
-from mqauth.wire import identity, json_form, strict_json
+from mqauth.wire import identity, json_form, jws, strict_json
 from mqauth.wire.claims import MAX_BATCH, Batch, Claims
-from mqauth.wire.identity import SEPARATOR
-from mqauth.wire.jws import MAX_TOKEN
 from mqauth.wire.message import NO_ORIGIN, Origin
 
 Lines = Annotated[bool, typer.Option("--lines", help="One message a line.")]
@@ -162,7 +150,9 @@ def show(
     Of a token in the identity form it tells whether its proof belongs to its WIT. Prefer standard input: arguments
     stand in the list of processes.
     """
-    raw = standard_input().read(MAX_TOKEN + 2) if token == _INPUT else token.encode("utf-8", "backslashreplace")
+    raw = (
+        standard_input().read(jws.MAX_TOKEN + 2) if token == _INPUT else token.encode("utf-8", "backslashreplace")
+    )
     where = "standard input" if token == _INPUT else "the argument (for a file: mqauth identity show - < FILE)"
     with refusing(Rejection, lambda error: f"{where}: {error.reason}: {error.detail}", MalformedMessage):
         description = described(raw.strip())
@@ -182,7 +172,7 @@ def described(token: bytes) -> dict[str, Any]:
     Raises:
         Rejection: it cannot be parsed, as a consumer would say.
     """
-    first, _, rest = token.partition(SEPARATOR)
+    first, _, rest = token.partition(identity.SEPARATOR)
     if not identity.is_wit(first):
         opened, claims = identity.opened_token(token)
         direct = {"issuer": claims.iss, "subject": claims.sub, "kid": opened.kid, "algorithm": opened.algorithm}
@@ -209,7 +199,7 @@ def described(token: bytes) -> dict[str, Any]:
         },
     }
     if rest:
-        proof = identity.parse_proof(identity.open_proof(rest.partition(SEPARATOR)[0]))
+        proof = identity.parse_proof(identity.open_proof(rest.partition(identity.SEPARATOR)[0]))
         description["proof"] = {"algorithm": proof.opened.algorithm} | _proof(proof.claims)
         description["proof_belongs_to_identity"] = proof.wth == wit.digest
     return description

@@ -33,7 +33,7 @@ from mqauth.config.kinds import (
     whole,
 )
 from mqauth.config.toml_file import RefusedSetting
-from mqauth.judging.identities import CAPACITY, MAX_CAPACITY
+from mqauth.judging.identities import MAX_CAPACITY, REMEMBERED
 from mqauth.judging.policy import Rule
 from mqauth.judging.rollout import EVERYWHERE, WEEK, AcceptAs, Exemption, RolloutEntry, Rung, WithoutEvidence
 from mqauth.judging.token import MAX_LEEWAY, At
@@ -309,7 +309,7 @@ class ConsumerSettings(Settings):
         int,
         whole(1, MAX_CAPACITY),
         "How many identities of producers are remembered; more producer processes cost a signature a message.",
-    ] = CAPACITY
+    ] = REMEMBERED
     unsigned: Annotated[
         tuple[UnsignedSettings, ...],
         inners(UnsignedSettings),

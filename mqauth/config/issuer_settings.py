@@ -39,10 +39,9 @@ from mqauth.config.kinds import (
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.http.connection import is_loopback
 from mqauth.judging.identities import IDENTITY_LIFETIME, MAX_IDENTITY_LIFETIME
-from mqauth.keystore.identity.request import ALGORITHMS
+from mqauth.keystore.identity.request import ALGORITHMS, MAX_ENROLMENT
 from mqauth.keystore.remote.rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
 from mqauth.wire.claims import is_name
-from mqauth.wire.enrolment import MAX_LIFETIME as MAX_ENROLMENT
 from mqauth.wire.identity import is_trust_domain, trust_domain_of
 from mqauth.wire.jwk import Svid
 from mqauth.wire.keys import MAX_KID, Key

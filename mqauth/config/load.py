@@ -38,8 +38,7 @@ from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.policies.opa import OPA
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ReplayStore
-from mqauth.signer import Signer
-from mqauth.wire.batch import Batching
+from mqauth.signer import Batching, Signer
 from mqauth.wire.keys import Key
 
 

@@ -46,8 +46,7 @@ from mqauth.errors import Reason
 from mqauth.keystore.identity.request import MAX_LIFE
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import DEFAULT_CAPACITY
-from mqauth.signer import MAX_LIFETIME, SPARE
-from mqauth.wire.batch import DEFAULT_BATCH, MAX_LINGER
+from mqauth.signer import DEFAULT_BATCH, MAX_LIFETIME, MAX_LINGER, SPARE
 from mqauth.wire.claims import MAX_BATCH
 from mqauth.wire.identity import trust_domain_of
 

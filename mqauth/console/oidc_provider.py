@@ -23,16 +23,14 @@ from mqauth.console.oidc import ALGORITHMS, OIDCSettings, check
 from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.http.connection import Deadline, Dial, Endpoint, FetchFailed, tls_context
 from mqauth.http.exchange import request
-from mqauth.keystore.remote.fetch import WELL_KNOWN
-from mqauth.wire import base64url
-from mqauth.wire.memo import Recent
+from mqauth.keystore.remote.fetch import REDISCOVER, WELL_KNOWN
+from mqauth.wire import base64url, memo
 
 LIFETIME: Final = 600
 """Seconds within which people must come back from the provider."""
 MAX_USED: Final = 10_000
 TIMEOUT: Final = 10.0
 """Seconds for all questions to the provider that one page asks."""
-REDISCOVER: Final = 3600.0
 _BASIC: Final = "client_secret_basic"
 _WAYS: Final = "token_endpoint_auth_methods_supported"
 _SIGNS: Final = "id_token_signing_alg_values_supported"
@@ -65,7 +63,7 @@ class Attempts:
         self._clock = clock
         self._seal = Fernet(Fernet.generate_key())
         # The states of those that were used, far more than people log in within the life of a cookie.
-        self._used = Recent[str, None](MAX_USED)
+        self._used = memo.Recent[str, None](MAX_USED)
 
     def begin(self) -> tuple[Attempt, str]:
         """Return a new login, and the same sealed, for the cookie."""

@@ -18,8 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from mqauth.console import display
-from mqauth.console.backend import JUDGE, REHEARSE
+from mqauth.console import backend, display
 from mqauth.console.site import Site, WebSession
 from mqauth.errors import SIGNED_REASONS, MqauthError, Reason, refusing, require
 from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Index, Order, Plan, Reading, waivable
@@ -295,7 +294,7 @@ class Pages:
         # Without any mark the same filter would mean all letters.
         if not wanted.marks:
             return RedirectResponse(f"{self.site.base}/letters?{query_of(among, chosen='none')}", SEE_OTHER)
-        if act == JUDGE:
+        if act == backend.JUDGE:
             self._backend.judge(wanted, session.name)
             return RedirectResponse(f"{self.site.base}/job?{query_of(wanted)}", SEE_OTHER)
         require(act in ACTS, _NOT_OURS, bad_request)
@@ -354,7 +353,7 @@ class Pages:
     @for_everybody
     async def job(self, request: Request, session: WebSession) -> Response:
         """Show the newest job."""
-        return self._filtered("job.html", session, filter_of(request.query_params), rehearsing=REHEARSE)
+        return self._filtered("job.html", session, filter_of(request.query_params), rehearsing=backend.REHEARSE)
 
     @for_everybody
     async def progress(self, request: Request, session: WebSession) -> Response:

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
-from mqauth.errors import Cause
+from mqauth.errors import Cause, Verdict
 from mqauth.judging.delivery import Outcome
 from mqauth.judging.rollout import Rollout
-from mqauth.judging.verified import Verdict
 from mqauth.judging.verifier import Verifier
 
 Settings: TypeAlias = Mapping[str, Mapping[str, str]]

@@ -14,10 +14,9 @@ from typing import Final, TypeAlias
 
 from mqauth.clock import Clock
 from mqauth.delivery.slot import Slot
-from mqauth.errors import Cause, Reason, Rejection
+from mqauth.errors import Cause, Reason, Rejection, Verdict
 from mqauth.judging.delivery import Delivery, Outcome, Step
 from mqauth.judging.journal import ONE_MESSAGE
-from mqauth.judging.verified import Verdict
 
 SUSPENDS_AFTER: Final = 60.0
 """Default seconds of a cause that concerns everyone after which the queue is suspended."""

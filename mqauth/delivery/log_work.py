@@ -33,8 +33,7 @@ LONG_ROW: Final = 256
 """The same on a thread where handlers leave the caches cold: the first verdict then costs as much as 20 others."""
 COLD: Final = 0.001
 """Seconds of a handler that leave them cold."""
-_LEASE_PARTS: Final = 3
-_ClaimMany = Callable[[list[ClaimRequest]], Any]
+LEASE_PARTS: Final = 3
 
 
 class LogWork:
@@ -160,7 +159,7 @@ class LogWork:
         before, self._renewed, now = self._renewed, {}, self._guard.clock.monotonic()
         for delivery in self._assignment.running_deliveries():
             _, since = before.get(id(delivery), (delivery, now))
-            if now - since >= self._guard.lease / _LEASE_PARTS:
+            if now - since >= self._guard.lease / LEASE_PARTS:
                 since = now
                 yield from self._guard.renew(delivery)
             self._renewed[id(delivery)] = (delivery, since)
@@ -188,7 +187,7 @@ class EarlyClaims:
 
     def __init__(self, guard: Pipeline, *, longest: float = MAX_VERDICT_AGE, on_loop: bool = False) -> None:
         # A policy that is asked elsewhere is asked in a record's turn: none waits for the answers about others.
-        self._many: _ClaimMany | None = (
+        self._many: Callable[[list[ClaimRequest]], Any] | None = (
             None if on_loop and is_async(guard.policy.decide) else getattr(guard.replay, "claim_many", None)
         )
         self._on_loop = on_loop

@@ -52,9 +52,8 @@ from typing import Final
 from mqauth.clock import Backoff, Clock
 from mqauth.delivery.health import NO_SETTINGS, Counts, QueueHealth, Settings
 from mqauth.delivery.hold import HeldDelivery, Hold, is_deferred
-from mqauth.errors import Cause
+from mqauth.errors import Cause, Verdict
 from mqauth.judging.delivery import Outcome
-from mqauth.judging.verified import Verdict
 from mqauth.logs import emit
 
 STEADY: Final = 60.0

@@ -32,8 +32,7 @@ from mqauth.http.connection import (
     connect,
     expect,
 )
-from mqauth.wire import strict_json
-from mqauth.wire.jwk import MAX_DOCUMENT
+from mqauth.wire import jwk, strict_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +62,7 @@ class Response:
 def request(
     endpoint: Endpoint, *, deadline: Deadline, context: ssl.SSLContext | None, etag: str | None = None,
     form: Mapping[str, str] | None = None, document: Any = None, headers: Mapping[str, str | None] | None = None,
-    statuses: Collection[int] = (200,), limit: int = MAX_DOCUMENT, dial: Dial | None = None,
+    statuses: Collection[int] = (200,), limit: int = jwk.MAX_DOCUMENT, dial: Dial | None = None,
     kept: Kept | None = None,
 ) -> Response:  # fmt: skip
     """Send one request: a GET, or a POST where there is a form or a document.

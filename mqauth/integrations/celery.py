@@ -379,9 +379,7 @@ class Judged(Held):
         """
         frame, tag = self.native, self.native.delivery_info["consumer_tag"]
         queue = next((name for name, of in self._consumer._active_tags.items() if of == tag), None)
-        if queue is None:
-            raise StaleDelivery("its consumer was cancelled")
-        delivery = self._guard.receive(read(frame, queue))
+        delivery = self._guard.receive(read(frame, require(queue, "its consumer was cancelled", StaleDelivery)))
         facts: Any = SimpleNamespace(ended=ended)
         slot = Slot(frame.channel, facts, self._guard.clock.monotonic())
 

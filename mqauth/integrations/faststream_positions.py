@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mqauth.brokers.log.starting import beginning
+from mqauth.brokers.log.offsets import beginning
 from mqauth.clock import Clock
 from mqauth.delivery.assignment import COMMIT_RETRY, RENEWAL
 from mqauth.delivery.start import Committed

@@ -13,8 +13,7 @@ from contextvars import ContextVar, copy_context
 from typing import Any, Final, TypeAlias
 
 from mqauth.audit.record import MINUTE
-from mqauth.brokers.dead_letters import look
-from mqauth.brokers.event_loop import letters_on_thread
+from mqauth.brokers.event_loop import letters_on_thread, look
 from mqauth.errors import Cause, Unavailable, require
 from mqauth.flow import arun, settled
 from mqauth.judging.pipeline import Outcome, Pipeline

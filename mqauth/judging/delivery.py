@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from mqauth.audit import record as audit_records
-from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, Unavailable, require
+from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, Unavailable, Verdict, require
 from mqauth.judging.rollout import Rung
-from mqauth.judging.token import Candidate
-from mqauth.judging.verified import Unverified, Verdict, Verified
+from mqauth.judging.verified import Unverified, Verified
+from mqauth.judging.verifier import Candidate
 from mqauth.letters.dead_letter import content_digest, letter_id
 from mqauth.letters.release import Release
 from mqauth.logs import harmless
 from mqauth.replay.rules import ClaimRequest
 from mqauth.wire.envelope import token_of
-from mqauth.wire.message import Message
-
-_TUPLE: Final = tuple.__new__  # a third of the price of a call; an outcome is made for every message
+from mqauth.wire.message import NEW_TUPLE, Message
 
 
 class Step(Enum):
@@ -68,7 +66,7 @@ class Outcome(NamedTuple):
         rejection = delivery.rejection
         if rejection is None:
             verified, seconds = delivery.verified, delivery.judge_seconds
-            return _TUPLE(
+            return NEW_TUPLE(
                 cls, (delivery.verdict, None, None, None, verified, None, seconds, None, delivery.unverified)
             )
         return cls(

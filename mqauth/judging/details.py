@@ -17,8 +17,7 @@ from mqauth.audit.record import iso_time
 from mqauth.errors import SIGNED_REASONS, Reason
 from mqauth.judging.delivery import Delivery
 from mqauth.judging.policy import Allow, Policy, local_rules
-from mqauth.judging.token import Candidate
-from mqauth.judging.verifier import Verifier
+from mqauth.judging.verifier import Candidate, Verifier
 from mqauth.logs import harmless
 from mqauth.wire import base64url, envelope, strict_json
 from mqauth.wire.claims import Claims

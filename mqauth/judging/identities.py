@@ -17,9 +17,7 @@ from typing import ClassVar, Final, NamedTuple
 
 from mqauth.errors import Reason, Rejection, require
 from mqauth.judging.token import NOTHING, Readers, Times, Token
-from mqauth.wire import batch, identity, jws, memo
-from mqauth.wire.identity import Wit
-from mqauth.wire.jwk import check_source
+from mqauth.wire import batch, identity, jwk, jws, memo
 from mqauth.wire.keys import Key, KeySet, KeySource
 from mqauth.wire.message import Message
 
@@ -47,7 +45,7 @@ class TrustDomain:
     max_identity_lifetime: int = IDENTITY_LIFETIME
 
     def __post_init__(self) -> None:
-        check_source(self.keys, "wit-svid")
+        jwk.check_source(self.keys, "wit-svid")
         require(
             not any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()),
             "the subjects of a trust domain are a set: a text would admit its substrings",
@@ -73,14 +71,14 @@ class TrustDomain:
         return pinned.get(key.kid, pinned.get("*", frozenset()))
 
 
-CAPACITY: Final = 1024
+REMEMBERED: Final = 1024
 MAX_CAPACITY: Final = 65_536
 
 
 class _Held(NamedTuple):
     """A WIT whose signature held, the key it held under, and the workload's key."""
 
-    wit: Wit
+    wit: identity.Wit
     authority: Key
     workload: Key
 
@@ -95,7 +93,7 @@ class Identities:
         ConfigurationError: the capacity is out of its limits.
     """
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    def __init__(self, capacity: int = REMEMBERED) -> None:
         require(
             type(capacity) is int and 1 <= capacity <= MAX_CAPACITY, f"identities is 1 to {MAX_CAPACITY} in number"
         )
@@ -151,7 +149,9 @@ class Identities:
         claims = parsed.claims._replace(iss=who.trust_domain, sub=who.subject)
         return Token(whole, parsed.opened._replace(kid=who.kid), claims, wit), proof, False
 
-    def authenticate(self, token: Token, wit: Wit, keys: KeySet, key: Key, appended: float | None) -> None:
+    def authenticate(
+        self, token: Token, wit: identity.Wit, keys: KeySet, key: Key, appended: float | None
+    ) -> None:
         """Take what the identity form adds to steps (6) and (7): algorithm, cut-off, and both signatures.
 
         Args:
@@ -192,7 +192,7 @@ class Identities:
             jws.verify(token.opened, workload)
             token.key = key
 
-    def keep(self, wit: Wit, authority: Key) -> None:
+    def keep(self, wit: identity.Wit, authority: Key) -> None:
         """Remember a WIT whose steps (6) to (10) were passed, unless it is remembered.
 
         Not once its signature holds: whoever reads a queue has many that have ended, and could push others out.
@@ -212,7 +212,7 @@ class Identities:
 
 
 def check_life(  # noqa: PLR0917 - all that one life is judged by
-    wit: Wit,
+    wit: identity.Wit,
     key: Key,
     longest: int,
     times: Times,
@@ -253,7 +253,7 @@ def check_life(  # noqa: PLR0917 - all that one life is judged by
         raise Rejection(Reason.LIFETIME_EXCESSIVE, "lives longer than the limit, of the identity")
 
 
-def ends_of(wit: Wit, key: Key, times: Times) -> float:
+def ends_of(wit: identity.Wit, key: Key, times: Times) -> float:
     """Return until when the outcome of ``check_life`` at ``"consume"`` stays as it is, UTC seconds of receipt."""
     until = float(wit.identity.expires + times.leeway)
     return until if key.expires is None else min(until, float(key.expires))

@@ -11,14 +11,13 @@ from typing import Any, Final
 from mqauth._version import __version__
 from mqauth.audit.record import AuditSink
 from mqauth.clock import Clock, Randomness, uuid7
-from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, RejectNow, RetryLater, Unavailable
+from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, RejectNow, RetryLater, Unavailable, Verdict
 from mqauth.flow import ColourError
 from mqauth.judging.delivery import Delivery, Outcome, Step
 from mqauth.judging.identities import TrustDomain
 from mqauth.judging.policy import Allow, Policy, local_rules
 from mqauth.judging.rollout import Rollout, destinations_of
 from mqauth.judging.token import BACKLOG, longest_wait
-from mqauth.judging.verified import Verdict
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetterSink, letter_id
 from mqauth.logs import EVENTS, KINDS, Rate, emit, error_fields, error_id, harmless, place_of

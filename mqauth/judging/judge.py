@@ -43,7 +43,7 @@ For example, ``orders-api`` publishes an order and the broker delivers it twice,
 somebody else published:
 
 1. The first delivery passes (0) to (12). ``prepare`` returns a claim of the token's id; the store has not seen it
-   and says ``FRESH`` (13). The delivery goes on to ``Step.HANDLE`` and its handler runs.
+   and says ``_FRESH`` (13). The delivery goes on to ``Step.HANDLE`` and its handler runs.
 2. The copy passes (0) to (12) just as well: it is the same bytes. At (13) the store says ``REPLAYED``, the
    delivery goes on to ``Step.RECORD`` with the reason ``replayed``, and its handler never runs.
 3. If the copy had another body, (11) would say ``body_mismatch``, and the store would never be asked.
@@ -58,16 +58,15 @@ from types import GeneratorType
 from typing import Any, Final, Literal, TypeAlias, cast
 
 from mqauth.clock import Clock, Randomness
-from mqauth.errors import Cause, Reason, Rejection, Unavailable
+from mqauth.errors import Cause, Reason, Rejection, Unavailable, Verdict
 from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, at_once, call
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.key_lookup import known, looked_up
 from mqauth.judging.ladder import Ladder, would_be
-from mqauth.judging.policy import Allow, Decision, Policy, decided, decision_of, on_the_spot
+from mqauth.judging.policy import POLICY, Allow, Decision, Policy, decided, decision_of, on_the_spot
 from mqauth.judging.rollout import is_lenient
-from mqauth.judging.token import Candidate
-from mqauth.judging.verified import Verdict, Verified, Would, scope_of
-from mqauth.judging.verifier import Verifier
+from mqauth.judging.verified import Verified, Would, scope_of
+from mqauth.judging.verifier import Candidate, Verifier
 from mqauth.letters.release import Release, open_release
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, first_seen, release_id
 from mqauth.wire.keys import KeySet, KeySource
@@ -76,8 +75,7 @@ from mqauth.wire.message import Message
 Claim: TypeAlias = ClaimRequest | None
 _OWNER_BYTES: Final = 12
 _HELD_SECONDS: Final = 3600
-_STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
-_POLICY: Final = Cause.POLICY_UNAVAILABLE
+STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
 # Python 3.11 takes its time to look a member of an enum up
 _FRESH: Final = ClaimStatus.FRESH
 _ALLOW: Final = Decision.ALLOW
@@ -143,11 +141,11 @@ class Judge:
                 # from now on the store may hold the claim, whatever becomes of its answer
                 delivery.claim = claim
                 if self.ladder is None:
-                    status = at_once(_STORE, self._replay.claim, claim)  # (13)
+                    status = at_once(STORE, self._replay.claim, claim)  # (13)
                 else:
                     status = yield from self._asked(delivery, claim)
                 if type(status) is not ClaimStatus:
-                    status = yield from answered(_STORE, status)
+                    status = yield from answered(STORE, status)
                 if status is _FRESH:
                     delivery.step = _HANDLE
                 else:
@@ -191,7 +189,7 @@ class Judge:
             delivery.verified = self._verifier.verify(delivery.message, candidate, keys, delivery.received)
             # (12): identity, so that no truthy answer of a broken policy passes for ALLOW
             at_hand = self.ladder is None or self._is_local or not is_lenient(delivery)
-            decision = at_once(_POLICY, self._decide, delivery.verified) if at_hand else None
+            decision = at_once(POLICY, self._decide, delivery.verified) if at_hand else None
             if decision is not _ALLOW:
                 return self._decided(delivery, candidate, decision)
             return self._request(delivery, candidate)
@@ -336,7 +334,7 @@ class Judge:
 
     def _asked(self, delivery: Delivery, claim: ClaimRequest) -> Flow[Any]:
         """Return what the store says of a claim; below ``enforce`` it is asked with little patience."""
-        asking, ladder = call(self._replay.claim, claim, cause=_STORE), self._below(delivery)
+        asking, ladder = call(self._replay.claim, claim, cause=STORE), self._below(delivery)
         return (yield from asking if ladder is None else ladder.store.watch(asking))
 
     def _claimed(self, delivery: Delivery, claim: ClaimRequest, status: ClaimStatus) -> ClaimStatus:
@@ -350,7 +348,7 @@ class Judge:
         if status is _FRESH or status is ClaimStatus.REREAD:
             delivery.claim = claim
         elif status is not ClaimStatus.DUPLICATE:
-            raise Unavailable(_STORE, "the store's answer is no claim status")
+            raise Unavailable(STORE, "the store's answer is no claim status")
         return status
 
     def _below(self, delivery: Delivery) -> Ladder | None:

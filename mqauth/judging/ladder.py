@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mqauth.clock import Clock
-from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
+from mqauth.errors import Cause, Reason, Rejection, Unavailable, Verdict, require
 from mqauth.flow import Flow, unwrap
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.observing import Breaker, Observing
@@ -19,7 +19,6 @@ from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung, destinations_of, i
 from mqauth.judging.verified import (
     UnverifiedHandler,
     Unverifieds,
-    Verdict,
     Verified,
     Would,
     kind_of,

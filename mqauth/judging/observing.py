@@ -20,8 +20,7 @@ from mqauth.flow import Flow, R, call
 from mqauth.judging.delivery import Delivery, verdict_record
 from mqauth.judging.policy import Policy
 from mqauth.judging.rollout import Rollout, as_facts, is_lenient
-from mqauth.judging.token import Candidate
-from mqauth.judging.verifier import Verifier
+from mqauth.judging.verifier import Candidate, Verifier
 from mqauth.logs import emit
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import Message

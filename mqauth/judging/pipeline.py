@@ -15,27 +15,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
-from mqauth.errors import Cause, ConfigurationError, Unavailable, require
+from mqauth.errors import Cause, ConfigurationError, Unavailable, Verdict, require
 from mqauth.flow import Attempts, Call, Flow, answered, at_once, call, is_last, pause, settling
 from mqauth.judging.delivery import Delivery, Outcome, Step, refuse_unjudged, verdict_record
 from mqauth.judging.details import explain
 from mqauth.judging.journal import Journal
-from mqauth.judging.judge import Judge
+from mqauth.judging.judge import STORE, Judge
 from mqauth.judging.ladder import Ladder, check_handlers, routed
 from mqauth.judging.observing import Observing
 from mqauth.judging.policy import Policy, local_rules
 from mqauth.judging.rollout import Rollout, is_lenient
-from mqauth.judging.verified import UnverifiedHandler, Unverifieds, V, Verdict, Verified
+from mqauth.judging.verified import UnverifiedHandler, Unverifieds, V, Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.logs import HANDLING, emit
 from mqauth.replay.rules import DEFAULT_LEASE, ClaimRequest, ClaimStatus, NoReplayStore, ReplayStore
 from mqauth.wire.base64url import encode as base64url_encode
-from mqauth.wire.message import Message
+from mqauth.wire.message import NEW_TUPLE, Message
 
 __all__ = ["Delivery", "Handler", "Observer", "Outcome", "Pipeline", "Step", "V", "Verdict"]
 Handler: TypeAlias = Callable[[Verified[V]], Any]
@@ -43,8 +43,6 @@ Observer = Callable[[Outcome, Message, float], None]
 # Python 3.11 takes its time to look a member of an enum up
 _JUDGE, _HANDLE, _CONFIRM, _RELEASE = Step.JUDGE, Step.HANDLE, Step.CONFIRM, Step.RELEASE
 _PASS_ON, _RECORD, _SETTLE = Step.PASS_ON, Step.RECORD, Step.SETTLE
-_TUPLE: Final = tuple.__new__
-_STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
 
 
 class Pipeline:
@@ -240,7 +238,7 @@ class Pipeline:
                 # before the store is asked: if its answer is lost the claim may be gone, and is made again
                 delivery.step, delivery.verdict, delivery.unverified = _JUDGE, Verdict.ACCEPTED, None
                 for claim in delivery.claims:
-                    yield from call(self.replay.release, claim, cause=_STORE)
+                    yield from call(self.replay.release, claim, cause=STORE)
                 delivery.claim = delivery.release_claim = None
         except Unavailable as error:
             return delivery.defer(error)
@@ -265,7 +263,7 @@ class Pipeline:
         now = self.clock.now()
         for claim in delivery.claims:
             wish = replace(claim, renew=True, expires=max(claim.expires, now + self.lease))
-            if (yield from call(self.replay.claim, wish, cause=_STORE)) is not ClaimStatus.FRESH:
+            if (yield from call(self.replay.claim, wish, cause=STORE)) is not ClaimStatus.FRESH:
                 return False
         delivery.renewed = now
         return True
@@ -322,9 +320,9 @@ class Pipeline:
             # other way round it would be a replay, and dead-lettered
             ends = self.replay.confirm if step is _CONFIRM else self.replay.release
             for claim in (delivery.release_claim, delivery.claim):
-                ended = None if claim is None else at_once(_STORE, ends, claim)
+                ended = None if claim is None else at_once(STORE, ends, claim)
                 if ended is not None:
-                    yield from answered(_STORE, ended)
+                    yield from answered(STORE, ended)
             delivery.step = _SETTLE if delivery.rejection is None and not self._record_all else _RECORD
         elif step is _RECORD:
             # the audit record, durable, if the verdict is one to be recorded; the dead letter names it
@@ -368,7 +366,7 @@ class Pipeline:
         """Call a handler once, and go on with step ``then`` if it returned; ``process`` makes further attempts."""
         HANDLING.set(delivery)
         try:
-            yield _TUPLE(Call, (handler, (message,), None))
+            yield NEW_TUPLE(Call, (handler, (message,), None))
             delivery.step = then
             return
         except Exception as error:

@@ -15,7 +15,7 @@ from mqauth.wire import destination, memo
 from mqauth.wire.claims import is_name
 
 _WILDCARDS: Final = ("*", "#")
-_UNAVAILABLE: Final = Cause.POLICY_UNAVAILABLE
+POLICY: Final = Cause.POLICY_UNAVAILABLE
 
 
 class Decision(Enum):
@@ -163,13 +163,13 @@ def decided(policy: Policy, verified: Verified, decision: Any) -> Flow[Decision]
     """
     twin = getattr(policy, "adecide", None)
     if decision is None and twin is not None:
-        return cast(Decision, (yield from call(policy.decide, verified, twin=twin, cause=_UNAVAILABLE)))
-    return cast(Decision, (yield from answered(_UNAVAILABLE, decision)))
+        return cast(Decision, (yield from call(policy.decide, verified, twin=twin, cause=POLICY)))
+    return cast(Decision, (yield from answered(POLICY, decision)))
 
 
 def decision_of(policy: Policy, verified: Verified) -> Flow[Decision]:
     """Return the decision of a policy, as ``decided``."""
-    return (yield from decided(policy, verified, at_once(_UNAVAILABLE, on_the_spot(policy), verified)))
+    return (yield from decided(policy, verified, at_once(POLICY, on_the_spot(policy), verified)))
 
 
 def local_rules(policy: Policy) -> tuple[Rule, ...] | None:

@@ -24,11 +24,10 @@ from enum import IntEnum
 from typing import Any, Final
 
 from mqauth.audit.record import iso_time
-from mqauth.errors import MalformedMessage, require
+from mqauth.errors import MalformedMessage, refusing, require
 from mqauth.judging.policy import check_pattern, matches
-from mqauth.wire import batch, destination
+from mqauth.wire import batch, destination, memo
 from mqauth.wire.claims import Binding, Claims, is_name
-from mqauth.wire.memo import Memo
 from mqauth.wire.message import TOKEN_HEADER, Message, fold
 
 
@@ -50,10 +49,8 @@ class AcceptAs:
 
     def __post_init__(self) -> None:
         require(not isinstance(self.signed_for, str), "signed_for is a list")
-        try:
+        with refusing(MalformedMessage, lambda error: f"at {self.at!r}: {error}"):
             destination.parse(self.at)
-        except MalformedMessage as error:
-            require(False, f"at {self.at!r}: {error}")
         for pattern in self.signed_for:
             check_pattern(pattern)
         kind = destination.is_kafka(self.at)
@@ -229,7 +226,7 @@ class Rollout:
     def __init__(self, entries: Iterable[RolloutEntry] = (), exemptions: Iterable[Exemption] = ()) -> None:
         self.entries = tuple(entries)
         self.exemptions = tuple(exemptions)
-        self._found = Memo[str, RolloutEntry | None](self._find)
+        self._found = memo.Memo[str, RolloutEntry | None](self._find)
 
     @property
     def below(self) -> tuple[RolloutEntry, ...]:

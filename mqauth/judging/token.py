@@ -139,22 +139,6 @@ class Token:
         return _CHARACTER * len(self.text) + LEAF * (1 if self.proven is None else self.proven.size)
 
 
-class Candidate(NamedTuple):
-    """A token whose claims are parsed and not yet believed: the outcome of steps 1 to 4.
-
-    Args:
-        token: taken apart; one of a batch may be remembered.
-        proof: in a batch, what came behind the token.
-        shape: of its message.
-        learnt: there is nothing to remember of the token that is not remembered already.
-    """
-
-    token: Token
-    proof: batch.Proof | None
-    shape: Shape
-    learnt: bool
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
     """The settings of time, which ``Verifier`` describes, and the rules that follow from them."""

@@ -8,15 +8,22 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from copy import deepcopy
 from dataclasses import InitVar, dataclass
-from enum import Enum
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, TypeAlias
 
-from mqauth.errors import Cause, Reason, RejectNow, require
+from mqauth.errors import Cause, Reason, RejectNow, Verdict, require
 from mqauth.letters.release import Release
 from mqauth.wire.claims import Claims
 from mqauth.wire.identity import Identity
-from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
+from mqauth.wire.message import (
+    NEW_OBJECT,
+    NEW_TUPLE,
+    PROTECTED_PROPERTIES,
+    HeaderPair,
+    HeaderValue,
+    Message,
+    Origin,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -208,8 +215,6 @@ class Verified(Generic[V_co]):
         return answer(self, body)
 
 
-_NEW: Final = object.__new__
-_TUPLE: Final = tuple.__new__
 _SET_FACTS: Final[Callable[[Verified, _Facts], None]] = vars(Verified)["_facts"].__set__
 
 
@@ -224,9 +229,10 @@ def make_verified(  # noqa: PLR0917 - one is made for every message
     identity: Identity | None,
 ) -> Verified:
     """Return the verified view of a message; for the verifier alone."""
-    verified: Verified = _NEW(Verified)
+    verified: Verified = NEW_OBJECT(Verified)
     _SET_FACTS(
-        verified, _TUPLE(_Facts, (message, claims, kid, key_set, received, release, index, None, None, identity))
+        verified,
+        NEW_TUPLE(_Facts, (message, claims, kid, key_set, received, release, index, None, None, identity)),
     )
     return verified
 
@@ -247,16 +253,6 @@ def equip(verified: Verified, *, responder: Responder | None = None, value: Any 
     if responder is None and value is None:
         return verified
     return Verified(_MAKER, verified._facts._replace(responder=responder, value=value))
-
-
-class Verdict(Enum):
-    """What a delivery came to; compared by identity."""
-
-    ACCEPTED = "accepted"
-    REJECTED = "rejected"
-    DEFERRED = "deferred"
-    DUPLICATE = "duplicate"
-    UNVERIFIED = "unverified"
 
 
 class Would(NamedTuple):

@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
-from typing import Final, Literal
+from typing import Literal, NamedTuple
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
-from mqauth.judging.identities import CAPACITY as REMEMBERED
-from mqauth.judging.identities import Identities, TrustDomain, check_life, ends_of
+from mqauth.judging.identities import REMEMBERED, Identities, TrustDomain, check_life, ends_of
 from mqauth.judging.rollout import AcceptAs, WithoutEvidence
-from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Times, Token, Validity, is_revoked
+from mqauth.judging.token import CAPACITY, NOTHING, At, Shape, Times, Token, Validity, is_revoked
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
@@ -26,9 +25,7 @@ from mqauth.wire import batch, envelope, jwk, jws, memo
 from mqauth.wire.claims import MAX_NAME, Binding, Claims, is_name, parse
 from mqauth.wire.identity import is_trust_domain, is_wit
 from mqauth.wire.keys import Key, KeySet, KeySource
-from mqauth.wire.message import PROTECTED_PROPERTIES, Form, HeaderNames, Message, form_of
-
-_TUPLE: Final = tuple.__new__  # a candidate is made for every message
+from mqauth.wire.message import NEW_TUPLE, PROTECTED_PROPERTIES, Form, HeaderNames, Message, form_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +204,7 @@ class Verifier:
         if token is None:
             if batched and self.identities is not None and is_wit(text):
                 token, proof, learnt = self.identities.open(text, behind, self.tokens, shape.readers)
-                return _TUPLE(Candidate, (token, proof, shape, learnt))
+                return NEW_TUPLE(Candidate, (token, proof, shape, learnt))
             # (2), (3)
             opened = jws.take_apart(text)
             # (4): a reader compares bytes with a payload that was parsed before; what it does not know is parsed
@@ -216,7 +213,7 @@ class Verifier:
             token, learnt = Token(text, opened, read or parse(opened.payload)), read is not None
         if batched or token.proven is not None:
             proof = batch.proof_of(behind if batched else None, token.claims)
-        return _TUPLE(Candidate, (token, proof, shape, learnt))
+        return NEW_TUPLE(Candidate, (token, proof, shape, learnt))
 
     def issuer(self, token: Token) -> Issuer | TrustDomain:
         """Return the configured issuer or trust domain of a token: step (5).
@@ -378,3 +375,19 @@ def _issuers(keys: Mapping[str, KeySource | Issuer | TrustDomain]) -> dict[str, 
         inside = any(f"{name}/".startswith(f"{domain}/") for domain in domains)
         require(not inside, f"the issuer {name!r} lies in a trust domain that is configured")
     return issuers
+
+
+class Candidate(NamedTuple):
+    """A token whose claims are parsed and not yet believed: the outcome of steps 1 to 4.
+
+    Args:
+        token: taken apart; one of a batch may be remembered.
+        proof: in a batch, what came behind the token.
+        shape: of its message.
+        learnt: there is nothing to remember of the token that is not remembered already.
+    """
+
+    token: Token
+    proof: batch.Proof | None
+    shape: Shape
+    learnt: bool

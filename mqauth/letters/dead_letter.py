@@ -18,8 +18,7 @@ from mqauth.audit.record import iso_time
 from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable, require
 from mqauth.letters.release import NO_PAST, Release
 from mqauth.logs import harmless
-from mqauth.wire import base64url, envelope, json_form, strict_json
-from mqauth.wire.destination import is_kafka
+from mqauth.wire import base64url, destination, envelope, json_form, strict_json
 from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message, fold
 
 PREFIX: Final = "mqauth-dead-"
@@ -102,7 +101,7 @@ class DeadLetter:
         # not count what RabbitMQ may have written: a reader takes that off the letter first.
         kept: list[HeaderPair] = []
         metadata: dict[str, Any] = {"headers": [], "places": [], "stripped": 0}
-        written = frozenset[str]() if is_kafka(message.destination) else WRITTEN_ON_LETTERS
+        written = frozenset[str]() if destination.is_kafka(message.destination) else WRITTEN_ON_LETTERS
         moved, position = False, 0
         for name, value in message.headers:
             lowered = fold(name)

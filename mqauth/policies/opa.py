@@ -32,8 +32,7 @@ from mqauth.judging.policy import Allow, Decision
 from mqauth.judging.verified import Verified, scope_of
 from mqauth.logs import emit, harmless
 from mqauth.threads import after_fork
-from mqauth.wire import strict_json
-from mqauth.wire.memo import Recent, size_of
+from mqauth.wire import memo, strict_json
 
 REMEMBER: Final = 10.0
 MAX_REMEMBER: Final = 300.0
@@ -182,8 +181,10 @@ class OPA:
         self._learnt = float("-inf")
         # Each with the monotonic seconds until which it counts. A producer varies its routing keys, and names may
         # be long: it pushes out decisions of its own alone.
-        self._decisions = Recent[Question, tuple[float, Decision]](
-            MAX_MEMORY, lambda question, _: size_of(question), lambda question: (question.issuer, question.subject)
+        self._decisions = memo.Recent[Question, tuple[float, Decision]](
+            MAX_MEMORY,
+            lambda question, _: memo.size_of(question),
+            lambda question: (question.issuer, question.subject),
         )
         self._pause, self._why = Pause(RETRIES), ""
         self._asked = self._failed = 0

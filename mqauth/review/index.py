@@ -13,7 +13,6 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any, Final
@@ -21,6 +20,7 @@ from typing import Any, Final
 from mqauth.errors import MalformedMessage, refusing, require
 from mqauth.logs import harmless
 from mqauth.review.letter import Letter, Reading, read
+from mqauth.threads import Closing
 from mqauth.wire import json_form, strict_json
 
 _TEXTS: Final = ("id", "reason", "replace(reason, '_', ' ')", "subject", "kid", "issuer", "destination", "detail")
@@ -119,7 +119,7 @@ LARGEST: Final = Order("count", down=True)
 _NAMES: Final = ", ".join(DIMENSIONS)
 
 
-class Index(AbstractContextManager["Index"]):
+class Index(Closing):
     """The letters that one pass over a letter box found. It can be read from any thread.
 
     Attributes: ``complete`` once all letters were read, ``size`` in letters, and ``expected``, about how many
@@ -138,9 +138,6 @@ class Index(AbstractContextManager["Index"]):
         os.close(descriptor)
         self._db = sqlite3.connect(self._path, check_same_thread=False)
         self._db.executescript(_TABLES)
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the index and delete its file."""

@@ -24,9 +24,9 @@ from kafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from mqauth.brokers.kafka.client import Logs, carries, from_native, producer_settings, settings_of
-from mqauth.brokers.log.poison import find_poison
-from mqauth.brokers.log.records import dead_letter_headers
+from mqauth.brokers.kafka.client import Logs, from_native, producer_settings, settings_of
+from mqauth.brokers.log.offsets import find_poison
+from mqauth.brokers.log.records import carries, dead_letter_headers
 from mqauth.errors import Cause, MalformedMessage, Unavailable, refusing, require
 from mqauth.review.letter import Letter, letter_headers
 from mqauth.wire import destination, strict_json

@@ -249,7 +249,6 @@ class _NoMessageId(str):
     text; aiormq then takes a returned message, which has no id, for delivered, and the message would be lost.
     """
 
-    __slots__ = ()
     __hash__ = str.__hash__
 
     def __bool__(self) -> bool:

@@ -14,6 +14,7 @@ from mqauth._version import __version__
 from mqauth.delivery.health import Health, State
 from mqauth.errors import needs_extra, require
 from mqauth.telemetry import Telemetry
+from mqauth.threads import Closing
 
 with needs_extra("prometheus"):
     from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -81,7 +82,7 @@ ASKED_WITHIN: Final = 5.0
 """Seconds that a connection may be silent; each has a thread."""
 
 
-class Endpoint(contextlib.AbstractContextManager["Endpoint"]):
+class Endpoint(Closing):
     """A ``Telemetry`` whose metrics are served at ``/metrics``, beside ``/live``, ``/ready`` and ``/health``.
 
     ``meter`` makes further instruments for the same page, as ``AuthorityTelemetry`` does. The probes tell of the
@@ -136,6 +137,3 @@ class Endpoint(contextlib.AbstractContextManager["Endpoint"]):
         self._server.server_close()
         self._thread.join()
         self._provider.shutdown()
-
-    def __exit__(self, *_exception: Any) -> None:
-        self.close()

@@ -15,9 +15,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
-from mqauth.errors import Cause, Unavailable
+from mqauth.errors import Cause, Unavailable, Verdict
 from mqauth.judging.delivery import Outcome
-from mqauth.judging.verified import Verdict, Verified
+from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Issuer
 from mqauth.testing.attack_classes import classes_of
 from mqauth.testing.forge import Forge

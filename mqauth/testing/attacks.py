@@ -14,8 +14,7 @@ from typing import Any, ClassVar, Final
 
 import pytest
 
-from mqauth.errors import Reason
-from mqauth.judging.verified import Verdict
+from mqauth.errors import Reason, Verdict
 from mqauth.testing.attack_probe import ConsumerFactory, KeyGate, Probe, Tally, Target
 from mqauth.testing.batchattacks import BATCH_ATTACKS
 from mqauth.testing.batchforge import BatchForge

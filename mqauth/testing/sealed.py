@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from mqauth.errors import Cause, Reason
-from mqauth.judging.verified import Unverified, V, Verdict, Verified, Would, equip, make_unverified
+from mqauth.errors import Cause, Reason, Verdict
+from mqauth.judging.verified import Unverified, V, Verified, Would, equip, make_unverified
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.signer import Signer
 from mqauth.wire.keys import Key, KeySet

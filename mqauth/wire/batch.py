@@ -15,16 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256 as _sha256
-from typing import Final, NamedTuple, TypeAlias, TypedDict
+from typing import Final, NamedTuple, TypeAlias
 
 from mqauth.errors import MalformedMessage, Reason, Rejection, require
 from mqauth.wire import base64url, envelope, memo
 from mqauth.wire.claims import MAX_BATCH, Batch, Claims
-from mqauth.wire.message import Message
+from mqauth.wire.message import NEW_TUPLE, Message
 
-DEFAULT_BATCH: Final = 64
-"""Most messages under one signature: its check then costs each of them a microsecond."""
-MAX_LINGER: Final = 10.0
 SEPARATOR: Final = b"~"
 """What stands between the token of a batch and the proof of one message."""
 HASH_BYTES: Final = 32
@@ -44,36 +41,7 @@ _DIFFERS: Final = (
     (Reason.BODY_MISMATCH, "signed with another body"),
     (Reason.HEADERS_MISMATCH, "signed with other properties or headers"),
 )
-_TUPLE: Final = tuple.__new__
 _INDEXES: Final = {str(index).encode("ascii"): index for index in range(MAX_BATCH)}
-
-
-class Batching(TypedDict):
-    """The arguments of a broker wrapper's ``Producer`` that make messages share signatures.
-
-    Args:
-        batch: most messages under one signature, 1 to 1,024; 1 for a token each.
-        linger: seconds a message may wait for others, 0 to 10.
-    """
-
-    batch: int
-    linger: float
-
-
-def check_batching(batch: int, linger: float) -> None:
-    """Refuse settings that are out of their limits.
-
-    Args:
-        batch: messages under one signature.
-        linger: seconds a message may wait for others.
-
-    Raises:
-        ConfigurationError: one is.
-    """
-    require(
-        type(batch) is int and 1 <= batch <= MAX_BATCH and 0 <= linger <= MAX_LINGER,
-        f"batch is 1 to {MAX_BATCH}, linger 0 to {MAX_LINGER:.0f} seconds",
-    )
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
@@ -90,8 +58,6 @@ class Tree:
     Raises:
         ValueError: there are none, or too many.
     """
-
-    __slots__ = ("_levels",)
 
     def __init__(self, leaves: Sequence[bytes]) -> None:
         require(1 <= len(leaves) <= MAX_BATCH, "a tree has 1 to 1024 leaves", ValueError)
@@ -235,7 +201,7 @@ def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
     below = (index ^ (size - 1)).bit_length()
     if len(raw) != _SHORTS + HASH_BYTES * (below + (index >> below).bit_count()):
         raise _invalid("the path has not the length of its place")
-    return _TUPLE(Proof, (index, raw[:_SHORTS], raw[_SHORTS:]))
+    return NEW_TUPLE(Proof, (index, raw[:_SHORTS], raw[_SHORTS:]))
 
 
 def proof_text(index: int, shorts: bytes, path: bytes) -> str:

@@ -36,7 +36,7 @@ from mqauth.wire.message import (
 )
 
 MAX_DEPTH: Final = 32
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
 _DOMAIN: Final = b"mqauth-hds-1"
 _LENGTH: Final = len(TOKEN_HEADER)  # no name of another length is this one in lower case
@@ -359,7 +359,7 @@ def _scalar(value: object) -> bytes:
 def epoch_seconds(value: datetime) -> int:
     """Return whole UTC seconds, rounded down as AMQP does; a time without a zone is UTC, never local."""
     aware = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
-    return (aware - _EPOCH) // _SECOND
+    return (aware - EPOCH) // _SECOND
 
 
 def is_carried_decimal(value: Decimal) -> bool:

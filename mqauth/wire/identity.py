@@ -27,7 +27,6 @@ MAX_WIT: Final = 4096
 SEPARATOR: Final = b"~"
 ALGORITHMS: Final = ("EdDSA", "Ed25519", "ES256", "ES384")
 """Of a workload's key; RSA would be 340 bytes more in each message."""
-_PARTS: Final = 3
 _DOMAIN: Final = r"(?:wimse|spiffe)://[a-z0-9._-]+"
 _TRUST_DOMAIN: Final = re.compile(_DOMAIN)
 _SUBJECT: Final = re.compile(rf"({_DOMAIN})(?:/(?!\.\.?(?:/|\Z))[A-Za-z0-9._-]+)+")
@@ -171,13 +170,13 @@ def take_apart(text: bytes) -> tuple[bytes, jws.Opened]:
     Raises:
         Rejection: ``token_malformed``.
     """
-    segments = text.split(b".", _PARTS)
-    if len(segments) != _PARTS:
-        raise _malformed("not three segments")
+    segments = text.split(b".", jws.SEGMENTS)
+    if len(segments) != jws.SEGMENTS:
+        raise jws.malformed("not three segments")
     try:
         payload, signature = base64url.decode(segments[1]), base64url.decode(segments[2])
     except ValueError as error:
-        raise _malformed("a segment is not canonical base64url") from error
+        raise jws.malformed("a segment is not canonical base64url") from error
     return segments[0], jws.Opened("", "", text[: text.rindex(b".")], payload, signature)
 
 
@@ -301,8 +300,8 @@ def _parameters(segment: bytes) -> dict[str, Any]:
     try:
         parameters = strict_json.loads(base64url.decode(segment), depth=4)
     except ValueError as error:
-        raise _malformed("the header is no JSON in canonical base64url") from error
-    require(type(parameters) is dict, "the header is no object", _malformed)
+        raise jws.malformed("the header is no JSON in canonical base64url") from error
+    require(type(parameters) is dict, "the header is no object", jws.malformed)
     return dict(parameters)
 
 
@@ -336,7 +335,3 @@ def _invalid(detail: str) -> Rejection:
 
 
 _require: Final = partial(require, error=_invalid)
-
-
-def _malformed(detail: str) -> Rejection:
-    return Rejection(Reason.TOKEN_MALFORMED, detail)

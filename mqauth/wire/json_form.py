@@ -15,7 +15,7 @@ import binascii
 import math
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from types import NoneType
@@ -34,7 +34,6 @@ JSON_DEPTH: Final = 3 + 3 * envelope.MAX_DEPTH + 1
 Object, list and pair stand around the value of a header; each table in it adds three, and the innermost value one.
 """
 _require: Final = partial(require, error=MalformedMessage)
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER_ORIGIN: Final = ("partition", "offset", "timestamp_ms")
 _PLACE_TEXTS: Final = ("cluster", "topic", "topic_id", "queue", "exchange", "routing_key")
 
@@ -147,7 +146,7 @@ def _foreign(value: object) -> dict[str, Any]:
 
 def _time_to_form(value: datetime) -> dict[str, Any]:
     try:
-        moment = _EPOCH + timedelta(seconds=envelope.epoch_seconds(value))
+        moment = envelope.EPOCH + timedelta(seconds=envelope.epoch_seconds(value))
     except OverflowError:  # its zone carries it out of the calendar
         return {"str": "(time beyond the calendar)"}
     return {"time": moment.isoformat(timespec="seconds").replace("+00:00", "Z")}

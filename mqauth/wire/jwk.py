@@ -78,9 +78,8 @@ def load_key_set(
         require(len(document) <= MAX_DOCUMENT, f"{name}: over {MAX_DOCUMENT} bytes")
         with refusing(strict_json.StrictJSONError, lambda error: f"{name}: {error}"):
             parsed = strict_json.loads(document, depth=8)
-    listed = parsed.get("keys") if isinstance(parsed, Mapping) else None
-    if not isinstance(listed, list):
-        raise ConfigurationError(f"{name}: no JSON object with a list of keys")
+    listed: Any = parsed.get("keys") if isinstance(parsed, Mapping) else None
+    require(isinstance(listed, list), f"{name}: no JSON object with a list of keys")
     cutoffs = _cutoffs(parsed.get("mqauth_cutoff", []))
     # A kid that stands for two different keys is used for neither.
     keys: dict[str, Key] = {}

@@ -27,7 +27,7 @@ _Sodium = Callable[[bytes, bytes], bytes]
 TOKEN_TYPE: Final = "mqauth+jwt"
 MAX_TOKEN: Final = 8192
 _TUPLE: Final = tuple.__new__
-_SEGMENTS: Final = 3
+SEGMENTS: Final = 3
 _SIGNATURE: Final = 64
 ALLOWED: Final = frozenset(("EdDSA", "Ed25519", "ES256", "ES384", "PS256", "RS256"))
 _PYJWT: Final[dict[str, Algorithm]] = {
@@ -98,14 +98,14 @@ def take_apart(token: bytes, *, typ: str = TOKEN_TYPE) -> Opened:
     """
     if len(token) > MAX_TOKEN:
         raise Rejection(Reason.TOKEN_OVERSIZE, f"over {MAX_TOKEN} bytes")
-    segments = token.split(b".", _SEGMENTS)
-    if len(segments) != _SEGMENTS:
-        raise _malformed("not three segments")
+    segments = token.split(b".", SEGMENTS)
+    if len(segments) != SEGMENTS:
+        raise malformed("not three segments")
     try:
         payload, signature = base64url.decode(segments[1]), base64url.decode(segments[2])
         algorithm, kid = _HEADERS[segments[0], typ]
     except ValueError as error:
-        raise _malformed("a segment is not canonical base64url, or the header no JSON") from error
+        raise malformed("a segment is not canonical base64url, or the header no JSON") from error
     return _TUPLE(Opened, (algorithm, kid, token[: token.rindex(b".")], payload, signature))
 
 
@@ -170,9 +170,9 @@ def _check_header(header: tuple[bytes, str]) -> tuple[str, str]:
     """Return ``alg`` and ``kid`` of a token's first segment, whose ``typ`` must be the given one."""
     segment, typ = header
     parameters = strict_json.loads(base64url.decode(segment), depth=4)
-    require(type(parameters) is dict, "the header is no object", _malformed)
+    require(type(parameters) is dict, "the header is no object", malformed)
     kid = parameters.get("kid")
-    require(claims.is_name(kid, 1, keys.MAX_KID), f"no kid of 1 to {keys.MAX_KID} characters", _malformed)
+    require(claims.is_name(kid, 1, keys.MAX_KID), f"no kid of 1 to {keys.MAX_KID} characters", malformed)
     if parameters.get("typ") != typ:
         raise Rejection(Reason.TOKEN_TYPE, f"typ is not {typ}")
     if parameters.keys() - {"alg", "typ", "kid"}:
@@ -193,5 +193,6 @@ _HEADER_SEGMENTS: Final = memo.Memo[tuple[str, str, str], bytes](
 )
 
 
-def _malformed(detail: str) -> Rejection:
+def malformed(detail: str) -> Rejection:
+    """Return the rejection of a token, or of an identity or its proof, that is not in its form."""
     return Rejection(Reason.TOKEN_MALFORMED, detail)

@@ -22,12 +22,17 @@ class WorkloadKey:
         public: its public half.
         host: of the authority, where it is known, for errors.
 
+    Attributes:
+        kid: of the authority's key: the one that consumers look up.
+        algorithm: of the workload's key.
+        subjects: the one subject it speaks for.
+        sign: returns the raw JWS signature over some bytes.
+
     Raises:
         ConfigurationError: this is no WIT, or it vouches for another key.
     """
 
     is_identity: ClassVar[bool] = True
-    __slots__ = ("_key", "before", "host", "identity", "prefix", "wth")
 
     def __init__(self, wit: str, key: SigningKey, public: PublicKey, host: str = "") -> None:
         with refusing(
@@ -39,9 +44,12 @@ class WorkloadKey:
             {name: parsed.jwk.get(name) for name in public_members(public)} == public_members(public),
             "the identity vouches for another key",
         )
-        self._key = key
         self.host = host
         self.identity = parsed.identity
+        self.kid = parsed.identity.kid
+        self.algorithm = key.algorithm
+        self.sign = key.sign
+        self.subjects = frozenset((parsed.identity.subject,))
         self.prefix = parsed.text + identity.SEPARATOR
         self.before = (
             base64url.encode(strict_json.dumps({"alg": parsed.jwk["alg"], "typ": identity.PROOF_TYPE})) + b"."
@@ -50,25 +58,6 @@ class WorkloadKey:
 
     def __repr__(self) -> str:
         return f"WorkloadKey({self.identity.subject!r})"
-
-    @property
-    def kid(self) -> str:
-        """The kid of the authority's key: the one that consumers look up."""
-        return self.identity.kid
-
-    @property
-    def algorithm(self) -> str:
-        """Of the workload's key."""
-        return self._key.algorithm
-
-    @property
-    def subjects(self) -> frozenset[str]:
-        """The one subject it speaks for."""
-        return frozenset((self.identity.subject,))
-
-    def sign(self, data: bytes, /) -> bytes:
-        """Return the raw JWS signature over ``data``."""
-        return self._key.sign(data)
 
 
 def build(claims: Claims) -> bytes:

@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from unittest import mock
 
-from mqauth.brokers.log import starting
+from mqauth.brokers.log import offsets
 from mqauth.clock import Backoff
-from mqauth.delivery import partition, progress, slot
+from mqauth.delivery import partition, queue_work, slot
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.hold import HeldDelivery, Hold
 from mqauth.delivery.log_work import EarlyClaims, LogWork
 from mqauth.delivery.partition import Partition
-from mqauth.delivery.progress import Progress
-from mqauth.delivery.queue_work import QueueLeases, QueueWork
+from mqauth.delivery.queue_work import Progress, QueueLeases, QueueWork
 from mqauth.delivery.slot import Ack, DeliveryTags, RoundTripQueue, Slot
 from mqauth.delivery.start import Committed, Start
 from mqauth.delivery.window import Window
@@ -262,9 +261,9 @@ def begun_anyway(original: Any) -> Any:
 
 
 LOG: Final = (
-    Mutant("begins without a commit", starting, "beginning", uncommitted),
+    Mutant("begins without a commit", offsets, "beginning", uncommitted),
     Mutant("begins although nothing was committed", Assignment, "begin", begun_anyway),
-    Mutant("takes what was added for old", starting, "topic_start", nothing_added),
+    Mutant("takes what was added for old", offsets, "topic_start", nothing_added),
     Mutant("begins with what came too early", Partition, "begun", unsought),
     Mutant("commits received, not settled", Partition, "settled", received_as_settled),
     Mutant("takes what was put off for settled", Assignment, "attempted", settled_at_once),
@@ -416,7 +415,7 @@ QUEUE: Final = (
     Mutant("stays cautious", Window, "settled", returning(False)),
     Mutant("ignores a loss", Window, "lost", returning(None)),
     Mutant("renews nothing", QueueLeases, "due", returning([])),
-    Mutant("loses the time of receipt", progress, "again", received_anew),
+    Mutant("loses the time of receipt", queue_work, "again", received_anew),
     Mutant("gives back what was handled", HeldDelivery, "is_handled", always(False)),
     Mutant("suspends nothing", Hold, "wants_suspension", returning(False)),
     Mutant("never goes on", Window, "go_on", returning(None)),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Set
 from typing import Any, Final
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.log import starting
+from mqauth.brokers.log import offsets
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import ClientCalls, Partition
@@ -184,7 +184,7 @@ class AwayError(Exception):
     """No answer."""
 
 
-class Offsets(starting.OffsetCalls):
+class Offsets(offsets.OffsetCalls):
     """The calls of a client by which its partitions begin (``OffsetCalls``).
 
     Args:
@@ -342,7 +342,7 @@ class LogClient(LogWorkers):
         """Begin the partitions that were just assigned, as ``LogPoller`` does."""
         places = self.assignment.unbegun(frozenset(self.held))
         if places:
-            starts = run(starting.beginning(Offsets(self), places, self.assignment.early, lambda: True))
+            starts = run(offsets.beginning(Offsets(self), places, self.assignment.early, lambda: True))
             self.assignment.begin(starts, places)
             for place in starts:
                 part = self.assignment.partition(place)

@@ -22,7 +22,7 @@ from mqauth.brokers.judge import AsyncJudgement, ajudged
 from mqauth.brokers.log.records import NO_LOG, Log, record_message
 from mqauth.errors import ConfigurationError, require
 from mqauth.judging.pipeline import Pipeline
-from mqauth.wire.message import HeaderValue, Message
+from mqauth.wire.message import Message
 
 
 def check_consumer(client: Any) -> None:
@@ -239,11 +239,6 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
         name = f"{type(record).__module__}.{type(record).__name__}"
         raise ConfigurationError(f"an aiokafka.ConsumerRecord is needed, not {name}")
     return record_message(record, scope, log)
-
-
-def carries(_name: str, value: HeaderValue) -> bool:
-    """Return whether aiokafka can send a header again unchanged."""
-    return isinstance(value, bytes)
 
 
 class Logs:

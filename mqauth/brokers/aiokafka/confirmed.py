@@ -18,7 +18,6 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced
 
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.aiokafka.client import (
-    carries,
     check_producer,
     fatal_error,
     has_topic,
@@ -63,7 +62,6 @@ def confirming(client: Any, timeout: float) -> ConfirmingClient:
         wait=wait,
         over=lambda sent: sent[0].done(),
         has=partial(has_topic, client),
-        carries=carries,
         too_large=TOO_LARGE,
         failed=(KafkaError, TimeoutError, ValueError, TypeError, AssertionError, OSError),
     )
@@ -153,7 +151,6 @@ class TransactionalDeadLetters(TransactionalLetters):
         ConfigurationError: the client has no ``transactional_id``, or a setting is out of its limits.
     """
 
-    carries = staticmethod(carries)
     too_large = TOO_LARGE
 
     def __init__(

@@ -15,8 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Final, Literal, Unpack
 
-import aiokafka
-from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import (
     CommitFailedError,
     IllegalStateError,
@@ -26,20 +25,18 @@ from aiokafka.errors import (
 )
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
-from mqauth.brokers.aiokafka.client import Logs
 from mqauth.brokers.aiokafka.confirmed import TransactionalDeadLetters
 from mqauth.brokers.aiokafka.membership import Membership, require_stable
 from mqauth.brokers.aiokafka.producer import Producer
-from mqauth.brokers.dead_letters import Errors, responder_of
+from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
-from mqauth.brokers.log.poison import find_poison, step_over
+from mqauth.brokers.log.offsets import OffsetCalls, find_poison, step_over
 from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.records import NO_LOG, partition_messages
-from mqauth.brokers.log.starting import OffsetCalls
 from mqauth.brokers.options import LogOptions
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.start import Committed
-from mqauth.errors import require
+from mqauth.errors import Errors, require
 from mqauth.flow import Flow, arun
 from mqauth.judging.pipeline import Handler, Pipeline, V
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -81,7 +78,7 @@ class Consumer(AsyncLogConsumer):
 
     def __init__(
         self,
-        client: aiokafka.AIOKafkaConsumer,
+        client: AIOKafkaConsumer,
         guard: Pipeline,
         handler: Handler[V],
         *,
@@ -183,7 +180,7 @@ class Poller(Offsets, LogPoller):
         super().__init__(client, assignment, **settings)
         self.scope = aiokafka_client.group_of(client)
         self.reset = aiokafka_client.reset_of(client)
-        self._logs = Logs(client)
+        self._logs = aiokafka_client.Logs(client)
         self._poison = poison
         self._closed = False
         self._waiting: asyncio.Timeout | None = None

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
-from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import aiokafka
 from aiokafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
@@ -23,11 +23,10 @@ from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.flow import arun
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
-from mqauth.signer import Prepared, Signer
-from mqauth.wire.batch import DEFAULT_BATCH
+from mqauth.signer import DEFAULT_BATCH, Prepared, Signer
 
 
-class Producer(RecordProducer):
+class Producer(RecordProducer, AbstractAsyncContextManager["Producer"]):
     """Signs records and sends them with a started ``AIOKafkaProducer``.
 
     Records of one topic that are published together share signatures: ``send`` hashes its record and returns.
@@ -158,12 +157,7 @@ class Producer(RecordProducer):
         """Abort the transaction, with what waits."""
         await arun(self._ending(self.client.abort_transaction, complete=False))
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_exception: object) -> None:
         await self.stop()
 
     def responder(self) -> Replies:

@@ -8,9 +8,9 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaException, TopicPartition
 
 from mqauth.brokers.confluent.client import PASSES, error_of, name_of
-from mqauth.brokers.dead_letters import Errors
-from mqauth.brokers.log.starting import OffsetCalls
+from mqauth.brokers.log.offsets import OffsetCalls
 from mqauth.delivery.start import Committed
+from mqauth.errors import Errors
 
 
 class Place(NamedTuple):

@@ -29,12 +29,11 @@ from mqauth.brokers.confluent.confirmed import Report
 from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer, TopicReplies, later
 from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
 from mqauth.brokers.log.sealing import SMALL, ClientBuffer, RecordSealing, sealed_headers
-from mqauth.errors import MalformedMessage, Unavailable, require
+from mqauth.errors import MalformedMessage, Unavailable, refusing, require
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
-from mqauth.signer import Prepared, Signer
+from mqauth.signer import DEFAULT_BATCH, Prepared, Signer
 from mqauth.wire import memo
-from mqauth.wire.batch import DEFAULT_BATCH
 
 PATIENCE: Final = 60.0
 """Most seconds that a record waits for a free place; kafka-python's default of ``max_block_ms``."""
@@ -349,10 +348,8 @@ class Replies(TopicReplies):
             KafkaException: the client refuses the answer.
         """
         answer = Answer(self._producer)
-        try:
+        with refusing((BufferError, ProducerFatalError, Unavailable), lambda error: type(error).__name__, later):
             self._producer.produce(topic, value=body, headers=headers, on_delivery=answer.tell)
-        except (BufferError, ProducerFatalError, Unavailable) as error:
-            raise later(type(error).__name__) from error
         return answer
 
     def check(self) -> None:

@@ -12,13 +12,14 @@ from contextlib import suppress
 from typing import Any, Final, Literal
 from uuid import UUID
 
+import kafka.codec as codecs
 from kafka.errors import KafkaTimeoutError
 
 from mqauth.brokers.judge import Judgement, judged
 from mqauth.brokers.log.records import NO_LOG, Log, record_message
 from mqauth.errors import ConfigurationError, require
 from mqauth.judging.pipeline import Pipeline
-from mqauth.wire.message import HeaderValue, Message
+from mqauth.wire.message import Message
 
 _TELLING: Final = {"KafkaConsumer": "group_id", "KafkaProducer": "max_block_ms"}
 """A setting that only clients of this kind have."""
@@ -145,9 +146,12 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
     return record_message(record, scope, log)
 
 
-def carries(_name: str, value: HeaderValue) -> bool:
-    """Return whether kafka-python can send a header again: it delivers ``None`` but refuses to send it."""
-    return isinstance(value, bytes)
+_PACKAGES: Final = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}
+
+
+def lacking(codec: str) -> str | None:
+    """Return the package that kafka-python needs for a codec and does not find, ``None`` where it has it."""
+    return None if getattr(codecs, f"has_{codec}")() else _PACKAGES.get(codec)
 
 
 class Logs:

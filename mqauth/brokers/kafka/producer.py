@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, RetriableError, UnknownTopicOrPartitionError
@@ -20,8 +20,7 @@ from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native
 from mqauth.brokers.log.sealing import ClientBuffer
 from mqauth.errors import Unavailable
 from mqauth.judging.verified import Verified
-from mqauth.signer import Signer
-from mqauth.wire.batch import DEFAULT_BATCH
+from mqauth.signer import DEFAULT_BATCH, Signer
 
 
 class Producer(LogProducer):
@@ -168,8 +167,6 @@ class Producer(LogProducer):
 
 _OUT_OF_REACH: Final = (RetriableError, ProducerFatalError, Unavailable)
 """Errors of a send while broker or signing key cannot be reached, or after the client has failed for good."""
-_Request: TypeAlias = tuple[str, str, str, int | None]
-"""Issuer, subject, token id and index of a request: the same for each attempt at it."""
 
 
 class Replies(TopicReplies):
@@ -184,7 +181,8 @@ class Replies(TopicReplies):
 
     def __init__(self, producer: Producer) -> None:
         super().__init__(producer)
-        self._refused: dict[_Request, KafkaError] = {}
+        # By issuer, subject, token id and index of a request: the same for each attempt at it.
+        self._refused: dict[tuple[str, str, str, int | None], KafkaError] = {}
 
     def send(self, verified: Verified, topic: str, body: bytes, headers: NativeHeaders) -> Answer:
         """Send an answer.

@@ -9,13 +9,12 @@ from functools import partial
 from typing import Any, Final
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.dead_letters import Errors, first_taken
-from mqauth.brokers.log.records import dead_letter_headers, record_size
-from mqauth.errors import Cause, Unavailable, require
+from mqauth.brokers.dead_letters import first_taken
+from mqauth.brokers.log.records import carries, dead_letter_headers, record_size
+from mqauth.errors import Cause, Errors, Unavailable, require
 from mqauth.flow import Flow, call, run
 from mqauth.letters.dead_letter import Carries, DeadLetter, Oversize, check_oversize
-from mqauth.wire import strict_json
-from mqauth.wire.memo import Recent
+from mqauth.wire import memo, strict_json
 from mqauth.wire.message import Message
 
 MAX_UNCONFIRMED: Final = 1000
@@ -46,9 +45,9 @@ class ConfirmingClient:
     wait: Callable[[Any, float], Any]
     over: Callable[[Any], bool]
     has: Callable[[str], Any]
-    carries: Carries
     too_large: Errors
     failed: Errors
+    carries: Carries = carries
     name: Callable[[BaseException], str] = lambda error: type(error).__name__
 
 
@@ -80,7 +79,7 @@ class TopicSink:
         self._timeout = timeout
         # Records that were sent and not yet confirmed, by their id, with their size. A sender of bad messages
         # chooses that, so it is bounded; those that are forgotten may be sent twice, under the same id.
-        self._unconfirmed = Recent[str, tuple[Any, int]](
+        self._unconfirmed = memo.Recent[str, tuple[Any, int]](
             MAX_UNCONFIRMED_BYTES, lambda _, kept: max(kept[1], MAX_UNCONFIRMED_BYTES // MAX_UNCONFIRMED)
         )
         self._lock = threading.Lock()

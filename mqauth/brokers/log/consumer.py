@@ -14,8 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Self
 
-from mqauth.brokers.dead_letters import look
-from mqauth.brokers.event_loop import BackgroundRun, FirstError, stopping_on_signals
+from mqauth.brokers.event_loop import BackgroundRun, FirstError, look, stopping_on_signals
 from mqauth.brokers.log.poller import LEAVE, LogEngine
 from mqauth.clock import Clock
 from mqauth.delivery.log_work import check_plugins

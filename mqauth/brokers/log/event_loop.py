@@ -9,19 +9,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import copy_context
 from functools import wraps
-from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import (
     DeliveryTasks,
     FirstError,
     Leaving,
     call_later,
+    look,
     loop_stopping_on_signals,
+    tell,
     was_cancelled,
 )
 from mqauth.brokers.log.poller import IDLE, LEAVE, LogEngine
@@ -111,10 +110,8 @@ class AsyncLogConsumer(LogEngine):
         loop = asyncio.get_running_loop()
 
         def keys_changed() -> None:
-            # Called from any thread, and the loop may have ended meanwhile.
             self._assignment.keys_changed()
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self.calls.wake)
+            tell(loop, self.calls.wake)
 
         self._unsubscribe = self._guard.on_change(keys_changed)
         self._running = True
@@ -123,9 +120,7 @@ class AsyncLogConsumer(LogEngine):
         self._check()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, *_exception: object) -> None:
         """Stop gracefully; raise the error that stopped the consumer, unless the block raised one."""
         await self.stop()
         if kind is None:

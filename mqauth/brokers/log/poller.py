@@ -12,8 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any, Final
 
+from mqauth.brokers.log.offsets import OffsetCalls, beginning, tell_out_of_range
 from mqauth.brokers.log.records import CommitUnansweredError
-from mqauth.brokers.log.starting import OffsetCalls, beginning, tell_out_of_range
 from mqauth.brokers.log.transaction import TransactionalLetters, Transactions
 from mqauth.clock import Backoff
 from mqauth.delivery.assignment import Assignment
@@ -220,11 +220,12 @@ class LogPoller(OffsetCalls, ABC):
         Raises:
             CommitUnansweredError: it has not returned from a commit for too long.
         """
-        if self._assignment.unanswered > UNANSWERED:
-            raise CommitUnansweredError(
-                f"the client of group {self.scope} has not returned from a commit for {UNANSWERED:.0f} s, and "
-                "takes no other call: start the process again"
-            )
+        require(
+            self._assignment.unanswered <= UNANSWERED,
+            f"the client of group {self.scope} has not returned from a commit for {UNANSWERED:.0f} s, and "
+            "takes no other call: start the process again",
+            CommitUnansweredError,
+        )
 
     def steer(self) -> None:
         """Make the calls that the assignment asks for now, but in a rebalance."""

@@ -10,8 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, to_message
 from mqauth.brokers.log.sealing import SMALL
@@ -19,8 +18,8 @@ from mqauth.errors import ConfigurationError, RetryLater, require
 from mqauth.flow import Flow, call, run
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
-from mqauth.signer import Signer
-from mqauth.wire.batch import check_batching
+from mqauth.signer import Signer, check_batching
+from mqauth.threads import Closing
 from mqauth.wire.message import Message
 
 DEFAULT_IN_FLIGHT: Final = 10_000
@@ -117,7 +116,7 @@ class RecordProducer(ABC):
         """Seal and send what waits; on an event loop a coroutine."""
 
 
-class LogProducer(RecordProducer):
+class LogProducer(RecordProducer, Closing):
     """A producer on a synchronous client; records that wait to be sealed are part of its transactions."""
 
     def begin_transaction(self) -> None:
@@ -146,14 +145,6 @@ class LogProducer(RecordProducer):
     @abstractmethod
     def close(self) -> None:
         """Take no more records, and close the client after a flush; a leaf's own."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _seal_all(self, timeout: float | None = None) -> float | None:
         """Seal and send what waits; return the seconds that are left of the timeout."""

@@ -16,6 +16,7 @@ from mqauth.wire.message import (
     NO_ORIGIN,
     NO_PROPERTIES,
     HeaderPair,
+    HeaderValue,
     Message,
     kafka_origin,
     message_of,
@@ -50,8 +51,6 @@ class RecordPlace:
         scope: the consumer group.
         log: the ids of cluster and topic.
     """
-
-    __slots__ = ("_cluster", "_destination", "_fault", "_partition", "_scope", "_topic", "_topic_id")
 
     def __init__(self, topic: object, partition: object, scope: str, log: Log) -> None:
         self._destination, self._fault = "kafka:", None if isinstance(topic, str) else "the topic is no text"
@@ -220,6 +219,11 @@ def _is_pair(pair: Any, shape: Any, values: Any) -> bool:
 def _natural(value: object) -> int | None:
     # Kafka says -1 for a number that it does not know. A client may have classes of its own below ``int``.
     return int(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def carries(_name: str, value: HeaderValue) -> bool:
+    """Return whether a client can send a header again: kafka-python delivers ``None`` but refuses to send it."""
+    return isinstance(value, bytes)
 
 
 class PoisonRecordError(MqauthError):

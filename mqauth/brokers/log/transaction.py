@@ -15,15 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mqauth.brokers.dead_letters import Errors
 from mqauth.brokers.log.confirmed import can_exist
-from mqauth.brokers.log.records import ProducerFatalError, dead_letter_headers, record_size
+from mqauth.brokers.log.records import ProducerFatalError, carries, dead_letter_headers, record_size
 from mqauth.clock import Backoff, Clock
 from mqauth.delivery.assignment import Assignment, Due
 from mqauth.delivery.health import Stall
 from mqauth.delivery.partition import Partition
 from mqauth.delivery.start import Committed
-from mqauth.errors import Cause, ConfigurationError, require
+from mqauth.errors import Cause, ConfigurationError, Errors, require
 from mqauth.flow import Flow, call
 from mqauth.letters.dead_letter import Carries, DeadLetter, undelivered
 from mqauth.logs import emit
@@ -54,7 +53,7 @@ class TransactionalLetters(ABC):
 
     longest: float
     too_large: Errors
-    carries: Carries
+    carries: Carries = staticmethod(carries)
 
     def __init__(self, make_client: Callable[[], Any], topic: str, timeout: float) -> None:
         require(

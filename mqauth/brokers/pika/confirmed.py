@@ -12,10 +12,8 @@ from collections.abc import Awaitable
 from functools import partial
 from typing import Any, Final
 
-import pika
-from pika import BasicProperties, BlockingConnection
+from pika import BasicProperties, BlockingConnection, exceptions, spec
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import ChannelClosedByBroker, NackError
 
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.amqp_messages import (
@@ -47,7 +45,7 @@ _REFUSED: Final = (ValueError, OverflowError)
 """``TooLargeError``, and what pika raises for what it cannot send."""
 
 
-class UnroutableError(MqauthError, pika.exceptions.UnroutableError):
+class UnroutableError(MqauthError, exceptions.UnroutableError):
     """The broker returned a mandatory message, since no queue takes its routing key; nothing was kept."""
 
     code = "unroutable"
@@ -136,14 +134,14 @@ class Publisher:
 
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
-        acked = isinstance(method, pika.spec.Basic.Ack)
+        acked = isinstance(method, spec.Basic.Ack)
         tags = [tag for tag in self._unconfirmed if tag <= method.delivery_tag] if method.multiple else []
         for tag in tags or [method.delivery_tag]:
             name, confirm, _ = self._unconfirmed.pop(tag)
-            self._settle(name, confirm, None if acked else NackError([]))
+            self._settle(name, confirm, None if acked else exceptions.NackError([]))
 
     def _on_close(self, reason: Exception) -> None:
-        refused = isinstance(reason, ChannelClosedByBroker) and reason.reply_code == 406
+        refused = isinstance(reason, exceptions.ChannelClosedByBroker) and reason.reply_code == 406
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         for name, confirm, size in unconfirmed.values():
             ours = refused and may_be_too_large(str(reason), size)

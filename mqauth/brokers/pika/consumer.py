@@ -16,10 +16,10 @@ from pika.exceptions import AMQPChannelError
 
 from mqauth.brokers.amqp_messages import OFFSET, is_stream, stream_refused, warn_of_shared_connection
 from mqauth.brokers.dead_letters import responder_of
-from mqauth.brokers.event_loop import BackgroundRun, DeliveryTasks, on_thread, on_threads
+from mqauth.brokers.event_loop import BackgroundRun, DeliveryTasks, on_thread, on_threads, tell
 from mqauth.brokers.options import QueueOptions
 from mqauth.brokers.pika.confirmed import refusal
-from mqauth.brokers.pika.link import LOST, Line, Link, drive, link_of, tell
+from mqauth.brokers.pika.link import LOST, Line, Link, drive, link_of
 from mqauth.brokers.pika.producer import Producer
 from mqauth.brokers.pika.translate import failures_of, read
 from mqauth.brokers.queue.client import OpenChannel, Take, UnansweredError, refused

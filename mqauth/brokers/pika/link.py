@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -291,12 +290,6 @@ async def driving(work: Awaitable[R]) -> R:
 def here(work: Coroutine[Any, Any, R]) -> Coroutine[Any, Any, R] | R:
     """Return a coroutine to be awaited where an event loop runs in this thread; else run it to its end."""
     return work if in_event_loop() else drive(work)
-
-
-def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
-    """Have an event loop call a function, from any thread; do nothing where the loop has ended."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(function, *args)
 
 
 def _answered(answer: asyncio.Future[Any], result: Any = None) -> None:

@@ -5,27 +5,25 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from contextlib import contextmanager
 from functools import partial
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from pika import BasicProperties, BlockingConnection
 from pika.exceptions import AMQPConnectionError, ChannelWrongStateError
 
-from mqauth.brokers.amqp_messages import mandatory_reply, new_message_id
+from mqauth.brokers.amqp_messages import deferring, mandatory_reply, new_message_id
 from mqauth.brokers.amqp_values import headers_out
+from mqauth.brokers.event_loop import tell
 from mqauth.brokers.pika.confirmed import Publisher
-from mqauth.brokers.pika.link import Link, drive, tell
+from mqauth.brokers.pika.link import Link, drive
 from mqauth.brokers.pika.translate import to_message
 from mqauth.brokers.sealing import Sealing
-from mqauth.errors import MqauthError, RetryLater, Unavailable, refusing, require
+from mqauth.errors import MqauthError, Unavailable, require
 from mqauth.judging.verified import Responder, Verified
-from mqauth.signer import Signer
-from mqauth.threads import in_event_loop
-from mqauth.wire.batch import DEFAULT_BATCH
+from mqauth.signer import DEFAULT_BATCH, Signer
+from mqauth.threads import Closing, in_event_loop
 from mqauth.wire.message import Message
 
 OUT_OF_REACH: Final = (AMQPConnectionError, ChannelWrongStateError, OSError, Unavailable)
@@ -38,7 +36,7 @@ class ClosedByOwnerError(MqauthError, ChannelWrongStateError):
     code = "closed"
 
 
-class Producer:
+class Producer(Closing):
     """Signs each message afresh and publishes it, with a confirm; the caller's properties are never changed.
 
     Any thread may publish. From the first publish until ``close`` a thread of the producer's own uses the
@@ -170,14 +168,6 @@ class Producer:
         if self._thread is not None:
             self._thread.join()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     async def _confirmed(self, taken: BasicProperties, routing_key: str, mandatory: bool, sealed: Message) -> None:
         taken.headers = headers_out(sealed.headers, bytes)
         await self._publisher.publish(self._exchange, routing_key, sealed.body or b"", taken, mandatory=mandatory)
@@ -213,17 +203,11 @@ def _reply(producer: Producer, verified: Verified, body: bytes) -> Any:
     properties = BasicProperties(correlation_id=verified.properties.get("correlation-id"))
     publishing = producer.publishing(body, place, properties, mandatory=mandatory_reply(place))
     if not in_event_loop():
-        with _deferring():
+        with deferring(OUT_OF_REACH):
             return asyncio.run_coroutine_threadsafe(publishing(), producer.running()).result()
 
     async def awaited() -> None:
-        with _deferring():
+        with deferring(OUT_OF_REACH):
             await publishing()
 
     return awaited()
-
-
-@contextmanager
-def _deferring() -> Iterator[None]:
-    with refusing(OUT_OF_REACH, lambda error: f"the answer could not be sent: {type(error).__name__}", RetryLater):
-        yield

@@ -12,7 +12,6 @@ from typing import Any, Final
 from pika import BasicProperties
 
 from mqauth.brokers import amqp_messages, amqp_values
-from mqauth.brokers.amqp_messages import MAX_HEADER_FRAME, SHORT_STRINGS, Number, check_frame
 from mqauth.errors import MalformedMessage
 from mqauth.wire.message import HeaderValue, Message
 
@@ -104,7 +103,7 @@ def to_properties(message: Message, **rest: Any) -> BasicProperties:
         rest: properties that take the place of the message's own.
     """
     properties = message.properties
-    texts = {attribute: properties.get(name) for name, attribute in SHORT_STRINGS.items()}
+    texts = {attribute: properties.get(name) for name, attribute in amqp_messages.SHORT_STRINGS.items()}
     numbers = {name: int(properties[name]) for name in ("priority", "timestamp") if name in properties}
     headers = amqp_values.headers_out(message.headers, bytes)
     return BasicProperties(**{**texts, **numbers, "headers": headers, "delivery_mode": PERSISTENT, **rest})
@@ -121,7 +120,7 @@ def check_properties(properties: BasicProperties, frame_size: int) -> None:
     except Exception as error:
         raise MalformedMessage(f"pika cannot send the message: {type(error).__name__}") from error
     # Bytes of a frame beside its payload.
-    check_frame(sum(map(len, encoded)), min(frame_size - 8, MAX_HEADER_FRAME))
+    amqp_messages.check_frame(sum(map(len, encoded)), min(frame_size - 8, amqp_messages.MAX_HEADER_FRAME))
 
 
 def carries(name: str, value: HeaderValue) -> bool:
@@ -152,7 +151,7 @@ def failures_of(method: Any, headers: Mapping[str, Any] | None) -> int:
     return amqp_messages.failures(headers or {}, redelivered=bool(method.redelivered))
 
 
-_NUMBERS: Final[tuple[Number, ...]] = (
+_NUMBERS: Final[tuple[amqp_messages.Number, ...]] = (
     ("priority", "priority", amqp_messages.whole),
     ("delivery-mode", "delivery_mode", amqp_messages.whole),
     ("timestamp", "timestamp", amqp_messages.whole),

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
-from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.audit.record import MINUTE
-from mqauth.brokers.dead_letters import look
-from mqauth.brokers.event_loop import Leaving, LoopBeat, Sleep, loop_stopping_on_signals
+from mqauth.brokers.event_loop import Leaving, LoopBeat, Sleep, look, loop_stopping_on_signals, tell
 from mqauth.brokers.queue.client import QueueClient
 from mqauth.brokers.queue.subscription import PREFETCH, Subscription
 from mqauth.delivery.health import QueueHealth, told_of
@@ -127,13 +124,7 @@ class QueueConsumer:
         require(self._supervisor is None, "a consumer runs once: make another one")
         await arun(starting(self._guard))
         loop = asyncio.get_running_loop()
-
-        def wake() -> None:
-            # Called from any thread, and the loop may have ended meanwhile.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._subscription.wake)
-
-        self._unsubscribe = self._guard.on_change(wake)
+        self._unsubscribe = self._guard.on_change(lambda: tell(loop, self._subscription.wake))
         self._beat.start(loop)
         self._guard.journal.started(
             f"queue {self._calls.queue}", self._calls.queue, self._dead_letters.name, self._guard.rollout
@@ -151,9 +142,7 @@ class QueueConsumer:
             raise self._window.failure
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         """Stop gracefully, and raise the error that stopped the consumer if there was one."""
         await self.stop()
         if self._window.failure is not None and error is None:

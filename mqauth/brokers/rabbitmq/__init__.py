@@ -20,6 +20,7 @@ with needs_extra("rabbitmq"):
     from aio_pika.abc import AbstractIncomingMessage
     from aiormq.abc import DeliveredMessage
 
+
 from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.judge import AsyncJudgement
 from mqauth.brokers.options import DeliveryOptions

@@ -24,7 +24,6 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from aio_pika import exceptions
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractRobustChannel, AbstractRobustConnection
-from aio_pika.exceptions import AMQPChannelError
 from aiormq.abc import AbstractConnection, DeliveredMessage
 from pamqp.commands import Basic
 
@@ -271,7 +270,7 @@ async def echoed(connection: AbstractConnection, headers: dict[str, Any], body: 
                 with suppress(TimeoutError, *LOST):
                     # Seconds in which a channel is to be closed; a blocked connection answers nothing.
                     await asyncio.wait_for(asyncio.shield(asking.close()), 1.0)
-    except AMQPChannelError as error:
+    except exceptions.AMQPChannelError as error:
         raise refused(error) from error
     except LOST as error:
         raise UnansweredError(f"the broker was not asked: {error or type(error).__name__}") from error

@@ -11,8 +11,7 @@ import asyncio
 from functools import partial
 from typing import Any, Final
 
-import aio_pika
-from aio_pika import exceptions
+from aio_pika import DeliveryMode, exceptions
 from aio_pika.abc import AbstractChannel, AbstractQueue, AbstractRobustChannel
 from aiormq.abc import AbstractChannel as UnderlayChannel
 from pamqp import commands
@@ -177,7 +176,7 @@ class AuditQueue(_Sink):
         """
         message = Measured(
             strictjson.dumps(record.as_dict()),
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            delivery_mode=DeliveryMode.PERSISTENT,
             # A new one each time, since aiormq matches returned messages by it.
             message_id=new_message_id(),
             **RECORD_PROPERTIES,

@@ -31,7 +31,6 @@ from mqauth.brokers.options import QueueOptions
 from mqauth.brokers.queue.client import PART, OpenChannel, RoundTrip, Send, Take
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.rabbitmq import channel as channels
-from mqauth.brokers.rabbitmq.channel import echoed, is_untouched
 from mqauth.brokers.rabbitmq.confirmed import refusal
 from mqauth.brokers.rabbitmq.translate import failures_of, from_native
 from mqauth.delivery.slot import NO_LIMIT
@@ -169,7 +168,7 @@ async def subscribed(queue: AbstractQueue, channel: AbstractChannel, take: Take)
         channel: aiormq's, of the queue.
         take: gets each delivery.
     """
-    if is_untouched(queue, "consume"):
+    if channels.is_untouched(queue, "consume"):
         return (await channel.basic_consume(queue.name, partial(_taken, take))).consumer_tag or ""
     seen: Any = copy.copy(queue)
     seen.channel = _Reading(queue.channel, channel, take)
@@ -292,7 +291,7 @@ class Queue(Deliveries):
             await self._native.channel.set_qos(prefetch_count=prefetch)
             self._channel = channel = await self._native.channel.get_underlay_channel()
             channel.on_consumer_cancel_callbacks.add(self._on_cancel)
-        return OpenChannel(channel, sender(channel, self.queue), channel.connection, echoed)
+        return OpenChannel(channel, sender(channel, self.queue), channel.connection, channels.echoed)
 
     async def consume(self, channel: AbstractChannel, take: Take) -> str:
         """Have each delivery on aiormq's channel given to ``take``; return the consumer's tag."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import lru_cache, partial
-from types import SimpleNamespace, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import aio_pika
@@ -24,15 +24,14 @@ from pamqp.body import ContentBody
 from pamqp.frame import FrameTypes, marshal
 from pamqp.header import ContentHeader
 
-from mqauth.brokers.amqp_messages import check_frame, mandatory_reply, new_message_id
+from mqauth.brokers.amqp_messages import check_frame, deferring, mandatory_reply, new_message_id
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error, is_untouched, reopen
 from mqauth.brokers.rabbitmq.translate import Measured, agreed, frame_limit, headers_out, to_message, unsendable
 from mqauth.brokers.sealing import Sealing
-from mqauth.errors import MalformedMessage, MqauthError, RetryLater, Unavailable, refusing, require
+from mqauth.errors import MalformedMessage, MqauthError, Unavailable, require
 from mqauth.judging.verified import Responder, Verified
 from mqauth.logs import emit
-from mqauth.signer import Signer
-from mqauth.wire.batch import DEFAULT_BATCH
+from mqauth.signer import DEFAULT_BATCH, Signer
 from mqauth.wire.message import Message
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class UnroutableError(MqauthError, exceptions.DeliveryError):
         return "no queue is bound for this exchange and routing key"
 
 
-class Producer:
+class Producer(AbstractAsyncContextManager["Producer"]):
     """Signs each message afresh and publishes it; the caller's message is never changed.
 
     Args:
@@ -152,12 +151,7 @@ class Producer:
         """Seal what waits, and return when every publish has its outcome; the exchange stays as it is."""
         await self._sealing.close()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_exception: object) -> None:
         await self.close()
 
     def seal(self, message: AbstractMessage, routing_key: str) -> aio_pika.Message:
@@ -199,7 +193,7 @@ async def _reply(producer: Producer, verified: Verified, body: bytes) -> Publish
     place = getattr(verified.native, "reply_to", None)
     mandatory = mandatory_reply(place)
     answer = aio_pika.Message(body, correlation_id=verified.properties.get("correlation-id"))
-    with refusing(OUT_OF_REACH, lambda error: f"the answer could not be sent: {type(error).__name__}", RetryLater):
+    with deferring(OUT_OF_REACH):
         return await producer.publish(answer, str(place), mandatory=mandatory)
 
 

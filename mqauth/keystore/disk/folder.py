@@ -18,9 +18,7 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import file_errors, require
 from mqauth.keystore.disk import ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
-from mqauth.wire import jwk, strict_json
-from mqauth.wire.claims import is_name
-from mqauth.wire.identity import trust_domain_of
+from mqauth.wire import claims, identity, jwk, strict_json
 from mqauth.wire.keys import NO_CUTOFFS, Cutoff, Key, KeySet, SigningKey
 
 KEYSET: Final = "keyset.json"
@@ -241,8 +239,10 @@ class Keystore:
         cutoff = Cutoff(before=now + 1 if before is None else before, reason=reason)
         with disk.locked(self.folder):
             keys = self.ring()
-            require(trust_domain_of(subject), "a subject is wimse:// or spiffe://, a trust domain, and a path")
-            require(is_name(reason, 0), "a reason is one line of at most 256 characters")
+            require(
+                identity.trust_domain_of(subject), "a subject is wimse:// or spiffe://, a trust domain, and a path"
+            )
+            require(claims.is_name(reason, 0), "a reason is one line of at most 256 characters")
             # Entries that refuse nothing any more go.
             oldest = now - keys.grace - keys.retain
             entries = {name: earlier for name, earlier in self.cutoffs().items() if earlier.before > oldest}
@@ -304,7 +304,7 @@ def read_pem(path: Path, passphrase: bytes | None = None, algorithm: str | None 
 def _subjects(subjects: Iterable[str]) -> frozenset[str]:
     names = frozenset(subjects)
     require(
-        names and all(is_name(name) for name in names),
+        names and all(claims.is_name(name) for name in names),
         "a subject is text of 1 to 256 characters, and at least one is needed",
     )
     return names

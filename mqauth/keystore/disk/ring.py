@@ -29,7 +29,6 @@ rest
 is for clocks that differ. A key that may be stolen is revoked instead."""
 VERSION: Final = 1
 MAX_URI: Final = 1024
-_DEPTH: Final = 6
 _TIMES: Final = ("created", "ready", "activated", "retired", "revoked")
 _KEY: Final = frozenset(("kid", "algorithm", "state", "subjects", *_TIMES, "revocation", "public"))
 
@@ -269,7 +268,7 @@ def load(raw: bytes, *, name: str) -> KeyRing:
         ConfigurationError: ``dump`` cannot have written the text.
     """
     with refusing((strict_json.StrictJSONError, ConfigurationError), lambda error: f"{name}: {error}"):
-        document = strict_json.loads(raw, depth=_DEPTH)
+        document = strict_json.loads(raw, depth=6)
         require(
             isinstance(document, dict)
             and document.keys() - {"overlap"} == {"version", "publish_delay", "retain", "keys"}

@@ -21,12 +21,11 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, Unavailable, require
 from mqauth.http.connection import MAX_TIMEOUT, FetchFailed
 from mqauth.keystore.identity import renewal
-from mqauth.keystore.identity.renewal import Grant, Moment, Renewal
 from mqauth.keystore.identity.request import KEYS_PATH, Credential, IdentityRequest, Refused
+from mqauth.keystore.remote.fetch import ThreadRefresher
 from mqauth.keystore.remote.jwks import JWKS
-from mqauth.keystore.remote.refresher import ThreadRefresher
 from mqauth.logs import emit
-from mqauth.threads import after_fork, in_event_loop
+from mqauth.threads import Closing, after_fork, in_event_loop
 from mqauth.wire.identity import Identity
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.keys import Key, KeySet
@@ -110,7 +109,7 @@ class WITKey:
         return workload
 
 
-class IdentityKey:
+class IdentityKey(Closing):
     """A ``SigningKeySource`` whose identity an authority gives and renews; it asks nothing before its first use.
 
     Each identity gets a fresh key, which is never written anywhere. It is renewed at half its life. While the
@@ -147,7 +146,7 @@ class IdentityKey:
         unsafe_http_loopback: bool = False,
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
-        ask: Callable[[], Grant] | None = None,
+        ask: Callable[[], renewal.Grant] | None = None,
         keys: Callable[[], JWKS] | None = None,
         refresher: Callable[[threading.Condition, Callable[[], float]], ThreadRefresher] = ThreadRefresher,
     ) -> None:
@@ -166,7 +165,7 @@ class IdentityKey:
         )  # fmt: skip
         self._make_refresher = refresher
         self._counters: Counter[str] = Counter()
-        self._state = Renewal()
+        self._state = renewal.Renewal()
         self._stale = False
         self._fork = threading.Lock()
         self._begin()
@@ -175,9 +174,6 @@ class IdentityKey:
     def __enter__(self) -> IdentityKey:
         self.start()
         return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
 
     def start(self, wait: float = MAX_TIMEOUT) -> None:
         """Ask now, and from now on in the background; the first use does the same.
@@ -190,7 +186,8 @@ class IdentityKey:
             # Until there is a key, or a failure that says why not.
             self._condition.wait_for(
                 lambda: (
-                    self._state.failures > 0 or renewal.usable(self._state, Moment.of(self._clock)) is not None
+                    self._state.failures > 0
+                    or renewal.usable(self._state, renewal.Moment.of(self._clock)) is not None
                 ),
                 wait,
             )
@@ -220,10 +217,10 @@ class IdentityKey:
                     self._state = renewal.forked(self._state, self._jitter())
                     self._stale = False
             self.start(0)
-        key = renewal.usable(self._state, Moment.of(self._clock))
+        key = renewal.usable(self._state, renewal.Moment.of(self._clock))
         if key is None:
             self.start(0 if in_event_loop() else WAIT)
-            key = renewal.usable(self._state, Moment.of(self._clock))
+            key = renewal.usable(self._state, renewal.Moment.of(self._clock))
         if key is None:
             why = self._state.why or "the identity has ended, or was not given yet"
             raise Unavailable(Cause.KEYS_UNAVAILABLE, f"{self.host}: {why}")
@@ -231,7 +228,7 @@ class IdentityKey:
 
     def health(self) -> Health:
         """Return the state of the identity, its times and its counters."""
-        state, now = self._state, Moment.of(self._clock)
+        state, now = self._state, renewal.Moment.of(self._clock)
         usable = renewal.usable(state, now) is not None
         return Health(
             authority=self.host,
@@ -257,10 +254,10 @@ class IdentityKey:
 
     def _work(self) -> float:
         """Make the request that is due, if any; return the seconds until the next one is due."""
-        asked = Moment.of(self._clock)
+        asked = renewal.Moment.of(self._clock)
         if renewal.wait(self._state, asked) <= 0:
             self._counters["attempts"] += 1
-            result: Grant | Exception
+            result: renewal.Grant | Exception
             try:
                 result = self._ask()
             except (FetchFailed, ConfigurationError, Unavailable) as error:
@@ -270,17 +267,17 @@ class IdentityKey:
                 emit("keys.fetch_failed", "%s: the request for an identity broke", self.host, error=error)
                 result = FetchFailed(f"the request broke: {type(error).__name__}")
             # The state after the request; everybody who waits is woken.
-            if isinstance(result, Grant):
+            if isinstance(result, renewal.Grant):
                 # An authority that goes on to vouch with a revoked key would be asked without end.
                 why = self._refusal(result.key)
                 result = result if why is None else FetchFailed(why)
             with self._condition:
                 before = self._state
-                if isinstance(result, Grant):
+                if isinstance(result, renewal.Grant):
                     self._state = renewal.granted(result, asked=asked, jitter=self._jitter())
                 else:
                     self._state = renewal.failed(
-                        before, str(result), now=Moment.of(self._clock), jitter=self._jitter(),
+                        before, str(result), now=renewal.Moment.of(self._clock), jitter=self._jitter(),
                         retry_after=result.retry_after if isinstance(result, Refused) else 0,
                     )  # fmt: skip
                 self._condition.notify_all()
@@ -290,7 +287,7 @@ class IdentityKey:
                 emit("identity.renewed", "%s: %s has an identity for %.0f s", self.host, self.subject, state.life)
             else:
                 self._counters["failed"] += 1
-                usable = renewal.usable(state, Moment.of(self._clock)) is not None
+                usable = renewal.usable(state, renewal.Moment.of(self._clock)) is not None
                 text = "the last one is in use" if usable else "nothing can be signed"
                 emit(
                     "identity.failed", "%s: no identity for %s: %s; %s", self.host, self.subject, state.why, text,
@@ -299,7 +296,7 @@ class IdentityKey:
             # A set that came since the look above was heard of while another identity was held, or none.
             with suppress(Unavailable):
                 self._heard(self._keys.key_set())
-        return renewal.wait(self._state, Moment.of(self._clock))
+        return renewal.wait(self._state, renewal.Moment.of(self._clock))
 
     def _heard(self, keys: KeySet) -> None:
         """Give an identity up that consumers refuse by a new set of the authority."""

@@ -3,6 +3,13 @@
 A credential is a token that the platform gave to the producer, or one that its own key makes. Each is made anew
 for each request, and none is kept: a platform replaces a token file, and a keystore its keys, while the producer
 runs.
+
+The credential of a producer that has a keystore and no platform to vouch for it is a JWT by its own key. An
+authority takes it for a grant of that producer's name, and answers with an identity. It lives for minutes and
+names one authority. It says nothing about a message, so it is no token: its ``typ`` is another one.
+
+Whoever asks for an identity shows by a DPoP proof that it holds the key (RFC 9449). An authority remembers no
+proof: a repeated request gets a WIT that only the holder of the key can use.
 """
 
 from __future__ import annotations
@@ -22,10 +29,8 @@ from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, expect, tls_context
 from mqauth.http.exchange import Response, request
 from mqauth.keystore.identity.renewal import Grant
-from mqauth.wire import claims, enrolment, identity
-from mqauth.wire.jws import LocalSigningKey
-from mqauth.wire.keys import Key, SigningKeySource, thumbprint
-from mqauth.wire.workload import WorkloadKey
+from mqauth.wire import base64url, claims, identity, jws, strict_json, workload
+from mqauth.wire.keys import Key, SigningKey, SigningKeySource, public_members, thumbprint
 
 PATH: Final = "/v1/identity"
 KEYS_PATH: Final = "/jwks.json"
@@ -114,13 +119,13 @@ class OwnKey:
 
     def __init__(self, keys: Key | SigningKeySource, *, issuer: str, subject: str) -> None:
         require(claims.is_name(issuer) and claims.is_name(subject), "issuer and subject are names")
-        self._keys = keys.signing_key if isinstance(keys, SigningKeySource) else partial(LocalSigningKey, keys)
+        self._keys = keys.signing_key if isinstance(keys, SigningKeySource) else partial(jws.LocalSigningKey, keys)
         self.issuer = issuer
         self.subject = subject
 
     def __call__(self, asking: Asking, /) -> tuple[str, str]:
         """Sign a credential that is bound to the new key."""
-        return DPOP, enrolment.credential(
+        return DPOP, enrolment_credential(
             self._keys(), issuer=self.issuer, subject=self.subject, authority=asking.authority,
             jkt=thumbprint(asking.key.public), clock=asking.clock, randomness=asking.randomness,
         )  # fmt: skip
@@ -156,7 +161,7 @@ class ClientCredentials:
 
     def __call__(self, asking: Asking, /) -> tuple[str, str]:
         """Ask the provider."""
-        proof = enrolment.proof(
+        proof = dpop_proof(
             asking.key, method="POST", url=self._url, clock=asking.clock, randomness=asking.randomness
         )
         # Id and secret as RFC 6749, section 2.3.1, has them.
@@ -255,7 +260,7 @@ class IdentityRequest:
             self._authority, key, Deadline(self._clock, self._timeout), self._clock, self._randomness, self._dial
         )
         scheme, credential = self._credential(asking)
-        proof = enrolment.proof(
+        proof = dpop_proof(
             key, method="POST", url=f"{self._authority}{PATH}", credential=credential, clock=self._clock,
             randomness=self._randomness,
         )  # fmt: skip
@@ -271,7 +276,9 @@ class IdentityRequest:
         with refusing(
             ConfigurationError, lambda error: f"it answered with no identity of ours: {error}", FetchFailed
         ):
-            held = WorkloadKey(wit if isinstance(wit, str) else "", LocalSigningKey(key), key.public, self.host)
+            held = workload.WorkloadKey(
+                wit if isinstance(wit, str) else "", jws.LocalSigningKey(key), key.public, self.host
+            )
         expect(self._subject == held.identity.subject == document.get("sub"), "it answered with another subject")
         return Grant(key=held, expires_in=expires, renew_in=renew)
 
@@ -290,3 +297,76 @@ class IdentityRequest:
 def _seconds(value: Any) -> int:
     expect(type(value) is int and 1 <= value <= MAX_LIFE, "it answered with no life in whole seconds")
     return int(value)
+
+
+CREDENTIAL_TYPE: Final = "mqauth-enrol+jwt"
+"""``typ`` of such a credential; neither a message token nor a WIT has it."""
+MAX_ENROLMENT: Final = 300
+"""Seconds between ``iat`` and ``exp``, at most."""
+
+
+def enrolment_credential(
+    key: SigningKey, *, issuer: str, subject: str, authority: str, jkt: str, clock: Clock, randomness: Randomness,
+    lifetime: int = 60,
+) -> str:  # fmt: skip
+    """Return a credential for one request; its header is exactly ``typ``, ``alg`` and ``kid``.
+
+    Args:
+        key: the producer's own key; the authority's set names it.
+        issuer: ``iss``, as the authority has it for this kind of credential.
+        subject: ``sub``, the producer's name; one of ``mqauth_sub`` of its key.
+        authority: ``aud``, the authority's url.
+        jkt: thumbprint of the new key, so that whoever intercepts the credential can do nothing with it (RFC 9449,
+            section 6.1).
+        clock: gives ``iat``, and ``exp`` with ``lifetime``.
+        randomness: makes ``jti``.
+        lifetime: seconds, 1 to 300.
+
+    Raises:
+        ConfigurationError: the key does not speak for the subject, or a name or the lifetime is out of its limits.
+        KeyChanged, Unavailable: as ``SigningKey.sign``.
+    """
+    require(1 <= lifetime <= MAX_ENROLMENT, f"a credential lives 1 to {MAX_ENROLMENT} seconds")
+    require(all(map(claims.is_name, (issuer, subject, authority))), "issuer, subject and authority are names")
+    subjects = getattr(key, "subjects", None)
+    require(subjects is None or subject in subjects, "the key does not speak for this subject")
+    now = int(clock.now())
+    members = {
+        "iss": issuer, "sub": subject, "aud": authority, "iat": now, "exp": now + lifetime,
+        "jti": base64url.encode(randomness(16)).decode("ascii"), "cnf": {"jkt": jkt},
+    }  # fmt: skip
+    return jws.compact(strict_json.dumps(members), key, typ=CREDENTIAL_TYPE)
+
+
+DPOP_TYPE: Final = "dpop+jwt"
+"""``typ`` of a proof (section 4.2)."""
+DPOP_HEADER: Final = frozenset(("typ", "alg", "jwk"))
+"""The members of a proof's header, exactly."""
+
+
+def dpop_proof(
+    key: Key, *, method: str, url: str, clock: Clock, randomness: Randomness, credential: str | None = None
+) -> str:
+    """Return the ``DPoP`` header of one request: a proof by a key, of the credential beside it.
+
+    Args:
+        key: the key that is to be vouched for, with its private half; RSA is of no identity.
+        method: of the request, ``htm``.
+        url: of the request; ``htu`` is without its query and fragment.
+        clock: gives ``iat``.
+        randomness: makes ``jti``.
+        credential: the token that stands in ``Authorization``; ``ath`` is its digest (section 4.3). A token
+            endpoint is asked for a token, and gets none.
+
+    Raises:
+        ConfigurationError: the key has no private half.
+    """
+    require(key.private, "a public key proves nothing")
+    header = {"typ": DPOP_TYPE, "alg": key.algorithm, "jwk": public_members(key.public)}
+    claims = {
+        "htm": method, "htu": url.partition("#")[0].partition("?")[0], "iat": int(clock.now()),
+        "jti": base64url.encode(randomness(16)).decode("ascii"),
+    } | ({} if credential is None else {"ath": base64url.digest(credential.encode())})  # fmt: skip
+    signing_input = b".".join(base64url.encode(strict_json.dumps(part)) for part in (header, claims))
+    signature = base64url.encode(jws.LocalSigningKey(key).sign(signing_input))
+    return (signing_input + b"." + signature).decode("ascii")

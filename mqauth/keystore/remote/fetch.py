@@ -1,5 +1,7 @@
 """One attempt to get a JWK Set: from its URL, or from the URL in an issuer's OpenID configuration.
 
+A remote key cache makes its attempts on a background thread, for which callers wait with or without an event loop.
+
 The last good set is kept on the disk, for a consumer that starts while its issuer is down. A digest finds a file
 that is torn or damaged. It does not prove who wrote the file: its mode 0600 keeps others out.
 
@@ -8,10 +10,13 @@ Source: OpenID Connect Discovery 1.0, section 4.
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import hashlib
 import os
 import ssl
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +31,7 @@ from mqauth.wire import jwk, strict_json
 from mqauth.wire.keys import KeySet
 
 WELL_KNOWN: Final = "/.well-known/openid-configuration"
-_REDISCOVER: Final = 3600.0
+REDISCOVER: Final = 3600.0
 Fetch = Callable[[str | None], Answer]
 """Makes one attempt, bounded in time and bytes, or raises ``FetchFailed``. It takes the entity tag of the set that
 is in use, so that the answer may say that nothing changed."""
@@ -116,7 +121,7 @@ class DiscoveredFetch(URLFetch):
         try:
             # The configuration is read again after an hour.
             now = self._clock.monotonic()
-            if self._found is None or now - self._found_at >= _REDISCOVER:
+            if self._found is None or now - self._found_at >= REDISCOVER:
                 configuration = self._get(self._endpoint, deadline, None).document or {}
                 expect(configuration.get("issuer") == self._issuer, "the OpenID configuration is another issuer's")
                 why = "the jwks_uri of the OpenID configuration is no https URL"
@@ -130,7 +135,7 @@ class DiscoveredFetch(URLFetch):
             return _answer(self._get(where, deadline, etag if where == before else None))
         except FetchFailed:
             # The keys may have moved.
-            self._found_at -= _REDISCOVER
+            self._found_at -= REDISCOVER
             raise
 
 
@@ -204,3 +209,71 @@ def load_snapshot(path: Path, *, source: str, now: float, max_age: float) -> tup
 
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(strict_json.dumps(content)).hexdigest()
+
+
+Ended = concurrent.futures.Future[None]
+"""Done when an attempt has ended. Threads and event loops wait for the same one."""
+
+
+class ThreadRefresher:
+    """One daemon thread, which starts when it is first needed, and again in a child after a fork.
+
+    Args:
+        condition: guards the cache.
+        work: does what is due, and returns the seconds until there is more to do.
+    """
+
+    def __init__(self, condition: threading.Condition, work: Callable[[], float]) -> None:
+        self._condition = condition
+        self._work = work
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._woken = False
+
+    def ensure(self) -> None:
+        """Start the thread, unless it runs; takes no lock if it does."""
+        if self._idle():
+            with self._condition:
+                if self._idle():
+                    self._thread = threading.Thread(target=self._run, name="mqauth-jwks", daemon=True)
+                    self._thread.start()
+
+    def wake(self) -> None:
+        """Let the thread look for work at once."""
+        self.ensure()
+        with self._condition:
+            self._woken = True
+            self._condition.notify_all()
+
+    def wait(self, ended: Ended, seconds: float, /) -> None:
+        """Block until an attempt has ended, for a number of seconds at most."""
+        concurrent.futures.wait((ended,), timeout=seconds)
+
+    async def pause(self, ended: Ended, seconds: float, /) -> None:
+        """Wait until an attempt has ended, for a number of seconds at most, without blocking the event loop."""
+        # Unlike wait_for, wait does not cancel the future: others wait for it, too.
+        await asyncio.wait((asyncio.wrap_future(ended),), timeout=seconds)
+
+    def close(self) -> None:
+        """Stop the thread and wait for it; an attempt in flight ends by its own timeout."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+        thread = self._thread
+        # A subscriber may close the cache from this very thread.
+        if thread is not None and thread is not threading.current_thread():
+            # Longer than any attempt of ours takes.
+            thread.join(6.0)
+
+    def _idle(self) -> bool:
+        return not self._closed and (self._thread is None or not self._thread.is_alive())
+
+    def _run(self) -> None:
+        while not self._closed:
+            seconds = self._work()
+            with self._condition:
+                # A call of wake during the work must not be lost.
+                if not self._closed and not self._woken:
+                    # A machine that was suspended, or a clock that stepped, delays the work by a minute at most.
+                    self._condition.wait(min(max(seconds, 0), 60.0))
+                self._woken = False

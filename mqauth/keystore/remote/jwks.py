@@ -20,10 +20,17 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable, words_of
 from mqauth.http.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote import rules
-from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch, load_snapshot, save_snapshot
-from mqauth.keystore.remote.refresher import Ended, ThreadRefresher
+from mqauth.keystore.remote.fetch import (
+    DiscoveredFetch,
+    Ended,
+    Fetch,
+    ThreadRefresher,
+    URLFetch,
+    load_snapshot,
+    save_snapshot,
+)
 from mqauth.logs import emit
-from mqauth.threads import after_fork, in_event_loop
+from mqauth.threads import Closing, after_fork, in_event_loop
 from mqauth.wire.jwk import Svid
 from mqauth.wire.keys import KeySet
 from mqauth.wire.memo import Recent
@@ -62,7 +69,7 @@ class Health:
     counters: Mapping[str, int]
 
 
-class JWKS:
+class JWKS(Closing):
     """The keys at a URL, as a ``KeySource``; it fetches nothing before its first use or ``start``.
 
     Args:
@@ -164,9 +171,6 @@ class JWKS:
     def __enter__(self) -> JWKS:
         self.start()
         return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"JWKS({self.source!r})"
