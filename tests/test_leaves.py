@@ -30,7 +30,7 @@ LIMITS = {
     ("confluent/client:from_native,translated,carries,heed",): 40,
     ("rabbitmq/consumer:Consumer,limit_of,Deliveries,Queue,round_trip,sender",): 115,
     ("kafka/producer:Producer",): 76,
-    ("kafka/consumer:DeadLetters,AuditTopic,confirming",): 29,
+    ("kafka/confirmed:DeadLetters,AuditTopic,confirming",): 28,
     ("kafka/client:from_native",): 7,
     ("rabbitmq/producer",): 214,
     ("pika/consumer",): 194,

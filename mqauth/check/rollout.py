@@ -23,8 +23,6 @@ from mqauth.judging.observing import SOON, days_left
 from mqauth.judging.policy import matches
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung
 
-"""Seconds within which each consumer has to have reported."""
-
 
 @dataclass(slots=True)
 class Seen:

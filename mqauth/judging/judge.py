@@ -43,7 +43,7 @@ For example, ``orders-api`` publishes an order and the broker delivers it twice,
 somebody else published:
 
 1. The first delivery passes (0) to (12). ``prepare`` returns a claim of the token's id; the store has not seen it
-   and says ``_FRESH`` (13). The delivery goes on to ``Step.HANDLE`` and its handler runs.
+   and says ``FRESH`` (13). The delivery goes on to ``Step.HANDLE`` and its handler runs.
 2. The copy passes (0) to (12) just as well: it is the same bytes. At (13) the store says ``REPLAYED``, the
    delivery goes on to ``Step.RECORD`` with the reason ``replayed``, and its handler never runs.
 3. If the copy had another body, (11) would say ``body_mismatch``, and the store would never be asked.
