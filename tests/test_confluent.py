@@ -529,8 +529,10 @@ def test_last_commit_in_a_rebalance(desk: Desk) -> None:
     assert len(desk.client.batches) == 1
 
 
-def test_revoked_waits(desk: Desk) -> None:
+@pytest.mark.parametrize("others", [[], [TopicPartition("orders", 1)]], ids=["all", "one of two"])
+def test_revoked_waits(others: list[TopicPartition], desk: Desk) -> None:
     """A revocation settles first, and what is read by the call that tells it is not begun."""
+    desk.client.on_assign(desk.client, others)
     desk.client.batches = [desk.revoking(1)]
     desk.poller.poll(joins=False)
     assert (desk.settled, desk.known()) == (1, [])
@@ -708,15 +710,6 @@ def test_cooperative(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.client.generation = 2
     desk.client.on_assign(desk.client, [])
     assert desk.known() == []
-
-
-def test_read_by_the_call_that_moved_it(desk: Desk) -> None:
-    """A record of a partition that the same call gave to somebody else is not begun."""
-    other = TopicPartition("orders", 1)
-    desk.client.on_assign(desk.client, [other])
-    desk.client.batches = [desk.revoking(1)]
-    desk.poller.poll(joins=False)
-    assert (desk.settled, desk.known()) == (1, [])
 
 
 def test_lost(desk: Desk) -> None:
