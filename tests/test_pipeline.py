@@ -290,15 +290,6 @@ class TestReplay:
         assert world.process(again).verdict is Verdict.ACCEPTED
         assert counts(world) == (1, 0, 0)
 
-    def test_a_reread_whose_handler_fails_stays_done(self, world: World, kafka: Maker) -> None:
-        """Releasing a re-read does not make the id unseen for copies."""
-        message = world.sealed(kafka())
-        world.process(message)
-        world.handler.failure = ValueError()
-        assert_rejected(world.process(message), Reason.HANDLER_FAILED)
-        copy = replace(message, origin=replace(message.origin, offset=8))
-        assert_rejected(world.process(copy), Reason.REPLAYED)
-
     def test_claims_never_hold_the_tokens_text(self, world: World) -> None:
         """The store sees a digest, an owner nonce, the lease and when to forget."""
         world.process(world.sealed())
@@ -418,14 +409,6 @@ class TestDeferral:
         assert len(source.looked) == 3
         source.found = forge.keys
         assert world.process(delivery).verdict is Verdict.ACCEPTED
-
-    def test_a_source_may_itself_decide_that_a_kid_is_unknown(self, make_world: Any, forge: Forge) -> None:
-        """After holding a message long enough the source rejects: key_unknown, dead-lettered."""
-        source = Source(Rejection(Reason.KEY_UNKNOWN, "held long enough"))
-        world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=source)}))
-        outcome = world.process(world.sealed())
-        assert_rejected(outcome, Reason.KEY_UNKNOWN)
-        assert str(outcome.detail).startswith("held long enough: issuer ")
 
     @pytest.mark.parametrize("answer", [None, {}, True])
     def test_what_is_no_key_set_condemns_nothing(self, make_world: Any, forge: Forge, answer: Any) -> None:
