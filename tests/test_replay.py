@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from integration.scale import nightly
-from mqauth import ConfigurationError, MemoryReplayStore, Pipeline, Unavailable, Verdict
+from mqauth import Cause, ConfigurationError, MemoryReplayStore, Pipeline, Unavailable, Verdict
 from mqauth.flow import run
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, Entry, batch_id, judge
 from mqauth.testing import FakeClock, Forge
@@ -117,6 +117,25 @@ def test_a_longer_life_counts_on_both_clocks(index: int | None, story: tuple[int
     assert clock.now() < NOW + end
     for one in (first, second):
         assert store.claim(copied(replace(one, expires=NOW + end))) is ClaimStatus.REPLAYED
+
+
+def test_a_full_store_defers_and_expiry_makes_room() -> None:
+    """No live id is evicted; one is forgotten only after its last moment."""
+    clock = FakeClock(NOW)
+    store = MemoryReplayStore(2, clock=clock)
+    store.claim(REQUEST)
+    store.claim(replace(REQUEST, id=b"2", expires=NOW + 100))
+    third = replace(REQUEST, id=b"3", expires=NOW + 200)
+    with pytest.raises(Unavailable) as caught:
+        store.claim(third)
+    assert caught.value.cause is Cause.REPLAY_STORE_FULL
+    assert store.claim(copied(REQUEST)) is ClaimStatus.REPLAYED
+    clock.advance(65)
+    with pytest.raises(Unavailable):
+        store.claim(third)
+    clock.advance(ENOUGH)
+    assert store.claim(third) is ClaimStatus.FRESH
+    assert len(store) == 2
 
 
 def _identity(token: bytes, index: int | None) -> bytes:
