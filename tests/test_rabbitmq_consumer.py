@@ -501,8 +501,9 @@ async def test_a_claim_whose_answer_was_lost_holds_nobody_up(audit: AuditFile, *
     store.deaf = False
     if probed:
         assert await table.processor.probe(table.suspended[0].delivery) is True
+    waited = len(table.slept)
     assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
-    assert len(table.handled) == 1
+    assert (len(table.handled), len(table.slept)) == (1, waited)
 
 
 class Slow:
