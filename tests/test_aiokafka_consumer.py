@@ -135,17 +135,22 @@ async def test_grace_over(room: Room) -> None:
     assert room.handled == [b"0"]
 
 
-@simulated
-async def test_asks_for_nothing_in_a_rebalance(room: Room) -> None:
-    """A poll between a new assignment and the listener's call pauses nothing: that pause would have no end."""
-    consumer = room.consumer()
+async def polled(room: Room) -> tuple[Client, Any]:
+    """Return a client that has its partitions and serves no rebalance, and its poller, which polled once."""
+    poller: Any = room.consumer().calls
     (client,) = room.clients
     room.send(b"0")
     await room.until(client.assignment)
-    await arun(consumer.calls.polling())
+    await arun(poller.polling())
     client._coordinating.cancel()
+    return client, poller
+
+
+@simulated
+async def test_asks_for_nothing_in_a_rebalance(room: Room) -> None:
+    """A poll between a new assignment and the listener's call pauses nothing: that pause would have no end."""
+    client, poller = await polled(room)
     client.generation = -1
-    poller: Any = consumer.calls
     await poller.revoked(set(client.assignment()))
     await arun(poller.polling())
     await poller.assigned(set(client.assignment()))
@@ -158,13 +163,7 @@ async def test_asks_for_nothing_in_a_rebalance(room: Room) -> None:
 @simulated
 async def test_asks_after_a_rebalance(room: Room) -> None:
     """A partition that came back with records that wait is paused at once, and none of it is read twice."""
-    consumer = room.consumer()
-    (client,) = room.clients
-    room.send(b"0")
-    await room.until(client.assignment)
-    await arun(consumer.calls.polling())
-    client._coordinating.cancel()
-    poller: Any = consumer.calls
+    client, poller = await polled(room)
     await poller.revoked(set(client.assignment()))
     client.generation += 1
     await poller.assigned(set(client.assignment()))

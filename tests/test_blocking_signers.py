@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,14 @@ from mqauth import Cause, ConfigurationError, MalformedMessage, Message, Signer,
 from mqauth.brokers import aiokafka
 from mqauth.brokers.event_loop import signed
 from mqauth.brokers.sealing import Sealing
+from mqauth.keystore import ActiveKey, Keystore
+from mqauth.keystore.disk import ring
+from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT, Forge
-from mqauth.testing.signing_contract import accepted
+from mqauth.testing.signing_contract import RotationContract, SigningContract, accepted
 from mqauth.wire.envelope import token_of
 from mqauth.wire.jws import LocalSigningKey
+from mqauth.wire.keys import ALGORITHMS, Key, SigningKey
 from tests.log_leaves import AioClient as Client
 from tests.sealing_calls import Calls, closed
 
@@ -222,3 +227,57 @@ async def test_a_producer_of_a_log(key: Slow, signer: Signer, batch: int) -> Non
     await producer.flush()
     assert [record["value"] for record in client.sent] == [b"%d" % number for number in range(8)]
     assert threading.current_thread() not in key.threads
+
+
+# The signing contract: a local key of each algorithm, and a folder's active key.
+
+
+@pytest.fixture(scope="module", params=ALGORITHMS)
+def local(request: pytest.FixtureRequest) -> Key:
+    return Key.generate(request.param)
+
+
+class TestLocalKey(SigningContract):
+    """A private key in memory, of each algorithm."""
+
+    @pytest.fixture
+    def signing_key(self, local: Key) -> SigningKey:
+        return LocalSigningKey(local)
+
+    @pytest.fixture
+    def public(self, local: Key) -> Key:
+        return local.public_only
+
+
+class Rotating:
+    """A folder on a fake clock with a key that follows it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = FakeClock()
+        self.store = Keystore(folder=folder, clock=self.clock)
+        self.store.create(publish_delay=10, subjects=[SUBJECT])
+        self.active = ActiveKey(folder, clock=self.clock)
+
+    def rotate(self) -> Key:
+        made = self.store.create()
+        self.clock.advance(10)
+        self.store.change(ring.rotate)
+        self.clock.advance(10)
+        return made.key
+
+
+@pytest.fixture
+def rotating(tmp_path: Path) -> Rotating:
+    return Rotating(tmp_path / "keys")
+
+
+class TestActiveKeyRotates(RotationContract):
+    """The active key of a folder."""
+
+    @pytest.fixture
+    def source(self, rotating: Rotating) -> ActiveKey:
+        return rotating.active
+
+    @pytest.fixture
+    def rotate(self, rotating: Rotating) -> Callable[[], Key]:
+        return rotating.rotate

@@ -7,7 +7,6 @@ import pytest
 
 from mqauth.testing.token_attacks import honest_message
 from tests.kit.delivery_contract_queue import QueueDeliveryContract, QueuePlay
-from tests.kit.delivery_stage import QueueStage
 from tests.simulation.amqp_broker import Channel
 from tests.simulation.contract_stage import PikaService, simulated_stage
 
@@ -17,7 +16,7 @@ class TestQueueSimulated(QueueDeliveryContract):
     """Every promise, also where each message is acked by itself."""
 
     @pytest.fixture
-    def stage(self, coalesce_acks: bool) -> Iterator[QueueStage]:
+    def stage(self, coalesce_acks: bool) -> Iterator[Any]:
         """Yield a fresh stage."""
         with simulated_stage(coalesce_acks=coalesce_acks) as stage:
             yield stage
@@ -27,7 +26,7 @@ class TestPikaSimulated(QueueDeliveryContract):
     """Every promise, on pika."""
 
     @pytest.fixture
-    def stage(self) -> Iterator[QueueStage]:
+    def stage(self) -> Iterator[Any]:
         """Yield a fresh stage."""
         with simulated_stage(service=PikaService) as stage:
             yield stage

@@ -66,16 +66,6 @@ def test_only_what_changes_with_each_delivery_is_broker_written() -> None:
     }  # fmt: skip
 
 
-def test_twins_in_case_cannot_be_signed(rabbit: Maker, kafka: Maker) -> None:
-    """Names that differ in case only are refused, present or not; on Kafka the properties are such names."""
-    twins, property_ = (("TENANT", 1), ("tenant", 2)), (("Content-Type", b"x"),)
-    for message, cover in (
-        (rabbit(headers=twins), None), (rabbit(), ["a", "A"]), (kafka(headers=property_), None),
-    ):  # fmt: skip
-        with pytest.raises(MalformedMessage):
-            envelope.bind(message, cover)
-
-
 @pytest.mark.parametrize("name", ["mqauth-token", "MQAUTH-Token"])
 def test_a_second_token_is_refused(name: str) -> None:
     """Names among which a token is already, in any spelling, are refused; others are not."""

@@ -63,12 +63,6 @@ def test_points_of_small_order_are_skipped(point: bytes) -> None:
     assert len(found.skipped) == 1
 
 
-@pytest.mark.parametrize("expires", [None, "5", 5.0, True, -1, []])
-def test_a_malformed_exp_counts_as_revoked(expires: object) -> None:
-    """An end that cannot be read must not mean no end."""
-    assert jwk.load_key(bent(exp=expires)).revocation == Revocation(reason="malformed exp")
-
-
 def test_a_revocation_is_read_with_its_time_and_reason() -> None:
     """A reason that is no text is dropped, the revocation is not."""
     assert jwk.load_key(bent(revoked={"revoked_at": 7, "reason": "lost"})).revocation == Revocation(

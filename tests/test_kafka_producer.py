@@ -132,20 +132,6 @@ def test_letter() -> None:
     assert future.waits == [7]
 
 
-def test_unknown_outcome_is_waited_for_again() -> None:
-    """A letter whose confirm did not come in time is not sent twice: its retry waits for the same record."""
-    letters, client = dead_letters(slow := Future(done=False))
-    for _ in range(3):
-        with pytest.raises(Unavailable):
-            letters.publish(letter())
-    assert len(client.sent) == 1
-    slow.complete()
-    letters.publish(letter())
-    assert len(client.sent) == 1
-    letters.publish(letter())
-    assert len(client.sent) == 2
-
-
 def test_unknown_outcome_failed() -> None:
     """A letter that failed after all is sent again."""
     letters, client = dead_letters(slow := Future(KafkaTimeoutError("expired"), done=False))
@@ -156,16 +142,6 @@ def test_unknown_outcome_failed() -> None:
         letters.publish(letter())
     letters.publish(letter())
     assert len(client.sent) == 2
-
-
-def test_unknown_outcomes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only so many open outcomes are remembered; the oldest is forgotten first."""
-    monkeypatch.setattr("mqauth.brokers.log.confirmed.MAX_UNCONFIRMED", 2)
-    letters, client = dead_letters(*(Future(done=False) for _ in range(4)))
-    for body in (b"1", b"2", b"3", b"3", b"2", b"1"):
-        with pytest.raises(Unavailable):
-            letters.publish(letter(body=body))
-    assert [record["value"] for record in client.sent] == [b"1", b"2", b"3", b"1"]
 
 
 def test_unknown_outcomes_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +173,11 @@ def test_tombstone() -> None:
 
 
 @pytest.mark.parametrize(("timeout", "block"), [(30, 5000), (2, 2000)])
-def test_missing_topic_is_noticed_soon(timeout: float, block: int) -> None:
+@pytest.mark.parametrize("kind", [kafka.DeadLetters, kafka.AuditTopic])
+def test_missing_topic_is_noticed_soon(kind: Any, timeout: float, block: int) -> None:
     """A missing topic may not hold the others up for the client's default of a minute."""
-    _, client = dead_letters(timeout=timeout)
+    client = Client(enable_idempotence=False)
+    kind(client, "orders.dead", timeout=timeout)
     assert client.config["max_block_ms"] == block
 
 
@@ -243,13 +221,6 @@ def test_open_outcomes_are_bounded() -> None:
         with pytest.raises(Unavailable):
             sink.write(record(number))
     assert len(sink._unconfirmed) == 1000
-
-
-def test_send_does_not_block_for_a_minute() -> None:
-    """The client's own wait for a topic's metadata is bounded too."""
-    client = Client(enable_idempotence=False)
-    kafka.AuditTopic(client, "audit", timeout=2)  # type: ignore[arg-type]
-    assert client.config["max_block_ms"] == 2000
 
 
 # What a signed answer on Kafka does to its handler where it cannot be sent.

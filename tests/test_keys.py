@@ -15,7 +15,6 @@ from mqauth.wire.keys import (
     Key,
     KeySet,
     Revocation,
-    natural_algorithm,
     thumbprint,
 )
 
@@ -141,11 +140,3 @@ def test_the_version_changes_with_whatever_a_verdict_depends_on(changes: dict[st
     before = KeySet([KEY, other]).version
     assert KeySet([other, KEY]).version == before
     assert KeySet([replace(KEY, **changes), other]).version != before  # type: ignore[arg-type]
-
-
-def test_curves_decide_their_algorithm() -> None:
-    """P-256 is ES256, P-384 is ES384, and no other curve has one."""
-    for curve, algorithm in ((ec.SECP256R1(), "ES256"), (ec.SECP384R1(), "ES384")):
-        assert natural_algorithm(ec.generate_private_key(curve).public_key()) == algorithm
-    with pytest.raises(ConfigurationError):
-        natural_algorithm(ec.generate_private_key(ec.SECP521R1()).public_key())

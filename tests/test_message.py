@@ -6,13 +6,12 @@ import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields, replace
-from typing import Any
 
 import pytest
 
 from mqauth import ConfigurationError, Verified
 from mqauth.testing import Forge
-from mqauth.wire.message import NO_ORIGIN, Message, Origin, kafka_origin, message_of
+from mqauth.wire.message import Message, Origin, kafka_origin, message_of
 
 OLD, NEW = "dAuV3yR2SqOqyRXx7m3ZkA", "f5zTnBvXQ5mYxPqV2a0hLw"
 RABBIT = Message(destination="rabbitmq:shop/orders", body=b"secret-body", properties={"content-type": "a"})
@@ -42,15 +41,6 @@ def test_occurrences_keep_order_and_case() -> None:
     assert KAFKA.occurrences("absent") == ()
 
 
-def test_properties_are_properties_on_rabbitmq_and_headers_on_kafka() -> None:
-    """The seven protected properties are read where each broker keeps them."""
-    assert RABBIT.property_values("content-type") == ("a",)
-    assert RABBIT.property_values("type") == ()
-    assert replace(RABBIT, headers=(("type", "x"),)).property_values("type") == ()
-    assert KAFKA.property_values("type") == (b"x", b"y")
-    assert replace(KAFKA, properties={"reply-to": "x"}).property_values("reply-to") == ()
-
-
 def test_a_property_has_text_only_where_it_stands_once() -> None:
     """Absent, repeated or null properties have no text; bytes that are no UTF-8 are replaced."""
     assert RABBIT.text_property("content-type") == "a"
@@ -58,30 +48,6 @@ def test_a_property_has_text_only_where_it_stands_once() -> None:
     assert KAFKA.text_property("type") is None
     assert KAFKA.text_property("app-id") is None
     assert replace(KAFKA, headers=(("app-id", None),)).text_property("app-id") is None
-
-
-@pytest.mark.parametrize(
-    ("place", "coordinates"),
-    [
-        pytest.param({}, ("", "t", 0, 0), id="offset 0 counts as known"),
-        *(pytest.param({missing: None}, None, id=f"an exact place needs a {missing}")
-          for missing in ("topic", "partition", "offset")),
-        pytest.param({"cluster": "c"}, ("c", "t", 0, 0), id="the same offset in another cluster is another place"),
-        # No topic's name can look like these.
-        pytest.param({"topic_id": OLD}, ("", f"t:{OLD}", 0, 0), id="a topic's id is part of the place"),
-        pytest.param({"topic_id": NEW}, ("", f"t:{NEW}", 0, 0), id="a topic made anew is another one"),
-    ],
-)  # fmt: skip
-def test_coordinates(place: dict[str, Any], coordinates: tuple[Any, ...] | None) -> None:
-    """Two records are of one place where cluster, topic, partition and offset are the same."""
-    assert replace(Origin(topic="t", partition=0, offset=0), **place).coordinates == coordinates
-
-
-def test_source_is_for_people() -> None:
-    """The source is topic/partition/offset, or the queue, or empty."""
-    assert Origin(topic="t", partition=1, offset=2).source == "t/1/2"
-    assert Origin(queue="q").source == "q"
-    assert NO_ORIGIN.source == ""
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from unittest import mock
 
 import pytest
 
-from mqauth import OPA, Allow, Decision
+from mqauth import OPA, Allow, Decision, Rule, Verified
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.flow import arun, run
 from mqauth.judging.pipeline import Pipeline, Verdict
@@ -24,7 +24,8 @@ from mqauth.judging.selftest import at_start, starting
 from mqauth.policies.opa import MAX_MEMORY, version_of
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import Forge, IdentityForge
-from mqauth.testing.policy_contract import ELSEWHERE, PLACE, honest
+from mqauth.testing.forge import ISSUER, SUBJECT
+from mqauth.testing.policy_contract import ELSEWHERE, PLACE, AskedPolicyContract, PolicyContract, honest
 from mqauth.wire.message import Message, Origin
 from tests.conftest import Sink
 from tests.opa_agent import PATH, UNDEFINED, URL, Agent
@@ -604,3 +605,65 @@ def test_health_says_how_it_is(opa: Any, agent: Agent) -> None:
     assert found.last_failure == "out of reach: Connection refused"
     agent.clock.advance(60)
     assert opa.health().failing_for == 0
+
+
+# The policy contract on rules in memory, on a policy of one's own, and on OPA over a scripted connection.
+
+
+class TestAllow(PolicyContract):
+    """Rules in this process."""
+
+    @pytest.fixture
+    def policy(self) -> Allow:
+        """One rule."""
+        return Allow([Rule(subject=SUBJECT, issuer=ISSUER, destinations=(PLACE,))])
+
+
+class InMemory:
+    """A policy of one's own, and an asynchronous one where it is told to be."""
+
+    version = "mine"
+
+    def decide(self, verified: Verified, /) -> Decision:
+        """Allow one producer one destination."""
+        said = (verified.issuer, verified.subject, verified.destination)
+        return Decision.ALLOW if said == (ISSUER, SUBJECT, PLACE) else Decision.DENY
+
+
+class TestInMemory(PolicyContract):
+    """A policy of two members."""
+
+    @pytest.fixture
+    def policy(self) -> InMemory:
+        """A fresh one."""
+        return InMemory()
+
+
+class TestOPA(PolicyContract, AskedPolicyContract):
+    """OPA, whose agent is a script."""
+
+    @pytest.fixture
+    def agent(self) -> Agent:
+        """An agent with the contract's policy."""
+        return Agent()
+
+    @pytest.fixture
+    def policy(self, agent: Agent) -> OPA:
+        """A fresh client."""
+        return agent.opa()
+
+    @pytest.fixture
+    def out_of_reach(self, agent: Agent) -> Callable[[], object]:
+        """Refuses connections from now on."""
+        return agent.vanish
+
+
+class TestOPAWithin(PolicyContract):
+    """OPA that allows everything, bounded by rules in this process."""
+
+    @pytest.fixture
+    def policy(self) -> OPA:
+        """Only what the rules allow is asked."""
+        agent = Agent()
+        agent.says = lambda _: True
+        return agent.opa(within=Allow([Rule(subject=SUBJECT, issuer=ISSUER, destinations=(PLACE,))]))

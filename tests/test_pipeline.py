@@ -290,24 +290,6 @@ class TestReplay:
         assert world.process(again).verdict is Verdict.ACCEPTED
         assert counts(world) == (1, 0, 0)
 
-    def test_kafka_tells_a_reread_from_a_copy(self, world: World, kafka: Maker) -> None:
-        """The same offset again is handled again; the same token at another offset is a replay."""
-        message = world.sealed(kafka(offset=7))
-        for _ in range(2):
-            assert world.process(message).verdict is Verdict.ACCEPTED
-        copy = replace(message, origin=replace(message.origin, offset=8))
-        assert_rejected(world.process(copy), Reason.REPLAYED)
-        assert counts(world) == (2, 1, 1)
-
-    def test_a_reread_whose_handler_fails_stays_done(self, world: World, kafka: Maker) -> None:
-        """Releasing a re-read does not make the id unseen for copies."""
-        message = world.sealed(kafka())
-        world.process(message)
-        world.handler.failure = ValueError()
-        assert_rejected(world.process(message), Reason.HANDLER_FAILED)
-        copy = replace(message, origin=replace(message.origin, offset=8))
-        assert_rejected(world.process(copy), Reason.REPLAYED)
-
     def test_claims_never_hold_the_tokens_text(self, world: World) -> None:
         """The store sees a digest, an owner nonce, the lease and when to forget."""
         world.process(world.sealed())
@@ -428,14 +410,6 @@ class TestDeferral:
         source.found = forge.keys
         assert world.process(delivery).verdict is Verdict.ACCEPTED
 
-    def test_a_source_may_itself_decide_that_a_kid_is_unknown(self, make_world: Any, forge: Forge) -> None:
-        """After holding a message long enough the source rejects: key_unknown, dead-lettered."""
-        source = Source(Rejection(Reason.KEY_UNKNOWN, "held long enough"))
-        world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=source)}))
-        outcome = world.process(world.sealed())
-        assert_rejected(outcome, Reason.KEY_UNKNOWN)
-        assert str(outcome.detail).startswith("held long enough: issuer ")
-
     @pytest.mark.parametrize("answer", [None, {}, True])
     def test_what_is_no_key_set_condemns_nothing(self, make_world: Any, forge: Forge, answer: Any) -> None:
         """A source of keys that answers with something else is the world's fault, and the message waits."""
@@ -462,29 +436,6 @@ class TestDeferral:
             delivery = guard.receive(forge.seal(honest_message("kafka:orders")))
             assert runner(guard.judge(delivery)).verdict is Verdict.ACCEPTED
             assert (len(source.looked), len(asked)) == (1, int(runner is not run))
-
-    def test_a_full_store_defers(self, make_world: Any, clock: FakeClock) -> None:
-        """No room is the world's fault; room comes with expiry."""
-        world = make_world()
-        small = MemoryReplayStore(1, clock=clock)
-        world.store.claim.function = small.claim
-        world.process(world.sealed())
-        delivery = world.receive(world.sealed())
-        assert_deferred(world.process(delivery), Cause.REPLAY_STORE_FULL)
-        clock.advance(80)
-        assert world.process(delivery).verdict is Verdict.ACCEPTED
-
-    def test_a_message_that_waited_too_long_is_rejected(
-        self, make_world: Any, forge: Forge, kafka: Maker, clock: FakeClock
-    ) -> None:
-        """queue_age_exceeded, by the broker's append time."""
-        world = make_world(verifier=forge.verifier(at="append", max_queue_age=600))
-        origin = Origin(
-            topic="orders", partition=0, offset=1, timestamp_ms=int(clock.now() * 1000), timestamp_type="append"
-        )
-        message = world.sealed(kafka(origin=origin))
-        clock.advance(601)
-        assert_rejected(world.process(message), Reason.QUEUE_AGE_EXCEEDED)
 
     def test_a_settled_delivery_stays_settled(self, world: World, rabbit: Maker) -> None:
         """Processing one again returns its outcome and does nothing."""

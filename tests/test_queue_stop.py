@@ -108,8 +108,10 @@ class Client:
         return 0
 
 
-def consumer(client: Client, handler: Any, audit: AuditFile, forge: Forge) -> QueueConsumer:
-    """Return a consumer without a grace."""
+def consumer(handler: Any, audit: AuditFile, *hangs: str) -> tuple[QueueConsumer, Client]:
+    """Return a consumer without a grace, and its client, some of whose calls never return."""
+    forge = Forge(lifetime=600)
+    client = Client(forge.signer().sign(Message(destination=PLACE, body=b"order")), *hangs)
     guard = Pipeline(
         verifier=forge.verifier(), policy=forge.policy(PLACE), replay=MemoryReplayStore(), audit=audit
     )
@@ -119,7 +121,7 @@ def consumer(client: Client, handler: Any, audit: AuditFile, forge: Forge) -> Qu
         "unverified": None,
     }  # fmt: skip
     letters: Any = SimpleNamespace(name="dead", publish=lambda _: None)
-    return QueueConsumer(client, guard, handler, dead_letters=letters, **settings)
+    return QueueConsumer(client, guard, handler, dead_letters=letters, **settings), client
 
 
 @pytest.fixture
@@ -152,15 +154,14 @@ async def test_a_call_that_never_returns(
     hangs: tuple[str, ...], then: list[str], audit: AuditFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A stop ends, and says so where nothing was answered; what needs no answer was sent all the same."""
-    begun, forge = asyncio.Event(), Forge(lifetime=600)
+    begun = asyncio.Event()
 
     async def handler(_message: Any) -> None:
         begun.set()
         if "requeue" in hangs:
             await client.answers.wait()
 
-    client = Client(forge.signer().sign(Message(destination=PLACE, body=b"order")), *hangs)
-    made = consumer(client, handler, audit, forge)
+    made, client = consumer(handler, audit, *hangs)
     running = asyncio.create_task(made.run())
     await (client.asked if hangs == ("ready",) else begun).wait()
     try:
@@ -175,14 +176,13 @@ async def test_a_call_that_never_returns(
 
 async def test_a_thread_is_waited_for(audit: AuditFile) -> None:
     """A plain handler that outlives its grace and the broker's time is not cut off, and its message is acked."""
-    begun, ends, forge = threading.Event(), threading.Event(), Forge(lifetime=600)
+    begun, ends = threading.Event(), threading.Event()
 
     def handler(_message: Any) -> None:
         begun.set()
         ends.wait(SOON)
 
-    client = Client(forge.signer().sign(Message(destination=PLACE, body=b"order")))
-    made = consumer(client, on_thread(handler), audit, forge)
+    made, client = consumer(on_thread(handler), audit)
     async with made:
         await asyncio.to_thread(begun.wait, SOON)
         stopping = asyncio.create_task(made.stop())
@@ -195,7 +195,7 @@ async def test_a_thread_is_waited_for(audit: AuditFile) -> None:
 
 async def test_a_clean_up_is_not_cut_short(audit: AuditFile) -> None:
     """A handler that is cancelled cleans up, however long after the broker's time, and its message goes back."""
-    begun, ends, forge = asyncio.Event(), asyncio.Event(), Forge(lifetime=600)
+    begun, ends = asyncio.Event(), asyncio.Event()
     cleaned: list[bool] = []
 
     async def handler(_message: Any) -> None:
@@ -206,8 +206,7 @@ async def test_a_clean_up_is_not_cut_short(audit: AuditFile) -> None:
             await ends.wait()
             cleaned.append(True)
 
-    client = Client(forge.signer().sign(Message(destination=PLACE, body=b"order")))
-    made = consumer(client, handler, audit, forge)
+    made, client = consumer(handler, audit)
     async with made:
         await begun.wait()
         stopping = asyncio.create_task(made.stop())

@@ -25,7 +25,7 @@ from pamqp.header import ContentHeader
 from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
-from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_untouched, try_settle
+from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_untouched
 from mqauth.brokers.rabbitmq.consumer import Delivered, Deliveries
 from mqauth.brokers.rabbitmq.translate import from_native, headers_out
 from mqauth.delivery.hold import HeldDelivery
@@ -34,6 +34,7 @@ from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message
+from tests.test_queue_acks import Alarm
 
 PLACE = "rabbitmq:shop/orders.created"
 
@@ -500,25 +501,9 @@ async def test_a_claim_whose_answer_was_lost_holds_nobody_up(audit: AuditFile, *
     store.deaf = False
     if probed:
         assert await table.processor.probe(table.suspended[0].delivery) is True
+    waited = len(table.slept)
     assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
-    assert len(table.handled) == 1
-
-
-class Alarm:
-    """A timer whose functions a test calls."""
-
-    def __init__(self) -> None:
-        self.set: list[tuple[float, Any]] = []
-
-    def __call__(self, seconds: float, function: Any) -> None:
-        """Remember what is to be called."""
-        self.set.append((seconds, function))
-
-    async def ring(self) -> None:
-        """Call the function, and let what it started run."""
-        _, function = self.set.pop()
-        function()
-        await asyncio.sleep(0)
+    assert (len(table.handled), len(table.slept)) == (1, waited)
 
 
 class Slow:
@@ -666,18 +651,6 @@ async def test_decode_may_ask_for_another_time(audit: AuditFile) -> None:
     assert (registry, table.letters.found) == (["up"], [])
 
 
-async def test_told_of_a_lost_connection() -> None:
-    """An ack that fails, by an error or by aiormq's cancelling, is reported and not raised."""
-
-    async def cancelled() -> None:
-        raise asyncio.CancelledError
-
-    async def broken() -> None:
-        raise exceptions.AMQPConnectionError("gone")
-
-    assert [await try_settle(act, "ack") for act in (cancelled, broken)] == [False, False]
-
-
 async def test_a_real_cancellation_stays_one() -> None:
     """A task that is cancelled itself sees a cancellation, not a connection error."""
 
@@ -690,8 +663,6 @@ async def test_a_real_cancellation_stays_one() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    with pytest.raises(exceptions.AMQPConnectionError), closing_is_an_error():
-        raise asyncio.CancelledError
 
 
 def test_a_delivery_is_aio_pikas_own() -> None:
@@ -728,7 +699,7 @@ def test_instrumented_queues_are_not_gone_past(touch: str, monkeypatch: pytest.M
 def queue(**settings: Any) -> Any:
     """Return a queue as aio-pika gives it."""
     usual: dict[str, Any] = {"name": "q", "arguments": {"x-queue-type": "quorum"}, "passive": False,
-                             "channel": SimpleNamespace(_connection=object())}  # fmt: skip
+                             "channel": SimpleNamespace(close_callbacks=set(), _connection=object())}  # fmt: skip
     return SimpleNamespace(**(usual | settings))
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mqauth import AuditFile, Cause, Verdict, Verified
+from mqauth import AuditFile, Cause, Message, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.consumer import Deliveries
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, HeldDelivery
@@ -18,9 +17,10 @@ from mqauth.errors import Reason, RetryLater
 from mqauth.judging.pipeline import Outcome
 from tests.delivery_parts import Said
 from tests.delivery_parts import held as waiting_for
-from tests.test_rabbitmq_consumer import Delivery, Letters, Table, Tags, audit, processing, queue
+from tests.test_rabbitmq_consumer import PLACE, Delivery, Letters, Table, Tags, audit, processing, queue
 
 __all__ = ["audit"]
+FORGED = Message(destination=PLACE, body=b"forged")
 
 
 class Waits:
@@ -101,8 +101,7 @@ async def test_a_stop_gives_no_last_delivery_back(audit: AuditFile, caplog: pyte
     delivery = last(waits.table)
     assert (await waits.processor.process(delivery)).reason is Reason.HANDLER_FAILED  # type: ignore[union-attr]
     waits.table.letters.down = True
-    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
-    consumer = rabbitmq.Consumer(source, waits.table.guard, waits.handler, dead_letters=waits.table.letters)
+    consumer = rabbitmq.Consumer(queue(), waits.table.guard, waits.handler, dead_letters=waits.table.letters)
     delivery = last(waits.table)
     await consumer._subscription.take(delivery)
     assert (consumer.health().at_limit, consumer.health().held) == (0, {})
@@ -135,16 +134,9 @@ async def test_guarded_holds_every_cause(audit: AuditFile) -> None:
     """What cannot be suspended holds for half an hour what any other would give back after a minute."""
     table = Table(audit, hold=None)
     table.letters.down = True
-    delivery = Delivery(rabbitmq_forged())
+    delivery = Delivery(FORGED)
     assert (await table.process(delivery)).cause is Cause.DEAD_LETTER_UNAVAILABLE
     assert (delivery.settled, sum(table.slept) >= 0.9 * CONSUMER_TIMEOUT) == (["requeue"], True)
-
-
-def rabbitmq_forged() -> Any:
-    """Return a message without a token."""
-    from mqauth.wire.message import Message
-
-    return Message(destination="rabbitmq:shop/orders.created", body=b"forged")
 
 
 @pytest.mark.parametrize(
@@ -167,23 +159,15 @@ def test_the_limit_of_a_queue(audit: AuditFile, told: int | None, arguments: dic
 async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFile, *, on_the_spot: bool) -> None:
     """Where what stayed had to go back, one delivery at a time is taken, until a rejection was buried."""
     table, acks = Table(audit), Tags()
-    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
-    consumer = rabbitmq.Consumer(source, table.guard, print, dead_letters=table.letters, sleep=table.sleep)
-    slot = Slot(Delivery(rabbitmq_forged()), Deliveries("q"), 0, 20)
-    held = HeldDelivery(
-        slot,
-        table.guard.receive(rabbitmq_forged()),
-        Outcome(Verdict.DEFERRED),
-        0,
-        stays=True,
-        goes_back=True,
-        is_over=True,
-    )
+    consumer = rabbitmq.Consumer(queue(), table.guard, print, dead_letters=table.letters, sleep=table.sleep)
+    slot = Slot(Delivery(FORGED), Deliveries("q"), 0, 20)
+    judged = table.guard.receive(FORGED)
+    held = HeldDelivery(slot, judged, Outcome(Verdict.DEFERRED), 0, stays=True, goes_back=True, is_over=True)
     consumer._window.stalled = held
     await consumer._subscription._until_cause_is_over(held)
     assert consumer.health().prefetch == 1
     consumer._subscription.acks = acks if on_the_spot else None  # type: ignore[assignment]
-    for tag, message in enumerate((table.honest(), rabbitmq_forged())):
+    for tag, message in enumerate((table.honest(), FORGED)):
         delivery = Delivery(message)
         delivery.delivery_tag = tag
         await consumer._subscription.take(delivery)
@@ -195,8 +179,7 @@ async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFi
 async def test_a_consumer_that_was_full_is_not_for_ever(audit: AuditFile) -> None:
     """Where all that was held is gone with its channel, the consumer of the next one is well."""
     table = Table(audit)
-    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
-    consumer = rabbitmq.Consumer(source, table.guard, print, dead_letters=table.letters, prefetch=1)
+    consumer = rabbitmq.Consumer(queue(), table.guard, print, dead_letters=table.letters, prefetch=1)
     consumer._window.consumes("first")
     waiting = waiting_for(Cause.HANDLER_DEFERRED, said=Said(tag="first"))
     consumer._subscription.hold.put(waiting)

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 from weakref import ref
 
@@ -21,7 +20,7 @@ from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.queue_work import Progress
 from mqauth.delivery.slot import TIMEOUT_PARTS
 from mqauth.errors import Reason, Rejection, RetryLater, StaleDelivery, Unavailable
-from mqauth.flow import run
+from mqauth.flow import arun, run
 from mqauth.judging.pipeline import Step
 from tests.conftest import turns
 from tests.test_rabbitmq_consumer import (
@@ -291,7 +290,7 @@ async def test_whatever_a_handler_raises_its_delivery_comes_back(
     def now(_: Verified) -> None:
         raise error
 
-    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
+    source = queue()
     source.cancelled = []
     source.cancel = lambda tag: _remember(source.cancelled, tag)
     consumer = rabbitmq.Consumer(source, table.guard, now if plain else later, dead_letters=Letters())
@@ -314,8 +313,7 @@ async def test_whatever_a_probe_meets_ends_the_consumer(table: Table) -> None:
     async def subscribed() -> None:
         raise Away
 
-    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
-    consumer = rabbitmq.Consumer(source, table.guard, lambda _: None, dead_letters=Letters())
+    consumer = rabbitmq.Consumer(queue(), table.guard, lambda _: None, dead_letters=Letters())
     consumer._subscription.run = subscribed  # type: ignore[method-assign]
     with pytest.raises(Away):
         await asyncio.wait_for(consumer.run(), 1)
@@ -337,8 +335,7 @@ async def test_a_stop_is_one(audit: AuditFile) -> None:
             await turns(50)
             cleaned.append("up")
 
-    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
-    consumer = rabbitmq.Consumer(source, table.guard, handler, dead_letters=Letters(), grace=0)
+    consumer = rabbitmq.Consumer(queue(), table.guard, handler, dead_letters=Letters(), grace=0)
     delivery: Any = Delivery(honest := table.honest())
     await consumer._subscription.take(delivery)
     await begun.wait()
@@ -354,13 +351,12 @@ async def test_a_stop_is_one(audit: AuditFile) -> None:
 async def test_a_handler_may_stop_its_consumer(audit: AuditFile) -> None:
     """It is not waited for, so that it does not wait for itself."""
     table, ended = Table(audit), list[str]()
-    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
 
     async def handler(_: Verified) -> None:
         await consumer.stop()
         ended.append("stop")
 
-    consumer = rabbitmq.Consumer(source, table.guard, handler, dead_letters=Letters(), grace=3600)
+    consumer = rabbitmq.Consumer(queue(), table.guard, handler, dead_letters=Letters(), grace=3600)
     delivery: Any = Delivery(table.honest())
     await consumer._subscription.take(delivery)
     await asyncio.gather(*consumer._subscription.tasks._running)
@@ -370,7 +366,7 @@ async def test_a_handler_may_stop_its_consumer(audit: AuditFile) -> None:
 async def test_what_comes_while_stopping_is_given_back_after_the_cancel(audit: AuditFile) -> None:
     """Before it, it would come again at once, and spend its delivery limit."""
     table, order = Table(audit), list[str]()
-    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
+    source = queue()
     delivery: Any = Delivery(table.honest())
     delivery.nack = lambda: _remember(order, "requeue")
 
@@ -422,7 +418,7 @@ async def test_a_probe_runs_no_handler_though_its_claim_is_not_released(audit: A
     table = Table(audit)
     processor = processing(table.guard, handler, dead_letters=table.letters, sleep=table.sleep, hold=1)
     delivery = table.guard.receive(table.honest())
-    await _judged(table, delivery)
+    await arun(table.guard.judge(delivery))
     store: Any = table.guard.replay
     release, store.release = store.release, _unavailable
     assert await processor.probe(delivery) is False
@@ -439,12 +435,6 @@ async def test_a_probe_that_is_cancelled_by_the_client_is_unanswered(table: Tabl
 
     ask_instead(table.guard, decide)
     assert await table.processor.probe(table.guard.receive(table.honest())) is False
-
-
-async def _judged(table: Table, delivery: Any) -> None:
-    from mqauth.flow import arun
-
-    await arun(table.guard.judge(delivery))
 
 
 async def _judged_again(table: Table) -> tuple[rabbitmq.AsyncJudgement, Silent]:
@@ -488,11 +478,14 @@ async def test_what_was_judged_is_not_buried_once_its_channel_ended(audit: Audit
         await rabbitmq.judge(table.guard, late, queue="q")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("error", [Exception(), RuntimeError("closed"), exceptions.AMQPConnectionError("gone")])
+@pytest.mark.parametrize(
+    "error",
+    [Exception(), RuntimeError("closed"), exceptions.AMQPConnectionError("gone"), asyncio.CancelledError()],
+)
 async def test_what_a_client_raises_because_its_connection_ended(
-    error: Exception, caplog: pytest.LogCaptureFixture
+    error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """aiormq's bare ``Exception`` and its like are "connection lost", in one place, and others are not."""
+    """aiormq's bare ``Exception``, its cancelling and the like are "connection lost", and others are not."""
 
     async def fails() -> None:
         raise error
@@ -507,7 +500,7 @@ async def test_what_a_client_raises_because_its_connection_ended(
 
 async def test_a_cancel_that_meets_a_bare_exception_ends_nothing(audit: AuditFile) -> None:
     """A consumer whose connection ends while it cancels goes on to its next start."""
-    source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
+    source = queue()
 
     async def cancel(_: str) -> None:
         raise Exception

@@ -74,15 +74,6 @@ def test_machine_bites(broken: type[MemoryReplayStore]) -> None:
         run_state_machine_as_test(machine(lambda clock: broken(clock=clock)), settings=brief)
 
 
-def test_release_gives_room(clock: FakeClock) -> None:
-    """A released claim gives its place to another."""
-    store = MemoryReplayStore(1, clock=clock)
-    store.claim(wish())
-    store.release(wish())
-    assert len(store) == 0
-    assert store.claim(wish(id=b"\x09" * 16)) is FRESH
-
-
 @pytest.mark.parametrize("done", [True, False], ids=["done", "held"])
 def test_kept_until_expiry(store: MemoryReplayStore, clock: FakeClock, done: bool) -> None:
     """An id is known to its last second and forgotten soon after, done or not."""

@@ -55,14 +55,6 @@ def test_what_is_no_source_of_keys_is_refused(keys: Any) -> None:
         TrustDomain(keys=keys)
 
 
-@pytest.mark.parametrize("audience", ["billing", ["billing"], ("other", "billing"), iter(["billing"])])
-def test_a_consumer_may_accept_several_audiences(
-    audience: Any, forge: Forge, kafka: Maker, clock: FakeClock
-) -> None:
-    """The accepted audiences are a set of the consumer's."""
-    assert judged(forge.verifier(audience=audience), forge.seal(kafka()), clock.now())
-
-
 @pytest.mark.parametrize(
     "settings",
     [

@@ -1,8 +1,9 @@
 """The delivery contract for log brokers: what happens to deliveries, commits and claims when things go wrong.
 
-Inherit ``LogDeliveryContract`` in a test class and provide a ``stage`` fixture that returns a fresh ``LogStage``
-(``tests.kit.delivery_stage``). ``BrokerContract`` tests the verdict. Nearly every mistake in *delivery*
-passes it: a commit of records that are not settled, a letter that nobody confirmed, two workers on one partition.
+Inherit ``LogDeliveryContract`` in a test class and provide a ``stage`` fixture that returns a fresh stage. It has
+the calls of ``tests.simulation.kafka_stage``: a source of at least two partitions, and one group of consumers.
+``BrokerContract`` tests the verdict. Nearly every mistake in *delivery* passes it: a commit of records that are
+not settled, a letter that nobody confirmed, two workers on one partition.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pytest
 from mqauth import AuditFile, Cause, Message, RetryLater, Verified
 from mqauth.brokers.log.records import CommitUnansweredError
 from tests.kit.delivery_play import LATER, Play, text
-from tests.kit.delivery_stage import LogStage, Member
+from tests.kit.delivery_stage import Member
 
 MOMENT: Final = 0.02
 HOT: Final = 8
@@ -111,7 +112,7 @@ class LogDeliveryContract:
     """What every wrapper of a log broker must do with its deliveries; each docstring is the promise."""
 
     @pytest.fixture
-    def play(self, stage: LogStage, tmp_path: Any) -> Any:
+    def play(self, stage: Any, tmp_path: Any) -> Any:
         """Yield a play on a fresh stage, and stop its consumers afterwards."""
         with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit, ExitStack() as ending:
             play = LogPlay(stage, audit)

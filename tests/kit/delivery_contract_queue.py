@@ -1,9 +1,9 @@
 """The delivery contract for queue brokers: what happens to deliveries, acks and claims when things go wrong.
 
-Inherit ``QueueDeliveryContract`` in a test class and provide a ``stage`` fixture that returns a fresh
-``QueueStage`` (``tests.kit.delivery_stage``). ``BrokerContract`` tests the verdict. Nearly every mistake in
-*delivery* passes
-it: an ack of a message that is not settled, a stale delivery condemned, a slot of the window lost.
+Inherit ``QueueDeliveryContract`` in a test class and provide a ``stage`` fixture that returns a fresh stage. It
+has the calls of ``tests.simulation.contract_stage``: a source queue with a delivery limit of 20, and consumers
+that share it. ``BrokerContract`` tests the verdict. Nearly every mistake in *delivery* passes it: an ack of a
+message that is not settled, a stale delivery condemned, a slot of the window lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mqauth import AuditFile, Cause, Verified
 from tests.kit.delivery_contract_waiting import WaitingContract
 from tests.kit.delivery_play import LATER
 from tests.kit.delivery_play_queue import MOMENT, Gate, QueuePlay
-from tests.kit.delivery_stage import Member, QueueStage
+from tests.kit.delivery_stage import Member
 
 __all__ = ["QueueDeliveryContract", "QueuePlay"]
 LONG: Final = 3600.0
@@ -34,7 +34,7 @@ class QueueDeliveryContract(WaitingContract):
     """What every wrapper of a queue broker must do with its deliveries; each docstring is the promise."""
 
     @pytest.fixture
-    def play(self, stage: QueueStage, tmp_path: Any) -> Any:
+    def play(self, stage: Any, tmp_path: Any) -> Any:
         """Yield a play on a fresh stage."""
         with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
             yield QueuePlay(stage, audit, stage.clock)
