@@ -11,6 +11,7 @@ from integration.keyserver import Authority
 from mqauth.cli.app import run
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key, KeySet
+from tests.test_config import SMALL
 
 NOWHERE = ["console", "--broker", "amqp://127.0.0.1:1/", "--queue", "orders.dead", "--port", "0"]
 
@@ -54,16 +55,7 @@ def test_every_address_wants_a_url(host: str, tmp_path: Path, capsys: pytest.Cap
     assert "url: required" in capsys.readouterr().err
 
 
-CONSUMER = """
-[consumer]
-scope = "billing"
-audience = "billing"
-[[consumer.issuers]]
-issuer = "https://auth.example"
-file = "jwks.json"
-[[consumer.allow]]
-subject = "orders-api"
-destinations = ["rabbitmq:shop/orders.created"]
+CONSUMER = f"""{SMALL}
 [[release.authorities]]
 issuer = "https://review.example"
 file = "jwks.json"

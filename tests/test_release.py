@@ -108,24 +108,20 @@ def test_a_released_message_is_confirmed_at_once(desk: Desk, late: Message) -> N
     assert (done, world.store.confirm.calls) == ([], 2)
 
 
-def test_killed_before_the_confirm_it_is_handled_again(desk: Desk, late: Message) -> None:
-    """A claim whose owner died lapses with its lease: handled twice rather than lost."""
-    released = desk.released(late, Reason.EXPIRED)
-    dead = desk.world.receive(released)
-    desk.world.run(desk.world.pipeline.judge(dead))
-    desk.clock.advance(desk.world.pipeline.lease + 1)
-    assert desk.process(released).verdict is Verdict.ACCEPTED
+@pytest.mark.parametrize(("confirmed", "verdict"), [(False, Verdict.ACCEPTED), (True, Verdict.DUPLICATE)])
+def test_killed_while_it_is_handled(desk: Desk, late: Message, confirmed: bool, verdict: Verdict) -> None:
+    """Before its release is confirmed it is handled twice rather than lost; after that it is a duplicate.
 
-
-def test_killed_between_the_two_confirms_it_is_a_duplicate(desk: Desk, late: Message) -> None:
-    """The release is confirmed first: a crash before the message's own confirm makes no replay of it."""
+    A claim whose owner died lapses with its lease, and the release is confirmed first.
+    """
     released = desk.released(late, Reason.EXPIRED)
     dead = desk.world.receive(released)
     desk.world.run(desk.world.pipeline.judge(dead))
     assert dead.release_claim is not None
-    desk.world.memory.confirm(dead.release_claim)
+    if confirmed:
+        desk.world.memory.confirm(dead.release_claim)
     desk.clock.advance(desk.world.pipeline.lease + 1)
-    assert desk.process(released).verdict is Verdict.DUPLICATE
+    assert desk.process(released).verdict is verdict
 
 
 def test_both_leases_are_renewed_and_a_lost_one_is_told(desk: Desk, late: Message) -> None:

@@ -277,16 +277,13 @@ class TestSplitting:
         assert self.entries(place) == [(["kafka:orders"], "enforce"), (["kafka:#"], "observe")]
 
 
-class TestFiles:
-    """Which audit files are read."""
-
-    def test_none(self, place: Place) -> None:
-        """Exit code 1, with a sentence; by force it goes up all the same."""
-        code, printed = place.run("status")
-        assert code == 1
-        assert f"no audit file is there: {place.path / 'audit.jsonl'}: start the consumers" in printed
-        assert place.run("up", "kafka:orders", "--yes")[0] == 1
-        assert place.run("up", "kafka:orders", "--force", "--why", "a test", "--yes")[0] == 0
+def test_without_an_audit_file_it_is_not_safe(place: Place) -> None:
+    """Exit code 1, with a sentence; by force it goes up all the same."""
+    code, printed = place.run("status")
+    assert code == 1
+    assert f"no audit file is there: {place.path / 'audit.jsonl'}: start the consumers" in printed
+    assert place.run("up", "kafka:orders", "--yes")[0] == 1
+    assert place.run("up", "kafka:orders", "--force", "--why", "a test", "--yes")[0] == 0
 
 
 class TestWaiting:
