@@ -54,12 +54,6 @@ def test_synced_unless_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(synced) == 3
 
 
-def test_one_writer(path: Path) -> None:
-    """A second writer of the same file is refused."""
-    with AuditFile(path), pytest.raises(ConfigurationError, match="another process writes"):
-        AuditFile(path)
-
-
 def test_closed_file_defers(path: Path) -> None:
     """A closed audit file accepts nothing and raises what the pipeline defers for."""
     file = AuditFile(path)
@@ -86,12 +80,6 @@ def test_unreachable_folder(tmp_path: Path) -> None:
     """A folder that is not there is a configuration error."""
     with pytest.raises(ConfigurationError, match="No such file"):
         AuditFile(tmp_path / "missing" / "audit.jsonl")
-
-
-def test_process_id_in_the_name(tmp_path: Path) -> None:
-    """One pattern serves several processes: each writes a file of its own."""
-    with AuditFile(tmp_path / "audit-{pid}.jsonl") as file:
-        assert file.path.name == f"audit-{os.getpid()}.jsonl"
 
 
 def big(number: int) -> AuditRecord:

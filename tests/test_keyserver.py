@@ -37,14 +37,6 @@ def ring_of(count: int, *, delay: int = DELAY) -> KeyRing:
 # --- the document -----------------------------------------------------------------------------------------
 
 
-def test_document_holds_every_key_and_the_delay() -> None:
-    """The set has each key as ``mqauth keys jwks`` prints it, and the delay as a cache reads it."""
-    found = ring.rotate(ring_of(3), NOW + DELAY)
-    document = json.loads(publish([found]).body)
-    assert list(load_key_set(document)) == list(found.published)
-    assert publish_delay_of(document) == DELAY
-
-
 def test_keystores_are_published_as_one_set() -> None:
     """Several producers of one issuer are one set, whose delay is the shortest any of them keeps."""
     first, second = ring_of(2), ring_of(1, delay=120)

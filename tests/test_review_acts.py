@@ -155,10 +155,3 @@ def test_a_broker_that_cannot_be_asked_ends_the_run(desk: Bureau, log: Log) -> N
     found = flow.run(act(desk.box, selection, plan, **able))
     assert (found.failed, found.done, found.refused.total()) == (1, 0, 0)
     assert len(desk.letters()) == 1
-
-
-def test_other_letters_are_never_looked_up(desk: Bureau, log: Log) -> None:
-    """A whole letter has its original with it."""
-    desk.send(desk.forge.seal(desk.message(), claims={"iat": 1, "exp": 2}))
-    assert acted(desk, log, Reason.EXPIRED)["done"] == 1
-    assert log.asked == 0
