@@ -156,18 +156,6 @@ LACKING = object()
 @pytest.mark.parametrize(
     "change",
     [
-        {}, {"prev": "0" * 64, "hash": "1" * 64}, {"flood": 7, "detail": None, "token": {}, "broker": {}},
-        {**QUIET, "alert": ALERT, "completed_by": ID}, {"verdict": "redriven", "review": {"reviewer": "me"}},
-    ],
-)  # fmt: skip
-def test_good_records_pass(change: dict[str, Any]) -> None:
-    """A verdict, one in a file, one of a flood, an alert and a reviewer's act pass."""
-    assert faults(GOOD | change) == []
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
         {"v": 2}, {"id": "1"}, {"time": "2026-11-25"}, {"verdict": "deferred"}, {"reason": "nonsense"},
         {"reason": None}, {"detail": "x" * 257}, {"secret": 1}, {"broker": {"offset": -1}},
         {"broker": {"key": "x"}},

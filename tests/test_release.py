@@ -138,13 +138,6 @@ def test_both_leases_are_renewed_and_a_lost_one_is_told(desk: Desk, late: Messag
     assert desk.world.run(desk.world.pipeline.renew(delivery)) is False
 
 
-def test_another_scope_settles_it_unhandled(desk: Desk, late: Message) -> None:
-    """A release for one consumer group is a duplicate to another, without record or letter."""
-    outcome = desk.process(desk.released(late, Reason.EXPIRED, scope="audit"))
-    assert outcome.verdict is Verdict.DUPLICATE
-    assert (desk.world.handler.calls, desk.world.published, desk.world.records) == (0, [], [])
-
-
 def test_a_duplicate_of_another_scope_is_audited_as_claimed(desk_of: Callable[..., Desk]) -> None:
     """Where every verdict is recorded, a message that was not judged has only claims, and names the release."""
     desk = desk_of(record="all")

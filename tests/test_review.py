@@ -572,12 +572,16 @@ def plain_letters(bureau: Bureau, count: int) -> None:
 
 
 def test_groups_are_those_that_are_there(bureau: Bureau) -> None:
-    """Counts, first and last time of each group are those of its letters; a limit keeps the largest."""
+    """Counts, first and last time of groups, and columns, are those of the letters; a limit keeps the largest."""
     plain_letters(bureau, 450)
+    begin = 1_900_000_000.0
     with bureau.survey() as index:
         times: dict[str, list[float]] = {}
         for row in index.page(limit=1000):
             times.setdefault(row.reason, []).append(row.time or 0.0)
+        columns = Counter((reason, (time - begin) // 100) for reason, of in times.items() for time in of)
+        drawn = index.columns(begin, 100.0, 5, before=2e9)
+        assert {(reason, column): count for reason, column, count in drawn} == columns
         wanted = {reason: (len(of), min(of), max(of)) for reason, of in times.items()}
         for filter_ in (ALL, Filter(since=0.0)):
             found = index.groups(filter_)
