@@ -135,7 +135,9 @@ def test_each_deed_is_named(path: Path, deed: str, seed: int) -> None:
     log = lines()
     at = pick.randrange(1, RECORDS - 2)
     if deed == "edited":
-        log[at] = log[at].replace(b'"replayed"', b'"expired"')
+        line = bytearray(log[at])
+        line[pick.randrange(len(line) - 1)] ^= pick.randrange(1, 256)
+        log[at] = bytes(line) if seed % 2 else log[at].replace(b'"v":1', b'"v": 1')
     elif deed == "removed":
         del log[at]
     elif deed == "inserted":
@@ -171,18 +173,6 @@ def test_missing_file(path: Path) -> None:
     """A file that is not there is a configuration error, not an intact log."""
     with pytest.raises(ConfigurationError, match="No such file"):
         verify_chain(path)
-
-
-def test_signed_heads_round_trip(tmp_path: Path) -> None:
-    """Heads come back from their file as they were signed, also under a pinned key."""
-    key = Key.generate()
-    heads = heads_of(lines(), 10, 20)
-    file = HeadFile(tmp_path / "heads", key)
-    for head in heads:
-        file.append(head)
-    assert read_heads(tmp_path / "heads") == heads
-    assert read_heads(tmp_path / "heads", KeySet([key])) == heads
-    assert (tmp_path / "heads").stat().st_mode & 0o777 == 0o600
 
 
 def test_heads_of_another_key_are_refused(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,26 +54,6 @@ def test_synced_unless_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(synced) == 3
 
 
-def test_one_writer(path: Path) -> None:
-    """A second writer of the same file is refused."""
-    with AuditFile(path), pytest.raises(ConfigurationError, match="another process writes"):
-        AuditFile(path)
-
-
-def test_disk_full_defers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that refuses is ``audit_unavailable``; the next record leaves no torn line behind."""
-    with AuditFile(path) as file:
-        fill(file, 1)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", _refuse)
-            with pytest.raises(Unavailable) as raised:
-                file.write(record(1))
-        assert raised.value.cause is Cause.AUDIT_UNAVAILABLE
-        file.write(record(2))
-    assert verify_chain(path).records == 2
-    assert b"id-1" not in path.read_bytes()
-
-
 def test_closed_file_defers(path: Path) -> None:
     """A closed audit file accepts nothing and raises what the pipeline defers for."""
     file = AuditFile(path)
@@ -100,12 +82,6 @@ def test_unreachable_folder(tmp_path: Path) -> None:
         AuditFile(tmp_path / "missing" / "audit.jsonl")
 
 
-def test_process_id_in_the_name(tmp_path: Path) -> None:
-    """One pattern serves several processes: each writes a file of its own."""
-    with AuditFile(tmp_path / "audit-{pid}.jsonl") as file:
-        assert file.path.name == f"audit-{os.getpid()}.jsonl"
-
-
 def big(number: int) -> AuditRecord:
     """Return a record of about half a kilobyte."""
     return record(number, "x" * 250)
@@ -132,21 +108,6 @@ def test_crash_between_rename_and_new_file(path: Path) -> None:
     with AuditFile(path, fsync=False) as file:
         fill(file, 1)
     assert verify_chain([*rotated(path), path]).records == 4
-
-
-def test_rotation_that_fails_defers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the file cannot be renamed the message is deferred, and nothing is lost."""
-    with AuditFile(path, fsync=False, max_bytes=MIN_BYTES) as file:
-        for number in range(200):
-            if file.path.stat().st_size >= MIN_BYTES:
-                break
-            file.write(big(number))
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "rename", _refuse)
-            with pytest.raises(Unavailable, match="was not written"):
-                file.write(record())
-        file.write(record())
-    assert verify_chain([*rotated(path), path]).intact
 
 
 def test_size_is_bounded_below(path: Path) -> None:
@@ -198,20 +159,6 @@ class Disk:
         return taken
 
 
-def test_partial_write_leaves_no_torn_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that fills up in the middle of a record: nothing of it stays, and the next one follows the last."""
-    with AuditFile(path, fsync=False) as file:
-        fill(file, 1)
-        before = path.read_bytes()
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "write", Disk(room=100).write)
-            with pytest.raises(Unavailable):
-                file.write(record(1))
-        assert path.read_bytes() == before
-        file.write(record(2))
-    assert (verify_chain(path).intact, verify_chain(path).records) == (True, 2)
-
-
 def test_torn_line_that_could_not_be_cut_is_cut_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where even the cut failed, the next record does it."""
     with AuditFile(path, fsync=False) as file:
@@ -225,15 +172,33 @@ def test_torn_line_that_could_not_be_cut_is_cut_later(path: Path, monkeypatch: p
     assert (verify_chain(path).intact, verify_chain(path).records) == (True, 1)
 
 
-def test_forked_process_does_not_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that inherited the file defers: two writers of one chain would overwrite each other's records."""
-    with AuditFile(path) as file:
+@pytest.mark.parametrize(
+    ("name", "by", "said"),
+    [
+        ("fsync", _refuse, "was not written"),
+        ("write", Disk(room=100).write, "was not written"),
+        ("getpid", lambda: -1, "fork"),
+    ],
+    ids=["not synced", "full in the middle of a record", "forked"],
+)
+def test_what_cannot_be_written_defers(
+    name: str, by: Callable[..., Any], said: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that is not durable is ``audit_unavailable``: nothing of it stays, and the next follows the last.
+
+    A child that inherited the file is refused too: two writers of one chain would overwrite each other's records.
+    """
+    with AuditFile(path, fsync=name == "fsync") as file:
         fill(file, 1)
+        before = path.read_bytes()
         with monkeypatch.context() as patch:
-            patch.setattr(os, "getpid", lambda: -1)
-            with pytest.raises(Unavailable, match="fork"):
+            patch.setattr(os, name, by)
+            with pytest.raises(Unavailable, match=said) as raised:
                 file.write(record(1))
-    assert verify_chain(path).records == 1
+        assert raised.value.cause is Cause.AUDIT_UNAVAILABLE
+        assert path.read_bytes() == before
+        file.write(record(2))
+    assert (verify_chain(path).intact, verify_chain(path).records) == (True, 2)
 
 
 def test_forked_process_signs_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,25 +219,35 @@ def test_threads_share_one_file(path: Path) -> None:
     assert (report.intact, report.records) == (True, 800)
 
 
-def test_deleted_file_is_begun_anew(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Records do not go into a file that nobody can find any more; the gap is found by the chain."""
-    with AuditFile(path, fsync=False) as file:
-        fill(file, 2)
-        path.unlink()
-        fill(file, 2)
-    assert "moved or deleted" in caplog.text
-    report = verify_chain(path)
-    assert (report.intact, report.what, report.first_bad) == (False, "removed", 1)
+def append(path: Path) -> None:
+    """Write a line of another's."""
+    with path.open("ab") as other:
+        other.write(b'{"reason":"none"}\n')
 
 
-def test_moved_file_goes_on_in_a_new_one(path: Path) -> None:
-    """A file moved away by another program, as logrotate does, is the first part of an unbroken chain."""
+@pytest.mark.parametrize(
+    ("deed", "said", "told"),
+    [
+        (Path.unlink, "moved or deleted", {"intact": False, "what": "removed", "first_bad": 1}),
+        (lambda path: path.rename(path.with_name("moved")), "moved or deleted", {"intact": True, "records": 4}),
+        (lambda path: os.truncate(path, 0), "somebody else changed this file", {"what": "removed"}),
+        (append, "", {"what": "inserted", "first_bad": 3}),
+    ],
+    ids=["deleted", "moved, as logrotate does", "emptied", "a line appended"],
+)
+def test_what_somebody_did_to_an_open_file_is_told(
+    deed: Callable[[Path], object], said: str, told: dict[str, Any], path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Records go on where they can be found, without a hole; the log says so, and the chain shows what is gone."""
     with AuditFile(path, fsync=False) as file:
         fill(file, 2)
-        path.rename(path.with_name("moved"))
+        deed(path)
         fill(file, 2)
-    report = verify_chain([path.with_name("moved"), path])
-    assert (report.intact, report.records) == (True, 4)
+    assert said in caplog.text
+    assert b"\0" not in path.read_bytes()
+    moved = path.with_name("moved")
+    report = verify_chain([moved, path] if moved.exists() else path)
+    assert {name: getattr(report, name) for name in told} == told
 
 
 def test_replaced_file_is_not_appended_to(path: Path) -> None:
@@ -288,38 +263,21 @@ def test_replaced_file_is_not_appended_to(path: Path) -> None:
     assert len(path.read_bytes().splitlines()) == 1
 
 
-def test_truncated_file_gets_no_hole(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file somebody emptied while it was written goes on without a hole, loudly; the chain shows the gap."""
-    with AuditFile(path, fsync=False) as file:
-        fill(file, 3)
-        os.truncate(path, 0)
-        fill(file, 1)
-    assert "somebody else changed this file" in caplog.text
-    assert b"\0" not in path.read_bytes()
-    assert verify_chain(path).what == "removed"
-
-
-def test_foreign_lines_are_kept_as_evidence(path: Path) -> None:
-    """A line somebody appended while the file was open is not cut off with a torn one: verify names it."""
-    with AuditFile(path, fsync=False) as file:
-        fill(file, 1)
-        with path.open("ab") as other:
-            other.write(b'{"reason":"none"}\n')
-        fill(file, 1)
-    report = verify_chain(path)
-    assert (report.what, report.first_bad) == ("inserted", 2)
-
-
-def test_interrupted_rotation_is_finished(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file renamed whose successor could not be opened is followed by one at the next record."""
+@pytest.mark.parametrize(
+    ("name", "said", "there"), [("rename", "was not written", True), ("open", "cannot be begun", False)]
+)
+def test_a_rotation_that_failed_is_finished(
+    name: str, said: str, there: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a full file cannot be renamed, or no new one begun, messages are deferred, and the next ends it."""
     with AuditFile(path, fsync=False, max_bytes=MIN_BYTES) as file:
         while path.stat().st_size < MIN_BYTES:
             file.write(big(0))
         with monkeypatch.context() as patch:
-            patch.setattr(os, "open", _refuse)
-            with pytest.raises(Unavailable, match="cannot be begun"):
+            patch.setattr(os, name, _refuse)
+            with pytest.raises(Unavailable, match=said):
                 file.write(record())
-        assert not path.exists()
+        assert path.exists() is there
         fill(file, 2)
     assert verify_chain(parts(path)).intact
     assert len(rotated(path)) == 1

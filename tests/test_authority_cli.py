@@ -97,12 +97,6 @@ def test_grants_tells_what_a_credential_gets(run: Run, machine: Key) -> None:
     assert not Path("authority.jsonl").exists()
 
 
-def test_grants_of_a_closed_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is told in one line."""
-    monkeypatch.setattr("sys.stdin", None)
-    assert run("grants", "--token", "-")[::2] == (2, "mqauth: standard input is closed\n")
-
-
 def test_grants_tells_why_a_credential_gets_nothing(run: Run, machine: Key) -> None:
     """The dry run says what is wrong with a credential, or in what it differs from each grant."""
     other = Key.generate(subjects=["stock-api"])

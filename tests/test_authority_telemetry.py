@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from mqauth import Cause, Key, Unavailable
 from mqauth.authority.application import AuthorityServer
@@ -20,23 +17,18 @@ from tests.test_telemetry import Meter
 
 
 @pytest.fixture
-def meter() -> Iterator[Meter]:
-    """Telemetry of an authority on a provider of its own."""
-    reader = InMemoryMetricReader()
-    provider = MeterProvider([reader])
-    telemetry: Any = AuthorityTelemetry(provider.get_meter("test"))
-    yield Meter(reader, telemetry)
-    provider.shutdown()
+def meter() -> Meter:
+    """Telemetry of an authority."""
+    return Meter(AuthorityTelemetry)
 
 
 @pytest.fixture
 def world(tmp_path: Path, meter: Meter) -> World:
     """An authority that is measured, and those who ask it."""
     found = World(tmp_path)
-    observe: Any = meter.telemetry.observe
     found.server = AuthorityServer(
-        found.authority, KeyServer([found.keystore.folder], clock=found.clock), refusals=2, observers=[observe],
-        clock=found.clock,
+        found.authority, KeyServer([found.keystore.folder], clock=found.clock), refusals=2,
+        observers=[meter.telemetry.observe], clock=found.clock,
     )  # fmt: skip
     return found
 
@@ -88,8 +80,7 @@ def test_subjects_are_bounded(meter: Meter) -> None:
     """A hundred identities have a label of their own, all others count together."""
     for number in range(MAX_SUBJECTS + 5):
         subject = f"wimse://prod.example/{number}"
-        observe: Any = meter.telemetry.observe
-        observe(answer="issued", refusal="", credential="cluster", subject=subject, seconds=0.01)
+        meter.telemetry.observe(answer="issued", refusal="", credential="cluster", subject=subject, seconds=0.01)
     found = counted(meter, "mqauth.authority.identities")
     assert len(found) == MAX_SUBJECTS + 1
     assert found[("cluster", "other")] == 5
@@ -108,9 +99,8 @@ def test_an_observer_that_fails_keeps_no_identity_back(world: World, caplog: pyt
 
 def test_key_and_cutoffs_are_measured(meter: Meter) -> None:
     """The age of the key and the number of cut-offs are told as they are now; without a key there is no age."""
-    telemetry: Any = meter.telemetry
-    telemetry.watch("wimse://prod.example", cutoffs=lambda: 3, key_age=lambda: 86_400.0)
-    telemetry.watch("wimse://b.example", cutoffs=lambda: 0, key_age=lambda: None)
+    meter.telemetry.watch("wimse://prod.example", cutoffs=lambda: 3, key_age=lambda: 86_400.0)
+    meter.telemetry.watch("wimse://b.example", cutoffs=lambda: 0, key_age=lambda: None)
     ages = {labels: point.value for labels, point in meter.points("mqauth.authority.key.age").items()}
     assert ages == {(("trust_domain", "wimse://prod.example"),): 86_400.0}
     cut = {labels[0][1]: point.value for labels, point in meter.points("mqauth.authority.cutoffs").items()}

@@ -14,14 +14,12 @@ from typing import Any
 
 import pytest
 from cryptography.exceptions import InvalidSignature
-from hypothesis import given
-from hypothesis import strategies as st
 
 from integration.benchmarks import flood, pages
 from integration.benchmarks.client import contenders, identity, inprocess, run
 from integration.benchmarks.client.contenders import Effort, Wrapper
 from integration.benchmarks.client.inprocess import BATCH_NAME, PLACE, Cell, Operations
-from integration.benchmarks.client.rounds import Measured, Rounds, Variant, alternate, quantile, rates
+from integration.benchmarks.client.rounds import Measured, Rounds, Variant, alternate, rates
 from integration.benchmarks.client.workload import Refusals, RefusedError, Tally, Workload, guard
 from integration.documentation import ROOT
 from mqauth.testing.forge import Forge
@@ -271,15 +269,6 @@ def test_ratio_is_taken_within_each_round() -> None:
     ratio = found.ratio("ours", "base")
     assert ratio.as_list() == pytest.approx([0.45, 0.8, 0.85])
     assert found.rate("ours") == pytest.approx(90)
-
-
-@given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 1))
-def test_quantile_lies_among_the_figures(figures: list[float], share: float) -> None:
-    """A quantile is no less than the least and no more than the most, and the ends are these."""
-    ordered = sorted(figures)
-    assert ordered[0] <= quantile(ordered, share) * (1 + 1e-12)
-    assert quantile(ordered, share) <= ordered[-1] * (1 + 1e-12)
-    assert (quantile(ordered, 0), quantile(ordered, 1)) == (ordered[0], ordered[-1])
 
 
 def test_short_form_has_rates_and_all_ratios() -> None:

@@ -64,12 +64,6 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...]
     return [leaf for name, item in inner for leaf in leaves(item, (*path, name))]
 
 
-def test_every_value_of_tricky_text_is_found() -> None:
-    """The scanner and ``tomllib`` see the same keys."""
-    found = lines_of(TRICKY)
-    assert [path for path, _ in leaves(tomllib.loads(TRICKY)) if path not in found] == []
-
-
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from(".#\"'[]={}\\ "), max_size=6)
 SHAPES: Any = st.just(0)
 # As deep as any table of ours, and one more.

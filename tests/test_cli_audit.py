@@ -15,6 +15,7 @@ from mqauth import AuditFile, HeadFile, Key, KeySet, cli
 from mqauth.audit.record import AuditRecord
 from mqauth.cli import forms
 from mqauth.wire.jwk import dump_key_set
+from tests.conftest import audit_record
 
 START = 1_795_600_800  # 2026-11-25T10:00:00Z
 Run = Callable[..., tuple[int, str, str]]
@@ -26,12 +27,11 @@ def record(
     """Return the record of a verdict, a minute after the one before."""
     said = {"kid": kid, "alg": "EdDSA", "iss": "https://auth.example", "sub": "orders-api", "jti": f"jti-{number}"}
     wanted: dict[str, Any] = {
-        "id": f"id-{number}", "time": START + 60.0 * number, "reason": reason, "detail": "why", "scope": "billing",
-        "verdict": "accepted" if reason is None else "rejected", "broker": {"destination": "kafka:orders"},
-        "token": {"verified" if reason is None else "claimed": said, "thumbprint": None}, "body_sha256": None,
-        "body_size": None, "key_set": None, "policy": None, "dead_letter": f"dead-{number}", "instance": "me",
+        "time": START + 60.0 * number, "reason": reason, "verdict": "accepted" if reason is None else "rejected",
+        "broker": {"destination": "kafka:orders"}, "dead_letter": f"dead-{number}",
+        "token": {"verified" if reason is None else "claimed": said, "thumbprint": None},
     }  # fmt: skip
-    return AuditRecord(**(wanted | changes))
+    return audit_record(number, **(wanted | changes))
 
 
 @pytest.fixture

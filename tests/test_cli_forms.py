@@ -7,10 +7,8 @@ import json
 import os
 import pty
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -214,35 +212,6 @@ def test_a_fault_of_ours_repeats_no_text(ended: Exit, monkeypatch: pytest.Monkey
     assert ended("keys", "list") == (
         1, "mqauth: this is a fault of mqauth (ZeroDivisionError); run it again with --debug and report it\n"
     )  # fmt: skip
-
-
-_ENTRY = (
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from mqauth.cli import main; os.write(1, b'up'); sys.exit(main())"
-)
-"""From the moment at which our code runs: before it, the interpreter itself prints the traceback.
-
-A shell that starts its jobs in the background has them ignore the signal, and they pass that on.
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "arguments", [["demo"], ["dlq", "groups", "--broker", "kafka://127.0.0.1:1", "--topic", "t"]]
-)
-@pytest.mark.parametrize("delay", [0.03, 0.1, 0.25, 0.5, 1.0])
-def test_an_interrupt_leaves_no_traceback(arguments: list[str], delay: float, tmp_path: Path) -> None:
-    """Ctrl-C is 130 while modules are imported, while a broker is tried, and at the end; or it came too late."""
-    with subprocess.Popen(
-        [sys.executable, "-c", _ENTRY, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
-    ) as process:
-        assert process.stdout.read(2) == b"up"
-        time.sleep(delay)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    assert b"Traceback" not in error
-    # While Python itself ends its signals are the system's again; a shell shows 130 for that, too.
-    assert process.returncode in (130, 0, -signal.SIGINT)
 
 
 _INTERRUPTED = """

@@ -6,7 +6,7 @@ import inspect
 import json
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -370,9 +370,3 @@ def test_arguments_are_the_settings_of_the_same_names() -> None:
         raise NotImplementedError
 
     assert found.arguments(ride) == {"name": "a", "gears": 7}
-
-
-def test_a_default_is_no_requirement() -> None:
-    """``MISSING`` alone makes a setting required."""
-    required = [name for name, setting in Bicycle.settings().items() if setting.default is MISSING]
-    assert required == ["name"]

@@ -22,15 +22,9 @@ from mqauth.review import ALL, Index
 from mqauth.review import session as trails
 from mqauth.testing import FakeClock, Forge
 from tests.conftest import rabbitmq_message
-from tests.test_console import HOST, REVIEW, TOKENS, Room, bodies, csrf, mark_of, post
+from tests.test_console import HOST, REVIEW, TOKENS, Room, bodies, csrf, mark_of, planned, post, room
 
-
-@pytest.fixture
-def room(clock: FakeClock, forge: Forge) -> Iterator[Room]:
-    """A console with no letters."""
-    made = Room(clock, forge)
-    yield made
-    made.backend.close()
+__all__ = ["room"]
 
 
 # --- rows -------------------------------------------------------------------------------------------------
@@ -50,9 +44,7 @@ def test_an_act_takes_the_chosen_rows_and_no_others(room: Room) -> None:
     assert led.status_code == 303
     form = client.get(led.headers["location"]).text
     assert "Discard 2 dead letters" in form
-    post(client, "/act/discard", why="forged", marks=re.findall(r'name="marks" value="([0-9a-f]{64})"', form))
-    room.wait()
-    post(client, "/confirm", job=room.backend.job.id if room.backend.job else "")
+    planned(room, client, "discard", marks=re.findall(r'name="marks" value="([0-9a-f]{64})"', form))
     room.wait()
     assert len(marks(room)) == 2
     assert not set(chosen) & set(marks(room))
@@ -162,8 +154,8 @@ def test_every_queue_has_pages_of_its_own(house: House) -> None:
 def test_refresh_of_all_leaves_one_at_work_alone(house: House) -> None:
     """*Refresh* on the first page reads every queue again; a queue with a job of its own goes on with that."""
     shop, abroad = house.rooms.values()
-    for room in (shop, abroad):
-        room.send(*room.late(1))
+    for one in (shop, abroad):
+        one.send(*one.late(1))
     before, shop.backend.job.running = (shop.backend.job, abroad.backend.job), True
     client = house.client()
     assert client.post("/refresh", data={"csrf": csrf(client)}).headers["location"] == "/"
@@ -323,8 +315,8 @@ def test_the_balance_counts_the_letters_of_all_queues(house: House, tmp_path: Pa
     """Audit files name the rejections of two queues: a letter in the other queue is open, and not missing."""
     shop, abroad = house.rooms.values()
     house.client()
-    for name, room in house.rooms.items():
-        on_record(room, tmp_path / f"{name}.jsonl", 2)
+    for name, one in house.rooms.items():
+        on_record(one, tmp_path / f"{name}.jsonl", 2)
     shop.backend.files = (*shop.backend.files, *abroad.backend.files)
     shop.backend.account("ada")
     shop.wait()

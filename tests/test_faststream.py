@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import date, timedelta
+from operator import methodcaller
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,12 +48,12 @@ from mqauth.integrations.faststream import (
 from mqauth.integrations.framework import LateLetters
 from mqauth.judging.rollout import WEEK, Exemption, Rollout, RolloutEntry, Rung
 from mqauth.letters.dead_letter import DeadLetter
-from mqauth.testing import Forge
+from mqauth.testing import FakeClock, Forge
 from tests.test_rabbitmq_consumer import Letters, audit
 
 __all__ = ["audit"]
 PLACE = "rabbitmq:/orders"
-DAY = datetime.now(UTC).date()
+DAY = date(2030, 3, 17)
 
 
 class Channel:
@@ -98,23 +99,28 @@ class Service:
 
     Args:
         audit: where its records go.
+        broker: what is protected, by default RabbitMQ's.
         settings: of its pipeline.
     """
 
-    def __init__(self, audit: AuditFile, **settings: Any) -> None:
-        self.forge = Forge()
+    place = PLACE
+
+    def __init__(self, audit: AuditFile, broker: Any = None, **settings: Any) -> None:
+        self.clock = FakeClock()
+        self.forge = Forge(self.clock)
         self.letters = Letters()
-        self.records = audit
         self.calls: list[Any] = []
-        wanted: dict[str, Any] = {"replay": MemoryReplayStore(), "attempts": Attempts(wait=0)} | settings
+        wanted: dict[str, Any] = {
+            "replay": MemoryReplayStore(clock=self.clock), "attempts": Attempts(wait=0), "clock": self.clock,
+        }  # fmt: skip
         self.guard = Pipeline(
             verifier=self.forge.verifier(),
-            policy=self.forge.policy(PLACE, "rabbitmq:shop/orders"),
+            policy=self.forge.policy(self.place, "rabbitmq:shop/orders"),
             audit=audit,
-            **wanted,
+            **(wanted | settings),
         )
-        self.broker = protect(
-            RabbitBroker(), guard=self.guard, dead_letters=self.letters, signer=self.forge.signer()
+        self.broker: Any = protect(
+            broker or RabbitBroker(), guard=self.guard, dead_letters=self.letters, signer=self.forge.signer()
         )
 
     def subscribe(self, handler: Callable[..., Any] | None = None, **settings: Any) -> None:
@@ -128,7 +134,7 @@ class Service:
 
     def honest(self, body: bytes = b'{"order": 1}', **properties: str) -> Message:
         """Return a signed message."""
-        return self.forge.signer().sign(Message(destination=PLACE, body=body, properties=properties))
+        return self.forge.signer().sign(Message(destination=self.place, body=body, properties=properties))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Any]:
@@ -136,6 +142,14 @@ class Service:
         (subscriber,) = self.broker.subscribers
         async with TestRabbitBroker(self.broker):
             yield subscriber.process_message
+
+    async def stopped(self, deliver: Any, native: Any, begun: asyncio.Event) -> None:
+        """Deliver a message, and stop that once something has begun."""
+        task = asyncio.create_task(deliver(native))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
     async def deliver(self, message: Message, error: Any = None, match: str | None = None) -> Channel:
         """Deliver a message, where an error is named to an end by that one; return its channel."""
@@ -236,32 +250,42 @@ async def test_handler_that_fails(service: Service) -> None:
             await deliver(delivered(message)[0])
 
 
+def raising(error: Exception) -> Callable[[RabbitMessage], Any]:
+    """Return what a handler ends with: an error."""
+
+    async def end(_message: RabbitMessage) -> None:
+        raise error
+
+    return end
+
+
 @pytest.mark.parametrize(
-    ("signal", "calls", "reasons"),
+    ("end", "calls", "error", "reasons"),
     [
-        (AckMessage(), 1, []),
-        (NackMessage(), 2, []),
-        (RetryLater("later"), 2, []),
-        (RejectMessage(), 1, [Reason.HANDLER_FAILED]),
+        (raising(AckMessage()), 1, AckMessage, []),
+        (raising(NackMessage()), 2, None, []),
+        (raising(RetryLater("later")), 2, None, []),
+        (raising(RejectMessage()), 1, NotHandledError, [Reason.HANDLER_FAILED]),
+        (methodcaller("ack"), 1, None, []),
+        (methodcaller("nack"), 2, None, []),
+        (methodcaller("reject"), 1, NotHandledError, [Reason.HANDLER_FAILED]),
     ],
 )
-async def test_signals_of_handlers(audit: AuditFile, signal: Exception, calls: int, reasons: list[Reason]) -> None:
-    """``AckMessage`` is a success, ``NackMessage`` asks for another time, ``RejectMessage`` fails at once."""
-    service = Service(audit, attempts=Attempts(limit=1 if calls == 2 else 3))
+async def test_handler_that_settles(audit: AuditFile, end: Any, calls: int, error: Any, reasons: Any) -> None:
+    """Acks are a success, nacks put off, rejects fail at once, raised or called; mqauth settles, at the end."""
+    service = Service(audit, attempts=Attempts(limit=1 if calls == 2 else 3, wait=0))
+    native, channel = delivered(service.honest())
 
-    async def once() -> None:
+    async def once(message: RabbitMessage) -> None:
         service.calls.append("call")
         if len(service.calls) == 1:
-            raise signal
+            await end(message)
+        assert channel.settled == []
 
     service.subscribe(once)
-    native, channel = delivered(service.honest())
     async with service.running() as deliver:
-        if calls == 2:
+        with pytest.raises(error) if error else nullcontext():
             await deliver(native)
-        else:
-            with pytest.raises((AckMessage, NotHandledError)):
-                await deliver(native)
     assert (len(service.calls), service.reasons, channel.settled) == (calls, reasons, ["ack"])
 
 
@@ -329,11 +353,7 @@ async def test_cancelled_handler(service: Service) -> None:
     message = service.honest()
     native, channel = delivered(message)
     async with service.running() as deliver:
-        task = asyncio.create_task(deliver(native))
-        await begun.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await service.stopped(deliver, native, begun)
         assert channel.settled == ["requeue"]
         again, channel = delivered(message, redelivered=True)
         await deliver(again)
@@ -362,11 +382,7 @@ async def test_cancelled_confirm(audit: AuditFile) -> None:
     message = service.honest()
     native, channel = delivered(message)
     async with service.running() as deliver:
-        task = asyncio.create_task(deliver(native))
-        await store.asked.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await service.stopped(deliver, native, store.asked)
         assert channel.settled == ["requeue"]
         store.answer.set()
         again, channel = delivered(message, redelivered=True)
@@ -540,12 +556,15 @@ async def test_answer_is_verified(service: Service, signed: bool) -> None:
 
 
 async def test_one_side_alone(service: Service) -> None:
-    """Without a signer nothing is published, without a guard nothing is consumed or asked; both are errors."""
+    """Without a signer no publisher starts, nothing is published; without a guard nothing is consumed or asked."""
     mute = protect(RabbitBroker(), guard=service.guard, dead_letters=service.letters)
     mute.subscriber("orders")(service.calls.append)
     async with TestRabbitBroker(mute):
         with pytest.raises(ConfigurationError, match="signer="):
             await mute.publish(b"", "orders")
+    mute.publisher("invoices")
+    with pytest.raises(ConfigurationError, match="publishers need signer="):
+        await mute.start()
     deaf = protect(RabbitBroker(), signer=service.forge.signer())
     deaf.subscriber("orders")(service.calls.append)
     async with TestRabbitBroker(deaf):
@@ -615,26 +634,6 @@ async def test_a_sink_that_blocks_runs_on_a_thread(service: Service) -> None:
     service.subscribe()
     await service.deliver(Message(destination=PLACE, body=b""), NotHandledError)
     assert loops == [False]
-
-
-@pytest.mark.parametrize(
-    ("name", "calls", "reasons"), [("ack", 1, []), ("nack", 2, []), ("reject", 1, [Reason.HANDLER_FAILED])]
-)
-async def test_handler_that_settles(service: Service, name: str, calls: int, reasons: list[Reason]) -> None:
-    """``message.nack()`` in a handler puts off, ``reject`` dead-letters; mqauth settles, once and at the end."""
-    native, channel = delivered(service.honest())
-
-    async def settle(message: RabbitMessage) -> None:
-        service.calls.append("call")
-        if len(service.calls) == 1:
-            await getattr(message, name)()
-        assert channel.settled == []
-
-    service.subscribe(settle)
-    async with service.running() as deliver:
-        with suppress(NotHandledError):
-            await deliver(native)
-    assert (len(service.calls), service.reasons, channel.settled) == (calls, reasons, ["ack"])
 
 
 class Again(BaseMiddleware[Any, Any]):
@@ -729,14 +728,6 @@ def test_router_that_settles(audit: AuditFile, depth: int) -> None:
         router.include_router(inner)
     with pytest.raises(ConfigurationError, match=r"AckPolicy\.MANUAL"):
         Service(audit).broker.include_router(router)
-
-
-async def test_publishers_need_a_signer(service: Service) -> None:
-    """Without a signer a broker with publishers does not start: every message would fail after its handler."""
-    broker = protect(RabbitBroker(), guard=service.guard, dead_letters=service.letters)
-    broker.publisher("invoices")(broker.subscriber("orders")(service.calls.append))
-    with pytest.raises(ConfigurationError, match="publishers need signer="):
-        await broker.start()
 
 
 async def test_dead_letters_are_made_at_every_start(service: Service) -> None:

@@ -24,9 +24,7 @@ from mqauth import (
     AuditFile,
     ConfigurationError,
     MalformedMessage,
-    MemoryReplayStore,
     Message,
-    Pipeline,
     Reason,
     Verified,
 )
@@ -36,9 +34,10 @@ from mqauth.errors import RetryLater
 from mqauth.integrations import faststream_confluent, faststream_kafka
 from mqauth.integrations.faststream import NotHandledError, VerifiedMessage, protect
 from mqauth.integrations.faststream_positions import Position, Positions
-from mqauth.testing import FakeClock, Forge
+from mqauth.testing import FakeClock
 from tests.test_blocking_signers import until
-from tests.test_rabbitmq_consumer import Letters, audit
+from tests.test_faststream import Service as OnRabbitMQ
+from tests.test_rabbitmq_consumer import audit
 
 __all__ = ["audit"]
 PLACE = "kafka:orders"
@@ -157,41 +156,24 @@ class Confluent:
         return MockConfluentMessage(message.body, "orders", key, headers, offset, 0, 1, 1_000)
 
 
-class Service:
-    """A protected broker with everything around it.
+class Service(OnRabbitMQ):
+    """The same on Kafka.
 
     Args:
         kind: the client.
         audit: where records go.
     """
 
+    place = PLACE
+
     def __init__(self, kind: type[AioKafka | Confluent], audit: AuditFile) -> None:
         self.client: Any = kind()
-        self.clock = FakeClock()
-        self.forge = Forge(self.clock)
-        self.letters = Letters()
-        self.calls: list[Any] = []
         self.package = importlib.import_module(kind.package)
-        self.guard = Pipeline(
-            verifier=self.forge.verifier(), policy=self.forge.policy(PLACE), audit=audit, clock=self.clock,
-            replay=MemoryReplayStore(clock=self.clock),
-        )  # fmt: skip
-        self.broker: Any = protect(
-            self.package.KafkaBroker(), guard=self.guard, dead_letters=self.letters, signer=self.forge.signer()
-        )
+        super().__init__(audit, self.package.KafkaBroker())
 
     def subscribe(self, handler: Any = None, **settings: Any) -> None:
         """Have the topic handled, by default by remembering the calls."""
-        calls = self.calls
-
-        async def remember(order: Any, verified: VerifiedMessage) -> None:
-            calls.append((order, verified))
-
-        self.broker.subscriber("orders", **{"group_id": "billing"} | settings)(handler or remember)
-
-    def honest(self, body: bytes = b'{"order": 1}') -> Message:
-        """Return a signed message."""
-        return self.forge.signer().sign(Message(destination=PLACE, body=body))
+        super().subscribe(handler, **{"group_id": "billing"} | settings)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Any]:
@@ -209,7 +191,7 @@ class Service:
             finally:
                 subscriber.consumer = None
 
-    async def deliver(self, message: Message, error: Any = None, match: str | None = None) -> None:
+    async def deliver(self, message: Message, error: Any = None, match: str | None = None) -> Any:
         """Deliver one message, where an error is named to an end by that one."""
         async with self.running() as deliver:
             with pytest.raises(error, match=match) if error else nullcontext():
@@ -221,11 +203,6 @@ class Service:
         place = positions._client.partition(self.client.record(self.honest(), 7))
         positions._generation = self.client.inner._coordinator.generation
         positions._places[place] = Position(7, Committed(7, "mqauth partitions=1"), sought=False)
-
-    @property
-    def reasons(self) -> list[Reason]:
-        """Why messages were dead-lettered."""
-        return [letter.rejection.reason for letter in self.letters.found]
 
 
 @pytest.fixture(params=[AioKafka, Confluent])
@@ -259,11 +236,7 @@ async def test_cancelled_is_read_again(service: Service) -> None:
     service.subscribe(wait)
     message = service.honest()
     async with service.running() as deliver:
-        task = asyncio.create_task(deliver(message))
-        await begun.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await service.stopped(deliver, message, begun)
         assert service.client.inner.calls == [("seek", 7)]
         service.clock.advance(3_600)
         await deliver(message)
@@ -278,15 +251,19 @@ async def test_lost_partition(service: Service) -> None:
     assert (service.client.inner.calls, service.reasons) == ([], [])
 
 
-async def test_lost_while_handled(service: Service) -> None:
-    """A partition that is lost while its record is handled is not committed."""
+@pytest.mark.parametrize(("lost", "error", "calls"), [(True, None, []), (False, StopConsume, [("seek", 7)])])
+async def test_ended_while_handled(service: Service, lost: bool, error: Any, calls: list[Any]) -> None:
+    """A partition that is lost meanwhile is not committed; a handler that stops has its record read again."""
 
-    async def lose() -> None:
-        service.client.inner.lose()
+    async def end() -> None:
+        if lost:
+            service.client.inner.lose()
+        else:
+            raise StopConsume
 
-    service.subscribe(lose)
-    await service.deliver(service.honest())
-    assert service.client.inner.calls == []
+    service.subscribe(end)
+    await service.deliver(service.honest(), error)
+    assert service.client.inner.calls == calls
 
 
 @pytest.mark.parametrize("signal", [None, RetryLater("later")])
@@ -371,17 +348,6 @@ async def test_result_that_cannot_be_published(
             await subscriber.process_message(service.client.record(service.honest(), 7))
         subscriber.consumer = None
     assert (service.client.inner.calls, service.reasons) == (calls, reasons)
-
-
-async def test_stop(service: Service) -> None:
-    """A handler that stops its subscriber has its record read again."""
-
-    async def stop() -> None:
-        raise StopConsume
-
-    service.subscribe(stop)
-    await service.deliver(service.honest(), StopConsume)
-    assert service.client.inner.calls == [("seek", 7)]
 
 
 @pytest.mark.parametrize(

@@ -37,14 +37,6 @@ def ring_of(count: int, *, delay: int = DELAY) -> KeyRing:
 # --- the document -----------------------------------------------------------------------------------------
 
 
-def test_document_holds_every_key_and_the_delay() -> None:
-    """The set has each key as ``mqauth keys jwks`` prints it, and the delay as a cache reads it."""
-    found = ring.rotate(ring_of(3), NOW + DELAY)
-    document = json.loads(publish([found]).body)
-    assert list(load_key_set(document)) == list(found.published)
-    assert publish_delay_of(document) == DELAY
-
-
 def test_keystores_are_published_as_one_set() -> None:
     """Several producers of one issuer are one set, whose delay is the shortest any of them keeps."""
     first, second = ring_of(2), ring_of(1, delay=120)
@@ -76,33 +68,29 @@ def _fields(found: KeyRing) -> dict[str, Any]:
     return {"keys": found.keys, "publish_delay": found.publish_delay, "retain": found.retain}
 
 
-def test_private_member_is_never_published(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A private member that got into the document by whatever mistake is an error, not a line in it."""
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda key: key.update(d="c2VjcmV0"), "private or symmetric key"),
+        (lambda key: key.pop("mqauth_sub"), "another set"),
+    ],
+    ids=["private", "without its subjects"],
+)
+def test_what_got_into_the_document_by_mistake_is_refused(
+    change: Callable[[Any], object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A private member, and what a consumer would not read back exactly, is an error, not a line in it."""
     real = keyserver.jwk.dump_key_set
 
-    def leaky(keys: Any) -> dict[str, Any]:
+    def mistaken(keys: Any) -> dict[str, Any]:
         document = real(keys)
-        document["keys"][0]["d"] = "c2VjcmV0"
+        change(document["keys"][0])
         return document
 
-    monkeypatch.setattr(keyserver.jwk, "dump_key_set", leaky)
-    with pytest.raises(ConfigurationError, match="private or symmetric key") as caught:
+    monkeypatch.setattr(keyserver.jwk, "dump_key_set", mistaken)
+    with pytest.raises(ConfigurationError, match=said) as caught:
         publish([ring_of(1)])
     assert "c2VjcmV0" not in str(caught.value)
-
-
-def test_document_that_reads_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a consumer would not read back exactly, for lack of its subjects for example, is not published."""
-    real = keyserver.jwk.dump_key_set
-
-    def lossy(keys: Any) -> dict[str, Any]:
-        document = real(keys)
-        del document["keys"][0]["mqauth_sub"]
-        return document
-
-    monkeypatch.setattr(keyserver.jwk, "dump_key_set", lossy)
-    with pytest.raises(ConfigurationError, match="another set"):
-        publish([ring_of(1)])
 
 
 def test_two_keystores_with_one_key_are_refused() -> None:

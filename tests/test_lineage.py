@@ -21,7 +21,7 @@ from mqauth.letters.release import (
 from mqauth.review import Filter, Letter, judge, read
 from mqauth.testing import FakeClock, Forge
 from tests.conftest import KAFKA, RABBITMQ
-from tests.test_review import Bureau
+from tests.test_review import Bureau, lying
 
 HOP = Hop(letter="a" * 64, reason=Reason.EXPIRED, time=1)
 
@@ -107,8 +107,8 @@ def test_what_a_letter_says_is_not_signed(bureau: Bureau) -> None:
     """Who writes to the dead-letter queue may edit count and history; the release tells of this letter only."""
     letter = rejected(bureau, bureau.forge.seal(bureau.message()))
     bureau.discard()
-    lies = {f"{PREFIX}count": "500", f"{PREFIX}history": json.dumps([{"id": "x", "reason": "y", "released": "z"}])}
-    bureau.plant(replace(letter, headers=tuple((name, lies.get(name, value)) for name, value in letter.headers)))
+    told = json.dumps([{"id": "x", "reason": "y", "released": "z"}])
+    bureau.plant(lying(letter, count="500", history=told))
     with bureau.survey() as index:
         shown = index.reading(index.page()[0].number).as_dict()
     assert (shown["count"], shown["history"]) == (500, [{"id": "x", "reason": "y", "released": "z"}])
@@ -134,9 +134,7 @@ def test_what_a_letter_says_is_not_signed(bureau: Bureau) -> None:
 def test_any_history_can_be_read(told: str, bureau: Bureau) -> None:
     """Whatever stands there, it is shown harmless or not at all."""
     letter = rejected(bureau, bureau.forge.seal(bureau.message()))
-    lies = {f"{PREFIX}count": told, f"{PREFIX}history": told}
-    headers = tuple((name, lies.get(name, value)) for name, value in letter.headers)
-    found = read(Letter(message=replace(letter, headers=headers)))
+    found = read(Letter(message=lying(letter, count=told, history=told)))
     assert found.intact
     assert found.count == 1
     assert all("\x1b" not in text for hop in found.history for text in hop.values())

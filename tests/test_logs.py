@@ -173,18 +173,15 @@ def marked(message: Message) -> Message:
     return replace(message, body=b'{"order": "MARK-body"}', key=key, headers=(*message.headers, ("secret", value)))
 
 
-class TestRate:
-    """A flood of lines."""
-
-    def test_flood_through_the_pipeline(self, world: World, clock: FakeClock, said: Records) -> None:
-        """Forgeries to random destinations are bounded, and the one handler that fails among them is seen."""
-        for number in range(600):
-            world.process(honest_message(f"kafka:orders{number}"))
-            clock.advance(0.1)
-        world.handler.function = broken
-        world.process(world.sealed())
-        assert len(said("message.rejected")) <= 260
-        assert len(said("handler.failed")) == 1
+def test_flood_through_the_pipeline(world: World, clock: FakeClock, said: Records) -> None:
+    """Forgeries to random destinations are bounded, and the one handler that fails among them is seen."""
+    for number in range(600):
+        world.process(honest_message(f"kafka:orders{number}"))
+        clock.advance(0.1)
+    world.handler.function = broken
+    world.process(world.sealed())
+    assert len(said("message.rejected")) <= 260
+    assert len(said("handler.failed")) == 1
 
 
 class TestFloodCost:

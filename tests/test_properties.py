@@ -1,24 +1,19 @@
-"""Properties over arbitrary messages, tokens and audit files: what holds for every input, not for chosen ones."""
+"""Properties over arbitrary messages and tokens: what holds for every input, not for chosen ones."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import jwt
-import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from mqauth import AuditFile, MalformedMessage, Reason, Rejection, Signer, Verified, Verifier
-from mqauth.audit.chain import verify_chain
+from mqauth import MalformedMessage, Reason, Rejection, Signer, Verified, Verifier
 from mqauth.testing import BatchForge, FakeClock, Forge
 from mqauth.testing.batchforge import PLACE, SIZE
 from mqauth.testing.forge import with_token
@@ -27,7 +22,6 @@ from mqauth.wire import json_form as jsonform
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.envelope import add_named
 from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderValue, Message, Origin, fold, form_of
-from tests.conftest import audit_record
 from tests.test_merkle import path_length
 
 CLOCK = FakeClock()
@@ -425,16 +419,6 @@ def test_the_json_form_is_the_message(message: Message) -> None:
     assert replace(again, headers=()) == replace(message, headers=())
 
 
-@given(SIGNERS, MESSAGES)
-def test_a_signed_message_survives_the_json_form(signer: Signer, message: Message) -> None:
-    """Files and dead letters in the JSON form verify like the message itself."""
-    sealed = signer.sign(message)
-    assert (
-        reason_of(jsonform.from_form(strictjson.loads(strictjson.dumps(jsonform.to_form(sealed)), depth=64)))
-        is None
-    )
-
-
 @given(JSON)
 def test_arbitrary_json_is_a_message_or_malformed(value: Any) -> None:
     """Reading a form raises nothing but MalformedMessage, also for its parts."""
@@ -474,64 +458,3 @@ def test_what_parses_as_a_destination_is_canonical(text: str) -> None:
     except MalformedMessage:
         return
     assert text == (destination.rabbitmq(*names) if scheme == "rabbitmq" else destination.kafka(*names))
-
-
-def written(path: Path, count: int) -> list[bytes]:
-    """Write an audit file and return its lines."""
-    with AuditFile(path, fsync=False) as file:
-        for number in range(count):
-            file.write(audit_record(number, detail="é", token={"claimed": {"iat": 10, "sub": "a/b"}}))
-    return path.read_bytes().splitlines(keepends=True)
-
-
-@given(st.data())
-def test_any_edited_removed_inserted_or_moved_line_is_found(data: st.DataObject) -> None:
-    """Whatever is done to a line of an audit file but the last one's end, the chain does not hold."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "audit.jsonl"
-        lines = written(path, 5)
-        assert verify_chain(path).intact
-        at = data.draw(st.integers(0, 3))
-        kind = data.draw(st.sampled_from(["edit", "pad", "remove", "repeat", "move"]))
-        if kind == "edit":
-            byte = data.draw(st.integers(0, len(lines[at]) - 1))
-            line = bytearray(lines[at])
-            line[byte] ^= data.draw(st.integers(1, 255))
-            lines[at] = bytes(line)
-        elif kind == "pad":
-            lines[at] = lines[at].replace(
-                b'"v":1', data.draw(st.sampled_from([b'"v": 1', b'"v":1.0', b'"\\u0076":1']))
-            )
-        elif kind == "remove":
-            del lines[at]
-        elif kind == "repeat":
-            lines.insert(data.draw(st.integers(0, 5)), lines[at])
-        else:
-            lines.insert(at + 1, lines.pop(at))
-        path.write_bytes(b"".join(lines))
-        report = verify_chain(path)
-        assert not report.intact
-        assert report.first_bad is not None
-
-
-@settings(deadline=None)
-@given(st.integers(1, 300))
-def test_a_torn_tail_is_recovered_and_called_no_tampering(cut: int) -> None:
-    """However much of the last line a crash took, the whole ones stay, and the chain goes on."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "audit.jsonl"
-        lines = written(path, 3)
-        cut = min(cut, len(lines[-1]) - 1)
-        path.write_bytes(b"".join(lines)[:-cut])
-        torn = verify_chain(path)
-        assert (torn.intact, torn.records) == (True, 2)
-        written(path, 1)
-        assert verify_chain(path).intact
-        assert path.read_bytes().splitlines(keepends=True)[:2] == lines[:2]
-
-
-def test_decimals_and_floats_print_as_they_were() -> None:
-    """The oracle for header values compares by repr, so that 1, 1.0, True and Decimal(1) differ."""
-    assert len({repr(value) for value in (1, 1.0, True, Decimal(1), "1", b"1")}) == 6
-    with pytest.raises(MalformedMessage):
-        SIGNER.sign(SEALED)

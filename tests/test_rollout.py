@@ -106,14 +106,11 @@ def is_unverified(world: Ladder, outcome: Outcome, why: str | None) -> bool:
     )
 
 
-class TestOff:
-    """Nothing is judged."""
-
-    def test_a_signed_message_is_not_judged(self, ladder: Maker) -> None:
-        """Neither the policy nor the store is asked, and the handler gets an ``Unverified`` that says nothing."""
-        world = ladder(at(Rung.OFF))
-        assert is_unverified(world, world.process(world.sealed()), None)
-        assert world.store.claim.calls == world.policy.decide.calls == 0
+def test_off_no_message_is_judged(ladder: Maker) -> None:
+    """Neither the policy nor the store is asked, and the handler gets an ``Unverified`` that says nothing."""
+    world = ladder(at(Rung.OFF))
+    assert is_unverified(world, world.process(world.sealed()), None)
+    assert world.store.claim.calls == world.policy.decide.calls == 0
 
 
 class TestObserve:
@@ -187,20 +184,18 @@ def heartbeat(kind: str = "heartbeat", **changes: Any) -> Message:
     return rabbitmq_message(properties={"type": kind}, **changes)
 
 
-class TestExemptions:
-    """What may lack a token at ``enforce`` too."""
+EXEMPT = Rollout(exemptions=[
+    Exemption(destination=RABBITMQ, kinds=frozenset({"heartbeat"}), until=date(2027, 6, 30), why="firmware 2")
+])  # fmt: skip
 
-    rollout = Rollout(exemptions=[
-        Exemption(destination=RABBITMQ, kinds=frozenset({"heartbeat"}), until=date(2027, 6, 30), why="firmware 2")
-    ])  # fmt: skip
 
-    def test_a_kind_reaches_its_own_handler_alone(self, ladder: Maker) -> None:
-        """A forged ``heartbeat`` is a heartbeat and nothing else; any other kind is rejected."""
-        beats: list[Unverified] = []
-        world = ladder(self.rollout, {"heartbeat": beats.append})
-        assert world.process(heartbeat()).verdict is Verdict.UNVERIFIED
-        assert world.process(heartbeat("order")).reason is Reason.TOKEN_MISSING
-        assert [beat.destination for beat in beats] == [RABBITMQ]
+def test_a_kind_reaches_its_own_handler_alone(ladder: Maker) -> None:
+    """A forged ``heartbeat`` is a heartbeat and nothing else; any other kind is rejected."""
+    beats: list[Unverified] = []
+    world = ladder(EXEMPT, {"heartbeat": beats.append})
+    assert world.process(heartbeat()).verdict is Verdict.UNVERIFIED
+    assert world.process(heartbeat("order")).reason is Reason.TOKEN_MISSING
+    assert [beat.destination for beat in beats] == [RABBITMQ]
 
 
 class TestHandlers:

@@ -188,13 +188,6 @@ def test_nobody_can_be_asked(given: io.StringIO | None, place: Place, monkeypatc
     assert 'rung = "observe"' in place.file.read_text("utf-8")
 
 
-def test_a_reason_that_is_no_text(place: Place) -> None:
-    """Bytes that are no UTF-8 are refused before anything is written."""
-    code, printed = place.run("down", "kafka:orders", "--why", "\udcff", "--until", "2026-12-20", "--yes")
-    assert (code, printed) == (2, "mqauth: an argument or a variable is not UTF-8\n")
-    assert 'rung = "observe"' in place.file.read_text("utf-8")
-
-
 def test_a_terminal_of_another_alphabet(place: Place) -> None:
     """The file is UTF-8 whatever the locale says."""
     with place.file.open("a", encoding="utf-8") as file:
@@ -277,16 +270,13 @@ class TestSplitting:
         assert self.entries(place) == [(["kafka:orders"], "enforce"), (["kafka:#"], "observe")]
 
 
-class TestFiles:
-    """Which audit files are read."""
-
-    def test_none(self, place: Place) -> None:
-        """Exit code 1, with a sentence; by force it goes up all the same."""
-        code, printed = place.run("status")
-        assert code == 1
-        assert f"no audit file is there: {place.path / 'audit.jsonl'}: start the consumers" in printed
-        assert place.run("up", "kafka:orders", "--yes")[0] == 1
-        assert place.run("up", "kafka:orders", "--force", "--why", "a test", "--yes")[0] == 0
+def test_without_an_audit_file_it_is_not_safe(place: Place) -> None:
+    """Exit code 1, with a sentence; by force it goes up all the same."""
+    code, printed = place.run("status")
+    assert code == 1
+    assert f"no audit file is there: {place.path / 'audit.jsonl'}: start the consumers" in printed
+    assert place.run("up", "kafka:orders", "--yes")[0] == 1
+    assert place.run("up", "kafka:orders", "--force", "--why", "a test", "--yes")[0] == 0
 
 
 class TestWaiting:

@@ -14,6 +14,7 @@ from mqauth.config.declaration import read
 from mqauth.config.toml_file import Table
 from mqauth.judging.rollout import Rung
 from mqauth.wire.jwk import dump_key_set
+from tests.test_config import SMALL
 
 GOOD = {
     "destinations": '["kafka:orders"]', "rung": '"observe"', "since": "2026-11-26", "until": "2027-01-31",
@@ -51,18 +52,7 @@ def test_what_does_not_fit_is_refused(changes: dict[str, str], said: str) -> Non
     assert said in str(caught.value)
 
 
-FILE = """
-[consumer]
-audience = "billing"
-
-[[consumer.issuers]]
-issuer = "https://auth.example"
-file = "jwks.json"
-
-[[consumer.allow]]
-subject = "orders-api"
-destinations = ["kafka:orders"]
-
+FILE = f"""{SMALL}
 [[consumer.unsigned]]
 destination = "rabbitmq:shop/heartbeat"
 kinds = ["heartbeat"]

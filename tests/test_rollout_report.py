@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from mqauth import Detector, Message, MisuseWatch, Origin, RejectNow
 from mqauth.audit.query import last_rollout
@@ -21,18 +17,15 @@ from mqauth.audit.record import CAPACITY, Group, Observed, group_of, iso_time
 from mqauth.delivery.health import QueueHealth, State, told_of
 from mqauth.judging.observing import lines
 from mqauth.judging.rollout import WEEK, AcceptAs, Exemption, Rollout, RolloutEntry, Rung, WithoutEvidence
-from mqauth.telemetry import Telemetry
 from mqauth.testing import ATTACKS, FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import strict_json
 from tests.conftest import KAFKA, RABBITMQ, kafka_message, rabbitmq_message
+from tests.test_review import SCHEMA
 from tests.test_rollout import Ladder, at
 from tests.test_telemetry import Meter
 
-SCHEMA = Draft202012Validator(
-    json.loads((Path(__file__).parents[1] / "docs" / "audit-record.schema.json").read_text("utf-8"))
-)
 DAY = 86_400.0
 
 
@@ -234,11 +227,8 @@ class TestWarnings:
 
     def test_gauges(self, clock: FakeClock) -> None:
         """The rung as a number, and the days left."""
-        reader = InMemoryMetricReader()
-        meter = MeterProvider([reader]).get_meter("test")
-        telemetry = Telemetry(meter, now=lambda: datetime(2030, 5, 21, tzinfo=UTC).timestamp())
-        telemetry.watch_rollout(at(Rung.OBSERVE, KAFKA))
-        found = Meter(reader, telemetry)
+        found = Meter(now=lambda: datetime(2030, 5, 21, tzinfo=UTC).timestamp())
+        found.telemetry.watch_rollout(at(Rung.OBSERVE, KAFKA))
         assert {labels[0][1]: point.value for labels, point in found.points("mqauth.rollout.rung").items()} == {
             KAFKA: 1
         }
@@ -386,10 +376,9 @@ class TestAliases:
 
     def test_a_gauge_has_them(self, forge: Forge) -> None:
         """How many destinations each accepts."""
-        reader = InMemoryMetricReader()
-        telemetry = Telemetry(MeterProvider([reader]).get_meter("test"))
-        telemetry.watch_rollout(None, forge.verifier(accept_as=[self.ALIAS]))
-        found = Meter(reader, telemetry).points("mqauth.rollout.aliases")
+        meter = Meter()
+        meter.telemetry.watch_rollout(None, forge.verifier(accept_as=[self.ALIAS]))
+        found = meter.points("mqauth.rollout.aliases")
         assert {labels[0][1]: point.value for labels, point in found.items()} == {"kafka:eu.orders": 2}
 
 

@@ -32,9 +32,26 @@ from mqauth.testing.forge import AUDIENCE, ISSUER
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import KeySet
 from tests.opa_agent import Agent
+from tests.test_config import SMALL
 
 PLACE = "kafka:orders"
 DAY = date(2026, 11, 29)
+NO_REPLAY = ("replay.off", "WARNING")
+REFUSED = "hostile messages refused: 2\n"
+CONFIG = f'{SMALL}\n[audit]\nfile = "audit.jsonl"\n'
+AGENT = """
+[consumer.opa]
+url = "http://127.0.0.1:8181"
+path = "mqauth/allow"
+"""
+ROLLOUT = """
+[[rollout]]
+destinations = ["kafka:orders"]
+rung = "observe"
+since = 2026-11-01
+until = 2026-12-01
+owner = "ops"
+"""
 
 
 class Watched:
@@ -213,22 +230,23 @@ class TestStart:
         with pytest.raises(ConfigurationError, match="self-test"):
             consumer.drain()
 
-    def test_off_is_loud(self, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
-        """Without it each start warns, and nothing is tried."""
-        guard = pipeline(forge, watched := Watched(forge.keys), self_test=False)
-        at_start(guard)
-        at_start(guard)
-        assert [(record.event, record.levelname) for record in caplog.records] == [("selftest.off", "WARNING")] * 2
-        assert watched.asked == []
-
-    def test_a_pipeline_without_a_store_is_loud(self, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
-        """Where every copy is handled each start warns, and the self-test is as ever."""
-        guard = pipeline(forge, replay=None)
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"self_test": False}, [("selftest.off", "WARNING")] * 2),
+            ({"replay": None}, [NO_REPLAY, ("selftest.passed", "INFO"), NO_REPLAY]),
+        ],
+    )
+    def test_what_is_left_out_is_loud(
+        self, settings: Any, said: Any, forge: Forge, watched: Watched, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Without it, or a replay store, each start warns: of the one nothing is tried, else it is as ever."""
+        guard = pipeline(forge, watched, **settings)
         with caplog.at_level(logging.INFO, "mqauth"):
             at_start(guard)
             at_start(guard)
-        said = [(record.event, record.levelname) for record in caplog.records]
-        assert said == [("replay.off", "WARNING"), ("selftest.passed", "INFO"), ("replay.off", "WARNING")]
+        assert [(record.event, record.levelname) for record in caplog.records] == said
+        assert watched.asked == []
 
     def test_it_costs_little(self, forge: Forge) -> None:
         """A self-test of one rule takes under 100 ms of processor time, which is far above what it measures."""
@@ -271,24 +289,23 @@ class TestCommand:
         monkeypatch.chdir(tmp_path)
         return tmp_path
 
-    def test_good(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """A good configuration exits with 0; no audit file is opened, so it works beside a running consumer."""
-        assert main(["selftest"]) == 0
-        assert capsys.readouterr().out == REFUSED
+    @pytest.mark.parametrize(
+        ("more", "options", "told"),
+        [
+            ("", [], REFUSED),
+            ("", ["--json"], '{"refused":2,"accepted":[],"lenient":"","agent":null}\n'),
+            (ROLLOUT, [], f"{REFUSED}unsigned messages reach a handler on purpose: kafka:orders\n"),
+        ],
+        ids=["good", "json", "below enforce"],
+    )
+    def test_good(
+        self, more: str, options: list[str], told: str, place: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A good configuration exits with 0, a rung is no finding; a running consumer's audit file is left."""
+        (place / "mqauth.toml").write_text(CONFIG + more)
+        assert main(["selftest", *options]) == 0
+        assert capsys.readouterr().out == told
         assert not (place / "audit.jsonl").exists()
-
-    def test_as_json(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """Programs get every member."""
-        assert main(["selftest", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out) == {
-            "refused": 2, "accepted": [], "lenient": "", "agent": None,
-        }  # fmt: skip
-
-    def test_a_rung_is_said(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """A destination below enforce is no finding."""
-        (place / "mqauth.toml").write_text(CONFIG + ROLLOUT)
-        assert main(["selftest"]) == 0
-        assert "unsigned messages reach a handler on purpose: kafka:orders" in capsys.readouterr().out
 
     def test_a_hole(
         self, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -337,34 +354,3 @@ class TestCommand:
         assert load("mqauth.toml").judge.self_test
         (place / "mqauth.toml").write_text(CONFIG.replace("[consumer]\n", "[consumer]\nself_test = false\n"))
         assert not load("mqauth.toml").judge.self_test
-
-
-REFUSED = "hostile messages refused: 2\n"
-CONFIG = f"""
-[consumer]
-audience = "billing"
-
-[[consumer.issuers]]
-issuer = "{ISSUER}"
-file = "jwks.json"
-
-[[consumer.allow]]
-subject = "orders-api"
-destinations = ["kafka:orders"]
-
-[audit]
-file = "audit.jsonl"
-"""
-AGENT = """
-[consumer.opa]
-url = "http://127.0.0.1:8181"
-path = "mqauth/allow"
-"""
-ROLLOUT = """
-[[rollout]]
-destinations = ["kafka:orders"]
-rung = "observe"
-since = 2026-11-01
-until = 2026-12-01
-owner = "ops"
-"""

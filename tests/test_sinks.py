@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,16 +68,24 @@ def test_fan_out_durable_must_not_fail(kind: type[Sink]) -> None:
     assert other.records == []
 
 
-def test_watch_survives_its_callback(caplog: pytest.LogCaptureFixture) -> None:
-    """A broken callback is logged, and the alert is written all the same."""
+def broken(_told: object) -> Any:
+    """Fail."""
+    raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("settings", "records", "said"),
+    [
+        ({"on_alert": broken}, 2, "alert callback failed: ValueError"),
+        ({"detector": SimpleNamespace(observe=broken)}, 1, "misuse detector failed: ValueError"),
+    ],
+)
+def test_watch_survives(settings: Any, records: int, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A callback or a detector that fails is logged: the record is durable, and raised it would come again."""
     sink = Sink()
-
-    def broken(_alert: object) -> None:
-        raise ValueError
-
-    MisuseWatch(sink, on_alert=broken).write(rejected())
-    assert len(sink.records) == 2
-    assert "alert callback failed: ValueError" in caplog.text
+    MisuseWatch(sink, **settings).write(rejected())
+    assert len(sink.records) == records
+    assert said in caplog.text
 
 
 @pytest.mark.parametrize("kind", [Sink, AsyncSink])
@@ -93,19 +102,6 @@ def test_watch_alert_not_written_twice(kind: type[Sink], caplog: pytest.LogCaptu
     finish(MisuseWatch(sink, Detector(Thresholds())).write(rejected()))
     assert [record.verdict for record in sink.records] == ["rejected"]
     assert "alert could not be written: OSError" in caplog.text
-
-
-def test_watch_survives_its_detector(caplog: pytest.LogCaptureFixture) -> None:
-    """A detector that fails raises nothing: the record is durable, and raised it would be written again."""
-
-    class Broken(Detector):
-        def observe(self, members: Any) -> Any:
-            raise RuntimeError
-
-    sink = Sink()
-    MisuseWatch(sink, Broken()).write(rejected())
-    assert len(sink.records) == 1
-    assert "misuse detector failed: RuntimeError" in caplog.text
 
 
 def test_watch_is_shared_between_threads() -> None:

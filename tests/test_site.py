@@ -188,14 +188,15 @@ def test_a_change_of_what_is_public_is_seen() -> None:
 
 
 @pytest.mark.parametrize("page", [*pages(), "CHANGELOG.md"])
-def test_anchors_exist_on_a_forge(page: str) -> None:
-    """A link to a section leads to a heading that a forge gives this anchor."""
+def test_links_and_anchors_exist_on_a_forge(page: str) -> None:
+    """A link leads to a file of the repository, and to a heading that a forge gives its anchor, if it has one."""
     text = FENCE.sub("", (ROOT / page).read_text("utf-8"))
     dead = []
     for link in [*REPOSITORY.findall(text), *re.findall(r"\]\((#[^)]+)\)", text)]:
         place, _, anchor = link.partition("#")
         target = (ROOT / page).parent / place if place else ROOT / page
-        if anchor and target.suffix == ".md" and anchor not in anchors(target):
+        anchored = not anchor or target.suffix != ".md" or anchor in anchors(target)
+        if not target.exists() or not anchored:
             dead.append(link)
     assert dead == []
 

@@ -8,8 +8,7 @@ import logging
 import re
 import socket
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,12 +41,17 @@ DOCS = Path(__file__).parent.parent / "docs" / "observability"
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-@dataclass
 class Meter:
-    """A meter whose points can be read."""
+    """Telemetry on a provider of its own, whose points can be read.
 
-    reader: InMemoryMetricReader
-    telemetry: Telemetry
+    Args:
+        kind: of the telemetry.
+        settings: of it.
+    """
+
+    def __init__(self, kind: type[Any] = Telemetry, **settings: Any) -> None:
+        self.reader = InMemoryMetricReader()
+        self.telemetry = kind(MeterProvider([self.reader]).get_meter("test"), **settings)
 
     def points(self, name: str) -> dict[tuple[tuple[str, Any], ...], Any]:
         """Return the points of a metric by their labels."""
@@ -67,12 +71,9 @@ class Meter:
 
 
 @pytest.fixture
-def meter() -> Iterator[Meter]:
-    """Telemetry on a provider of its own, at a time that stands still."""
-    reader = InMemoryMetricReader()
-    provider = MeterProvider([reader])
-    yield Meter(reader, Telemetry(provider.get_meter("test"), now=FakeClock().now))
-    provider.shutdown()
+def meter() -> Meter:
+    """Telemetry at a time that stands still."""
+    return Meter(now=FakeClock().now)
 
 
 def outcome(verdict: Verdict = Verdict.REJECTED, **fields: Any) -> Outcome:
@@ -136,44 +137,36 @@ def test_one_broken_gauge_leaves_the_others(meter: Meter, caplog: pytest.LogCapt
     assert "a gauge could not be read: OSError" in caplog.text
 
 
-@dataclass
-class Health:
-    """What a consumer might say."""
-
-    deferred: int
-    stalled_since: float | None
+NOW = FakeClock().now()
 
 
-def test_gauges(meter: Meter) -> None:
-    """Deferred, stalled, key-set age, policy and store size are read when metrics are collected."""
-    now = FakeClock().now()
-    meter.telemetry.watch_consumer("billing", lambda: Health(2, now - 30))
-    meter.telemetry.watch_consumer("idle", lambda: Health(0, None))
-    meter.telemetry.watch_keys("https://auth.example", lambda: 100.0)
-    meter.telemetry.watch_keys("https://cold.example", lambda: None)
-    meter.telemetry.watch_store("memory", MemoryReplayStore().__len__)
-    meter.telemetry.watch_policy("opa", Agent().opa().health)
-    assert [p.value for p in meter.points("mqauth.policy.failing").values()] == [0]
-    assert {labels[0][1]: p.value for labels, p in meter.points("mqauth.deferred").items()} == {
-        "billing": 2,
-        "idle": 0,
-    }
-    assert {labels[0][1]: p.value for labels, p in meter.points("mqauth.stalled").items()} == {
-        "billing": 30,
-        "idle": 0,
-    }
-    assert [p.value for p in meter.points("mqauth.key_set.age").values()] == [100]
-    assert [p.value for p in meter.points("mqauth.replay.size").values()] == [0]
-
-
-def test_an_identity_shows_how_long_it_lasts(meter: Meter) -> None:
-    """The gauge of a producer's identity has the seconds left, and 0 where nothing can be signed."""
-    left: list[float | None] = [1800.0]
-    meter.telemetry.watch_identity(lambda: SimpleNamespace(subject="wimse://prod.example/a", expires_in=left[0]))
-    for value in (1800.0, 0.0):
-        ((labels, point),) = meter.points("mqauth.identity.expires").items()
-        assert (labels, point.value) == ((("subject", "wimse://prod.example/a"),), value)
-        left[0] = None
+@pytest.mark.parametrize(
+    ("watch", "shown"),
+    [
+        (lambda told: told.watch_consumer("billing", lambda: SimpleNamespace(deferred=2, stalled_since=NOW - 30)),
+         {"deferred": {"billing": 2}, "stalled": {"billing": 30}}),
+        (lambda told: told.watch_consumer("idle", lambda: SimpleNamespace(deferred=0, stalled_since=None)),
+         {"deferred": {"idle": 0}, "stalled": {"idle": 0}}),
+        (lambda told: told.watch_keys("warm", lambda: 100.0), {"key_set.age": {"warm": 100}}),
+        (lambda told: told.watch_keys("cold", lambda: None), {"key_set.age": {}}),
+        (lambda told: told.watch_store("memory", MemoryReplayStore().__len__), {"replay.size": {"memory": 0}}),
+        (lambda told: told.watch_policy("opa", Agent().opa().health), {"policy.failing": {"opa": 0}}),
+        (lambda told: told.watch_dead_letters("orders.dead", lambda: 3, lambda: 60.0),
+         {"dead_letters.open": {"orders.dead": 3}, "dead_letters.oldest": {"orders.dead": 60}}),
+        (lambda told: told.watch_dead_letters("other.dead", lambda: None),
+         {"dead_letters.open": {}, "dead_letters.oldest": {}}),
+        (lambda told: told.watch_identity(lambda: SimpleNamespace(subject="a", expires_in=1800.0)),
+         {"identity.expires": {"a": 1800}}),
+        (lambda told: told.watch_identity(lambda: SimpleNamespace(subject="a", expires_in=None)),
+         {"identity.expires": {"a": 0}}),
+    ],
+    ids=["waiting", "idle", "keys", "no keys", "store", "policy", "letters", "no letters", "identity", "lapsed"],
+)  # fmt: skip
+def test_gauges(watch: Callable[[Telemetry], None], shown: dict[str, Any], meter: Meter) -> None:
+    """What is watched is read when metrics are collected; what is not known has no point, a lapsed identity 0."""
+    watch(meter.telemetry)
+    found = {name: meter.points(f"mqauth.{name}").items() for name in shown}
+    assert {name: {labels[0][1]: p.value for labels, p in points} for name, points in found.items()} == shown
 
 
 def test_alerts_are_counted(meter: Meter) -> None:
@@ -274,14 +267,6 @@ def test_process_duration(meter: Meter) -> None:
     points = meter.points("messaging.process.duration")
     assert sorted(dict(labels).get("error.type", "") for labels in points) == ["", "ValueError"]
     assert all(point.count == 1 for point in points.values())
-
-
-def test_dead_letters(meter: Meter) -> None:
-    """Depth and age of dead letters are measured."""
-    meter.telemetry.watch_dead_letters("orders.dead", lambda: 3, lambda: 60.0)
-    meter.telemetry.watch_dead_letters("other.dead", lambda: None)
-    assert [point.value for point in meter.points("mqauth.dead_letters.open").values()] == [3]
-    assert [point.value for point in meter.points("mqauth.dead_letters.oldest").values()] == [60]
 
 
 def test_hostile_trace_headers_are_harmless() -> None:
