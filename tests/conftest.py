@@ -218,6 +218,22 @@ def together(work: Callable[..., object], arguments: Iterable[Any]) -> None:
         thread.join()
 
 
+class Alarm:
+    """A timer that rings when told."""
+
+    def __init__(self) -> None:
+        self.set: list[tuple[float, Callable[[], None]]] = []
+
+    def __call__(self, seconds: float, function: Callable[[], None]) -> None:
+        self.set.append((seconds, function))
+
+    async def ring(self) -> None:
+        """Let the time pass, and what follows run."""
+        _, function = self.set.pop(0)
+        function()
+        await turns()
+
+
 async def turns(count: int = 20) -> None:
     """Let what is ready in the event loop run."""
     for _ in range(count):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,27 +16,11 @@ from mqauth.brokers.queue.client import ACK_DELAY, Acks, RoundTrip
 from mqauth.brokers.rabbitmq.consumer import sender
 from mqauth.delivery.slot import MAX_UNSENT, TIMEOUT_PARTS, DeliveryTags
 from mqauth.judging.pipeline import Delivery
-from tests.conftest import turns
+from tests.conftest import Alarm, turns
 
 orders = st.integers(1, 40).flatmap(
     lambda count: st.tuples(st.permutations(range(count)), st.lists(st.sampled_from(ACTS), min_size=count))
 )
-
-
-class Alarm:
-    """A timer that rings when told."""
-
-    def __init__(self) -> None:
-        self.set: list[tuple[float, Callable[[], None]]] = []
-
-    def __call__(self, seconds: float, function: Callable[[], None]) -> None:
-        self.set.append((seconds, function))
-
-    async def ring(self) -> None:
-        """Let the time pass, and what follows run."""
-        _, function = self.set.pop(0)
-        function()
-        await turns()
 
 
 class Side:

@@ -34,7 +34,7 @@ from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message
-from tests.test_queue_acks import Alarm
+from tests.conftest import Alarm
 
 PLACE = "rabbitmq:shop/orders.created"
 
