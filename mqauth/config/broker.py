@@ -22,6 +22,7 @@ from mqauth.errors import refusing, require
 from mqauth.http.connection import is_loopback
 
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+_BOOTSTRAP_MS: Final = 10_000
 _FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -193,7 +194,7 @@ class BrokerSettings(Settings):
         servers = url.partition("://")[2].strip("/").split(",")
         options: dict[str, Any] = {
             "bootstrap_servers": servers,
-            "bootstrap_timeout_ms": 10_000,
+            "bootstrap_timeout_ms": _BOOTSTRAP_MS,
             "security_protocol": "SSL" if self.secure else "PLAINTEXT",
             **({"ssl_context": self.context()} if self.secure else {}),
         }
