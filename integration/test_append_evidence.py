@@ -28,8 +28,7 @@ from mqauth.brokers.amqp_messages import APPEND_HEADER
 from mqauth.brokers.pika import consumer as pika_queue
 from mqauth.brokers.pika.link import LOST
 from mqauth.brokers.pika.translate import to_properties
-from mqauth.brokers.rabbitmq import channel as rabbitmq_interceptor
-from mqauth.brokers.rabbitmq import consumer as rabbitmq_queue
+from mqauth.brokers.rabbitmq import channel as rabbitmq_channel
 from mqauth.cli import main as command
 from mqauth.errors import ConfigurationError, MqauthError, Reason
 from mqauth.judging.verifier import Issuer
@@ -202,7 +201,7 @@ def test_a_connection_that_is_lost_meanwhile(
 ) -> None:
     """That is an outage: a client that connects again asks again, and pika's consumer ends with pika's error."""
     asked = []
-    for module in (rabbitmq_queue, rabbitmq_interceptor, pika_queue):
+    for module in (rabbitmq_channel, pika_queue):
 
         async def echoed(connection: Any, headers: Any, body: bytes, real: Any = module.echoed) -> Any:
             asked.append(body)
