@@ -578,7 +578,9 @@ class BrokerConnection:
         elif number in self.channels:
             self.channels[number].received(frame)
         elif not isinstance(frame, commands.Channel.CloseOk):
-            if number not in self.closed_by_us:
+            # aiormq closes a channel a second time where a heartbeat has passed without an answer to the first.
+            repeated = getattr(frame, "reply_text", "").startswith("RPC timeout on frame <Channel.Close ")
+            if number not in self.closed_by_us and not repeated:
                 self.broker.world.protocol_error(self, f"{frame.name} on channel {number}, which is not open")
             self.end(504, "CHANNEL_ERROR - expected 'channel.open'")
         return None
