@@ -318,12 +318,7 @@ def _head(raw: bytes, keys: KeySet) -> Head:
 
 def _hash_of(line: bytes | None, path: Path) -> str:
     """Return the hash in a record's line."""
-    try:
+    with refusing((ValueError, KeyError, TypeError), f"{path}: its last line is no audit record"):
         digest = strict_json.loads(line or b"", depth=_DEPTH)["hash"]
-    except (ValueError, KeyError, TypeError):
-        digest = None
-    require(
-        isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest),
-        f"{path}: its last line is no audit record",
-    )
+        require(re.fullmatch("[0-9a-f]{64}", digest), "no hash", ValueError)
     return str(digest)
