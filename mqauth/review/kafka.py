@@ -24,10 +24,12 @@ from kafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
+from mqauth.audit.disk import undone_on_error
 from mqauth.brokers.kafka.client import Logs, from_native, producer_settings, settings_of
 from mqauth.brokers.log.offsets import find_poison
 from mqauth.brokers.log.records import carries, dead_letter_headers
-from mqauth.errors import Cause, MalformedMessage, Unavailable, refusing, require
+from mqauth.errors import MalformedMessage, refusing, require
+from mqauth.letters.dead_letter import undelivered
 from mqauth.review.letter import Letter, letter_headers
 from mqauth.wire import destination, strict_json
 from mqauth.wire.message import Message
@@ -101,11 +103,9 @@ class KafkaLetterBox:
             ConfigurationError: a topic does not exist.
             Unavailable: ``dead_letter_unavailable``.
         """
-        try:
-            with self._asking():
-                self._begin()
-        finally:
-            self._ends = None
+        with self._asking():
+            self._begin()
+        self._ends = None
         return self.expected
 
     def publish(self, message: Message, /) -> None:
@@ -127,8 +127,7 @@ class KafkaLetterBox:
             "kafka-python sends no record without key and value",
             MalformedMessage,
         )
-        with refusing(MessageSizeTooLargeError, "too large for its topic with the release", MalformedMessage):
-            self._send(names[0], value=message.body, key=message.key, headers=dead_letter_headers(message.headers))
+        self._send(names[0], value=message.body, key=message.key, headers=dead_letter_headers(message.headers))
 
     def remove(self, letter: Letter, /) -> None:
         """Resolve the very letter, for every reviewer.
@@ -144,19 +143,19 @@ class KafkaLetterBox:
     def _send(self, topic: str, **record: Any) -> None:
         try:
             self._producer.send(topic, **record).get(timeout=self._timeout)
-        except MessageSizeTooLargeError:
-            raise
+        except MessageSizeTooLargeError as error:
+            raise MalformedMessage("too large for its topic with the release") from error
         except (KafkaError, ValueError, TypeError, OSError) as error:
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
+            raise undelivered(type(error).__name__) from error
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
         """End the pass where the broker has no answer, and say in our words why."""
-        try:
+        with (
+            undone_on_error(setattr, self, "_ends", None),
+            refusing((KafkaError, OSError), lambda error: type(error).__name__, undelivered),
+        ):
             yield
-        except (KafkaError, OSError) as error:
-            self._ends = None
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
 
     def _begin(self) -> None:
         """Read what is resolved, then go to the beginning of the letters."""
@@ -244,7 +243,7 @@ class KafkaRecords:
         except (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError):
             return None
         except (KafkaError, OSError) as error:
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
+            raise undelivered(type(error).__name__) from error
         there = record is not None and record.offset == offset
         return from_native(record, scope="", log=self._logs.of(topic)) if there else None
 
