@@ -154,8 +154,7 @@ def issue(
     ):
         members = identity.read_jwk(strict_json.loads(read_bounded(jwk, _MAX_FILE), depth=2))
         identity.key_of(members)
-    trace = Trace("command", subject)
-    trace.jkt = identity.jkt_of(members)
+    trace = Trace("command", subject, identity.jkt_of(members))
     authority = configured.authority(audit)
     try:
         wit, lifetime = authority.vouch(granted[0], members, trace)

@@ -248,11 +248,12 @@ def selftest(config: Config = None, as_json: Json = False) -> int:
     guard = load(file_of(config)).trial
     policy, result = guard.policy, self_test(guard)
     asked = agent(f"agent {policy.source}", lambda: policy) if isinstance(policy, OPA) else None
-    if as_json:
-        print_json(asdict(result) | {"agent": None if asked is None else asked._asdict()})
-    else:
-        for line in (*result.lines(), *([] if asked is None else [f"{asked.what}: {asked.said}"])):
-            typer.echo(one_line(line))
+    lines = [*result.lines(), *([] if asked is None else [f"{asked.what}: {asked.said}"])]
+    answer(
+        as_json,
+        asdict(result) | {"agent": None if asked is None else asked._asdict()},
+        *map(one_line, lines),
+    )
     code = 0 if asked is None else asked.code
     return 1 if result.accepted or code == 1 else code
 
