@@ -175,8 +175,8 @@ def append_shared(path: Path, line: bytes) -> None:
     Raises:
         OSError: the disk refused.
     """
-    descriptor = open_private(path, _FLAGS)
-    try:
+    with os.fdopen(open_private(path, _FLAGS), "rb+", buffering=0) as file:
+        descriptor = file.fileno()
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         end = last_whole(descriptor)
         if end != os.fstat(descriptor).st_size:
@@ -184,8 +184,6 @@ def append_shared(path: Path, line: bytes) -> None:
         if end == 0:
             sync_folder(path)
         _append(descriptor, line, end)
-    finally:
-        os.close(descriptor)
 
 
 def _append(descriptor: int, line: bytes, end: int, *, fsync: bool = True) -> None:

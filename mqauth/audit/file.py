@@ -267,10 +267,9 @@ def read_heads(path: str | Path, keys: KeySet | None = None) -> list[Head]:
 
 def rotated(path: Path) -> list[Path]:
     """Return the rotated files of an audit file, oldest first; none if its folder does not exist."""
-    if not path.parent.is_dir():
-        return []
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
     before = f"{path.name}."
-    ends = [name.removeprefix(before) for name in os.listdir(path.parent) if name.startswith(before)]
+    ends = [name.removeprefix(before) for name in names if name.startswith(before)]
     return [path.with_name(before + end) for end in sorted(filter(str.isdecimal, ends), key=int)]
 
 

@@ -36,8 +36,7 @@ def objects(listed: Any) -> list[dict[str, Any]]:
 def claims_of(record: Record) -> Record:
     """Return the claims of a record's token, verified or not."""
     token = member(record, "token")
-    claims = token.get("verified") or token.get("claimed")
-    return claims if isinstance(claims, dict) else {}
+    return member(token, "verified") or member(token, "claimed")
 
 
 def is_verified(record: Record) -> bool:

@@ -327,8 +327,6 @@ class Observed:
 
 def group_of(facts: Mapping[str, Any]) -> Group:
     """Return the group of a record's member; what is no text is left out, since a log may hold anything."""
-    texts = {name: facts.get(name) for name in Group._fields if name != "partition"}
-    partition = facts.get("partition")
-    known = {name: value for name, value in texts.items() if isinstance(value, str)}
-    known = {"code": "", "destination": ""} | known
-    return Group(**known, partition=partition if type(partition) is int else None)
+    texts = {name: facts[name] for name in Group._fields if isinstance(facts.get(name), str)}
+    partition = facts.get("partition") if type(facts.get("partition")) is int else None
+    return Group(**{"code": "", "destination": "", **texts, "partition": partition})

@@ -53,8 +53,11 @@ class Seen:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the group as JSON values."""
-        named = {name: value for name, value in self.group._asdict().items() if value is not None}
-        named.pop("partition", None)
+        named = {
+            name: value
+            for name, value in self.group._asdict().items()
+            if value is not None and name != "partition"
+        }
         return {
             "id": self.group.id,
             **named,
