@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from mqauth.audit.record import MINUTE, AuditRecord, AuditSink, Window, sha256, token_fields
+from mqauth.audit.record import MINUTE, AuditRecord, AuditSink, Window, token_fields
 from mqauth.authority import credential
 from mqauth.authority.credential import (
     CredentialIssuer,
@@ -339,7 +339,7 @@ class IdentityAuthority:
         with refusing(Rejection, lambda error: f"consumers would not take it: {error}", _UNSIGNED):
             wit = identity.parse_wit(text.encode("ascii"))
         who = wit.identity
-        token = token_fields(None, who.kid, wit.opened.algorithm, None, verified=True, identity=who)
+        token = token_fields(wit.text, who.kid, wit.opened.algorithm, None, verified=True, identity=who)
         token["verified"] |= {
             "iss": self.trust_domain,
             "sub": who.subject,
@@ -347,7 +347,6 @@ class IdentityAuthority:
             "iat": who.issued,
             "exp": who.expires,
         }
-        token["thumbprint"] = sha256(wit.text)
         self._write(ISSUED, None, f"for {lifetime} s", token, trace)
         return wit.text.decode("ascii"), lifetime
 

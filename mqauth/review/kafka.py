@@ -67,7 +67,8 @@ class KafkaLetterBox:
         self.destination = destination.kafka(topic)
         self.expected = 0
         self._timeout = timeout
-        self._ends: dict[Any, int] | None = None
+        # Where each partition ended when the pass began; empty between two passes.
+        self._ends: dict[Any, int] = {}
         self._resolved: set[bytes] = set()
         self._waiting: deque[Letter] = deque()
 
@@ -79,7 +80,7 @@ class KafkaLetterBox:
             Unavailable: ``dead_letter_unavailable``.
         """
         with self._asking():
-            if limit and self._ends is None:
+            if limit and not self._ends:
                 self._begin()
             while len(self._waiting) < limit and (records := self._poll()) is not None:
                 for record in records:
@@ -90,8 +91,7 @@ class KafkaLetterBox:
                     if key not in self._resolved:
                         self._waiting.append(Letter(message=message, handle=key))
         if not limit or not self._waiting:
-            self._ends = None
-            return []
+            self._ends = {}
         return [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
 
     def depth(self) -> int:
@@ -105,7 +105,7 @@ class KafkaLetterBox:
         """
         with self._asking():
             self._begin()
-        self._ends = None
+        self._ends = {}
         return self.expected
 
     def publish(self, message: Message, /) -> None:
@@ -152,7 +152,7 @@ class KafkaLetterBox:
     def _asking(self) -> Iterator[None]:
         """End the pass where the broker has no answer, and say in our words why."""
         with (
-            undone_on_error(setattr, self, "_ends", None),
+            undone_on_error(setattr, self, "_ends", {}),
             refusing((KafkaError, OSError), lambda error: type(error).__name__, undelivered),
         ):
             yield
@@ -164,9 +164,8 @@ class KafkaLetterBox:
         while (records := self._poll()) is not None:
             self._resolved |= {record.key for record in records if record.value is not None and record.key}
         self._assign(self.name)
-        ends = self._ends or {}
-        first = {topic_partition.partition: self._consumer.position(topic_partition) for topic_partition in ends}
-        there = sum(end - first[topic_partition.partition] for topic_partition, end in ends.items())
+        first = {each.partition: self._consumer.position(each) for each in self._ends}
+        there = sum(end - first[each.partition] for each, end in self._ends.items())
         # What is resolved may have left its topic long ago.
         gone = sum(offset >= first.get(partition, math.inf) for partition, offset in map(_place, self._resolved))
         self.expected = max(0, there - gone)
@@ -182,8 +181,7 @@ class KafkaLetterBox:
 
     def _poll(self) -> list[Any] | None:
         """Return the next records, ``None`` at the end of the pass."""
-        ends = self._ends or {}
-        if all(self._consumer.position(partition) >= end for partition, end in ends.items()):
+        if all(self._consumer.position(partition) >= end for partition, end in self._ends.items()):
             return None
         try:
             polled = self._consumer.poll(timeout_ms=_POLL_MS)
@@ -199,7 +197,7 @@ class KafkaLetterBox:
             record
             for partition, records in polled.items()
             for record in records
-            if record.offset < ends.get(partition, 0)
+            if record.offset < self._ends.get(partition, 0)
         ]
 
 
