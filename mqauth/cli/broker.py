@@ -284,15 +284,18 @@ def opened(address: LetterAddress, **settings: Any) -> Iterator[review.Session]:
         consumer = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
         records = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
         # Bytes of a record that is sent back. The broker's own limit decides.
-        producer = client.KafkaProducer(
-            **bootstrap,
-            acks="all",
-            enable_idempotence=False,
-            allow_auto_create_topics=False,
-            max_block_ms=5000,
-            max_request_size=64 * 1024 * 1024,
+        producer = stack.enter_context(
+            contextlib.closing(
+                client.KafkaProducer(
+                    **bootstrap,
+                    acks="all",
+                    enable_idempotence=False,
+                    allow_auto_create_topics=False,
+                    max_block_ms=5000,
+                    max_request_size=64 * 1024 * 1024,
+                )
+            )
         )
-        stack.callback(producer.close)
         box = KafkaLetterBox(consumer, producer, address.name)
         yield review.Session(box, run, originals=KafkaRecords(records).fetch, **settings)
 
