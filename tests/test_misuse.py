@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mqauth.audit import misuse
-from mqauth.audit.misuse import AT_ONCE, NUMBERS, Alert, Detector, Thresholds, Window
-from mqauth.audit.record import iso_time
+from mqauth.audit.misuse import AT_ONCE, NUMBERS, Alert, Detector, Thresholds
+from mqauth.audit.record import Window, iso_time
 from mqauth.errors import ConfigurationError
 
 START = 1_900_000_000

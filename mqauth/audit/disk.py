@@ -11,7 +11,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -175,8 +175,8 @@ def append_shared(path: Path, line: bytes) -> None:
     Raises:
         OSError: the disk refused.
     """
-    descriptor = open_private(path, _FLAGS)
-    try:
+    with os.fdopen(open_private(path, _FLAGS), "rb+", buffering=0) as file:
+        descriptor = file.fileno()
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         end = last_whole(descriptor)
         if end != os.fstat(descriptor).st_size:
@@ -184,8 +184,6 @@ def append_shared(path: Path, line: bytes) -> None:
         if end == 0:
             sync_folder(path)
         _append(descriptor, line, end)
-    finally:
-        os.close(descriptor)
 
 
 def _append(descriptor: int, line: bytes, end: int, *, fsync: bool = True) -> None:
@@ -200,11 +198,8 @@ def _append(descriptor: int, line: bytes, end: int, *, fsync: bool = True) -> No
 
 def last_whole(descriptor: int) -> int:
     """Return the position at which the last whole line of a file ends."""
-    for start, block in _backwards(descriptor, os.fstat(descriptor).st_size):
-        newline = block.rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-    return 0
+    blocks = _backwards(descriptor, os.fstat(descriptor).st_size)
+    return next((start + block.rindex(b"\n") + 1 for start, block in blocks if b"\n" in block), 0)
 
 
 def last_line(path: Path) -> tuple[bytes | None, int, bytes]:
@@ -254,10 +249,8 @@ def sync_folder(path: Path) -> None:
 
 def _backwards(descriptor: int, end: int) -> Iterator[tuple[int, bytes]]:
     """Yield the blocks of a file before ``end``, the last one first, each with the position where it starts."""
-    while end > 0:
-        start = max(0, end - _BLOCK)
-        yield start, os.pread(descriptor, end - start, start)
-        end = start
+    for start in reversed(range(0, end, _BLOCK)):
+        yield start, os.pread(descriptor, min(_BLOCK, end - start), start)
 
 
 _LOCK: Final = ".lock"
@@ -272,16 +265,14 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ConfigurationError: the lock file cannot be made or opened.
     """
-    with file_errors(folder / _LOCK):
-        descriptor = open_private(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
-        # An earlier run of root may have left a lock file that the folder's owner cannot open.
-        with undone_on_error(os.close, descriptor):
+    with ExitStack() as stack:
+        with file_errors(folder / _LOCK):
+            descriptor = open_private(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            stack.callback(os.close, descriptor)
+            # An earlier run of root may have left a lock file that the folder's owner cannot open.
             give_to_folder(descriptor, folder)
-    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def write_whole(path: Path, raw: bytes, *, public: bool = False) -> None:

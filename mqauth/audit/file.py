@@ -267,10 +267,9 @@ def read_heads(path: str | Path, keys: KeySet | None = None) -> list[Head]:
 
 def rotated(path: Path) -> list[Path]:
     """Return the rotated files of an audit file, oldest first; none if its folder does not exist."""
-    if not path.parent.is_dir():
-        return []
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
     before = f"{path.name}."
-    ends = [name.removeprefix(before) for name in os.listdir(path.parent) if name.startswith(before)]
+    ends = [name.removeprefix(before) for name in names if name.startswith(before)]
     return [path.with_name(before + end) for end in sorted(filter(str.isdecimal, ends), key=int)]
 
 
@@ -318,12 +317,7 @@ def _head(raw: bytes, keys: KeySet) -> Head:
 
 def _hash_of(line: bytes | None, path: Path) -> str:
     """Return the hash in a record's line."""
-    try:
+    with refusing((ValueError, KeyError, TypeError), f"{path}: its last line is no audit record"):
         digest = strict_json.loads(line or b"", depth=_DEPTH)["hash"]
-    except (ValueError, KeyError, TypeError):
-        digest = None
-    require(
-        isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest),
-        f"{path}: its last line is no audit record",
-    )
+        require(re.fullmatch("[0-9a-f]{64}", digest), "no hash", ValueError)
     return str(digest)

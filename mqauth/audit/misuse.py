@@ -17,10 +17,11 @@ comes by another credential than ever: a thief has found another way in, or some
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from mqauth.audit.query import RUNGS, Record, claims_of, is_verified, member, rungs_of, time_of
+from mqauth.audit.record import Window
 from mqauth.errors import Reason, T, require
 from mqauth.wire.memo import Recent
 
@@ -111,58 +112,6 @@ class Alert:
         return {"kind": self.kind, "about": dict(self.about), "count": self.count, "verified": self.verified}
 
 
-@dataclass(slots=True)
-class Window:
-    """Counts keys within a window of time, in bounded memory (Misra and Gries, 1982)."""
-
-    seconds: float
-    capacity: int
-    counts: dict[Key, int] = field(default_factory=dict)
-    ends: float = float("-inf")
-
-    def add(self, key: Key, now: float) -> int:
-        """Count one event, and return how many with its key this window has at least."""
-        self._turn(now)
-        if key in self.counts or len(self.counts) < self.capacity:
-            self.counts[key] = self.counts.get(key, 0) + 1
-            return self.counts[key]
-        self.counts = {held: count - 1 for held, count in self.counts.items() if count > 1}
-        return 1
-
-    def peek(self, key: Key, now: float) -> int:
-        """Return how many events with a key this window has at least, and count nothing."""
-        self._turn(now)
-        return self.counts.get(key, 0)
-
-    def _turn(self, now: float) -> None:
-        """Begin a new window once this one is over, or once a clock was set back by more than a window."""
-        if not self.ends - 2 * self.seconds <= now < self.ends:
-            self.counts.clear()
-            self.ends = now + self.seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """The part of one record that the detectors need."""
-
-    time: float
-    reason: str | None
-    values: Mapping[str, str]
-    verified: bool = False
-
-    def alert(self, kind: str, count: int, *about: str) -> Alert:
-        """Return an alert about some of the record's values."""
-        named = {**self.values, "reason": self.reason or ""}
-        return Alert(
-            kind=kind, about={name: named[name] for name in about if named.get(name)}, count=count, time=self.time,
-            verified=self.verified,
-        )  # fmt: skip
-
-    def key(self, *names: str) -> Key:
-        """Return some of the record's values, empty where there is none."""
-        return tuple(self.values.get(name, "") for name in names)
-
-
 class Detector:
     """Reads audit records in order and gives alerts; for one thread at a time.
 
@@ -182,8 +131,8 @@ class Detector:
         self._subjects: dict[Key, set[str]] = {}
         self._started: float | None = None
         # By scope the rungs of a rollout, and since when each message of a destination has a token.
-        self._rungs: dict[str, dict[str, int]] = {}
-        self._signed_since: dict[tuple[str, str], float] = {}
+        self._rungs = Recent[str, dict[str, int]](thresholds.capacity)
+        self._signed_since = Recent[tuple[str, str], float](thresholds.capacity)
         self._instances = min(instances, 1024)
         self._owners = Recent[str, str](4 * thresholds.capacity)
         self._alive = Recent[str, list[int]](thresholds.capacity)
@@ -194,79 +143,79 @@ class Detector:
 
         Records with the verdict ``alert`` are ignored, so that a log can be read again.
         """
-        reason, verdict = members.get("reason"), members.get("verdict")
+        reason, verdict, now = members.get("reason"), members.get("verdict"), time_of(members)
         judged = verdict in ("accepted", "rejected", "would_reject") and isinstance(reason, str | None)
         # What is unsigned has a report of its own, and an outage is no misuse.
         if not judged or (verdict == "would_reject" and reason in (None, Reason.TOKEN_MISSING)):
-            now = time_of(members)
-            signs = (*self._of_rollout(members, now), *self._of_identity(members, now))
-            told = [Alert(kind=kind, about=about, count=count, time=now, verified=True)
-                    for kind, count, about in signs]  # fmt: skip
-            return [alert for alert in told if self._is_new(alert)]
-        # The fact of an acceptance or a rejection.
-        claims = claims_of(members)
+            found, verified = (*self._of_rollout(members, now), *self._of_identity(members, now)), True
+        else:
+            found, verified = tuple(self._of_verdict(members, reason, now)), is_verified(members)
+        told = [
+            Alert(kind=kind, about=about, count=count, time=now, verified=verified) for kind, count, about in found
+        ]
+        return list(filter(self._is_new, told))
+
+    def _of_verdict(self, record: Record, reason: str | None, now: float) -> Iterator[Found]:
+        """Notice what acceptances and rejections show."""
+        claims = claims_of(record)
         named = {name: claims.get(name) for name in ("iss", "kid", "sub", "jti")}
-        named["destination"] = member(members, "broker").get("destination")
+        named |= {"reason": reason, "destination": member(record, "broker").get("destination")}
         values = {name: value[:_TEXT] for name, value in named.items() if isinstance(value, str) and value}
         if type(index := claims.get("index")) is int:
             values["index"] = str(index)[:_TEXT]
-        fact = Fact(time_of(members), reason, values, is_verified(members))
-        if self._started is None:
-            self._started = fact.time
-        return list(filter(self._is_new, self._habits(fact) if fact.reason is None else self._faults(fact)))
+        self._started = now if self._started is None else self._started
+        yield from self._habits(values, now) if reason is None else self._faults(reason, values, now)
 
-    def _faults(self, fact: Fact) -> Iterator[Alert]:
+    def _faults(self, reason: str, values: Mapping[str, str], now: float) -> Iterator[Found]:
         """Notice what rejections show, alone or together."""
         limits = self.thresholds
-        if fact.reason not in _BURST_EXEMPT:
-            for dimension in filter(fact.values.__contains__, ("iss", "kid", "sub", "destination")):
-                count = self._windows["bursts"].add(
-                    (str(fact.reason), dimension, fact.values[dimension]), fact.time
-                )
+        if reason not in _BURST_EXEMPT:
+            for dimension in filter(values.__contains__, ("iss", "kid", "sub", "destination")):
+                count = self._windows["bursts"].add((reason, dimension, values[dimension]), now)
                 if count >= limits.burst:
-                    yield fact.alert("burst", count, "reason", dimension)
-        if fact.reason == Reason.REPLAYED:
+                    yield "burst", count, _about(values, "reason", dimension)
+        if reason == Reason.REPLAYED:
             # In a batch all messages share one token, so that the place in the batch is part of the key.
-            count = self._windows["replays"].add(fact.key("iss", "sub", "jti", "index"), fact.time)
+            count = self._windows["replays"].add(_key(values, "iss", "sub", "jti", "index"), now)
             if count >= limits.replays:
-                yield fact.alert("repeated_replay", count, "iss", "jti", "index", "sub")
-        elif fact.reason == Reason.EXPIRED:
+                yield "repeated_replay", count, _about(values, "iss", "jti", "index", "sub")
+        elif reason == Reason.EXPIRED:
             # Expired tokens of many producers come from a wrong clock; of one from that producer or a thief.
-            self._windows["expired by producer"].add(fact.key("iss", "sub"), fact.time)
-            count = self._windows["expired"].add((), fact.time)
+            self._windows["expired by producer"].add(_key(values, "iss", "sub"), now)
+            count = self._windows["expired"].add((), now)
             if count >= limits.expired:
                 if len(self._windows["expired by producer"].counts) >= limits.skewed_producers:
-                    yield fact.alert("clock_skew", count, "destination")
+                    yield "clock_skew", count, _about(values, "destination")
                 else:
-                    yield fact.alert("expired_burst", count, "iss", "sub")
+                    yield "expired_burst", count, _about(values, "iss", "sub")
         elif (
-            fact.reason == Reason.KEY_UNKNOWN
-            and self._windows["kids by issuer"].add(fact.key("iss", "kid"), fact.time) == 1
+            reason == Reason.KEY_UNKNOWN
+            and self._windows["kids by issuer"].add(_key(values, "iss", "kid"), now) == 1
         ):
-            count = self._windows["unknown kids"].add(fact.key("iss"), fact.time)
+            count = self._windows["unknown kids"].add(_key(values, "iss"), now)
             if count >= limits.unknown_kids:
-                yield fact.alert("unknown_keys", count, "iss")
-        elif fact.reason in AT_ONCE:
-            kind, *about = AT_ONCE[Reason(fact.reason)]
-            yield fact.alert(kind, 1, *about)
+                yield "unknown_keys", count, _about(values, "iss")
+        elif reason in AT_ONCE:
+            kind, *about = AT_ONCE[Reason(reason)]
+            yield kind, 1, _about(values, *about)
 
-    def _habits(self, fact: Fact) -> Iterator[Alert]:
+    def _habits(self, values: Mapping[str, str], now: float) -> Iterator[Found]:
         """Notice a producer at a new destination, and a key that signs for a second producer."""
-        learned = fact.time - (self._started or fact.time) >= self.thresholds.learn
-        pair = fact.key("iss", "sub", "destination")
+        learned = now - (self._started or now) >= self.thresholds.learn
+        pair = _key(values, "iss", "sub", "destination")
         if pair not in self._pairs and len(self._pairs) < self.thresholds.capacity:
             self._pairs.add(pair)
             if learned:
-                yield fact.alert("new_destination", 1, "iss", "sub", "destination")
-        issuer, subject = fact.key("iss", "sub")
-        key = fact.key("iss", "kid")
+                yield "new_destination", 1, _about(values, "iss", "sub", "destination")
+        issuer, subject = _key(values, "iss", "sub")
+        key = _key(values, "iss", "kid")
         room = key in self._subjects or len(self._subjects) < self.thresholds.capacity
         if issuer not in self.thresholds.authorities and room:
             seen = self._subjects.setdefault(key, set())
             if subject not in seen and len(seen) < 2:
                 seen.add(subject)
                 if len(seen) == 2:
-                    yield fact.alert("shared_key", 2, "iss", "kid", "sub")
+                    yield "shared_key", 2, _about(values, "iss", "kid", "sub")
 
     def _is_new(self, alert: Alert) -> bool:
         """Tell whether an alert was not given within its quiet time."""
@@ -282,11 +231,11 @@ class Detector:
         """Notice a rung that was lowered, and unsigned messages that are back."""
         scope = str(record.get("scope"))[:_TEXT]
         if record.get("verdict") == "rollout":
-            rungs, before = rungs_of(member(record, "rollout")), self._rungs.get(scope)
-            if before is not None or len(self._rungs) < self.thresholds.capacity:
-                self._rungs[scope] = rungs
+            rungs = rungs_of(member(record, "rollout"))
+            before = self._rungs.get(scope, rungs)
+            self._rungs.keep(scope, rungs)
             for destination, rung in rungs.items():
-                if before is not None and rung < before.get(destination, RUNGS.index("enforce")):
+                if rung < before.get(destination, RUNGS.index("enforce")):
                     yield "rung_lowered", 1, {"destination": destination, "rung": RUNGS[rung]}
         elif record.get("verdict") == "observed":
             seen = member(record, "observed")
@@ -295,11 +244,11 @@ class Detector:
                 key, count = (scope, destination), unsigned.get(destination, 0)
                 since = self._signed_since.get(key)
                 if count:
-                    self._signed_since.pop(key, None)
+                    self._signed_since.drop(key)
                     if since is not None and now - since >= DAY:
                         yield "unsigned_again", int(count), {"destination": str(destination)[:_TEXT]}
-                elif since is None and len(self._signed_since) < self.thresholds.capacity:
-                    self._signed_since[key] = now
+                elif since is None:
+                    self._signed_since.keep(key, now)
 
     def _of_identity(self, record: Record, now: float) -> Iterator[Found]:
         """Notice keys, numbers and credentials of a subject that are not as before."""
@@ -323,6 +272,16 @@ class Detector:
         if _remember(self._credentials, subject, came_by) != came_by:
             self._credentials[subject] = came_by
             yield "new_credential", 1, {"sub": subject}
+
+
+def _about(values: Mapping[str, str], *names: str) -> dict[str, str]:
+    """Return those of a record's values that an alert is about."""
+    return {name: values[name] for name in names if name in values}
+
+
+def _key(values: Mapping[str, str], *names: str) -> Key:
+    """Return some of a record's values, empty where there is none."""
+    return tuple(values.get(name, "") for name in names)
 
 
 def _remember(held: Recent[str, T], key: str, value: T) -> T:

@@ -28,11 +28,15 @@ def member(record: Record, name: str) -> Record:
     return value if isinstance(value, dict) else {}
 
 
+def objects(listed: Any) -> list[dict[str, Any]]:
+    """Return the objects of a list in a record; none where it is no list."""
+    return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+
+
 def claims_of(record: Record) -> Record:
     """Return the claims of a record's token, verified or not."""
     token = member(record, "token")
-    claims = token.get("verified") or token.get("claimed")
-    return claims if isinstance(claims, dict) else {}
+    return member(token, "verified") or member(token, "claimed")
 
 
 def is_verified(record: Record) -> bool:
@@ -151,9 +155,8 @@ def value_of(record: Record, name: str) -> Any:
 def rungs_of(facts: Record) -> dict[str, int]:
     """Return the number of each destination's rung in the facts of a record ``rollout``."""
     rungs: dict[str, int] = {}
-    entries: Any = facts.get("rungs")
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, dict) and entry.get("rung") in RUNGS:
+    for entry in objects(facts.get("rungs")):
+        if entry.get("rung") in RUNGS:
             for destination in entry.get("destinations") or ():
                 rungs.setdefault(str(destination)[:256], RUNGS.index(str(entry["rung"])))
     return rungs

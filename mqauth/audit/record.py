@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Protocol
@@ -157,6 +157,36 @@ HOUR: Final = 3600.0
 MINUTE: Final = 60.0
 
 
+@dataclass(slots=True)
+class Window:
+    """Counts keys within a window of time, in bounded memory (Misra and Gries, 1982)."""
+
+    seconds: float
+    capacity: int
+    counts: dict[Hashable, int] = field(default_factory=dict)
+    ends: float = float("-inf")
+
+    def add(self, key: Hashable, now: float) -> int:
+        """Count one event, and return how many with its key this window has at least."""
+        self._turn(now)
+        if key in self.counts or len(self.counts) < self.capacity:
+            self.counts[key] = self.counts.get(key, 0) + 1
+            return self.counts[key]
+        self.counts = {held: count - 1 for held, count in self.counts.items() if count > 1}
+        return 1
+
+    def peek(self, key: Hashable, now: float) -> int:
+        """Return how many events with a key this window has at least, and count nothing."""
+        self._turn(now)
+        return self.counts.get(key, 0)
+
+    def _turn(self, now: float) -> None:
+        """Begin a new window once this one is over, or once a clock was set back by more than a window."""
+        if not self.ends - 2 * self.seconds <= now < self.ends:
+            self.counts.clear()
+            self.ends = now + self.seconds
+
+
 _NAMES: Final = ("accepted", "unsigned", "lost")
 
 
@@ -208,9 +238,8 @@ class Observed:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._shown: dict[Group, int] = {}
-        self._hour = self._minute = float("-inf")
-        self._in_minute = 0
+        # The messages that were recorded: by group within an hour, and all of them within a minute.
+        self._shown, self._lately = Window(HOUR, CAPACITY), Window(MINUTE, 1)
 
     def would(self, pattern: str, group: Group, now: float) -> bool:
         """Count a message that would be refused; return whether it is one of the few to be recorded.
@@ -229,17 +258,14 @@ class Observed:
                 self.groups[group] = _Count(1, now, now)
             else:
                 self.other += 1
-            # The first messages of a group are shown each hour, and not more than a few of all each minute.
-            if not self._hour <= now < self._hour + HOUR:
-                self._hour = now
-                self._shown.clear()
-            if not self._minute <= now < self._minute + MINUTE:
-                self._minute, self._in_minute = now, 0
-            shown = self._shown.get(group, 0)
-            if shown >= FIRST or self._in_minute >= MOST or (not shown and len(self._shown) >= CAPACITY):
+            # The first messages of a group are shown each hour, and not more than a few of all each minute. Where
+            # so many groups were shown there is no room for another one.
+            shown = self._shown.peek(group, now)
+            full = not shown and len(self._shown.counts) >= CAPACITY
+            if shown >= FIRST or full or self._lately.peek((), now) >= MOST:
                 return False
-            self._shown[group] = shown + 1
-            self._in_minute += 1
+            self._shown.add(group, now)
+            self._lately.add((), now)
             return True
 
     def accept(self, pattern: str, issuer: str, subject: str) -> None:
@@ -301,8 +327,6 @@ class Observed:
 
 def group_of(facts: Mapping[str, Any]) -> Group:
     """Return the group of a record's member; what is no text is left out, since a log may hold anything."""
-    texts = {name: facts.get(name) for name in Group._fields if name != "partition"}
-    partition = facts.get("partition")
-    known = {name: value for name, value in texts.items() if isinstance(value, str)}
-    known = {"code": "", "destination": ""} | known
-    return Group(**known, partition=partition if type(partition) is int else None)
+    texts = {name: facts[name] for name in Group._fields if isinstance(facts.get(name), str)}
+    partition = facts.get("partition") if type(facts.get("partition")) is int else None
+    return Group(**{"code": "", "destination": "", **texts, "partition": partition})

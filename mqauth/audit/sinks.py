@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mqauth.audit.misuse import Alert, Detector, Window
+from mqauth.audit.misuse import Alert, Detector
 from mqauth.audit.query import claims_of, member
-from mqauth.audit.record import AuditRecord, AuditSink
+from mqauth.audit.record import MINUTE, AuditRecord, AuditSink, Window
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import require
 from mqauth.flow import Flow, Waiting, begin, resume, settling
@@ -132,7 +132,7 @@ class FloodGate(_Wrapping):
         require(flood_after >= 1, "flood_after is at least 1")
         self.sink = sink
         self._limits = (flood_after, 10 * flood_after, 100 * flood_after)
-        self._windows = tuple(Window(seconds=60.0, capacity=4096) for _ in self._limits)
+        self._windows = tuple(Window(seconds=MINUTE, capacity=4096) for _ in self._limits)
         self._lock = threading.Lock()
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
@@ -183,7 +183,7 @@ class MisuseWatch(_Wrapping):
     ) -> None:
         self.sink = sink
         self.detector = detector or Detector()
-        self._on_alert = on_alert
+        self._on_alert = on_alert or (lambda _alert: None)
         self._clock = clock
         self._randomness = randomness
         self._lock = threading.Lock()
@@ -217,12 +217,11 @@ class MisuseWatch(_Wrapping):
                 about=dict(alert.about), verified=alert.verified, audit=record.id, scope=record.scope,
             )  # fmt: skip
             try:
-                if self._on_alert is not None:
-                    self._on_alert(alert)
+                self._on_alert(alert)
             except Exception as error:
                 emit("misuse.callback_failed", "an alert callback failed: %s", type(error).__name__)
         bare = replace(_fact_alone(record), verdict="alert", reason=None, dead_letter=None)
-        kept = {name: record.extra[name] for name in ("rung",) if name in record.extra}
+        kept = {"rung": record.extra["rung"]} if "rung" in record.extra else {}
         return [
             replace(
                 bare, id=uuid7(self._clock, self._randomness), detail=f"{alert.kind}, {alert.count} times",

@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from mqauth.audit.misuse import Window
-from mqauth.audit.record import AuditRecord, AuditSink, sha256, token_fields
+from mqauth.audit.record import MINUTE, AuditRecord, AuditSink, Window, token_fields
 from mqauth.authority import credential
 from mqauth.authority.credential import (
     CredentialIssuer,
@@ -140,11 +139,10 @@ class CredentialDesk:
         audience: str,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.issuers = tuple(issuers)
         self.grants = tuple(grants)
         self.audience = audience
         self._clock = clock
-        self._by_iss = {each.issuer: each for each in self.issuers}
+        self._by_iss = {each.issuer: each for each in issuers}
 
     def holder(self, text: str) -> str:
         """Return whose credential a text claims to be, as a digest; empty where it is none of a configured issuer.
@@ -197,6 +195,7 @@ class CredentialDesk:
         return wanted[0]
 
 
+@dataclass
 class Rate:
     """Says how many of one kind there may be in a minute.
 
@@ -205,11 +204,10 @@ class Rate:
         clock: tells the time.
     """
 
-    def __init__(self, limit: int, clock: Clock) -> None:
-        self._limit = limit
-        self._clock = clock
-        self._window = Window(seconds=60.0, capacity=4096)
-        self._lock = threading.Lock()
+    limit: int
+    clock: Clock
+    _window: Window = field(default_factory=partial(Window, seconds=MINUTE, capacity=4096), init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def take(self, key: str, *, counts: bool = True) -> int:
         """Count one more of a key if there may be another now; return the seconds after which there may be.
@@ -222,8 +220,8 @@ class Rate:
             0 where there may be one now.
         """
         with self._lock:
-            now = self._clock.monotonic()
-            if 0 < self._limit <= self._window.peek((key,), now):
+            now = self.clock.monotonic()
+            if 0 < self.limit <= self._window.peek((key,), now):
                 return max(1, math.ceil(self._window.ends - now))
             if counts:
                 self._window.add((key,), now)
@@ -341,7 +339,7 @@ class IdentityAuthority:
         with refusing(Rejection, lambda error: f"consumers would not take it: {error}", _UNSIGNED):
             wit = identity.parse_wit(text.encode("ascii"))
         who = wit.identity
-        token = token_fields(None, who.kid, wit.opened.algorithm, None, verified=True, identity=who)
+        token = token_fields(wit.text, who.kid, wit.opened.algorithm, None, verified=True, identity=who)
         token["verified"] |= {
             "iss": self.trust_domain,
             "sub": who.subject,
@@ -349,7 +347,6 @@ class IdentityAuthority:
             "iat": who.issued,
             "exp": who.expires,
         }
-        token["thumbprint"] = sha256(wit.text)
         self._write(ISSUED, None, f"for {lifetime} s", token, trace)
         return wit.text.decode("ascii"), lifetime
 

@@ -106,7 +106,7 @@ def _refused(
     openable = set()
     for signs in target.signers:
         with suppress(ConfigurationError):
-            signs.passphrase()
+            signs.settings.read_secret("passphrase")
             openable.add(signs.table)
     parts = {
         # A signer with an identity would ask the authority for it.

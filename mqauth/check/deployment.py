@@ -77,9 +77,11 @@ def writable(target: Target) -> Iterator[Finding]:
         *_named(target, "replay.file", "consumer.opa.ca", "producer.identity.ca"),
     ]
     trusted += [(reference.ca, signs.at) for signs, reference in target.references]
-    for source in target.sources:
-        files = (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot))
-        trusted += [(path, (*source.table.path, key)) for key, path in files]
+    trusted += [
+        (getattr(source, key), (*source.table.path, key))
+        for source in target.sources
+        for key in ("file", "ca", "snapshot")
+    ]
     return (
         finding("trust_writable", at, f"{target.shown(path)} may be written by others (mode {mode(path)})")
         for path, at in trusted

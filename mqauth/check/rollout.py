@@ -6,13 +6,14 @@ message that would be refused counts as honest until somebody says otherwise, an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from datetime import time as time_of_day
 from typing import Any, Final
 
-from mqauth.audit.query import Record, member, seconds_of, time_of
+from mqauth.audit.query import Record, member, objects, seconds_of, time_of
 from mqauth.audit.record import HOUR, Group, group_of, iso_time
 from mqauth.check.rule import Finding, Target, finding, on, those
 from mqauth.config.consumer_settings import ConsumerSettings, RolloutSettings
@@ -36,9 +37,8 @@ class Seen:
 
     def add(self, facts: Record) -> None:
         """Add what one record says of it."""
-        number, partition = facts.get("count"), facts.get("partition")
-        self.count += number if type(number) is int else 0
-        first, last = str(facts.get("first")), str(facts.get("last"))
+        first, last, partition = str(facts.get("first")), str(facts.get("last")), facts.get("partition")
+        self.count += _whole(facts.get("count"))
         self.first, self.last = min(self.first or first, first), max(self.last, last)
         if type(partition) is int:
             self.partitions.add(partition)
@@ -53,8 +53,11 @@ class Seen:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the group as JSON values."""
-        named = {name: value for name, value in self.group._asdict().items() if value is not None}
-        named.pop("partition", None)
+        named = {
+            name: value
+            for name, value in self.group._asdict().items()
+            if value is not None and name != "partition"
+        }
         return {
             "id": self.group.id,
             **named,
@@ -86,7 +89,7 @@ class Standing:
 
     entry: RolloutSettings
     days_left: int
-    accepted: dict[str, int] = field(default_factory=dict)
+    accepted: Counter[str] = field(default_factory=Counter)
     groups: list[Seen] = field(default_factory=list)
     other: int = 0
     reported: dict[Any, float] = field(default_factory=dict)
@@ -157,10 +160,12 @@ def _standing(
     groups, signed, oldest = dict[str, Seen](), set[tuple[str, str]](), dict[Any, float]()
     rules: Any = None
     changed: float | None = None
-    for record in told:
-        time, facts = time_of(record), member(record, "observed")
-        if record.get("verdict") != "observed":
-            continue
+    reports = [
+        (time_of(record), record, member(record, "observed"))
+        for record in told
+        if record.get("verdict") == "observed"
+    ]
+    for time, record, facts in reports:
         # a change counts although the record before it is older than the window
         if rules not in (None, facts.get("rules")) and time >= now - entry.window:
             changed = time
@@ -168,13 +173,12 @@ def _standing(
         if time < now - entry.window:
             continue
         # what came in the window
-        for destination in entry.destinations:
-            if destination in member(facts, "accepted"):
-                standing.accepted[destination] = standing.accepted.get(destination, 0) + _whole(
-                    member(facts, "accepted")[destination]
-                )
+        accepted = member(facts, "accepted").items()
+        standing.accepted.update(
+            {destination: _whole(number) for destination, number in accepted if destination in entry.destinations}
+        )
         standing.other += _whole(facts.get("other"))
-        for told_of in _tables(facts.get("groups")):
+        for told_of in objects(facts.get("groups")):
             group = group_of(told_of)
             held = rollout.entry(group.destination)
             if held is not None and held.destinations == entry.destinations:
@@ -205,7 +209,7 @@ def _standing(
     named = {
         str(each.get("until"))
         for record in told
-        for each in _tables(member(record, "rollout").get("rungs"))
+        for each in objects(member(record, "rollout").get("rungs"))
         if set(each.get("destinations") or ()) & set(entry.destinations)
     }
     standing.moved = max(0, len(named) - 1)
@@ -232,11 +236,6 @@ def _standing(
     )
     standing.against = [reason for holds, reason in reasons if holds]
     return standing
-
-
-def _tables(listed: Any) -> list[dict[str, Any]]:
-    """Return the objects of a list in a record; none where it is no list."""
-    return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
 
 
 def _never_signed(

@@ -21,7 +21,7 @@ from mqauth.check.codes import CODES, Code, Severity
 from mqauth.config.declaration import collect
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.settings import AuthoritySettings, CheckSettings, FileSettings, ReplaySettings
-from mqauth.config.toml_file import Place, RefusedSetting, Table, read_passphrase, spelt
+from mqauth.config.toml_file import Place, RefusedSetting, Table, spelt
 from mqauth.errors import ConfigurationError, T
 from mqauth.keystore import Keystore
 from mqauth.keystore.disk.ring import KeyRing
@@ -57,14 +57,6 @@ class Signs(NamedTuple):
     def ring(self) -> KeyRing | None:
         """The keys of the keystore folder, ``None`` if they are a single file or cannot be read."""
         return ring_of(self.keys)
-
-    def passphrase(self) -> bytes | None:
-        """Return the passphrase, ``None`` if there is none.
-
-        Raises:
-            ConfigurationError: it cannot be read.
-        """
-        return read_passphrase(env=self.settings.passphrase_env, file=self.settings.passphrase_file)
 
 
 class Reference(NamedTuple):
@@ -163,17 +155,16 @@ class Target:
         return tuple(signers)
 
     @property
-    def references(self) -> Iterator[tuple[Signs, Reference]]:
+    def references(self) -> Iterable[tuple[Signs, Reference]]:
         """The references of all keystores, each with the table that names the keystore."""
-        seen = set()
+        known: dict[Any, tuple[Signs, Reference]] = {}
         for signs in self.signers:
             for key in () if signs.ring is None else signs.ring.keys:
                 # What cannot be read is for the configuration's own reader.
                 with suppress(ConfigurationError):
                     named = Reference.of(key.uri or "")
-                    if (signs.at, *named[1:]) not in seen:
-                        seen.add((signs.at, *named[1:]))
-                        yield signs, named
+                    known.setdefault((signs.at, *named[1:]), (signs, named))
+        return known.values()
 
     @property
     def audit_files(self) -> tuple[tuple[Place, Path], ...]:

@@ -22,7 +22,7 @@ from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.issuer_settings import IdentityAuthoritySettings
 from mqauth.config.kinds import is_url
 from mqauth.config.settings import ProducerSettings
-from mqauth.errors import ConfigurationError
+from mqauth.config.toml_file import RefusedSetting
 from mqauth.judging.identities import IDENTITY_LIFETIME
 from mqauth.judging.journal import few
 from mqauth.judging.token import BACKLOG, longest_wait
@@ -115,13 +115,9 @@ def keys_on_disk(target: Target) -> Iterator[Finding]:
             )
         ]
         try:
-            signs.passphrase()
-        except ConfigurationError as error:
-            yield finding(
-                "passphrase_unavailable",
-                (signs.table, "passphrase_env" if file is None else "passphrase_file"),
-                str(error),
-            )
+            signs.settings.read_secret("passphrase")
+        except RefusedSetting as refused:
+            yield finding("passphrase_unavailable", refused.path, refused.what)
         beside = (folder if in_folder else folder.parent).absolute()
         is_writable = others(folder) & 0o022
         yield from those(

@@ -180,12 +180,8 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        # Typer compares a misspelt verb with these names.
+        # Typer lists these names, and compares a misspelt verb with them.
         self.commands: dict[str, Any] = dict.fromkeys(VERBS)
-
-    def list_commands(self, _context: Any) -> list[str]:
-        """Return the names of the verbs, in the order of the help."""
-        return list(VERBS)
 
     def get_command(self, _context: Any, name: str) -> Any:
         """Return the command of a verb; ``None`` where there is no such verb."""

@@ -102,19 +102,14 @@ def tail(
 
 
 @app.command("show")
-def show(record_id: Annotated[str, typer.Argument(help="Id of a record or a dead letter.")], files: Files) -> int:
+def show(record_id: Annotated[str, typer.Argument(help="Id of a record or a dead letter.")], files: Files) -> None:
     """Print one record whole, as JSON. Exits with 1 where no record has this id."""
     paths = with_parts(files)
-    whole = pick(
-        record_id,
-        (str(record.get(name, "")) for record in read_records(paths) for name in ("id", "dead_letter")),
-        option="id",
+    ids = (each for record in read_records(paths) for each in (record.get("id"), record.get("dead_letter")))
+    whole = pick(record_id, (id for id in ids if isinstance(id, str)), option="id")
+    print_json(
+        next(dict(each) for each in read_records(paths) if whole in (each.get("id"), each.get("dead_letter")))
     )
-    for record in read_records(paths):
-        if whole in (record.get("id"), record.get("dead_letter")):
-            print_json(dict(record))
-            return 0
-    return 1
 
 
 @app.command("trace")

@@ -145,8 +145,8 @@ def issue(
     It is for a public key in a file, without any credential. A grant has to name the subject.
     """
     configured = load(file_of(config)).authority
-    granted = [grant for grant in configured.desk.grants if grant.subject == subject]
-    require(granted, "--sub: no grant names this subject")
+    granted = (grant for grant in configured.desk.grants if grant.subject == subject)
+    grant = require(next(granted, None), "--sub: no grant names this subject")
     with refusing(
         (Rejection, ValueError),
         lambda error: f"{jwk}: not one public key as a JWK: {getattr(error, 'detail', error)}",
@@ -154,11 +154,10 @@ def issue(
     ):
         members = identity.read_jwk(strict_json.loads(read_bounded(jwk, _MAX_FILE), depth=2))
         identity.key_of(members)
-    trace = Trace("command", subject)
-    trace.jkt = identity.jkt_of(members)
+    trace = Trace("command", subject, identity.jkt_of(members))
     authority = configured.authority(audit)
     try:
-        wit, lifetime = authority.vouch(granted[0], members, trace)
+        wit, lifetime = authority.vouch(grant, members, trace)
     except Refused as refused:
         authority.refuse(refused, trace)
         raise CommandFailed(str(refused)) from refused

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -273,11 +274,9 @@ def opened(address: LetterAddress, **settings: Any) -> Iterator[review.Session]:
         require("?" not in address.broker, "--broker: certificates and credentials for Kafka stand in [broker]")
         # Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s.
         bootstrap = {"reconnect_backoff_max_ms": 5000} | address.settings.for_kafka(address.broker)
-        import kafka
-
         from mqauth.review.kafka import KafkaLetterBox, KafkaRecords, create_reviewed
 
-        client: Any = kafka  # its classes have no types
+        client = import_module("kafka")
         reading = bootstrap | {"group_id": None, "enable_auto_commit": False, "allow_auto_create_topics": False}
         admin = stack.enter_context(contextlib.closing(client.KafkaAdminClient(**bootstrap)))
         require(address.name in admin.list_topics(), f"--topic: there is no topic {address.name}")
@@ -285,15 +284,18 @@ def opened(address: LetterAddress, **settings: Any) -> Iterator[review.Session]:
         consumer = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
         records = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
         # Bytes of a record that is sent back. The broker's own limit decides.
-        producer = client.KafkaProducer(
-            **bootstrap,
-            acks="all",
-            enable_idempotence=False,
-            allow_auto_create_topics=False,
-            max_block_ms=5000,
-            max_request_size=64 * 1024 * 1024,
+        producer = stack.enter_context(
+            contextlib.closing(
+                client.KafkaProducer(
+                    **bootstrap,
+                    acks="all",
+                    enable_idempotence=False,
+                    allow_auto_create_topics=False,
+                    max_block_ms=5000,
+                    max_request_size=64 * 1024 * 1024,
+                )
+            )
         )
-        stack.callback(producer.close)
         box = KafkaLetterBox(consumer, producer, address.name)
         yield review.Session(box, run, originals=KafkaRecords(records).fetch, **settings)
 
@@ -317,14 +319,10 @@ def needing(option: str, address: LetterAddress) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def kafka_admin(address: LetterAddress) -> Iterator[Any]:
-    """Give kafka-python's admin client of a broker."""
-    import kafka
-
-    client: Any = kafka  # its classes have no types
-    with contextlib.closing(client.KafkaAdminClient(**address.settings.for_kafka(address.broker))) as admin:
-        yield admin
+def kafka_admin(address: LetterAddress) -> contextlib.AbstractContextManager[Any]:
+    """Return kafka-python's admin client of a broker, which is closed at the end of the block."""
+    client = import_module("kafka")
+    return contextlib.closing(client.KafkaAdminClient(**address.settings.for_kafka(address.broker)))
 
 
 def _close(connection: Any, call: Callable[..., Any]) -> None:
@@ -344,11 +342,9 @@ def check_stamps(admin: Any, consumer: ConsumerSettings | None) -> None:
     Raises:
         ConfigurationError: there is one.
     """
-    import kafka
-
     if consumer is None or consumer.at != "append":
         return
-    of: Any = kafka.admin  # its classes have no types
+    of = import_module("kafka.admin")
     destinations = [each for rule in consumer.allow for each in rule.destinations if is_kafka(each)]
     topics = {parse(each)[1] for each in destinations if not set(each) & set("*#")} & {*admin.list_topics()}
     asked = [of.ConfigResource(of.ConfigResourceType.TOPIC, each, configs=[TIMESTAMP_TYPE]) for each in topics]

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import typer
 
-from mqauth.check import Severity
+from mqauth.check import Finding, Severity
 from mqauth.check import check as check_file
-from mqauth.cli.app import Broker, Config, Json, answer, group, print_json
+from mqauth.cli.app import Broker, Config, Json, answer, group
 from mqauth.cli.broker import check_stamps, kafka_admin, needing, opened, place_of, rabbitmq, table_of
 from mqauth.cli.forms import Column, one_line, table_lines, terminal_width
 from mqauth.cli.settings import file_of, settings_of
@@ -186,56 +186,51 @@ def check(
     report = check_file(file)
     report = report.strict() if strict else report
     asked = list(ask(settings_of(file))) if online else []
-    if as_json:
-        print_json(report.as_dict() | ({"online": [each._asdict() for each in asked]} if online else {}))
-    else:
-        # What the network said no to is an error as any other.
-        counted = [
-            (report.count(each) + sum(each is Severity.ERROR and reply.code == 1 for reply in asked), each.value)
-            for each in Severity
-        ]
-        counts = ", ".join(f"{count} {noun}" + ("" if count == 1 else "s") for count, noun in counted)
-        accepted = f"; {report.accepted} accepted" if report.accepted else ""
-        unseen = [f"Not looked at: {', '.join(report.unseen)}."] if report.unseen else []
-        online_lines = (one_line(f"{each.what}: {each.said}") for each in asked)
-        summary = f"{one_line(str(file))}: {counts}{accepted}."
-        # The findings: as paragraphs on a terminal, tab-separated for a program. The file may hold anything.
-        if (width := terminal_width()) is None:
-            cells = [
-                (
-                    str(each.line or ""),
-                    each.severity,
-                    each.code.name,
-                    each.key,
-                    each.message,
-                    each.code.why,
-                    each.code.instead,
-                )
-                for each in report.findings
-            ]
-            answer(
-                False,
-                None,
-                *(
-                    table_lines(
-                        "",
-                        tuple(map(Column, ("line", "severity", "code", "key", "message", "why", "instead"))),
-                        cells,
-                    )
-                    if cells
-                    else ()
-                ),
-            )
-        else:
-            for each in report.findings:
-                print(f"{each.severity}  {each.code.name}{f'  line {each.line}' if each.line else ''}")
-                message = f"{each.key}: {each.message}" if each.key else each.message
-                for text in (message, f"why: {each.code.why}", f"instead: {each.code.instead}"):
-                    print(textwrap.fill(one_line(text), width, initial_indent="  ", subsequent_indent="  "))
-                print()
-        answer(False, None, summary, *unseen, *online_lines)
+    # What the network said no to is an error as any other.
+    counted = [
+        (report.count(each) + sum(each is Severity.ERROR and reply.code == 1 for reply in asked), each.value)
+        for each in Severity
+    ]
+    counts = ", ".join(f"{count} {noun}" + ("" if count == 1 else "s") for count, noun in counted)
+    accepted = f"; {report.accepted} accepted" if report.accepted else ""
+    unseen = [f"Not looked at: {', '.join(report.unseen)}."] if report.unseen else []
+    answer(
+        as_json,
+        report.as_dict() | ({"online": [each._asdict() for each in asked]} if online else {}),
+        *_lines(report.findings),
+        f"{one_line(str(file))}: {counts}{accepted}.",
+        *unseen,
+        *(one_line(f"{each.what}: {each.said}") for each in asked),
+    )
     codes = {each.code for each in asked} | ({1} if report.count(Severity.ERROR) else set())
     return 1 if 1 in codes else max(codes, default=0)
+
+
+def _lines(findings: tuple[Finding, ...]) -> Iterator[str]:
+    """Yield the findings as paragraphs on a terminal, tab-separated for a program. The file may hold anything."""
+    width = terminal_width()
+    if width is not None:
+        for each in findings:
+            yield f"{each.severity}  {each.code.name}{f'  line {each.line}' if each.line else ''}"
+            message = f"{each.key}: {each.message}" if each.key else each.message
+            for text in (message, f"why: {each.code.why}", f"instead: {each.code.instead}"):
+                yield textwrap.fill(one_line(text), width, initial_indent="  ", subsequent_indent="  ")
+            yield ""
+    elif findings:
+        columns = tuple(map(Column, ("line", "severity", "code", "key", "message", "why", "instead")))
+        cells = [
+            (
+                str(each.line or ""),
+                each.severity,
+                each.code.name,
+                each.key,
+                each.message,
+                each.code.why,
+                each.code.instead,
+            )
+            for each in findings
+        ]
+        yield from table_lines("", columns, cells)
 
 
 def selftest(config: Config = None, as_json: Json = False) -> int:
@@ -248,11 +243,12 @@ def selftest(config: Config = None, as_json: Json = False) -> int:
     guard = load(file_of(config)).trial
     policy, result = guard.policy, self_test(guard)
     asked = agent(f"agent {policy.source}", lambda: policy) if isinstance(policy, OPA) else None
-    if as_json:
-        print_json(asdict(result) | {"agent": None if asked is None else asked._asdict()})
-    else:
-        for line in (*result.lines(), *([] if asked is None else [f"{asked.what}: {asked.said}"])):
-            typer.echo(one_line(line))
+    lines = [*result.lines(), *([] if asked is None else [f"{asked.what}: {asked.said}"])]
+    answer(
+        as_json,
+        asdict(result) | {"agent": None if asked is None else asked._asdict()},
+        *map(one_line, lines),
+    )
     code = 0 if asked is None else asked.code
     return 1 if result.accepted or code == 1 else code
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import getpass
 import ipaddress
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mqauth import Key, load
+from mqauth import load
 from mqauth.cli.app import (
     Authority,
     Broker,
@@ -34,7 +32,6 @@ from mqauth.cli.settings import file_of, key_reader, review_of, reviewer_of, set
 from mqauth.errors import refusing, require
 from mqauth.http.connection import FetchFailed
 from mqauth.review import SharedAuditFile, reviewers_releaser
-from mqauth.wire.keys import SigningKey
 
 
 @options(serving=Serving)
@@ -92,13 +89,17 @@ def console(
     read_key = None if key is None else key_reader(key, passphrase_env, passphrase_file)
 
     require(read_key is None or settings.consumer, "--key: needs --config too, the consumer's configuration")
-    powers = partial(
-        _powers,
-        None if settings.consumer is None else file_of(config),
-        read_key,
-        authority=authority,
-        lifetime=lifetime,
-    )
+
+    def powers() -> dict[str, Any]:
+        """Return the pipeline and the releaser of one session; each has its own, since each has its own loop."""
+        guard = None if settings.consumer is None else load(file_of(config)).trial
+        signs = (
+            None
+            if guard is None or read_key is None
+            else reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
+        )
+        return {"guard": guard, "releaser": signs}
+
     name = "" if read_key is not None else reviewer or getpass.getuser()
     if read_key is not None:
         # The name of whoever signs in with the local token, for which the key has to speak. Without tokens
@@ -160,18 +161,3 @@ def console(
             )
 
         serving.run(served, listener, told, requests=64, verb="console", extra="console")
-
-
-def _powers(
-    config: Path | None, read_key: Callable[[], Key | SigningKey] | None, *, authority: str | None, lifetime: int
-) -> dict[str, Any]:
-    """Return the pipeline and the releaser of one session; each has its own, since each has its own loop."""
-    guard = None if config is None else load(config).trial
-    return {
-        "guard": guard,
-        "releaser": (
-            None
-            if read_key is None or guard is None
-            else reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
-        ),
-    }

@@ -30,13 +30,13 @@ from mqauth.cli.app import Json, answer
 from mqauth.cli.broker import check_url, reached
 from mqauth.cli.forms import Column, table_lines
 from mqauth.errors import refusing, require
+from mqauth.review.letter import letter_headers
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage, Stage
 from mqauth.testing.token_attacks import ATTACKS, honest_message
 from mqauth.wire import destination
 
 _CASE_HEADER: Final = "demo-case"
-_REASON_HEADER: Final = "mqauth-dead-reason"
 ACCEPTED: Final = "accepted"
 """What is expected of an honest case."""
 LOST: Final = "lost"
@@ -78,11 +78,6 @@ def named(message: Message, name: str) -> Message:
     """Return a message with the name of its case in a last header, of the type that its broker uses."""
     value = name.encode() if destination.is_kafka(message.destination) else name
     return replace(message, headers=(*message.headers, (_CASE_HEADER, value)))
-
-
-def _header(message: Message, name: str) -> str:
-    values = message.occurrences(name)
-    return _text(values[0]) if values else ""
 
 
 def _text(value: object) -> str:
@@ -235,11 +230,12 @@ def _cases(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> list
     # Also where an attack is handled: the table has to say so.
     stage.consume(pipeline, handled.append, until=lambda: len(handled) + len(stage.letters()) >= len(cases))
     recorded = frozenset(re.findall(r'"(?:id|jti)":"([^"]*)"', audit.path.read_text("utf-8")))
-    letters: dict[str, Message] = {}
+    letters: dict[str, dict[str, str]] = {}
     for letter in stage.letters():
         # The replay is a copy of honest-0 and has its name, so it is known by its reason.
-        is_copy = _header(letter, _REASON_HEADER) == Reason.REPLAYED.value
-        letters["replay" if is_copy else _header(letter, _CASE_HEADER)] = letter
+        told = letter_headers(letter)
+        is_copy = told.get("reason") == Reason.REPLAYED.value
+        letters["replay" if is_copy else next(map(_text, letter.occurrences(_CASE_HEADER)), "")] = told
     tokens = {_text(verified.header(_CASE_HEADER)): verified.jti for verified in handled}
     if len(tokens) < len(handled):
         tokens = {}
@@ -248,6 +244,6 @@ def _cases(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> list
         if (trace is None) is not (dead is None):
             case.verdict = ACCEPTED if dead is None else "rejected"
         if dead is not None:
-            trace, case.reason = _header(dead, "mqauth-dead-audit"), _header(dead, _REASON_HEADER)
+            trace, case.reason = dead.get("audit"), dead.get("reason")
         case.audit = trace in recorded
     return cases

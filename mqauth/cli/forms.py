@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Annotated, Final, NamedTuple
@@ -88,12 +89,10 @@ def moment(text: str) -> float:
     ago = re.compile(r"(\d{1,6})([smhd])").fullmatch(text)
     if ago or text == "now":
         return SYSTEM_CLOCK.now() - (int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[ago[2]] if ago else 0)
-    try:
+    with suppress(ValueError, OverflowError):
         time = datetime.fromisoformat(text)
         if time.tzinfo is not None and time.timestamp() >= 0:
             return time.timestamp()
-    except (ValueError, OverflowError):
-        pass
     # Without a zone the moment would depend on the machine on which it is typed.
     raise typer.BadParameter("give a time with a zone like 2026-11-25T10:00:00Z, or 2h or 7d (ago), or now")
 
@@ -113,14 +112,12 @@ def known_reason(text: str) -> str:
 
 def shown_time(seconds: float | None) -> str:
     """Return UTC seconds to the minute, with the year unless it is this one; empty where no calendar has them."""
-    try:
-        time = None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-    except (OverflowError, ValueError, OSError):
-        time = None
-    if time is None:
-        return ""
-    this_year = time.year == datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).year
-    return f"{time:%m-%d %H:%M}" if this_year else f"{time:%Y-%m-%d %H:%M}"
+    with suppress(OverflowError, ValueError, OSError):
+        if seconds is not None:
+            time = datetime.fromtimestamp(seconds, UTC)
+            this_year = time.year == datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).year
+            return f"{time:%m-%d %H:%M}" if this_year else f"{time:%Y-%m-%d %H:%M}"
+    return ""
 
 
 def one_line(text: str) -> str:

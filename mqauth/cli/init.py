@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -301,7 +300,7 @@ def texts(
 
 def _write(folder: Path, producer: str, files: Mapping[str, str]) -> None:
     """Write all files or none."""
-    made, moved = not folder.exists(), list[Path]()
+    made = not folder.exists()
     with file_errors(folder), contextlib.ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
         stack.callback(lambda: folder.rmdir() if made and not any(folder.iterdir()) else None)
@@ -324,13 +323,11 @@ def _write(folder: Path, producer: str, files: Mapping[str, str]) -> None:
         names = sorted(entry.name for entry in stage.iterdir())
         taken = [name for name in names if os.path.lexists(folder / name)]
         require(not taken, f"{folder}: has {', '.join(taken)} already; nothing was changed")
-        try:
+        with contextlib.ExitStack() as undo:
             for name in names:
-                moved.append((stage / name).rename(folder / name))
-        except BaseException:
-            for path in moved:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            raise
+                moved = (stage / name).rename(folder / name)
+                undo.callback(moved.rename, stage / name)
+            undo.pop_all()
 
 
 async def _declared(connection: Any, topology: dict[str, Any], *, proves: bool) -> None:

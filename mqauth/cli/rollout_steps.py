@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from datetime import date
@@ -122,7 +123,7 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
         reader.assign(list(left))
         for topic_partition, (start, _) in left.items():
             reader.seek(topic_partition, start)
-        over, unsigned = time.monotonic() + PATIENCE, dict[int, int]()
+        over, unsigned = time.monotonic() + PATIENCE, Counter[int]()
         while waiting := [
             topic_partition for topic_partition, (_, end) in left.items() if reader.position(topic_partition) < end
         ]:
@@ -135,10 +136,9 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
                     # What would be dead-lettered for want of a token, and nobody has accepted.
                     unproven = not has_token(message) and rollout.exemption(message) is None
                     if unproven and not is_accepted(entry, group_of_message(message, Reason.TOKEN_MISSING.value)):
-                        unsigned[topic_partition.partition] = unsigned.get(topic_partition.partition, 0) + 1
+                        unsigned[topic_partition.partition] += 1
             reader.pause(*(topic_partition for topic_partition in left if topic_partition not in waiting))
-    total = sum(unsigned.values())
-    where = ", ".join(str(partition) for partition, number in sorted(unsigned.items()) if number)
+    total, where = unsigned.total(), ", ".join(map(str, sorted(unsigned)))
     return (
         f"group {group} has {total:,} records without a token to settle, in partitions {where}" if total else None
     )

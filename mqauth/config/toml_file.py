@@ -103,8 +103,7 @@ class Table:
         Raises:
             RefusedSetting: it does not hold.
         """
-        if not condition:
-            raise self.refuse(key, what)
+        require(condition, what, partial(self.refuse, key))
 
     def located(self, key: str) -> AbstractContextManager[None]:
         """Turn a configuration error that is raised within the block into a refusal of a key."""

@@ -52,6 +52,7 @@ class Attempt:
     verifier: str = field(default_factory=_secret, repr=False)
 
 
+@dataclass
 class Attempts:
     """The logins that this process began. Each can be ended once, by the browser that began it.
 
@@ -59,23 +60,22 @@ class Attempts:
         clock: tells the time.
     """
 
-    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._clock = clock
-        self._seal = Fernet(Fernet.generate_key())
-        # The states of those that were used, far more than people log in within the life of a cookie.
-        self._used = memo.Recent[str, None](MAX_USED)
+    clock: Clock = SYSTEM_CLOCK
+    _seal: Fernet = field(default_factory=lambda: Fernet(Fernet.generate_key()), init=False, repr=False)
+    # The states of those that were used, far more than people log in within the life of a cookie.
+    _used: memo.Recent[str, None] = field(default_factory=lambda: memo.Recent(MAX_USED), init=False)
 
     def begin(self) -> tuple[Attempt, str]:
         """Return a new login, and the same sealed, for the cookie."""
         attempt = Attempt()
         return attempt, self._seal.encrypt_at_time(
-            json.dumps(asdict(attempt)).encode("ascii"), int(self._clock.now())
+            json.dumps(asdict(attempt)).encode("ascii"), int(self.clock.now())
         ).decode("ascii")
 
     def redeem(self, sealed: str | None, state: str) -> Attempt | None:
         """Return the login that comes back; ``None`` if it is not this browser's, too old, or was used before."""
         try:
-            raw = self._seal.decrypt_at_time((sealed or "").encode("ascii"), LIFETIME, int(self._clock.now()))
+            raw = self._seal.decrypt_at_time((sealed or "").encode("ascii"), LIFETIME, int(self.clock.now()))
         except (InvalidToken, ValueError):
             return None
         attempt = Attempt(**json.loads(raw))

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -121,16 +121,16 @@ class WebSession:
         return self.role == REVIEWER
 
 
+@dataclass
 class Sessions:
     """The sessions in memory, at most 500. One more ends the oldest one of whoever has the most."""
 
-    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._clock = clock
-        self._open: OrderedDict[bytes, WebSession] = OrderedDict()
+    clock: Clock = SYSTEM_CLOCK
+    _open: dict[bytes, WebSession] = field(default_factory=dict, init=False)
 
     def begin(self, name: str, role: str) -> str:
         """Begin a session and return its secret id, for the cookie."""
-        id, now = secrets.token_urlsafe(32), self._clock.monotonic()
+        id, now = secrets.token_urlsafe(32), self.clock.monotonic()
         if len(self._open) >= MAX_SESSIONS:
             # Whoever logs in again and again ends sessions of their own, and nobody else's.
             owners = Counter((session.name, session.role) for session in self._open.values())
@@ -141,7 +141,7 @@ class Sessions:
 
     def find(self, id: str) -> WebSession | None:
         """Return a session that has not ended, and note that it was used."""
-        key, now = _digest(id), self._clock.monotonic()
+        key, now = _digest(id), self.clock.monotonic()
         session = self._open.pop(key, None)
         if session is None or now - session.used > IDLE or now - session.began > LONGEST:
             return None

@@ -7,9 +7,7 @@ filled. Letters are kept in the JSON form of a message. An index of the database
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -134,17 +132,14 @@ class Index(Closing):
         self.complete = False
         self.expected = self.size = 0
         self._lock = threading.RLock()
-        descriptor, self._path = tempfile.mkstemp(prefix="mqauth-review-", suffix=".sqlite")  # of mode 0600
-        os.close(descriptor)
-        self._db = sqlite3.connect(self._path, check_same_thread=False)
+        # Without a name SQLite makes a file of its own, of mode 0600, which goes with the connection.
+        self._db = sqlite3.connect("", check_same_thread=False)
         self._db.executescript(_TABLES)
 
     def close(self) -> None:
-        """Close the index and delete its file."""
+        """Close the index, which deletes its file."""
         with self._lock:
             self._db.close()
-        if os.path.exists(self._path):
-            os.unlink(self._path)
 
     def add(self, letters: Sequence[Letter]) -> None:
         """Read letters one by one and add them."""

@@ -24,10 +24,12 @@ from kafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
+from mqauth.audit.disk import undone_on_error
 from mqauth.brokers.kafka.client import Logs, from_native, producer_settings, settings_of
 from mqauth.brokers.log.offsets import find_poison
 from mqauth.brokers.log.records import carries, dead_letter_headers
-from mqauth.errors import Cause, MalformedMessage, Unavailable, refusing, require
+from mqauth.errors import MalformedMessage, refusing, require
+from mqauth.letters.dead_letter import undelivered
 from mqauth.review.letter import Letter, letter_headers
 from mqauth.wire import destination, strict_json
 from mqauth.wire.message import Message
@@ -65,7 +67,8 @@ class KafkaLetterBox:
         self.destination = destination.kafka(topic)
         self.expected = 0
         self._timeout = timeout
-        self._ends: dict[Any, int] | None = None
+        # Where each partition ended when the pass began; empty between two passes.
+        self._ends: dict[Any, int] = {}
         self._resolved: set[bytes] = set()
         self._waiting: deque[Letter] = deque()
 
@@ -77,7 +80,7 @@ class KafkaLetterBox:
             Unavailable: ``dead_letter_unavailable``.
         """
         with self._asking():
-            if limit and self._ends is None:
+            if limit and not self._ends:
                 self._begin()
             while len(self._waiting) < limit and (records := self._poll()) is not None:
                 for record in records:
@@ -88,8 +91,7 @@ class KafkaLetterBox:
                     if key not in self._resolved:
                         self._waiting.append(Letter(message=message, handle=key))
         if not limit or not self._waiting:
-            self._ends = None
-            return []
+            self._ends = {}
         return [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
 
     def depth(self) -> int:
@@ -101,11 +103,9 @@ class KafkaLetterBox:
             ConfigurationError: a topic does not exist.
             Unavailable: ``dead_letter_unavailable``.
         """
-        try:
-            with self._asking():
-                self._begin()
-        finally:
-            self._ends = None
+        with self._asking():
+            self._begin()
+        self._ends = {}
         return self.expected
 
     def publish(self, message: Message, /) -> None:
@@ -127,8 +127,7 @@ class KafkaLetterBox:
             "kafka-python sends no record without key and value",
             MalformedMessage,
         )
-        with refusing(MessageSizeTooLargeError, "too large for its topic with the release", MalformedMessage):
-            self._send(names[0], value=message.body, key=message.key, headers=dead_letter_headers(message.headers))
+        self._send(names[0], value=message.body, key=message.key, headers=dead_letter_headers(message.headers))
 
     def remove(self, letter: Letter, /) -> None:
         """Resolve the very letter, for every reviewer.
@@ -144,19 +143,19 @@ class KafkaLetterBox:
     def _send(self, topic: str, **record: Any) -> None:
         try:
             self._producer.send(topic, **record).get(timeout=self._timeout)
-        except MessageSizeTooLargeError:
-            raise
+        except MessageSizeTooLargeError as error:
+            raise MalformedMessage("too large for its topic with the release") from error
         except (KafkaError, ValueError, TypeError, OSError) as error:
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
+            raise undelivered(type(error).__name__) from error
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
         """End the pass where the broker has no answer, and say in our words why."""
-        try:
+        with (
+            undone_on_error(setattr, self, "_ends", {}),
+            refusing((KafkaError, OSError), lambda error: type(error).__name__, undelivered),
+        ):
             yield
-        except (KafkaError, OSError) as error:
-            self._ends = None
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
 
     def _begin(self) -> None:
         """Read what is resolved, then go to the beginning of the letters."""
@@ -165,9 +164,8 @@ class KafkaLetterBox:
         while (records := self._poll()) is not None:
             self._resolved |= {record.key for record in records if record.value is not None and record.key}
         self._assign(self.name)
-        ends = self._ends or {}
-        first = {topic_partition.partition: self._consumer.position(topic_partition) for topic_partition in ends}
-        there = sum(end - first[topic_partition.partition] for topic_partition, end in ends.items())
+        first = {each.partition: self._consumer.position(each) for each in self._ends}
+        there = sum(end - first[each.partition] for each, end in self._ends.items())
         # What is resolved may have left its topic long ago.
         gone = sum(offset >= first.get(partition, math.inf) for partition, offset in map(_place, self._resolved))
         self.expected = max(0, there - gone)
@@ -183,8 +181,7 @@ class KafkaLetterBox:
 
     def _poll(self) -> list[Any] | None:
         """Return the next records, ``None`` at the end of the pass."""
-        ends = self._ends or {}
-        if all(self._consumer.position(partition) >= end for partition, end in ends.items()):
+        if all(self._consumer.position(partition) >= end for partition, end in self._ends.items()):
             return None
         try:
             polled = self._consumer.poll(timeout_ms=_POLL_MS)
@@ -200,7 +197,7 @@ class KafkaLetterBox:
             record
             for partition, records in polled.items()
             for record in records
-            if record.offset < ends.get(partition, 0)
+            if record.offset < self._ends.get(partition, 0)
         ]
 
 
@@ -244,7 +241,7 @@ class KafkaRecords:
         except (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError):
             return None
         except (KafkaError, OSError) as error:
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
+            raise undelivered(type(error).__name__) from error
         there = record is not None and record.offset == offset
         return from_native(record, scope="", log=self._logs.of(topic)) if there else None
 

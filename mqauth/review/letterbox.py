@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
-from mqauth.errors import MalformedMessage, Unavailable, require
+from mqauth.errors import MalformedMessage, require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.letters.dead_letter import letter_id
@@ -107,8 +107,6 @@ def fill(
             if cancelled is not None and cancelled.is_set() and index.size != index.expected:
                 yield from call(box.browse, 0)
                 return
-    except Unavailable:
-        raise
     except Exception:
         yield from call(box.browse, 0)
         raise

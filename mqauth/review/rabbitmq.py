@@ -20,7 +20,8 @@ from pamqp import commands
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error
 from mqauth.brokers.rabbitmq.consumer import delivered
 from mqauth.brokers.rabbitmq.translate import carries, failures_of, frame_limit, from_native, to_native
-from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable, refusing, require
+from mqauth.errors import ConfigurationError, MalformedMessage, Unavailable, refusing, require
+from mqauth.letters.dead_letter import undelivered
 from mqauth.review.letter import Letter
 from mqauth.wire import destination
 from mqauth.wire.message import Message
@@ -133,8 +134,7 @@ class RabbitMQLetterBox:
         except _GONE as error:
             raise self._unavailable(error) from error
         # Only the broker's ack counts: a message that no queue takes is returned instead.
-        if not isinstance(result, commands.Basic.Ack):
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "no queue takes the message")
+        require(isinstance(result, commands.Basic.Ack), "no queue takes the message", undelivered)
 
     async def remove(self, letter: Letter, /) -> None:
         """Ack the very letter.
@@ -142,11 +142,8 @@ class RabbitMQLetterBox:
         Raises:
             Unavailable: its pass is over, and the broker delivers it again.
         """
-        try:
-            with closing_is_an_error():
-                await letter.handle.ack()
-        except _GONE as error:
-            raise self._unavailable(error) from error
+        async with self._asking():
+            await letter.handle.ack()
         self._held -= 1
         self._removed = True
 
@@ -236,10 +233,7 @@ class RabbitMQLetterBox:
         """Note that channel or connection may be gone, and return the error to raise."""
         self._lost = True
         # aio-pika says by RuntimeError that a connection is closed.
-        return Unavailable(
-            Cause.DEAD_LETTER_UNAVAILABLE,
-            "the connection is closed" if type(error) is RuntimeError else type(error).__name__,
-        )
+        return undelivered("the connection is closed" if type(error) is RuntimeError else type(error).__name__)
 
 
 class _NoMessageId(str):

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from mqauth.audit.chain import Line, find
 from mqauth.audit.file import parts, with_parts
-from mqauth.audit.query import Record, parse_record, read_records
+from mqauth.audit.query import Record, member, parse_record, read_records
 from mqauth.audit.record import AuditSink, iso_time
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Reason, file_errors, require
@@ -326,8 +326,7 @@ def account(
         if isinstance(letter, str) and verdict == "rejected":
             (rejected if end is None or str(record.get("time")) <= end else later).add(letter)
         elif isinstance(letter, str) and verdict in ("redriven", "discarded"):
-            review = record.get("review")
-            acts[letter] = (verdict, isinstance(review, Mapping) and review.get("intact") is True)
+            acts[letter] = (verdict, member(record, "review").get("intact") is True)
     # Another machine's clock may run ahead: what is here, or was acted on, had been rejected by then all the same.
     rejected |= later & (here.keys() | acts.keys())
     # A letter still in the queue is open whatever the audit says: an act recorded before a crash may not have

@@ -89,7 +89,7 @@ class Telemetry:
         meter = meter or metrics.get_meter("mqauth", __version__)
         self._now = now or SYSTEM_CLOCK.now
         self._destinations = set(destinations)
-        self._room = MAX_DESTINATIONS
+        self._most = len(self._destinations) + MAX_DESTINATIONS
         self._lock = threading.Lock()
         self._messages = meter.create_counter(
             "mqauth.messages", unit="{message}", description="Verdicts on deliveries"
@@ -271,15 +271,12 @@ class Telemetry:
 
     def _bounded(self, destination: str, *, verified: bool) -> str:
         """Return the label of a destination, ``other`` once too many have a label of their own."""
+        # A forgery names any destination it likes: forgeries may use up half of the labels, and no more.
+        most = self._most if verified else self._most - MAX_DESTINATIONS // 2
         with self._lock:
-            if destination in self._destinations:
-                return destination
-            # A forgery names any destination it likes: forgeries may use up half of the labels, and no more.
-            if self._room <= (0 if verified else MAX_DESTINATIONS // 2):
-                return "other"
-            self._room -= 1
-            self._destinations.add(destination)
-        return destination
+            if len(self._destinations) < most:
+                self._destinations.add(destination)
+            return destination if destination in self._destinations else "other"
 
 
 def traced(handler: Handler, tracer: trace.Tracer | None = None, *, trust_parent: bool = True) -> Handler:
