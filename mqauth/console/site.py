@@ -126,7 +126,7 @@ class Sessions:
     """The sessions in memory, at most 500. One more ends the oldest one of whoever has the most."""
 
     clock: Clock = SYSTEM_CLOCK
-    _open: dict[bytes, WebSession] = field(default_factory=dict, init=False)
+    _open: dict[bytes, WebSession] = field(default_factory=dict, init=False, repr=False)
 
     def begin(self, name: str, role: str) -> str:
         """Begin a session and return its secret id, for the cookie."""
