@@ -8,15 +8,14 @@ the framework has come to an end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar, copy_context
 from typing import Any, Final, TypeAlias
 
-from mqauth.audit.record import MINUTE
 from mqauth.brokers.event_loop import letters_on_thread, look
 from mqauth.errors import Cause, Unavailable, require
 from mqauth.flow import arun, settled
-from mqauth.judging.pipeline import Outcome, Pipeline
+from mqauth.judging.pipeline import Outcome
 from mqauth.judging.verified import Unverified, Verified
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 
@@ -48,16 +47,12 @@ class Turn:
         carry: begins to take it through the pipeline, whose handler is ``handle``.
     """
 
-    def __init__(self, carry: Callable[[], Awaitable[Outcome | None]]) -> None:
+    def __init__(self, carry: Callable[[], Coroutine[Any, Any, Outcome | None]]) -> None:
         self._asked: asyncio.Queue[Verified | Unverified | None] = asyncio.Queue()
         self._answers: asyncio.Queue[BaseException | None] = asyncio.Queue()
         context = copy_context()
         context.run(_TURN.set, self)
-
-        async def process() -> Outcome | None:
-            return await carry()
-
-        self._task = asyncio.create_task(process(), context=context)
+        self._task = asyncio.create_task(carry(), context=context)
         self._task.add_done_callback(lambda _: self._asked.put_nowait(None))
 
     @property
@@ -103,13 +98,6 @@ class Turn:
             Exception: what ended the pipeline.
         """
         return None if self._task.cancelled() else self._task.result()
-
-
-async def ticking(guard: Pipeline) -> None:
-    """Have a pipeline tell each minute what its rollout has to tell, until cancelled."""
-    while True:
-        await asyncio.sleep(MINUTE)
-        await arun(guard.tick())
 
 
 Letters: TypeAlias = DeadLetterSink | Callable[[], Any]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mqauth.brokers.log.offsets import OffsetCalls, beginning, tell_out_of_range
 from mqauth.brokers.log.records import CommitUnansweredError
-from mqauth.brokers.log.transaction import TransactionalLetters, Transactions
+from mqauth.brokers.log.transaction import Outbox, TransactionalLetters, Transactions
 from mqauth.clock import Backoff
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.health import LogHealth, told_of
@@ -337,5 +337,6 @@ class LogEngine:
             partition.topic_partition.topic != self._dead_letters.name,
             "dead letters must go to another topic than the ones consumed",
         )
-        transactions = self.calls.transactions
-        return self._dead_letters if transactions is None else transactions.sink(partition)
+        if self.calls.transactions is None:
+            return self._dead_letters
+        return Outbox(self._dead_letters.name, partition)

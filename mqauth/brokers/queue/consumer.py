@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, Self
 
-from mqauth.audit.record import MINUTE
-from mqauth.brokers.event_loop import Leaving, LoopBeat, Sleep, look, loop_stopping_on_signals, tell
+from mqauth.brokers.event_loop import Leaving, LoopBeat, Sleep, look, loop_stopping_on_signals, tell, ticking
 from mqauth.brokers.queue.client import QueueClient
 from mqauth.brokers.queue.subscription import PREFETCH, Subscription
 from mqauth.delivery.health import QueueHealth, told_of
@@ -18,7 +17,6 @@ from mqauth.delivery.hold import (
 )
 from mqauth.errors import require
 from mqauth.flow import arun
-from mqauth.judging.observing import Observing
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import starting
 from mqauth.letters.dead_letter import DeadLetterSink, name_of
@@ -131,7 +129,7 @@ class QueueConsumer:
         )
         self._supervisor = asyncio.create_task(self._supervise())
         if self._guard.observing is not None:
-            self._telling = asyncio.create_task(self._tell(self._guard.observing))
+            self._telling = asyncio.create_task(ticking(self._guard, self._sleep))
         await asyncio.wait(
             (started := asyncio.ensure_future(self._subscription.started.wait()), self._supervisor),
             return_when=asyncio.FIRST_COMPLETED,
@@ -168,12 +166,6 @@ class QueueConsumer:
         except BaseException as error:
             self.fail(error)
 
-    async def _tell(self, observing: Observing) -> None:
-        """Tell each minute what a rollout has to tell, however quiet the queue is."""
-        while True:
-            await arun(observing.tick())
-            await self._sleep(MINUTE)
-
     # The end
 
     def fail(self, error: BaseException) -> None:
@@ -183,7 +175,7 @@ class QueueConsumer:
 
     def _end(self) -> asyncio.Task[None]:
         """Begin to stop, once; return the task that does it."""
-        self._window.stop()
+        self._window.stopping = True
         self._stopping.set()
         if self._ending is None:
             self._ending = asyncio.create_task(self._wind_up())

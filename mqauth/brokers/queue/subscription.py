@@ -173,7 +173,8 @@ class Subscription(Processor):
             self.tasks.run(ask())
         if self.window.stopping:
             # Given back only once nothing is consumed any more: it would come again at once.
-            return self.tasks.run(self._turn_away(native, acks))
+            self.tasks.run(self._turn_away(native, acks))
+            return
         # One context for both parts, so that what instrumentation sets in the first is there in the second.
         context = copy_context()
         self.in_callback = 1
