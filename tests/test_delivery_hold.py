@@ -9,7 +9,7 @@ import pytest
 
 from mqauth.delivery.hold import MAX_BYTES, HeldDelivery, Hold
 from mqauth.delivery.queue_work import QueueLeases, QueueWork
-from mqauth.delivery.slot import Slot
+from mqauth.delivery.slot import RoundTripQueue, Slot
 from mqauth.delivery.window import OUTAGE_AFTER, Window
 from mqauth.errors import Cause, Reason, Rejection, StaleDelivery
 from mqauth.flow import run
@@ -244,6 +244,20 @@ def test_without_an_answer_it_is_not_ours(*, lives: bool, ended: bool) -> None:
 def test_which_delivery_is_the_last(limit: int, returned: int, *, last: bool) -> None:
     """The one whose return would pass the limit, where there is one."""
     assert Slot(None, Said(returned=returned), 0, limit).is_last is last
+
+
+def test_one_question_answers_all_who_waited_when_it_was_asked() -> None:
+    """Who comes while a question is under way waits for the next; a flood of them is one more question."""
+    questions = RoundTripQueue[int]()
+    assert questions.add(1)
+    assert not questions.add(2)
+    assert questions.ask()
+    assert not any(questions.add(later) for later in range(3, 1000))
+    assert questions.answered() == [1, 2]
+    assert questions.ask()
+    assert questions.answered() == list(range(3, 1000))
+    assert not questions.ask()
+    assert questions.add(1000)
 
 
 def test_claims_are_renewed_after_a_third() -> None:

@@ -204,25 +204,3 @@ async def test_patience_counts_only_while_an_answer_can_come() -> None:
 
     assert not await RoundTrip(ask, is_blocked, part=0).lives()
     assert looks == 2 * TIMEOUT_PARTS - 1
-
-
-async def test_one_question_answers_all_who_waited_when_it_was_asked() -> None:
-    """Who comes while a question is under way waits for the next; a flood of them is one more question."""
-    questions: list[asyncio.Future[bool]] = []
-
-    async def ask() -> bool:
-        questions.append(asyncio.get_running_loop().create_future())
-        return await questions[-1]
-
-    trip = RoundTrip(ask, lambda: True, part=0)
-    first = [asyncio.create_task(trip.lives()) for _ in range(2)]
-    await turns()
-    later = [asyncio.create_task(trip.lives()) for _ in range(1000)]
-    await turns()
-    questions[0].set_result(True)
-    assert await asyncio.gather(*first) == [True, True]
-    await turns()
-    assert [each.done() for each in later] == [False] * 1000
-    questions[1].set_result(False)
-    assert not any(await asyncio.gather(*later))
-    assert len(questions) == 2

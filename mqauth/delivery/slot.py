@@ -14,7 +14,7 @@ delivery that is not settled, or that is somebody else's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from mqauth.errors import Reason, Rejection, StaleDelivery
 from mqauth.judging.delivery import Delivery, Step
@@ -45,6 +45,7 @@ TIMEOUT_PARTS: Final = 10
 """Number of parts of the timeout of a round trip.
 
 A process that stood still uses up one part, however long it stood."""
+W = TypeVar("W")
 # Looking up an enum's member is slow in Python 3.11.
 _HANDLE, _RECORD = Step.HANDLE, Step.RECORD
 
@@ -130,6 +131,37 @@ class Slot:
     def given_back(self) -> None:
         """Note that it was given back."""
         self._gone = True
+
+
+class RoundTripQueue(Generic[W]):
+    """The callers that wait for a round trip of one channel; one is in progress at a time.
+
+    A caller that comes while one is in progress waits for the next one, since the answer says nothing of what was
+    judged after the question.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[W] = []
+        self._asked: list[W] = []
+        self._under_way = False
+
+    def add(self, who: W) -> bool:
+        """Add a caller; return whether it is to begin a round trip, since none is in progress."""
+        self._waiting.append(who)
+        begins = not self._under_way
+        self._under_way = True
+        return begins
+
+    def ask(self) -> bool:
+        """Begin a round trip for all callers that wait; return ``False`` where there are none."""
+        self._asked, self._waiting = self._waiting, []
+        self._under_way = bool(self._asked)
+        return self._under_way
+
+    def answered(self) -> list[W]:
+        """End the round trip, and return the callers that waited for it."""
+        asked, self._asked = self._asked, []
+        return asked
 
 
 MAX_UNSENT: Final = 256

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from mqauth.brokers.event_loop import letters_on_thread, look
@@ -143,8 +144,11 @@ class LateLetters:
         """
         if self._sink is None:
             await self.start()
-        if self.name in (letter.message.origin.queue, letter.message.origin.topic):
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "dead letters must go elsewhere than they came from")
+        require(
+            self.name not in (letter.message.origin.queue, letter.message.origin.topic),
+            "dead letters must go elsewhere than they came from",
+            partial(Unavailable, Cause.DEAD_LETTER_UNAVAILABLE),
+        )
         await self._sink.publish(letter)
 
     async def exists(self) -> Any:

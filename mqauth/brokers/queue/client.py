@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from mqauth.brokers.amqp_messages import APPEND_HEADER, append_time
 from mqauth.brokers.event_loop import Timer, call_later
-from mqauth.delivery.slot import TIMEOUT_PARTS, DeliveryFacts, DeliveryTags
+from mqauth.delivery.slot import TIMEOUT_PARTS, DeliveryFacts, DeliveryTags, RoundTripQueue
 from mqauth.errors import ConfigurationError, Errors, MqauthError, refusing, require
 from mqauth.judging.pipeline import Delivery
 from mqauth.judging.token import Times
@@ -274,12 +274,10 @@ class Acks:
 
     async def finish(self) -> None:
         """Ack everything settled, and return when it was sent."""
-        if self._tags.waiting:
-            self._send_now()
+        self._send_now()
         while self._sending is not None and not self._sending.done():
             await asyncio.wait((self._sending,))
-            if self._tags.waiting:
-                self._send_now()
+            self._send_now()
 
     def _send_soon(self) -> None:
         self._timed = True
@@ -287,12 +285,11 @@ class Acks:
 
     def _ring(self) -> None:
         self._timed = False
-        if self._tags.waiting:
-            self._send_now()
+        self._send_now()
 
     def _send_now(self) -> None:
         # The task begins when everything else that is ready has run, and may have settled more.
-        if self._sending is None or self._sending.done():
+        if self._tags.waiting and (self._sending is None or self._sending.done()):
             self._sending = asyncio.create_task(self._send())
 
     async def _send(self) -> None:
@@ -309,9 +306,6 @@ class Acks:
 class RoundTrip:
     """Asks the broker on one channel whether it lives, once for all who wait when the question is asked.
 
-    One question is asked at a time. Who comes meanwhile waits for the next one, since the answer says nothing of
-    what was judged after the question.
-
     Args:
         ask: asks, and returns whether the channel lives. It is cancelled where no answer came, and closes the
             channel then.
@@ -325,20 +319,18 @@ class RoundTrip:
         self._ask_broker = ask
         self._is_blocked = is_blocked
         self._part = part
-        self._waiting: list[asyncio.Future[bool]] = []
+        self._waiting = RoundTripQueue[asyncio.Future[bool]]()
         self._asking: asyncio.Task[None] | None = None
 
     async def lives(self) -> bool:
         """Return whether the channel answers a question that is asked from now on; closed where it does not."""
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append(answer)
-        if self._asking is None or self._asking.done():
+        if self._waiting.add(answer):
             self._asking = asyncio.create_task(self._ask())
         return await answer
 
     async def _ask(self) -> None:
-        while self._waiting:
-            answers, self._waiting = self._waiting, []
+        while self._waiting.ask():
             lives, left, seconds = False, TIMEOUT_PARTS, self._part
             asked = asyncio.ensure_future(self._ask_broker())
             try:
@@ -353,6 +345,6 @@ class RoundTrip:
                     await asyncio.wait((asked,), timeout=seconds)
                 lives = left > 0 and await asked
             finally:
-                for answer in answers:
+                for answer in self._waiting.answered():
                     if not answer.done():
                         answer.set_result(lives)

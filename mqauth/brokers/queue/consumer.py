@@ -6,7 +6,16 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, Self
 
-from mqauth.brokers.event_loop import Leaving, LoopBeat, Sleep, look, loop_stopping_on_signals, tell, ticking
+from mqauth.brokers.event_loop import (
+    Leaving,
+    LoopBeat,
+    Sleep,
+    first_of,
+    look,
+    loop_stopping_on_signals,
+    tell,
+    ticking,
+)
 from mqauth.brokers.queue.client import QueueClient
 from mqauth.brokers.queue.subscription import PREFETCH, Subscription
 from mqauth.delivery.health import QueueHealth, told_of
@@ -130,11 +139,7 @@ class QueueConsumer:
         self._supervisor = asyncio.create_task(self._supervise())
         if self._guard.observing is not None:
             self._telling = asyncio.create_task(ticking(self._guard, self._sleep))
-        await asyncio.wait(
-            (started := asyncio.ensure_future(self._subscription.started.wait()), self._supervisor),
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        started.cancel()
+        await first_of(self._subscription.started.wait(), asyncio.wait((self._supervisor,)))
         if self._window.failure is not None:
             await self.stop()
             raise self._window.failure

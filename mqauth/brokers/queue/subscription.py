@@ -239,12 +239,10 @@ class Subscription(Processor):
 
         Before it was possible once only an unanswered question is known to be that.
         """
-        if not self._calls.reopens:
-            return await self._consume()
 
         def may_pass(error: BaseException) -> bool:
             known = self.started.is_set() or isinstance(error, UnansweredError)
-            if passes := known and self._calls.is_temporary(error):
+            if passes := known and self._calls.reopens and self._calls.is_temporary(error):
                 self.window.cannot(error)
             return passes
 
