@@ -171,11 +171,8 @@ class LogPoller(OffsetCalls, ABC):
         places = frozenset() if self.rebalancing else assignment.unbegun(self.held()[0])
         if places:
             epoch = assignment.epoch
-            assignment.asking(True)
-            try:
+            with assignment.asking():
                 starts = yield from beginning(self, places, assignment.early, lambda: assignment.epoch == epoch)
-            finally:
-                assignment.asking(False)
             # After a rebalance meanwhile they may be of others, or have been.
             if assignment.epoch == epoch:
                 assignment.begin(starts, places)
@@ -203,11 +200,8 @@ class LogPoller(OffsetCalls, ABC):
         offsets = {
             partition.topic_partition: Committed(offset, partition.metadata) for partition, offset in due.items()
         }
-        self._assignment.asking(True)
-        try:
+        with self._assignment.asking():
             failure: str | None = yield from call(self.here, self.send_commit, offsets)
-        finally:
-            self._assignment.asking(False)
         if failure is None:
             self._assignment.committed(due, began)
         else:
