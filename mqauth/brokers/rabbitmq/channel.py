@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Final
@@ -82,14 +82,10 @@ def is_blocked(channel: Any) -> bool:
 
     aiormq tells so only by its connection's ``ready``, which waits; where that returns at once, it is not blocked.
     """
-    waits = channel.connection.ready()
-    try:
+    with closing(channel.connection.ready()) as waits, suppress(StopIteration):
         waits.send(None)
-    except StopIteration:
-        return False
-    finally:
-        waits.close()
-    return True
+        return True
+    return False
 
 
 async def try_settle(act: Callable[[], Awaitable[None]], what: str) -> bool:
