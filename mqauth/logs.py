@@ -213,10 +213,8 @@ def error_id(error: BaseException) -> str:
 
 def place_of(error: BaseException) -> str:
     """Return where a handler's own code raised an exception or called what did: ``module.function (file:1)``."""
-    position = ""
-    for module, function, where in _their_frames(error):
-        position = f"{module}.{function} ({where})"
-    return position
+    places = [f"{module}.{function} ({where})" for module, function, where in _their_frames(error)]
+    return places[-1] if places else ""
 
 
 def _their_frames(error: BaseException) -> Iterator[tuple[str, str, str]]:

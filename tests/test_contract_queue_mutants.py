@@ -25,7 +25,15 @@ from mqauth.delivery.slot import DeliveryTags, Slot
 from mqauth.flow import arun
 from tests.kit.delivery_contract_queue import QueueDeliveryContract, QueuePlay
 from tests.simulation.contract_stage import simulated_stage
-from tests.simulation.engine_mutants import Mutant, always, past_what_is_open, returning, unlike, unreleased
+from tests.simulation.engine_mutants import (
+    Mutant,
+    always,
+    left_out,
+    past_what_is_open,
+    returning,
+    unlike,
+    unreleased,
+)
 
 CONTRACT = QueueDeliveryContract
 
@@ -222,7 +230,7 @@ MUTANTS = (
            CONTRACT.test_a_channel_that_ends_under_a_handler),
     Caught("settles what is stale", Subscription, "_consume", carried_over,
            CONTRACT.test_an_ack_is_of_its_own_channel),
-    Caught("lease not renewed", LeaseRenewal, "renew", awaited(None),
+    Caught("lease not renewed", LeaseRenewal, "renewing", lambda _: left_out,
            CONTRACT.test_a_handler_that_outlasts_its_lease),
     Caught("redelivery taken for a copy", rabbitmq_queue, "from_native", as_new,
            CONTRACT.test_a_consumer_that_is_killed),

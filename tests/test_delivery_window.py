@@ -86,7 +86,7 @@ def test_the_first_that_goes_back_suspends(stand: Stand, caplog: pytest.LogCaptu
     assert caplog.messages == ["q is stalled: replay_store_unavailable"]
     stand.window.go_on()
     assert stand.window.stalled is None
-    stand.window.stop()
+    stand.window.stopping = True
     stand.window.suspend(second)
     assert stand.window.stalled is None
 
@@ -167,7 +167,7 @@ def test_what_is_no_death_in_a_row(stand: Stand, why: str, deaths: int) -> None:
         if why == "suspended":
             stand.window.suspend(stand.put(ALL))
         if why == "stopping":
-            stand.window.stop()
+            stand.window.stopping = True
             stand.window.opens()
         stand.window.lost("gone", channel_alone=why == "channel")
         stand.consume()

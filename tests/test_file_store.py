@@ -23,7 +23,7 @@ from hypothesis.stateful import rule, run_state_machine_as_test
 from integration.scale import nightly
 from mqauth import Cause, ConfigurationError, Message, Pipeline, Unavailable
 from mqauth.flow import run
-from mqauth.judging.selftest import at_start
+from mqauth.judging.selftest import starting
 from mqauth.replay.rules import ClaimRequest
 from mqauth.stores import sqlite_file
 from mqauth.stores.file import BYTES_AN_ID, FileReplayStore
@@ -300,8 +300,8 @@ def test_a_child_after_a_fork_refuses(store: Any, forge: Forge, clock: FakeClock
     refused = "opened before a fork; several processes (prefork, replicas) share a store on Redis or Valkey"
     assert in_a_child(lambda: store.claim(wish())).startswith("Unavailable: replay_store_unavailable: ")
     assert refused in in_a_child(lambda: store.claim(wish()))
-    assert refused in in_a_child(lambda: at_start(guard))
-    assert in_a_child(lambda: at_start(guard)).startswith("ConfigurationError: ")
+    assert refused in in_a_child(lambda: run(starting(guard)))
+    assert in_a_child(lambda: run(starting(guard))).startswith("ConfigurationError: ")
     assert in_a_child(store.close) == "None"
     assert store.claim(wish()) is FRESH
 

@@ -36,8 +36,8 @@ def step(cache: Cache, answer: Answer | str, *, at: float, limits: Limits = LIMI
     """Make one attempt with a known end, without jitter."""
     begun = rules.begin(cache, at)
     if isinstance(answer, str):
-        return rules.failed(begun, answer, asked=at, now=at, limits=limits, jitter=0)
-    return rules.answered(begun, answer, asked=at, limits=limits, jitter=0)
+        return rules.failed(begun, answer, jitter=0)
+    return rules.answered(begun, answer, limits=limits, jitter=0)
 
 
 def ruling(
@@ -87,17 +87,8 @@ def test_freshness_never_outlasts_max_stale() -> None:
 def test_a_set_is_refreshed_ahead_of_time_with_jitter(jitter: float, due: float) -> None:
     """The next attempt begins between 80 and 90 % of the freshness, wherever jitter puts it."""
     begun = rules.begin(Cache(), 0)
-    cache, _ = rules.answered(begun, Answer(keys=KeySet([A])), asked=0, limits=LIMITS, jitter=jitter)
+    cache, _ = rules.answered(begun, Answer(keys=KeySet([A])), limits=LIMITS, jitter=jitter)
     assert cache.due == pytest.approx(due)
-
-
-def test_an_older_answer_never_replaces_a_newer() -> None:
-    """An answer to any attempt but the latest, and a second answer to that one, change nothing."""
-    cache = fetched(A, at=100)
-    late = Answer(keys=KeySet([B]))
-    assert rules.answered(cache, late, asked=50, limits=LIMITS, jitter=0) == (cache, ())
-    assert rules.answered(rules.begin(cache, 200), late, asked=100, limits=LIMITS, jitter=0)[0].keys is cache.keys
-    assert rules.failed(cache, "late", asked=50, now=101, limits=LIMITS, jitter=0) == (cache, ())
 
 
 def test_not_modified_renews_the_set_in_use() -> None:
@@ -131,7 +122,7 @@ def test_an_outage_leaves_the_set_and_is_counted_from_the_first_failure() -> Non
 def test_attempts_in_an_outage_are_half_a_minute_apart() -> None:
     """With a set in hand, the next attempt comes 30 s after the last began, up to a quarter later by jitter."""
     begun = rules.begin(fetched(A), 240)
-    due = [rules.failed(begun, "x", asked=240, now=245, limits=LIMITS, jitter=j)[0].due for j in (0, 1)]
+    due = [rules.failed(begun, "x", jitter=j)[0].due for j in (0, 1)]
     assert due == [270, 277.5]
 
 
@@ -157,7 +148,6 @@ def test_keys_that_are_gone_go_at_the_first_good_answer() -> None:
 
 
 ANSWER, ASK, PENDING, WAIT = Ruling.ANSWER, Ruling.ASK, Ruling.PENDING, Ruling.WAIT
-UNAVAILABLE = Ruling.UNAVAILABLE
 
 
 def down(cache: Cache, *times: float) -> Cache:
@@ -165,11 +155,6 @@ def down(cache: Cache, *times: float) -> Cache:
     for at in times:
         cache, _ = step(cache, "down", at=at)
     return cache
-
-
-def timed_out(cache: Cache, *, asked: float, now: float) -> Cache:
-    """Return a cache after an attempt that took a while to fail."""
-    return rules.failed(rules.begin(cache, asked), "timed out", asked=asked, now=now, limits=LIMITS, jitter=0)[0]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +175,7 @@ def timed_out(cache: Cache, *, asked: float, now: float) -> Cache:
                      id="what the document announces counts where it is longer than the setting"),
         pytest.param(fetched(A, publish_delay=1), [({"now": 29}, ANSWER)],
                      id="what the document announces does not count where it is shorter"),
-        pytest.param(timed_out(fetched(A), asked=100, now=105), [({"now": 129.999}, PENDING), ({"now": 130}, ASK)],
+        pytest.param(down(fetched(A), 100), [({"now": 129.999}, PENDING), ({"now": 130}, ASK)],
                      id="after an attempt that failed the next for unknown kids is 30 s after it began"),
         pytest.param(fetched(A, at=100, limits=Limits(publish_delay=0)),
                      [({"now": 110, "limits": Limits(publish_delay=0)}, ANSWER),
@@ -202,13 +187,13 @@ def timed_out(cache: Cache, *, asked: float, now: float) -> Cache:
                                                   ({"now": 165}, ASK)],
                      id="an outage holds a message for max_hold from its first failure; then the kid is unknown"),
         pytest.param(Cache(), [({"now": 0}, ASK)], id="a cold cache asks"),
-        pytest.param(rules.begin(Cache(), 0), [({"now": 1}, WAIT), ({"now": 2}, UNAVAILABLE)],
+        pytest.param(rules.begin(Cache(), 0), [({"now": 1}, WAIT), ({"now": 2}, PENDING)],
                      id="a cold cache waits, and is unavailable; it never says that a kid is unknown"),
         pytest.param(down(Cache(), 0), [({"now": now, "received": 0}, told) for now, told in (
-            (1, UNAVAILABLE), (29, UNAVAILABLE), (30, ASK))], id="nor does one whose first attempt failed"),
+            (1, PENDING), (29, PENDING), (30, ASK))], id="nor does one whose first attempt failed"),
         pytest.param(fetched(A), [({"now": 3601, "kid": A.kid}, ASK)],
                      id="beyond max_stale a known kid makes us ask"),
-        pytest.param(down(fetched(A), 3601), [({"now": 3602, "kid": A.kid}, UNAVAILABLE)],
+        pytest.param(down(fetched(A), 3601), [({"now": 3602, "kid": A.kid}, PENDING)],
                      id="beyond max_stale a known kid is otherwise unavailable"),
     ],
 )  # fmt: skip

@@ -20,7 +20,7 @@ from mqauth import OPA, Allow, Decision, Rule, Verified
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.flow import arun, run
 from mqauth.judging.pipeline import Pipeline, Verdict
-from mqauth.judging.selftest import at_start, starting
+from mqauth.judging.selftest import starting
 from mqauth.policies.opa import MAX_MEMORY, version_of
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import Forge, IdentityForge
@@ -427,8 +427,8 @@ def guard_of(opa: OPA, forge: Forge | None = None, **settings: Any) -> Pipeline:
 def test_a_start_probes(agent: Agent) -> None:
     """At its start a consumer asks what names nobody, in both kinds of caller, and once for each pipeline."""
     guard = guard_of(agent.opa())
-    at_start(guard)
-    at_start(guard)
+    run(starting(guard))
+    run(starting(guard))
     asyncio.run(arun(starting(guard_of(agent.opa()))))
     assert agent.asked == [{"v": 1, "probe": True}] * 2
 
@@ -438,21 +438,21 @@ def test_a_start_ends_at_a_wrong_path(agent: Agent, says: object) -> None:
     """A path that is misspelt, or a rule without a default, stops the consumer before a message does."""
     agent.says = lambda _: says
     with pytest.raises(ConfigurationError, match="neither true nor false: is the path misspelt, or the rule"):
-        at_start(guard_of(agent.opa()))
+        run(starting(guard_of(agent.opa())))
 
 
 def test_a_start_ends_where_everything_is_allowed(agent: Agent) -> None:
     """A policy that allows what names no producer allows everything by mistake: the consumer does not start."""
     agent.says = lambda _: True
     with pytest.raises(ConfigurationError, match="allows what names no producer: is its default true"):
-        at_start(guard_of(agent.opa()))
+        run(starting(guard_of(agent.opa())))
 
 
 def test_an_outage_stops_no_start(agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
     """An agent out of reach is said, and the consumer starts: its messages wait."""
     agent.vanish()
     with caplog.at_level(logging.WARNING, "mqauth.policy"):
-        at_start(guard_of(agent.opa()))
+        run(starting(guard_of(agent.opa())))
     assert [record.event for record in caplog.records] == ["policy.unreachable"]
     assert "http://127.0.0.1:8181/v1/data/mqauth/allow: out of reach" in caplog.text
 
@@ -460,7 +460,7 @@ def test_an_outage_stops_no_start(agent: Agent, caplog: pytest.LogCaptureFixture
 def test_the_scopes_must_agree(agent: Agent) -> None:
     """A policy that would be asked for another scope than messages are handled for stops the start."""
     with pytest.raises(ConfigurationError, match="another scope than the pipeline"):
-        at_start(guard_of(agent.opa(), scope="billing"))
+        run(starting(guard_of(agent.opa(), scope="billing")))
 
 
 # In a pipeline.

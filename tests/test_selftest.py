@@ -19,12 +19,13 @@ from mqauth.brokers import memory
 from mqauth.cli import main
 from mqauth.config.load import load
 from mqauth.errors import ConfigurationError
+from mqauth.flow import run
 from mqauth.http import exchange
 from mqauth.judging.judge import Judge
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow, Decision, Rule
 from mqauth.judging.rollout import Exemption, Rollout, RolloutEntry, Rung
-from mqauth.judging.selftest import MOST, SelfTest, at_start, self_test
+from mqauth.judging.selftest import MOST, SelfTest, self_test, starting
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import Forge, MemoryStage
@@ -121,7 +122,7 @@ class TestHostile:
         seen: list[Any] = []
         guard = pipeline(forge, watched, observers=[lambda *told: seen.append(told)])
         with caplog.at_level(logging.DEBUG, "mqauth"):
-            at_start(guard)
+            run(starting(guard))
         assert (watched.asked, seen) == ([], [])
         assert [record.event for record in caplog.records] == ["selftest.passed"]
         assert "hostile messages refused: 2" in caplog.text
@@ -150,13 +151,13 @@ class TestHostile:
         guard = pipeline(forge)
         monkeypatch.setattr(Judge, "prepare", lambda *_: None)
         with pytest.raises(ConfigurationError, match=r"the consumer would let in .*an unsigned message"):
-            at_start(guard)
+            run(starting(guard))
         assert [record.event for record in caplog.records if record.levelno >= logging.ERROR] == [
             "selftest.accepted"
         ]
         # it is tried again with the next start, and not believed to have passed
         with pytest.raises(ConfigurationError):
-            at_start(guard)
+            run(starting(guard))
 
     def test_a_policy_that_is_asked_elsewhere_is_not_asked(self, forge: Forge) -> None:
         """A policy that is no ``Allow`` is never asked, synchronous or not: places are made up."""
@@ -190,7 +191,7 @@ class TestRollout:
         guard = pipeline(forge, rollout=Rollout([self.entry(rung)]))
         caplog.clear()
         with caplog.at_level(logging.INFO, "mqauth"):
-            at_start(guard)
+            run(starting(guard))
         assert "unsigned messages reach a handler on purpose: kafka:orders" in caplog.text
         assert self_test(guard).refused == 2
         assert guard.observing is not None
@@ -243,8 +244,8 @@ class TestStart:
         """Without it, or a replay store, each start warns: of the one nothing is tried, else it is as ever."""
         guard = pipeline(forge, watched, **settings)
         with caplog.at_level(logging.INFO, "mqauth"):
-            at_start(guard)
-            at_start(guard)
+            run(starting(guard))
+            run(starting(guard))
         assert [(record.event, record.levelname) for record in caplog.records] == said
         assert watched.asked == []
 
@@ -264,7 +265,7 @@ def test_whoever_starts_is_tried() -> None:
     assert len(starts) == 3
     for path in starts:
         text = path.read_text("utf-8")
-        tried = re.search(r"        (?:at_start\(|await arun\(starting\()self\._guard\)", text)
+        tried = re.search(r"        (?:await a)?run\(starting\(self\._guard\)", text)
         assert tried.start() < text.index("journal.started("), path
 
 

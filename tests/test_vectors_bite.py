@@ -215,7 +215,7 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("covered name twice", edit(names, "len(set(value)) == len(value)", "True"), "a covered name twice"),
     ("digest not canonical", constant("_DIGEST", re.compile(r"[A-Za-z0-9\-_]{43}"), claims),
      "a digest whose unused bits are not zero"),
-    ("destination respelt", edit(destination._decode, ' or quote(text, safe="") != segment', ""),
+    ("destination respelt", edit(destination._decode, 'quote(text, safe="") == segment', "True"),
      "a destination in another spelling"),
     ("alg of the token", edit(keys.Key.allows, "return algorithm ==", "return True or algorithm =="),
      "alg-swap on kafka:orders"),

@@ -204,11 +204,8 @@ def published(
     """
     if short_string("the routing key", routing_key) is None and routing_key != "":
         raise MalformedMessage("the routing key must be text")
-    texts: dict[str, str] = {}
-    for name, attribute in SHORT_STRINGS.items():
-        value = getattr(properties, attribute)
-        if value is not None and (text := short_string(name, value)) is not None:
-            texts[name] = text
+    given = {name: short_string(name, getattr(properties, key)) for name, key in SHORT_STRINGS.items()}
+    texts = {name: text for name, text in given.items() if text is not None}
     if message_id is not None:
         texts.setdefault("message-id", message_id)
     if not isinstance(body, (bytes, bytearray)):

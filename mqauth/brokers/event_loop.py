@@ -9,7 +9,7 @@ import asyncio
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import Context, copy_context
 from functools import partial, wraps
@@ -17,10 +17,12 @@ from types import SimpleNamespace
 from typing import Any, Final, Self
 from weakref import WeakKeyDictionary, finalize
 
+from mqauth.audit.record import MINUTE
 from mqauth.clock import Clock
 from mqauth.errors import require
-from mqauth.flow import Flow, R, call, is_async, is_awaitable, settled
-from mqauth.judging.verified import Unverifieds
+from mqauth.flow import Flow, R, arun, call, is_async, is_awaitable, settled
+from mqauth.judging.pipeline import Pipeline
+from mqauth.judging.verified import Unverifieds, listed
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit, harmless
 from mqauth.signer import Signer
@@ -74,9 +76,7 @@ def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 def on_threads(unverified: Unverifieds | None) -> Unverifieds | None:
     """Return what takes an ``Unverified``, on threads as ``on_thread``."""
-    if isinstance(unverified, Mapping):
-        return {kind: on_thread(handler) for kind, handler in unverified.items()}
-    return None if unverified is None else on_thread(unverified)
+    return {kind: on_thread(handler) for kind, handler in listed(unverified).items()} or None
 
 
 async def first_of(*wanted: Awaitable[Any]) -> None:
@@ -209,11 +209,12 @@ class DeliveryTasks:
     def __len__(self) -> int:
         return len(self._running)
 
-    def run(self, work: Coroutine[Any, Any, None], context: Context | None = None) -> None:
-        """Run the rest of a delivery's work in a task of its own."""
+    def run(self, work: Coroutine[Any, Any, None], context: Context | None = None) -> asyncio.Task[None]:
+        """Run the rest of a delivery's work in a task of its own, and return that."""
         task = asyncio.create_task(work, context=context)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        return task
 
     def leave_out(self, task: asyncio.Task[Any] | None) -> None:
         """Do not wait for a task in ``end``: a handler that stops its own consumer would wait for itself.
@@ -375,6 +376,18 @@ def look(*sinks: Any) -> Flow[None]:
                     harmless(sink.name),
                     sink=harmless(sink.name),
                 )
+
+
+async def ticking(guard: Pipeline, sleep: Sleep = asyncio.sleep) -> None:
+    """Have a pipeline tell each minute what its rollout has to tell, until cancelled.
+
+    Args:
+        guard: the pipeline.
+        sleep: waits so many seconds.
+    """
+    while True:
+        await arun(guard.tick())
+        await sleep(MINUTE)
 
 
 def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:

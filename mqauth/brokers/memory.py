@@ -14,7 +14,7 @@ from mqauth.delivery.log_work import equipped
 from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable, refusing, require
 from mqauth.flow import refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Verdict
-from mqauth.judging.selftest import at_start
+from mqauth.judging.selftest import starting
 from mqauth.judging.verified import Unverifieds, Verified
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.signer import Signer
@@ -183,7 +183,7 @@ class Consumer:
             ConfigurationError: the handler or a plug-in is asynchronous.
         """
         refuse_async(handler=self._handler, store=self._guard.replay.claim)
-        at_start(self._guard)
+        run(starting(self._guard))
         # Everything that waits now: what is deferred waits again, and is not taken twice.
         deliveries: list[Delivery] = []
         while (taken := self._broker.take(self._queue)) is not None:

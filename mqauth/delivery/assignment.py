@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from typing import Any, Final
 
 from mqauth.clock import Backoff, Clock
@@ -317,9 +318,14 @@ class Assignment:
             self._uncommitted = self._committed_at if self._uncommitted is None else self._uncommitted
             return self._committed_at
 
-    def asking(self, is_asked: bool) -> None:
-        """Note that the client is asked to commit, or has returned from that."""
-        self._asked = self._clock.monotonic() if is_asked else None
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Note that the client is asked to commit, until it has returned from that."""
+        self._asked = self._clock.monotonic()
+        try:
+            yield
+        finally:
+            self._asked = None
 
     @property
     def unanswered(self) -> float:

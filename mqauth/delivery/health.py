@@ -177,14 +177,13 @@ class LogHealth(Health):
             more: other attributes.
         """
         stalls = sorted((stall for stall in waiting if stall is not None), key=lambda stall: stall.since)
-        cause: Cause | None = None
-        detail: str | None = None
-        since: float | None = None
+        why: tuple[Cause | None, float | None, str | None] = None, None, None
         if stalls:
-            cause, detail, since = stalls[0].cause, stalls[0].detail, stalls[0].since
+            why = stalls[0].cause, stalls[0].since, stalls[0].detail
         elif uncommitted >= UNCOMMITTED:
-            cause, since = Cause.BROKER_UNAVAILABLE, more["at"] - uncommitted
-            detail = "no commit succeeds: what is handled meanwhile may come again"
+            failing = "no commit succeeds: what is handled meanwhile may come again"
+            why = Cause.BROKER_UNAVAILABLE, more["at"] - uncommitted, failing
+        cause, since, detail = why
         return cls(
             consuming=consuming,
             running=consuming,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 from mqauth.clock import Clock
 from mqauth.delivery.slot import Slot
@@ -26,8 +26,6 @@ MAX_HELD: Final = 1000
 MAX_BYTES: Final = 16 * 1024 * 1024
 HELD_PER_PREFETCH: Final = 10
 """Default number of deliveries held beside the window, for each delivery of the prefetch."""
-_Entry: TypeAlias = tuple[str, Cause | None, str | None, int]
-"""One held delivery in the counts: its consumer tag, why it waits and for which party, the bytes of its body."""
 # Looking up an enum's member is slow in Python 3.11.
 _DEFERRED: Final = Verdict.DEFERRED
 
@@ -144,32 +142,24 @@ class Hold:
         self._max_bytes = max_bytes
         self._issuers = frozenset(issuers)
         self._held: dict[int, HeldDelivery] = {}
-        self._counted: dict[int, _Entry] = {}
         self._by_tag = Counter[str]()
         self._without_keys = Counter[str]()
-        self._beside = 0
         self._bytes = 0
         self.suspended = self.stopping = False
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def _count(self, key: int, entry: _Entry | None) -> None:
-        """Count a held delivery anew; ``None`` no longer."""
-        for each, step in ((self._counted.pop(key, None), -1), (entry, 1)):
-            if each is None:
-                continue
-            tag, cause, party, size = each
-            if cause is Cause.KEYS_UNAVAILABLE and party is not None:
-                self._without_keys[party] += step
-            if _is_beside(cause, party):
-                self._by_tag[tag] += step
-                self._beside += step
-                self._bytes += step * size
-                # Drops the tags that count 0: each consumer that starts anew has a tag of its own.
-                self._by_tag += Counter()
-        if entry is not None:
-            self._counted[key] = entry
+    def _count(self, held: HeldDelivery, step: int) -> None:
+        """Count a held delivery by its present cause, with 1; with -1 no longer, before that cause changes."""
+        slot, cause, party = held.slot, held.outcome.cause, held.outcome.party
+        if cause is Cause.KEYS_UNAVAILABLE and party is not None:
+            self._without_keys[party] += step
+        if _is_beside(cause, party):
+            self._by_tag[slot.facts.consumer(slot.native)] += step
+            self._bytes += step * slot.facts.size(slot.native)
+            # Drops the tags that count 0: each consumer that starts anew has a tag of its own.
+            self._by_tag += Counter()
 
     @property
     def nobody_has_keys(self) -> bool:
@@ -182,7 +172,8 @@ class Hold:
 
     def has_room(self) -> bool:
         """Return whether more may be held beside the window."""
-        return self._beside < self._max_held and self._bytes < self._max_bytes and not self.nobody_has_keys
+        beside = self._by_tag.total()
+        return beside < self._max_held and self._bytes < self._max_bytes and not self.nobody_has_keys
 
     def wants_another(self, tag: str, window: int, active: int) -> bool:
         """Return whether to consume anew: at least half of the window is held, and at most half of it is at work.
@@ -201,11 +192,7 @@ class Hold:
 
     def by_cause(self) -> dict[str, int]:
         """Return how many are held for each cause and party, the most frequent first."""
-        counts = Counter[str]()
-        for _, cause, party, _ in self._counted.values():
-            name = "" if cause is None else cause.value
-            counts[name if party is None else f"{name} of {party}"] += 1
-        return dict(counts.most_common())
+        return dict(Counter(_told(held.outcome) for held in self._held.values()).most_common())
 
     @property
     def longest(self) -> HeldDelivery | None:
@@ -220,24 +207,24 @@ class Hold:
     def put(self, held: HeldDelivery) -> None:
         """Hold a delivery."""
         self._held[id(held)] = held
+        self._count(held, 1)
         self.attempted(held, held.outcome)
 
     def take(self, held: HeldDelivery) -> None:
         """Hold a delivery no longer."""
         del self._held[id(held)]
-        self._count(id(held), None)
+        self._count(held, -1)
 
     def attempted(self, held: HeldDelivery, outcome: Outcome) -> None:
         """Note the outcome of an attempt at a held delivery, which may have another cause now."""
         held.waits = is_deferred(outcome)
         if not held.waits:
             return
+        self._count(held, -1)
         held.outcome = outcome
+        self._count(held, 1)
         held.put_off += outcome.cause is Cause.HANDLER_DEFERRED
-        slot, cause, party = held.slot, outcome.cause, outcome.party
-        tag, size = slot.facts.consumer(slot.native), slot.facts.size(slot.native)
-        self._count(id(held), (tag, cause, party, size))
-        if not self.concerns_everyone(cause, party):
+        if not self.concerns_everyone(outcome.cause, outcome.party):
             held.everyones_since = None
         elif held.everyones_since is None:
             held.everyones_since = self._clock.monotonic()
@@ -274,6 +261,12 @@ class Hold:
 def is_deferred(outcome: Outcome) -> bool:
     """Return whether a delivery waits for something that is out of reach."""
     return outcome.verdict is _DEFERRED
+
+
+def _told(outcome: Outcome) -> str:
+    """Return why a delivery waits, for people, and for which party."""
+    cause = "" if outcome.cause is None else outcome.cause.value
+    return cause if outcome.party is None else f"{cause} of {outcome.party}"
 
 
 def _is_beside(cause: Cause | None, party: str | None) -> bool:

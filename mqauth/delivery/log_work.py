@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import islice
 from types import GeneratorType
 from typing import Any, Final
@@ -80,12 +80,9 @@ class LogWork:
             ConfigurationError: a plug-in or the handler is asynchronous.
             BaseException: what else ends the process; the delivery is not settled.
         """
-        visiting = self.visiting(partition)
-        try:
+        # Closed: what ends the process stops it in the middle, and its traceback keeps it alive.
+        with closing(self.visiting(partition)) as visiting:
             run(visiting)
-        finally:
-            # What ends the process stops it in the middle, and its traceback keeps it alive.
-            visiting.close()
 
     def visiting(self, partition: Partition) -> Flow[None]:
         """Return ``visit`` as a flow, for a caller that runs several at a time and closes each."""

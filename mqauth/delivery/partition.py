@@ -54,7 +54,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import groupby, takewhile
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 from mqauth.delivery.health import Stall
@@ -240,11 +240,8 @@ class Partition:
         if tail:
             last = offset_of(tail[-1].message)
             # One entry for each run of equal times.
-            receipts: list[Receipt] = []
-            for delivery in tail:
-                if receipts and receipts[-1].received == delivery.received:
-                    receipts.pop()
-                receipts.append(Receipt(offset_of(delivery.message), delivery.received))
+            runs = groupby(tail, key=lambda delivery: delivery.received)
+            receipts = [Receipt(max(offset_of(each.message) for each in run), time) for time, run in runs]
             # Records behind these were put back before, and were not read again yet.
             self.receipts = (*receipts, *(known for known in self.receipts if known.upto > last))
             self.waiting = deque((head,))

@@ -380,6 +380,12 @@ class QueueLeases:
             each for each, since in tuple(self._since.values()) if since <= before and each.step is Step.HANDLE
         ]
 
+    def renewing(self, guard: Pipeline) -> Flow[None]:
+        """Renew the claims that are due."""
+        for delivery in self.due(guard.clock.monotonic()):
+            if not (yield from guard.renew(delivery)):
+                self.lost(delivery)
+
     def lost(self, delivery: Delivery) -> None:
         """Log that a claim belongs to somebody else now, unless its handler has ended meanwhile."""
         if delivery.step is Step.HANDLE:

@@ -194,7 +194,7 @@ class Window:
         """
         if self.consumer is None:
             return False
-        was_full, self._said_full = self._said_full, self._is_full(self.consumer)
+        was_full, self._said_full = self._said_full, self._hold.is_full(self.consumer, self.prefetch)
         if self._said_full and not was_full:
             causes = ", ".join(f"{number} {what}" for what, number in self._hold.by_cause().items())
             # A warning where the user chose a prefetch of 1, else an error.
@@ -258,10 +258,6 @@ class Window:
             emit("consumer.failed", "the consumer of %s ends: %s", self._queue, type(error).__name__)
             self.failure = error
 
-    def stop(self) -> None:
-        """Begin nothing any more."""
-        self.stopping = True
-
     def health(
         self,
         *,
@@ -281,20 +277,19 @@ class Window:
             settings: as ``told_of`` returns them.
         """
         longest = self.stalled or self._hold.longest
-        cause: Cause | None = None
-        since: float | None = None
-        detail: str | None = None
+        why: tuple[Cause | None, float | None, str | None] = None, None, None
         if longest is not None:
-            cause, since, detail = longest.outcome.cause, longest.since, longest.outcome.detail
+            why = longest.outcome.cause, longest.since, longest.outcome.detail
         elif self.failure is not None:
-            detail = f"the consumer ended: {type(self.failure).__name__}"
+            why = None, None, f"the consumer ended: {type(self.failure).__name__}"
         elif blocked:
-            cause = Cause.BROKER_UNAVAILABLE
-            detail = "the broker has blocked this connection by an alarm: it takes no ack and answers nothing"
+            alarm = "the broker has blocked this connection by an alarm: it takes no ack and answers nothing"
+            why = Cause.BROKER_UNAVAILABLE, None, alarm
         elif self._out_since is not None and self._clock.monotonic() - self._out_since[0] >= OUTAGE_AFTER:
-            cause, since, detail = Cause.BROKER_UNAVAILABLE, self._out_since[1], f"cannot consume: {self._why_out}"
+            why = Cause.BROKER_UNAVAILABLE, self._out_since[1], f"cannot consume: {self._why_out}"
+        cause, since, detail = why
         return QueueHealth(
-            consuming=self.consumer is not None and not self._is_full(self.consumer),
+            consuming=self.consumer is not None and not self._hold.is_full(self.consumer, self.prefetch),
             in_flight=in_flight,
             deferred=len(self._hold),
             stalled_since=since,
@@ -312,6 +307,3 @@ class Window:
             held=self._hold.by_cause(),
             at_limit=self._hold.at_limit,
         )
-
-    def _is_full(self, consumer: str) -> bool:
-        return self._hold.is_full(consumer, self.prefetch)

@@ -300,9 +300,7 @@ class Protection:
         if now < self._looked + self._leases.every:
             return
         self._looked = now
-        for delivery in self._leases.due(now):
-            if not run(self.guard.renew(delivery)):
-                self._leases.lost(delivery)
+        run(self._leases.renewing(self.guard))
         run(self.guard.tick())
 
 

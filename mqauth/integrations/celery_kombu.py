@@ -27,7 +27,7 @@ with needs_extra("celery"):
 from mqauth.brokers import amqp_messages, amqp_values
 from mqauth.brokers.amqp_messages import LETTERS, SHORT_STRINGS, Number, new_message_id
 from mqauth.brokers.dead_letters import DEFAULT_MAX_BODY, burying
-from mqauth.brokers.queue.client import UnansweredError, refused
+from mqauth.brokers.queue.client import refusals
 from mqauth.flow import run
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.signer import Signer
@@ -338,7 +338,7 @@ async def echoed(connection: Any, headers: dict[str, Any], body: bytes) -> Mappi
         UnansweredError: the connection was lost.
     """
     returned: list[Any] = []
-    try:
+    with refusals(ChannelError, LOST):
         channel = connection.channel()
         queue = channel.queue_declare("", exclusive=True).queue
         channel.basic_consume(queue, no_ack=True, callback=returned.append)
@@ -347,9 +347,5 @@ async def echoed(connection: Any, headers: dict[str, Any], body: bytes) -> Mappi
         while not (own := [frame for frame in returned if frame.body == body]):
             connection.drain_events(timeout=_ANSWER)
         channel.close()
-    except ChannelError as error:
-        raise refused(error) from error
-    except LOST as error:
-        raise UnansweredError(f"the broker was not asked: {error or type(error).__name__}") from error
     stamped: Mapping[str, Any] = own[0].properties.get("application_headers") or {}
     return stamped

@@ -258,9 +258,7 @@ class Judging(_CONSUMER):  # type: ignore[misc]
         if now < self._looked + self._leases.every:
             return
         self._looked = now
-        for delivery in self._leases.due(now):
-            if not run(self._guard.renew(delivery)):
-                self._leases.lost(delivery)
+        run(self._leases.renewing(self._guard))
         run(self._guard.tick())
 
     def ack(self, message: Any) -> None:

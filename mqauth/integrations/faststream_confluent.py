@@ -22,10 +22,10 @@ from mqauth.integrations.faststream_log import (
     LogProcessor,
     Place,
     Records,
-    attempt,
     check,
     only_signed,
     prove,
+    sought,
 )
 from mqauth.signer import Signer
 from mqauth.wire import message as wire
@@ -89,7 +89,7 @@ class ConfluentRecords(Records):
     async def seek(self, place: Any, offset: int) -> bool:
         """Have a partition read from an offset next."""
         offsets = self.offsets()
-        return await attempt(offsets.here(offsets.client.seek, native(place, offset)), self.lost, "seek")
+        return await sought(partial(offsets.here, offsets.client.seek, native(place, offset)), self.lost)
 
 
 class Ends:

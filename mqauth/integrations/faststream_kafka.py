@@ -20,11 +20,11 @@ from mqauth.integrations.faststream_log import (
     LogProcessor,
     Place,
     Records,
-    attempt,
     check,
     only_signed,
     prove,
     seal,
+    sought,
 )
 from mqauth.wire.message import Message
 
@@ -89,11 +89,7 @@ class AioKafkaRecords(Records):
 
     async def seek(self, place: Any, offset: int) -> bool:
         """Have a partition read from an offset next."""
-
-        async def seek() -> None:
-            self._subscriber.consumer.seek(place, offset)
-
-        return await attempt(seek(), self.lost, "seek")
+        return await sought(partial(self._subscriber.consumer.seek, place, offset), self.lost)
 
 
 class SubscriberOffsets(Offsets):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Awaitable, Set
+from collections.abc import Callable, Set
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from mqauth.brokers.log.records import native_headers, to_message
 from mqauth.brokers.queue.processor import Processor
 from mqauth.delivery.log_work import check_log
 from mqauth.errors import require
+from mqauth.flow import settled
 from mqauth.integrations.faststream_positions import Positions
 from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.verified import Verified
@@ -171,20 +172,17 @@ class LogProcessor(Processor):
             self.positions.running -= 1
 
 
-async def attempt(call: Awaitable[Any], lost: tuple[type[Exception], ...], what: str) -> bool:
-    """Await a call of the client; log and return ``False`` where it fails.
+async def sought(seek: Callable[[], Any], lost: tuple[type[Exception], ...]) -> bool:
+    """Seek; log and return ``False`` where the client cannot.
 
     Args:
-        call: the call.
+        seek: makes the client's call, and may return an awaitable.
         lost: what the client raises where the partition is gone, or the broker is out of reach.
-        what: names it in the log.
     """
     try:
-        await call
+        await settled(seek())
     except lost as error:
-        emit(
-            "client.commit_failed", "%s failed, what is not committed comes again: %s", what, type(error).__name__
-        )
+        emit("client.commit_failed", "seek failed, what is not committed comes again: %s", type(error).__name__)
         return False
     return True
 

@@ -22,7 +22,7 @@ from faststream.exceptions import (
     SubscriberNotFound,
 )
 
-from mqauth.brokers.event_loop import was_cancelled
+from mqauth.brokers.event_loop import ticking, was_cancelled
 from mqauth.brokers.queue.processor import Processor
 from mqauth.errors import ConfigurationError, MqauthError, RejectNow, StaleDelivery, require
 from mqauth.flow import arun
@@ -35,7 +35,7 @@ from mqauth.integrations.faststream_unverified import (
     require_manual,
     take_over,
 )
-from mqauth.integrations.framework import LateLetters, Letters, Turn, handle, handle_unverified, ticking
+from mqauth.integrations.framework import LateLetters, Letters, Turn, handle, handle_unverified
 from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.selftest import starting
 from mqauth.judging.verified import Unverified, Verified
@@ -66,13 +66,10 @@ class NotHandledError(MqauthError, IgnoredException):
     code = "not_handled"
 
     def __init__(self, outcome: Outcome | None) -> None:
+        verdict = "the message is no longer ours" if outcome is None else outcome.verdict.value
         why = None if outcome is None else outcome.reason or outcome.cause
-        super().__init__("the message is no longer ours" if outcome is None else outcome.verdict.value)
+        super().__init__(f"not handled: {verdict}" if why is None else f"not handled: {verdict}: {why.value}")
         self.outcome = outcome
-        self._why = "" if why is None else f": {why.value}"
-
-    def __str__(self) -> str:
-        return f"not handled: {self.args[0]}{self._why}"
 
 
 class Protection:

@@ -8,15 +8,15 @@ the framework has come to an end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import Any, Final, TypeAlias
 
-from mqauth.audit.record import MINUTE
 from mqauth.brokers.event_loop import letters_on_thread, look
 from mqauth.errors import Cause, Unavailable, require
 from mqauth.flow import arun, settled
-from mqauth.judging.pipeline import Outcome, Pipeline
+from mqauth.judging.pipeline import Outcome
 from mqauth.judging.verified import Unverified, Verified
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 
@@ -48,16 +48,12 @@ class Turn:
         carry: begins to take it through the pipeline, whose handler is ``handle``.
     """
 
-    def __init__(self, carry: Callable[[], Awaitable[Outcome | None]]) -> None:
+    def __init__(self, carry: Callable[[], Coroutine[Any, Any, Outcome | None]]) -> None:
         self._asked: asyncio.Queue[Verified | Unverified | None] = asyncio.Queue()
         self._answers: asyncio.Queue[BaseException | None] = asyncio.Queue()
         context = copy_context()
         context.run(_TURN.set, self)
-
-        async def process() -> Outcome | None:
-            return await carry()
-
-        self._task = asyncio.create_task(process(), context=context)
+        self._task = asyncio.create_task(carry(), context=context)
         self._task.add_done_callback(lambda _: self._asked.put_nowait(None))
 
     @property
@@ -105,13 +101,6 @@ class Turn:
         return None if self._task.cancelled() else self._task.result()
 
 
-async def ticking(guard: Pipeline) -> None:
-    """Have a pipeline tell each minute what its rollout has to tell, until cancelled."""
-    while True:
-        await asyncio.sleep(MINUTE)
-        await arun(guard.tick())
-
-
 Letters: TypeAlias = DeadLetterSink | Callable[[], Any]
 """A sink, or what makes one."""
 
@@ -155,8 +144,11 @@ class LateLetters:
         """
         if self._sink is None:
             await self.start()
-        if self.name in (letter.message.origin.queue, letter.message.origin.topic):
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "dead letters must go elsewhere than they came from")
+        require(
+            self.name not in (letter.message.origin.queue, letter.message.origin.topic),
+            "dead letters must go elsewhere than they came from",
+            partial(Unavailable, Cause.DEAD_LETTER_UNAVAILABLE),
+        )
         await self._sink.publish(letter)
 
     async def exists(self) -> Any:

@@ -28,12 +28,13 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from aiormq.abc import DeliveredMessage
 
 from mqauth.brokers.amqp_messages import stream_refused
+from mqauth.brokers.event_loop import ticking
 from mqauth.brokers.queue.processor import Processor
 from mqauth.brokers.rabbitmq.channel import proved
 from mqauth.brokers.rabbitmq.consumer import Deliveries, as_incoming, limit_of
 from mqauth.brokers.rabbitmq.producer import Producer, UnroutableError
 from mqauth.flow import arun
-from mqauth.integrations.framework import LateLetters, Letters, Turn, handle, handle_unverified, ticking
+from mqauth.integrations.framework import LateLetters, Letters, Turn, handle, handle_unverified
 from mqauth.integrations.task_queues import worker_guard
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.selftest import starting
@@ -116,7 +117,6 @@ class Protection:
         """Yield each task once it is to be run; its ``ack`` settles it."""
         guard = require(self.guard, "a worker needs guard=")
         ready: asyncio.Queue[Task | BaseException] = asyncio.Queue()
-        await arun(guard.tick())
         begun = {asyncio.create_task(ticking(guard))}
 
         def over(task: asyncio.Task[None]) -> None:

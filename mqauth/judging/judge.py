@@ -54,11 +54,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from types import GeneratorType
 from typing import Any, Final, Literal, TypeAlias, cast
 
 from mqauth.clock import Clock, Randomness
-from mqauth.errors import Cause, Reason, Rejection, Unavailable, Verdict
+from mqauth.errors import Cause, Reason, Rejection, Unavailable, Verdict, refusing, require
 from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, at_once, call
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.key_lookup import known, looked_up
@@ -270,17 +271,14 @@ class Judge:
 
     def _released(self, delivery: Delivery) -> Flow[Release]:
         """Judge the release that a message carries; whatever is wrong with it is ``release_invalid``."""
-        message, authorities = delivery.message, self._verifier.release
+        message, invalid = delivery.message, partial(Rejection, Reason.RELEASE_INVALID)
         opened = open_release(message)
-        if authorities is None:
-            raise Rejection(Reason.RELEASE_INVALID, "no release authority is configured")
+        authorities = require(self._verifier.release, "no release authority is configured", invalid)
         source, kid = authorities.source(opened), opened.opened.kid
         keys = yield from known(_at_hand(source))
         if keys is None or keys.get(kid) is None:
-            try:
+            with refusing(Rejection, "the authority has no such key", invalid):
                 keys = yield from looked_up(source, kid, delivery.received, opened.release.iss)
-            except Rejection as error:
-                raise Rejection(Reason.RELEASE_INVALID, "the authority has no such key") from error
         return authorities.verify(message, opened, keys, delivery.received)
 
     def _keys(self, delivery: Delivery, candidate: Candidate, source: KeySource, held: Any) -> Flow[KeySet]:

@@ -106,14 +106,12 @@ class Observing:
         self.counts = Observed()
         self.sink: Any = audit
         self.breaker = Breaker(Cause.AUDIT_UNAVAILABLE, clock)
-        self._aliases = tuple(verifier.aliases.values())
-        self._issuers = verifier.ends
+        self._verifier = verifier
         self._clock = clock
         self._randomness = randomness
         self._instance = instance
         self._policy = policy
         self._rules = hashlib.sha256(f"{policy.version} {verifier.settings}".encode()).hexdigest()[:16]
-        self._times = verifier.times
         self._scope_of = scope_of
         self._sees = hasattr(audit, "see")
         self._pending: deque[tuple[bool, AuditRecord]] = deque()
@@ -172,7 +170,8 @@ class Observing:
         self._scope, entry = self._scope_of(message), self.rollout.entry(message.destination)
         pattern = None if entry is None else entry.pattern(message.destination)
         # what a sender may have written says nothing of what waits
-        appended = None if self._times.unsafe_append_evidence else self._times.evidence(message)
+        times = self._verifier.times
+        appended = None if times.unsafe_append_evidence else times.evidence(message)
         if pattern is not None and appended is not None and not is_kafka(message.destination):
             self.counts.appended(pattern, appended)
         return pattern
@@ -191,8 +190,9 @@ class Observing:
                 return
             self._due = now + MINUTE
         if first:
-            named = [each.facts for each in self._times.without_evidence]
-            facts = as_facts(self.rollout, self._aliases) | {"without_evidence": named, "rules": self._rules}
+            named = [each.facts for each in self._verifier.times.without_evidence]
+            facts = as_facts(self.rollout, self._verifier.aliases.values())
+            facts |= {"without_evidence": named, "rules": self._rules}
             yield from self._write("rollout", facts, last)
             for line in lines(self.rollout):
                 emit("rollout.unenforced", "%s", line)
@@ -205,7 +205,7 @@ class Observing:
         # Each day from two weeks before an end, and each hour after it.
         for destination, until in ends(self.rollout):
             self._tell_end("rollout", destination, until, now)
-        for name, until in self._issuers.items():
+        for name, until in self._verifier.ends.items():
             self._tell_end("issuer", name, until, now)
         # Some messages that would be refused are recorded; the detectors see others, too.
         while self._pending:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from mqauth.errors import ConfigurationError, require
-from mqauth.flow import Flow, call, run
+from mqauth.flow import Flow, call
 from mqauth.judging.journal import few
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import local_rules, place_of_pattern
@@ -25,7 +25,7 @@ from mqauth.signer import Signer
 from mqauth.wire.keys import Key
 from mqauth.wire.message import Message
 
-__all__ = ["SelfTest", "at_start", "self_test", "starting"]
+__all__ = ["SelfTest", "self_test", "starting"]
 MOST: Final = 8
 """Places that are tried; the cost at a start must not grow with a configuration."""
 STRANGER: Final = "urn:mqauth:self-test"
@@ -52,11 +52,6 @@ class SelfTest:
         lines = [f"hostile messages refused: {self.refused}"]
         lines += [f"LET IN: {hostile}" for hostile in self.accepted]
         return lines + ([f"unsigned messages reach a handler on purpose: {self.lenient}"] if self.lenient else [])
-
-
-def at_start(guard: Pipeline) -> None:
-    """Try a pipeline, as ``starting``, where no event loop can be waited in."""
-    run(starting(guard))
 
 
 def starting(guard: Pipeline) -> Flow[None]:

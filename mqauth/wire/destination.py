@@ -6,7 +6,6 @@ everything else is ``%XX`` in upper case. So a destination has one spelling, and
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
@@ -51,17 +50,11 @@ def _parse(text: str) -> tuple[str, ...]:
 
 
 def _decode(segment: str) -> str:
-    try:
-        text = (
-            unquote_to_bytes(segment).decode("utf-8")
-            if re.fullmatch(r"(?:[A-Za-z0-9\-._~]|%[0-9A-F]{2})*", segment)
-            else None
-        )
-    except UnicodeDecodeError:
-        text = None
+    refusal = "a destination is not percent-encoded in the canonical form"
+    with refusing(UnicodeError, refusal, MalformedMessage):
+        text = unquote_to_bytes(segment).decode("utf-8")
     # another spelling of the same text, such as %61 for a, would be another destination to whoever compares text
-    if text is None or quote(text, safe="") != segment:
-        raise MalformedMessage("a destination is not percent-encoded in the canonical form")
+    require(quote(text, safe="") == segment, refusal, MalformedMessage)
     return text
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from mqauth.errors import ConfigurationError, Reason, Rejection, require
+from mqauth.errors import ConfigurationError, Reason, Rejection, refusing, require
 from mqauth.wire import base64url, claims, jwk, jws, memo, strict_json
 from mqauth.wire.claims import MAX_JTI, MAX_NAME, MIN_JTI, Claims
 from mqauth.wire.keys import MAX_KID, Key
@@ -230,10 +230,8 @@ def key_of(members: Mapping[str, str], *subjects: str) -> Key:
     Raises:
         Rejection: ``identity_invalid``, it is not on its curve, or of small order.
     """
-    try:
+    with refusing(ConfigurationError, "its key is none", _invalid):
         public = jwk.public_key(members)
-    except ConfigurationError as error:
-        raise _invalid("its key is none") from error
     algorithm = members["alg"]
     return Key(
         kid=jkt_of(members),
@@ -297,10 +295,8 @@ def jkt_of(members: Mapping[str, str]) -> str:
 
 def _parameters(segment: bytes) -> dict[str, Any]:
     """Return the JOSE header of a first segment."""
-    try:
+    with refusing(ValueError, "the header is no JSON in canonical base64url", jws.malformed):
         parameters = strict_json.loads(base64url.decode(segment), depth=4)
-    except ValueError as error:
-        raise jws.malformed("the header is no JSON in canonical base64url") from error
     require(type(parameters) is dict, "the header is no object", jws.malformed)
     return dict(parameters)
 

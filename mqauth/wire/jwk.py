@@ -114,10 +114,11 @@ def _cutoffs(listed: Any) -> Mapping[str, Cutoff] | None:
         )
     ):
         return None
-    cutoffs: dict[str, Cutoff] = {}
-    for entry in sorted(listed, key=itemgetter("before")):
-        cutoffs[entry["sub"]] = Cutoff(before=entry["before"], reason=entry.get("reason", ""))
-    return cutoffs
+    # Of a subject that stands there twice the later moment counts.
+    return {
+        entry["sub"]: Cutoff(before=entry["before"], reason=entry.get("reason", ""))
+        for entry in sorted(listed, key=itemgetter("before"))
+    }
 
 
 def is_other_svid(members: Any, svid: Svid | None) -> bool:

@@ -20,7 +20,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from mqauth.errors import ConfigurationError, file_errors, require
+from mqauth.errors import ConfigurationError, file_errors, refusing, require
 from mqauth.wire import base64url
 
 PrivateKey: TypeAlias = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
@@ -186,13 +186,13 @@ class Key:
         Raises:
             ConfigurationError: this is no private key of an allowed kind, or it needs another passphrase.
         """
-        try:
+        wanted = "needs a passphrase" if passphrase is None else "has no passphrase"
+        unreadable = f"{name}: no PEM private key that the passphrase opens"
+        with (
+            refusing(TypeError, f"{name}: the key {wanted}"),
+            refusing((ValueError, UnsupportedAlgorithm), unreadable),
+        ):
             private = serialization.load_pem_private_key(raw, passphrase)
-        except TypeError as error:
-            wanted = "needs a passphrase" if passphrase is None else "has no passphrase"
-            raise ConfigurationError(f"{name}: the key {wanted}") from error
-        except (ValueError, UnsupportedAlgorithm) as error:
-            raise ConfigurationError(f"{name}: no PEM private key that the passphrase opens") from error
         if not isinstance(private, PrivateKey):
             raise ConfigurationError(f"{name}: keys are Ed25519, P-256, P-384 or RSA")
         return cls.from_private(private, algorithm=algorithm)

@@ -295,11 +295,8 @@ class QueueInvariants:
         """Check that an orderly stop leaves nothing."""
         self.store.left_behind |= self.store.unended
         self.require(not runner.running, "every place comes back", runner.running)
-        self.require(
-            len(runner.hold) == 0 and not runner.hold.by_cause(),
-            "nothing is held after a stop",
-            runner.hold.by_cause(),
-        )
+        self.require(len(runner.hold) == 0, "nothing is held after a stop", runner.hold.by_cause())
+        self.require(not runner.hold._by_tag, "what is held no longer takes no room", runner.hold._by_tag)
         self.require(not runner.tended, "no lease is renewed after a stop", "")
         self.require(not runner.work._progress._in_flight, "nothing is in flight after a stop", "")
         if runner.acks is not None:

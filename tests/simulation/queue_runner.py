@@ -753,7 +753,7 @@ class Runner(Subscription):
 
     def stop(self) -> None:
         """Begin to stop, once."""
-        self.window.stop()
+        self.window.stopping = True
         if not self.stopping:
             self.stopping = True
             self.loop.run(self._wind_up(), "winds up")

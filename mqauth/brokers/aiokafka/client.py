@@ -219,9 +219,8 @@ async def has_topic(client: Any, topic: str) -> bool:
 
 
 def _check_kind(client: Any, kind: type) -> None:
-    if not isinstance(client, kind):
-        name = f"{type(client).__module__.partition('.')[0]}.{type(client).__name__}"
-        raise ConfigurationError(f"an aiokafka.{kind.__name__} is needed, not {name}")
+    name = f"{type(client).__module__.partition('.')[0]}.{type(client).__name__}"
+    require(isinstance(client, kind), f"an aiokafka.{kind.__name__} is needed, not {name}")
 
 
 def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:

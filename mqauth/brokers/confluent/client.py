@@ -142,9 +142,9 @@ def _dotted(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _check_kind(client: Any, kind: type, refused: type) -> None:
-    if isinstance(client, refused) or not isinstance(client, kind):
-        name = f"{type(client).__module__}.{type(client).__name__}"
-        raise ConfigurationError(f"a confluent_kafka.{kind.__name__} is needed, not {name}")
+    name = f"{type(client).__module__}.{type(client).__name__}"
+    wanted = isinstance(client, kind) and not isinstance(client, refused)
+    require(wanted, f"a confluent_kafka.{kind.__name__} is needed, not {name}")
 
 
 def has_topic(client: Any, topic: str) -> bool:

@@ -21,7 +21,7 @@ from mqauth.delivery.log_work import check_plugins
 from mqauth.errors import require
 from mqauth.flow import run
 from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.judging.selftest import at_start
+from mqauth.judging.selftest import starting
 from mqauth.judging.verified import listed
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
@@ -220,7 +220,7 @@ class LogConsumer(BackgroundRun, LogEngine):
 
     def __enter__(self) -> Self:
         """Run in a background thread, once the self-test has passed."""
-        at_start(self._guard)
+        run(starting(self._guard))
         # From now on, for whoever asks for its health before the thread has begun.
         self._running = not self._started
         return super().__enter__()
@@ -240,7 +240,7 @@ class LogConsumer(BackgroundRun, LogEngine):
             Exception: the client's own, where the broker refuses it for good, for lack of rights for example.
         """
         require(not self._started, "a consumer runs once: make another one")
-        at_start(self._guard)
+        run(starting(self._guard))
         self._started = True
         unsubscribe = self._guard.on_change(self._assignment.keys_changed)
         with stopping_on_signals(self.stop, enabled=signals):
@@ -270,8 +270,7 @@ class LogConsumer(BackgroundRun, LogEngine):
         """Commit and poll; before a rebalance, settle what runs."""
         self.calls.commit()
         run(self._work.renewing())
-        if self._guard.observing is not None:
-            run(self._guard.tick())
+        run(self._guard.tick())
         try:
             due = self.calls.rejoins()
             if due:

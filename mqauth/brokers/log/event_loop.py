@@ -155,8 +155,7 @@ class AsyncLogConsumer(LogEngine):
             while not self._stopping.is_set():
                 await self._commit()
                 await arun(self._work.renewing())
-                if self._guard.observing is not None:
-                    await arun(self._guard.tick())
+                await arun(self._guard.tick())
                 await arun(self.calls.polling())
                 # Partitions are worked on until something has to be awaited, and then in tasks of their own.
                 while assignment.running < self._workers and (partition := assignment.choose()) is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mqauth.brokers.log.offsets import OffsetCalls, beginning, tell_out_of_range
 from mqauth.brokers.log.records import CommitUnansweredError
-from mqauth.brokers.log.transaction import TransactionalLetters, Transactions
+from mqauth.brokers.log.transaction import Outbox, TransactionalLetters, Transactions
 from mqauth.clock import Backoff
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.health import LogHealth, told_of
@@ -171,11 +171,8 @@ class LogPoller(OffsetCalls, ABC):
         places = frozenset() if self.rebalancing else assignment.unbegun(self.held()[0])
         if places:
             epoch = assignment.epoch
-            assignment.asking(True)
-            try:
+            with assignment.asking():
                 starts = yield from beginning(self, places, assignment.early, lambda: assignment.epoch == epoch)
-            finally:
-                assignment.asking(False)
             # After a rebalance meanwhile they may be of others, or have been.
             if assignment.epoch == epoch:
                 assignment.begin(starts, places)
@@ -203,11 +200,8 @@ class LogPoller(OffsetCalls, ABC):
         offsets = {
             partition.topic_partition: Committed(offset, partition.metadata) for partition, offset in due.items()
         }
-        self._assignment.asking(True)
-        try:
+        with self._assignment.asking():
             failure: str | None = yield from call(self.here, self.send_commit, offsets)
-        finally:
-            self._assignment.asking(False)
         if failure is None:
             self._assignment.committed(due, began)
         else:
@@ -337,5 +331,6 @@ class LogEngine:
             partition.topic_partition.topic != self._dead_letters.name,
             "dead letters must go to another topic than the ones consumed",
         )
-        transactions = self.calls.transactions
-        return self._dead_letters if transactions is None else transactions.sink(partition)
+        if self.calls.transactions is None:
+            return self._dead_letters
+        return Outbox(self._dead_letters.name, partition)

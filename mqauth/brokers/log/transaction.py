@@ -251,17 +251,12 @@ class Transactions:
         self._due: Due = {}
         self._doubtful: Due = {}
         self._failures = 0
-        self._since: float | None = None
         self._began = self._held_until = clock.monotonic()
         self._started = self._dead = False
 
     def in_flight(self) -> bool:
         """Return whether a transaction is in flight, or it is not known whether the last one was committed."""
         return self._attempt is not None or bool(self._doubtful)
-
-    def sink(self, partition: Partition) -> Outbox:
-        """Return where the letters of a partition go."""
-        return Outbox(self._letters.name, partition)
 
     def committing(self, *, last: bool = False) -> Flow[Due]:
         """Begin to commit letters with all offsets that are due; return what is left for a plain commit.
@@ -378,11 +373,10 @@ class Transactions:
 
     def _committed(self, due: Due, began: float) -> None:
         self._assignment.committed(due, began)
-        self._failures, self._since = 0, None
+        self._failures = 0
 
     def _stall(self, due: Due, detail: str) -> None:
         """Show in health the partitions whose letters wait."""
-        self._since = self._since or self._clock.now()
         for partition in due:
             if partition.letters:
                 place = partition.topic_partition
@@ -392,5 +386,5 @@ class Transactions:
                     offset=partition.letters[0][0],
                     cause=Cause.DEAD_LETTER_UNAVAILABLE,
                     detail=detail,
-                    since=self._since,
+                    since=self._clock.now() if partition.unsent is None else partition.unsent.since,
                 )

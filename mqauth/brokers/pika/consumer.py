@@ -22,7 +22,7 @@ from mqauth.brokers.pika.confirmed import refusal
 from mqauth.brokers.pika.link import LOST, Line, Link, drive, link_of
 from mqauth.brokers.pika.producer import Producer
 from mqauth.brokers.pika.translate import failures_of, read
-from mqauth.brokers.queue.client import OpenChannel, Take, UnansweredError, refused
+from mqauth.brokers.queue.client import OpenChannel, Take, refusals
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.queue.subscription import PREFETCH
 from mqauth.delivery.health import QueueHealth
@@ -305,7 +305,7 @@ async def echoed(link: Link, headers: dict[str, Any], body: bytes) -> Mapping[st
         ConfigurationError: the broker refuses.
         UnansweredError: the connection was lost.
     """
-    try:
+    with refusals(AMQPChannelError, LOST):
         line = await link.channel()
         try:
             answer = line.awaited()
@@ -327,7 +327,3 @@ async def echoed(link: Link, headers: dict[str, Any], body: bytes) -> Mapping[st
             # the queue goes with its consumer
             if line.is_open:
                 line.native.close()
-    except AMQPChannelError as error:
-        raise refused(error) from error
-    except LOST as error:
-        raise UnansweredError(f"the broker was not asked: {error or type(error).__name__}") from error

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from mqauth.brokers.amqp_messages import APPEND_HEADER, append_time
 from mqauth.brokers.event_loop import Timer, call_later
 from mqauth.delivery.slot import TIMEOUT_PARTS, DeliveryFacts, DeliveryTags, RoundTripQueue
-from mqauth.errors import ConfigurationError, MqauthError, refusing, require
+from mqauth.errors import ConfigurationError, Errors, MqauthError, refusing, require
 from mqauth.judging.pipeline import Delivery
 from mqauth.judging.token import Times
 from mqauth.logs import emit
@@ -36,8 +36,7 @@ Ask = Callable[[Any, dict[str, Any], bytes], Awaitable[Mapping[str, Any]]]
 """Sends, on a connection, a message with headers and a body to an exclusive queue, which is deleted after, and
 returns the headers with which the message of that body comes back.
 
-It raises ``refused(...)`` where the broker refuses one of the calls, and ``UnansweredError`` where the connection
-is lost.
+It makes the calls within ``refusals``.
 """
 
 
@@ -47,18 +46,15 @@ class UnansweredError(MqauthError, ConnectionError):
     code = "unanswered"
 
 
-@dataclass(slots=True)
-class _Proof:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    held: bool = False
-
-
-_PROOFS: Final[WeakKeyDictionary[Any, _Proof]] = WeakKeyDictionary()
+_ASKING: Final[WeakKeyDictionary[Any, asyncio.Lock]] = WeakKeyDictionary()
+"""Of each connection a lock, which is held while it is asked."""
+_PROVED: Final[WeakSet[Any]] = WeakSet()
+"""Connections on which nothing is to be asked any more."""
 
 
 def is_proved(times: Times, connection: object) -> bool:
     """Return whether nothing is to be asked on a connection, or it was asked already."""
-    return times.append_evidence is None or (connection in _PROOFS and _PROOFS[connection].held)
+    return times.append_evidence is None or connection in _PROVED
 
 
 async def prove(times: Times, connection: Any, ask: Ask) -> None:
@@ -77,10 +73,9 @@ async def prove(times: Times, connection: Any, ask: Ask) -> None:
     """
     if is_proved(times, connection):
         return
-    proof = _PROOFS.setdefault(connection, _Proof())
-    async with proof.lock:
+    async with _ASKING.setdefault(connection, asyncio.Lock()):
         # another delivery of this connection may have asked meanwhile
-        if proof.held:
+        if connection in _PROVED:
             return
         if times.unsafe_append_evidence:
             emit(
@@ -89,7 +84,7 @@ async def prove(times: Times, connection: Any, ask: Ask) -> None:
             )
         else:
             await question(connection, ask)
-        proof.held = True
+        _PROVED.add(connection)
 
 
 async def question(connection: Any, ask: Ask) -> None:
@@ -114,16 +109,24 @@ async def question(connection: Any, ask: Ask) -> None:
     )
 
 
-def refused(why: object) -> ConfigurationError:
-    """Return the error for a broker that refuses the question.
+@contextmanager
+def refusals(refused: Errors, lost: Errors) -> Iterator[None]:
+    """Turn what a client raises within the block, where the question is asked, into the errors of ``Ask``.
 
     Args:
-        why: its own text.
+        refused: what it raises where the broker refuses one of the calls.
+        lost: where the connection is lost, too.
     """
-    return ConfigurationError(
-        f"append_evidence cannot be proved, for RabbitMQ refuses: {why}. The account needs the permissions"
-        ' configure and read for "amq.gen-.*", and write for "amq.default"; unsafe_append_evidence goes without'
-    )
+    try:
+        yield
+    except refused as error:
+        raise ConfigurationError(
+            f"append_evidence cannot be proved, for RabbitMQ refuses: {error}. The account needs the permissions"
+            ' configure and read for "amq.gen-.*", and write for "amq.default"; unsafe_append_evidence goes'
+            " without"
+        ) from error
+    except lost as error:
+        raise UnansweredError(f"the broker was not asked: {error or type(error).__name__}") from error
 
 
 Take = Callable[[Any], Awaitable[None]]
@@ -271,12 +274,10 @@ class Acks:
 
     async def finish(self) -> None:
         """Ack everything settled, and return when it was sent."""
-        if self._tags.waiting:
-            self._send_now()
+        self._send_now()
         while self._sending is not None and not self._sending.done():
             await asyncio.wait((self._sending,))
-            if self._tags.waiting:
-                self._send_now()
+            self._send_now()
 
     def _send_soon(self) -> None:
         self._timed = True
@@ -284,12 +285,11 @@ class Acks:
 
     def _ring(self) -> None:
         self._timed = False
-        if self._tags.waiting:
-            self._send_now()
+        self._send_now()
 
     def _send_now(self) -> None:
         # The task begins when everything else that is ready has run, and may have settled more.
-        if self._sending is None or self._sending.done():
+        if self._tags.waiting and (self._sending is None or self._sending.done()):
             self._sending = asyncio.create_task(self._send())
 
     async def _send(self) -> None:

@@ -6,8 +6,16 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, Self
 
-from mqauth.audit.record import MINUTE
-from mqauth.brokers.event_loop import Leaving, LoopBeat, Sleep, look, loop_stopping_on_signals, tell
+from mqauth.brokers.event_loop import (
+    Leaving,
+    LoopBeat,
+    Sleep,
+    first_of,
+    look,
+    loop_stopping_on_signals,
+    tell,
+    ticking,
+)
 from mqauth.brokers.queue.client import QueueClient
 from mqauth.brokers.queue.subscription import PREFETCH, Subscription
 from mqauth.delivery.health import QueueHealth, told_of
@@ -18,7 +26,6 @@ from mqauth.delivery.hold import (
 )
 from mqauth.errors import require
 from mqauth.flow import arun
-from mqauth.judging.observing import Observing
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import starting
 from mqauth.letters.dead_letter import DeadLetterSink, name_of
@@ -131,12 +138,8 @@ class QueueConsumer:
         )
         self._supervisor = asyncio.create_task(self._supervise())
         if self._guard.observing is not None:
-            self._telling = asyncio.create_task(self._tell(self._guard.observing))
-        await asyncio.wait(
-            (started := asyncio.ensure_future(self._subscription.started.wait()), self._supervisor),
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        started.cancel()
+            self._telling = asyncio.create_task(ticking(self._guard, self._sleep))
+        await first_of(self._subscription.started.wait(), asyncio.wait((self._supervisor,)))
         if self._window.failure is not None:
             await self.stop()
             raise self._window.failure
@@ -168,12 +171,6 @@ class QueueConsumer:
         except BaseException as error:
             self.fail(error)
 
-    async def _tell(self, observing: Observing) -> None:
-        """Tell each minute what a rollout has to tell, however quiet the queue is."""
-        while True:
-            await arun(observing.tick())
-            await self._sleep(MINUTE)
-
     # The end
 
     def fail(self, error: BaseException) -> None:
@@ -183,7 +180,7 @@ class QueueConsumer:
 
     def _end(self) -> asyncio.Task[None]:
         """Begin to stop, once; return the task that does it."""
-        self._window.stop()
+        self._window.stopping = True
         self._stopping.set()
         if self._ending is None:
             self._ending = asyncio.create_task(self._wind_up())

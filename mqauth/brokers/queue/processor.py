@@ -334,12 +334,6 @@ class LeaseRenewal(QueueLeases):
             self._ticking = True
             self._timer(self.every, self._tick)
 
-    async def renew(self) -> None:
-        """Renew the claims that are due."""
-        for delivery in self.due(self._guard.clock.monotonic()):
-            if not await arun(self._guard.renew(delivery)):
-                self.lost(delivery)
-
     def _tick(self) -> None:
         self._ticking = bool(self)
         if not self._ticking:
@@ -347,7 +341,7 @@ class LeaseRenewal(QueueLeases):
         self._timer(self.every, self._tick)
         # A renewal that hangs in the store is not joined by a second one.
         if self._renewing is None or self._renewing.done():
-            self._renewing = asyncio.create_task(self.renew())
+            self._renewing = asyncio.create_task(arun(self.renewing(self._guard)))
 
 
 def fence(calls: DeliveryClient, slot: Slot, delivery: Delivery) -> Awaitable[None] | None:

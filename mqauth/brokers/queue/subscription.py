@@ -173,7 +173,8 @@ class Subscription(Processor):
             self.tasks.run(ask())
         if self.window.stopping:
             # Given back only once nothing is consumed any more: it would come again at once.
-            return self.tasks.run(self._turn_away(native, acks))
+            self.tasks.run(self._turn_away(native, acks))
+            return
         # One context for both parts, so that what instrumentation sets in the first is there in the second.
         context = copy_context()
         self.in_callback = 1
@@ -238,12 +239,10 @@ class Subscription(Processor):
 
         Before it was possible once only an unanswered question is known to be that.
         """
-        if not self._calls.reopens:
-            return await self._consume()
 
         def may_pass(error: BaseException) -> bool:
             known = self.started.is_set() or isinstance(error, UnansweredError)
-            if passes := known and self._calls.is_temporary(error):
+            if passes := known and self._calls.reopens and self._calls.is_temporary(error):
                 self.window.cannot(error)
             return passes
 

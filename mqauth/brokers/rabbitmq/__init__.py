@@ -22,6 +22,7 @@ with needs_extra("rabbitmq"):
 
 
 from mqauth.brokers.dead_letters import responder_of
+from mqauth.brokers.event_loop import DeliveryTasks
 from mqauth.brokers.judge import AsyncJudgement
 from mqauth.brokers.options import DeliveryOptions
 from mqauth.brokers.queue.processor import Processor, fence
@@ -102,7 +103,7 @@ def guarded(
         responder=responder_of(replies),
         **options,
     )
-    running: set[asyncio.Task[None]] = set()
+    tasks = DeliveryTasks()
 
     async def process(incoming: AbstractIncomingMessage) -> None:
         with suppress(StaleDelivery):
@@ -110,10 +111,7 @@ def guarded(
             await processor.process(incoming)
 
     async def callback(incoming: AbstractIncomingMessage | DeliveredMessage) -> None:
-        task = asyncio.create_task(process(as_incoming(incoming)))
-        running.add(task)
-        task.add_done_callback(running.discard)
-        await asyncio.shield(task)
+        await asyncio.shield(tasks.run(process(as_incoming(incoming))))
 
     return callback
 

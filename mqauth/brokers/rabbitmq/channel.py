@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Final
@@ -28,7 +28,7 @@ from aiormq.abc import AbstractConnection, DeliveredMessage
 from pamqp.commands import Basic
 
 from mqauth.brokers.event_loop import was_cancelled
-from mqauth.brokers.queue.client import UnansweredError, prove, refused
+from mqauth.brokers.queue.client import UnansweredError, prove, refusals
 from mqauth.errors import MqauthError, StaleDelivery, require
 from mqauth.judging.token import Times
 from mqauth.logs import emit
@@ -82,14 +82,10 @@ def is_blocked(channel: Any) -> bool:
 
     aiormq tells so only by its connection's ``ready``, which waits; where that returns at once, it is not blocked.
     """
-    waits = channel.connection.ready()
-    try:
+    with closing(channel.connection.ready()) as waits, suppress(StopIteration):
         waits.send(None)
-    except StopIteration:
-        return False
-    finally:
-        waits.close()
-    return True
+        return True
+    return False
 
 
 async def try_settle(act: Callable[[], Awaitable[None]], what: str) -> bool:
@@ -256,21 +252,16 @@ async def echoed(connection: AbstractConnection, headers: dict[str, Any], body: 
         if message.body == body and not answer.done():
             answer.set_result(message.header.properties.headers or {})
 
-    try:
-        with closing_is_an_error():
-            # confirms: a publish that is refused closes the channel, and its confirm raises why
-            asking = await connection.channel()
-            try:
-                name = (await asking.queue_declare(exclusive=True, auto_delete=True)).queue or ""
-                await asking.basic_consume(name, take, no_ack=True)
-                await asking.basic_publish(body, routing_key=name, properties=Basic.Properties(headers=headers))
-                return await answer
-            finally:
-                # the queue goes with its consumer; where its close is cancelled, aiormq 7.2 sends a second one
-                with suppress(TimeoutError, *LOST):
-                    # Seconds in which a channel is to be closed; a blocked connection answers nothing.
-                    await asyncio.wait_for(asyncio.shield(asking.close()), 1.0)
-    except exceptions.AMQPChannelError as error:
-        raise refused(error) from error
-    except LOST as error:
-        raise UnansweredError(f"the broker was not asked: {error or type(error).__name__}") from error
+    with refusals(exceptions.AMQPChannelError, LOST), closing_is_an_error():
+        # confirms: a publish that is refused closes the channel, and its confirm raises why
+        asking = await connection.channel()
+        try:
+            name = (await asking.queue_declare(exclusive=True, auto_delete=True)).queue or ""
+            await asking.basic_consume(name, take, no_ack=True)
+            await asking.basic_publish(body, routing_key=name, properties=Basic.Properties(headers=headers))
+            return await answer
+        finally:
+            # the queue goes with its consumer; where its close is cancelled, aiormq 7.2 sends a second one
+            with suppress(TimeoutError, *LOST):
+                # Seconds in which a channel is to be closed; a blocked connection answers nothing.
+                await asyncio.wait_for(asyncio.shield(asking.close()), 1.0)

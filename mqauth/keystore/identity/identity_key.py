@@ -159,16 +159,16 @@ class IdentityKey(Closing):
         self._ask = ask or request
         self._clock = clock
         self._randomness = randomness
-        self._make_keys = keys or partial(
+        make_keys = keys or partial(
             JWKS, f"{authority}{KEYS_PATH}", fresh=60, ca=ca, unsafe_http_loopback=unsafe_http_loopback,
             clock=clock, randomness=randomness,
         )  # fmt: skip
+        self._keys = make_keys()
+        self._keys.subscribe(self._heard)
         self._make_refresher = refresher
         self._counters: Counter[str] = Counter()
         self._state = renewal.Renewal()
-        self._stale = False
-        self._fork = threading.Lock()
-        self._begin()
+        self.forked()
         after_fork(self)
 
     def __enter__(self) -> IdentityKey:
@@ -209,14 +209,9 @@ class IdentityKey(Closing):
         Raises:
             Unavailable: ``keys_unavailable``, with the authority's host.
         """
-        if self._stale:
-            # This is a child after a fork, where something is signed, too.
-            with self._fork:
-                if self._stale:
-                    self._begin()
-                    self._state = renewal.forked(self._state, self._jitter())
-                    self._stale = False
-            self.start(0)
+        # A child after a fork, where something is signed too, has no threads yet.
+        self._refresher.ensure()
+        self._keys.start()
         key = renewal.usable(self._state, renewal.Moment.of(self._clock))
         if key is None:
             self.start(0 if in_event_loop() else WAIT)
@@ -241,16 +236,11 @@ class IdentityKey(Closing):
             counters=dict(self._counters),
         )
 
-    def _begin(self) -> None:
-        """Make what a fork takes away: the lock, the threads, and what they are in the middle of."""
+    def forked(self) -> None:
+        """Make what a child after a fork lacks, lock and thread; it renews at a time of its own."""
         self._condition = threading.Condition()
         self._refresher = self._make_refresher(self._condition, self._work)
-        self._keys = self._make_keys()
-        self._keys.subscribe(self._heard)
-
-    def forked(self) -> None:
-        """Note that this is a child after a fork, which has neither the threads nor what they held."""
-        self._stale, self._fork = True, threading.Lock()
+        self._state = renewal.forked(self._state, self._jitter())
 
     def _work(self) -> float:
         """Make the request that is due, if any; return the seconds until the next one is due."""

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from mqauth.audit.disk import is_missing
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable, words_of
+from mqauth.flow import Flow, arun, call, run
 from mqauth.http.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote import rules
 from mqauth.keystore.remote.fetch import (
@@ -214,21 +215,11 @@ class JWKS(Closing):
             Unavailable: ``key_pending`` while the issuer is out of reach, ``keys_unavailable`` without a set.
             Rejection: ``key_unknown``: the issuer has been out of reach for longer than messages are held.
         """
-        since = self._since(received)
-        while True:
-            ruling, ended, seconds = self._rule(kid, since)
-            if ruling is not rules.Ruling.WAIT or in_event_loop():
-                return self._settle(ruling)
-            self._refresher.wait(ended, seconds)
+        return run(self._looking(kid, received, waits=not in_event_loop()))
 
     async def arefresh(self, kid: str, received: float, /) -> KeySet:
         """Do the same as ``refresh``, and let the event loop run meanwhile."""
-        since = self._since(received)
-        while True:
-            ruling, ended, seconds = self._rule(kid, since)
-            if ruling is not rules.Ruling.WAIT:
-                return self._settle(ruling)
-            await self._refresher.pause(ended, seconds)
+        return await arun(self._looking(kid, received))
 
     def subscribe(self, listener: Callable[[KeySet], None]) -> Callable[[], object]:
         """Have a function called with each set that differs from the last one, on the background thread.
@@ -262,9 +253,15 @@ class JWKS(Closing):
             counters=dict(self._counters),
         )
 
-    def _since(self, received: float) -> float:
-        """Return a time of receipt in monotonic seconds, because a wall clock may be set forward or back."""
-        return self._clock.monotonic() - max(0.0, self._clock.now() - received)
+    def _looking(self, kid: str, received: float, *, waits: bool = True) -> Flow[KeySet]:
+        """Look again for a kid, by rulings until one is final; where nobody ``waits`` the first one is."""
+        # The time of receipt in monotonic seconds, because a wall clock may be set forward or back.
+        since = self._clock.monotonic() - max(0.0, self._clock.now() - received)
+        while True:
+            ruling, ended, seconds = self._rule(kid, since)
+            if ruling is not rules.Ruling.WAIT or not waits:
+                return self._settle(ruling)
+            yield from call(self._refresher.wait, ended, seconds, twin=self._refresher.pause)
 
     def _rule(self, kid: str, since: float) -> tuple[rules.Ruling, Ended, float]:
         """Return the ruling on a kid, the end of the attempt in flight, and the seconds to wait for it.
@@ -313,7 +310,7 @@ class JWKS(Closing):
                     return self._cache.due - now
                 self._begin(now)
             # A contradiction is confirmed by a full answer, which an entity tag might prevent.
-            asked, etag = self._cache.attempt, None if self._cache.suspects else self._cache.etag
+            etag = None if self._cache.suspects else self._cache.etag
         self._counters["attempts"] += 1
         answer: rules.Answer | str
         try:
@@ -327,11 +324,9 @@ class JWKS(Closing):
         # Nobody else changes the state while an attempt is in flight, so it needs no lock until the change.
         jitter, before = self._randomness(1)[0] / 256, self._cache
         if isinstance(answer, str):
-            after, notes = rules.failed(
-                before, answer, asked=asked, now=self._clock.monotonic(), limits=self._limits, jitter=jitter
-            )
+            after, notes = rules.failed(before, answer, jitter=jitter)
         else:
-            after, notes = rules.answered(before, answer, asked=asked, limits=self._limits, jitter=jitter)
+            after, notes = rules.answered(before, answer, limits=self._limits, jitter=jitter)
         changed = after.keys is not before.keys
         with self._condition:
             self._cache = after

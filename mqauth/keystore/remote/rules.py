@@ -151,29 +151,23 @@ def begin(cache: Cache, now: float) -> Cache:
     return replace(cache, attempt=now, in_flight=True, due=now + COOLDOWN)
 
 
-def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitter: float) -> Step:
-    """Return the state after a good answer, and the notes.
+def answered(cache: Cache, answer: Answer, *, limits: Limits, jitter: float) -> Step:
+    """Return the state after a good answer to the attempt in flight, and the notes.
 
     Args:
         cache: the state before.
         answer: the answer of the issuer.
-        asked: when the attempt began; the answer to any but the latest attempt is dropped.
         limits: the bounds.
         jitter: 0 to 1; spreads the refreshes of many consumers.
     """
-    if asked != cache.attempt or not cache.in_flight:
-        return cache, ()
-    current = cache.keys or KeySet([])
+    asked, current = cache.attempt, cache.keys or KeySet([])
     if answer.keys is None:
         merged = Merged(current, cache.suspects, (("refreshed", "unchanged"),))
     elif cache.keys is not None or answer.keys.keys or cache.seen_empty:
         outdated = cache.date is not None and answer.date is not None and answer.date < cache.date
         merged = merge(current, answer.keys, cache.suspects, outdated=outdated)
     else:
-        return failed(
-            replace(cache, seen_empty=True), "the first set holds no usable key",
-            asked=asked, now=asked, limits=limits, jitter=jitter,
-        )  # fmt: skip
+        return failed(replace(cache, seen_empty=True), "the first set holds no usable key", jitter=jitter)
     fresh = limits.freshness(answer.max_age, answer.age)
     settled = not merged.suspects
     # Ahead of time, so that the set does not become stale; at once, where something is to be confirmed.
@@ -193,16 +187,14 @@ def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitt
     return result, merged.notes
 
 
-def failed(cache: Cache, failure: str, *, asked: float, now: float, limits: Limits, jitter: float) -> Step:
-    """Return the state after a failed attempt, and the notes; the set may be used on until ``max_stale``."""
-    if asked != cache.attempt or not cache.in_flight:
-        return cache, ()
+def failed(cache: Cache, failure: str, *, jitter: float) -> Step:
+    """Return the state after the attempt in flight failed, and the notes; the set serves until ``max_stale``."""
     # Without any set the first attempts follow each other faster.
     pause = COOLDOWN if cache.keys is not None else RETRIES.step(1 + cache.failures)
     result = replace(
         cache,
-        in_flight=False, due=asked + pause * (1 + 0.25 * jitter),
-        failing_since=asked if cache.failing_since is None else cache.failing_since,
+        in_flight=False, due=cache.attempt + pause * (1 + 0.25 * jitter),
+        failing_since=cache.attempt if cache.failing_since is None else cache.failing_since,
         failures=cache.failures + 1, failure=failure,
     )  # fmt: skip
     return result, (("failed", failure),)
@@ -220,9 +212,7 @@ class Ruling(Enum):
     OUTLIVED = "outlived"
     """The kid counts as unknown: the issuer has been out of reach for longer than messages are held."""
     PENDING = "pending"
-    """The message is deferred: the issuer cannot answer now."""
-    UNAVAILABLE = "unavailable"
-    """The message is deferred: there is no set at all."""
+    """The message is deferred: the issuer cannot answer now, or there is no set at all."""
 
 
 def rule(
@@ -254,7 +244,7 @@ def rule(
     elif now >= cache.attempt + COOLDOWN:
         return Ruling.ASK
     if keys is None:
-        return Ruling.UNAVAILABLE
+        return Ruling.PENDING
     # Without a failure the answer is only late, or a live issuer was asked a moment ago.
     if cache.failing_since is None:
         return Ruling.PENDING if cache.in_flight else Ruling.ANSWER
