@@ -42,7 +42,7 @@ ADAPTERS = frozenset(
 """Modules of task queues, each by itself; who uses none reads none."""
 ADAPTER = 400
 TESTING = 1_887
-CORE = 10_148
+CORE = 10_149
 """Statements of what ``CONSUMER`` imports: what stands between the wire and a handler."""
 CONSUMER = """
 import mqauth, mqauth.brokers.kafka, mqauth.brokers.rabbitmq, mqauth.stores.redis
