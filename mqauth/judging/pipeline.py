@@ -328,7 +328,8 @@ class Pipeline:
             # the audit record, durable, if the verdict is one to be recorded; the dead letter names it
             explain(delivery, self.verifier, self.policy)
             if delivery.rejection is not None or (self._record_all and self.audit is not None):
-                audit = require(self.audit, "a pipeline without audit cannot settle rejected messages")
+                if self.audit is None:
+                    raise ConfigurationError("a pipeline without audit cannot settle rejected messages")
                 delivery.record_id = delivery.record_id or uuid7(self.clock, self._randomness)
                 record = verdict_record(
                     delivery,
@@ -337,7 +338,7 @@ class Pipeline:
                     policy=self.policy.version,
                     instance=self.instance,
                 )
-                yield from call(audit.write, record, cause=Cause.AUDIT_UNAVAILABLE)
+                yield from call(self.audit.write, record, cause=Cause.AUDIT_UNAVAILABLE)
             delivery.step = _SETTLE if delivery.rejection is None else Step.BURY
         elif step is _PASS_ON:
             # nothing is claimed of what needs no proof, and nothing recorded
