@@ -76,7 +76,8 @@ def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 def on_threads(unverified: Unverifieds | None) -> Unverifieds | None:
     """Return what takes an ``Unverified``, on threads as ``on_thread``."""
-    return {kind: on_thread(handler) for kind, handler in listed(unverified).items()} or None
+    handlers = {kind: on_thread(handler) for kind, handler in listed(unverified).items()}
+    return None if unverified is None else handlers
 
 
 async def first_of(*wanted: Awaitable[Any]) -> None:
