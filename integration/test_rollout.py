@@ -27,7 +27,7 @@ BACKLOG = nightly(400, otherwise=80)
 EACH = nightly(20, otherwise=8)
 """Messages that each of the four producers publishes on each rung."""
 AT_OFF = nightly(80, otherwise=32)
-MINUTES = ("judging.observing", "brokers.queue.consumer", "integrations.framework")
+MINUTES = ("judging.observing", "brokers.event_loop")
 """Where it is said how often a rollout tells what it has seen."""
 Climb = Callable[..., Ladder]
 pytestmark = pytest.mark.slow

@@ -132,17 +132,21 @@ class Rows:
 
     def test_confirm_fails_after_the_handler(self, row: Any, own_redis: Redis, report: Report) -> None:
         """The store going down between handler and confirm makes the message wait; no handler runs again."""
+        gone = threading.Event()
         row.send(20)
 
         def last_straw(verified: Verified) -> None:
             row.handle(verified)
             if len(row.handled) == 5:
                 own_redis.stop()
+                gone.set()
 
         with row.audit_file() as audit:
             guard = row.guard(audit, row.store(own_redis.url))
             with row.consumer(guard, last_straw, **row.impatient) as consumer:
                 until(lambda: consumer.health().cause is Cause.REPLAY_STORE_UNAVAILABLE, consumer)
+                # The handler stops the store on a thread of its own, and may not have seen its end yet.
+                until(gone.is_set, consumer)
                 own_redis.start()
                 row.done(consumer)
         assert report(row.count("confirm failing after the handler")).duplicates == 0
