@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from selenium import webdriver
-from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.common.exceptions import (
+    NoSuchElementException,
+    StaleElementReferenceException,
+    WebDriverException,
+)
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
@@ -132,7 +136,13 @@ class Browser:
     @property
     def text(self) -> str:
         """What a person reads."""
-        return str(self.driver.find_element(By.TAG_NAME, "main").text)
+        try:
+            return str(self.driver.find_element(By.TAG_NAME, "main").text)
+        except WebDriverException as error:
+            # Of an element whose page was left in between, Chromium's driver may say only this.
+            if "does not belong to the document" in (error.msg or ""):
+                raise StaleElementReferenceException(error.msg) from error
+            raise
 
     def look(self, name: str) -> None:
         """Look at the whole page, light and dark, wide and on a phone; refuse any accessibility fault.
