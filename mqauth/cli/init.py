@@ -160,7 +160,8 @@ def init(
                             topic["name"], topic["partitions"], -1, topic_configs=topic["configs"]
                         )
                         with contextlib.suppress(TopicAlreadyExistsError):
-                            admin.create_topics([new])
+                            # The broker's own list of topics may lag behind what it has created.
+                            admin.create_topics([new], wait_for_metadata=True)
             else:
                 with rabbitmq(address.settings, address.broker) as (connection, call):
                     call(_declared(connection, topology, proves=proves))

@@ -285,4 +285,4 @@ def create_reviewed(admin: Any, topic: str, *, replicas: int = -1) -> None:
     """
     wanted = _ADMIN.NewTopic(topic + REVIEWED, 1, replicas, topic_configs={"cleanup.policy": "compact"})
     with suppress(TopicAlreadyExistsError):
-        admin.create_topics([wanted])
+        admin.create_topics([wanted], wait_for_metadata=True)
