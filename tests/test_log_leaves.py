@@ -495,6 +495,21 @@ async def test_transaction_too_large(sealing: LogLeaf) -> None:
     assert client.sent[2]["value"] == b"x"
 
 
+@pytest.mark.parametrize("fenced", [False, True])
+async def test_what_follows_a_letter_too_large(fenced: bool, sealing: LogLeaf) -> None:
+    """A letter that is too large is made smaller where what follows it is refused, but for a fenced producer's."""
+    sink, client = transactional(sealing)
+    fence = aio_errors.ProducerFenced() if sealing is AIOKAFKA else KafkaError(KafkaError._FENCED)
+    client.outcomes = [sealing.errors["too large"], fence if fenced else sealing.errors["refused"]]
+    both = content(sealing, b"x" * 5000, b"x")
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - of two clients
+        await asyncio.to_thread(sink.write, *both)
+    assert (sink.fenced(caught.value), isinstance(caught.value, sink.too_large)) == (fenced, not fenced)
+    if not fenced:
+        await asyncio.to_thread(sink.write, *both)
+        assert [len(sent["value"]) == 5000 for sent in client.sent] == [True, False, False, False]
+
+
 @pytest.mark.parametrize(
     ("leaf", "error", "first", "fenced"),
     [

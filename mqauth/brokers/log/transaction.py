@@ -126,18 +126,22 @@ class TransactionalLetters(ABC):
         # Nothing may be in flight when it is committed: a record that fails then makes kafka-python drop the
         # transaction and report success.
         self.made(self.client.begin_transaction)
-        sent = [self._send(letter) for letter in letters]
-        refused: dict[int, Exception] = {}
-        for form, outcome in sent:
+        refused: dict[float, Exception] = {}
+        # All are sent before the first is waited for.
+        for form, outcome in [self._send(letter) for letter in letters]:
             try:
                 self.confirmed(outcome)
             except self.too_large as error:
                 refused[_size(form)] = error
+            except Exception as error:
+                # After a letter that is too large the broker misses a sequence number, and refuses what follows.
+                if not refused or self.fenced(error):
+                    raise
+                break
         if refused:
             # Clients fail the letters beside the one that is too large with the same error.
-            size = max(refused)
-            self._limit = min(self._limit, size)
-            raise refused[size]
+            self._limit = max(refused)
+            raise refused[self._limit]
         self.send_offsets(offsets, group)
 
     def commit(self) -> None:
@@ -154,9 +158,10 @@ class TransactionalLetters(ABC):
     def _send(self, letter: DeadLetter) -> tuple[Message, Any]:
         """Send the best form that is smaller than what was refused."""
         for form in letter.forms(self.carries, lambda form: can_exist(form) and _size(form) < self._limit):
-            headers = dead_letter_headers(form.headers)
             try:
-                return form, self.send({"value": form.body, "key": form.key, "headers": headers})
+                return form, self.send(
+                    {"value": form.body, "key": form.key, "headers": dead_letter_headers(form.headers)}
+                )
             except self.too_large:
                 self._limit = min(self._limit, _size(form))
         # The broker's limit may be raised meanwhile, so the next attempt begins with the whole letter.
