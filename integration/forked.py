@@ -103,8 +103,12 @@ def _accompanied(asking: socket.socket) -> dict[str, Any]:
     head, ancillary, *_ = asking.recvmsg(4, socket.CMSG_SPACE(ask_fork.STREAMS * 4))
     streams = array.array("i", ancillary[0][2])
     wish = b""
-    while len(wish) < int.from_bytes(head, "big"):
-        wish += asking.recv(1 << 16)
+    # No byte more: what follows are signals.
+    while missing := int.from_bytes(head, "big") - len(wish):
+        part = asking.recv(missing)
+        if not part:
+            os._exit(0)
+        wish += part
     running = os.fork()
     if running:
         for stream in streams:
