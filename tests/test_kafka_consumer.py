@@ -252,6 +252,23 @@ def test_a_rebalance_inside_a_poll_waits(bench: Bench) -> None:
     assert coordinator.need_rejoin()
 
 
+def test_a_rebalance_inside_a_poll_waits_for_a_commit(bench: Bench) -> None:
+    """A rebalance that becomes due while the client polls is not begun there, while an offset is uncommitted."""
+    coordinator, seen = Coordinator(), list[Any]()
+    coordinator.rejoining = False
+    bench.client._coordinator = coordinator
+
+    def polling() -> None:
+        coordinator.rejoin_needed = True
+        seen.append((coordinator.need_rejoin(), bench.client.committed))
+
+    # Offsets are committed ten times a second at most, and this clock stands still.
+    bench.client.events = [lambda: None, polling, polling]
+    bench.add(b"0")
+    bench.run()
+    assert seen == [(False, {}), (True, {ZERO: 1})]
+
+
 def test_a_poll_that_is_refused_for_good(bench: Bench) -> None:
     """It ends the run with the client's own error."""
     bench.client.events = [mock.Mock(side_effect=TopicAuthorizationFailedError("orders"))]

@@ -275,7 +275,8 @@ class LogConsumer(BackgroundRun, LogEngine):
             due = self.calls.rejoins()
             if due:
                 self.settle()
-            self.calls.poll(joins=due or self._assignment.running == 0)
+            # One that becomes due during the poll waits for handlers, and for the commit of what they have done.
+            self.calls.poll(joins=due or not (self._assignment.running or self._assignment.settled_offsets()))
         finally:
             self._assignment.hold_back(False)
 
