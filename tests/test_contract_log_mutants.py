@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mqauth.audit.file import AuditFile
+from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.clock import Backoff
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
@@ -27,7 +28,7 @@ from tests.simulation.engine_mutants import (
     without,
 )
 from tests.simulation.kafka_leaves import kafka
-from tests.simulation.kafka_mutants import TopicSink, kafka_repair, swallowing, unwaited
+from tests.simulation.kafka_mutants import TopicSink, swallowing, unwaited
 from tests.simulation.kafka_stage import simulated_log
 
 CONTRACT = LogDeliveryContract
@@ -76,7 +77,7 @@ MUTANTS = (
     Caught("receipt time lost", Partition, "receive", received_just_now,
            CONTRACT.test_the_time_of_receipt_survives),
     Caught("revoke ignored", Assignment, "revoked", returning(None), CONTRACT.test_a_revoke_waits_for_what_runs),
-    Caught("revoke does not wait", kafka_repair, "rejoins", returning(False),
+    Caught("revoke does not wait", LogConsumer, "settle", returning(None),
            CONTRACT.test_a_revoke_waits_for_what_runs),
     Caught("loss ignored", Assignment, "lost", returning(None), CONTRACT.test_what_is_stale_is_not_condemned),
 )  # fmt: skip
