@@ -126,7 +126,7 @@ class TransactionalLetters(ABC):
         # Nothing may be in flight when it is committed: a record that fails then makes kafka-python drop the
         # transaction and report success.
         self.made(self.client.begin_transaction)
-        refused: dict[float, Exception] = {}
+        refused: dict[int, Exception] = {}
         # All are sent before the first is waited for.
         for form, outcome in [self._send(letter) for letter in letters]:
             try:
@@ -140,8 +140,8 @@ class TransactionalLetters(ABC):
                 break
         if refused:
             # Clients fail the letters beside the one that is too large with the same error.
-            self._limit = max(refused)
-            raise refused[self._limit]
+            self._limit = min(self._limit, max(refused))
+            raise refused[max(refused)]
         self.send_offsets(offsets, group)
 
     def commit(self) -> None:
