@@ -35,7 +35,8 @@ KINDS: Final = 128
 EVERY: Final = 60.0
 """Seconds between two lines of one kind."""
 _OTHER: Final = ("other",)
-TOKEN: Final = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}(?:[.~][A-Za-z0-9_\-]*)*")
+REDACTED: Final = "<token>"
+_TOKEN: Final = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}((?:[.~][A-Za-z0-9_\-]*)*)")
 # Printable ASCII, and of Unicode what is not a control, a mark of direction, a separator, for private use, or
 # without any form to see: a name with a Hangul filler behind it would look like another one.
 _UNPRINTABLE: Final = re.compile(
@@ -149,6 +150,12 @@ def harmless(text: str, limit: int = MAX_TEXT) -> str:
     return escaped if len(escaped) <= limit else escaped[: limit - 1] + "\u2026"
 
 
+def redacted(text: str) -> str:
+    """Return a text in which each token is replaced."""
+    # A kid is random, and one of some thousands holds "eyJ", too: without a second part it is no token.
+    return _TOKEN.sub(lambda match: REDACTED if match[1].strip(".~") else match[0], text)
+
+
 def emit(
     event: str,
     text: str,
@@ -192,7 +199,7 @@ def error_fields(error: BaseException, *, messages: bool = True) -> dict[str, st
         frames = traceback.StackSummary.extract(traceback.walk_tb(link.__traceback__), limit=-30)
         message = f": {_message(link)}" if messages else ""
         # The lines of source are the service's own; a token in one is a mistake all the same.
-        lines = TOKEN.sub("<token>", "".join(frames.format()))
+        lines = redacted("".join(frames.format()))
         chain.append(f"Traceback (most recent call last):\n{lines}{_type_of(link)}{message}")
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     trace = "\n\nIt was raised while this was handled:\n\n".join(reversed(chain))
@@ -237,7 +244,7 @@ def _message(error: BaseException) -> str:
     # A handler's own exception class may fail to say what it is.
     except Exception:
         return "?"
-    return harmless(TOKEN.sub("<token>", text), MAX_MESSAGE)
+    return harmless(redacted(text), MAX_MESSAGE)
 
 
 @dataclass(slots=True)

@@ -407,6 +407,14 @@ def test_tokens_are_redacted(name: str, caplog: pytest.LogCaptureFixture) -> Non
 
 
 @pytest.mark.usefixtures("redacted")
+def test_a_key_is_shown(caplog: pytest.LogCaptureFixture) -> None:
+    """A kid that holds the first letters of a token by chance is no token: whoever looks for the key finds it."""
+    kid = "Vik8EHfW7xHWeyJrx_3nVJ0hcd-eRzS0cNmVh4aT5uM"
+    logging.getLogger("mqauth.keystore").error("nothing is signed with key %s: sealed, not with %s.", kid, kid)
+    assert caplog.messages == [f"nothing is signed with key {kid}: sealed, not with {kid}."]
+
+
+@pytest.mark.usefixtures("redacted")
 def test_stack_is_redacted(caplog: pytest.LogCaptureFixture) -> None:
     """A token in a stack that a record carries is replaced."""
     logging.getLogger("asyncio").warning(f"never awaited {TOKEN}", stack_info=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from unittest import mock
 
 import pytest
 
@@ -97,12 +98,12 @@ def test_what_is_raised_ends_all(threads: int, error: type[BaseException]) -> No
     bench.turns = WorkerThreads(threads, bench.poll, bench.choose, visit)
     with pytest.raises(error):
         bench.turns.run()
-    assert bench.turns.wait_until_idle(FakeClock(), PATIENCE, stopping=True)
+    assert bench.turns.wait_until_idle(FakeClock(), PATIENCE)
 
 
 def test_rest() -> None:
-    """Who has the turn may wait until nobody works; the wait ends with the work, or with the stop."""
-    bench, began, end = Bench(1), threading.Event(), threading.Event()
+    """Who has the turn may wait until nobody works; the wait ends with the work, not with a stop meanwhile."""
+    bench, began, end, clock = Bench(1), threading.Event(), threading.Event(), FakeClock()
 
     def visit(thing: int) -> None:
         began.set()
@@ -111,17 +112,17 @@ def test_rest() -> None:
 
     def poll() -> None:
         if began.is_set():
-            end.set()
-            bench.turns.wait_until_idle(FakeClock(), PATIENCE)
-            assert bench.done == [(0, 0)]
             bench.turns.stop()
+            # The work ends once the wait has begun, and looks at the clock.
+            with mock.patch.object(clock, "monotonic", side_effect=lambda: float(end.set() or 0)):
+                assert bench.turns.wait_until_idle(clock, PATIENCE)
         else:
             bench.ready.append(0)
 
     bench.turns = WorkerThreads(1, poll, bench.choose, visit)
     bench.turns.run()
     assert bench.done == [(0, 0)]
-    bench.turns.wait_until_idle(FakeClock(), PATIENCE)
+    assert bench.turns.wait_until_idle(clock, PATIENCE)
 
 
 def test_a_call_that_never_returns_is_left() -> None:

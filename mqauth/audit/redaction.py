@@ -11,11 +11,9 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from mqauth.logs import TOKEN
+from mqauth.logs import REDACTED, redacted
 
-REDACTED: Final = "<token>"
 LOGGERS: Final = ("mqauth", "aio_pika", "aiormq", "pamqp", "pika", "kafka", "redis", "asyncio")
-_MARK: Final = "eyJ"
 
 
 class RedactTokens(logging.Filter):
@@ -59,11 +57,10 @@ def redact(record: logging.LogRecord) -> None:
         text = record.getMessage()
     except Exception:
         return
-    if _MARK in text:
-        record.msg, record.args = TOKEN.sub(REDACTED, text), None
-    if record.stack_info and _MARK in record.stack_info:
-        record.stack_info = TOKEN.sub(REDACTED, record.stack_info)
+    if (shown := redacted(text)) != text:
+        record.msg, record.args = shown, None
+    record.stack_info = redacted(record.stack_info or "") or None
     if record.exc_info and record.exc_info[1] is not None:
         traceback = logging.Formatter().formatException(record.exc_info)
-        if _MARK in traceback:
-            record.exc_text, record.exc_info = TOKEN.sub(REDACTED, traceback), None
+        if (shown := redacted(traceback)) != traceback:
+            record.exc_text, record.exc_info = shown, None

@@ -208,8 +208,8 @@ def _excused(scenario: Scenario, first: Handling, second: Handling) -> bool:
 def _outlasts_its_lease(scenario: Scenario, first: Handling, second: Handling) -> bool:
     """Tell whether the first process could not confirm until its lease was over, and another has the message.
 
-    The outage of the store began before the confirm could arrive. One that follows before the back-off has let the
-    process ask again is the same outage. The lease counts from the handler's beginning,
+    The outage of the store began before the confirm could arrive. It lasts until the back-off has let the process
+    ask again: one that follows before that is the same outage. The lease counts from the handler's beginning,
     when the message was claimed already. The other has it since the first lost its channel: what it gave back by
     itself is not excused.
     """
@@ -221,7 +221,7 @@ def _outlasts_its_lease(scenario: Scenario, first: Handling, second: Handling) -
         process == first.process and first.begun <= when <= second.begun
         for when, process in world.ledger.losses[first.label]
     )
-    return lost and back >= over
+    return lost and back > first.ended and back + ASKS_WITHIN >= over
 
 
 def _stopped_without_store(scenario: Scenario, first: Handling, second: Handling) -> bool:

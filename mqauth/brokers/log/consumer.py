@@ -113,17 +113,16 @@ class WorkerThreads:
         self._stopped = True
         self._woken.put(None)
 
-    def wait_until_idle(self, clock: Clock, seconds: float, *, stopping: bool = False) -> bool:
-        """Wait until nobody works, at most so many seconds; return whether that is so.
+    def wait_until_idle(self, clock: Clock, seconds: float) -> bool:
+        """Wait until nobody works, at most so many seconds, also while all is stopped; return whether that is so.
 
         Args:
             clock: tells the time.
             seconds: at most.
-            stopping: whether to wait although all is stopped.
         """
         deadline = clock.monotonic() + seconds
         with self._left:
-            while self._visiting and clock.monotonic() < deadline and (stopping or not self._stopped):
+            while self._visiting and clock.monotonic() < deadline:
                 self._left.wait(BUSY)
             return not self._visiting
 
@@ -297,7 +296,7 @@ class LogConsumer(BackgroundRun, LogEngine):
                     self.calls.close()
 
         self.stop()
-        if not self._workers.wait_until_idle(self._guard.clock, self._grace, stopping=True):
+        if not self._workers.wait_until_idle(self._guard.clock, self._grace):
             emit("consumer.grace_over", "handlers took longer than the grace time; their records come again")
         if not self._workers.aside(leave, LEAVE):
             emit("client.no_answer", "the broker does not answer a consumer that stops: it is left as it is")
