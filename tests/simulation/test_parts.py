@@ -181,14 +181,14 @@ def test_an_outage_concerns_whom_it_concerns() -> None:
         ([(None, "refused", 9.0, 30.0)], "consumer2#1", "consumer2#1", False),
     ],
     ids=[
-        "of all", "of the first", "not asked between two", "asked between two", "not asked after it", "asked after it", "confirmed before",
-        "its answer lost", "of another", "by itself", "given back",
+        "of all", "of the first", "not asked between two", "asked between two", "not asked after it",
+        "asked after it", "confirmed before", "its answer lost", "of another", "by itself", "given back",
     ],
 )  # fmt: skip
 def test_handled_again_after_an_outage(
     outages: list[tuple[str | None, str, float, float]], second: str, loses: str, allowed: bool
 ) -> None:
-    """Handled by consumer1, and again: only where its store was away until the lease ended and it lost the channel."""
+    """Handled by consumer1, and again: only if its store was away to its lease's end and it lost the channel."""
     ledger, away = Ledger(), Outages()
     ledger.losses[b"a"].append((20.0, loses))
     for process, at in (("consumer1#1", 9.0), (second, 40.0)):
