@@ -57,7 +57,8 @@ class Service:
         self.consumer: Any = None
         self._stop: Callable[[], Any] = _nothing
         self.stopping = False
-        self.count = self.begun = 0
+        self.count = 0
+        self.begun: set[tuple[int, int]] = set()
 
     def serve(self) -> None:
         """Keep a process running."""
@@ -133,7 +134,7 @@ class Service:
         process = self.process
         if process is None or not process.alive or self.consumer is None or self.stopping:
             return
-        self.stopping, self.begun = True, 0
+        self.stopping, self.begun = True, set()
         self.play.note(process.name, "asked to stop")
         if "store" in self.play.reach.out or "commits" in self.play.broker.out:
             self.play.rough(process.name, 60.0)
@@ -268,8 +269,9 @@ class Play:
         held = {place.partition for place in client.held}
         if partition not in held:
             self.problem("nothing begins after a loss", f"{handling.process.name} {handling.place}")
-        service.begun += 1
-        if service.stopping and service.begun > max(1, self.settings.workers):
+        # One that fails is called again, until its attempts are over.
+        service.begun.add(handling.place)
+        if service.stopping and len(service.begun) > max(1, self.settings.workers):
             self.problem("nothing begins after a stop", f"{handling.process.name} {handling.place}")
         for other in self._live:
             if other.process is handling.process and other.place[0] == partition:
