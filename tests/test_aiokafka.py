@@ -590,6 +590,14 @@ async def test_a_client_that_has_begun(desk: Desk) -> None:
     assert made == [{PLACE: (7, METADATA), OTHER: (4, METADATA)}]
 
 
+async def test_a_client_that_was_about_to_move(desk: Desk) -> None:
+    """A client that found its offset out of range before it was given to us does not go to the end after it."""
+    state = desk.client._subscription.subscription.assignment.state_value(PLACE)
+    state.await_reset(OffsetResetStrategy.LATEST)
+    desk.poller.listen(desk.settle, print)
+    assert not state.awaiting_reset
+
+
 async def test_a_rebalance_while_partitions_begin(desk: Desk) -> None:
     """What was asked before a rebalance is not committed after it: others may have got further."""
     made = commits(desk, {})

@@ -145,13 +145,14 @@ async def committed(client: Any, places: list[Any]) -> dict[Any, Any]:
     return await client._coordinator.fetch_committed_offsets(places)  # type: ignore[no-any-return]
 
 
+def states_of(client: Any) -> dict[Any, Any]:
+    """Return what the client knows of each partition that it holds."""
+    return getattr(getattr(client._subscription.subscription, "assignment", None), "_tp_state", {})
+
+
 def position(client: Any, place: Any) -> int | None:
     """Return the offset that is read next, ``None`` where there is none yet."""
-    subscription = client._subscription.subscription
-    assignment = None if subscription is None else subscription.assignment
-    if assignment is None or place not in assignment.tps:
-        return None
-    return assignment.state_value(place)._position  # type: ignore[no-any-return]
+    return getattr(states_of(client).get(place), "_position", None)
 
 
 def reset_of(client: Any) -> str:
@@ -163,10 +164,13 @@ def reset_of(client: Any) -> str:
 def no_reset(client: Any) -> Any:
     """Have the client move no position by itself, but raise; return what ``restore_reset`` needs.
 
-    It would go to the end, past all that is left, where its offset is out of range.
+    It would go to the end, past all that is left, where its offset is out of range. One that was started earlier
+    may be about to: it asks for the group's offset again.
     """
     theirs = client._fetcher._default_reset_strategy
     client._fetcher._default_reset_strategy = OffsetResetStrategy.NONE
+    for state in states_of(client).values():
+        state._reset_strategy = None
     return theirs
 
 
