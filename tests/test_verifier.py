@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,23 @@ def test_times_where_none_are_set(iat: int, life: int, reason: Reason | None, fo
     message = forge.seal(kafka(), claims={"iat": now, "exp": now + life})
     with pytest.raises(Rejection, match=reason) if reason else nullcontext():
         assert judged(forge.verifier(), message, forge.clock.now())
+
+
+@pytest.mark.parametrize(
+    ("settings", "began", "kept"),
+    [({}, "received", 'at = "append"'), ({"at": "append", "max_queue_age": 60}, "appended", "a longer lifetime")],
+    ids=["consume", "append"],
+)
+def test_what_would_have_kept_it(
+    settings: dict[str, Any], began: str, kept: str, forge: Forge, kafka: Maker
+) -> None:
+    """An expired message's detail says how long it had waited, and which setting would have kept it."""
+    now = int(forge.clock.now())
+    message = forge.seal(kafka(), claims={"iat": now, "exp": now + 60})
+    origin = replace(message.origin, timestamp_ms=(now + 70) * 1000, timestamp_type="append")
+    said = f"{began} 70 s after it was signed, with a token of 60 s; {kept} would have kept it"
+    with pytest.raises(Rejection, match=said):
+        judged(forge.verifier(**settings), replace(message, origin=origin), now + 70.0)
 
 
 @pytest.mark.parametrize(
