@@ -125,6 +125,28 @@ def configured(folder: Path, issuer: str, bundle: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("use", "svid", "other"),
+    [
+        ("x509-svid", "jwt-svid", True), ("wit-svid", "jwt-svid", True), ("jwt-svid", "wit-svid", True),
+        ("jwt-svid", "jwt-svid", False), ("sig", "jwt-svid", False), ("x509-svid", None, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_keys_of_a_bundle_for_something_else(use: str, svid: jwk.Svid | None, other: bool) -> None:
+    """Keys of the other uses of a SPIFFE bundle are left out without a word, where one of them is read."""
+    assert jwk.is_other_svid({"use": use}, svid) is other
+    keys = jwk.load_key_set({"keys": [bent(use=use)]}, svid=svid)
+    assert not (other and (keys.skipped or keys.by_kid))
+
+
+def test_cutoffs_that_cannot_be_read() -> None:
+    """A JWK Set whose cut-offs cannot be read says so, and its keys are used."""
+    keys = jwk.load_key_set({"keys": [GOOD["EdDSA"]], "mqauth_cutoff": "x"})
+    assert list(keys.skipped) == ["mqauth_cutoff cannot be read; the cut-offs before it stay"]
+    assert set(keys.by_kid) == {KEYS["EdDSA"].kid}
+
+
 @pytest.mark.parametrize("svid", ["wit-svid", "jwt-svid"])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_source_of_a_bundle_is_refused_for_a_direct_issuer(wrapped: bool, svid: jwk.Svid) -> None:
