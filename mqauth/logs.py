@@ -152,8 +152,8 @@ def harmless(text: str, limit: int = MAX_TEXT) -> str:
 
 def redacted(text: str) -> str:
     """Return a text in which each token is replaced."""
-    # A kid is random, and one of some thousands holds "eyJ", too: without a second part it is no token.
-    return _TOKEN.sub(lambda match: REDACTED if match[1].strip(".~") else match[0], text)
+    # A kid is random, and one of some thousands holds "eyJ", too: it has 43 characters, and no second part.
+    return _TOKEN.sub(lambda match: REDACTED if match[1].strip(".~") or len(match[0]) > 44 else match[0], text)
 
 
 def emit(
