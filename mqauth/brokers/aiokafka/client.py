@@ -147,12 +147,13 @@ async def committed(client: Any, places: list[Any]) -> dict[Any, Any]:
 
 def states_of(client: Any) -> dict[Any, Any]:
     """Return what the client knows of each partition that it holds."""
-    return getattr(getattr(client._subscription.subscription, "assignment", None), "_tp_state", {})
+    held = getattr(client._subscription.subscription, "assignment", None)
+    return {} if held is None else held._tp_state
 
 
 def position(client: Any, place: Any) -> int | None:
     """Return the offset that is read next, ``None`` where there is none yet."""
-    return getattr(states_of(client).get(place), "_position", None)
+    return None if (state := states_of(client).get(place)) is None else state._position
 
 
 def reset_of(client: Any) -> str:
@@ -167,8 +168,10 @@ def no_reset(client: Any) -> Any:
     It would go to the end, past all that is left, where its offset is out of range. One that was started earlier
     may be about to: it asks for the group's offset again.
     """
-    theirs = client._fetcher._default_reset_strategy
-    client._fetcher._default_reset_strategy = OffsetResetStrategy.NONE
+    theirs, client._fetcher._default_reset_strategy = (
+        client._fetcher._default_reset_strategy,
+        OffsetResetStrategy.NONE,
+    )
     for state in states_of(client).values():
         state._reset_strategy = None
     return theirs
