@@ -24,8 +24,12 @@ from integration.pace import Pace  # noqa: E402
 
 # No test depends on the machine's speed: there is no deadline, and drawing examples may be slow. Every run but
 # the nightly one has the same examples: what breaks a test is a change, never luck.
-settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("everyday", settings.get_profile("unhurried"), derandomize=True, max_examples=50)
+settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "everyday", settings.get_profile("unhurried"), derandomize=True, max_examples=50
+)
 settings.register_profile("nightly", settings.get_profile("unhurried"), max_examples=1000)
 settings.load_profile("nightly" if scale.is_nightly() else "everyday")
 

@@ -55,7 +55,11 @@ _DOOR = re.compile(r"^## `(?P<module>[\w.]+)`\n(?:(?!## ).*\n?)*", re.MULTILINE)
 def _toctree(section: re.Match[str]) -> str:
     """Return a section, and the pages that it lists as a part of the navigation."""
     pages = "\n".join(dict.fromkeys(_PAGE.findall(section["text"])))
-    tree = f"```{{toctree}}\n:hidden:\n:caption: {section['title']}\n\n{pages}\n```\n" if pages else ""
+    tree = (
+        f"```{{toctree}}\n:hidden:\n:caption: {section['title']}\n\n{pages}\n```\n"
+        if pages
+        else ""
+    )
     return f"{section[0]}\n{tree}\n"
 
 

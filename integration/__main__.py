@@ -23,20 +23,36 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     only = test.add_mutually_exclusive_group()
     only.add_argument("--unit-only", action="store_true", help="run pytest tests alone")
-    only.add_argument("--integration-only", action="store_true", help="run pytest integration alone")
+    only.add_argument(
+        "--integration-only", action="store_true", help="run pytest integration alone"
+    )
     how = test.add_mutually_exclusive_group()
     how.add_argument(
-        "--quick", action="store_true", help="leave out what is slow, and brokers for further clients"
+        "--quick",
+        action="store_true",
+        help="leave out what is slow, and brokers for further clients",
     )
-    how.add_argument("--nightly", action="store_true", help="floods and races in their full size, and Keycloak")
-    how.add_argument("--clusters", action="store_true", help="only what needs three nodes of a broker")
+    how.add_argument(
+        "--nightly",
+        action="store_true",
+        help="floods and races in their full size, and Keycloak",
+    )
+    how.add_argument(
+        "--clusters", action="store_true", help="only what needs three nodes of a broker"
+    )
     commands.add_parser(
         "versions", help="try the oldest and the newest releases of what mqauth uses, and write the page",
         epilog="lowest, highest, installed, beside: one of them; promises, stores, units: a part of the first"
         " two. Any other argument is passed on to pytest.",
     )  # fmt: skip
-    up = commands.add_parser("up", help="start RabbitMQ, Kafka and Redis and keep them till Ctrl-C or `down`")
-    up.add_argument("--detach", action="store_true", help="return when they are ready, and keep them running")
+    up = commands.add_parser(
+        "up", help="start RabbitMQ, Kafka and Redis and keep them till Ctrl-C or `down`"
+    )
+    up.add_argument(
+        "--detach",
+        action="store_true",
+        help="return when they are ready, and keep them running",
+    )
     down = commands.add_parser("down", help="stop what `up --detach` started")
     for command in (up, down):
         command.add_argument(
@@ -57,7 +73,9 @@ def _test(options: argparse.Namespace, rest: Sequence[str]) -> int:
         return runner.run_tests([], runner.cluster_tests(), ["-m", "cluster", *rest])
     arguments = ["-m", "not slow", *rest] if options.quick else rest
     units = [] if options.integration_only else runner.unit_tests()
-    integration = [] if options.unit_only else runner.integration_tests(quick=options.quick)
+    integration = (
+        [] if options.unit_only else runner.integration_tests(quick=options.quick)
+    )
     return runner.run_tests(units, integration, arguments)
 
 

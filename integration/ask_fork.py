@@ -20,10 +20,18 @@ def ask(address: str, kind: str, *arguments: str) -> int:
     """Have a fork run a command with this process's streams, pass signals on to it, and end as it does."""
     with socket.socket(socket.AF_UNIX) as asking:
         asking.connect(address)
-        wish = {"kind": kind, "arguments": arguments, "cwd": os.getcwd(), "env": dict(os.environ)}
+        wish = {
+            "kind": kind,
+            "arguments": arguments,
+            "cwd": os.getcwd(),
+            "env": dict(os.environ),
+        }
         body = json.dumps(wish).encode()
         streams = array.array("i", range(STREAMS))
-        asking.sendmsg([len(body).to_bytes(4, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+        asking.sendmsg(
+            [len(body).to_bytes(4, "big")],
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)],
+        )
         asking.sendall(body)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, _frame: asking.sendall(bytes([number])))

@@ -59,7 +59,11 @@ def scattered(number: int) -> tuple[bytes, int | None, Place | None]:
     """A token for 64 messages over 12 partitions, read one partition after another, their order mixed."""
     token, index = divmod(number, BATCH)
     index = index * 37 % BATCH
-    return batch_id(_token(token), index), index, ("cluster", "orders", index % 12, 2**40 + number * 7919)
+    return (
+        batch_id(_token(token), index),
+        index,
+        ("cluster", "orders", index % 12, 2**40 + number * 7919),
+    )
 
 
 def unplaced(number: int) -> tuple[bytes, int | None, Place | None]:
@@ -78,7 +82,10 @@ NAMINGS: Final[list[Naming]] = [single, batch, scattered, unplaced, alone]
 def polls(naming: Naming, ids: int, expires: float) -> Iterator[list[ClaimRequest]]:
     """Yield claims in polls, each by an owner of its own."""
     for start in range(0, ids, POLL):
-        yield [_request(naming, number, expires) for number in range(start, min(start + POLL, ids))]
+        yield [
+            _request(naming, number, expires)
+            for number in range(start, min(start + POLL, ids))
+        ]
 
 
 def _request(naming: Naming, number: int, expires: float) -> ClaimRequest:
@@ -106,13 +113,20 @@ def bytes_an_id(naming: Naming, ids: int) -> float:
         tracemalloc.stop()
 
 
-def microseconds(store: Any, naming: Naming, ids: int, expires: float) -> dict[str, float]:
+def microseconds(
+    store: Any, naming: Naming, ids: int, expires: float
+) -> dict[str, float]:
     """Return the median cost of an id in polls, claimed and confirmed."""
     claims, confirms = [], []
     for poll in polls(naming, ids, expires):
         claims.append(_spent(store.claim_many, poll) / len(poll))
-        confirms.append(sum(_spent(store.confirm, request) for request in poll) / len(poll))
-    return {"claim_us": statistics.median(claims) * 1e6, "confirm_us": statistics.median(confirms) * 1e6}
+        confirms.append(
+            sum(_spent(store.confirm, request) for request in poll) / len(poll)
+        )
+    return {
+        "claim_us": statistics.median(claims) * 1e6,
+        "confirm_us": statistics.median(confirms) * 1e6,
+    }
 
 
 def one_by_one(store: Any, naming: Naming, ids: int) -> dict[str, float]:
@@ -122,7 +136,10 @@ def one_by_one(store: Any, naming: Naming, ids: int) -> dict[str, float]:
         for request in poll:
             claims.append(_spent(store.claim, request))
             confirms.append(_spent(store.confirm, request))
-    return {"claim_us": statistics.median(claims) * 1e6, "confirm_us": statistics.median(confirms) * 1e6}
+    return {
+        "claim_us": statistics.median(claims) * 1e6,
+        "confirm_us": statistics.median(confirms) * 1e6,
+    }
 
 
 def longest_ms(naming: Naming, ids: int, *, confirm: bool) -> dict[str, float]:
@@ -172,7 +189,9 @@ def in_a_file(naming: Naming, ids: int) -> dict[str, Any]:
         clock = RunningClock()
         store = FileReplayStore(Path(folder, "replay.sqlite"), clock=clock)
         began = time.process_time()
-        found: dict[str, Any] = {"in_polls": microseconds(store, naming, ids, clock.now() + LIFE)}
+        found: dict[str, Any] = {
+            "in_polls": microseconds(store, naming, ids, clock.now() + LIFE)
+        }
         found["process_us_in_polls"] = (time.process_time() - began) / ids * 1e6
         store.close()
         found["bytes_an_id"] = Path(folder, "replay.sqlite").stat().st_size / ids
@@ -185,7 +204,10 @@ def in_a_file(naming: Naming, ids: int) -> dict[str, Any]:
         began, steps = time.thread_time(), list[float]()
         while len(steps) <= found["rows"] // 1000 + 1:
             steps.append(_spent(lambda _: store._forget(), None))
-        found["forgetting"] = {"all_s": time.thread_time() - began, "longest_ms": max(steps) * 1e3}
+        found["forgetting"] = {
+            "all_s": time.thread_time() - began,
+            "longest_ms": max(steps) * 1e3,
+        }
         store.close()
     with TemporaryDirectory(dir=".") as folder:
         store = FileReplayStore(Path(folder, "replay.sqlite"))
@@ -239,9 +261,13 @@ def measure(ids: int, url: str | None, *, only_file: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"ids": ids}
     for naming in NAMINGS:
         if only_file:
-            found[naming.__name__] = {"file": in_a_file(naming, ids // 10 if naming is alone else ids)}
+            found[naming.__name__] = {
+                "file": in_a_file(naming, ids // 10 if naming is alone else ids)
+            }
             continue
-        figures: dict[str, Any] = {"bytes_an_id": bytes_an_id(naming, ids // 10 if naming is alone else ids)}
+        figures: dict[str, Any] = {
+            "bytes_an_id": bytes_an_id(naming, ids // 10 if naming is alone else ids)
+        }
         figures["in_polls"] = microseconds(MemoryReplayStore(ids), naming, ids // 5, 9e9)
         figures["one_by_one"] = one_by_one(MemoryReplayStore(), naming, ids // 20)
         figures["file"] = in_a_file(naming, ids // 10)
@@ -251,7 +277,9 @@ def measure(ids: int, url: str | None, *, only_file: bool) -> dict[str, Any]:
             figures["after_an_outage"] = after_an_outage_ms(naming, 2 * ids)
         if url is not None:
             with redis.Redis.from_url(url, socket_timeout=30) as client:
-                figures["redis_bytes_an_id"] = redis_bytes_an_id(client, naming, ids // 10)
+                figures["redis_bytes_an_id"] = redis_bytes_an_id(
+                    client, naming, ids // 10
+                )
                 figures["redis_polls"] = redis_poll(client, naming, ids // 20)
         found[naming.__name__] = figures
     return found
@@ -262,12 +290,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ids", type=int, default=1_000_000)
     parser.add_argument("--redis", help="URL of a Redis that may be filled and emptied")
-    parser.add_argument("--only-file", action="store_true", help="the store on disk alone, in this folder")
+    parser.add_argument(
+        "--only-file", action="store_true", help="the store on disk alone, in this folder"
+    )
     chosen = parser.parse_args()
     gc.collect()
     gc.freeze()
     found = json.dumps(measure(chosen.ids, chosen.redis, only_file=chosen.only_file))
-    print(json.dumps(json.loads(found, parse_float=lambda text: round(float(text), 2)), indent=2))
+    print(
+        json.dumps(
+            json.loads(found, parse_float=lambda text: round(float(text), 2)), indent=2
+        )
+    )
     return 0
 
 

@@ -58,13 +58,19 @@ class ClientBench:
         self.broker = broker
         self.ending = ExitStack()
         on_kafka = isinstance(broker, Kafka)
-        self.stage: Any = stage or (KafkaStage(broker.url) if on_kafka else RabbitMQStage(broker.url))
+        self.stage: Any = stage or (
+            KafkaStage(broker.url) if on_kafka else RabbitMQStage(broker.url)
+        )
         self.source = self.stage.topic if on_kafka else self.stage.queue
-        self._scope, self._key = (self.stage.group, b"k") if on_kafka else (self.source, None)
+        self._scope, self._key = (
+            (self.stage.group, b"k") if on_kafka else (self.source, None)
+        )
         self.ending.callback(self.stage.close)
         self.ending.callback(broker.start)
         self.forge = Forge(lifetime=3000)
-        self.audit = self.ending.enter_context(AuditFile(folder / "audit.jsonl", fsync=False))
+        self.audit = self.ending.enter_context(
+            AuditFile(folder / "audit.jsonl", fsync=False)
+        )
         self.handled: list[bytes | None] = []
 
     def handle(self, verified: Any) -> None:
@@ -99,7 +105,9 @@ class ClientBench:
     def forge_some(self, *bodies: bytes) -> None:
         """Publish messages without tokens."""
         for body in bodies:
-            self.stage.inject(Message(destination=self.stage.destination, body=body, key=self._key))
+            self.stage.inject(
+                Message(destination=self.stage.destination, body=body, key=self._key)
+            )
 
     def letters(self) -> list[bytes | None]:
         """Return the bodies of the dead letters, in order."""

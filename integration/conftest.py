@@ -129,7 +129,9 @@ def _up_again() -> Iterator[None]:
             service.start()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
     """Leave tests on clusters out, unless they are asked for by `-m cluster`."""
     if "cluster" in config.option.markexpr:
         return
@@ -146,7 +148,9 @@ def _close_forgotten_sockets() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Forgive kafka-python that it reads its schemas by deprecated functions."""
-    config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
+    config.addinivalue_line(
+        "filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning"
+    )
 
 
 def pytest_keyboard_interrupt() -> None:
@@ -159,4 +163,6 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
     """Tell which versions the tests ran on."""
     for service in _started:
         name = type(service).__name__
-        terminalreporter.write_line(f"{name} {service.version} at {service.url} ({service.origin})")
+        terminalreporter.write_line(
+            f"{name} {service.version} at {service.url} ({service.origin})"
+        )

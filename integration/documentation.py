@@ -43,12 +43,20 @@ class Block:
     def name(self) -> str:
         """The file its first line names, or one of our own making."""
         named = _NAME.match(self.text)
-        return named[1] if named else f"block_{self.line}.{'py' if self.language == 'python' else 'txt'}"
+        return (
+            named[1]
+            if named
+            else f"block_{self.line}.{'py' if self.language == 'python' else 'txt'}"
+        )
 
 
 def pages() -> list[str]:
     """Return the paths of the pages, from the root of the repository."""
-    found = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / ".github").glob("*.md"))]
+    found = [
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / ".github").glob("*.md")),
+    ]
     return [str(path.relative_to(ROOT)) for path in found]
 
 
@@ -57,7 +65,9 @@ def blocks(page: str) -> Iterator[Block]:
     text = (ROOT / page).read_text("utf-8")
     for found in _FENCE.finditer(text):
         line = text.count("\n", 0, found.start()) + 1
-        yield Block(page=page, line=line, language=found[1] or "", mark=found[2], text=found[3])
+        yield Block(
+            page=page, line=line, language=found[1] or "", mark=found[2], text=found[3]
+        )
 
 
 class Reader:
@@ -99,7 +109,9 @@ class Reader:
             self._words(block), cwd=self._folder, env=self._environment, stdin=subprocess.DEVNULL,
             capture_output=True, text=True, timeout=_PATIENCE, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, f"{block.page}:{block.line} exited with {done.returncode}:\n{done.stderr}"
+        assert done.returncode == 0, (
+            f"{block.page}:{block.line} exited with {done.returncode}:\n{done.stderr}"
+        )
         return done.stdout
 
     def start(self, block: Block, **settings: Any) -> subprocess.Popen[str]:

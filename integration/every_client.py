@@ -17,7 +17,12 @@ from confluent_kafka import Consumer as ConfluentConsumer
 from mqauth import Pipeline
 from mqauth.brokers import aiokafka, confluent, kafka, pika, rabbitmq
 from mqauth.brokers.event_loop import on_thread, on_threads
-from mqauth.integrations.faststream import UnverifiedMessage, VerifiedMessage, protect, unverified
+from mqauth.integrations.faststream import (
+    UnverifiedMessage,
+    VerifiedMessage,
+    protect,
+    unverified,
+)
 from mqauth.signer import Signer
 from mqauth.testing.loop_thread import LoopThread
 from mqauth.testing.stage import wait_until
@@ -86,11 +91,19 @@ Consuming = Callable[[Wiring], AbstractContextManager[Running]]
 
 
 def _on_thread(consumer: Any, read_on: Any = None) -> Running:
-    return Running(stop=lambda: consumer.__exit__(None, None, None), health=consumer.health, read_on=read_on)
+    return Running(
+        stop=lambda: consumer.__exit__(None, None, None),
+        health=consumer.health,
+        read_on=read_on,
+    )
 
 
 def _in_loop(thread: LoopThread, consumer: Any, read_on: Any = None) -> Running:
-    return Running(stop=lambda: thread.call(consumer.stop(), LONG), health=consumer.health, read_on=read_on)
+    return Running(
+        stop=lambda: thread.call(consumer.stop(), LONG),
+        health=consumer.health,
+        read_on=read_on,
+    )
 
 
 # RabbitMQ
@@ -109,8 +122,12 @@ def by_aio_pika(wiring: Wiring) -> Iterator[Running]:
         )  # fmt: skip
 
     with closing(LoopThread()) as thread:
-        consuming = thread.call(aio_pika.connect_robust(wiring.url, reconnect_interval=0.2))
-        publishing = thread.call(aio_pika.connect_robust(wiring.url, reconnect_interval=0.2))
+        consuming = thread.call(
+            aio_pika.connect_robust(wiring.url, reconnect_interval=0.2)
+        )
+        publishing = thread.call(
+            aio_pika.connect_robust(wiring.url, reconnect_interval=0.2)
+        )
         try:
             made = thread.call(consumer())
             thread.call(made.__aenter__())
@@ -187,11 +204,15 @@ def _next_of(client: ConfluentConsumer) -> bytes:
     return bytes(client.consume(1, 30.0)[0].value())
 
 
-def _answers(clients: ConfluentClients, letters: Any, wiring: Wiring) -> confluent.Producer | None:
+def _answers(
+    clients: ConfluentClients, letters: Any, wiring: Wiring
+) -> confluent.Producer | None:
     """Return what sends signed answers, by the client of the dead letters."""
     if wiring.replies is None:
         return None
-    return confluent.Producer(letters.client, wiring.replies, config=clients.producer_settings())
+    return confluent.Producer(
+        letters.client, wiring.replies, config=clients.producer_settings()
+    )
 
 
 @contextmanager
@@ -280,7 +301,11 @@ def by_faststream(package: str) -> Consuming:
 
 async def _left() -> None:
     """Wait until a stop that was left, since its broker was silent, has come to its end."""
-    left = {task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__name__", "") == "stop"}
+    left = {
+        task
+        for task in asyncio.all_tasks()
+        if getattr(task.get_coro(), "__name__", "") == "stop"
+    }
     if left:
         await asyncio.wait(left, timeout=LONG / 2)
 
@@ -304,7 +329,9 @@ async def _broker(client: Any, wiring: Wiring, *, on_kafka: bool) -> Any:
     usual = in_topic if on_kafka else in_queue
     protect(broker, guard=wiring.guard, dead_letters=wiring.letters or usual)
     if on_kafka:
-        source = broker.subscriber(wiring.source, group_id=wiring.scope, auto_offset_reset="earliest")
+        source = broker.subscriber(
+            wiring.source, group_id=wiring.scope, auto_offset_reset="earliest"
+        )
     else:
         source = broker.subscriber(client.RabbitQueue(wiring.source, declare=False))
 
@@ -314,7 +341,9 @@ async def _broker(client: Any, wiring: Wiring, *, on_kafka: bool) -> Any:
 
         return take_unverified
 
-    for kind, old in (wiring.old if isinstance(wiring.old, Mapping) else {"*": wiring.old}).items():
+    for kind, old in (
+        wiring.old if isinstance(wiring.old, Mapping) else {"*": wiring.old}
+    ).items():
         if old is not None:
             source(takes(old), filter=unverified.of(kind))
 

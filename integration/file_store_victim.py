@@ -129,11 +129,23 @@ def _look(path: Path, life: int, said: set[str], found: dict[str, int]) -> None:
         claimed, done = f"c{number}" in said, f"d{number}" in said
         found["claimed"] += claimed
         found["confirmed"] += done
-        copy = wish("copy", id=request.id, index=request.index, place=("c", "orders", 9, number), expires=9e9)
+        copy = wish(
+            "copy",
+            id=request.id,
+            index=request.index,
+            place=("c", "orders", 9, number),
+            expires=9e9,
+        )
         if claimed:
             found["copies_let_through"] += store.claim(copy) is not REPLAYED
             again = store.claim(
-                wish("again", id=request.id, index=request.index, place=request.place, expires=9e9)
+                wish(
+                    "again",
+                    id=request.id,
+                    index=request.index,
+                    place=request.place,
+                    expires=9e9,
+                )
             )
             found["confirms_lost"] += done and again is not REREAD
             found["condemned"] += again is REPLAYED
@@ -158,7 +170,9 @@ def slow(shim: Any, path: Path, milliseconds: int) -> dict[str, float]:
         if asyncio.iscoroutine(answer):
             longest["awaited"] += 1
             answer = await answer
-        longest["answer_ms"] = max(longest["answer_ms"], (time.perf_counter() - began) * 1e3)
+        longest["answer_ms"] = max(
+            longest["answer_ms"], (time.perf_counter() - began) * 1e3
+        )
         return answer
 
     async def messages() -> None:
@@ -191,7 +205,9 @@ def children(_: Any, path: Path) -> dict[str, Any]:
         store.confirm(request)
     store.close()
     store = FileReplayStore(path)
-    again = store.claim_many([wish("b", id=each.id, index=each.index, place=each.place) for each in requests])
+    again = store.claim_many(
+        [wish("b", id=each.id, index=each.index, place=each.place) for each in requests]
+    )
     store.close()
     return {"reread": sum(each is REREAD for each in again), "of": len(requests)}
 
@@ -201,6 +217,8 @@ if __name__ == "__main__":
     library = ctypes.CDLL(os.environ["LD_PRELOAD"])
     print(
         json.dumps(
-            {"kills": kills, "slow": slow, "children": children}[command](library, Path(where), *map(int, rest))
+            {"kills": kills, "slow": slow, "children": children}[command](
+                library, Path(where), *map(int, rest)
+            )
         )
     )

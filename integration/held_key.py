@@ -62,7 +62,12 @@ class Entered:
 
     def signer(self) -> Signer:
         """Return a producer's signer that follows the keystore."""
-        return Signer(key=ActiveKey(self.store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+        return Signer(
+            key=ActiveKey(self.store.folder),
+            issuer=ISSUER,
+            subject=SUBJECT,
+            audience=AUDIENCE,
+        )
 
 
 @dataclass
@@ -81,7 +86,9 @@ class Held(Entered):
 
     def __post_init__(self) -> None:
         self.name = f"key-{secrets.token_hex(6)}"
-        self.openbao.tell("POST", f"{MOUNT}/keys/{self.name}", {"type": TYPES[self.algorithm]})
+        self.openbao.tell(
+            "POST", f"{MOUNT}/keys/{self.name}", {"type": TYPES[self.algorithm]}
+        )
         self.policy = POLICY.format(mount=MOUNT, name=self.name)
         self.token = private(self.folder / "token", self.openbao.token(self.policy))
         self.store = Keystore(folder=self.folder / "keys")

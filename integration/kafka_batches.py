@@ -11,7 +11,11 @@ from typing import Any, NamedTuple, Protocol
 import pytest
 from kafka import TopicPartition
 from kafka.errors import IllegalStateError, KafkaTimeoutError, MessageSizeTooLargeError
-from kafka.producer.future import FutureProduceResult, FutureRecordMetadata, RecordMetadata
+from kafka.producer.future import (
+    FutureProduceResult,
+    FutureRecordMetadata,
+    RecordMetadata,
+)
 
 from mqauth.brokers.kafka.producer import Producer
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
@@ -83,7 +87,14 @@ class FakeClient:
         self._closed = False
 
     def send(
-        self, topic: str, *, value: Any, key: Any, headers: Any, partition: int | None, timestamp_ms: int | None
+        self,
+        topic: str,
+        *,
+        value: Any,
+        key: Any,
+        headers: Any,
+        partition: int | None,
+        timestamp_ms: int | None,
     ) -> Any:
         """Append a record."""
         self.sends.append(topic)
@@ -95,9 +106,13 @@ class FakeClient:
             raise ValueError("no such partition")
         if len(value or b"") > self.config["max_request_size"]:
             raise MessageSizeTooLargeError
-        place: Any = TopicPartition(topic, sum(key or b"") % 2 if partition is None else partition)
+        place: Any = TopicPartition(
+            topic, sum(key or b"") % 2 if partition is None else partition
+        )
         log = self.logs[place]
-        log.append(Seen(place.partition, len(log), key, value, tuple(headers), timestamp_ms or 0))
+        log.append(
+            Seen(place.partition, len(log), key, value, tuple(headers), timestamp_ms or 0)
+        )
         result: Any = FutureProduceResult(place)  # type: ignore[no-untyped-call]
         self._pending.append((place, len(log) - 1, result))
         return FutureRecordMetadata(result, 0, timestamp_ms, None, -1, -1, -1)  # type: ignore[no-untyped-call]
@@ -150,7 +165,9 @@ class FakeClient:
 
 def verified(forge: Forge, topic: str, seen: Seen) -> Verified:
     """Return a record of the log, verified."""
-    message = Message(destination=f"kafka:{topic}", body=seen.value, key=seen.key, headers=seen.headers)
+    message = Message(
+        destination=f"kafka:{topic}", body=seen.value, key=seen.key, headers=seen.headers
+    )
     verifier = forge.verifier()
     return verifier.verify(message, verifier.open(message), forge.keys, forge.clock.now())
 
@@ -176,7 +193,9 @@ class BatchContract:
     @pytest.fixture
     def producer(self, world: World, forge: Forge, vault: Vault) -> Iterator[Producer]:
         """A producer of batches of 8 that wait 10 seconds; its topic is known, and a record is in flight."""
-        found = Producer(world.client(linger_ms=5000), forge.signer(key=vault), batch=8, linger=FOREVER)
+        found = Producer(
+            world.client(linger_ms=5000), forge.signer(key=vault), batch=8, linger=FOREVER
+        )
         found.send(world.topic, b"first", b"k", None, 0)
         yield found
         vault.error = None
@@ -185,7 +204,10 @@ class BatchContract:
 
     def test_together(self, producer: Producer, world: World, forge: Forge) -> None:
         """Twenty records are 3 batches; each verifies, resolves where it stands, and partitions keep the order."""
-        futures = [producer.send(world.topic, b"%d" % n, b"k%d" % n, [("n", b"1")], n % 2) for n in range(20)]
+        futures = [
+            producer.send(world.topic, b"%d" % n, b"k%d" % n, [("n", b"1")], n % 2)
+            for n in range(20)
+        ]
         assert not any(future.is_done for future in futures[16:])
         producer.flush(PATIENCE)
         log = world.log()
@@ -195,19 +217,26 @@ class BatchContract:
             b"%d" % n for n in range(1, 20, 2)]  # fmt: skip
         places = {seen.value: (seen.partition, seen.offset) for seen in log}
         metadata = [future.get(timeout=PATIENCE) for future in futures]
-        assert [(found.partition, found.offset) for found in metadata] == [places[b"%d" % n] for n in range(20)]
+        assert [(found.partition, found.offset) for found in metadata] == [
+            places[b"%d" % n] for n in range(20)
+        ]
         assert len(tokens(log)) == 4
 
     def test_arguments(self, world: World, forge: Forge) -> None:
         """Key, headers, partition and timestamp reach the log as given, the value as it was serialized."""
         then, headers = int(forge.clock.now()) * 1000, [("a", b"1"), ("a", b"2")]
-        producer = Producer(world.client(), forge.signer(), batch=8, value_serializer=lambda n: b"<%d>" % n)
+        producer = Producer(
+            world.client(),
+            forge.signer(),
+            batch=8,
+            value_serializer=lambda n: b"<%d>" % n,
+        )
         for n in range(4):
             producer.send(world.topic, n, b"k", headers, partition=1, timestamp_ms=then)
         producer.close(PATIENCE)
-        assert [(seen[:4], list(seen.headers[:-1]), seen.timestamp_ms) for seen in world.log()] == [
-            ((1, n, b"k", b"<%d>" % n), headers, then) for n in range(4)
-        ]
+        assert [
+            (seen[:4], list(seen.headers[:-1]), seen.timestamp_ms) for seen in world.log()
+        ] == [((1, n, b"k", b"<%d>" % n), headers, then) for n in range(4)]
 
     def test_futures(self, producer: Producer, world: World) -> None:
         """A future is the client's in all its ways, whether it is asked before or after its batch was sealed."""
@@ -253,7 +282,9 @@ class BatchContract:
 
     def test_linger(self, world: World, forge: Forge) -> None:
         """A record waits no longer than ``linger`` for others, though nobody flushes or keeps the producer."""
-        producer = Producer(world.client(linger_ms=5000), forge.signer(), batch=8, linger=0.001)
+        producer = Producer(
+            world.client(linger_ms=5000), forge.signer(), batch=8, linger=0.001
+        )
         producer.send(world.topic, b"first", b"k", None, 0)
         future: Any = producer.send(world.topic, b"second", b"k", None, 0)
         client = producer.client
@@ -262,7 +293,9 @@ class BatchContract:
         client.close()
         assert future.get(timeout=PATIENCE).offset == 1
 
-    def test_no_key(self, producer: Producer, world: World, vault: Vault, forge: Forge) -> None:
+    def test_no_key(
+        self, producer: Producer, world: World, vault: Vault, forge: Forge
+    ) -> None:
         """A batch without a signature fails whole, by its cause, and is never sent; the next one is."""
         vault.error = Unavailable(Cause.KEYS_UNAVAILABLE, "socket")
         told: list[Any] = []
@@ -284,7 +317,11 @@ class BatchContract:
         """What cannot be signed is told to its sender; what the client refuses fails alone."""
         good = [producer.send(world.topic, b"good", b"k")]
         with pytest.raises(MalformedMessage):
-            producer.send(world.topic, b"v", headers=[("a", b"1"), ("A", b"2"), ("mqauth-token", b"mine")])
+            producer.send(
+                world.topic,
+                b"v",
+                headers=[("a", b"1"), ("A", b"2"), ("mqauth-token", b"mine")],
+            )
         large = producer.send(world.topic, bytes(1_048_577), b"k")
         nowhere = producer.send(world.topic, b"v", b"k", None, 7)
         good.append(producer.send(world.topic, b"good", b"k"))
@@ -311,12 +348,20 @@ class BatchContract:
         log.remove(b"first")
         for partition in (0, 1):
             for number in range(4):
-                mine = [int(body.split()[1]) for body in log if body.startswith(b"%d " % number)]
-                assert [n for n in mine if n % 2 == partition] == list(range(partition, 50, 2))
+                mine = [
+                    int(body.split()[1])
+                    for body in log
+                    if body.startswith(b"%d " % number)
+                ]
+                assert [n for n in mine if n % 2 == partition] == list(
+                    range(partition, 50, 2)
+                )
         assert len(log) == 200
 
     @pytest.fixture
-    def transactional(self, world: World, forge: Forge, vault: Vault) -> Iterator[Producer]:
+    def transactional(
+        self, world: World, forge: Forge, vault: Vault
+    ) -> Iterator[Producer]:
         """A producer whose client has transactions."""
         client = world.client(transactional_id=f"{world.topic}.writer")
         client.init_transactions()
@@ -334,9 +379,13 @@ class BatchContract:
         for _ in range(11):
             transactional.send(world.topic, b"aborted", b"k", None, 0)
         transactional.abort_transaction()
-        assert [verified(forge, world.topic, seen).body for seen in world.log()] == [b"%d" % n for n in range(11)]
+        assert [verified(forge, world.topic, seen).body for seen in world.log()] == [
+            b"%d" % n for n in range(11)
+        ]
 
-    def test_incomplete_transaction(self, transactional: Producer, world: World, vault: Vault) -> None:
+    def test_incomplete_transaction(
+        self, transactional: Producer, world: World, vault: Vault
+    ) -> None:
         """A transaction that lacks a record is not committed; the next one is."""
         transactional.begin_transaction()
         transactional.send(world.topic, b"1", b"k")
@@ -352,7 +401,9 @@ class BatchContract:
         transactional.commit_transaction()
         assert [seen.value for seen in world.log()] == [b"4"]
 
-    def test_transaction_of_the_client(self, transactional: Producer, world: World) -> None:
+    def test_transaction_of_the_client(
+        self, transactional: Producer, world: World
+    ) -> None:
         """A transaction begun past the producer, which could end without what waits, is refused."""
         transactional.client.begin_transaction()
         with pytest.raises(ConfigurationError, match="begin"):

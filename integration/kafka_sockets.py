@@ -21,10 +21,16 @@ _connect, _handshake, _write = _socket.sock_connect, _tls.handshake, _tcp._write
 
 def install() -> None:
     """Let every client of kafka-python close these sockets from now on."""
-    _socket.sock_connect, _tls.handshake, _tcp._write_to_sock = _connecting, _shaking_hands, _writing
+    _socket.sock_connect, _tls.handshake, _tcp._write_to_sock = (
+        _connecting,
+        _shaking_hands,
+        _writing,
+    )
 
 
-async def _connecting(self: Any, net: Any, sock: Any, *place: Any, **settings: Any) -> Any:
+async def _connecting(
+    self: Any, net: Any, sock: Any, *place: Any, **settings: Any
+) -> Any:
     try:
         return await _connect(self, net, sock, *place, **settings)
     except BaseException:

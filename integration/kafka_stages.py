@@ -51,7 +51,9 @@ class AiokafkaMember(LogMember):
         make: makes the wrapper of a client and a sink.
     """
 
-    def __init__(self, stage: AiokafkaLogStage, make: Callable[[Any, Any], aiokafka.Consumer]) -> None:
+    def __init__(
+        self, stage: AiokafkaLogStage, make: Callable[[Any, Any], aiokafka.Consumer]
+    ) -> None:
         self._stage = stage
         self._relay = Relay(stage.servers[0])
         self._thread = LoopThread()
@@ -62,7 +64,9 @@ class AiokafkaMember(LogMember):
     async def _start(self, make: Callable[[Any, Any], aiokafka.Consumer]) -> None:
         stage = self._stage
         clients = AiokafkaClients([self._relay.server], stage.group)
-        self._client = await clients.consumer(stage.topic, **(AIOKAFKA_TIMES | stage.settings))
+        self._client = await clients.consumer(
+            stage.topic, **(AIOKAFKA_TIMES | stage.settings)
+        )
         self._letters = await clients.producer()
         self._calls = self._client.getmany, self._client.commit
         self._client.getmany, self._client.commit = self._getmany, self._commit  # type: ignore[method-assign]
@@ -80,7 +84,9 @@ class AiokafkaMember(LogMember):
         if self._dead or self._stage.refuses_commits:
             raise CommitFailedError
         # In a thread: reading the letters takes seconds on a busy machine, and the loop has heartbeats to send.
-        await asyncio.to_thread(self._stage.observe, {place: commit[0] for place, commit in offsets.items()})
+        await asyncio.to_thread(
+            self._stage.observe, {place: commit[0] for place, commit in offsets.items()}
+        )
         await self._calls[1](offsets)
 
     def close(self) -> None:
@@ -133,7 +139,12 @@ class AiokafkaLogStage(KafkaLogStage):
 
         def make(client: Any, letters: Any) -> aiokafka.Consumer:
             return aiokafka.Consumer(
-                client, guard, on_thread(handler), dead_letters=letters, workers=workers, backoff=backoff
+                client,
+                guard,
+                on_thread(handler),
+                dead_letters=letters,
+                workers=workers,
+                backoff=backoff,
             )
 
         return AiokafkaMember(self, make)
@@ -177,7 +188,11 @@ class ConfluentMember(LogMember):
         config = clients.consumer_settings(**stage.times, **stage.settings)
         self._client = WatchedConsumer(stage, config)
         self._letters = clients.letters(stage.dead)
-        super().__init__(consumer(self._client, dead_letters=Letters(stage, self._letters), config=config))
+        super().__init__(
+            consumer(
+                self._client, dead_letters=Letters(stage, self._letters), config=config
+            )
+        )
 
     def kill(self) -> None:
         """Let nothing of it reach the broker any more."""
@@ -222,7 +237,11 @@ class ConfluentLogStage(KafkaLogStage):
         settings: of the consumers' clients, names with ``_`` for dots.
     """
 
-    times: Mapping[str, Any] = {"session_timeout_ms": SESSION_MS, "heartbeat_interval_ms": HEARTBEAT_MS, **POLLING}
+    times: Mapping[str, Any] = {
+        "session_timeout_ms": SESSION_MS,
+        "heartbeat_interval_ms": HEARTBEAT_MS,
+        **POLLING,
+    }
     loses_commits = True
 
     def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> Any:
@@ -232,7 +251,12 @@ class ConfluentLogStage(KafkaLogStage):
         return ConfluentMember(self, partial(self.wrapper, guard, handler, settings))
 
     def wrapper(
-        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, **made: Any
+        self,
+        guard: Pipeline,
+        handler: Handler,
+        settings: dict[str, Any],
+        client: Any,
+        **made: Any,
     ) -> Any:
         """Return the wrapper of a client."""
         return confluent.Consumer(client, guard, handler, **made, **settings)
@@ -240,7 +264,9 @@ class ConfluentLogStage(KafkaLogStage):
     def rebalance(self) -> None:
         """Have a stranger join the group, and leave it."""
         clients = ConfluentClients(self.servers, self.group)
-        stranger = Consumer(clients.consumer_settings(session_timeout_ms=SESSION_MS, **self.settings))
+        stranger = Consumer(
+            clients.consumer_settings(session_timeout_ms=SESSION_MS, **self.settings)
+        )
         stranger.subscribe([self.topic])
         try:
             while not stranger.assignment():
@@ -253,7 +279,12 @@ class AIOConfluentLogStage(ConfluentLogStage):
     """The same with consumers in event loops."""
 
     def wrapper(
-        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, **made: Any
+        self,
+        guard: Pipeline,
+        handler: Handler,
+        settings: dict[str, Any],
+        client: Any,
+        **made: Any,
     ) -> Any:
         """Return the wrapper of a client."""
         return ThreadedConsumer(

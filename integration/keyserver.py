@@ -99,7 +99,12 @@ class Mode:
         found |= {name.replace("_", "-"): value for name, value in headers.items()}
         if length is not None:
             found["Content-Length"] = str(length)
-        lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in found.items()), "", ""]
+        lines = [
+            f"HTTP/1.1 {status}",
+            *(f"{name}: {value}" for name, value in found.items()),
+            "",
+            "",
+        ]
         self.wire.sendall("\r\n".join(lines).encode("latin-1"))
 
     def send(self, body: bytes, **headers: Any) -> None:
@@ -132,7 +137,9 @@ class _Server:
         """Listen."""
         if self._listener is None:
             self._listener = socket.create_server(("127.0.0.1", self._port), backlog=128)
-            threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+            threading.Thread(
+                target=self._accept, args=(self._listener,), daemon=True
+            ).start()
 
     def down(self) -> None:
         """Refuse connections."""
@@ -199,7 +206,10 @@ class Authority:
             _builder(self._name, self._name, self._key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage(signs=True), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()),
+                critical=False,
+            )
             .sign(self._key, hashes.SHA256())
         )
         self.path = folder / f"ca-{self._certificate.serial_number}.pem"
@@ -211,9 +221,14 @@ class Authority:
         certificate = (
             _builder(_name("key server"), self._name, key.public_key(), days=days)
             .add_extension(x509.SubjectAlternativeName([_host(host)]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+                x509.BasicConstraints(ca=False, path_length=None), critical=True
+            )
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(
+                    self._key.public_key()
+                ),
+                critical=False,
             )
             .sign(self._key, hashes.SHA256())
         )
@@ -222,7 +237,9 @@ class Authority:
         chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         secret.write_bytes(
             key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
             )
         )
         return chain, secret
@@ -236,7 +253,11 @@ class KeyServer:
     """
 
     def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
-        arguments = [] if certificate is None else ["--cert", str(certificate[0]), "--key", str(certificate[1])]
+        arguments = (
+            []
+            if certificate is None
+            else ["--cert", str(certificate[0]), "--key", str(certificate[1])]
+        )
         self._claimed = Port()  # while the server is down, no client's socket takes it
         self.port = self._claimed.number
         self._process = subprocess.Popen(
@@ -245,14 +266,19 @@ class KeyServer:
             cwd=Path(__file__).resolve().parents[1],
         )  # fmt: skip
         self._read()
-        self.origin = f"{'http' if certificate is None else 'https'}://127.0.0.1:{self.port}"
+        self.origin = (
+            f"{'http' if certificate is None else 'https'}://127.0.0.1:{self.port}"
+        )
         self.url = f"{self.origin}/jwks.json"
 
     def __enter__(self) -> KeyServer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -263,7 +289,13 @@ class KeyServer:
         _pipe(self._process.stdout).close()
         self._claimed.release()
 
-    def serve(self, keys: Iterable[Key], *, headers: Mapping[str, str] | None = None, **members: Any) -> None:
+    def serve(
+        self,
+        keys: Iterable[Key],
+        *,
+        headers: Mapping[str, str] | None = None,
+        **members: Any,
+    ) -> None:
         """Serve these keys from now on, with these headers and further members of the document."""
         document = json.dumps(dump_key_set(KeySet(keys)) | members)
         self.command(mode="ok", document=document, headers=dict(headers or {}))
@@ -326,7 +358,11 @@ def _usage(*, signs: bool) -> x509.KeyUsage:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, *, days: int = 1
+    subject: x509.Name,
+    issuer: x509.Name,
+    public: ec.EllipticCurvePublicKey,
+    *,
+    days: int = 1,
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -342,7 +378,9 @@ def _builder(
 
 def main() -> None:
     """Serve until standard input ends."""
-    parser = argparse.ArgumentParser(prog="python -m integration.keyserver", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m integration.keyserver", description=main.__doc__
+    )
     parser.add_argument("--port", type=int, required=True, help="a free one")
     parser.add_argument("--cert", help="PEM certificate; https with it")
     parser.add_argument("--key", help="its PEM key")

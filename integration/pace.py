@@ -70,7 +70,9 @@ def own_seconds(begun: float, before: Reading, now: Reading) -> float:
         before: read before it began.
         now: read at its end.
     """
-    kept = sum(delay - before.delays.get(process, 0.0) for process, delay in now.delays.items())
+    kept = sum(
+        delay - before.delays.get(process, 0.0) for process, delay in now.delays.items()
+    )
     if now.ended != before.ended:
         kept = max(kept, now.pressure - before.pressure)
     return now.at - begun - max(0.0, kept)
@@ -98,24 +100,38 @@ class Pace:
             self._reading = read()
         before = self._reading
         yield
-        if time.monotonic() - begun > self._limit and item.get_closest_marker(_SLOW) is None:
+        if (
+            time.monotonic() - begun > self._limit
+            and item.get_closest_marker(_SLOW) is None
+        ):
             self._reading = read()
             took = own_seconds(begun, before, self._reading)
             if took > self._limit:
                 pytest.fail(
-                    f"took {took:.1f} s, over {self._limit:g}: make it shorter or mark it slow", pytrace=False
+                    f"took {took:.1f} s, over {self._limit:g}: make it shorter or mark it slow",
+                    pytrace=False,
                 )
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:
         """Fail a process that does not end, with the stack of each thread."""
-        faulthandler.dump_traceback_later(self._ends_within, exit=True, file=sys.__stderr__ or sys.stderr)
+        faulthandler.dump_traceback_later(
+            self._ends_within, exit=True, file=sys.__stderr__ or sys.stderr
+        )
 
 
 def _pressure() -> float:
     """Return the seconds so far in which something was ready to run and had no CPU, 0 where nobody counts them."""
     with suppress(OSError, ValueError, IndexError):
-        return int((_PROC / "pressure" / "cpu").read_text().splitlines()[0].rpartition("total=")[2]) / 1e6
+        return (
+            int(
+                (_PROC / "pressure" / "cpu")
+                .read_text()
+                .splitlines()[0]
+                .rpartition("total=")[2]
+            )
+            / 1e6
+        )
     return 0.0
 
 

@@ -37,7 +37,11 @@ class FakeChannel:
             raise self.error
         assert delivery_tag in self.unacked, "PRECONDITION_FAILED - unknown delivery tag"
         self.frames.append((delivery_tag, multiple))
-        covered = [tag for tag in self.unacked if tag <= delivery_tag] if multiple else [delivery_tag]
+        covered = (
+            [tag for tag in self.unacked if tag <= delivery_tag]
+            if multiple
+            else [delivery_tag]
+        )
         for tag in covered:
             del self.unacked[tag]
             self.acked.add(tag)
@@ -55,7 +59,9 @@ def delivery() -> Delivery:
     return Delivery(message=Message(destination="rabbitmq:/q", body=b""), received=0)
 
 
-async def carry_out(channel: Any, acks: Acks, tags: Sequence[int], acts: Sequence[tuple[int, Act]]) -> set[int]:
+async def carry_out(
+    channel: Any, acks: Acks, tags: Sequence[int], acts: Sequence[tuple[int, Act]]
+) -> set[int]:
     """Do something with each of the deliveries, in the order of the acts.
 
     Args:

@@ -97,7 +97,9 @@ def commands() -> str:
     """Return the page of commands: what each does, its arguments and its options, and how all of them end."""
     found = [(name, command, _parameters(command)) for name, command in verbs()]
     used = Counter(option for _, _, parameters in found for option in parameters.items())
-    shared = dict(option for option, count in reversed(used.most_common()) if count >= SHARED)
+    shared = dict(
+        option for option, count in reversed(used.most_common()) if count >= SHARED
+    )
     lines = [
         f"# Commands\n\nLook up a command, its arguments and its options. {_WRITTEN}",
         f"## Exit codes\n\n{_exit_codes()}",
@@ -109,8 +111,20 @@ def commands() -> str:
     for name, command, parameters in found:
         lines.append(f"## `{name}`\n\n{_paragraphs(command.help)}\n")
         own = [line for option, line in parameters.items() if shared.get(option) != line]
-        also = ", ".join(_together([option for option, line in parameters.items() if shared.get(option) == line]))
-        lines += [*own, f"* Also: {also}" if also else "", ""] if own else [f"Also: {also}\n" if also else ""]
+        also = ", ".join(
+            _together(
+                [
+                    option
+                    for option, line in parameters.items()
+                    if shared.get(option) == line
+                ]
+            )
+        )
+        lines += (
+            [*own, f"* Also: {also}" if also else "", ""]
+            if own
+            else [f"Also: {also}\n" if also else ""]
+        )
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 
 
@@ -139,7 +153,11 @@ def _below(command: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 def _parameters(command: Any) -> dict[str, str]:
     """Return a command's arguments and options by their names, each as an item of a list."""
-    return dict(_parameter(found) for found in command.params if not found.hidden and found.name != "help")
+    return dict(
+        _parameter(found)
+        for found in command.params
+        if not found.hidden and found.name != "help"
+    )
 
 
 def _parameter(found: Any) -> tuple[str, str]:
@@ -149,7 +167,10 @@ def _parameter(found: Any) -> tuple[str, str]:
         name = ", ".join(f"`{one}`" for one in (*found.opts, *found.secondary_opts))
     default = found.default
     shown = "" if default in (None, False, ()) or callable(default) else f" (`{default}`)"
-    return name, f"* {name}{' (*required*)' if found.required else shown}: {_plain(found.help or '')}"
+    return (
+        name,
+        f"* {name}{' (*required*)' if found.required else shown}: {_plain(found.help or '')}",
+    )
 
 
 def _exit_codes() -> str:
@@ -161,16 +182,18 @@ def _exit_codes() -> str:
         130: "Interrupted by Ctrl-C.",
     }
     table = "".join(f"* `{code}`: {said}\n" for code, said in rows.items())
-    return (
-        f"{table}\n`mqauth verify --lines` ends with 1 where any message was rejected, else with 3, else with 0.\n"
-    )
+    ends = "ends with 1 where any message was rejected, else with 3, else with 0."
+    return f"{table}\n`mqauth verify --lines` {ends}\n"
 
 
 def reasons() -> str:
     """Return the page of reasons and causes: what each means, and what to do."""
     head = f"# Reasons and causes\n\nLook up why a message was rejected, and what to do about it. {_WRITTEN}"
     forged = Counter(told.next for told in EXPLANATIONS.values()).most_common(1)[0][0]
-    legend = "".join(f"* *{word}* means: {advice[:1].lower()}{advice[1:]}\n" for advice, word in _ADVICE.items())
+    legend = "".join(
+        f"* *{word}* means: {advice[:1].lower()}{advice[1:]}\n"
+        for advice, word in _ADVICE.items()
+    )
     explained, step = "", ""
     for reason in Reason:
         told = EXPLANATIONS[reason]
@@ -178,7 +201,10 @@ def reasons() -> str:
         advice = _ADVICE.get(told.next, told.next)
         explained += f"* `{reason}`: {told.meaning}{'' if told.next == forged else f' *{advice}*'}\n"
         step = told.step
-    causes = "".join(f"* `{cause}`: {meaning}. *{look}.*\n" for cause, (meaning, look) in CAUSES.items())
+    causes = "".join(
+        f"* `{cause}`: {meaning}. *{look}.*\n"
+        for cause, (meaning, look) in CAUSES.items()
+    )
     return (
         f"{head}\n## Reasons\n\nA rejection is final: something is wrong with the message itself. Its dead "
         "letter names the reason in `mqauth-dead-reason`, its audit record in `reason`. Reasons stand under the "
@@ -200,13 +226,22 @@ CAUSES: Final[dict[Cause, tuple[str, str]]] = {
         "no key set of this issuer may still be used, or a key does not sign",
         "Look at the issuer and the way to it; of a producer at its keystore, HSM, service or authority",
     ),
-    Cause.KEY_PENDING: ("nobody knows the key yet, and the issuer cannot be asked", "Look at the issuer"),
-    Cause.REPLAY_STORE_UNAVAILABLE: ("the replay store does not answer; `detail` names it", "Look at the store"),
+    Cause.KEY_PENDING: (
+        "nobody knows the key yet, and the issuer cannot be asked",
+        "Look at the issuer",
+    ),
+    Cause.REPLAY_STORE_UNAVAILABLE: (
+        "the replay store does not answer; `detail` names it",
+        "Look at the store",
+    ),
     Cause.REPLAY_STORE_FULL: (
         "more live ids than it may hold, or no room on its disk",
         "More capacity or room, or shorter lives",
     ),
-    Cause.CLAIM_HELD: ("another consumer may still be handling it", "Nothing: it waits at most a lease (60 s)"),
+    Cause.CLAIM_HELD: (
+        "another consumer may still be handling it",
+        "Nothing: it waits at most a lease (60 s)",
+    ),
     Cause.POLICY_UNAVAILABLE: (
         "a policy of yours raised, or OPA gave no decision",
         "Look at that policy; `health()` names the agent",
@@ -215,7 +250,10 @@ CAUSES: Final[dict[Cause, tuple[str, str]]] = {
         '`at = "append"`, and the broker does not prove when it took the message',
         "LogAppendTime, or the interceptor; for messages of before that `without_evidence`",
     ),
-    Cause.AUDIT_UNAVAILABLE: ("the record was not written", "Look at the disk, or the sink"),
+    Cause.AUDIT_UNAVAILABLE: (
+        "the record was not written",
+        "Look at the disk, or the sink",
+    ),
     Cause.DEAD_LETTER_UNAVAILABLE: (
         "the letter was not confirmed: no such queue, full, refused, unreachable; `detail` has the verdict, too",
         "Look at the dead-letter queue or topic; a start warns where it is missing (`consumer.sink_missing`)",
@@ -237,7 +275,9 @@ CAUSES: Final[dict[Cause, tuple[str, str]]] = {
 def glossary() -> str:
     """Return the page of words: each term of the console, ``mqauth dlq`` and the manual, with its meaning."""
     head = f"# Glossary\n\nLook up a word of the console, of `mqauth dlq` and of this manual. {_WRITTEN}"
-    return f"{head}\n" + "".join(f"* **{term}**: {_plain(meaning)}\n" for term, meaning in sorted(TERMS.items()))
+    return f"{head}\n" + "".join(
+        f"* **{term}**: {_plain(meaning)}\n" for term, meaning in sorted(TERMS.items())
+    )
 
 
 class _Meter:
@@ -248,7 +288,11 @@ class _Meter:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         def create(metric: str, *, unit: str, description: str, **_rest: Any) -> None:
-            self.said[metric] = (name.removeprefix("create_").removeprefix("observable_"), unit, description)
+            self.said[metric] = (
+                name.removeprefix("create_").removeprefix("observable_"),
+                unit,
+                description,
+            )
 
         return create
 
@@ -260,7 +304,9 @@ def metrics() -> str:
     AuthorityTelemetry(meter)
     rows = "".join(
         f"* `{name}` ({kind}, `{unit}`; {_LABELS[name]}): {description}{_from(name)}\n"
-        for name, (kind, unit, description) in ((name, meter.said[name]) for name in METRICS)
+        for name, (kind, unit, description) in (
+            (name, meter.said[name]) for name in METRICS
+        )
     )
     return (
         f"# Metrics\n\nLook up what a metric counts, its unit and its labels. {_WRITTEN}\n"
@@ -291,7 +337,9 @@ def audit_schema() -> str:
     )
 
 
-def _members(prefix: str, schema: dict[str, Any], known: dict[str, Any], shown: dict[str, str]) -> Iterator[str]:
+def _members(
+    prefix: str, schema: dict[str, Any], known: dict[str, Any], shown: dict[str, str]
+) -> Iterator[str]:
     """Yield each member as an item of a list; members that one before has too are not told again."""
     for name, own in schema.get("properties", {}).items():
         said = known.get(own.get("$ref", "").rpartition("/")[2], {}) | own
@@ -308,7 +356,9 @@ def _members(prefix: str, schema: dict[str, Any], known: dict[str, Any], shown: 
 
 def _kind(said: dict[str, Any]) -> str:
     if "const" in said or "enum" in said:
-        return ", ".join(f"`{json.dumps(one)}`" for one in said.get("enum", [said.get("const")]))
+        return ", ".join(
+            f"`{json.dumps(one)}`" for one in said.get("enum", [said.get("const")])
+        )
     if "anyOf" in said and "type" not in said:
         return " or ".join(_kind(one) for one in said["anyOf"])
     kind = said.get("type", said.get("$ref", "").rpartition("/")[2])
@@ -317,10 +367,15 @@ def _kind(said: dict[str, Any]) -> str:
 
 def api() -> str:
     """Return the page of public names, by the module they are imported from."""
-    lines = [f"# API\n\nLook up a public name. {_WRITTEN}", "What is not listed here may change in any release.\n"]
+    lines = [
+        f"# API\n\nLook up a public name. {_WRITTEN}",
+        "What is not listed here may change in any release.\n",
+    ]
     told: dict[str, str] = {}
     for door in DOORS:
-        with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
+        with (
+            warnings.catch_warnings()
+        ):  # kafka-python reads its schemas by a deprecated function
             warnings.simplefilter("ignore", DeprecationWarning)
             module = importlib.import_module(door)
         lines.append(f"## `{door}`\n\n{_first(module.__doc__)}\n")
@@ -331,7 +386,9 @@ def api() -> str:
                 lines += [line, *options(getattr(module, name))]
             else:
                 alike.setdefault(told[line], []).append(f"`{name}`")
-        lines += [f"* As in `{above}`: {', '.join(names)}" for above, names in alike.items()]
+        lines += [
+            f"* As in `{above}`: {', '.join(names)}" for above, names in alike.items()
+        ]
         lines.append("")
     return "\n".join(lines)
 
@@ -358,7 +415,10 @@ def _signature(found: Any) -> str:
     except (TypeError, ValueError):
         return ""
     plain = [
-        each.replace(annotation=each.empty, default="..." if each.default is not each.empty else each.empty)
+        each.replace(
+            annotation=each.empty,
+            default="..." if each.default is not each.empty else each.empty,
+        )
         for each in parameters
     ]
     return str(inspect.Signature(plain)).replace("'...'", "...")
@@ -369,7 +429,11 @@ def _public_members(kind: type) -> Iterator[str]:
     for name in sorted(dir(kind)):
         owner = next((each for each in kind.__mro__ if name in vars(each)), object)
         if not name.startswith("_") and owner.__module__.startswith("mqauth"):
-            yield name + (_signature(getattr(kind, name)) if inspect.isroutine(getattr(kind, name)) else "")
+            yield name + (
+                _signature(getattr(kind, name))
+                if inspect.isroutine(getattr(kind, name))
+                else ""
+            )
 
 
 def options(found: Any) -> list[str]:
@@ -378,8 +442,13 @@ def options(found: Any) -> list[str]:
         return []
     # From Python 3.13 on the compiler takes the indentation away.
     listed = inspect.cleandoc(found.__doc__ or "").partition("Attributes:\n")[2]
-    items = re.findall(r"^ {4}(\w+): (.+?)(?=^ {4}\w|\Z)", listed, re.DOTALL | re.MULTILINE)
-    return [f"  * `{name}`: {_plain(text).removesuffix('.').replace('``', '`')}" for name, text in items]
+    items = re.findall(
+        r"^ {4}(\w+): (.+?)(?=^ {4}\w|\Z)", listed, re.DOTALL | re.MULTILINE
+    )
+    return [
+        f"  * `{name}`: {_plain(text).removesuffix('.').replace('``', '`')}"
+        for name, text in items
+    ]
 
 
 def public_names(module: Any) -> list[str]:
@@ -389,7 +458,9 @@ def public_names(module: Any) -> list[str]:
     return [
         name
         for name, found in vars(module).items()
-        if not name.startswith("_") and getattr(found, "__module__", None) == module.__name__ and callable(found)
+        if not name.startswith("_")
+        and getattr(found, "__module__", None) == module.__name__
+        and callable(found)
     ]
 
 
@@ -419,7 +490,8 @@ def attacks() -> str:
     """Return the page of attacks: each class, and what stands for it."""
     head = f"# Attacks\n\nLook up what [the attack suite](../how-to/attack-your-consumer.md) tries. {_WRITTEN}"
     classes = "".join(
-        f"{one.number}. {_plain(one.story)} ({_plain(one.source)}){_held(one.elsewhere)}\n" for one in CLASSES
+        f"{one.number}. {_plain(one.story)} ({_plain(one.source)}){_held(one.elsewhere)}\n"
+        for one in CLASSES
     )
     return (
         f"{head}\n## Classes\n\nEach class has where it was seen; the suite's report names its attacks. The test "
@@ -430,7 +502,9 @@ def attacks() -> str:
 
 def _held(elsewhere: str) -> str:
     return (
-        f": `{elsewhere.rpartition('::')[2]}`" if "::" in elsewhere else f": {_plain(elsewhere)}" * bool(elsewhere)
+        f": `{elsewhere.rpartition('::')[2]}`"
+        if "::" in elsewhere
+        else f": {_plain(elsewhere)}" * bool(elsewhere)
     )
 
 
@@ -456,7 +530,10 @@ def write() -> None:
     settings.write()
     clients = FOLDER.parent / "clients.md"
     before, start, rest = clients.read_text("utf-8").partition(CAPABILITIES)
-    clients.write_text(f"{before}{start}\n{table.page()}\n## {rest.partition(chr(10) + '## ')[2]}", "utf-8")
+    clients.write_text(
+        f"{before}{start}\n{table.page()}\n## {rest.partition(chr(10) + '## ')[2]}",
+        "utf-8",
+    )
     for name, page in PAGES.items():
         (FOLDER / name).write_text(page(), "utf-8")
     SIGNATURES.write_text(signatures(), "utf-8")

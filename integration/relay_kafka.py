@@ -62,8 +62,12 @@ class Relay:
                 client, _ = self._listener.accept()
                 broker = socket.create_connection((HOST.decode(), self._port))
                 self._sockets += [client, broker]
-                threading.Thread(target=self._pump, args=(client, broker), daemon=True).start()
-                threading.Thread(target=self._pump_answers, args=(broker, client), daemon=True).start()
+                threading.Thread(
+                    target=self._pump, args=(client, broker), daemon=True
+                ).start()
+                threading.Thread(
+                    target=self._pump_answers, args=(broker, client), daemon=True
+                ).start()
 
     def _pump(self, client: socket.socket, broker: socket.socket) -> None:
         """Pass on what the client sends."""
@@ -75,7 +79,9 @@ class Relay:
 
     def _pump_answers(self, broker: socket.socket, client: socket.socket) -> None:
         """Pass on what the broker answers, one answer at a time, so that no port and no swap is cut in two."""
-        ours, theirs = (HOST + struct.pack(">i", port) for port in (self._mine, self._port))
+        ours, theirs = (
+            HOST + struct.pack(">i", port) for port in (self._mine, self._port)
+        )
         with suppress(OSError, EOFError):
             while True:
                 size = _exactly(broker, 4)

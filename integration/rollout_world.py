@@ -97,18 +97,27 @@ class Live:
         managed: whether times are those that senders wrote, since the broker's configuration is not ours.
     """
 
-    def __init__(self, client: str, url: str, forge: Forge, *, managed: bool = False) -> None:
+    def __init__(
+        self, client: str, url: str, forge: Forge, *, managed: bool = False
+    ) -> None:
         self.client, self.url = client, url
         self.on_kafka = client.startswith("kafka")
         self._forge = forge
         evidence = "" if self.on_kafka else '\nappend_evidence = "interceptor"'
         self.times = CONSUME if managed else APPEND + evidence
         stamps = {} if managed else {"message.timestamp.type": "LogAppendTime"}
-        self.lane: Any = KafkaLane(url, partitions=3, config=stamps) if self.on_kafka else RabbitMQLane(url)
+        self.lane: Any = (
+            KafkaLane(url, partitions=3, config=stamps)
+            if self.on_kafka
+            else RabbitMQLane(url)
+        )
         self.destination = self.lane.destination
         stage = self.lane.stage
         self.scope = stage.group if self.on_kafka else stage.queue
-        self._source, self._dead = stage.topic if self.on_kafka else stage.queue, stage.dead
+        self._source, self._dead = (
+            stage.topic if self.on_kafka else stage.queue,
+            stage.dead,
+        )
         self.close = self.lane.close
 
     def publish(self, app: str, bodies: Sequence[bytes], how: str) -> None:
@@ -116,18 +125,25 @@ class Live:
         named: dict[str, Any] = {"properties": {"app-id": app}}
         if self.on_kafka:
             named = {"headers": (("app-id", app.encode()),)}
-        messages = [Message(destination=self.destination, body=body, **named) for body in bodies]
+        messages = [
+            Message(destination=self.destination, body=body, **named) for body in bodies
+        ]
         if how != SILENT:
             messages = self._forge.signer().sign_many(messages)
         if how == STRIPPED:
             tokens = (TOKEN_HEADER,)
             messages = [
-                replace(each, headers=tuple(pair for pair in each.headers if pair[0] not in tokens))
+                replace(
+                    each,
+                    headers=tuple(pair for pair in each.headers if pair[0] not in tokens),
+                )
                 for each in messages
             ]
         self.lane.inject(messages)
 
-    def consuming(self, guard: Pipeline, handler: Any, unverified: Any) -> AbstractContextManager[Any]:
+    def consuming(
+        self, guard: Pipeline, handler: Any, unverified: Any
+    ) -> AbstractContextManager[Any]:
         """Consume within a ``with`` block, then stop in order."""
         wiring = Wiring(
             url=self.url, source=self._source, dead=self._dead, scope=self.scope, guard=guard, handler=handler,
@@ -138,9 +154,13 @@ class Live:
     def letters(self) -> Counter[tuple[bytes, str]]:
         """Return the bodies and reasons of all dead letters so far."""
         told = [
-            (letter.body or b"", letter.occurrences("mqauth-dead-reason")[0]) for letter in self.lane.letters()
+            (letter.body or b"", letter.occurrences("mqauth-dead-reason")[0])
+            for letter in self.lane.letters()
         ]
-        return Counter((body, why.decode() if isinstance(why, bytes) else str(why)) for body, why in told)
+        return Counter(
+            (body, why.decode() if isinstance(why, bytes) else str(why))
+            for body, why in told
+        )
 
 
 class Ladder:
@@ -154,7 +174,14 @@ class Ladder:
         clock: of the consumer and of the command.
     """
 
-    def __init__(self, live: Live, folder: Path, patch: pytest.MonkeyPatch, forge: Forge, clock: Shifted) -> None:
+    def __init__(
+        self,
+        live: Live,
+        folder: Path,
+        patch: pytest.MonkeyPatch,
+        forge: Forge,
+        clock: Shifted,
+    ) -> None:
         self.live = live
         self.place = live.destination
         self.clock = clock
@@ -162,17 +189,32 @@ class Ladder:
         self.sent: dict[bytes, tuple[str, str]] = {}
         self.runs: list[Run] = []
         self.alerts: list[Alert] = []
-        self.signing = {"orders-api": SIGNS, "crm-export": SILENT, "web-shop": SILENT, "till-7": SILENT}
+        self.signing = {
+            "orders-api": SIGNS,
+            "crm-export": SILENT,
+            "web-shop": SILENT,
+            "till-7": SILENT,
+        }
         self._lock = threading.Lock()
         patch.setattr(rollout_command, "_now", self.clock.now)
         (folder / "jwks.json").write_text(json.dumps(dump_key_set(forge.keys)))
         today = datetime.now(UTC).date()
         term = {"since": today - timedelta(days=4), "until": today + timedelta(days=60)}
         found = urlsplit(live.url)
-        login = 'user = "guest"\npassword_env = "MQAUTH_TEST_PASSWORD"\n' if found.password else ""
+        login = (
+            'user = "guest"\npassword_env = "MQAUTH_TEST_PASSWORD"\n'
+            if found.password
+            else ""
+        )
         patch.setenv("MQAUTH_TEST_PASSWORD", found.password or "")
         url = found._replace(netloc=found.netloc.rpartition("@")[2]).geturl()
-        facts = {"place": self.place, "times": live.times, "url": url, "login": login, "scope": live.scope}
+        facts = {
+            "place": self.place,
+            "times": live.times,
+            "url": url,
+            "login": login,
+            "scope": live.scope,
+        }
         self.file.write_text(_FILE.format(**facts, **term), "utf-8")
 
     # Producers
@@ -189,7 +231,8 @@ class Ladder:
     def traffic(self, each: int) -> Iterator[None]:
         """Have each producer publish so many messages, in its own way, while the block runs."""
         threads = [
-            threading.Thread(target=self.publish, args=(app, each, how)) for app, how in self.signing.items()
+            threading.Thread(target=self.publish, args=(app, each, how))
+            for app, how in self.signing.items()
         ]
         for thread in threads:
             thread.start()
@@ -206,7 +249,9 @@ class Ladder:
         """Start a consumer with the configuration as it is now; without old code it has one handler."""
         guard = load(self.file, clock=self.clock, on_alert=self.alerts.append).pipeline
         try:
-            with self.live.consuming(guard, self.take_verified, self.take_unverified if old_code else None):
+            with self.live.consuming(
+                guard, self.take_verified, self.take_unverified if old_code else None
+            ):
                 yield guard
         finally:
             guard.audit.close()  # type: ignore[union-attr]
@@ -273,9 +318,19 @@ class Ladder:
     @property
     def rung(self) -> str:
         """The rung in the file."""
-        (line,) = [line for line in self.file.read_text("utf-8").splitlines() if line.startswith("rung")]
+        (line,) = [
+            line
+            for line in self.file.read_text("utf-8").splitlines()
+            if line.startswith("rung")
+        ]
         return line.partition('"')[2].partition('"')[0]
 
     def unsigned(self, runs: Sequence[Run]) -> dict[str, int]:
         """Return how many unsigned messages of each producer are among some runs."""
-        return dict(Counter(self.sent[found.body][0] for found in runs if found.would == "token_missing"))
+        return dict(
+            Counter(
+                self.sent[found.body][0]
+                for found in runs
+                if found.would == "token_missing"
+            )
+        )

@@ -20,9 +20,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from integration import pace, scale
-from integration.services import UnavailableError, keycloak, prepare_all, prometheus, softhsm, spire, valgrind
+from integration.services import (
+    UnavailableError,
+    keycloak,
+    prepare_all,
+    prometheus,
+    softhsm,
+    spire,
+    valgrind,
+)
 from integration.services.compose import RUN_VARIABLE
-from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
+from integration.services.machine import (
+    CommandError,
+    cache_folder,
+    docker_answers,
+    run,
+    say,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPUTING = 1
@@ -70,7 +84,11 @@ class _Counts:
     skipped: int = 0
 
     def __add__(self, other: _Counts) -> _Counts:
-        return _Counts(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
+        return _Counts(
+            self.passed + other.passed,
+            self.failed + other.failed,
+            self.skipped + other.skipped,
+        )
 
     def line(self) -> str:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
@@ -101,7 +119,10 @@ def unit_tests() -> list[Group]:
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         file = path.relative_to(ROOT).as_posix()
         groups[zlib.crc32(file.encode()) % UNIT_GROUPS + 1].append(file)
-    return [Group(f"units-{number}", tuple(files), computes=True) for number, files in sorted(groups.items())]
+    return [
+        Group(f"units-{number}", tuple(files), computes=True)
+        for number, files in sorted(groups.items())
+    ]
 
 
 def cluster_tests() -> list[Group]:
@@ -115,8 +136,13 @@ def integration_tests(*, quick: bool = False) -> list[Group]:
     Args:
         quick: only those of the first client of each broker, and of what all clients share.
     """
-    left_out = (_NOT_QUICK if quick else set()) | (set() if scale.is_nightly() else _NIGHTLY)
-    left = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "integration").rglob("test_*.py"))
+    left_out = (_NOT_QUICK if quick else set()) | (
+        set() if scale.is_nightly() else _NIGHTLY
+    )
+    left = sorted(
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "integration").rglob("test_*.py")
+    )
     groups = []
     for name, pattern in _GROUPS.items():
         mine = tuple(file for file in left if re.match(pattern, file))
@@ -126,7 +152,9 @@ def integration_tests(*, quick: bool = False) -> list[Group]:
     return [group for group in groups if group.files and group.name not in left_out]
 
 
-def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: Sequence[str]) -> int:
+def run_tests(
+    units: Sequence[Group], integration: Sequence[Group], arguments: Sequence[str]
+) -> int:
     """Run pytest on each group, several at once, print the sum as the last lines, and return the exit code.
 
     Tests on real services mostly wait, so that some of them, and some that compute, go side by side.
@@ -153,7 +181,10 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
     left = _settled(run_id)
     for line in left:
         say(f"left running: {line}")
-    print("nothing is left running" if not left else "not everything was stopped", flush=True)
+    print(
+        "nothing is left running" if not left else "not everything was stopped",
+        flush=True,
+    )
     if not total.passed + total.failed:
         say("error: no test ran")
     print(total.line(), flush=True)
@@ -165,11 +196,15 @@ def _marked() -> str:
     os.environ[RUN_VARIABLE] = run_id = secrets.token_hex(6)
     os.environ[pace.BESIDE_OTHERS] = "1"
     os.environ.setdefault("JDK_JAVA_OPTIONS", _JAVA_OPTIONS)
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each session and command would compile the same modules
+    os.environ.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # each session and command would compile the same modules
     return run_id
 
 
-def run_sessions(sessions: Sequence[Session], *, at_once: int = COMPUTING + WAITING) -> _Counts:
+def run_sessions(
+    sessions: Sequence[Session], *, at_once: int = COMPUTING + WAITING
+) -> _Counts:
     """Run sessions, so many at a time, print what each wrote when it has ended, and sum them up.
 
     An interrupt is passed on to those that run, and their services are given time to stop; the rest is not begun.
@@ -194,21 +229,30 @@ def run_sessions(sessions: Sequence[Session], *, at_once: int = COMPUTING + WAIT
 def next_session(waiting: Sequence[Session], running: Sequence[Session]) -> Session:
     """Return which session begins: one that computes until there are enough, else one that waits, if any does."""
     enough = sum(session.group.computes for session in running) >= COMPUTING
-    return next((session for session in waiting if session.group.computes != enough), waiting[0])
+    return next(
+        (session for session in waiting if session.group.computes != enough), waiting[0]
+    )
 
 
 def _interrupt(running: Sequence[Session]) -> None:
     """Stop sessions that a Ctrl-C in their terminal has not told already."""
     deadline = time.monotonic() + _TERMINAL_TELLS_WITHIN
     with suppress(KeyboardInterrupt):
-        while time.monotonic() < deadline and not all(session.ended for session in running):
+        while time.monotonic() < deadline and not all(
+            session.ended for session in running
+        ):
             time.sleep(_LOOK_EVERY)
     for session in running:
         session.interrupt()
 
 
 def _hanging() -> tuple[str, ...]:
-    return "-o", f"faulthandler_timeout={HANGS_AFTER}", "-o", "faulthandler_exit_on_timeout=true"
+    return (
+        "-o",
+        f"faulthandler_timeout={HANGS_AFTER}",
+        "-o",
+        "faulthandler_exit_on_timeout=true",
+    )
 
 
 class Session:
@@ -251,12 +295,16 @@ class Session:
         say(f"== {self.group.name}: begins")
         self._began = time.monotonic()
         with self._output.open("wb") as output:
-            self._child = subprocess.Popen(self._command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+            self._child = subprocess.Popen(
+                self._command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+            )
 
     def interrupt(self) -> None:
         """Ask it to stop."""
         if self._child is not None:
-            self._child.send_signal(signal.SIGTERM)  # nothing happens to one that has ended
+            self._child.send_signal(
+                signal.SIGTERM
+            )  # nothing happens to one that has ended
 
     def finish(self) -> _Counts:
         """Print what it wrote and return its counts; one that broke off counts as a failure more."""
@@ -311,8 +359,15 @@ def _processes(run_id: str) -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it may have just ended, or be another user's
-            if int(entry.name) != os.getpid() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if int(entry.name) != os.getpid() and mark in (
+                entry / "environ"
+            ).read_bytes().split(b"\0"):
+                words = (
+                    (entry / "cmdline")
+                    .read_bytes()
+                    .replace(b"\0", b" ")
+                    .decode(errors="replace")
+                )
                 found.append(f"process {entry.name}: {words[:120]}")
     return found
 
@@ -326,6 +381,8 @@ def _containers(run_id: str) -> list[str]:
     if not docker_answers():
         return []
     try:
-        return run(["docker", "ps", "-aq", "--filter", f"name=mqauth-{run_id}"], timeout=60).splitlines()
+        return run(
+            ["docker", "ps", "-aq", "--filter", f"name=mqauth-{run_id}"], timeout=60
+        ).splitlines()
     except CommandError as failed:
         return [str(failed)]

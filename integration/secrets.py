@@ -16,10 +16,14 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 PATTERNS: Final = {
     # with a line of the key behind it: a program may name the first line alone
-    "private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+(?:\+|\\n)?[A-Za-z0-9+/=]{32}"),
+    "private key": re.compile(
+        rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+(?:\+|\\n)?[A-Za-z0-9+/=]{32}"
+    ),
     "private key in a JWK": re.compile(rb'"d"\s*:\s*"[A-Za-z0-9_-]{40,}"'),
     "key of AWS": re.compile(rb"\bAKIA[0-9A-Z]{16}\b"),
-    "token of GitHub": re.compile(rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22,})\b"),
+    "token of GitHub": re.compile(
+        rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22,})\b"
+    ),
     "token of GitLab": re.compile(rb"\bglpat-[A-Za-z0-9_-]{20,}"),
     "token of PyPI": re.compile(rb"\bpypi-AgE[A-Za-z0-9_-]{50,}"),
     "token of npm": re.compile(rb"\bnpm_[A-Za-z0-9]{36}\b"),
@@ -40,19 +44,27 @@ def in_files(root: Path = ROOT) -> Iterator[str]:
     for name in _git(root, "ls-files", "-z").split(b"\0"):
         path = root / name.decode()
         if name and path.is_file():
-            yield from (f"{name.decode()}: {what}" for what in found_in(path.read_bytes()))
+            yield from (
+                f"{name.decode()}: {what}" for what in found_in(path.read_bytes())
+            )
 
 
 def in_history(root: Path = ROOT) -> Iterator[str]:
     """Yield commit and kind of each secret that a commit added, wherever a branch or tag leads."""
     for commit in _git(root, "rev-list", "--all").decode().split():
-        added = _git(root, "show", "--format=", "--unified=0", "--no-textconv", "-m", commit)
-        lines = b"\n".join(line[1:] for line in added.splitlines() if line.startswith(b"+"))
+        added = _git(
+            root, "show", "--format=", "--unified=0", "--no-textconv", "-m", commit
+        )
+        lines = b"\n".join(
+            line[1:] for line in added.splitlines() if line.startswith(b"+")
+        )
         yield from (f"{commit}: {what}" for what in found_in(lines))
 
 
 def _git(root: Path, *arguments: str) -> bytes:
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True).stdout
+    return subprocess.run(
+        ["git", *arguments], cwd=root, capture_output=True, check=True
+    ).stdout
 
 
 def main(arguments: list[str]) -> int:

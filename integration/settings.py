@@ -59,8 +59,16 @@ def page() -> str:
     """Return the reference page."""
     parts, told = [_HEAD], dict[str, str]()
     for title, said, found in (
-        ("mqauth.toml", "The file that `mqauth.load` and most commands read.", schema_of(FileSettings)),
-        ("--oidc FILE", "How people log in to `mqauth console`.", schema_of(OIDCSettings)),
+        (
+            "mqauth.toml",
+            "The file that `mqauth.load` and most commands read.",
+            schema_of(FileSettings),
+        ),
+        (
+            "--oidc FILE",
+            "How people log in to `mqauth console`.",
+            schema_of(OIDCSettings),
+        ),
     ):
         parts.append(f"## `{title}`\n\n{said}\n")
         parts += _tables("", found, told)
@@ -84,9 +92,14 @@ def _tables(name: str, table: Mapping[str, Any], told: dict[str, str]) -> Iterat
     alike: dict[str, list[str]] = {}
     for key, row in rows.items():
         alike.setdefault(told.get(row, ""), []).append(key)
-    short = {place: keys for place, keys in alike.items() if place and len(keys) >= _ALIKE}
+    short = {
+        place: keys for place, keys in alike.items() if place and len(keys) >= _ALIKE
+    }
     lines = [row for row in rows.values() if told.get(row, "") not in short]
-    lines += [f"* {', '.join(f'`{key}`' for key in keys)}: as in {place}\n" for place, keys in short.items()]
+    lines += [
+        f"* {', '.join(f'`{key}`' for key in keys)}: as in {place}\n"
+        for place, keys in short.items()
+    ]
     if lines:
         yield "".join(lines)
     for row in rows.values():
@@ -119,19 +132,31 @@ def _row(table: str, key: str, said: Mapping[str, Any], required: bool) -> str:
     kind, unit = _type(said), of(UNITS, table, key) or ""
     bounds = " ".join(part for part in (_bounds(said), unit) if part)
     default = f", default `{json.dumps(said['default'])}`" if said.get("default") else ""
-    example = f" Example: `{toml(of(EXAMPLES, table, key))}`" if kind.startswith(_SHOWN) else ""
-    shape = f"{kind}, {bounds}" if bounds and kind != "name" and bounds != "seconds" else kind
+    example = (
+        f" Example: `{toml(of(EXAMPLES, table, key))}`" if kind.startswith(_SHOWN) else ""
+    )
+    shape = (
+        f"{kind}, {bounds}" if bounds and kind != "name" and bounds != "seconds" else kind
+    )
     return f"* `{key}` ({shape}{', *required*' if required else default}): {said['description']}{example}\n"
 
 
 def toml(value: Any) -> str:
     """Return a value as TOML writes it."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(name)} = {toml(one)}" for name, one in value.items()) + " }"
+        return (
+            "{ "
+            + ", ".join(
+                f"{json.dumps(name)} = {toml(one)}" for name, one in value.items()
+            )
+            + " }"
+        )
     if isinstance(value, list):
         return f"[{', '.join(map(toml, value))}]"
     # A day has no quotes in TOML.
-    return value if isinstance(value, str) and _DAY.fullmatch(value) else json.dumps(value)
+    return (
+        value if isinstance(value, str) and _DAY.fullmatch(value) else json.dumps(value)
+    )
 
 
 def _type(said: Mapping[str, Any]) -> str:
@@ -163,7 +188,9 @@ def _bounds(said: Mapping[str, Any]) -> str:
         return f"{said['minimum']:,g} to {said['maximum']:,g}"
     if "maxLength" in said:
         return f"{said['minLength']} to {said['maxLength']} characters"
-    least = [said[name] for name in ("minimum", "minItems", "minProperties") if name in said]
+    least = [
+        said[name] for name in ("minimum", "minItems", "minProperties") if name in said
+    ]
     return f"at least {least[0]:,}" if least and least[0] != 1 else ""
 
 

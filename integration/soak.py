@@ -71,8 +71,13 @@ class Ledger:
 
     def missing(self) -> list[bytes]:
         """Return what was sent and is nowhere."""
-        sent = [*(b"h%d" % n for n in range(self.honest)), *(b"f%d" % n for n in range(self.forged))]
-        return [body for body in sent if body not in self.runs and body not in self.buried]
+        sent = [
+            *(b"h%d" % n for n in range(self.honest)),
+            *(b"f%d" % n for n in range(self.forged)),
+        ]
+        return [
+            body for body in sent if body not in self.runs and body not in self.buried
+        ]
 
     def count(self, broker: str, row: str) -> Count:
         """Return the sums."""
@@ -182,7 +187,9 @@ class Soak:
         """Publish at half the rate, without making up for what an outage cost."""
         due = time.monotonic()
         while not self._over.is_set():
-            self._driver.publish(*self.ledger.next_bodies(max(1, round(self.rate / 2 * BATCH))))
+            self._driver.publish(
+                *self.ledger.next_bodies(max(1, round(self.rate / 2 * BATCH)))
+            )
             due = max(due + BATCH, time.monotonic() - BATCH)
             self._over.wait(max(0.0, due - time.monotonic()))
 
@@ -190,8 +197,13 @@ class Soak:
         """Break one thing after the other."""
         began, faults = time.monotonic(), self._driver.faults()
         while not self._over.wait(self._random.uniform(*CALM)):
-            name, seconds = self._random.choice(sorted(faults)), self._random.uniform(*OUTAGE)
-            _say(f"{time.monotonic() - began:6.0f} s  {name} ({seconds:.0f} s), sent {self.ledger.sent}")
+            name, seconds = (
+                self._random.choice(sorted(faults)),
+                self._random.uniform(*OUTAGE),
+            )
+            _say(
+                f"{time.monotonic() - began:6.0f} s  {name} ({seconds:.0f} s), sent {self.ledger.sent}"
+            )
             faults[name](seconds)
             self.done[name] += 1
 
@@ -226,7 +238,9 @@ def soak(broker: str, *, minutes: float, seed: int) -> bool:
     driver = DRIVERS[broker]()
     try:
         run = Soak(driver, minutes=minutes, seed=seed)
-        _say(f"{broker}: {run.measure():.0f} messages/s at most; {minutes:g} minutes at half of it, seed {seed}")
+        _say(
+            f"{broker}: {run.measure():.0f} messages/s at most; {minutes:g} minutes at half of it, seed {seed}"
+        )
         found = run.run()
     finally:
         driver.close()
@@ -236,14 +250,20 @@ def soak(broker: str, *, minutes: float, seed: int) -> bool:
 
 def main() -> int:
     """Soak the brokers asked for, one after the other."""
-    parser = argparse.ArgumentParser(prog="python -m integration.soak", description=main.__doc__)
-    parser.add_argument("--minutes", type=float, default=30.0, help="of publishing, each broker")
+    parser = argparse.ArgumentParser(
+        prog="python -m integration.soak", description=main.__doc__
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="of publishing, each broker"
+    )
     parser.add_argument("--broker", choices=[*DRIVERS, "both"], default="both")
     parser.add_argument("--seed", type=int, default=1, help="of the faults")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)  # clients tell of every connection refused
     wanted = [*DRIVERS] if arguments.broker == "both" else [arguments.broker]
-    fine = [soak(broker, minutes=arguments.minutes, seed=arguments.seed) for broker in wanted]
+    fine = [
+        soak(broker, minutes=arguments.minutes, seed=arguments.seed) for broker in wanted
+    ]
     return 0 if all(fine) else 1
 
 

@@ -108,7 +108,11 @@ class Driver(ABC):
         self._processes: dict[str, Process] = {}
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         with patch.dict(os.environ):
-            for variable in ("MQAUTH_REDIS_URL", "MQAUTH_KAFKA_URL", "MQAUTH_RABBITMQ_URL"):
+            for variable in (
+                "MQAUTH_REDIS_URL",
+                "MQAUTH_KAFKA_URL",
+                "MQAUTH_RABBITMQ_URL",
+            ):
                 os.environ.pop(variable, None)
             self._broker: Any = self._stack.enter_context(self.launch())
             self._redis = self._stack.enter_context(Redis.launch())
@@ -143,7 +147,9 @@ class Driver(ABC):
 
     def handled(self) -> Iterable[bytes]:
         """Return the body of each handler run since the last call."""
-        return [body for process in self._processes.values() for body in process.handled()]
+        return [
+            body for process in self._processes.values() for body in process.handled()
+        ]
 
     def processes(self) -> Mapping[str, int]:
         """Return the consumer processes there are: a name that outlives a restart, and the process id."""
@@ -153,7 +159,9 @@ class Driver(ABC):
         """Return the faults by name: each breaks something for so many seconds and mends it again."""
         broker, redis, hunted = self._broker, self._redis, self._processes["hunted"]
 
-        def away(end: Callable[[], None], start: Callable[[], None]) -> Callable[[float], None]:
+        def away(
+            end: Callable[[], None], start: Callable[[], None]
+        ) -> Callable[[float], None]:
             def fault(seconds: float) -> None:
                 end()
                 time.sleep(seconds)
@@ -190,7 +198,9 @@ class RabbitMQDriver(Driver):
     def launch(self) -> Any:
         """Return a RabbitMQ that stamps what it receives, and an event loop for it."""
         # aio-pika's own.
-        warnings.filterwarnings("ignore", "coroutine 'Connection.close' was never awaited")
+        warnings.filterwarnings(
+            "ignore", "coroutine 'Connection.close' was never awaited"
+        )
         self._taking = threading.Lock()
         self._seen: set[str | None] = set()
         return RabbitMQ.launch(extra_config=[INTERCEPTOR])
@@ -215,7 +225,9 @@ class RabbitMQDriver(Driver):
 
         self._scene.call(publish())
 
-    async def _confirmed(self, publish: Callable[[bytes], Coroutine[Any, Any, Any]], body: bytes) -> None:
+    async def _confirmed(
+        self, publish: Callable[[bytes], Coroutine[Any, Any, Any]], body: bytes
+    ) -> None:
         while True:
             try:
                 async with asyncio.timeout(10):
@@ -227,12 +239,16 @@ class RabbitMQDriver(Driver):
                 return
 
     async def _signed(self, body: bytes) -> None:
-        producer = rabbitmq.Producer(self._scene.publishing.default_exchange, self._scene.forge.signer())
+        producer = rabbitmq.Producer(
+            self._scene.publishing.default_exchange, self._scene.forge.signer()
+        )
         await producer.publish(aio_pika.Message(body, delivery_mode=2), self._scene.name)
 
     async def _unsigned(self, body: bytes) -> None:
         exchange = self._scene.publishing.default_exchange
-        result = await exchange.publish(aio_pika.Message(body, delivery_mode=2), self._scene.name)
+        result = await exchange.publish(
+            aio_pika.Message(body, delivery_mode=2), self._scene.name
+        )
         # It was returned: aio-pika raises nothing.
         if not isinstance(result, commands.Basic.Ack):
             raise TimeoutError
@@ -242,12 +258,21 @@ class RabbitMQDriver(Driver):
         found: list[Letter] = []
 
         async def take() -> None:
-            async with asyncio.timeout(GLANCE), await aio_pika.connect(self._broker.url) as connection:
-                queue = await (await connection.channel()).get_queue(self._scene.dead, ensure=False)
+            async with (
+                asyncio.timeout(GLANCE),
+                await aio_pika.connect(self._broker.url) as connection,
+            ):
+                queue = await (await connection.channel()).get_queue(
+                    self._scene.dead, ensure=False
+                )
                 while (letter := await queue.get(fail=False)) is not None:
                     if letter.message_id not in self._seen:
                         self._seen.add(letter.message_id)
-                        found.append(Letter.of(rabbitmq.from_native(letter, queue=self._scene.dead)))
+                        found.append(
+                            Letter.of(
+                                rabbitmq.from_native(letter, queue=self._scene.dead)
+                            )
+                        )
                     await letter.ack()
 
         with self._taking, suppress(*LOST, TimeoutError, RuntimeError):
@@ -261,7 +286,9 @@ class RabbitMQDriver(Driver):
             while True:
                 try:
                     async with await aio_pika.connect(self._broker.url) as connection:
-                        await (await connection.channel()).queue_delete(self._scene.dead, if_empty=True)
+                        await (await connection.channel()).queue_delete(
+                            self._scene.dead, if_empty=True
+                        )
                 except aio_pika.exceptions.ChannelPreconditionFailed:
                     await asyncio.sleep(AGAIN)
                 else:
@@ -273,8 +300,13 @@ class RabbitMQDriver(Driver):
 
     async def _declare_dead(self, name: str) -> None:
         async with await aio_pika.connect(self._broker.url) as connection:
-            arguments: dict[str, Any] = {"x-queue-type": "classic", "x-overflow": "reject-publish"}
-            await (await connection.channel()).declare_queue(name, durable=True, arguments=arguments)
+            arguments: dict[str, Any] = {
+                "x-queue-type": "classic",
+                "x-overflow": "reject-publish",
+            }
+            await (await connection.channel()).declare_queue(
+                name, durable=True, arguments=arguments
+            )
 
 
 class KafkaDriver(Driver):
@@ -290,20 +322,34 @@ class KafkaDriver(Driver):
 
     def scene(self) -> kafka_scene.Scene:
         """Return a source of four partitions."""
-        scene = kafka_scene.Scene(self._broker.url, self._folder, partitions=4, lifetime=600)
+        scene = kafka_scene.Scene(
+            self._broker.url, self._folder, partitions=4, lifetime=600
+        )
         self._producer = kafka.Producer(scene.publishing, scene.forge.signer())
         return scene
 
     def publish(self, honest: Sequence[bytes], forged: Sequence[bytes]) -> None:
         """Publish these over all partitions, each again until it is confirmed."""
-        waiting: list[tuple[Any, bytes]] = [(self._producer.send, body) for body in honest]
+        waiting: list[tuple[Any, bytes]] = [
+            (self._producer.send, body) for body in honest
+        ]
         waiting += [(self._scene.publishing.send, body) for body in forged]
         while waiting:
             sent, again = [], []
             for number, (send, body) in enumerate(waiting):
                 partition = number % len(self._scene.places)
                 try:
-                    sent.append(((send, body), send(self._scene.name, value=body, key=b"k", partition=partition)))
+                    sent.append(
+                        (
+                            (send, body),
+                            send(
+                                self._scene.name,
+                                value=body,
+                                key=b"k",
+                                partition=partition,
+                            ),
+                        )
+                    )
                 except KafkaError:
                     again.append((send, body))
             for each, future in sent:
@@ -320,11 +366,15 @@ class KafkaDriver(Driver):
             if self._reader is None:
                 servers = self._scene.stage.servers
                 self._reader = self._scene.keep(
-                    _PYTHON.KafkaConsumer(bootstrap_servers=servers, auto_offset_reset="earliest")
+                    _PYTHON.KafkaConsumer(
+                        bootstrap_servers=servers, auto_offset_reset="earliest"
+                    )
                 )
                 self._reader.assign([TopicPartition(self._scene.dead, 0)])
             while records := self._reader.poll(timeout_ms=100):
-                for record in (record for several in records.values() for record in several):
+                for record in (
+                    record for several in records.values() for record in several
+                ):
                     found.append(Letter.of(kafka.from_native(record, scope="soak")))
         return found
 
@@ -332,7 +382,9 @@ class KafkaDriver(Driver):
         """Have the broker refuse dead letters; a topic deleted would take the letters it has along."""
         for most in (NARROW, WIDE):
             kind = _ADMIN.ConfigResourceType.TOPIC
-            wanted = _ADMIN.ConfigResource(kind, self._scene.dead, configs={"max.message.bytes": most})
+            wanted = _ADMIN.ConfigResource(
+                kind, self._scene.dead, configs={"max.message.bytes": most}
+            )
 
             def done(wanted: Any = wanted) -> bool:
                 with suppress(KafkaError):

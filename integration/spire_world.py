@@ -59,7 +59,11 @@ def settings() -> str:
 def parts() -> tuple[list[Block], list[Block]]:
     """Return the blocks of the page on JWT-SVIDs, and those on WIT-SVIDs."""
     found = list(blocks(PAGE))
-    (begins,) = (number for number, block in enumerate(found) if block.text.startswith("experimental"))
+    (begins,) = (
+        number
+        for number, block in enumerate(found)
+        if block.text.startswith("experimental")
+    )
     return found[:begins], found[begins:]
 
 
@@ -76,11 +80,16 @@ class Shop:
         self.spire, self.agent, self.folder = spire, agent, folder
         self.port = Port()
         self.url = f"http://{LOOPBACK}:{self.port.number}"
-        self.reader = Reader(folder, {"8443": str(self.port.number), "unix:uid:1000": f"unix:uid:{os.getuid()}"})
+        self.reader = Reader(
+            folder,
+            {"8443": str(self.port.number), "unix:uid:1000": f"unix:uid:{os.getuid()}"},
+        )
         self.printed: list[str] = []
         for name, socket in zip(PROGRAMS, (spire.socket, agent.socket), strict=True):
             command = folder / ".commands" / name
-            command.write_text(f'#!/bin/sh\nexec {program(name)} "$@" -socketPath {socket}\n')
+            command.write_text(
+                f'#!/bin/sh\nexec {program(name)} "$@" -socketPath {socket}\n'
+            )
             command.chmod(0o755)
 
     # --- the page -------------------------------------------------------------------------------------------
@@ -91,7 +100,9 @@ class Shop:
             if block.language == "toml":
                 self.reader.write(block)
             elif block.mark == "output":
-                assert matches(block.text, self.printed[-1]), f"{PAGE}:{block.line}: printed {self.printed[-1]}"
+                assert matches(block.text, self.printed[-1]), (
+                    f"{PAGE}:{block.line}: printed {self.printed[-1]}"
+                )
             elif block.language in ("python", "sh"):
                 if _FETCH in block.text:
                     until(lambda: self.jwt(ORDERS, self.url))
@@ -101,7 +112,9 @@ class Shop:
     def following(self) -> Iterator[None]:
         """Follow the page's part on JWT-SVIDs, and let its authority run while the block does."""
         found = parts()[0]
-        (serve,) = (number for number, block in enumerate(found) if block.text.startswith(_SERVE))
+        (serve,) = (
+            number for number, block in enumerate(found) if block.text.startswith(_SERVE)
+        )
         self.follow(found[:serve])
         with self.serving(found[serve]):
             self.follow(found[serve + 1 :])
@@ -127,7 +140,9 @@ class Shop:
 
     def run(self, text: str) -> str:
         """Run a command as the page's are, and return what it printed."""
-        return self.reader.run(Block(page=PAGE, line=0, language="sh", mark="", text=text))
+        return self.reader.run(
+            Block(page=PAGE, line=0, language="sh", mark="", text=text)
+        )
 
     def fails(self, text: str) -> str:
         """Return what a command prints that fails as the page says."""
@@ -140,16 +155,40 @@ class Shop:
 
     def register(self, subject: str) -> None:
         """Register a workload that runs as we do, and wait until the agent knows of it."""
-        words = ["-parentID", self.agent.identity, "-spiffeID", subject, "-selector", f"unix:uid:{os.getuid()}"]
+        words = [
+            "-parentID",
+            self.agent.identity,
+            "-spiffeID",
+            subject,
+            "-selector",
+            f"unix:uid:{os.getuid()}",
+        ]
         self.spire.tell("entry", "create", *words)
         until(lambda: self.jwt(subject, self.url))
 
     def jwt(self, subject: str, *audience: str) -> str:
         """Return a JWT-SVID from the agent, empty where it gives none."""
-        words = ["-audience", ",".join(audience), "-spiffeID", subject, "-socketPath", str(self.agent.socket)]
-        command = [str(program("spire-agent")), "api", "fetch", "jwt", *words, "-output", "json"]
+        words = [
+            "-audience",
+            ",".join(audience),
+            "-spiffeID",
+            subject,
+            "-socketPath",
+            str(self.agent.socket),
+        ]
+        command = [
+            str(program("spire-agent")),
+            "api",
+            "fetch",
+            "jwt",
+            *words,
+            "-output",
+            "json",
+        ]
         with suppress(CommandError):
-            return str(json.loads(run(command, timeout=60, stderr=False))[0]["svids"][0]["svid"])
+            return str(
+                json.loads(run(command, timeout=60, stderr=False))[0]["svids"][0]["svid"]
+            )
         return ""
 
     # --- the authority --------------------------------------------------------------------------------------
@@ -189,4 +228,6 @@ def mint(spire: Spire, *words: str, subject: str = ORDERS) -> dict[str, Any]:
 
 def completed(*words: str) -> subprocess.CompletedProcess[str]:
     """Run a program of SPIRE that may fail."""
-    return subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    return subprocess.run(
+        words, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )

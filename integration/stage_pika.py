@@ -35,7 +35,9 @@ class PikaMember:
         settings: arguments of ``Consumer``.
     """
 
-    def __init__(self, stage: PikaQueueStage, guard: Pipeline, handler: Steps, **settings: Any) -> None:
+    def __init__(
+        self, stage: PikaQueueStage, guard: Pipeline, handler: Steps, **settings: Any
+    ) -> None:
         self.consuming = stage.relay()
         self.publishing = stage.relay(publishes=True)
         self._queue, self._dead = stage.queue, stage.dead
@@ -123,7 +125,12 @@ class PikaMember:
             undo.callback(close, connections[-1])
         letters = leaf.DeadLetters(connections[1], self._dead, timeout=LETTER_TIMEOUT)
         self._consumer = leaf.Consumer(
-            connections[0], self._queue, self._guard, self._handler, dead_letters=letters, **self._settings
+            connections[0],
+            self._queue,
+            self._guard,
+            self._handler,
+            dead_letters=letters,
+            **self._settings,
         )
         if not self._asked.is_set():
             self._consumer.run()
@@ -134,7 +141,9 @@ class PikaQueueStage(RabbitMQQueueStage):
 
     name = "pika"
 
-    def second(self, guard: Pipeline, handler: Steps, *, prefetch: int = 10, grace: float = 10) -> Any:
+    def second(
+        self, guard: Pipeline, handler: Steps, *, prefetch: int = 10, grace: float = 10
+    ) -> Any:
         """Start one more consumer."""
         member = PikaMember(self, guard, handler, prefetch=prefetch, grace=grace)
         self._members.append(member)  # type: ignore[arg-type]

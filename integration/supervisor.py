@@ -34,7 +34,10 @@ def up(env_file: Path) -> int:
         running = launch_all()
         for line in running.lines():
             say(line)
-        exports = [f"{name}={shlex.quote(value)}" for name, value in running.environment().items()]
+        exports = [
+            f"{name}={shlex.quote(value)}"
+            for name, value in running.environment().items()
+        ]
         _write(env_file, exports)
         print("export", *exports, flush=True)
         code = 0
@@ -62,7 +65,10 @@ def detach(env_file: Path) -> int:
             stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     try:
-        ready = _until(lambda: _owner(env_file) == process.pid or process.poll() is not None, _UP_WITHIN)
+        ready = _until(
+            lambda: _owner(env_file) == process.pid or process.poll() is not None,
+            _UP_WITHIN,
+        )
     except KeyboardInterrupt:
         ready = False
     if not ready or process.poll() is not None:

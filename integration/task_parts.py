@@ -17,7 +17,14 @@ import pika
 import pytest
 
 from integration.services import RabbitMQ
-from mqauth import Allow, AuditFile, FileReplayStore, MemoryReplayStore, Pipeline, Verifier
+from mqauth import (
+    Allow,
+    AuditFile,
+    FileReplayStore,
+    MemoryReplayStore,
+    Pipeline,
+    Verifier,
+)
 from mqauth.judging.rollout import WEEK, Rollout, RolloutEntry, Rung
 from mqauth.testing.attack_probe import Probe
 from mqauth.testing.attacks import AttackSuite
@@ -119,7 +126,9 @@ class Shop(ABC):
     def pipeline(self, replay: Any, **settings: Any) -> Pipeline:
         """Return a pipeline for the queue."""
         settings = {"policy": Allow({SUBJECT: self.destinations()})} | settings
-        return Pipeline(verifier=self.forge.verifier(), replay=replay, audit=self.audit, **settings)
+        return Pipeline(
+            verifier=self.forge.verifier(), replay=replay, audit=self.audit, **settings
+        )
 
     @abstractmethod
     def working(self, **settings: Any) -> AbstractContextManager[Any]:
@@ -141,11 +150,20 @@ class Shop(ABC):
         """Return what the next tasks were given, once they have run."""
         return [self.ran.get(timeout=PATIENCE) for _ in range(count)]
 
-    def publish(self, body: bytes, properties: Any = None, *, exchange: str | None = None, key: str = "") -> None:
+    def publish(
+        self,
+        body: bytes,
+        properties: Any = None,
+        *,
+        exchange: str | None = None,
+        key: str = "",
+    ) -> None:
         """Publish what nobody signed, or what was taken."""
         exchange = (self.name if self.exchange else "") if exchange is None else exchange
         with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
-            connection.channel().basic_publish(exchange, key or self.name, body, properties)
+            connection.channel().basic_publish(
+                exchange, key or self.name, body, properties
+            )
 
     def publish_elsewhere(self, body: bytes, properties: Any) -> None:
         """Publish a task to another place than it was signed for."""
@@ -186,13 +204,22 @@ class TaskContract:
         mark.unlink()
         neighbour = shop.forge.signer(key=shop.forge.neighbour, subject=NEIGHBOUR)
         with shop.working(), shop.sending() as honest:
-            for signer in (Forge().signer(), shop.forge.signer(audience="others"), neighbour):
+            for signer in (
+                Forge().signer(),
+                shop.forge.signer(audience="others"),
+                neighbour,
+            ):
                 with shop.sending(signer) as task:
                     shop.send(task, Hijack(mark))
             shop.publish(pickle.dumps(Hijack(mark)), shop.unsigned)
             shop.send(honest, "honest")
             assert shop.run(1) == ["honest"]
-            refused = ["audience_mismatch", "key_unknown", "producer_forbidden", "token_missing"]
+            refused = [
+                "audience_mismatch",
+                "key_unknown",
+                "producer_forbidden",
+                "token_missing",
+            ]
             assert shop.buried(4) == refused
         assert not mark.exists()
         assert shop.ran.empty()
@@ -208,7 +235,9 @@ class TaskContract:
         shop.publish_elsewhere(body, properties)
         if shop.task_header:
             headers = properties.headers | {shop.task_header: "other"}
-            shop.publish(body, pika.BasicProperties(**vars(properties) | {"headers": headers}))
+            shop.publish(
+                body, pika.BasicProperties(**vars(properties) | {"headers": headers})
+            )
             reasons.append("headers_mismatch")
         with shop.working(**shop.with_other):
             assert shop.run(1) == ["caught"]
@@ -255,7 +284,12 @@ class TaskContract:
         shop.refused("dead_letters=", signer=signer, guard=lambda: shop.guard)
         for replay in (None, MemoryReplayStore()):
             guard = shop.pipeline(replay)
-            shop.refused("store on Redis", signer=signer, dead_letters=shop.dead, guard=lambda guard=guard: guard)
+            shop.refused(
+                "store on Redis",
+                signer=signer,
+                dead_letters=shop.dead,
+                guard=lambda guard=guard: guard,
+            )
 
 
 def judge_of(probe: Probe, target: Any, store: Any, audit: AuditFile) -> Pipeline:

@@ -65,12 +65,18 @@ async def letters_of(world: World, name: str) -> aiokafka.TransactionalDeadLette
     )  # fmt: skip
 
 
-async def transactional(world: World, name: str) -> tuple[aiokafka.Consumer, aiokafka.TransactionalDeadLetters]:
+async def transactional(
+    world: World, name: str
+) -> tuple[aiokafka.Consumer, aiokafka.TransactionalDeadLetters]:
     """Return a consumer that runs, and its transactional letters."""
     clients = AiokafkaClients(world.stage.servers, world.stage.group)
-    client = await clients.consumer(world.stage.topic, session_timeout_ms=6000, isolation_level="read_committed")
+    client = await clients.consumer(
+        world.stage.topic, session_timeout_ms=6000, isolation_level="read_committed"
+    )
     letters = await letters_of(world, name)
-    consumer = aiokafka.Consumer(world.keep(client), world.guard(), world.handle, dead_letters=letters)
+    consumer = aiokafka.Consumer(
+        world.keep(client), world.guard(), world.handle, dead_letters=letters
+    )
     return await consumer.__aenter__(), letters
 
 
@@ -119,9 +125,13 @@ def test_offsets_are_final(world: World, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_audit_topic(world: World) -> None:
     """An audit record on a topic is one that the broker has confirmed."""
-    sink = aiokafka.AuditTopic(world.keep(world.call(world.stage.clients.producer())), world.stage.dead)
+    sink = aiokafka.AuditTopic(
+        world.keep(world.call(world.stage.clients.producer())), world.stage.dead
+    )
     world.forge_some(b"forged")
-    world.stage.consume(world.guard(audit=sink), world.handle, until=lambda: len(world.letters()) == 2)
+    world.stage.consume(
+        world.guard(audit=sink), world.handle, until=lambda: len(world.letters()) == 2
+    )
     record, letter = world.letters()
     assert b'"token_missing"' in (record or b"")
     assert letter == b"forged"

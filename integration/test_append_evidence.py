@@ -40,7 +40,11 @@ from mqauth.wire.destination import parse
 from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import Message
 
-APPEND: dict[str, Any] = {"at": "append", "max_queue_age": 604_800, "append_evidence": "interceptor"}
+APPEND: dict[str, Any] = {
+    "at": "append",
+    "max_queue_age": 604_800,
+    "append_evidence": "interceptor",
+}
 BELIEVED = "append_evidence: RabbitMQ leaves the timestamp_in_ms of a sender as it is"
 HOUR = 3600
 
@@ -77,21 +81,32 @@ class Bench(ClientBench):
         signed = self.forge.signer(key=self.stolen, clock=then).sign(
             Message(destination=self.stage.destination, body=body)
         )
-        forged = replace(signed, headers=(*signed.headers, (APPEND_HEADER, int(then.now() * 1000))))
+        forged = replace(
+            signed, headers=(*signed.headers, (APPEND_HEADER, int(then.now() * 1000)))
+        )
         exchange, key = parse(forged.destination)[1:]
         with connect(url or self.broker.url) as connection:
             channel = connection.channel()
             channel.confirm_delivery()
-            channel.basic_publish(exchange, key, forged.body or b"", to_properties(forged))
+            channel.basic_publish(
+                exchange, key, forged.body or b"", to_properties(forged)
+            )
 
     def reasons(self) -> list[str]:
         """Return why messages were dead-lettered."""
-        return [str(dict(letter.headers)["mqauth-dead-reason"]) for letter in self.stage.letters()]
+        return [
+            str(dict(letter.headers)["mqauth-dead-reason"])
+            for letter in self.stage.letters()
+        ]
 
 
 def queues_of_the_question(broker: RabbitMQ) -> set[str]:
     """Return the names of a broker's queues whose name the broker has given."""
-    return {name for name in broker.ctl("-q", "list_queues", "name").split() if name.startswith("amq.gen-")}
+    return {
+        name
+        for name in broker.ctl("-q", "list_queues", "name").split()
+        if name.startswith("amq.gen-")
+    }
 
 
 @pytest.fixture
@@ -133,7 +148,9 @@ def test_a_thief_cannot_date_back(client: Consuming, bench: Bench) -> None:
     assert bench.handled == []
 
 
-def test_without_the_interceptor_no_consumer_starts(client: Consuming, plain: Bench) -> None:
+def test_without_the_interceptor_no_consumer_starts(
+    client: Consuming, plain: Bench
+) -> None:
     """The error says what to set; nothing is consumed."""
     plain.forge_with_the_stolen_key(b"a transfer")
     with pytest.raises(ConfigurationError, match=BELIEVED), client(plain.wiring()):
@@ -152,21 +169,31 @@ def test_nothing_is_left_of_the_question(
             bench.send(b"an order")
             ending.enter_context(client(bench.wiring()))
             wait_until(lambda bench=bench: bench.handled == [b"an order"])
-            with pytest.raises(ConfigurationError, match=BELIEVED), client(plain.wiring()):
+            with (
+                pytest.raises(ConfigurationError, match=BELIEVED),
+                client(plain.wiring()),
+            ):
                 pass
         assert queues_of_the_question(own_rabbitmq) == set()
     assert queues_of_the_question(plain.broker) == set()
 
 
 def test_unsafe_goes_without_the_proof(
-    client: Consuming, believing: RabbitMQ, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    client: Consuming,
+    believing: RabbitMQ,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It is said at the start; and then the thief is believed."""
     bench = Bench(believing, tmp_path, unsafe_append_evidence=True)
     bench.forge_with_the_stolen_key(b"a transfer")
     with bench.ending, client(bench.wiring()):
         wait_until(lambda: bench.handled == [b"a transfer"])
-    (said,) = [record for record in caplog.records if getattr(record, "event", "") == "client.append_unproved"]
+    (said,) = [
+        record
+        for record in caplog.records
+        if getattr(record, "event", "") == "client.append_unproved"
+    ]
     assert (said.levelname, "nobody has proved them" in said.message) == ("WARNING", True)
 
 
@@ -183,27 +210,39 @@ def account(own_rabbitmq: RabbitMQ) -> str:
     [("^orders", ".*", ".*"), (".*", "^mqauth", ".*"), (".*", ".*", "^mqauth")],
     ids=["configure", "write", "read"],
 )
-def test_an_account_that_may_not_ask(account: str, permissions: tuple[str, ...], bench: Bench) -> None:
+def test_an_account_that_may_not_ask(
+    account: str, permissions: tuple[str, ...], bench: Bench
+) -> None:
     """The error names the permissions, on each client, whichever of them is lacking."""
     bench.broker.ctl("set_permissions", account, *permissions)
     parts = urlsplit(bench.broker.url)
-    url = parts._replace(netloc=f"{account}:{account}@{parts.hostname}:{parts.port}").geturl()
+    url = parts._replace(
+        netloc=f"{account}:{account}@{parts.hostname}:{parts.port}"
+    ).geturl()
     for client in RABBITMQ.values():
         with (
-            pytest.raises(ConfigurationError, match=r"ACCESS_REFUSED.* configure and read for \"amq.gen-"),
+            pytest.raises(
+                ConfigurationError,
+                match=r"ACCESS_REFUSED.* configure and read for \"amq.gen-",
+            ),
             client(replace(bench.wiring(), url=url)),
         ):
             pass
 
 
 def test_a_connection_that_is_lost_meanwhile(
-    client: Consuming, bench: Bench, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    client: Consuming,
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     """That is an outage: a client that connects again asks again, and pika's consumer ends with pika's error."""
     asked = []
     for module in (rabbitmq_channel, pika_queue):
 
-        async def echoed(connection: Any, headers: Any, body: bytes, real: Any = module.echoed) -> Any:
+        async def echoed(
+            connection: Any, headers: Any, body: bytes, real: Any = module.echoed
+        ) -> Any:
             asked.append(body)
             if len(asked) == 1:
                 bench.broker.ctl("close_all_connections", "a test")
@@ -221,7 +260,10 @@ def test_a_connection_that_is_lost_meanwhile(
 
 
 def test_a_broker_that_is_short_of_memory(
-    client: Consuming, bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    client: Consuming,
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It answers nobody who publishes: the consumer waits, says so, and starts once the alarm is over."""
     monkeypatch.setattr("mqauth.brokers.queue.client.WITHIN", 0.5)
@@ -253,7 +295,9 @@ async def test_a_stop_meanwhile(
     ):
         queue = await (await consuming.channel()).get_queue(bench.stage.queue)
         letters = rabbitmq.DeadLetters(await publishing.channel(), bench.stage.dead)
-        consumer = rabbitmq.Consumer(queue, bench.guard(), bench.handled.append, dead_letters=letters)
+        consumer = rabbitmq.Consumer(
+            queue, bench.guard(), bench.handled.append, dead_letters=letters
+        )
         bench.broker.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
         try:
             running = asyncio.create_task(consumer.run(signals=True))
@@ -271,7 +315,11 @@ def test_another_broker_after_a_reconnect(
 ) -> None:
     """Each connection is asked: one that leads to a broker without the interceptor ends the consumer."""
     copy_topology(bench.stage, plain.broker.url)
-    refused: Any = pytest.raises(ConfigurationError, match=BELIEVED) if name == "aio-pika" else nullcontext()
+    refused: Any = (
+        pytest.raises(ConfigurationError, match=BELIEVED)
+        if name == "aio-pika"
+        else nullcontext()
+    )
     with closing(LoopThread()) as thread:
         wire = Wire(bench.broker.url)
         thread.call(wire.__aenter__())
@@ -281,7 +329,12 @@ def test_another_broker_after_a_reconnect(
             bench.forge_with_the_stolen_key(b"a transfer", plain.broker.url)
             wire.lead_to(plain.broker.url)
             thread.loop.call_soon_threadsafe(wire.cut)
-            wait_until(lambda: "consumer.failed" in {getattr(found, "event", "") for found in caplog.records})
+            wait_until(
+                lambda: (
+                    "consumer.failed"
+                    in {getattr(found, "event", "") for found in caplog.records}
+                )
+            )
         thread.call(wire.__aexit__(None, None, None))
     assert bench.handled == [b"an order"]
 
@@ -298,7 +351,12 @@ class TestOwnConsumers:
                 channel = await connection.channel()
                 queue = await channel.get_queue(each.stage.queue)
                 letters = rabbitmq.DeadLetters(channel, each.stage.dead)
-                calls = rabbitmq.guarded(each.guard(), each.handled.append, dead_letters=letters, queue=queue.name)
+                calls = rabbitmq.guarded(
+                    each.guard(),
+                    each.handled.append,
+                    dead_letters=letters,
+                    queue=queue.name,
+                )
                 message = await queue.get()
                 assert message is not None
                 if each is plain:
@@ -310,7 +368,12 @@ class TestOwnConsumers:
                     judged = await rabbitmq.judge(each.guard(), message, queue=queue.name)
                     assert judged.outcome.reason is Reason.KEY_REVOKED
                     await calls(message)
-        assert (bench.reasons(), plain.reasons(), bench.handled, plain.handled) == (["key_revoked"], [], [], [])
+        assert (bench.reasons(), plain.reasons(), bench.handled, plain.handled) == (
+            ["key_revoked"],
+            [],
+            [],
+            [],
+        )
 
     def test_by_pika(self, bench: Bench, plain: Bench) -> None:
         """``judge``, in a callback of ``basic_consume``."""
@@ -328,7 +391,9 @@ def consume(bench: Bench, reasons: list[Reason | None]) -> None:
     """Judge the message of a queue in a callback of pika's."""
 
     def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        judged = pika.judge(bench.guard(), channel, method, properties, body, queue=bench.stage.queue)
+        judged = pika.judge(
+            bench.guard(), channel, method, properties, body, queue=bench.stage.queue
+        )
         reasons.append(judged.reason)
         channel.stop_consuming()
 
@@ -357,7 +422,14 @@ def test_commands_ask_the_same(
         parts = urlsplit(each.broker.url)
         folder = tmp_path / str(parts.port)
         url = parts._replace(netloc=f"{parts.hostname}:{parts.port}").geturl()
-        names = ["--producer", f"asks-{parts.port}", "--consumer", f"asked-{parts.port}", "--url", url]
+        names = [
+            "--producer",
+            f"asks-{parts.port}",
+            "--consumer",
+            f"asked-{parts.port}",
+            "--url",
+            url,
+        ]
         assert command(["init", str(folder), "--broker", "rabbitmq", *names]) == 0
         file = folder / "consumer" / "mqauth.toml"
         assert 'append_evidence = "interceptor"' in file.read_text("utf-8")
@@ -365,6 +437,9 @@ def test_commands_ask_the_same(
         assert command(["init", str(folder), "--apply"]) == (0 if proved else 2)
         assert (BELIEVED in capsys.readouterr().err) is not proved
         assert command(["check", str(file), "--online", "--json"]) == (0 if proved else 1)
-        asked = {one["what"]: one["said"] for one in json.loads(capsys.readouterr().out)["online"]}
+        asked = {
+            one["what"]: one["said"]
+            for one in json.loads(capsys.readouterr().out)["online"]
+        }
         told = asked["append_evidence of [broker]"]
         assert told.startswith("proved: it overwrites" if proved else BELIEVED)

@@ -37,12 +37,21 @@ from mqauth.testing.signing_contract import accepted, verify
 from mqauth.wire import jws
 from mqauth.wire.keys import Key
 
-SPECS: Final = {"EdDSA": "ECC_NIST_EDWARDS25519", "ES256": "ECC_NIST_P256", "ES384": "ECC_NIST_P384"}
+SPECS: Final = {
+    "EdDSA": "ECC_NIST_EDWARDS25519",
+    "ES256": "ECC_NIST_P256",
+    "ES384": "ECC_NIST_P384",
+}
 _NOWHERE: Final = {
     "AWS_EC2_METADATA_DISABLED": "true", "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
     "AWS_CONFIG_FILE": "/nonexistent",
 }  # fmt: skip
-_NAMES: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+_NAMES: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+)
 
 
 @contextmanager
@@ -79,12 +88,16 @@ class KmsHeld(Entered):
 
     def make(self) -> str:
         """Make a key, and return its ARN."""
-        made = self.client.create_key(KeySpec=SPECS[self.algorithm], KeyUsage="SIGN_VERIFY")
+        made = self.client.create_key(
+            KeySpec=SPECS[self.algorithm], KeyUsage="SIGN_VERIFY"
+        )
         return str(made["KeyMetadata"]["Arn"])
 
     def uri(self, arn: str = "") -> str:
         """Return the reference of the key, or of another ARN."""
-        return f"awskms:{arn or self.arn}?endpoint={self.kms.url}&unsafe_http_loopback=true"
+        return (
+            f"awskms:{arn or self.arn}?endpoint={self.kms.url}&unsafe_http_loopback=true"
+        )
 
 
 class User:
@@ -97,20 +110,34 @@ class User:
     """
 
     def __init__(self, aws: MiniStack, arn: str, *actions: str) -> None:
-        self._iam, self._arn, self._name = aws.client("iam"), arn, f"user-{secrets.token_hex(6)}"
+        self._iam, self._arn, self._name = (
+            aws.client("iam"),
+            arn,
+            f"user-{secrets.token_hex(6)}",
+        )
         self._iam.create_user(UserName=self._name)
         self.may(*actions)
-        self.key: dict[str, Any] = self._iam.create_access_key(UserName=self._name)["AccessKey"]
+        self.key: dict[str, Any] = self._iam.create_access_key(UserName=self._name)[
+            "AccessKey"
+        ]
 
     def may(self, *actions: str) -> None:
         """Let him do these things, and nothing else."""
-        statement = {"Effect": "Allow", "Action": [f"kms:{name}" for name in actions], "Resource": self._arn}
+        statement = {
+            "Effect": "Allow",
+            "Action": [f"kms:{name}" for name in actions],
+            "Resource": self._arn,
+        }
         policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-        self._iam.put_user_policy(UserName=self._name, PolicyName="sign", PolicyDocument=policy)
+        self._iam.put_user_policy(
+            UserName=self._name, PolicyName="sign", PolicyDocument=policy
+        )
 
     def end(self) -> None:
         """Delete his access key."""
-        self._iam.delete_access_key(UserName=self._name, AccessKeyId=self.key["AccessKeyId"])
+        self._iam.delete_access_key(
+            UserName=self._name, AccessKeyId=self.key["AccessKeyId"]
+        )
 
     @property
     def environment(self) -> dict[str, str]:
@@ -126,7 +153,9 @@ PAGE: Final = "docs/how-to/use-aws-kms.md"
 @pytest.fixture(autouse=True)
 def _anyone() -> Iterator[None]:
     """Credentials that local-kms does not look at."""
-    with credentials({"AWS_ACCESS_KEY_ID": "AKIA0", "AWS_SECRET_ACCESS_KEY": "unguessable-secret"}):
+    with credentials(
+        {"AWS_ACCESS_KEY_ID": "AKIA0", "AWS_SECRET_ACCESS_KEY": "unguessable-secret"}
+    ):
         yield
 
 
@@ -143,7 +172,9 @@ class TestKeyInLocalKms(OfAKeystore):
     """ES256 and ES384, over messages and, beyond 4,096 bytes, digests."""
 
     @pytest.fixture(params=["ES256", "ES384"])
-    def adopted(self, local_kms: LocalKms, request: pytest.FixtureRequest, tmp_path: Path) -> KmsHeld:
+    def adopted(
+        self, local_kms: LocalKms, request: pytest.FixtureRequest, tmp_path: Path
+    ) -> KmsHeld:
         """A key of each algorithm."""
         found = KmsHeld(local_kms, tmp_path, request.param)
         found.adopt()
@@ -187,22 +218,33 @@ def watched(held: KmsHeld) -> list[Any]:
     held.adopt()
     sent: list[Any] = []
     client = client_of(os.getpid(), KmsReference.parse(held.uri()), TIMEOUT)
-    client.meta.events.register("before-send.kms", lambda request, **_: sent.append(json.loads(request.body)))
+    client.meta.events.register(
+        "before-send.kms", lambda request, **_: sent.append(json.loads(request.body))
+    )
     return sent
 
 
-@pytest.mark.parametrize(("size", "kind", "length"), [(MAX_RAW, "RAW", MAX_RAW), (MAX_RAW + 1, "DIGEST", 32)])
-def test_a_message_up_to_its_bound_is_sent_as_it_is(held: KmsHeld, size: int, kind: str, length: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "kind", "length"), [(MAX_RAW, "RAW", MAX_RAW), (MAX_RAW + 1, "DIGEST", 32)]
+)
+def test_a_message_up_to_its_bound_is_sent_as_it_is(
+    held: KmsHeld, size: int, kind: str, length: int
+) -> None:
     """4,096 bytes are digested by AWS KMS, and one more here; both signatures hold."""
     sent, key = watched(held), ActiveKey(held.store.folder).signing_key()
     data = b"x" * size
     opened = jws.Opened(key.algorithm, key.kid, data, b"", key.sign(data))
     jws.verify(opened, held.store.ring().keys[0].key)
     (asked,) = sent
-    assert (asked["MessageType"], len(base64.b64decode(asked["Message"]))) == (kind, length)
+    assert (asked["MessageType"], len(base64.b64decode(asked["Message"]))) == (
+        kind,
+        length,
+    )
 
 
-def test_ed25519_signs_4096_bytes_and_no_more(ministack: MiniStack, tmp_path: Path) -> None:
+def test_ed25519_signs_4096_bytes_and_no_more(
+    ministack: MiniStack, tmp_path: Path
+) -> None:
     """A longer signing input is refused before anything is asked, and the error says what to do."""
     held = KmsHeld(ministack, tmp_path, "EdDSA")
     with credentials(ministack.owner):
@@ -210,7 +252,10 @@ def test_ed25519_signs_4096_bytes_and_no_more(ministack: MiniStack, tmp_path: Pa
         data = b"x" * MAX_RAW
         public = held.store.ring().keys[0].key
         jws.verify(jws.Opened("EdDSA", key.kid, data, b"", key.sign(data)), public)
-        with pytest.raises(ConfigurationError, match="4096 bytes at most, and a token has 4097: use a P-256 key"):
+        with pytest.raises(
+            ConfigurationError,
+            match="4096 bytes at most, and a token has 4097: use a P-256 key",
+        ):
             key.sign(data + b"x")
     assert len(sent) == 1
 
@@ -222,8 +267,16 @@ def test_aws_refuses_the_other_way_for_long_messages(
     """The bounds are those of the service: 4,097 bytes of ES256 as RAW, and a digest for Ed25519, are refused."""
     held = KmsHeld(local_kms if algorithm == "ES256" else ministack, tmp_path, algorithm)
     asked = {
-        "ES256": {"Message": b"x" * (MAX_RAW + 1), "MessageType": "RAW", "SigningAlgorithm": "ECDSA_SHA_256"},
-        "EdDSA": {"Message": b"x" * 64, "MessageType": "DIGEST", "SigningAlgorithm": "ED25519_SHA_512"},
+        "ES256": {
+            "Message": b"x" * (MAX_RAW + 1),
+            "MessageType": "RAW",
+            "SigningAlgorithm": "ECDSA_SHA_256",
+        },
+        "EdDSA": {
+            "Message": b"x" * 64,
+            "MessageType": "DIGEST",
+            "SigningAlgorithm": "ED25519_SHA_512",
+        },
     }[algorithm]
     with pytest.raises(held.client.exceptions.ClientError, match=r"4096|MessageType"):
         held.client.sign(KeyId=held.arn, **asked)
@@ -232,30 +285,49 @@ def test_aws_refuses_the_other_way_for_long_messages(
 # --- faults -----------------------------------------------------------------------------------------------
 
 FAULTS: Final = {
-    "killed": Fault(lambda held: held.kms.kill(), lambda held: held.kms.start(), "EndpointConnectionError"),
-    "paused": Fault(lambda held: held.kms.pause(), lambda held: held.kms.resume(), "ReadTimeoutError"),
+    "killed": Fault(
+        lambda held: held.kms.kill(),
+        lambda held: held.kms.start(),
+        "EndpointConnectionError",
+    ),
+    "paused": Fault(
+        lambda held: held.kms.pause(), lambda held: held.kms.resume(), "ReadTimeoutError"
+    ),
     "disabled": Fault(
         lambda held: held.client.disable_key(KeyId=held.arn),
         lambda held: held.client.enable_key(KeyId=held.arn),
         "DisabledException: the key is disabled",
     ),
     "to be deleted": Fault(
-        lambda held: held.client.schedule_key_deletion(KeyId=held.arn, PendingWindowInDays=7),
-        lambda held: (held.client.cancel_key_deletion(KeyId=held.arn), held.client.enable_key(KeyId=held.arn)),
+        lambda held: held.client.schedule_key_deletion(
+            KeyId=held.arn, PendingWindowInDays=7
+        ),
+        lambda held: (
+            held.client.cancel_key_deletion(KeyId=held.arn),
+            held.client.enable_key(KeyId=held.arn),
+        ),
         "KMSInvalidStateException: the key is to be deleted",
     ),
 }
 
 
 @pytest.mark.parametrize(
-    "fault", [pytest.param(name, marks=pytest.mark.slow if name == "paused" else ()) for name in FAULTS]
+    "fault",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "paused" else ())
+        for name in FAULTS
+    ],
 )
-def test_a_producer_through_a_fault(fault: str, held: KmsHeld, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_producer_through_a_fault(
+    fault: str, held: KmsHeld, caplog: pytest.LogCaptureFixture
+) -> None:
     """Nothing is signed meanwhile, the error names the host, and the signer goes on afterwards."""
     caplog.set_level(logging.DEBUG)
     told = signs_nothing_through(FAULTS[fault], held)
     assert f"{held.kms.url}: {held.arn}" in told
-    assert [record.levelname for record in caplog.records if record.name.startswith("mqauth")] == ["ERROR"]
+    assert [
+        record.levelname for record in caplog.records if record.name.startswith("mqauth")
+    ] == ["ERROR"]
     assert "unguessable-secret" not in told + caplog.text
 
 
@@ -274,10 +346,15 @@ def user(guarded: KmsHeld, ministack: MiniStack) -> Iterator[User]:
 
 
 @pytest.mark.parametrize("taken", ["Sign", "GetPublicKey"])
-def test_without_one_of_its_two_rights_nothing_is_adopted(guarded: KmsHeld, user: User, taken: str) -> None:
+def test_without_one_of_its_two_rights_nothing_is_adopted(
+    guarded: KmsHeld, user: User, taken: str
+) -> None:
     """Both rights are needed when a key is adopted, and the keystore stays as it was."""
     user.may(*({"Sign", "GetPublicKey"} - {taken}))
-    with pytest.raises(Unavailable, match="AccessDeniedException: no policy allows kms:Sign or kms:GetPublicKey"):
+    with pytest.raises(
+        Unavailable,
+        match="AccessDeniedException: no policy allows kms:Sign or kms:GetPublicKey",
+    ):
         guarded.adopt()
     assert not guarded.store.folder.exists()
 
@@ -294,19 +371,25 @@ def test_a_right_that_is_taken_away(guarded: KmsHeld, user: User) -> None:
     assert accepted(signer.sign(MESSAGE), public)
 
 
-def test_an_access_key_that_was_deleted(guarded: KmsHeld, user: User, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_access_key_that_was_deleted(
+    guarded: KmsHeld, user: User, caplog: pytest.LogCaptureFixture
+) -> None:
     """A producer is cut off by deleting its access key; no text holds the secret."""
     caplog.set_level(logging.DEBUG)
     guarded.adopt()
     signer = guarded.signer()
     user.end()
-    with pytest.raises(Unavailable, match="the credentials are wrong or have ended") as caught:
+    with pytest.raises(
+        Unavailable, match="the credentials are wrong or have ended"
+    ) as caught:
         signer.sign(MESSAGE)
     shown = f"{caught.value!r}{caught.value.__cause__!r}{caplog.text}"
     assert user.key["SecretAccessKey"] not in shown
 
 
-def test_a_credentials_file_that_is_replaced(guarded: KmsHeld, user: User, tmp_path: Path) -> None:
+def test_a_credentials_file_that_is_replaced(
+    guarded: KmsHeld, user: User, tmp_path: Path
+) -> None:
     """After AWS refused the credentials of a file, the file is read again: without a restart."""
     path = tmp_path / "credentials"
     text = "[default]\naws_access_key_id = {AWS_ACCESS_KEY_ID}\naws_secret_access_key = {AWS_SECRET_ACCESS_KEY}\n"
@@ -321,7 +404,9 @@ def test_a_credentials_file_that_is_replaced(guarded: KmsHeld, user: User, tmp_p
         assert accepted(signer.sign(MESSAGE), public) == public.kid
 
 
-def test_credentials_of_a_role(guarded: KmsHeld, ministack: MiniStack, caplog: pytest.LogCaptureFixture) -> None:
+def test_credentials_of_a_role(
+    guarded: KmsHeld, ministack: MiniStack, caplog: pytest.LogCaptureFixture
+) -> None:
     """A role's session token is sent and signed; a wrong one is refused; no log line shows it, also at DEBUG."""
     name = role(ministack)
     allowed(ministack, name, guarded.arn)
@@ -330,31 +415,47 @@ def test_credentials_of_a_role(guarded: KmsHeld, ministack: MiniStack, caplog: p
     with credentials(found):
         public = guarded.adopt()
         assert accepted(guarded.signer().sign(MESSAGE), public) == public.kid
-    with credentials({**found, "AWS_SESSION_TOKEN": "wrong"}), pytest.raises(Unavailable, match="credentials"):
+    with (
+        credentials({**found, "AWS_SESSION_TOKEN": "wrong"}),
+        pytest.raises(Unavailable, match="credentials"),
+    ):
         guarded.signer().sign(MESSAGE)
     assert "Found credentials" in caplog.text
-    assert not any(value in caplog.text for value in (found["AWS_SESSION_TOKEN"], found["AWS_SECRET_ACCESS_KEY"]))
+    assert not any(
+        value in caplog.text
+        for value in (found["AWS_SESSION_TOKEN"], found["AWS_SECRET_ACCESS_KEY"])
+    )
 
 
 def role(aws: MiniStack, name: str = "") -> str:
     """Make a role that anybody may take on, and return its name."""
     name = name or f"role-{os.urandom(4).hex()}"
     trust = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
-    aws.client("iam").create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps({"Statement": [trust]}))
+    aws.client("iam").create_role(
+        RoleName=name, AssumeRolePolicyDocument=json.dumps({"Statement": [trust]})
+    )
     return name
 
 
 def allowed(aws: MiniStack, name: str, arn: str) -> None:
     """Let a role use a key."""
-    right = {"Effect": "Allow", "Action": ["kms:Sign", "kms:GetPublicKey"], "Resource": arn}
+    right = {
+        "Effect": "Allow",
+        "Action": ["kms:Sign", "kms:GetPublicKey"],
+        "Resource": arn,
+    }
     document = json.dumps({"Statement": [right]})
-    aws.client("iam").put_role_policy(RoleName=name, PolicyName="sign", PolicyDocument=document)
+    aws.client("iam").put_role_policy(
+        RoleName=name, PolicyName="sign", PolicyDocument=document
+    )
 
 
 def assumed(aws: MiniStack, name: str) -> dict[str, str]:
     """Return the credentials of a role."""
     arn = aws.client("iam").get_role(RoleName=name)["Role"]["Arn"]
-    found = aws.client("sts").assume_role(RoleArn=arn, RoleSessionName="orders")["Credentials"]
+    found = aws.client("sts").assume_role(RoleArn=arn, RoleSessionName="orders")[
+        "Credentials"
+    ]
     return {
         "AWS_ACCESS_KEY_ID": found["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": found["SecretAccessKey"],
         "AWS_SESSION_TOKEN": found["SessionToken"],
@@ -402,24 +503,48 @@ def test_an_endpoint_by_tls(held: KmsHeld, tmp_path: Path) -> None:
         assert accepted(held.signer().sign(MESSAGE), public) == public.kid
 
 
-def test_the_command(held: KmsHeld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    held: KmsHeld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """``mqauth keys adopt`` enters the key of an ARN; a key that is not there is exit code 3."""
-    adopt = ["keys", "adopt", "--dir", str(tmp_path / "keys"), "--subject", "orders-api", "--publish-delay", "0"]
+    adopt = [
+        "keys",
+        "adopt",
+        "--dir",
+        str(tmp_path / "keys"),
+        "--subject",
+        "orders-api",
+        "--publish-delay",
+        "0",
+    ]
     assert main([*adopt, "--uri", held.uri()]) == 0
-    assert [entry.uri for entry in Keystore(folder=tmp_path / "keys").ring().keys] == [held.uri()]
+    assert [entry.uri for entry in Keystore(folder=tmp_path / "keys").ring().keys] == [
+        held.uri()
+    ]
     capsys.readouterr()
-    assert main([*adopt, "--uri", held.uri(arn=held.arn.rpartition("/")[0] + "/none")]) == 3
+    assert (
+        main([*adopt, "--uri", held.uri(arn=held.arn.rpartition("/")[0] + "/none")]) == 3
+    )
     said = capsys.readouterr()
     assert "NotFoundException: no such key" in said.err
     assert said.out == ""
 
 
 @pytest.mark.slow
-def test_the_page_does_what_it_says(ministack: MiniStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_does_what_it_says(
+    ministack: MiniStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each command of the page runs, in order, with AWS's own command; the last one stops the producer."""
-    monkeypatch.setenv("PATH", str(ministack.commands(tmp_path / "bin")), prepend=os.pathsep)
-    changes = {"awskms:$ARN": f"awskms:$ARN?endpoint={ministack.url}&unsafe_http_loopback=true"}
-    printed, signed = "", next(block for block in blocks(PAGE) if block.language == "python")
+    monkeypatch.setenv(
+        "PATH", str(ministack.commands(tmp_path / "bin")), prepend=os.pathsep
+    )
+    changes = {
+        "awskms:$ARN": f"awskms:$ARN?endpoint={ministack.url}&unsafe_http_loopback=true"
+    }
+    printed, signed = (
+        "",
+        next(block for block in blocks(PAGE) if block.language == "python"),
+    )
     role(ministack, "orders-api")
     with credentials(ministack.owner):
         reader = Reader(tmp_path, changes)

@@ -44,7 +44,10 @@ class CeleryShop(Shop):
         super().__init__(url, folder)
         self.going = threading.Event()
         self.going.set()
-        self.queues = [kombu.Queue(name, routing_key=name) for name in (self.name, f"{self.name}.other")]
+        self.queues = [
+            kombu.Queue(name, routing_key=name)
+            for name in (self.name, f"{self.name}.other")
+        ]
         self.with_other = {"task_queues": self.queues}
 
     def app(self, **settings: Any) -> Any:
@@ -82,7 +85,12 @@ class CeleryShop(Shop):
     def working(self, **settings: Any) -> Iterator[Any]:
         """Run a protected worker, and yield it."""
         app = self.app(**settings)
-        protect(app, guard=lambda: self.guard, dead_letters=self.dead, signer=self.forge.signer())
+        protect(
+            app,
+            guard=lambda: self.guard,
+            dead_letters=self.dead,
+            signer=self.forge.signer(),
+        )
         with working(app) as worker:
             yield worker
         app.close()
@@ -100,12 +108,16 @@ class CeleryShop(Shop):
         """Send a task, pickled."""
         task.apply_async((order,), serializer="pickle", compression="zlib")
 
-    def refused(self, why: str, *, app: Any = None, pool: str = "threads", **given: Any) -> None:
+    def refused(
+        self, why: str, *, app: Any = None, pool: str = "threads", **given: Any
+    ) -> None:
         """Assert that an application is refused, where it is protected or as its worker starts."""
 
         def start() -> None:
             protected = protect(app or self.app(), **given)
-            worker = WorkController(app=protected, pool=pool, concurrency=1, hostname="shop@here")
+            worker = WorkController(
+                app=protected, pool=pool, concurrency=1, hostname="shop@here"
+            )
             protected._mqauth.start(worker)
 
         with pytest.raises(ConfigurationError, match=why):
@@ -150,16 +162,23 @@ class TestTasks(TaskContract):
 
     @pytest.mark.parametrize("late", [False, True])
     @pytest.mark.parametrize("away", ["claim", "confirm"])
-    def test_a_task_waits_for_the_store(self, shop: CeleryShop, away: str, late: bool) -> None:
+    def test_a_task_waits_for_the_store(
+        self, shop: CeleryShop, away: str, late: bool
+    ) -> None:
         """While the replay store is away a task is no letter; it runs once, and is acked after that."""
         shop.one_at_a_time = CeleryShop.one_at_a_time | {"task_acks_late": late}
         super().test_a_task_waits_for_the_store(shop, away)
 
 
-def test_backlogs_of_two_queues(shop: CeleryShop, caplog: pytest.LogCaptureFixture) -> None:
+def test_backlogs_of_two_queues(
+    shop: CeleryShop, caplog: pytest.LogCaptureFixture
+) -> None:
     """A copy in one queue has the worker give nothing of its next queue back; a quorum queue would drop it."""
     names = (shop.name, f"{shop.name}.other")
-    queues, policy = shop.queues, Allow({SUBJECT: [f"rabbitmq:/{name}" for name in names]})
+    queues, policy = (
+        shop.queues,
+        Allow({SUBJECT: [f"rabbitmq:/{name}" for name in names]}),
+    )
     shop.guard = shop.pipeline(shop.store, policy=policy)
     with shop.sending(task_queues=queues) as honest:
         honest.delay(0)
@@ -205,7 +224,10 @@ def test_canvas(shop: CeleryShop) -> None:
     """The worker signs what follows a task: of a chain, a chord, a link and a link_error."""
     results = shop.folder / "results"
     results.mkdir()
-    settings: dict[str, Any] = {"result_backend": f"file://{results}", "task_ignore_result": False}
+    settings: dict[str, Any] = {
+        "result_backend": f"file://{results}",
+        "task_ignore_result": False,
+    }
     with shop.working(**settings), shop.sending(**settings) as honest:
         chain(honest.si("first"), honest.si("second")).apply_async()
         assert shop.run(2) == ["first", "second"]
@@ -252,13 +274,25 @@ def test_a_task_outlives_its_connection(shop: CeleryShop) -> None:
 def test_what_cannot_be_protected_is_refused(shop: CeleryShop) -> None:
     """Other brokers and pools, and doors that nobody judges."""
     signer = shop.forge.signer()
-    settings: dict[str, Any] = {"signer": signer, "dead_letters": shop.dead, "guard": lambda: shop.guard}
+    settings: dict[str, Any] = {
+        "signer": signer,
+        "dead_letters": shop.dead,
+        "guard": lambda: shop.guard,
+    }
     shop.refused("celery.Celery", app=object(), signer=signer)
     shop.refused("already", app=protect(shop.app(), signer=signer), signer=signer)
-    shop.refused("worker_enable_remote_control", app=shop.app(worker_enable_remote_control=True), **settings)
+    shop.refused(
+        "worker_enable_remote_control",
+        app=shop.app(worker_enable_remote_control=True),
+        **settings,
+    )
     shop.refused("amqp://", app=shop.app(broker_url="memory://"), **settings)
     shop.refused("prefork or threads", pool="solo", **settings)
-    shop.refused("no_ack", app=shop.app(task_queues=[kombu.Queue(shop.name, no_ack=True)]), **settings)
+    shop.refused(
+        "no_ack",
+        app=shop.app(task_queues=[kombu.Queue(shop.name, no_ack=True)]),
+        **settings,
+    )
     listening = shop.app()
     listening.steps["consumer"].add(Listening)
     shop.refused("Listening", app=listening, **settings)
@@ -281,10 +315,16 @@ class Listening(celery.bootsteps.ConsumerStep):
         ("redis://localhost", "result_accept_content"),
     ],
 )
-def test_results_that_others_may_have_decoded_are_refused(shop: CeleryShop, backend: str, why: str) -> None:
+def test_results_that_others_may_have_decoded_are_refused(
+    shop: CeleryShop, backend: str, why: str
+) -> None:
     """A worker does not start, and a program sends nothing, with results that are messages, or pickled."""
     settings = {"result_backend": backend, "result_accept_content": ["json", "pickle"]}
-    given = {"signer": shop.forge.signer(), "dead_letters": "x", "guard": lambda: shop.guard}
+    given = {
+        "signer": shop.forge.signer(),
+        "dead_letters": "x",
+        "guard": lambda: shop.guard,
+    }
     shop.refused(why, app=shop.app(**settings), **given)
     with shop.sending(**settings) as task, pytest.raises(ConfigurationError, match=why):
         task.delay("unsent")
@@ -296,9 +336,15 @@ def judging(target: Any, guard: Pipeline, probe: Probe) -> Iterator[None]:
     app = celery.Celery("target", broker=target.url, set_as_current=False)
     queue = kombu.Queue(target.queue, no_declare=True)
     app.conf.update(
-        {"worker_enable_remote_control": False, "task_queues": [queue], "worker_prefetch_multiplier": 50}
+        {
+            "worker_enable_remote_control": False,
+            "task_queues": [queue],
+            "worker_prefetch_multiplier": 50,
+        }
     )
-    protect(app, guard=lambda: guard, dead_letters=target.dead, signer=probe.forge.signer())
+    protect(
+        app, guard=lambda: guard, dead_letters=target.dead, signer=probe.forge.signer()
+    )
     with pytest.MonkeyPatch.context() as patch:
 
         def handler(_consumer: Any) -> Callable[[Any], None]:
@@ -308,7 +354,9 @@ def judging(target: Any, guard: Pipeline, probe: Probe) -> Iterator[None]:
 
             return handle
 
-        patch.setattr("celery.worker.consumer.consumer.Consumer.create_task_handler", handler)
+        patch.setattr(
+            "celery.worker.consumer.consumer.Consumer.create_task_handler", handler
+        )
         # The stage has declared the queue, or has taken it away.
         patch.setattr("mqauth.integrations.celery.Letters.declare", lambda _letters: None)
         with working(app):

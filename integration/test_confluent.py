@@ -60,7 +60,9 @@ def bench(kafka: Kafka, tmp_path: Path) -> Iterator[ClientBench]:
 
 def test_automatic_commits_commit_nothing(bench: ClientBench) -> None:
     """With ``enable.auto.commit`` left on a record whose handler runs is not committed: no offset is stored."""
-    settings = bench.stage.clients.consumer_settings(enable_auto_commit=True, auto_commit_interval_ms=10)
+    settings = bench.stage.clients.consumer_settings(
+        enable_auto_commit=True, auto_commit_interval_ms=10
+    )
     client = confluent_kafka.Consumer(settings)
     begun, over = threading.Event(), threading.Event()
 
@@ -96,7 +98,9 @@ def test_audit_topic(bench: ClientBench) -> None:
     client = confluent_kafka.Producer(config)
     sink = confluent.AuditTopic(client, bench.stage.dead, config=config)
     bench.forge_some(b"forged")
-    bench.stage.consume(bench.guard(audit=sink), bench.handle, until=lambda: len(bench.letters()) == 2)
+    bench.stage.consume(
+        bench.guard(audit=sink), bench.handle, until=lambda: len(bench.letters()) == 2
+    )
     client.close()
     record, letter = bench.letters()
     assert b'"token_missing"' in (record or b"")
@@ -105,7 +109,9 @@ def test_audit_topic(bench: ClientBench) -> None:
 
 def test_stopped_in_a_rebalance(kafka: Kafka, tmp_path: Path) -> None:
     """A member that stops in a cooperative rebalance serves it to its end and commits: nothing comes again."""
-    stage = ConfluentLogStage(kafka.url, partition_assignment_strategy="cooperative-sticky")
+    stage = ConfluentLogStage(
+        kafka.url, partition_assignment_strategy="cooperative-sticky"
+    )
     with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
         play = LogPlay(stage, audit)
         for _ in range(3):
@@ -134,7 +140,9 @@ def test_own_loop(bench: ClientBench) -> None:
             log = confluent.Log(await client.cluster_id(timeout=10))
             while len(verdicts) < 2:
                 for record in await client.consume(1, 1.0):
-                    judgement = await confluent.ajudge(guard, record, scope=bench.stage.group, log=log)
+                    judgement = await confluent.ajudge(
+                        guard, record, scope=bench.stage.group, log=log
+                    )
                     verdicts.append(judgement.verdict)
                     if judgement.verdict is Verdict.REJECTED:
                         await judgement.dead_letter(letters)

@@ -31,7 +31,9 @@ class RealQueueDeliveries(QueueDeliveryContract):
         super().test_consumes_again_when_its_queue_is_back(play)
 
     @pytest.mark.slow
-    def test_consumes_again_when_its_queue_is_back_after_a_minute(self, play: QueuePlay) -> None:
+    def test_consumes_again_when_its_queue_is_back_after_a_minute(
+        self, play: QueuePlay
+    ) -> None:
         """A queue is consumed again that was away until its consumer waits for the longest time between two looks.
 
         At night it is away for a minute.

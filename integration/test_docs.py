@@ -48,7 +48,9 @@ def named(name: str) -> Block:
 
 def settle_in(reader: Reader) -> None:
     """Make the keys and files the README's examples import."""
-    keys = next(block for block in blocks("README.md") if block.text.startswith("mqauth keys new"))
+    keys = next(
+        block for block in blocks("README.md") if block.text.startswith("mqauth keys new")
+    )
     reader.run(keys)
     for name in ("trust.py", "identity.py"):
         reader.write(named(name))
@@ -77,7 +79,10 @@ def consuming(
 def rejections(folder: Path) -> list[str]:
     """Return the reasons of an audit file whose chain is intact."""
     assert verify_chain(folder / "audit.jsonl").intact
-    return [json.loads(line)["reason"] for line in (folder / "audit.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["reason"]
+        for line in (folder / "audit.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.fixture
@@ -115,14 +120,20 @@ def kafka_reader(kafka: Kafka, tmp_path: Path) -> Iterator[Reader]:
 def forget_kafka(url: str) -> None:
     """Delete what the pages create."""
     with client.KafkaAdminClient(bootstrap_servers=url.partition("://")[2]) as admin:
-        ours = {f"{topic}{end}" for topic in ("orders", "orders-api") for end in ("", ".dead", ".dead.reviewed")}
+        ours = {
+            f"{topic}{end}"
+            for topic in ("orders", "orders-api")
+            for end in ("", ".dead", ".dead.reviewed")
+        }
         present = ours & set(admin.list_topics())
         if present:
             admin.delete_topics(sorted(present))
 
 
 @pytest.mark.parametrize("door", ["rabbitmq", "pika"])
-def test_examples_on_rabbitmq(door: str, rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Path) -> None:
+def test_examples_on_rabbitmq(
+    door: str, rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Path
+) -> None:
     """The pages' consumers handle what their producers sent, dead-letter a forgery, and stop on SIGTERM."""
     settle_in(rabbitmq_reader)
     rabbitmq_reader.run(named("rabbitmq_topology.py"))
@@ -144,7 +155,10 @@ async def _forge_on_rabbitmq(url: str) -> str:
         channel = await connection.channel()
         exchange = await channel.get_exchange("shop")
         await exchange.publish(aio_pika.Message(b"forged"), "orders.created")
-        async with asyncio.timeout(PATIENCE), (await channel.get_queue("orders.dead")).iterator() as letters:
+        async with (
+            asyncio.timeout(PATIENCE),
+            (await channel.get_queue("orders.dead")).iterator() as letters,
+        ):
             async for letter in letters:
                 assert letter.body == b"forged"
                 return str(letter.headers["mqauth-dead-reason"])
@@ -156,7 +170,9 @@ def line_of_handler(next_line: Callable[[], str]) -> str:
     return next(line for line in iter(next_line, "") if line.startswith("from "))
 
 
-def test_faststream_rabbitmq_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Path) -> None:
+def test_faststream_rabbitmq_examples(
+    rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Path
+) -> None:
     """The page's application handles what its producer sent, and dead-letters a forgery; the other one loads."""
     settle_in(rabbitmq_reader)
     rabbitmq_reader.run(named("rabbitmq_topology.py"))
@@ -171,9 +187,19 @@ def test_faststream_rabbitmq_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reade
 
 
 @pytest.mark.parametrize(
-    "door", ["kafka", "confluent", "confluent_aio", "aiokafka", "faststream_kafka", "faststream_confluent"]
+    "door",
+    [
+        "kafka",
+        "confluent",
+        "confluent_aio",
+        "aiokafka",
+        "faststream_kafka",
+        "faststream_confluent",
+    ],
 )
-def test_examples_on_kafka(door: str, kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
+def test_examples_on_kafka(
+    door: str, kafka: Kafka, kafka_reader: Reader, tmp_path: Path
+) -> None:
     """The pages' consumers handle what their producers sent, dead-letter a forgery, and stop on SIGTERM."""
     settle_in(kafka_reader)
     kafka_reader.run(named("kafka_topology.py"))
@@ -223,9 +249,14 @@ def test_attacks_on_your_own_broker(broker: str, request: pytest.FixtureRequest)
         "kafka": (nightly(904, otherwise=510), "204 attacks of 58 classes"),
     }
     attempts, attacks = counts[broker]
-    assert f"{attempts} attempts by {attacks}, accepted 0, other verdict or reason 0" in printed
+    assert (
+        f"{attempts} attempts by {attacks}, accepted 0, other verdict or reason 0"
+        in printed
+    )
     honest = nightly(98, otherwise=53)
-    assert f"{honest} honest messages, condemned 0; handler calls for attacks 0" in printed
+    assert (
+        f"{honest} honest messages, condemned 0; handler calls for attacks 0" in printed
+    )
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
@@ -251,7 +282,9 @@ def test_every_broker_block_is_run() -> None:
 
 
 RUN_BY_NAME = {
-    f"{broker}_{part}.py" for broker in ("rabbitmq", "kafka") for part in ("topology", "producer", "consumer")
+    f"{broker}_{part}.py"
+    for broker in ("rabbitmq", "kafka")
+    for part in ("topology", "producer", "consumer")
 }
 
 
@@ -261,7 +294,9 @@ def test_fastapi_example(rabbitmq_reader: Reader) -> None:
     rabbitmq_reader.run(named("rabbitmq_topology.py"))
     (shop,) = marked("docs/how-to/use-fastapi.md", "rabbitmq")
     rabbitmq_reader.write(shop)
-    served = Block(page=shop.page, line=0, language="python", mark="rabbitmq", text=SERVED)
+    served = Block(
+        page=shop.page, line=0, language="python", mark="rabbitmq", text=SERVED
+    )
     with consuming(rabbitmq_reader, served) as next_line:
         assert next_line() == HANDLED + "acme\n"
 
@@ -329,13 +364,17 @@ SERVICES = {
 
 
 @pytest.mark.parametrize("broker", SERVICES)
-def test_convert_a_service(broker: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_convert_a_service(
+    broker: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """The page's steps take a service from nothing to enforce: old messages are handled, later they are not."""
     reader: Reader = request.getfixturevalue(f"{broker}_reader")
     old, publish, destination = SERVICES[broker]
 
     def run(language: str, text: str) -> str:
-        return reader.run(Block(page=CONVERTED, line=0, language=language, mark="", text=text))
+        return reader.run(
+            Block(page=CONVERTED, line=0, language=language, mark="", text=text)
+        )
 
     run("python", old)
     found = list(blocks(CONVERTED))
@@ -348,15 +387,26 @@ def test_convert_a_service(broker: str, request: pytest.FixtureRequest, tmp_path
     today = datetime.now(UTC).date()
     dates = {"since": today, "until": today + timedelta(days=90)}
     for name, day in dates.items():
-        settings.write_text(re.sub(rf"^{name} = .+$", f"{name} = {day}", settings.read_text(), flags=re.MULTILINE))
+        settings.write_text(
+            re.sub(
+                rf"^{name} = .+$",
+                f"{name} = {day}",
+                settings.read_text(),
+                flags=re.MULTILINE,
+            )
+        )
     if broker == "kafka":
         text = settings.read_text().replace('append_evidence = "interceptor"\n', "")
-        text = text.replace("amqp://localhost:5672/", request.getfixturevalue("kafka").url)
+        text = text.replace(
+            "amqp://localhost:5672/", request.getfixturevalue("kafka").url
+        )
         settings.write_text(text.replace("rabbitmq:shop/orders.*", "kafka:orders"))
     else:
         url = request.getfixturevalue("rabbitmq").url
         settings.write_text(
-            settings.read_text().replace("amqp://localhost:5672/", url.replace("guest:guest@", ""))
+            settings.read_text().replace(
+                "amqp://localhost:5672/", url.replace("guest:guest@", "")
+            )
         )
     named_ = {block.name: block for block in found}
     reader.run(named_[f"{broker}_letters.py"])
@@ -418,8 +468,15 @@ def test_start_an_authority(tmp_path: Path) -> None:
             "wimse://prod.example/shop/orders-api",
         )
         assert "is cut off" in reader.run(cut)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/jwks.json", timeout=PATIENCE) as answer:
-            assert json.load(answer)["mqauth_cutoff"][0]["reason"] == "stolen on the train"
-    records = [json.loads(line) for line in (tmp_path / "authority.jsonl").read_text().splitlines()]
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{port}/jwks.json", timeout=PATIENCE
+        ) as answer:
+            assert (
+                json.load(answer)["mqauth_cutoff"][0]["reason"] == "stolen on the train"
+            )
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "authority.jsonl").read_text().splitlines()
+    ]
     assert [record["verdict"] for record in records] == ["identity_issued"]
     assert verify_chain(tmp_path / "authority.jsonl").intact

@@ -63,7 +63,12 @@ class DramatiqShop(Shop):
     def working(self, **settings: Any) -> Iterator[Any]:
         """Run a protected worker."""
         broker = self.broker(**settings)
-        protect(broker, guard=lambda: self.guard, dead_letters=self.dead, signer=self.forge.signer())
+        protect(
+            broker,
+            guard=lambda: self.guard,
+            dead_letters=self.dead,
+            signer=self.forge.signer(),
+        )
         worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=2)
         worker.start()
         try:
@@ -144,7 +149,13 @@ def test_what_cannot_be_protected_is_refused(shop: DramatiqShop) -> None:
     shop.refused("already", broker=protect(shop.broker(), signer=signer), signer=signer)
     pickled = shop.broker()
     pickled.add_middleware(Results(backend=StubBackend(encoder=dramatiq.PickleEncoder())))
-    shop.refused("pickled", broker=pickled, signer=signer, dead_letters=shop.dead, guard=lambda: shop.guard)
+    shop.refused(
+        "pickled",
+        broker=pickled,
+        signer=signer,
+        dead_letters=shop.dead,
+        guard=lambda: shop.guard,
+    )
 
 
 @contextmanager
@@ -152,10 +163,14 @@ def worker(target: Any, guard: Pipeline, probe: Probe) -> Iterator[None]:
     """Take deliveries as a worker's consumer does, and give each to a probe, in place of decoding it."""
     broker: Any = RabbitmqBroker(url=target.url)
     broker.queues.add(target.queue)
-    protect(broker, guard=lambda: guard, dead_letters=target.dead, signer=probe.forge.signer())
+    protect(
+        broker, guard=lambda: guard, dead_letters=target.dead, signer=probe.forge.signer()
+    )
     with pytest.MonkeyPatch.context() as patch:
         # The stage has declared the queue, or has taken it away.
-        patch.setattr("mqauth.integrations.dramatiq.declare_dead_letters", lambda *_: None)
+        patch.setattr(
+            "mqauth.integrations.dramatiq.declare_dead_letters", lambda *_: None
+        )
         broker._mqauth.start(broker)
     over = threading.Event()
 

@@ -24,7 +24,17 @@ from opentelemetry.sdk.trace import TracerProvider
 from integration.documentation import ROOT
 from integration.forked import words
 from integration.services import Kafka, RabbitMQ
-from mqauth import ActiveKey, AuditFile, Key, KeySet, MemoryReplayStore, Message, Pipeline, Signer, Verified
+from mqauth import (
+    ActiveKey,
+    AuditFile,
+    Key,
+    KeySet,
+    MemoryReplayStore,
+    Message,
+    Pipeline,
+    Signer,
+    Verified,
+)
 from mqauth.audit.chain import verify_chain
 from mqauth.brokers import rabbitmq as wrapper
 from mqauth.brokers.rabbitmq.translate import to_native
@@ -75,7 +85,10 @@ class Shop:
         """Return reason and body of so many dead letters."""
         channel = await (await self.broker.connect()).channel()
         found = []
-        async with asyncio.timeout(PATIENCE), (await channel.get_queue(self.dead)).iterator() as letters:
+        async with (
+            asyncio.timeout(PATIENCE),
+            (await channel.get_queue(self.dead)).iterator() as letters,
+        ):
             async for letter in letters:
                 found.append((str(letter.headers["mqauth-dead-reason"]), letter.body))
                 await letter.ack()
@@ -114,7 +127,9 @@ async def shop(rabbitmq: RabbitMQ, tmp_path: Path) -> Any:
 
 async def test_rabbitmq_request(shop: Shop) -> None:
     """A request and its answer are both signed and verified, by FastStream's direct reply-to, traced or not."""
-    shop.broker.add_middleware(RabbitTelemetryMiddleware(tracer_provider=TracerProvider()))
+    shop.broker.add_middleware(
+        RabbitTelemetryMiddleware(tracer_provider=TracerProvider())
+    )
 
     @shop.broker.subscriber(shop.name)
     async def take(order: dict[str, int], verified: VerifiedMessage) -> dict[str, int]:
@@ -196,7 +211,9 @@ class Application:
         keys = [self._key(name) for name in ("customer", *places)]
         (folder / "jwks.json").write_text(json.dumps({"keys": keys}))
         for name, (sender, place) in places.items():
-            text = CONFIG.format(issuer=ISSUER, name=name, sender=sender, place=place, shop=self.name)
+            text = CONFIG.format(
+                issuer=ISSUER, name=name, sender=sender, place=place, shop=self.name
+            )
             (folder / f"{name}.toml").write_text(text)
 
     @property
@@ -208,8 +225,14 @@ class Application:
         """Make the key of a service, and return its public half."""
         keys = str(self.folder / "keys" / name)
         run = [*words("mqauth"), "keys"]
-        subprocess.run([*run, "new", "--dir", keys, "--subject", name], check=True, capture_output=True)
-        found = subprocess.run([*run, "jwks", "--dir", keys], check=True, capture_output=True)
+        subprocess.run(
+            [*run, "new", "--dir", keys, "--subject", name],
+            check=True,
+            capture_output=True,
+        )
+        found = subprocess.run(
+            [*run, "jwks", "--dir", keys], check=True, capture_output=True
+        )
         return json.loads(found.stdout)["keys"][0]
 
     def signer(self, name: str, key: Any = None) -> Signer:
@@ -271,7 +294,11 @@ class Output:
     @property
     def handled(self) -> list[str]:
         """What the handler got, sorted."""
-        return sorted(line.removeprefix("handled ").strip() for line in self.lines if line.startswith("handled "))
+        return sorted(
+            line.removeprefix("handled ").strip()
+            for line in self.lines
+            if line.startswith("handled ")
+        )
 
 
 async def attack_rabbitmq(shop: Application) -> None:
@@ -299,7 +326,9 @@ async def attack_rabbitmq(shop: Application) -> None:
             await send(orders, message)
         for queue in (orders, accepted):
             bare = Message(
-                destination=f"rabbitmq:/{queue}", body=b'{"order": 666}', properties={"message-id": "m"}
+                destination=f"rabbitmq:/{queue}",
+                body=b'{"order": 666}',
+                properties={"message-id": "m"},
             )
             await send(queue, bare)
             await send(queue, stranger.sign(bare))
@@ -312,7 +341,9 @@ def attack_kafka(shop: Application) -> None:
     bare = Message(destination=f"kafka:{topic}", body=b'{"pay": 666}')
     forged = shop.signer("dispatch", Key.generate(subjects=["dispatch"])).sign(bare)
     with (
-        client.KafkaConsumer(topic, bootstrap_servers=shop.kafka, auto_offset_reset="earliest") as consumer,
+        client.KafkaConsumer(
+            topic, bootstrap_servers=shop.kafka, auto_offset_reset="earliest"
+        ) as consumer,
         client.KafkaProducer(bootstrap_servers=shop.kafka) as producer,
     ):
         honest = next(consumer)
@@ -342,7 +373,10 @@ def letters_of_kafka(shop: Application, number: int) -> list[str]:
         f"{shop.name}.billing.dead", bootstrap_servers=shop.kafka, auto_offset_reset="earliest",
         consumer_timeout_ms=int(PATIENCE * 1000),
     ) as consumer:  # fmt: skip
-        return sorted(dict(next(consumer).headers)["mqauth-dead-reason"].decode() for _ in range(number))
+        return sorted(
+            dict(next(consumer).headers)["mqauth-dead-reason"].decode()
+            for _ in range(number)
+        )
 
 
 @pytest.mark.slow
@@ -352,11 +386,15 @@ def test_shop(kind: str, rabbitmq: RabbitMQ, kafka: Kafka, tmp_path: Path) -> No
     shop = Application(tmp_path, rabbitmq.url, kafka.url.partition("://")[2])
     with client.KafkaAdminClient(bootstrap_servers=shop.kafka) as admin:
         admin.create_topics(
-            [client.admin.NewTopic(name=name, num_partitions=1, replication_factor=1) for name in shop.topics]
+            [
+                client.admin.NewTopic(name=name, num_partitions=1, replication_factor=1)
+                for name in shop.topics
+            ]
         )
     with ExitStack() as stack:
         billing, dispatch, orders = (
-            stack.enter_context(shop.service(name, kind)) for name in ("billing", "dispatch", "orders")
+            stack.enter_context(shop.service(name, kind))
+            for name in ("billing", "dispatch", "orders")
         )
         asyncio.run(attack_rabbitmq(shop))
         billing.wait_for("handled", HONEST)
@@ -367,8 +405,12 @@ def test_shop(kind: str, rabbitmq: RabbitMQ, kafka: Kafka, tmp_path: Path) -> No
     assert at_orders == at_billing == ["key_unknown", "replayed", "token_missing"]
     # what a customer signed for one queue was moved to another
     assert at_dispatch == ["destination_mismatch", "key_unknown", "token_missing"]
-    assert orders.handled == [f'customer {{"order": {number}}}' for number in range(HONEST)]
-    assert dispatch.handled == [f'orders {{"order":{number}}}' for number in range(HONEST)]
+    assert orders.handled == [
+        f'customer {{"order": {number}}}' for number in range(HONEST)
+    ]
+    assert dispatch.handled == [
+        f'orders {{"order":{number}}}' for number in range(HONEST)
+    ]
     assert billing.handled == [f'dispatch {{"pay":{number}}}' for number in range(HONEST)]
     for name in ("orders", "dispatch", "billing"):
         assert verify_chain(tmp_path / f"{name}.jsonl").intact

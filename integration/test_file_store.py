@@ -28,7 +28,16 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library that kills and delays."""
     folder = tmp_path_factory.mktemp("shim")
     (folder / "shim.c").write_text(SHIM)
-    command = ["cc", "-shared", "-fPIC", "-O1", "-o", folder / "shim.so", folder / "shim.c", "-ldl"]
+    command = [
+        "cc",
+        "-shared",
+        "-fPIC",
+        "-O1",
+        "-o",
+        folder / "shim.so",
+        folder / "shim.c",
+        "-ldl",
+    ]
     subprocess.run(command, check=True)
     return folder / "shim.so"
 
@@ -47,7 +56,11 @@ def test_kills(shim: Path, tmp_path: Path) -> None:
     found = victim(shim, "kills", tmp_path / "replay.sqlite", KILLS)
     assert found["killed"] >= 100
     assert found["confirmed"] > 500
-    assert (found["confirms_lost"], found["copies_let_through"], found["condemned"]) == (0, 0, 0)
+    assert (found["confirms_lost"], found["copies_let_through"], found["condemned"]) == (
+        0,
+        0,
+        0,
+    )
 
 
 def test_slow_disk(shim: Path, tmp_path: Path) -> None:
@@ -61,13 +74,24 @@ def test_slow_disk(shim: Path, tmp_path: Path) -> None:
 
 def test_children(shim: Path, tmp_path: Path) -> None:
     """Children that end in their order leave the file of their parent whole."""
-    assert victim(shim, "children", tmp_path / "replay.sqlite") == {"reread": 80, "of": 80}
+    assert victim(shim, "children", tmp_path / "replay.sqlite") == {
+        "reread": 80,
+        "of": 80,
+    }
 
 
 def test_two_processes(tmp_path: Path) -> None:
     """A file that another process has is refused in one line, until that process is dead, however it died."""
-    path, code = tmp_path / "replay.sqlite", "import mqauth, sys, time; s = mqauth.FileReplayStore(sys.argv[1]); "
-    command = [sys.executable, "-c", code + "print(s.claim.__name__, flush=True); time.sleep(600)", path]
+    path, code = (
+        tmp_path / "replay.sqlite",
+        "import mqauth, sys, time; s = mqauth.FileReplayStore(sys.argv[1]); ",
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code + "print(s.claim.__name__, flush=True); time.sleep(600)",
+        path,
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
@@ -77,7 +101,9 @@ def test_two_processes(tmp_path: Path) -> None:
         finally:
             other.kill()
     share = "several processes (prefork, replicas) share a store on Redis or Valkey"
-    assert str(caught.value) == f"{path}: already open, here or in another process; {share}"
+    assert (
+        str(caught.value) == f"{path}: already open, here or in another process; {share}"
+    )
     FileReplayStore(path).close()
 
 
@@ -97,13 +123,21 @@ def test_full_disk(tmp_path: Path) -> None:
     with mounted(tmp_path / "small", "size=2m") as folder:
         (folder / "filler").write_bytes(bytes(1_000_000))
         store: Any = FileReplayStore(folder / "replay.sqlite")
-        done, requests = [], (wish(id=os.urandom(16), place=HERE, expires=9e9) for _ in range(100_000))
+        done, requests = (
+            [],
+            (wish(id=os.urandom(16), place=HERE, expires=9e9) for _ in range(100_000)),
+        )
         with pytest.raises(Unavailable) as refused:
             done.extend(
-                request for request in requests if store.claim(request) is FRESH and not store.confirm(request)
+                request
+                for request in requests
+                if store.claim(request) is FRESH and not store.confirm(request)
             )
         assert len(done) > 100
-        assert str(refused.value) == f"replay_store_full: {folder}/replay.sqlite: the disk is full"
+        assert (
+            str(refused.value)
+            == f"replay_store_full: {folder}/replay.sqlite: the disk is full"
+        )
         request = next(requests)
         # The thread finds the disk full as well; it needs room for what it forgets.
         store._tend()
@@ -116,8 +150,13 @@ def test_full_disk(tmp_path: Path) -> None:
         store.close()
         store = FileReplayStore(folder / "replay.sqlite")
         for each in (*done, request):
-            assert store.claim(wish("again", id=each.id, place=HERE, expires=9e9)) is REREAD
-            assert store.claim(wish("copy", id=each.id, place=THERE, expires=9e9)) is REPLAYED
+            assert (
+                store.claim(wish("again", id=each.id, place=HERE, expires=9e9)) is REREAD
+            )
+            assert (
+                store.claim(wish("copy", id=each.id, place=THERE, expires=9e9))
+                is REPLAYED
+            )
         store.close()
 
 

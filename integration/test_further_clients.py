@@ -13,7 +13,12 @@ from mqauth import cli
 
 pytestmark = pytest.mark.slow
 
-CLIENTS = {"pika": pika, "confluent": confluent, "confluent+aio": confluent_aio, "aiokafka": aiokafka}
+CLIENTS = {
+    "pika": pika,
+    "confluent": confluent,
+    "confluent+aio": confluent_aio,
+    "aiokafka": aiokafka,
+}
 OURS = ["bare", "message", "batch", "carried"]
 
 
@@ -26,16 +31,24 @@ def client(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def broker(client: str, request: pytest.FixtureRequest) -> RabbitMQ | Kafka:
     """Its broker."""
-    service: RabbitMQ | Kafka = request.getfixturevalue("rabbitmq" if client == "pika" else "kafka")
+    service: RabbitMQ | Kafka = request.getfixturevalue(
+        "rabbitmq" if client == "pika" else "kafka"
+    )
     return service
 
 
-def test_demo(client: str, broker: RabbitMQ | Kafka, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo(
+    client: str, broker: RabbitMQ | Kafka, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The demo runs on this client: every attack is dead-lettered, and nothing is lost."""
     address = f"{client}://{broker.url.partition('://')[2]}"
     assert cli.main(["demo", "--json", "--broker", address]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["broker"], report["audit_chain"], report["lost"]) == (client, "intact", 0)
+    assert (report["broker"], report["audit_chain"], report["lost"]) == (
+        client,
+        "intact",
+        0,
+    )
 
 
 def test_bench(client: str, broker: RabbitMQ | Kafka) -> None:
@@ -44,6 +57,8 @@ def test_bench(client: str, broker: RabbitMQ | Kafka) -> None:
     address = broker.url if client == "pika" else broker.url.removeprefix("kafka://")
     with CLIENTS[client].Connections(address) as connections:
         found = CLIENTS[client].measure(connections, effort)
-    assert {name: rounds.failed for name, rounds in found.comparisons.items() if rounds.failed} == {}
+    assert {
+        name: rounds.failed for name, rounds in found.comparisons.items() if rounds.failed
+    } == {}
     assert [*found.comparisons["consume"].measured] == OURS
     assert (list(found.added), found.added["bare"]) == (OURS, 0)

@@ -40,19 +40,27 @@ def keys() -> Iterator[KeyServer]:
 
 
 @pytest.fixture
-def bench(client: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ClientBench]:
+def bench(
+    client: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[ClientBench]:
     """A bench of a client's broker, which a test may stop."""
-    bench = ClientBench(request.getfixturevalue(f"own_{client.partition(' ')[0]}"), tmp_path)
+    bench = ClientBench(
+        request.getfixturevalue(f"own_{client.partition(' ')[0]}"), tmp_path
+    )
     with bench.ending:
         yield bench
 
 
 @pytest.mark.parametrize("client", ["rabbitmq aio-pika", "kafka kafka-python"])
-def test_a_consumer_without_its_key_server(client: str, bench: ClientBench, keys: KeyServer) -> None:
+def test_a_consumer_without_its_key_server(
+    client: str, bench: ClientBench, keys: KeyServer
+) -> None:
     """A message waits, health is stalled and names the address; the server back, it is handled."""
     bench.send(b"honest")
     with JWKS(keys.url, unsafe_http_loopback=True, wait=0.2, timeout=1) as jwks:
-        guard = bench.guard(verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=jwks)}))
+        guard = bench.guard(
+            verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=jwks)})
+        )
         with CLIENTS[client](bench.wiring(guard=guard)) as running:
             health: Any = running.health
             wait_until(lambda: health().state is State.STALLED)

@@ -69,8 +69,12 @@ class RealRabbitMQ(RabbitMQStage):
             _, name, key = destination.parse(self.destination)
             async with await aio_pika.connect(self._url) as connection:
                 exchange = await (await connection.channel()).get_exchange(name)
-                producer = rabbitmq_wrapper.Producer(exchange, signer, batch=batch, linger=0.05)
-                await asyncio.gather(*(producer.publish(_native(message), key) for message in messages))
+                producer = rabbitmq_wrapper.Producer(
+                    exchange, signer, batch=batch, linger=0.05
+                )
+                await asyncio.gather(
+                    *(producer.publish(_native(message), key) for message in messages)
+                )
                 await producer.close()
 
         asyncio.run(publish())
@@ -78,7 +82,9 @@ class RealRabbitMQ(RabbitMQStage):
 
 def _native(message: Message) -> aio_pika.Message:
     headers: dict[str, Any] = dict(message.headers)
-    return aio_pika.Message(message.body or b"", headers=headers, content_type="application/json")
+    return aio_pika.Message(
+        message.body or b"", headers=headers, content_type="application/json"
+    )
 
 
 @dataclass(slots=True)
@@ -104,31 +110,50 @@ def _number(message: Message) -> str:
 
 def numbered(message: Message, number: object) -> Message:
     """Return a message with the number of its case."""
-    text: Any = str(number).encode() if message.destination.startswith("kafka:") else str(number)
+    text: Any = (
+        str(number).encode() if message.destination.startswith("kafka:") else str(number)
+    )
     return replace(message, headers=(*message.headers, (NUMBER, text)))
 
 
 def attacks(place: str, monkeypatch: pytest.MonkeyPatch) -> list[Case]:
     """Return every case of the vectors that a broker can carry, for a destination."""
     for module in (identities, spire):
-        monkeypatch.setattr(module, "kafka", lambda **changes: replace(honest_message(place), **changes))
+        monkeypatch.setattr(
+            module, "kafka", lambda **changes: replace(honest_message(place), **changes)
+        )
     monkeypatch.setattr(identities, "rabbit", lambda: honest_message(place))
     found = [*identities.cases(SINGLE), *identities.cases(BATCH), *spire.cases()]
     # A broker delivers to one destination; what was meant for another one is published here.
     elsewhere = STOCK if place.startswith("kafka:") else "rabbitmq:shop/stock"
-    found = [case for case in found if case.message.destination == place and case.consumer != NOT_CARRIED]
+    found = [
+        case
+        for case in found
+        if case.message.destination == place and case.consumer != NOT_CARRIED
+    ]
     for forge in (SINGLE, BATCH):
         moved = replace(forge.seal(honest_message(elsewhere)), destination=place)
-        found.append(Case(f"{forge.form}: signed for another destination", moved, "destination_mismatch"))
+        found.append(
+            Case(
+                f"{forge.form}: signed for another destination",
+                moved,
+                "destination_mismatch",
+            )
+        )
     return found
 
 
-def guard(case: Case, place: str, seen: Seen, audit: AuditFile, store: MemoryReplayStore) -> Pipeline:
+def guard(
+    case: Case, place: str, seen: Seen, audit: AuditFile, store: MemoryReplayStore
+) -> Pipeline:
     """Return the pipeline of a case's consumer, which reads from a destination."""
     said, authority = settings(FILE, case.consumer), Authority(FILE, "honest")
     if case.key_set is not None:
         authority.turn(case.key_set)
-    rules = [Rule(**rule | {"destinations": _here(rule["destinations"], place)}) for rule in said["allow"]]
+    rules = [
+        Rule(**rule | {"destinations": _here(rule["destinations"], place)})
+        for rule in said["allow"]
+    ]
     return Pipeline(
         verifier=verifier_of(said, authority), policy=Allow(rules), replay=store, audit=audit,
         clock=FakeClock(case.received), observers=[seen.observer],
@@ -139,13 +164,17 @@ def _here(places: list[str], place: str) -> tuple[str, ...]:
     return tuple("kafka:elsewhere" if each == STOCK else place for each in places)
 
 
-def consume(stage: Any, cases: list[Case], tmp_path: Path, store: MemoryReplayStore) -> tuple[Seen, int]:
+def consume(
+    stage: Any, cases: list[Case], tmp_path: Path, store: MemoryReplayStore
+) -> tuple[Seen, int]:
     """Have a consumer read what is there until each case has an outcome; return them, and the records written."""
     seen = Seen()
     path = tmp_path / f"audit-{len(list(tmp_path.iterdir()))}.jsonl"
     with AuditFile(path, fsync=False) as audit:
         pipeline = guard(cases[0], stage.destination, seen, audit, store)
-        stage.consume(pipeline, seen.handler, until=lambda: len(seen.outcomes) == len(cases))
+        stage.consume(
+            pipeline, seen.handler, until=lambda: len(seen.outcomes) == len(cases)
+        )
     return seen, path.read_bytes().count(b"\n")
 
 
@@ -156,12 +185,16 @@ def publish_honest(stage: Any) -> list[Case]:
         for batch in (1, SIZE):
             first = len(cases)
             messages = [
-                numbered(honest_message(stage.destination, first + at), f"{form} {batch} {at}")
+                numbered(
+                    honest_message(stage.destination, first + at), f"{form} {batch} {at}"
+                )
                 for at in range(EACH)
             ]
             # The number stands outside of what is signed, as for attacks.
             stage.publish(forge.signer(leave_unsigned=[NUMBER]), messages, batch)
-            cases += [Case(f"honest, {form}, batch {batch}", message) for message in messages]
+            cases += [
+                Case(f"honest, {form}, batch {batch}", message) for message in messages
+            ]
     return cases
 
 
@@ -169,7 +202,11 @@ def faults(cases: list[Case], seen: Seen) -> Iterator[str]:
     """Yield each case whose verdict or reason is another one than it should be."""
     for case in cases:
         found = seen.outcomes[_number(case.message)]
-        wanted = (Verdict.ACCEPTED, None) if case.reason is None else (Verdict.REJECTED, case.reason)
+        wanted = (
+            (Verdict.ACCEPTED, None)
+            if case.reason is None
+            else (Verdict.REJECTED, case.reason)
+        )
         if (found.verdict, found.reason and found.reason.value) != wanted:
             yield f"{case.name}: {found.verdict.value} {found.reason} {found.detail}"
 
@@ -182,10 +219,17 @@ def test_no_attack_on_identities_gets_through(
 ) -> None:  # fmt: skip
     """Each attack is dead-lettered for its reason, and each honest message of either form is handled once."""
     stage: Any = _stage(broker, request)
-    store, counts, reasons = MemoryReplayStore(clock=FakeClock(NOW)), Counter[str](), Counter[str]()
+    store, counts, reasons = (
+        MemoryReplayStore(clock=FakeClock(NOW)),
+        Counter[str](),
+        Counter[str](),
+    )
     try:
         hostile = attacks(stage.destination, monkeypatch)
-        hostile = [case._replace(message=numbered(case.message, at)) for at, case in enumerate(hostile)]
+        hostile = [
+            case._replace(message=numbered(case.message, at))
+            for at, case in enumerate(hostile)
+        ]
         honest, found = publish_honest(stage), list[str]()
         # Those of the usual consumer come first, among the honest ones; the others each at a consumer of theirs.
         for kind, group in _groups(hostile):
@@ -200,7 +244,8 @@ def test_no_attack_on_identities_gets_through(
             counts["honest"] += len(mixed) - len(rejected)
             counts["handled"] += seen.handled.total()
             counts["accepted"] += sum(
-                seen.outcomes[_number(case.message)].verdict is Verdict.ACCEPTED for case in rejected
+                seen.outcomes[_number(case.message)].verdict is Verdict.ACCEPTED
+                for case in rejected
             )
             reasons.update(case.reason for case in rejected)
             honest = []

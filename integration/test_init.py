@@ -35,7 +35,13 @@ def mqauth(folder: Path, *arguments: str, stdin: str = "") -> str:
     """Run the command in a folder and return what it prints."""
     command = [*words("mqauth"), *arguments]
     done = subprocess.run(
-        command, cwd=folder, input=stdin, capture_output=True, text=True, check=False, timeout=PATIENCE
+        command,
+        cwd=folder,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -50,7 +56,9 @@ def url_of(service: RabbitMQ | Kafka) -> str:
 @contextmanager
 def running(folder: Path, command: list[str]) -> Iterator[subprocess.Popen[str]]:
     """Run a program beside the test; it ends with Ctrl-C."""
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             yield process
         finally:
@@ -59,20 +67,38 @@ def running(folder: Path, command: list[str]) -> Iterator[subprocess.Popen[str]]
 
 @contextmanager
 def shop_of(
-    broker: str, rung: str, folder: Path, request: pytest.FixtureRequest, framework: str = ""
+    broker: str,
+    rung: str,
+    folder: Path,
+    request: pytest.FixtureRequest,
+    framework: str = "",
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Do what the command says comes next; give the folder, what the consumer printed, and the last command."""
     url, end = url_of(request.getfixturevalue(broker)), f"{rung}-{framework or broker}"
-    names = ("--producer", f"orders-{end}", "--consumer", f"billing-{end}", "--rung", rung)
+    names = (
+        "--producer",
+        f"orders-{end}",
+        "--consumer",
+        f"billing-{end}",
+        "--rung",
+        rung,
+    )
     more = ("--framework", framework) if framework else ()
     told = mqauth(folder, "init", "shop", "--broker", broker, *more, *names, "--url", url)
-    enter, compose, apply, consume, produce, last = re.findall(r"^  (\S.*?)(?:  +#.*)?$", told, re.MULTILINE)
+    enter, compose, apply, consume, produce, last = re.findall(
+        r"^  (\S.*?)(?:  +#.*)?$", told, re.MULTILINE
+    )
     assert (enter, compose) == ("cd shop", "docker compose up -d --wait")
     shop = folder / "shop"
     for _ in range(2):
         assert "topology.json is declared" in mqauth(shop, *apply.split()[1:])
     with running(shop, [*words("python"), *consume.split()[1:]]) as process:
-        subprocess.run([*words("python"), *produce.split()[1:]], cwd=shop, check=True, timeout=PATIENCE)
+        subprocess.run(
+            [*words("python"), *produce.split()[1:]],
+            cwd=shop,
+            check=True,
+            timeout=PATIENCE,
+        )
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(1 if rung == "enforce" else 2)]
         yield shop, lines, last.split()[1:]
@@ -89,9 +115,15 @@ def test_the_next_commands_lead_to_a_handled_and_a_rejected_message(
     assert [(one["reason"], one["count"]) for one in found] == [("token_missing", 1)]
 
 
-@pytest.mark.parametrize(("rung", "ran", "rejected"), [("enforce", [1], 1), ("observe", [1, 666], 0)])
+@pytest.mark.parametrize(
+    ("rung", "ran", "rejected"), [("enforce", [1], 1), ("observe", [1, 666], 0)]
+)
 def test_the_next_commands_lead_to_a_task_that_ran(
-    rung: str, ran: list[int], rejected: int, tmp_path: Path, request: pytest.FixtureRequest
+    rung: str,
+    ran: list[int],
+    rejected: int,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     """A worker of taskiq runs the signed task; the one without a token is a dead letter, or runs at observe."""
     with shop_of("rabbitmq", rung, tmp_path, request, "taskiq") as (shop, lines, last):
@@ -111,26 +143,54 @@ def test_a_consumer_that_observes_handles_both(
             'not proven: token_missing {"order": 666}\n',
         ]
     # the command that the file names says who does not sign, from the files that the consumer wrote
-    assert "mqauth rollout status says who does not sign" in (shop / "consumer" / "mqauth.toml").read_text()
-    command = [*words("mqauth"), "rollout", "status", "--config", "consumer/mqauth.toml", "--json"]
-    (found,) = json.loads(subprocess.run(command, cwd=shop, capture_output=True, check=False).stdout)
-    assert [(group["code"], group["count"]) for group in found["groups"]] == [("token_missing", 1)]
-    assert (sum(found["accepted"].values()), found["processes"], len(found["files"])) == (1, 1, 1)
+    assert (
+        "mqauth rollout status says who does not sign"
+        in (shop / "consumer" / "mqauth.toml").read_text()
+    )
+    command = [
+        *words("mqauth"),
+        "rollout",
+        "status",
+        "--config",
+        "consumer/mqauth.toml",
+        "--json",
+    ]
+    (found,) = json.loads(
+        subprocess.run(command, cwd=shop, capture_output=True, check=False).stdout
+    )
+    assert [(group["code"], group["count"]) for group in found["groups"]] == [
+        ("token_missing", 1)
+    ]
+    assert (sum(found["accepted"].values()), found["processes"], len(found["files"])) == (
+        1,
+        1,
+        1,
+    )
 
 
 def recorded(shop: Path) -> int:
     """Return how many rejections the consumer has recorded."""
-    lines = [line for file in (shop / "consumer").glob("audit*.jsonl") for line in file.read_text().splitlines()]
-    return sum(json.loads(line)["verdict"] == "rejected" for line in lines if line.endswith("}"))
+    lines = [
+        line
+        for file in (shop / "consumer").glob("audit*.jsonl")
+        for line in file.read_text().splitlines()
+    ]
+    return sum(
+        json.loads(line)["verdict"] == "rejected" for line in lines if line.endswith("}")
+    )
 
 
 def letters(shop: Path, count: int, asked: Sequence[str] = DLQ) -> list[dict[str, Any]]:
     """Return the groups of dead letters, once there are so many: the command is asked when all are recorded."""
-    for _ in range(2):  # a consumer that was killed is missed by Kafka after most of a minute
+    for _ in range(
+        2
+    ):  # a consumer that was killed is missed by Kafka after most of a minute
         with suppress(TimeoutError):
             wait_until(lambda: recorded(shop) >= count)
     for _ in range(30):
-        groups: list[dict[str, Any]] = json.loads(mqauth(shop, *asked, "--json"))["groups"]
+        groups: list[dict[str, Any]] = json.loads(mqauth(shop, *asked, "--json"))[
+            "groups"
+        ]
         if sum(group["count"] for group in groups) >= count:
             return groups
     raise AssertionError(f"fewer than {count} letters")
@@ -152,7 +212,9 @@ runpy.run_path("consumer/consumer.py", run_name="__main__")
 def consumer(shop: Path, later: int, *, killed: bool) -> Iterator[subprocess.Popen[str]]:
     """Run the program that init wrote as if it were later, and kill it in the end, or stop it in order."""
     command = [*words("python"), "-c", LATER, str(later)]
-    with subprocess.Popen(command, cwd=shop, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=shop, stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             yield process
             if not killed:
@@ -173,22 +235,46 @@ def handled(process: subprocess.Popen[str], count: int) -> set[str]:
 class Shop:
     """A folder that init wrote, and its broker."""
 
-    def __init__(self, folder: Path, broker: str, service: RabbitMQ | Kafka, *options: str) -> None:
+    def __init__(
+        self, folder: Path, broker: str, service: RabbitMQ | Kafka, *options: str
+    ) -> None:
         self.broker, self.url = broker, service.url
         self.producer = f"orders-{os.urandom(4).hex()}"
         names = ("--producer", self.producer, "--consumer", f"billing-{self.producer}")
-        mqauth(folder, "init", "shop", "--broker", broker, *names, "--url", url_of(service), *options)
+        mqauth(
+            folder,
+            "init",
+            "shop",
+            "--broker",
+            broker,
+            *names,
+            "--url",
+            url_of(service),
+            *options,
+        )
         self.folder = folder / "shop"
         mqauth(self.folder, "init", ".", "--apply")
 
     def sign(self, count: int) -> list[Message]:
         """Return messages that the producer signed."""
         on_kafka = self.broker == "kafka"
-        place = f"kafka:{self.producer}" if on_kafka else f"rabbitmq:{self.producer}/created"
+        place = (
+            f"kafka:{self.producer}" if on_kafka else f"rabbitmq:{self.producer}/created"
+        )
         bodies = [base64.b64encode(b"%d" % number).decode() for number in range(count)]
-        forms = [{"destination": place, "body": body} | ({"key": body} if on_kafka else {}) for body in bodies]
+        forms = [
+            {"destination": place, "body": body} | ({"key": body} if on_kafka else {})
+            for body in bodies
+        ]
         lines = "".join(json.dumps(form) + "\n" for form in forms)
-        told = mqauth(self.folder, "sign", "--lines", "--config", "producer/mqauth.toml", stdin=lines)
+        told = mqauth(
+            self.folder,
+            "sign",
+            "--lines",
+            "--config",
+            "producer/mqauth.toml",
+            stdin=lines,
+        )
         return [from_form(json.loads(line)) for line in told.splitlines()]
 
     def publish(self, messages: Sequence[Message]) -> None:
@@ -199,11 +285,18 @@ class Shop:
                 channel.confirm_delivery()
                 for message in messages:
                     sent = pika.BasicProperties(headers=dict(message.headers))
-                    channel.basic_publish(self.producer, "created", message.body, sent, mandatory=True)
+                    channel.basic_publish(
+                        self.producer, "created", message.body, sent, mandatory=True
+                    )
             return
         client: Any = kafka.KafkaProducer(bootstrap_servers=self.url.partition("://")[2])
         for message in messages:
-            client.send(self.producer, value=message.body, key=message.key, headers=list(message.headers))
+            client.send(
+                self.producer,
+                value=message.body,
+                key=message.key,
+                headers=list(message.headers),
+            )
         client.flush()
         client.close()
 
@@ -212,13 +305,28 @@ class Shop:
         if self.broker == "rabbitmq":
             with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
                 queue, channel = f"billing-{self.producer}", connection.channel()
-                wait_until(lambda: channel.queue_declare(queue, passive=True).method.consumer_count == 0)
+                wait_until(
+                    lambda: (
+                        channel.queue_declare(queue, passive=True).method.consumer_count
+                        == 0
+                    )
+                )
 
     def rotate(self) -> None:
         """Give the producer another key, and the consumer the set."""
-        mqauth(self.folder, "keys", "new", "--dir", "producer/keys", "--publish-delay", "0")
+        mqauth(
+            self.folder, "keys", "new", "--dir", "producer/keys", "--publish-delay", "0"
+        )
         mqauth(self.folder, "keys", "rotate", "--dir", "producer/keys")
-        mqauth(self.folder, "keys", "jwks", "--dir", "producer/keys", "--out", "consumer/jwks.json")
+        mqauth(
+            self.folder,
+            "keys",
+            "jwks",
+            "--dir",
+            "producer/keys",
+            "--out",
+            "consumer/jwks.json",
+        )
 
 
 WAITS = {
@@ -230,7 +338,11 @@ WAITS = {
 @pytest.mark.parametrize(("options", "later"), WAITS.values(), ids=WAITS)
 @pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
 def test_a_backlog_is_handled(
-    broker: str, options: tuple[str, ...], later: int, tmp_path: Path, request: pytest.FixtureRequest
+    broker: str,
+    options: tuple[str, ...],
+    later: int,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     """All that waited for a stopped consumer is handled once, although its key was rotated, and nothing condemned.
 
@@ -250,4 +362,6 @@ def test_a_backlog_is_handled(
     shop.wait_until_left()
     with consumer(shop.folder, later, killed=killed):
         shop.publish(waiting[:3])
-        assert {(group["reason"], group["count"]) for group in letters(shop.folder, 3)} == {("replayed", 3)}
+        assert {
+            (group["reason"], group["count"]) for group in letters(shop.folder, 3)
+        } == {("replayed", 3)}

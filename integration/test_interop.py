@@ -31,7 +31,13 @@ from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, Forge
 from mqauth.testing.attacks import Attack, honest_message
 from mqauth.testing.forge import AUDIENCE, ISSUER, NEIGHBOUR, REMOVED, SUBJECT, with_token
-from mqauth.testing.identity import OTHER_WORKLOAD, TRUST_DOMAIN, WORKLOAD, BatchIdentityForge, IdentityForge
+from mqauth.testing.identity import (
+    OTHER_WORKLOAD,
+    TRUST_DOMAIN,
+    WORKLOAD,
+    BatchIdentityForge,
+    IdentityForge,
+)
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.wire import destination, jwk
 from mqauth.wire.json_form import from_form, to_form
@@ -59,7 +65,9 @@ def line(message: Message) -> str:
 def deliveries(name: str) -> int:
     """Return how many deliveries a file of vectors has."""
     found: Any = json.loads((VECTORS / name).read_text("ascii"))
-    return len(found["vectors"]) + sum(len(sequence["deliveries"]) for sequence in found["sequences"])
+    return len(found["vectors"]) + sum(
+        len(sequence["deliveries"]) for sequence in found["sequences"]
+    )
 
 
 def test_every_vector_passes_in_go() -> None:
@@ -75,14 +83,28 @@ def test_every_vector_passes_in_go() -> None:
 def test_what_we_sign_is_judged_alike(forge: Forge) -> None:
     """Honest messages are accepted there, and every attack meets the reason that it meets here."""
     attacks = ATTACKS if type(forge) is Forge else (*ATTACKS, *BATCH_ATTACKS)
-    mounted: list[tuple[Attack | None, str]] = [(attack, place) for attack in (None, *attacks) for place in PLACES]
-    mounted = [(attack, place) for attack, place in mounted if attack is None or attack.fits(place)]
+    mounted: list[tuple[Attack | None, str]] = [
+        (attack, place) for attack in (None, *attacks) for place in PLACES
+    ]
+    mounted = [
+        (attack, place)
+        for attack, place in mounted
+        if attack is None or attack.fits(place)
+    ]
     messages = [
-        forge.seal(honest_message(place)) if attack is None else attack.mount(forge, honest_message(place))
+        forge.seal(honest_message(place))
+        if attack is None
+        else attack.mount(forge, honest_message(place))
         for attack, place in mounted
     ]
-    expected = ["accepted" if attack is None else f"rejected {attack.reason.value}" for attack, _ in mounted]
-    assert interop.ask("verify", lines=[consumer(forge.keys), *map(line, messages)]) == expected
+    expected = [
+        "accepted" if attack is None else f"rejected {attack.reason.value}"
+        for attack, _ in mounted
+    ]
+    assert (
+        interop.ask("verify", lines=[consumer(forge.keys), *map(line, messages)])
+        == expected
+    )
 
 
 def values() -> list[Message]:
@@ -96,7 +118,11 @@ def test_what_go_signs_is_verified_here(form: str) -> None:
     """Its tokens bind what ours bind, whatever the values; another body is refused."""
     private = ed25519.Ed25519PrivateKey.generate()
     key = Key.from_private(private, subjects=[SUBJECT])
-    messages = values() if form == "single" else [honest_message(PLACES[0], number) for number in range(7)]
+    messages = (
+        values()
+        if form == "single"
+        else [honest_message(PLACES[0], number) for number in range(7)]
+    )
     tokens = interop.ask(
         "sign", private.private_bytes_raw().hex(), key.kid, ISSUER, SUBJECT, AUDIENCE, form,
         lines=list(map(line, messages)),
@@ -156,15 +182,25 @@ def identity_consumer(forge: IdentityForge) -> str:
     return json.dumps(said)
 
 
-@pytest.mark.parametrize("forge", [IdentityForge(), BatchIdentityForge()], ids=["single", "batch"])
+@pytest.mark.parametrize(
+    "forge", [IdentityForge(), BatchIdentityForge()], ids=["single", "batch"]
+)
 def test_faults_are_judged_alike(forge: IdentityForge) -> None:
     """Of two or three faults at once both implementations name the same one."""
     random = Random(16)
     messages = [faulty(forge, number, random) for number in range(400)]
-    pipeline = Pipeline(verifier=forge.verifier(), policy=forge.policy(PLACE), replay=MemoryReplayStore())
+    pipeline = Pipeline(
+        verifier=forge.verifier(), policy=forge.policy(PLACE), replay=MemoryReplayStore()
+    )
     here = [run(pipeline.judge(pipeline.receive(message))) for message in messages]
-    expected = [" ".join(filter(None, (outcome.verdict.value, outcome.reason))) for outcome in here]
-    lines = [identity_consumer(forge), *(json.dumps(to_form(message)) for message in messages)]
+    expected = [
+        " ".join(filter(None, (outcome.verdict.value, outcome.reason)))
+        for outcome in here
+    ]
+    lines = [
+        identity_consumer(forge),
+        *(json.dumps(to_form(message)) for message in messages),
+    ]
     assert interop.ask("verify", lines=lines) == expected
     assert len(set(expected)) > 12
 
@@ -177,7 +213,13 @@ PORTABLE: Final[dict[str, Any]] = {
     "table": {"b": {"a": (1,)}, "": 0},
 }  # fmt: skip
 """Headers of every type that the profile calls portable on RabbitMQ."""
-RECORD: Final = (("text", "ü€😀".encode()), ("raw", b"\xff\x00"), ("null", None), ("twice", b"1"), ("twice", b""))
+RECORD: Final = (
+    ("text", "ü€😀".encode()),
+    ("raw", b"\xff\x00"),
+    ("null", None),
+    ("twice", b"1"),
+    ("twice", b""),
+)
 """Headers of every kind on Kafka."""
 
 
@@ -192,12 +234,23 @@ def portable(place: str) -> list[Message]:
     """Return unsigned messages with every portable header, empty bodies and keys and a tombstone among them."""
     if place.startswith("rabbitmq:"):
         full = honest_message(place)
-        full = replace(full, properties={**full.properties, "correlation-id": "é", "type": "t"})
-        made = [replace(full, headers=tuple(PORTABLE.items())), replace(full, body=b""), replace(full, headers=())]
+        full = replace(
+            full, properties={**full.properties, "correlation-id": "é", "type": "t"}
+        )
+        made = [
+            replace(full, headers=tuple(PORTABLE.items())),
+            replace(full, body=b""),
+            replace(full, headers=()),
+        ]
         made += [replace(full, headers=(pair,)) for pair in PORTABLE.items()]
     else:
         full = replace(honest_message(place), headers=RECORD)
-        made = [full, replace(full, body=b""), replace(full, body=None), replace(full, key=b"")]
+        made = [
+            full,
+            replace(full, body=b""),
+            replace(full, body=None),
+            replace(full, key=b""),
+        ]
         made += [replace(full, key=None), replace(full, headers=())]
     return [*made, *(honest_message(place, number) for number in range(SIZE))]
 
@@ -210,11 +263,19 @@ def form_of(messages: Iterable[Message]) -> list[str]:
 def attacks(place: str) -> list[tuple[Message, Sent]]:
     """Return every attack of the suites that a client can publish there, single and in batches."""
     found = []
-    for form, forge, suite in (("single", FORGE, ATTACKS), ("batch", BATCH, (*ATTACKS, *BATCH_ATTACKS))):
+    for form, forge, suite in (
+        ("single", FORGE, ATTACKS),
+        ("batch", BATCH, (*ATTACKS, *BATCH_ATTACKS)),
+    ):
         for attack in suite:
             if attack.fits(place):
                 said = f"rejected {attack.reason.value}"
-                found.append((attack.mount(forge, honest_message(place)), Sent(f"attack, {form}", said)))
+                found.append(
+                    (
+                        attack.mount(forge, honest_message(place)),
+                        Sent(f"attack, {form}", said),
+                    )
+                )
     return found
 
 
@@ -241,22 +302,34 @@ def identity(form: str) -> list[str]:
     """Return the arguments by which Go signs with the honest producer's key."""
     private: Any = FORGE.key.private
     raw = private.private_bytes(
-        serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
+        serialization.Encoding.Raw,
+        serialization.PrivateFormat.Raw,
+        serialization.NoEncryption(),
     )
     return [raw.hex(), FORGE.key.kid, ISSUER, SUBJECT, AUDIENCE, form]
 
 
 def judged_here(place: str, messages: Sequence[Message]) -> list[str]:
     """Return what our pipeline says of messages as the broker has delivered them."""
-    pipeline = Pipeline(verifier=FORGE.verifier(), policy=FORGE.policy(place), replay=MemoryReplayStore())
+    pipeline = Pipeline(
+        verifier=FORGE.verifier(), policy=FORGE.policy(place), replay=MemoryReplayStore()
+    )
     found = []
     for message in messages:
         outcome = run(pipeline.judge(pipeline.receive(message)))
-        found.append(" ".join(filter(None, [outcome.verdict.value, outcome.reason and outcome.reason.value])))
+        found.append(
+            " ".join(
+                filter(
+                    None, [outcome.verdict.value, outcome.reason and outcome.reason.value]
+                )
+            )
+        )
     return found
 
 
-def publish_all(url: str, place: str, ours: Callable[[list[Message], int], None]) -> list[Sent]:
+def publish_all(
+    url: str, place: str, ours: Callable[[list[Message], int], None]
+) -> list[Sent]:
     """Publish honest messages of both implementations and every attack; return what each side must say, in order.
 
     Args:
@@ -276,7 +349,11 @@ def publish_all(url: str, place: str, ours: Callable[[list[Message], int], None]
 
 
 def compare(
-    broker: str, sent: list[Sent], here: list[str], there: list[str], capsys: pytest.CaptureFixture[str]
+    broker: str,
+    sent: list[Sent],
+    here: list[str],
+    there: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Hold both sides' verdicts against each other and against what they must be, and print the counts."""
     said = [what.said for what in sent]
@@ -303,7 +380,9 @@ class Fanned:
         _, exchange, key = destination.parse(self.place)
         self.connection = await aio_pika.connect(self.url)
         channel = await self.connection.channel()
-        self.exchange: AbstractExchange = await channel.declare_exchange(exchange, auto_delete=True)
+        self.exchange: AbstractExchange = await channel.declare_exchange(
+            exchange, auto_delete=True
+        )
         self.queues: list[AbstractQueue] = []
         for name in ("ours", "theirs"):
             queue = await channel.declare_queue(f"{exchange} {name}", durable=True)
@@ -314,7 +393,9 @@ class Fanned:
         """Publish through our producer."""
 
         async def publish() -> None:
-            producer = rabbitmq_wrapper.Producer(self.exchange, FORGE.signer(), batch=batch, linger=0.05)
+            producer = rabbitmq_wrapper.Producer(
+                self.exchange, FORGE.signer(), batch=batch, linger=0.05
+            )
             await asyncio.gather(*(
                 producer.publish(native(message), destination.parse(self.place)[2]) for message in messages
             ))  # fmt: skip
@@ -330,7 +411,9 @@ class Fanned:
             for _ in range(count):
                 incoming = await self.queues[0].get(timeout=30)
                 await incoming.ack()
-                found.append(rabbitmq_wrapper.from_native(incoming, queue=self.queues[0].name))
+                found.append(
+                    rabbitmq_wrapper.from_native(incoming, queue=self.queues[0].name)
+                )
             return found
 
         return self.runner.run(received())
@@ -349,8 +432,12 @@ class Fanned:
 
 def native(message: Message) -> aio_pika.Message:
     """Return a message as an application hands it to aio-pika."""
-    properties: dict[str, Any] = {name.replace("-", "_"): text for name, text in message.properties.items()}
-    return aio_pika.Message(message.body or b"", headers=plain(dict(message.headers)), **properties)
+    properties: dict[str, Any] = {
+        name.replace("-", "_"): text for name, text in message.properties.items()
+    }
+    return aio_pika.Message(
+        message.body or b"", headers=plain(dict(message.headers)), **properties
+    )
 
 
 def plain(value: Any) -> Any:
@@ -363,13 +450,19 @@ def plain(value: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_both_judge_alike_over_rabbitmq(rabbitmq: RabbitMQ, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_judge_alike_over_rabbitmq(
+    rabbitmq: RabbitMQ, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Over aio-pika and amqp091-go both accept every honest message, and refuse every attack for one reason."""
     fanned = Fanned(rabbitmq.url)
     try:
         sent = publish_all(rabbitmq.url, fanned.place, fanned.publish)
         there = interop.ask(
-            "receive", rabbitmq.url, fanned.queues[1].name, str(len(sent)), lines=[consumer_at(fanned.place)]
+            "receive",
+            rabbitmq.url,
+            fanned.queues[1].name,
+            str(len(sent)),
+            lines=[consumer_at(fanned.place)],
         )
         here = judged_here(fanned.place, fanned.received(len(sent)))
     finally:
@@ -377,17 +470,27 @@ def test_both_judge_alike_over_rabbitmq(rabbitmq: RabbitMQ, capsys: pytest.Captu
     compare("RabbitMQ", sent, here, there, capsys)
 
 
-def test_both_judge_alike_over_kafka(kafka: Kafka, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_judge_alike_over_kafka(
+    kafka: Kafka, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Over kafka-python and franz-go both accept every honest message, and refuse every attack for one reason."""
     stage = KafkaStage(kafka.url)
     client = _PYTHON.KafkaProducer(bootstrap_servers=stage.servers)
-    reader = _PYTHON.KafkaConsumer(bootstrap_servers=stage.servers, auto_offset_reset="earliest")
+    reader = _PYTHON.KafkaConsumer(
+        bootstrap_servers=stage.servers, auto_offset_reset="earliest"
+    )
 
     def publish(messages: list[Message], batch: int) -> None:
-        producer = kafka_wrapper.Producer(client, FORGE.signer(), batch=batch, linger=0.05)
+        producer = kafka_wrapper.Producer(
+            client, FORGE.signer(), batch=batch, linger=0.05
+        )
         for message in messages:
             # kafka-python sends no null
-            headers = [(name, value) for name, value in message.headers if isinstance(value, bytes)]
+            headers = [
+                (name, value)
+                for name, value in message.headers
+                if isinstance(value, bytes)
+            ]
             producer.send(stage.topic, message.body, message.key, headers)
         producer.flush(30)
 
@@ -395,7 +498,11 @@ def test_both_judge_alike_over_kafka(kafka: Kafka, capsys: pytest.CaptureFixture
         servers = ",".join(stage.servers)
         sent = publish_all(servers, stage.destination, publish)
         there = interop.ask(
-            "receive", servers, stage.topic, str(len(sent)), lines=[consumer_at(stage.destination)]
+            "receive",
+            servers,
+            stage.topic,
+            str(len(sent)),
+            lines=[consumer_at(stage.destination)],
         )
         here = judged_here(stage.destination, received(reader, stage.topic, len(sent)))
     finally:

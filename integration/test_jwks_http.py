@@ -28,7 +28,9 @@ from mqauth.wire.keys import Key
 
 A, B, C = (Key.generate() for _ in range(3))
 TIMEOUT = 0.4
-SLACK = 10.0  # seconds a busy machine may add; without a bound it is half a minute and more
+SLACK = (
+    10.0  # seconds a busy machine may add; without a bound it is half a minute and more
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +56,32 @@ def secure(authority: Authority) -> Iterator[KeyServer]:
 @pytest.fixture(params=["http", "https"])
 def server(request: pytest.FixtureRequest) -> KeyServer:
     """Either server, behaving well, with A and B."""
-    found: KeyServer = request.getfixturevalue("plain" if request.param == "http" else "secure")
+    found: KeyServer = request.getfixturevalue(
+        "plain" if request.param == "http" else "secure"
+    )
     found.up()
     found.command(tls=True)
     found.serve([A, B])
     return found
 
 
-def fetcher(server: KeyServer, authority: Authority, timeout: float = TIMEOUT) -> URLFetch:
+def fetcher(
+    server: KeyServer, authority: Authority, timeout: float = TIMEOUT
+) -> URLFetch:
     """Return the product's own fetch of a server."""
     endpoint = Endpoint.parse(server.url, unsafe_http_loopback=True)
-    return URLFetch(endpoint, timeout=timeout, context=tls_context(authority.path), clock=SYSTEM_CLOCK)
+    return URLFetch(
+        endpoint, timeout=timeout, context=tls_context(authority.path), clock=SYSTEM_CLOCK
+    )
 
 
 def cache(server: KeyServer, authority: Authority, **settings: Any) -> JWKS:
     """Return a cache of a server."""
-    wanted: dict[str, Any] = {"timeout": TIMEOUT, "unsafe_http_loopback": True, "ca": authority.path}
+    wanted: dict[str, Any] = {
+        "timeout": TIMEOUT,
+        "unsafe_http_loopback": True,
+        "ca": authority.path,
+    }
     return JWKS(server.url, **(wanted | settings))
 
 
@@ -81,7 +93,9 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 @pytest.mark.parametrize("mode", ["hang", "drip_head", "drip_body"])
-def test_the_whole_exchange_has_one_bound(server: KeyServer, authority: Authority, mode: str) -> None:
+def test_the_whole_exchange_has_one_bound(
+    server: KeyServer, authority: Authority, mode: str
+) -> None:
     """A server that hangs, or sends a byte every 20 ms, is given up when the time for all of it is over."""
     server.serve([A, B], padding="x" * 10_000)
     server.behave(mode)
@@ -93,11 +107,15 @@ def test_the_whole_exchange_has_one_bound(server: KeyServer, authority: Authorit
     assert TIMEOUT <= seconds(attempt) < TIMEOUT + SLACK
 
 
-def test_a_tls_handshake_that_never_comes_is_bounded(plain: KeyServer, authority: Authority) -> None:
+def test_a_tls_handshake_that_never_comes_is_bounded(
+    plain: KeyServer, authority: Authority
+) -> None:
     """A plain server asked for https hangs in the handshake, and is given up in time."""
     plain.behave("hang")
     endpoint = Endpoint.parse(plain.url.replace("http:", "https:"))
-    fetch = URLFetch(endpoint, timeout=TIMEOUT, context=tls_context(authority.path), clock=SYSTEM_CLOCK)
+    fetch = URLFetch(
+        endpoint, timeout=TIMEOUT, context=tls_context(authority.path), clock=SYSTEM_CLOCK
+    )
 
     def attempt() -> None:
         with pytest.raises(FetchFailed):
@@ -107,11 +125,17 @@ def test_a_tls_handshake_that_never_comes_is_bounded(plain: KeyServer, authority
 
 
 @pytest.mark.parametrize("flaw", ["unknown authority", "other host", "expired"])
-def test_bad_certificates_are_refused(authority: Authority, tmp_path: Path, flaw: str) -> None:
+def test_bad_certificates_are_refused(
+    authority: Authority, tmp_path: Path, flaw: str
+) -> None:
     """A certificate of an unknown authority, for another host, or expired, is no way to our keys."""
     signer = Authority(tmp_path) if flaw == "unknown authority" else authority
     chosen: dict[str, Any] = (
-        {"host": "other.example"} if flaw == "other host" else {"days": -1} if flaw == "expired" else {}
+        {"host": "other.example"}
+        if flaw == "other host"
+        else {"days": -1}
+        if flaw == "expired"
+        else {}
     )
     with KeyServer(signer.issue(**chosen)) as server:
         server.serve([A])
@@ -120,7 +144,9 @@ def test_bad_certificates_are_refused(authority: Authority, tmp_path: Path, flaw
         assert server.requests == 0
 
 
-def test_plain_text_on_a_tls_port_is_refused(secure: KeyServer, authority: Authority) -> None:
+def test_plain_text_on_a_tls_port_is_refused(
+    secure: KeyServer, authority: Authority
+) -> None:
     """A server that stopped speaking TLS is a failure, and gets no request in the clear."""
     secure.command(tls=False)
     before = secure.requests
@@ -133,7 +159,9 @@ def test_plain_text_on_a_tls_port_is_refused(secure: KeyServer, authority: Autho
 def test_an_unknown_host_fails_in_time(authority: Authority) -> None:
     """A name that does not exist, or a resolver that does not answer, is bounded like everything else."""
     endpoint = Endpoint.parse("https://mqauth-test.invalid/jwks.json")
-    fetch = URLFetch(endpoint, timeout=TIMEOUT, context=tls_context(None), clock=SYSTEM_CLOCK)
+    fetch = URLFetch(
+        endpoint, timeout=TIMEOUT, context=tls_context(None), clock=SYSTEM_CLOCK
+    )
 
     def attempt() -> None:
         with pytest.raises(FetchFailed, match="host name"):
@@ -158,7 +186,9 @@ def test_no_socket_is_left_open(server: KeyServer, authority: Authority) -> None
 
 
 @pytest.mark.parametrize("locked", [False, True], ids=["fetching", "with the lock held"])
-def test_a_child_after_a_fork_fetches_at_once(plain: KeyServer, authority: Authority, locked: bool) -> None:
+def test_a_child_after_a_fork_fetches_at_once(
+    plain: KeyServer, authority: Authority, locked: bool
+) -> None:
     """Whatever its parent was doing at the fork, a child has keys soon: it waits for no thread that it lacks."""
     plain.up()
     plain.serve([A])

@@ -42,7 +42,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 SESSION = {"session_timeout_ms": 6000}
 LIBRDKAFKA = SESSION | {"topic_metadata_refresh_interval_ms": 300_000}
 """The second is the client's default: one that asks each second may lose all its brokers for good in a freeze."""
-OURS = {name: KAFKA[name] for name in ("kafka-python", "confluent", "confluent+aio", "aiokafka")}
+OURS = {
+    name: KAFKA[name]
+    for name in ("kafka-python", "confluent", "confluent+aio", "aiokafka")
+}
 """Every client of Kafka whose consumer is ours."""
 SKIPPING = {name: KAFKA[name] for name in ("kafka-python", "aiokafka")}
 """Those that can skip records."""
@@ -122,9 +125,15 @@ class TestSilentBroker:
 def test_a_freeze_that_is_over(name: str, bench: ClientBench) -> None:
     """After a freeze of the broker a consumer goes on, or ends with an error where its client is lost."""
     rounds, sent = scale.nightly(100, otherwise=1), 0
-    consuming, settings = OURS[name], LIBRDKAFKA if name.startswith("confluent") else SESSION
+    consuming, settings = (
+        OURS[name],
+        LIBRDKAFKA if name.startswith("confluent") else SESSION,
+    )
     while rounds:
-        with suppress(CommitUnansweredError), consuming(bench.wiring(client=settings, grace=2)) as running:
+        with (
+            suppress(CommitUnansweredError),
+            consuming(bench.wiring(client=settings, grace=2)) as running,
+        ):
             health: Any = running.health
             while rounds and health().running:
                 bench.send(b"%d" % sent)
@@ -134,11 +143,15 @@ def test_a_freeze_that_is_over(name: str, bench: ClientBench) -> None:
                 threading.Event().wait(random.uniform(15, 20))
                 bench.broker.resume()
                 bench.send(b"%d" % (sent + 2))
-                for_long(lambda: b"%d" % (sent + 2) in bench.handled or not health().running)  # noqa: B023
+                for_long(
+                    lambda: b"%d" % (sent + 2) in bench.handled or not health().running  # noqa: B023
+                )
                 rounds, sent = rounds - 1, sent + 3
     with consuming(bench.wiring(client=settings)):
         bench.send(b"last")
-        wait_until(lambda: {b"%d" % number for number in range(sent)} <= set(bench.handled))
+        wait_until(
+            lambda: {b"%d" % number for number in range(sent)} <= set(bench.handled)
+        )
         wait_until(lambda: bench.committed() == sent + 1)
     assert bench.stage.letters() == []
 
@@ -157,7 +170,9 @@ def test_a_handler_that_blocks_for_longer_than_the_session(bench: ClientBench) -
         client = await clients.consumer(bench.stage.topic, **SESSION)
         producer = await clients.producer()
         letters = aiokafka.DeadLetters(producer, bench.stage.dead)
-        async with aiokafka.Consumer(client, bench.guard(), handler, dead_letters=letters):
+        async with aiokafka.Consumer(
+            client, bench.guard(), handler, dead_letters=letters
+        ):
             async with asyncio.timeout(100):
                 while await asyncio.to_thread(bench.committed) < 3:  # noqa: ASYNC110
                     await asyncio.sleep(0.2)
@@ -186,10 +201,14 @@ def until_it_ends(running: Running) -> None:
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 @pytest.mark.parametrize("consuming", SKIPPING.values(), ids=SKIPPING)
-def test_a_header_that_cannot_be_parsed(consuming: Consuming, bench: ClientBench, policy: str) -> None:
+def test_a_header_that_cannot_be_parsed(
+    consuming: Consuming, bench: ClientBench, policy: str
+) -> None:
     """A header's name that is not UTF-8 ends the consumer by name, or its batch is audited and skipped."""
     bench.send(b"0")
-    bench.stage._client.send(bench.source, value=b"poison", headers=[(NotUtf8("x"), b"v")]).get(timeout=30)
+    bench.stage._client.send(
+        bench.source, value=b"poison", headers=[(NotUtf8("x"), b"v")]
+    ).get(timeout=30)
     bench.send(b"1")
     wiring = bench.wiring(consumer={"on_poison": policy})
     if policy == "stop":
@@ -202,7 +221,11 @@ def test_a_header_that_cannot_be_parsed(consuming: Consuming, bench: ClientBench
         with consuming(wiring):
             wait_until(lambda: bench.has_handled(2))
     expected = [b"0"] if policy == "stop" else [b"0", b"1"]
-    assert (bench.handled, bench.committed(), bench.letters()) == (expected, 2 * len(expected) - 1, [])
+    assert (bench.handled, bench.committed(), bench.letters()) == (
+        expected,
+        2 * len(expected) - 1,
+        [],
+    )
     assert ("unparseable" in bench.audit.path.read_text("utf-8")) is (policy == "skip")
 
 
@@ -212,12 +235,17 @@ def test_a_header_that_kills(name: str, bench: ClientBench) -> None:
     # So many that the interpreter has specialised the call that reads headers, and then checks no error of it.
     before = [b"%d" % number for number in range(100)]
     bench.send(*before)
-    bench.stage._client.send(bench.source, value=b"poison", headers=[(NotUtf8("x"), b"v")]).get(timeout=30)
+    bench.stage._client.send(
+        bench.source, value=b"poison", headers=[(NotUtf8("x"), b"v")]
+    ).get(timeout=30)
     bench.send(b"after")
     with OURS[name](bench.wiring()):
         wait_until(lambda: bench.handled == [*before, b"after"])
     (letter,) = bench.stage.letters()
-    assert (letter.body, letter.occurrences("mqauth-dead-reason")) == (b"poison", (b"message_malformed",))
+    assert (letter.body, letter.occurrences("mqauth-dead-reason")) == (
+        b"poison",
+        (b"message_malformed",),
+    )
     assert bench.committed() == 102
 
 
@@ -225,8 +253,14 @@ def test_a_batch_that_cannot_be_parsed(ours: Consuming, bench: ClientBench) -> N
     """A batch with a wrong checksum ends the consumer by name; nothing of it is begun or committed, or lost."""
     relay = Relay(bench.stage.servers[0])
     relay.swaps = {b"rotten apple": b"rotten pears"}
-    checking = {"check_crcs": True} if ours in (KAFKA["confluent"], KAFKA["confluent+aio"]) else {}
-    wiring = replace(bench.wiring(client=SESSION | checking), url=f"kafka://{relay.server}")
+    checking = (
+        {"check_crcs": True}
+        if ours in (KAFKA["confluent"], KAFKA["confluent+aio"])
+        else {}
+    )
+    wiring = replace(
+        bench.wiring(client=SESSION | checking), url=f"kafka://{relay.server}"
+    )
     bench.send(b"0")
     named = pytest.raises(PoisonRecordError, match=r"offset 1.* cannot be parsed")
     with named, ours(wiring) as running:
@@ -274,7 +308,9 @@ def test_an_answer(ours: Consuming, bench: ClientBench) -> None:
         wait_until(lambda: len(bench.letters()) == 1)
     (answer,) = bench.stage.letters()
     verifier = bench.forge.verifier()
-    verified = verifier.verify(answer, verifier.open(answer), bench.forge.keys, bench.forge.clock.now())
+    verified = verifier.verify(
+        answer, verifier.open(answer), bench.forge.keys, bench.forge.clock.now()
+    )
     assert (verified.body, verified.properties) == (b"yes", {"correlation-id": "7"})
 
 
@@ -288,7 +324,8 @@ def letters_of(name: str, bench: ClientBench, transactional_id: str) -> Any:
     servers, identity = bench.stage.servers, f"{bench.stage.group}.{transactional_id}"
     if name == "kafka-python":
         return kafka.TransactionalDeadLetters(
-            lambda: KafkaProducer(bootstrap_servers=servers, transactional_id=identity), bench.stage.dead
+            lambda: KafkaProducer(bootstrap_servers=servers, transactional_id=identity),
+            bench.stage.dead,
         )
     if name == "aiokafka":
         # They begin on an event loop, and have threads for what waits.
@@ -296,18 +333,26 @@ def letters_of(name: str, bench: ClientBench, transactional_id: str) -> Any:
         return thread.call(
             _made(
                 aiokafka.TransactionalDeadLetters,
-                lambda: AIOKafkaProducer(bootstrap_servers=servers, transactional_id=identity),
+                lambda: AIOKafkaProducer(
+                    bootstrap_servers=servers, transactional_id=identity
+                ),
                 bench.stage.dead,
                 10,
             )
         )
     config = ConfluentClients(servers, "").producer_settings(transactional_id=identity)
-    return confluent.TransactionalDeadLetters(lambda: Producer(config), bench.stage.dead, 10, config=config)
+    return confluent.TransactionalDeadLetters(
+        lambda: Producer(config), bench.stage.dead, 10, config=config
+    )
 
 
-def transactional(name: str, bench: ClientBench, letters: Any) -> AbstractContextManager[Running]:
+def transactional(
+    name: str, bench: ClientBench, letters: Any
+) -> AbstractContextManager[Running]:
     """Return what consumes with transactional letters."""
-    committed = {} if name.startswith("confluent") else {"isolation_level": "read_committed"}
+    committed = (
+        {} if name.startswith("confluent") else {"isolation_level": "read_committed"}
+    )
     return OURS[name](bench.wiring(letters=letters, client=committed))
 
 
@@ -348,14 +393,18 @@ def test_rebalances_beside_transactions(bench: ClientBench) -> None:
     def consumer(name: str) -> tuple[Any, kafka.Consumer]:
         client = bench.stage.consumer(isolation_level="read_committed")
         letters = letters_of("kafka-python", bench, name)
-        return client, kafka.Consumer(client, bench.guard(), bench.handle, dead_letters=letters)
+        return client, kafka.Consumer(
+            client, bench.guard(), bench.handle, dead_letters=letters
+        )
 
     sent: list[bytes] = []
 
     def forge_more() -> None:
         for number in range(len(sent), len(sent) + 100):
             sent.append(b"%d" % number)
-            message = Message(destination=bench.stage.destination, body=sent[-1], key=sent[-1])
+            message = Message(
+                destination=bench.stage.destination, body=sent[-1], key=sent[-1]
+            )
             bench.stage.inject(message)
 
     client, first = consumer("0")

@@ -37,7 +37,9 @@ HEADERS = UNIQUE.flatmap(
     lambda names: st.lists(st.tuples(st.sampled_from(names), st.binary(max_size=40)), max_size=6)
     if names else st.just([])
 )  # fmt: skip
-PROPERTIES = st.dictionaries(st.sampled_from(PROTECTED_PROPERTIES), st.binary(max_size=20))
+PROPERTIES = st.dictionaries(
+    st.sampled_from(PROTECTED_PROPERTIES), st.binary(max_size=20)
+)
 EVERY = [
     ("a", b""), ("a", b"second"), ("b", b"\xff\x00"), ("a", b""), ("", b"no name"), ("ü€😀", "ü€😀".encode()),
     ("x" * 2000, b"long name"), ("long", b"y" * 100_000),
@@ -79,7 +81,9 @@ class Loopback:
     def verify(self, message: Message) -> Verified:
         """Verify a message."""
         candidate = self.verifier.open(message)
-        return self.verifier.verify(message, candidate, self.forge.keys, self.forge.clock.now())
+        return self.verifier.verify(
+            message, candidate, self.forge.keys, self.forge.clock.now()
+        )
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +94,28 @@ def loopback(kafka: Kafka) -> Iterator[Loopback]:
     loopback.close()
 
 
-@settings(max_examples=nightly(100, otherwise=40), deadline=None, suppress_health_check=list(HealthCheck))
-@example(headers=EVERY, properties={"content-type": b"", "type": b"\xff"}, value=b"", key=b"")
+@settings(
+    max_examples=nightly(100, otherwise=40),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@example(
+    headers=EVERY, properties={"content-type": b"", "type": b"\xff"}, value=b"", key=b""
+)
 @example(headers=[], properties={}, value=None, key=b"k")
 @example(headers=[], properties={}, value=b"v", key=None)
 @given(
-    headers=HEADERS, properties=PROPERTIES, value=st.binary(max_size=50), key=st.none() | st.binary(max_size=20)
+    headers=HEADERS,
+    properties=PROPERTIES,
+    value=st.binary(max_size=50),
+    key=st.none() | st.binary(max_size=20),
 )
 def test_every_header_survives(
-    loopback: Loopback, headers: Any, properties: dict[str, bytes], value: bytes | None, key: bytes | None
+    loopback: Loopback,
+    headers: Any,
+    properties: dict[str, bytes],
+    value: bytes | None,
+    key: bytes | None,
 ) -> None:
     """Empty, binary, repeated and odd headers, tombstones and keys verify after a real round trip, as bound."""
     sent = [*properties.items(), *headers]
@@ -111,7 +128,12 @@ def test_every_header_survives(
 
 def test_null_header(loopback: Loopback) -> None:
     """A null header, which other clients send, is read as null, told from empty, and bound as such."""
-    plain = Message(destination=loopback.stage.destination, body=b"b", key=b"k", headers=(("n", None), ("n", b"")))
+    plain = Message(
+        destination=loopback.stage.destination,
+        body=b"b",
+        key=b"k",
+        headers=(("n", None), ("n", b"")),
+    )
     sealed = loopback.forge.seal(plain)
     offset = send_raw(loopback, sealed)
     message = loopback.read(offset)
@@ -129,7 +151,9 @@ class WithNull(list[Any]):
 def send_raw(loopback: Loopback, message: Message) -> int:
     """Append a record with null headers, past ``send``, which refuses them."""
     headers = WithNull(message.headers)
-    result = loopback.client._accumulator.append(loopback.place, None, message.key, message.body, headers)
+    result = loopback.client._accumulator.append(
+        loopback.place, None, message.key, message.body, headers
+    )
     loopback.client._sender.wakeup()
     return int(result[0].get(timeout=30).offset)
 
@@ -144,7 +168,9 @@ class RealWorld:
 
     def client(self, **settings: Any) -> Any:
         """Return a new client."""
-        self._clients.append(_PYTHON.KafkaProducer(bootstrap_servers=self.stage.servers, **settings))
+        self._clients.append(
+            _PYTHON.KafkaProducer(bootstrap_servers=self.stage.servers, **settings)
+        )
         return self._clients[-1]
 
     def settle(self) -> None:
@@ -159,11 +185,15 @@ class RealWorld:
         places = [TopicPartition(self.topic, partition) for partition in (0, 1)]
         asking = _PYTHON.KafkaConsumer(bootstrap_servers=self.stage.servers)
         reader = _PYTHON.KafkaConsumer(
-            bootstrap_servers=self.stage.servers, auto_offset_reset="earliest", isolation_level="read_committed"
+            bootstrap_servers=self.stage.servers,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
         )
         try:
             ends = asking.end_offsets(places)
-            return [seen for place in places for seen in _read(reader, place, ends[place])]
+            return [
+                seen for place in places for seen in _read(reader, place, ends[place])
+            ]
         finally:
             asking.close()
             reader.close()
@@ -205,7 +235,9 @@ class Scene:
         self.forge = Forge(lifetime=600)
         self.store = MemoryReplayStore()
         self.records: list[dict[str, Any]] = []
-        self.copy = self.forge.seal(Message(destination=stage.destination, body=b"once", key=b"k"))
+        self.copy = self.forge.seal(
+            Message(destination=stage.destination, body=b"once", key=b"k")
+        )
 
     def guard(self) -> Pipeline:
         """Return a pipeline that trusts the forge's producer and puts its records into ``records``."""
@@ -217,7 +249,9 @@ class Scene:
     def consume(self, stage: KafkaStage, records: int) -> None:
         """Consume until so many more records have a verdict."""
         wanted = len(self.records) + records
-        stage.consume(self.guard(), self.handle, until=lambda: len(self.records) >= wanted)
+        stage.consume(
+            self.guard(), self.handle, until=lambda: len(self.records) >= wanted
+        )
 
     def handle(self, verified: Verified) -> None:
         """Put what is handled on record too."""
@@ -248,7 +282,11 @@ def test_letter_and_record_name_cluster_and_topic(stage: KafkaStage) -> None:
     assert reading.source == f"{stage.topic}/0/0@{cluster}/{topic_id}"
     assert reading.intact
     broker = scene.records[0]["broker"]
-    assert (broker["cluster"], broker["topic"], broker["topic_id"]) == (cluster, stage.topic, topic_id)
+    assert (broker["cluster"], broker["topic"], broker["topic_id"]) == (
+        cluster,
+        stage.topic,
+        topic_id,
+    )
 
 
 def test_topic_made_anew_is_another_place(stage: KafkaStage) -> None:
@@ -264,7 +302,9 @@ def test_topic_made_anew_is_another_place(stage: KafkaStage) -> None:
     assert scene.verdicts == {"handled": 1, "replayed": 1}
 
 
-def test_record_read_again_has_the_ids_of_its_topic(stage: KafkaStage, client: Any) -> None:
+def test_record_read_again_has_the_ids_of_its_topic(
+    stage: KafkaStage, client: Any
+) -> None:
     """What is read for a reference letter names cluster and topic: a letter of an old topic does not fit it."""
     stage.inject(Message(destination=stage.destination, body=b"x", key=b"k"))
     client.unsubscribe()
@@ -280,7 +320,11 @@ def test_own_loop_is_told_the_log(stage: KafkaStage, client: Any) -> None:
     polled: list[Any] = []
 
     def arrived() -> bool:
-        polled.extend(record for records in client.poll(timeout_ms=200).values() for record in records)
+        polled.extend(
+            record
+            for records in client.poll(timeout_ms=200).values()
+            for record in records
+        )
         return bool(polled)
 
     wait_until(arrived)
@@ -288,7 +332,12 @@ def test_own_loop_is_told_the_log(stage: KafkaStage, client: Any) -> None:
     assert log == ids(stage)
     judged = wrapper.judge(scene.guard(), polled[0], scope=stage.group, log=log)
     assert judged.verified is not None
-    assert judged.verified.origin.coordinates == (log.cluster, f"{stage.topic}:{log.topic_id}", 0, 0)
+    assert judged.verified.origin.coordinates == (
+        log.cluster,
+        f"{stage.topic}:{log.topic_id}",
+        0,
+        0,
+    )
 
 
 @pytest.fixture
@@ -302,5 +351,7 @@ def client(stage: KafkaStage) -> Iterator[Any]:
 def ids(stage: KafkaStage) -> tuple[str, str]:
     """Return the ids of the cluster and of the source as the admin client tells them."""
     (topic,) = stage.admin.describe_topics([stage.topic])
-    topic_id = base64.urlsafe_b64encode(UUID(str(topic["topic_id"])).bytes).rstrip(b"=").decode()
+    topic_id = (
+        base64.urlsafe_b64encode(UUID(str(topic["topic_id"])).bytes).rstrip(b"=").decode()
+    )
     return stage.admin.describe_cluster()["cluster_id"], topic_id

@@ -16,7 +16,12 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from kafka import OffsetAndMetadata, TopicPartition
 
-from integration.kafka_stages import AIOConfluentLogStage, AiokafkaLogStage, AiokafkaMember, ConfluentLogStage
+from integration.kafka_stages import (
+    AIOConfluentLogStage,
+    AiokafkaLogStage,
+    AiokafkaMember,
+    ConfluentLogStage,
+)
 from integration.services import Kafka
 from mqauth.audit.file import AuditFile
 from mqauth.brokers import aiokafka, kafka
@@ -46,16 +51,22 @@ FASTSTREAM: Final[dict[str, Callable[[str], Any]]] = {
 }
 PROTOCOLS: Final[dict[str, Callable[[str], Any]]] = {
     "confluent-cooperative": lambda url: ConfluentLogStage(
-        url, auto_offset_reset="latest", partition_assignment_strategy="cooperative-sticky"
+        url,
+        auto_offset_reset="latest",
+        partition_assignment_strategy="cooperative-sticky",
     ),
-    "confluent-kip848": lambda url: NewProtocolStage(url, auto_offset_reset="latest", group_protocol="consumer"),
+    "confluent-kip848": lambda url: NewProtocolStage(
+        url, auto_offset_reset="latest", group_protocol="consumer"
+    ),
 }
 EVERYONE: Final = WRAPPERS | FASTSTREAM | PROTOCOLS
 READ_COMMITTED: Final = {"isolation_level": "read_committed"}
 STABLE: Final[dict[str, Callable[[str], Any]]] = {
     "kafka-python-stable": lambda url: KafkaLogStage(url, **SOON, **READ_COMMITTED),
     "aiokafka-stable": lambda url: AiokafkaLogStage(url, **SOON, **READ_COMMITTED),
-    "confluent-stable": lambda url: ConfluentLogStage(url, auto_offset_reset="latest", **READ_COMMITTED),
+    "confluent-stable": lambda url: ConfluentLogStage(
+        url, auto_offset_reset="latest", **READ_COMMITTED
+    ),
 }
 """Clients that read what is committed."""
 
@@ -67,11 +78,15 @@ class TransactionalAiokafkaStage(AiokafkaLogStage):
         """Start one more consumer."""
 
         def producer() -> Any:
-            return AIOKafkaProducer(bootstrap_servers=self.servers, transactional_id=self.group)
+            return AIOKafkaProducer(
+                bootstrap_servers=self.servers, transactional_id=self.group
+            )
 
         def make(client: Any, _: Any) -> aiokafka.Consumer:
             letters = aiokafka.TransactionalDeadLetters(producer, self.dead, 10)
-            return aiokafka.Consumer(client, guard, on_thread(handler), dead_letters=letters, workers=workers)
+            return aiokafka.Consumer(
+                client, guard, on_thread(handler), dead_letters=letters, workers=workers
+            )
 
         return AiokafkaMember(self, make)
 
@@ -94,7 +109,9 @@ class FastStreamStage(KafkaLogStage):
         super().__init__(url)
         self.package = importlib.import_module(package)
 
-    def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> FastStreamMember:
+    def second(
+        self, guard: Pipeline, handler: Handler, *, workers: int = 1
+    ) -> FastStreamMember:
         """Start one more broker; its subscriber takes one record at a time."""
         return FastStreamMember(self, guard, handler)
 
@@ -109,10 +126,14 @@ class FastStreamMember:
         self._letters = stage.dead_letter_client()
         self._thread.call(self._start(stage, guard, handler))
 
-    async def _start(self, stage: FastStreamStage, guard: Pipeline, handler: Handler) -> None:
+    async def _start(
+        self, stage: FastStreamStage, guard: Pipeline, handler: Handler
+    ) -> None:
         address = ",".join(stage.servers)
         sink = kafka.DeadLetters(self._letters, stage.dead, timeout=10)
-        broker = stage.package.KafkaBroker(address, graceful_timeout=0.1, metadata_max_age_ms=500)
+        broker = stage.package.KafkaBroker(
+            address, graceful_timeout=0.1, metadata_max_age_ms=500
+        )
         self._broker = protect(broker, guard=guard, dead_letters=sink)
         # FastStream's default of auto_offset_reset is latest.
         self._subscriber = self._broker.subscriber(
@@ -135,7 +156,9 @@ class FastStreamMember:
         if not hasattr(consumer, "consumer"):
             return {each.partition for each in consumer.assignment()}
         # Never beside a poll: that would have no end.
-        found = await self._thread.loop.run_in_executor(consumer._thread_pool, consumer.consumer.assignment)
+        found = await self._thread.loop.run_in_executor(
+            consumer._thread_pool, consumer.consumer.assignment
+        )
         return {each.partition for each in found}
 
     def kill(self) -> None:
@@ -154,7 +177,10 @@ def held(member: Any) -> set[int]:
     if isinstance(member, FastStreamMember):
         return member.held()
     consumer = member._consumer
-    return {place.partition for place in getattr(consumer, "_consumer", consumer).calls.held()[0]}
+    return {
+        place.partition
+        for place in getattr(consumer, "_consumer", consumer).calls.held()[0]
+    }
 
 
 class AwayStore(MemoryReplayStore):
@@ -202,8 +228,14 @@ class LatestPlay(LogPlay):
 
     def commits(self) -> dict[int, Any]:
         """Return the commits of the group, by partition."""
-        found = self.stage.admin.list_group_offsets({self.stage.group: None})[self.stage.group]
-        return {place.partition: commit for place, commit in found.items() if commit.offset >= 0}
+        found = self.stage.admin.list_group_offsets({self.stage.group: None})[
+            self.stage.group
+        ]
+        return {
+            place.partition: commit
+            for place, commit in found.items()
+            if commit.offset >= 0
+        }
 
     def metadata(self) -> set[str]:
         """Return the metadata of the group's commits; confluent-kafka writes a NUL behind it."""
@@ -211,17 +243,23 @@ class LatestPlay(LogPlay):
 
     def commit(self, offsets: dict[int, int]) -> None:
         """Commit as a program without mqauth does."""
-        with _PYTHON.KafkaConsumer(bootstrap_servers=self.stage.servers, group_id=self.stage.group) as client:
+        with _PYTHON.KafkaConsumer(
+            bootstrap_servers=self.stage.servers, group_id=self.stage.group
+        ) as client:
             client.commit(
                 {
-                    TopicPartition(self.stage.topic, number): OffsetAndMetadata(offset, "", -1)
+                    TopicPartition(self.stage.topic, number): OffsetAndMetadata(
+                        offset, "", -1
+                    )
                     for number, offset in offsets.items()
                 }
             )
 
     def remove_records(self, partition: int, *, before: int) -> None:
         """Remove records, as the broker does by itself once they are old."""
-        self.stage.admin.delete_records({TopicPartition(self.stage.topic, partition): before})
+        self.stage.admin.delete_records(
+            {TopicPartition(self.stage.topic, partition): before}
+        )
 
     def send_to(self, *partitions: int) -> list[bytes]:
         """Send a signed message to each of these partitions, and return their bodies."""
@@ -235,7 +273,12 @@ class LatestPlay(LogPlay):
             body = b"message %d" % len(self.sent)
             plain = replace(honest_message(self.stage.destination, number), body=body)
             headers = dead_letter_headers(self.forge.signer().sign(plain).headers)
-            sent = {"value": body, "key": plain.key, "headers": headers, "partition": number}
+            sent = {
+                "value": body,
+                "key": plain.key,
+                "headers": headers,
+                "partition": number,
+            }
             producer.send(self.stage.topic, **sent).get(timeout=30)
             self.sent.append(body)
             found.append(body)
@@ -257,7 +300,9 @@ METADATA = "mqauth partitions=4"
 
 
 @pytest.fixture
-def play(request: pytest.FixtureRequest, kafka: Kafka, tmp_path: Path) -> Iterator[LatestPlay]:
+def play(
+    request: pytest.FixtureRequest, kafka: Kafka, tmp_path: Path
+) -> Iterator[LatestPlay]:
     """Yield a play of one kind of client, on a topic of four partitions."""
     stage = (EVERYONE | STABLE)[request.param](kafka.url)
     with closing(stage), AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
@@ -268,7 +313,9 @@ def play(request: pytest.FixtureRequest, kafka: Kafka, tmp_path: Path) -> Iterat
 
 def kinds(*tables: Any) -> Any:
     """Return the decorator that plays each kind of these tables."""
-    return pytest.mark.parametrize("play", [kind for table in tables for kind in table], indirect=True)
+    return pytest.mark.parametrize(
+        "play", [kind for table in tables for kind in table], indirect=True
+    )
 
 
 def events(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -339,7 +386,12 @@ def test_an_old_group(play: LatestPlay, caplog: pytest.LogCaptureFixture) -> Non
         play.wait(lambda: play.bodies == play.sent[:1])
         play.stop(member)
     assert events(caplog) == ["client.partitions_unmarked"]
-    assert {number: found.offset for number, found in play.commits().items()} == {0: 1, 1: 2, 2: 1, 3: 2}
+    assert {number: found.offset for number, found in play.commits().items()} == {
+        0: 1,
+        1: 2,
+        2: 1,
+        3: 2,
+    }
     assert play.metadata() == {METADATA}
     bodies = play.send(MANY)
     play.stage.admin.create_partitions({play.stage.topic: 5})
@@ -367,7 +419,9 @@ def test_two_first_members(play: LatestPlay) -> None:
 @kinds(STABLE)
 def test_a_transaction_is_open(play: LatestPlay) -> None:
     """A consumer that reads what is committed begins before a transaction that is open, and handles it."""
-    with _PYTHON.KafkaProducer(bootstrap_servers=play.stage.servers, transactional_id=play.stage.topic) as writer:
+    with _PYTHON.KafkaProducer(
+        bootstrap_servers=play.stage.servers, transactional_id=play.stage.topic
+    ) as writer:
         writer.init_transactions()
         writer.begin_transaction()
         bodies = play.send_by(writer, 0, 1, 2, 3)
@@ -390,7 +444,9 @@ def test_out_of_range(play: LatestPlay, caplog: pytest.LogCaptureFixture) -> Non
 
 
 @kinds(WRAPPERS)
-def test_out_of_range_while_it_waits(play: LatestPlay, caplog: pytest.LogCaptureFixture) -> None:
+def test_out_of_range_while_it_waits(
+    play: LatestPlay, caplog: pytest.LogCaptureFixture
+) -> None:
     """The same where the records go while their partition waits for something."""
     ready, called = threading.Event(), threading.Event()
 
@@ -413,7 +469,9 @@ def test_out_of_range_while_it_waits(play: LatestPlay, caplog: pytest.LogCapture
 
 def test_metadata_in_transactions(kafka: Kafka, tmp_path: Path) -> None:
     """Aiokafka's dead letters that are committed with their offsets keep the metadata of the group's commits."""
-    with closing(TransactionalAiokafkaStage(kafka.url, **SOON, **READ_COMMITTED)) as stage:
+    with closing(
+        TransactionalAiokafkaStage(kafka.url, **SOON, **READ_COMMITTED)
+    ) as stage:
         with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
             play = LatestPlay(stage, audit)
             play.join()

@@ -44,12 +44,21 @@ class Bench(ClientBench):
         self.ending.callback(client.close)
         return client
 
-    def consumer(self, handler: Callable[[Verified], Any] | None = None, /, **settings: Any) -> wrapper.Consumer:
+    def consumer(
+        self, handler: Callable[[Verified], Any] | None = None, /, **settings: Any
+    ) -> wrapper.Consumer:
         """Return a wrapped consumer; ``client`` holds settings of the client's own."""
         client = self.keep(self.stage.consumer(**settings.pop("client", {})))
-        letters = wrapper.DeadLetters(self.keep(self.stage.dead_letter_client()), self.stage.dead, timeout=5)
-        wanted: dict[str, Any] = {"dead_letters": letters, "backoff": wrapper.Backoff(first=0.1, longest=1)}
-        return wrapper.Consumer(client, self.guard(), handler or self.handle, **(wanted | settings))
+        letters = wrapper.DeadLetters(
+            self.keep(self.stage.dead_letter_client()), self.stage.dead, timeout=5
+        )
+        wanted: dict[str, Any] = {
+            "dead_letters": letters,
+            "backoff": wrapper.Backoff(first=0.1, longest=1),
+        }
+        return wrapper.Consumer(
+            client, self.guard(), handler or self.handle, **(wanted | settings)
+        )
 
 
 @pytest.fixture
@@ -60,16 +69,23 @@ def bench(kafka: Kafka, tmp_path: Path) -> Iterator[Bench]:
         yield bench
 
 
-def test_a_response_that_has_just_come(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_that_has_just_come(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A response that lands between the client's two looks is delivered by that very poll, without a sleep."""
     bench.send(b"0")
-    place, client = TopicPartition(bench.stage.topic, 0), bench.keep(bench.stage.consumer())
+    place, client = (
+        TopicPartition(bench.stage.topic, 0),
+        bench.keep(bench.stage.consumer()),
+    )
     while not client.assignment():
         kafka_repair.before_poll(client)
         client.poll(timeout_ms=50)
     client.seek(place, 0)
     fetcher, slept = client._fetcher, list[float]()
-    wait_until(lambda: bool(fetcher.send_fetches() is not None and fetcher._completed_fetches))
+    wait_until(
+        lambda: bool(fetcher.send_fetches() is not None and fetcher._completed_fetches)
+    )
     look = fetcher.fetched_records
 
     def too_early(*_: Any, **__: Any) -> tuple[dict[Any, Any], bool]:
@@ -77,7 +93,10 @@ def test_a_response_that_has_just_come(bench: Bench, monkeypatch: pytest.MonkeyP
         return {}, False
 
     monkeypatch.setattr(fetcher, "fetched_records", too_early)
-    monkeypatch.setattr("kafka.consumer.group.time", SimpleNamespace(sleep=slept.append, monotonic=time.monotonic))
+    monkeypatch.setattr(
+        "kafka.consumer.group.time",
+        SimpleNamespace(sleep=slept.append, monotonic=time.monotonic),
+    )
     kafka_repair.before_poll(client)
     assert [record.value for record in client.poll(timeout_ms=30_000)[place]] == [b"0"]
     assert slept == []
@@ -93,7 +112,11 @@ def test_slow_handler(bench: Bench) -> None:
             slow.wait(timeout=4)
         bench.handle(verified)
 
-    client = {"max_poll_interval_ms": 1500, "session_timeout_ms": 6000, "heartbeat_interval_ms": 300}
+    client = {
+        "max_poll_interval_ms": 1500,
+        "session_timeout_ms": 6000,
+        "heartbeat_interval_ms": 300,
+    }
     with bench.consumer(handler, client=client) as consumer:
         wait_until(lambda: len(bench.handled) >= 2 or consumer.failed)
     assert bench.handled == [b"slow", b"next"]
@@ -156,10 +179,16 @@ def _sent(producer: wrapper.Producer, topic: str, tracer: Tracer) -> set[int]:
     return callers
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["instrumented first", "instrumented later"])
+@pytest.mark.parametrize(
+    "first", [True, False], ids=["instrumented first", "instrumented later"]
+)
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_send_has_a_span(
-    bench: Bench, provider: TracerProvider, exporter: InMemorySpanExporter, batch: int, first: bool
+    bench: Bench,
+    provider: TracerProvider,
+    exporter: InMemorySpanExporter,
+    batch: int,
+    first: bool,
 ) -> None:
     """Each send has a span, and its record names the trace of its own caller, in a batch too; all hold."""
     if first:
@@ -180,9 +209,13 @@ def test_a_send_has_a_span(
         wait_until(lambda: len(bench.handled) == CALLERS + 1)
     assert len(callers) == CALLERS
     assert set(seen[1:]) == callers
-    spans = [span for span in exporter.get_finished_spans() if span.kind is SpanKind.PRODUCER]
+    spans = [
+        span for span in exporter.get_finished_spans() if span.kind is SpanKind.PRODUCER
+    ]
     assert {span.context.trace_id for span in spans[1:]} == callers
-    handling = [span for span in exporter.get_finished_spans() if span.kind is SpanKind.CONSUMER]
+    handling = [
+        span for span in exporter.get_finished_spans() if span.kind is SpanKind.CONSUMER
+    ]
     assert [span.context.trace_id for span in handling] == seen
 
 
@@ -195,19 +228,25 @@ def test_the_instrumentor_sees_no_poll(bench: Bench, provider: TracerProvider) -
 
 def _ask(bench: Bench, topic: str) -> None:
     """Send a request for an answer to a topic."""
-    sent: Any = bench.producer().send(bench.stage.topic, b"ping", b"k", [("reply-to", topic.encode())])
+    sent: Any = bench.producer().send(
+        bench.stage.topic, b"ping", b"k", [("reply-to", topic.encode())]
+    )
     sent.get(timeout=30)
 
 
 def _replies(bench: Bench, **settings: Any) -> wrapper.Producer:
     """Return a producer that does not wait long."""
-    return wrapper.Producer(bench.keep(bench.stage.dead_letter_client(**settings)), bench.forge.signer())
+    return wrapper.Producer(
+        bench.keep(bench.stage.dead_letter_client(**settings)), bench.forge.signer()
+    )
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["when sent", "when awaited"])
 def test_broker_out_of_reach(bench: Bench, kafka: Kafka, known: bool) -> None:
     """A handler whose answer cannot be sent is put off, and not failed, until the broker can be reached again."""
-    replies = _replies(bench, max_block_ms=500, request_timeout_ms=2000, delivery_timeout_ms=3000)
+    replies = _replies(
+        bench, max_block_ms=500, request_timeout_ms=2000, delivery_timeout_ms=3000
+    )
     if known:
         assert replies.client.partitions_for(bench.stage.dead)
     _ask(bench, bench.stage.dead)
@@ -233,7 +272,9 @@ def test_no_such_topic(bench: Bench, topic: str) -> None:
     """An answer to a topic that does not exist is the handler's failure, and holds no partition for ever."""
     replies = _replies(bench, max_block_ms=1000)
     _ask(bench, topic)
-    with bench.consumer(lambda verified: verified.reply(b"pong").get(timeout=30), replies=replies):
+    with bench.consumer(
+        lambda verified: verified.reply(b"pong").get(timeout=30), replies=replies
+    ):
         wait_until(lambda: _rejected(bench))
         wait_until(lambda: bool(bench.stage.letters()))
     (letter,) = bench.stage.letters()

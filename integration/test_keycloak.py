@@ -118,7 +118,9 @@ class Answered(NamedTuple):
 
 def parts(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return header and claims of a JWT, unverified."""
-    header, claims = (json.loads(base64.urlsafe_b64decode(part + "==")) for part in token.split(".")[:2])
+    header, claims = (
+        json.loads(base64.urlsafe_b64decode(part + "==")) for part in token.split(".")[:2]
+    )
     return header, claims
 
 
@@ -162,11 +164,23 @@ class World:
 
     # --- the realm ------------------------------------------------------------------------------------------
 
-    def realm(self, name: str = REALM, *clients: Mapping[str, Any], **settings: Any) -> None:
+    def realm(
+        self, name: str = REALM, *clients: Mapping[str, Any], **settings: Any
+    ) -> None:
         """Make a realm with clients."""
-        self.keycloak.tell("POST", "realms", {"realm": name, "enabled": True, "clients": clients, **settings})
+        self.keycloak.tell(
+            "POST",
+            "realms",
+            {"realm": name, "enabled": True, "clients": clients, **settings},
+        )
 
-    def client(self, name: str, *audiences: str, attributes: Mapping[str, str] | None = None, **more: Any) -> Any:
+    def client(
+        self,
+        name: str,
+        *audiences: str,
+        attributes: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> Any:
         """Return a client of the realm, with a secret in a private file, as a producer has it."""
         self.secrets[name] = secret = secrets.token_urlsafe(24)
         path = self.folder / f"{name.replace('/', '_')}.secret"
@@ -191,7 +205,9 @@ class World:
     def tell_client(self, name: str, **changes: Any) -> None:
         """Change a client of the realm."""
         (found,) = self.keycloak.tell("GET", f"realms/{REALM}/clients?clientId={name}")
-        self.keycloak.tell("PUT", f"realms/{REALM}/clients/{found['id']}", found | changes)
+        self.keycloak.tell(
+            "PUT", f"realms/{REALM}/clients/{found['id']}", found | changes
+        )
 
     def signing_keys(self) -> list[dict[str, Any]]:
         """Return the realm's providers of RS256 keys."""
@@ -202,7 +218,12 @@ class World:
     def add_signing_key(self) -> None:
         """Let the realm sign with a new key from now on, and publish the old one beside it."""
         realm = self.keycloak.tell("GET", f"realms/{REALM}")["id"]
-        config = {"priority": ["200"], "enabled": ["true"], "active": ["true"], "algorithm": ["RS256"]}
+        config = {
+            "priority": ["200"],
+            "enabled": ["true"],
+            "active": ["true"],
+            "algorithm": ["RS256"],
+        }
         self.keycloak.tell(
             "POST", f"realms/{REALM}/components",
             {"name": "new", "providerId": "rsa-generated", "providerType": "org.keycloak.keys.KeyProvider",
@@ -211,10 +232,14 @@ class World:
 
     # --- tokens ---------------------------------------------------------------------------------------------
 
-    def tokens(self, client: str, key: Key | None = None, *, realm: str = REALM, **form: str) -> Mapping[str, Any]:
+    def tokens(
+        self, client: str, key: Key | None = None, *, realm: str = REALM, **form: str
+    ) -> Mapping[str, Any]:
         """Return what the token endpoint answers a client, with a DPoP proof where there is a key."""
         url = self.token_url.replace(f"/realms/{REALM}/", f"/realms/{realm}/")
-        return self.answer(client, url, None if key is None else self.proof(key, url), **form)
+        return self.answer(
+            client, url, None if key is None else self.proof(key, url), **form
+        )
 
     def token(self, client: str, key: Key | None = None, **form: str) -> str:
         """Return an access token of a client."""
@@ -233,12 +258,20 @@ class World:
         Raises:
             ValueError: it refuses; the text has its answer.
         """
-        said = {"grant_type": "client_credentials", "client_id": client, "client_secret": self.secrets[client]}
+        said = {
+            "grant_type": "client_credentials",
+            "client_id": client,
+            "client_secret": self.secrets[client],
+        }
         headers = {} if proof is None else {"DPoP": proof}
-        answer: dict[str, Any] = self.keycloak.post(url or self.token_url, said | form, headers)
+        answer: dict[str, Any] = self.keycloak.post(
+            url or self.token_url, said | form, headers
+        )
         return answer
 
-    def proof(self, key: Key, url: str | None = None, credential: str | None = None) -> str:
+    def proof(
+        self, key: Key, url: str | None = None, credential: str | None = None
+    ) -> str:
         """Return a DPoP proof, of a request to the authority where no other URL is given."""
         return dpop_proof(
             key, method="POST", url=url or f"{self.url}/v1/identity", credential=credential, clock=SYSTEM_CLOCK,
@@ -255,7 +288,9 @@ class World:
     def enrolled(self, client: str, subject: str, credential: Any = None) -> IdentityKey:
         """Return the key of a producer."""
         given = credential or self.credentials(client)
-        return IdentityKey(self.url, subject=subject, credential=given, unsafe_http_loopback=True)
+        return IdentityKey(
+            self.url, subject=subject, credential=given, unsafe_http_loopback=True
+        )
 
     # --- the authority --------------------------------------------------------------------------------------
 
@@ -269,10 +304,20 @@ class World:
         self.stop()
         self.name = name
         settings = self.write(f"{name}.toml", _AUTHORITY, source=source)
-        words = ["authority", "serve", "--config", str(settings), "--port", str(self.port.number)]
+        words = [
+            "authority",
+            "serve",
+            "--config",
+            str(settings),
+            "--port",
+            str(self.port.number),
+        ]
         with (self.folder / f"{name}.log").open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _ENTRY, *words], stdout=subprocess.PIPE, stderr=log, text=True
+                [sys.executable, "-c", _ENTRY, *words],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
             )
         assert self.process.stdout is not None
         assert f"{self.url}/v1/identity" in self.process.stdout.readline(), self.log()
@@ -299,9 +344,14 @@ class World:
         self, credential: str, key: Key, *, scheme: str = "DPoP", proof: str | None = None, body: bytes = b""
     ) -> Answered:  # fmt: skip
         """Ask the authority for an identity; the record is that of this request."""
-        before, proof = len(self.records()), proof or self.proof(key, credential=credential)
+        before, proof = (
+            len(self.records()),
+            proof or self.proof(key, credential=credential),
+        )
         headers = {"Authorization": f"{scheme} {credential}", "DPoP": proof}
-        asked = urllib.request.Request(f"{self.url}/v1/identity", body, headers, method="POST")  # noqa: S310
+        asked = urllib.request.Request(  # noqa: S310
+            f"{self.url}/v1/identity", body, headers, method="POST"
+        )
         try:
             with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:  # noqa: S310
                 status, raw = answer.status, answer.read()
@@ -436,7 +486,9 @@ MESSAGE: Final = Message(destination="kafka:orders", body=b"{}")
 
 
 @pytest.fixture(scope="module")
-def world(keycloak: Keycloak, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(
+    keycloak: Keycloak, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
     """A realm with an honest client and many others, and an authority that runs."""
     found = World(keycloak, tmp_path_factory.mktemp("keycloak"))
     found.realm(REALM, *clients(found))
@@ -456,7 +508,9 @@ def clients(world: World) -> list[Any]:
         world.client("orders-api", attributes=BOUND, directAccessGrantsEnabled=True),
         world.client("brief", attributes=BOUND),
         world.client("stranger", attributes=BOUND),
-        world.client("plain", attributes={"client_credentials.use_refresh_token": "true"}),
+        world.client(
+            "plain", attributes={"client_credentials.use_refresh_token": "true"}
+        ),
         world.client("loose"),
         world.client("too-long", attributes={"access.token.lifespan": "3700"}),
         world.client("rfc9068", attributes={"access.token.header.type.rfc9068": "true"}),
@@ -466,7 +520,10 @@ def clients(world: World) -> list[Any]:
         world.client("no-audience") | {"protocolMappers": []},
         world.client(world.url),
         *(
-            world.client(f"by-{algorithm}", attributes={"access.token.signed.response.alg": algorithm})
+            world.client(
+                f"by-{algorithm}",
+                attributes={"access.token.signed.response.alg": algorithm},
+            )
             for algorithm in (*ALGORITHMS, "RS512")
         ),
     ]
@@ -492,7 +549,9 @@ class Seen:
 
 def signed_and_judged(world: World) -> tuple[int, Any]:
     """Sign a message by the settings of a producer, and return the verdict by those of a consumer."""
-    signed = world.mqauth("sign", "--config", "producer.toml", "--to", "kafka:orders", given="{}")
+    signed = world.mqauth(
+        "sign", "--config", "producer.toml", "--to", "kafka:orders", given="{}"
+    )
     assert signed.returncode == 0, signed.stderr
     judged = world.mqauth("verify", "--config", "consumer.toml", given=signed.stdout)
     return judged.returncode, json.loads(judged.stdout)
@@ -519,8 +578,13 @@ def test_each_identity_has_a_fresh_key_that_its_token_is_bound_to(world: World) 
     assert first != second
     (scheme, token, key), (_, next_token, next_key) = seen.shown[:2]
     assert (scheme, key, next_key) == ("DPoP", first, second)
-    assert [parts(each)[1]["cnf"]["jkt"] for each in (token, next_token)] == [first, second]
-    given = [record for record in world.records() if record["verdict"] == "identity_issued"]
+    assert [parts(each)[1]["cnf"]["jkt"] for each in (token, next_token)] == [
+        first,
+        second,
+    ]
+    given = [
+        record for record in world.records() if record["verdict"] == "identity_issued"
+    ]
     assert [record["asked"]["jkt"] for record in given if record["token"]["verified"]["sub"] == STOCK][:2] == [
         first, second,
     ]  # fmt: skip
@@ -534,7 +598,9 @@ def test_keycloak_takes_a_proof_of_each_algorithm(world: World, algorithm: str) 
     assert (answered.status, answered.body["sub"]) == (200, ORDERS)
 
 
-@pytest.mark.parametrize("client", ["rfc9068", *(f"by-{algorithm}" for algorithm in ALGORITHMS)])
+@pytest.mark.parametrize(
+    "client", ["rfc9068", *(f"by-{algorithm}" for algorithm in ALGORITHMS)]
+)
 def test_tokens_of_each_kind_are_read(world: World, client: str) -> None:
     """Tokens of each algorithm, and those with ``typ`` at+jwt, are believed; only the grant is missing."""
     answered = world.ask(world.token(client), OTHER, scheme="Bearer")
@@ -558,7 +624,10 @@ def test_attacks_get_nothing(world: World, name: str) -> None:
     answered = world.ask(token, key, scheme=scheme, proof=proof, body=body)
     assert (answered.status, answered.body) == (status, {"error": error})
     assert answered.record is not None
-    assert (answered.record["verdict"], answered.record["reason"]) == ("identity_refused", reason)
+    assert (answered.record["verdict"], answered.record["reason"]) == (
+        "identity_refused",
+        reason,
+    )
     assert detail in answered.record["detail"]
     assert token[:40] not in json.dumps(answered.record)
 
@@ -577,7 +646,10 @@ def test_keycloak_gives_no_token_without_a_proof(world: World) -> None:
 def test_keycloak_takes_a_proof_once_and_for_its_own_url(world: World) -> None:
     """A proof that was used before, and one for another URL, get no token from Keycloak."""
     key = Key.generate()
-    for proof in (used := world.proof(key, world.token_url), world.proof(key, "https://other.example/token")):
+    for proof in (
+        used := world.proof(key, world.token_url),
+        world.proof(key, "https://other.example/token"),
+    ):
         if proof is used:
             world.answer("orders-api", proof=used)
         with pytest.raises(ValueError, match=r"400 .*invalid_request"):
@@ -591,13 +663,18 @@ def test_a_wrong_secret(world: World, caplog: pytest.LogCaptureFixture) -> None:
     path.touch(0o600)
     path.write_text(secret)
     given = ClientCredentials(
-        world.token_url, client_id="orders-api", client_secret_file=path, ca=world.keycloak.ca
+        world.token_url,
+        client_id="orders-api",
+        client_secret_file=path,
+        ca=world.keycloak.ca,
     )
     with world.enrolled("orders-api", ORDERS, given) as enrolled:
         with pytest.raises(Unavailable) as caught:
             enrolled.signing_key()
         host = world.token_url.split("/")[2]
-        assert f"the token endpoint {host}: refused, 401 unauthorized_client" in str(caught.value)
+        assert f"the token endpoint {host}: refused, 401 unauthorized_client" in str(
+            caught.value
+        )
         # The line comes just after the state that the caller sees.
         until(lambda: host in caplog.text)
         assert secret not in f"{caught.value!r}{caught.value.__cause__!r}{caplog.text}"
@@ -609,7 +686,10 @@ def test_a_wrong_secret(world: World, caplog: pytest.LogCaptureFixture) -> None:
 def test_a_client_that_was_disabled(world: World) -> None:
     """A client that Keycloak shuts out gets no token, and its producer says so; it goes on once that is over."""
     world.tell_client("stranger", enabled=False)
-    with world.enrolled("stranger", ORDERS) as enrolled, pytest.raises(Unavailable, match="refused, 401"):
+    with (
+        world.enrolled("stranger", ORDERS) as enrolled,
+        pytest.raises(Unavailable, match="refused, 401"),
+    ):
         enrolled.signing_key()
     world.tell_client("stranger", enabled=True)
     assert world.ask(world.token("stranger", OTHER), OTHER).status == 403
@@ -646,7 +726,9 @@ def test_keycloak_is_killed_and_comes_back(world: World, keycloak: Keycloak) -> 
     """
     host, key = world.token_url.split("/")[2], Key.generate()
     with world.enrolled("brief", STOCK) as enrolled:
-        signer = Signer(key=enrolled, issuer=DOMAIN, subject=STOCK, audience="billing", lifetime=4)
+        signer = Signer(
+            key=enrolled, issuer=DOMAIN, subject=STOCK, audience="billing", lifetime=4
+        )
         signer.sign(MESSAGE)
         token = world.token("orders-api", key)
         keycloak.kill()
@@ -654,14 +736,19 @@ def test_keycloak_is_killed_and_comes_back(world: World, keycloak: Keycloak) -> 
         until(lambda: enrolled.health().state == "failing")
         signer.sign(MESSAGE)
         until(lambda: enrolled.health().state == "unavailable")
-        with pytest.raises(Unavailable, match=f"the token endpoint {host}: out of reach") as caught:
+        with pytest.raises(
+            Unavailable, match=f"the token endpoint {host}: out of reach"
+        ) as caught:
             signer.sign(MESSAGE)
         assert caught.value.cause is Cause.KEYS_UNAVAILABLE
         world.start("kept", KEPT)
         assert world.ask(token, key).status == 200
         world.start("restarted", f'jwks = "{world.issuer}/protocol/openid-connect/certs"')
         answered = world.ask(token, key)
-        assert (answered.status, answered.body) == (503, {"error": "temporarily_unavailable"})
+        assert (answered.status, answered.body) == (
+            503,
+            {"error": "temporarily_unavailable"},
+        )
         assert answered.record is None
         assert host in world.log()
         keycloak.start()
@@ -673,7 +760,9 @@ def test_keycloak_is_killed_and_comes_back(world: World, keycloak: Keycloak) -> 
 # --- the how-to page ----------------------------------------------------------------------------------------
 
 
-def reader_of(keycloak: Keycloak, folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Reader:
+def reader_of(
+    keycloak: Keycloak, folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> Reader:
     """Return someone who follows the page with this Keycloak, and an authority at a URL."""
     (folder / "home").mkdir()
     monkeypatch.setenv("PATH", str(keycloak.program.parent), prepend=os.pathsep)
@@ -718,7 +807,9 @@ def serving(reader: Reader, port: int) -> Iterator[None]:
         process.communicate(timeout=60)
 
 
-def test_the_page_does_what_it_says(keycloak: Keycloak, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_does_what_it_says(
+    keycloak: Keycloak, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who follows the page gets what it shows; its producer signs, and a consumer of the authority accepts."""
     keycloak.tell("POST", "realms", {"realm": "shop", "enabled": True})
     port = Port()
@@ -736,9 +827,13 @@ def test_the_page_does_what_it_says(keycloak: Keycloak, tmp_path: Path, monkeypa
                 printed = reader.run(block)
             if block.name == "producer.toml":
                 running.enter_context(serving(reader, port.number))
-        (consumer,) = (block for block in blocks(AUTHORITY_PAGE) if block.name == "consumer.toml")
+        (consumer,) = (
+            block for block in blocks(AUTHORITY_PAGE) if block.name == "consumer.toml"
+        )
         reader.write(consumer)
-        verdict = json.loads(reader.run(shell("mqauth verify --config consumer.toml < signed.json")))
+        verdict = json.loads(
+            reader.run(shell("mqauth verify --config consumer.toml < signed.json"))
+        )
         assert (verdict["verdict"], verdict["claims"]["sub"]) == ("accepted", ORDERS)
         with pytest.raises(AssertionError, match="HTTP Error 400"):
             reader.run(steps["ask.py"])
@@ -746,6 +841,8 @@ def test_the_page_does_what_it_says(keycloak: Keycloak, tmp_path: Path, monkeypa
 
 def test_the_page_names_what_was_seen() -> None:
     """Each refusal in the page's table is one of the attacks', as the audit says it."""
-    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", (ROOT / PAGE).read_text("utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \| `(.+?)` \|", (ROOT / PAGE).read_text("utf-8"), re.MULTILINE
+    )
     assert len(rows) == 4
     assert {*rows} <= {(reason, detail) for _, _, reason, detail in ATTACKS.values()}

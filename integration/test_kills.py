@@ -55,7 +55,9 @@ class Scene:
         self.handled.touch()
         self._keys = folder / "jwks.json"
         self._keys.write_text(json.dumps(dump_key_set(self.forge.keys)))
-        plain = Message(destination=stage.destination, body=b"", key=None if self.is_queue else b"k")
+        plain = Message(
+            destination=stage.destination, body=b"", key=None if self.is_queue else b"k"
+        )
         self.first = self.forge.signer().sign(replace(plain, body=b"0"))
         if client not in FASTSTREAM:  # a copy of it is sent in some tests
             stage.inject(self.first)
@@ -70,9 +72,14 @@ class Scene:
         """Whether the broker is RabbitMQ."""
         return self.client in QUEUES
 
-    def victim(self, *, audit: str = "audit.jsonl", own: bool = False, **settings: Any) -> subprocess.Popen[bytes]:
+    def victim(
+        self, *, audit: str = "audit.jsonl", own: bool = False, **settings: Any
+    ) -> subprocess.Popen[bytes]:
         """Start a consumer, in a process of its own or as a fork; its settings are those of ``Orders``."""
-        stage, more = self.stage, f"?heartbeat={HEARTBEAT}" if self.client in QUEUES[:2] else ""
+        stage, more = (
+            self.stage,
+            f"?heartbeat={HEARTBEAT}" if self.client in QUEUES[:2] else "",
+        )
         orders = Orders(
             client=self.client, url=self._url + more, destination=stage.destination, dead=stage.dead,
             source=stage.queue if self.is_queue else stage.topic, group="" if self.is_queue else stage.group,
@@ -87,7 +94,10 @@ class Scene:
     def killed(self, moment: str, *after: int, **settings: Any) -> None:
         """Have victims die, one after the other, when the moment comes for so manieth time."""
         for times in after:
-            assert self.victim(moment=moment, after=times, **settings).wait(90) == -signal.SIGKILL
+            assert (
+                self.victim(moment=moment, after=times, **settings).wait(90)
+                == -signal.SIGKILL
+            )
 
     def seen(self) -> Counter[bytes]:
         """Return what handlers wrote down, with how often."""
@@ -95,7 +105,10 @@ class Scene:
 
     def is_done(self, forged: int = FORGED) -> bool:
         """Return whether everything is handled or dead-lettered."""
-        return len(self.seen()) == HONEST and len({letter.body for letter in self.stage.letters()}) == forged
+        return (
+            len(self.seen()) == HONEST
+            and len({letter.body for letter in self.stage.letters()}) == forged
+        )
 
     def settled(self) -> bool:
         """Return whether the broker keeps nothing of the source for its consumers."""
@@ -104,7 +117,9 @@ class Scene:
         if self._asking is None:
             self._asking = self.stage.consumer()
             self.undo.callback(self._asking.close)
-        return bool(self._asking.committed(TopicPartition(self.stage.topic, 0)) == HONEST + FORGED)
+        return bool(
+            self._asking.committed(TopicPartition(self.stage.topic, 0)) == HONEST + FORGED
+        )
 
     def consumers(self) -> int:
         """Return how many consumers the queue has."""
@@ -112,14 +127,18 @@ class Scene:
 
     def _declared(self) -> Any:
         with connect(self._url) as connection:
-            return connection.channel().queue_declare(self.stage.queue, passive=True).method
+            return (
+                connection.channel().queue_declare(self.stage.queue, passive=True).method
+            )
 
     def sum_up(self, what: str) -> tuple[str, int, int]:
         """Check that nothing is lost or condemned; return a line that says so, and what came again."""
         handled, letters = self.seen(), self.stage.letters()
         ids = Counter(letter.occurrences("mqauth-dead-id") for letter in letters)
         assert set(handled) == {b"%d" % number for number in range(HONEST)}
-        assert {letter.body for letter in letters} == {b"forged %d" % number for number in range(0, HONEST, 2)}
+        assert {letter.body for letter in letters} == {
+            b"forged %d" % number for number in range(0, HONEST, 2)
+        }
         assert len(ids) == FORGED
         assert all(verify_chain(audit).intact for audit in self.folder.glob("*.jsonl"))
         again, twice = handled.total() - HONEST, ids.total() - FORGED
@@ -140,7 +159,9 @@ def ends(process: subprocess.Popen[bytes]) -> None:
 def scene(client: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Scene]:
     """A scene of a client on its broker."""
     service = request.getfixturevalue("rabbitmq" if client in QUEUES else "kafka")
-    stage: Any = RabbitMQStage(service.url) if client in QUEUES else KafkaStage(service.url)
+    stage: Any = (
+        RabbitMQStage(service.url) if client in QUEUES else KafkaStage(service.url)
+    )
     if client == RABBIT:
         # FastStream publishes to the default exchange, whose routing keys are names of queues.
         stage.destination = destination.rabbitmq("", stage.queue)
@@ -155,12 +176,18 @@ def scene(client: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
 @pytest.mark.parametrize(
     ("client", "moment"),
     [
-        *((client, moment) for client in (*LOGS[1:], "pika") for moment in ("handler", "letter")),
+        *(
+            (client, moment)
+            for client in (*LOGS[1:], "pika")
+            for moment in ("handler", "letter")
+        ),
         *((client, "handler") for client in FASTSTREAM),
         *((client, moment) for client in ONE_IN_HAND for moment in MOMENTS),
     ],
 )
-def test_killed_and_started_again(scene: Scene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_and_started_again(
+    scene: Scene, moment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Killed between handler and commit, or dead letter and commit, at night twice: nothing is lost.
 
     aio-pika acks each message by itself, so that only the one in flight comes again. On Kafka what was settled
@@ -176,7 +203,10 @@ def test_killed_and_started_again(scene: Scene, moment: str, capsys: pytest.Capt
     with capsys.disabled():
         print(line)
     if scene.client == "aio-pika":
-        assert (again, twice) == (len(kills) * (moment == "handler"), len(kills) * (moment == "letter"))
+        assert (again, twice) == (
+            len(kills) * (moment == "handler"),
+            len(kills) * (moment == "letter"),
+        )
     elif moment in ("handler", "letter"):
         assert (again if moment == "handler" else twice) > 0
     if one:
@@ -218,7 +248,13 @@ def test_killed_in_a_transaction(
     """Killed around the commit of a transaction, letters are neither lost nor doubled."""
     name = f"{scene.stage.group}.letters"
     # one call of confluent's consume reads all records, so that there is one transaction with letters
-    kills = (1, 2, 2) if client not in CONFLUENT else (1, 1, 1) if moment == "written" else (1,)
+    kills = (
+        (1, 2, 2)
+        if client not in CONFLUENT
+        else (1, 1, 1)
+        if moment == "written"
+        else (1,)
+    )
     if not is_nightly():
         kills = kills[-1:]
     scene.killed(moment, *kills, transactional=name)
@@ -234,9 +270,17 @@ def test_killed_in_a_transaction(
 
 
 @pytest.mark.parametrize(
-    "client", ["confluent", "aiokafka", "aio-pika", *(["confluent-aio", "pika"] if is_nightly() else [])]
+    "client",
+    [
+        "confluent",
+        "aiokafka",
+        "aio-pika",
+        *(["confluent-aio", "pika"] if is_nightly() else []),
+    ],
 )
-def test_stands_still_beyond_its_session(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stands_still_beyond_its_session(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A process that stands still beyond its session, while another goes on, loses and condemns nothing."""
     # So slow that it has not handled everything when it is stopped, however busy this machine is.
     first = scene.victim(own=True, work=0.5)
@@ -249,7 +293,9 @@ def test_stands_still_beyond_its_session(scene: Scene, capsys: pytest.CaptureFix
         wait_until(lambda: scene.is_done() and scene.settled() and scene.consumers() == 1)
     first.send_signal(signal.SIGCONT)
     if scene.is_queue:
-        scene.stage.produce(scene.forge.signer(), Message(destination=scene.stage.destination, body=b"0"))
+        scene.stage.produce(
+            scene.forge.signer(), Message(destination=scene.stage.destination, body=b"0")
+        )
         wait_until(lambda: scene.settled() and scene.consumers() == 2)
     else:
         wait_until(lambda: len(scene.seen()) == HONEST and scene.settled())

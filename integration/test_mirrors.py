@@ -35,7 +35,9 @@ MANY = 20
 class Desk:
     """A consumer's pipeline and what became of the messages: handled, or rejected for a reason."""
 
-    def __init__(self, forge: Forge, signed: str, *aliases: AcceptAs, scope: str | None = None) -> None:
+    def __init__(
+        self, forge: Forge, signed: str, *aliases: AcceptAs, scope: str | None = None
+    ) -> None:
         self.seen: Counter[str] = Counter()
         self.verified: list[Verified] = []
         self.signed_for: list[Any] = []
@@ -110,7 +112,10 @@ class Shovelled:
         channel = await letters.channel()
         await rabbitmq.declare_dead_letters(channel, f"{name}.dead")
         return rabbitmq.Consumer(
-            queue, desk.guard, desk.handle, dead_letters=rabbitmq.DeadLetters(channel, f"{name}.dead")
+            queue,
+            desk.guard,
+            desk.handle,
+            dead_letters=rabbitmq.DeadLetters(channel, f"{name}.dead"),
         )
 
     def publish(self, number: int, key: str = KEY) -> None:
@@ -141,7 +146,10 @@ def shovelled(forge: Forge) -> Iterator[Shovelled]:
 def test_a_shovelled_queue(shovelled: Shovelled, forge: Forge) -> None:
     """What a shovel moves is accepted by its alias, also where unsigned headers are rejected, and not without."""
     alias = Desk(forge, SIGNED, AcceptAs(at=ARRIVES, signed_for=(SIGNED,)))
-    plain, other = Desk(forge, SIGNED), Desk(forge, "rabbitmq:stock/#", AcceptAs(at=ARRIVES, signed_for=(SIGNED,)))
+    plain, other = (
+        Desk(forge, SIGNED),
+        Desk(forge, "rabbitmq:stock/#", AcceptAs(at=ARRIVES, signed_for=(SIGNED,))),
+    )
     with (
         shovelled.consuming("alias", alias),
         shovelled.consuming("plain", plain),
@@ -150,7 +158,9 @@ def test_a_shovelled_queue(shovelled: Shovelled, forge: Forge) -> None:
         shovelled.publish(MANY)
         shovelled.publish(1, "orders.cancelled")
         shovelled.shovel()
-        wait_until(lambda: all(desk.seen.total() == MANY + 1 for desk in (alias, plain, other)))
+        wait_until(
+            lambda: all(desk.seen.total() == MANY + 1 for desk in (alias, plain, other))
+        )
     # What was signed for another key of the exchange is none of the alias.
     assert alias.seen == {"handled": MANY, "destination_mismatch": 1}
     assert plain.seen == {"destination_mismatch": MANY + 1}
@@ -165,15 +175,23 @@ def test_a_shovelled_queue(shovelled: Shovelled, forge: Forge) -> None:
 
 def test_a_mirrored_topic(kafka: Kafka, forge: Forge) -> None:
     """What MirrorMaker 2 mirrors is accepted by its alias, and not without; with its original it is one."""
-    with contextlib.closing(KafkaStage(kafka.url)) as source, contextlib.closing(KafkaStage(kafka.url)) as mirror:
-        alias = AcceptAs(at=f"kafka:{PREFIX}.{source.topic}", signed_for=(source.destination,))
+    with (
+        contextlib.closing(KafkaStage(kafka.url)) as source,
+        contextlib.closing(KafkaStage(kafka.url)) as mirror,
+    ):
+        alias = AcceptAs(
+            at=f"kafka:{PREFIX}.{source.topic}", signed_for=(source.destination,)
+        )
         desks = {
             "alias": Desk(forge, source.destination, alias),
             "plain": Desk(forge, source.destination),
             "one scope": Desk(forge, source.destination, alias, scope="billing"),
         }
         for number in range(MANY):
-            source.produce(forge.signer(), Message(destination=source.destination, body=b"%d" % number, key=b"k"))
+            source.produce(
+                forge.signer(),
+                Message(destination=source.destination, body=b"%d" % number, key=b"k"),
+            )
         consume(source, "one scope", desks["one scope"], MANY)
         mirror.admin.delete_topics([mirror.topic])
         mirror.topic = f"{PREFIX}.{source.topic}"
@@ -184,7 +202,9 @@ def test_a_mirrored_topic(kafka: Kafka, forge: Forge) -> None:
         assert desks["alias"].seen == {"handled": MANY}
         assert desks["plain"].seen == {"destination_mismatch": MANY}
         assert desks["one scope"].seen == {"handled": MANY, "replayed": MANY}
-        assert {found.destination for found in desks["alias"].verified} == {source.destination}
+        assert {found.destination for found in desks["alias"].verified} == {
+            source.destination
+        }
         assert {found.origin.topic for found in desks["alias"].verified} == {mirror.topic}
 
 

@@ -23,7 +23,13 @@ from mqauth.cli import main
 from mqauth.errors import Cause
 from mqauth.testing.clock import RunningClock
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, Forge
-from mqauth.testing.policy_contract import ELSEWHERE, PLACE, AskedPolicyContract, PolicyContract, honest
+from mqauth.testing.policy_contract import (
+    ELSEWHERE,
+    PLACE,
+    AskedPolicyContract,
+    PolicyContract,
+    honest,
+)
 from mqauth.testing.stage_kafka import wait_until
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key, KeySet, SigningKey
@@ -136,11 +142,18 @@ def test_tls_with_a_ca_of_ones_own_and_a_token(tmp_path: Path) -> None:
     """Over https with our CA and the right token it decides; with another CA or token it is no decision."""
     authority, other = Authority(tmp_path), Authority(tmp_path).path
     ca = authority.path
-    policies = {"authz.rego": GUARDED, "policy.rego": policy_of(PLACE), "token": "s3cret\n", "wrong": "guess\n"}
+    policies = {
+        "authz.rego": GUARDED,
+        "policy.rego": policy_of(PLACE),
+        "token": "s3cret\n",
+        "wrong": "guess\n",
+    }
     for name, text in policies.items():
         (tmp_path / name).write_text(text)
     files = [str(tmp_path / "authz.rego"), str(tmp_path / "policy.rego")]
-    with Agent.launch("--authentication=token", "--authorization=basic", *files, tls=authority.issue()) as own:
+    with Agent.launch(
+        "--authentication=token", "--authorization=basic", *files, tls=authority.issue()
+    ) as own:
         good = opa_of(own, ca=ca, token_file=tmp_path / "token")
         assert good.decide(honest()) is Decision.ALLOW
         assert failure(opa_of(own, ca=ca, token_file=tmp_path / "wrong")) == "status 401"
@@ -153,7 +166,9 @@ def test_tls_with_a_ca_of_ones_own_and_a_token(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def bench(client: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ClientBench]:
+def bench(
+    client: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[ClientBench]:
     """A bench of a client's broker."""
     bench = ClientBench(request.getfixturevalue(client.partition(" ")[0]), tmp_path)
     with bench.ending:
@@ -161,7 +176,9 @@ def bench(client: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("client", ["rabbitmq aio-pika", "kafka kafka-python", "kafka aiokafka"])
+@pytest.mark.parametrize(
+    "client", ["rabbitmq aio-pika", "kafka kafka-python", "kafka aiokafka"]
+)
 def test_a_consumer_over_an_outage(client: str, bench: ClientBench, agent: Agent) -> None:
     """Nothing is judged while OPA is down; then lost 0, condemned 0, and the forbidden refused."""
     agent.load(policy_of(bench.stage.destination))
@@ -174,7 +191,12 @@ def test_a_consumer_over_an_outage(client: str, bench: ClientBench, agent: Agent
         bench.send(b"during 0")
         bench.send(b"forbidden", signer=_neighbour(bench.forge))
         bench.send(*(b"during %d" % number for number in range(1, 50)))
-        wait_until(lambda: health().cause is Cause.POLICY_UNAVAILABLE and agent.url in (health().detail or ""))
+        wait_until(
+            lambda: (
+                health().cause is Cause.POLICY_UNAVAILABLE
+                and agent.url in (health().detail or "")
+            )
+        )
         assert (bench.has_handled(20), bench.letters()) == (True, [])
         assert opa.health().failing_for > 0
         agent.start()
@@ -205,7 +227,9 @@ path = "{path}"
 """
 
 
-def test_the_check_asks_it(agent: Agent, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_check_asks_it(
+    agent: Agent, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """``check --online``: 0 where it refuses what names nobody, 1 where it does not, 3 where nobody answers."""
     file = tmp_path / "mqauth.toml"
 
@@ -219,7 +243,10 @@ def test_the_check_asks_it(agent: Agent, tmp_path: Path, capsys: pytest.CaptureF
     agent.load(policy_of(PLACE))
     assert asked() == (0, "refuses what names no producer; opa, no bundle")
     assert asked(path="mqauth/alow")[0] == 1
-    assert asked(url="http://127.0.0.1:1") == (3, "no decision: out of reach: Connection refused")
+    assert asked(url="http://127.0.0.1:1") == (
+        3,
+        "no decision: out of reach: Connection refused",
+    )
     agent.load("package mqauth\ndefault allow := true")
     assert asked()[0] == 1
 
@@ -242,7 +269,8 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Agent.launch("--bundle", str(tmp_path / "bundle.tar.gz")) as own:
         opa = opa_of(own)
         at_page = [
-            opa.decide(honest(destination=place)) for place in (PLACE, "rabbitmq:shop/orders.created", ELSEWHERE)
+            opa.decide(honest(destination=place))
+            for place in (PLACE, "rabbitmq:shop/orders.created", ELSEWHERE)
         ]
         assert at_page == [Decision.ALLOW, Decision.ALLOW, Decision.DENY]
         assert "2026-11-29.1" in opa.version

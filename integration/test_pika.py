@@ -66,7 +66,9 @@ class World(ClientBench):
     def producer(self, exchange: str | None = None, **settings: Any) -> leaf.Producer:
         """Return a producer that is closed in the end."""
         found = self.exchange if exchange is None else exchange
-        return self.ending.enter_context(leaf.Producer(self.connect(), found, self.forge.signer(), **settings))
+        return self.ending.enter_context(
+            leaf.Producer(self.connect(), found, self.forge.signer(), **settings)
+        )
 
     def dead_letters(self) -> leaf.DeadLetters:
         """Return dead letters on a connection of their own."""
@@ -78,12 +80,19 @@ class World(ClientBench):
         """Return a consumer on connections of its own."""
         guard, letters = self.guard(audit=audit or self.audit), self.dead_letters()
         return leaf.Consumer(
-            self.connect(more), self.source, guard, handler or self.handle, dead_letters=letters, **settings
+            self.connect(more),
+            self.source,
+            guard,
+            handler or self.handle,
+            dead_letters=letters,
+            **settings,
         )
 
     def publish(self, body: bytes, **properties: Any) -> None:
         """Publish a signed message with properties."""
-        with leaf.Producer(self.connect(), self.exchange, self.forge.signer()) as producer:
+        with leaf.Producer(
+            self.connect(), self.exchange, self.forge.signer()
+        ) as producer:
             producer.publish(body, "orders.created", pika.BasicProperties(**properties))
 
     def left(self, queue: str = "") -> int:
@@ -116,7 +125,9 @@ def test_threads_share_signatures(world: World) -> None:
     channel = world.connect().channel()
     found = [channel.basic_get(world.source, auto_ack=True) for _ in range(64)]
     assert sorted(int(body) for _, _, body in found) == list(range(64))
-    signatures = {properties.headers[TOKEN_HEADER].partition("~")[0] for _, properties, _ in found}
+    signatures = {
+        properties.headers[TOKEN_HEADER].partition("~")[0] for _, properties, _ in found
+    }
     assert len(signatures) < 64
 
 
@@ -137,7 +148,9 @@ def test_unroutable(world: World) -> None:
 def test_refused(world: World) -> None:
     """A queue that is full refuses a message with pika's own error, and the producer goes on."""
     channel = world.connect().channel()
-    full = channel.queue_declare("", exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    full = channel.queue_declare(
+        "", exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+    )
     producer = world.producer("")
     producer.publish(b"1", full.method.queue)
     refused = [producer.submit(b"2", full.method.queue) for _ in range(10)]
@@ -181,7 +194,12 @@ def test_idle_for_longer_than_heartbeats(world: World) -> None:
         producer.publish(b"1", "orders.created")
         threading.Event().wait(4 * HEARTBEAT)
         producer.publish(b"2", "orders.created")
-    assert connection.channel().queue_declare(world.source, passive=True).method.message_count == 2
+    assert (
+        connection.channel()
+        .queue_declare(world.source, passive=True)
+        .method.message_count
+        == 2
+    )
 
 
 def test_a_lost_connection_is_an_error(world: World) -> None:
@@ -216,7 +234,11 @@ def test_a_handler_longer_than_heartbeats(world: World) -> None:
     world.send(b"1")
     consumer = world.consumer(handler, f"?heartbeat={HEARTBEAT}")
     consumer.run()
-    assert (world.handled, world.left(), consumer.health().connection_deaths) == ([b"1"], 0, 0)
+    assert (world.handled, world.left(), consumer.health().connection_deaths) == (
+        [b"1"],
+        0,
+        0,
+    )
 
 
 def test_a_stop_waits_for_a_plain_handler(world: World) -> None:
@@ -301,12 +323,16 @@ def test_answer(world: World, kind: str) -> None:
         consumer.stop()
 
     world.publish(b"ask", reply_to=mailbox, correlation_id="7")
-    consumer = world.consumer(plain if kind == "plain" else asynchronous, replies=world.producer(""))
+    consumer = world.consumer(
+        plain if kind == "plain" else asynchronous, replies=world.producer("")
+    )
     consumer.run()
     method, properties, body = channel.basic_get(mailbox, auto_ack=True)
     message = leaf.from_native(method, properties, body, queue=mailbox)
     verifier = world.forge.verifier()
-    verified = verifier.verify(message, verifier.open(message), world.forge.keys, world.forge.clock.now())
+    verified = verifier.verify(
+        message, verifier.open(message), world.forge.keys, world.forge.clock.now()
+    )
     assert (verified.body, verified.properties["correlation-id"]) == (b"yes", "7")
 
 
@@ -338,13 +364,18 @@ def own_loop(world: World, act: Callable[..., None], until: Callable[[], bool]) 
 
 def test_judged_in_a_loop_of_ones_own(world: World) -> None:
     """``judge`` in a callback accepts, and dead-letters a forgery and a replay, with its own acks."""
-    letters, audit = world.dead_letters(), leaf.AuditQueue(world.connect(), f"{world.stage.dead}.a")
+    letters, audit = (
+        world.dead_letters(),
+        leaf.AuditQueue(world.connect(), f"{world.stage.dead}.a"),
+    )
     audit.declare()
     guard = world.guard(audit=audit)
     verdicts: list[Verdict] = []
 
     def on_message(channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        judgement = leaf.judge(guard, channel, method, properties, body, queue=world.source)
+        judgement = leaf.judge(
+            guard, channel, method, properties, body, queue=world.source
+        )
         verdicts.append(judgement.verdict)
         if judgement.verdict is Verdict.ACCEPTED:
             world.handled.append(body)
@@ -360,8 +391,13 @@ def test_judged_in_a_loop_of_ones_own(world: World) -> None:
     channel.basic_nack(method.delivery_tag)
     world.forge_some(b"forged")
     own_loop(world, on_message, lambda: len(verdicts) == 3)
-    reasons = [letter.occurrences("mqauth-dead-reason")[0] for letter in world.stage.letters()]
-    assert (world.handled, sorted(map(str, reasons))) == ([b"1"], ["replayed", "token_missing"])
+    reasons = [
+        letter.occurrences("mqauth-dead-reason")[0] for letter in world.stage.letters()
+    ]
+    assert (world.handled, sorted(map(str, reasons))) == (
+        [b"1"],
+        ["replayed", "token_missing"],
+    )
     assert world.left() == 0
     assert world.left(audit.name) == 2
     channel.queue_delete(audit.name)
@@ -375,7 +411,9 @@ def test_judged_too_late(world: World) -> None:
         with pytest.raises((AMQPError, OSError)):
             channel.flow(True)
         with pytest.raises(StaleDelivery):
-            leaf.judge(world.guard(), channel, method, properties, body, queue=world.source)
+            leaf.judge(
+                world.guard(), channel, method, properties, body, queue=world.source
+            )
         world.handled.append(body)
 
     world.send(b"1")

@@ -186,7 +186,10 @@ class TestRotationInAnHSM(RotationContract):
 )  # fmt: skip
 def test_one_key_by_several_names(hsm: SoftHSM, uri: str) -> None:
     """A key is named by its label, its id, or both, with escapes as in any URI."""
-    assert open_holder(uri).public() == open_holder("pkcs11:token=prod;object=ES256").public()
+    assert (
+        open_holder(uri).public()
+        == open_holder("pkcs11:token=prod;object=ES256").public()
+    )
 
 
 def test_serial_of_a_token(own: SoftHSM) -> None:
@@ -205,7 +208,9 @@ def test_missing_object(hsm: SoftHSM) -> None:
     said = refused("pkcs11:token=prod;object=orders-1")
     assert said.startswith("token 'prod': has no private key 'orders-1', but ")
     assert {"'ES256'", "'EdDSA'", "'next'"} == set(said.split("but ")[1].split(", "))
-    assert "has no private key 'ES256' of id 07" in refused("pkcs11:token=prod;object=ES256;id=%07")
+    assert "has no private key 'ES256' of id 07" in refused(
+        "pkcs11:token=prod;object=ES256;id=%07"
+    )
 
 
 def test_two_objects_of_one_label(own: SoftHSM) -> None:
@@ -213,23 +218,40 @@ def test_two_objects_of_one_label(own: SoftHSM) -> None:
     own.generate("a", id="0a")
     own.generate("a", id="0b")
     said = refused("pkcs11:token=prod;object=a")
-    assert re.fullmatch(r"token 'prod': has 2 private keys 'a': name one by its id \((0a, 0b|0b, 0a)\)", said)
-    assert open_holder("pkcs11:token=prod;id=%0a").public() != open_holder("pkcs11:token=prod;id=%0b").public()
+    assert re.fullmatch(
+        r"token 'prod': has 2 private keys 'a': name one by its id \((0a, 0b|0b, 0a)\)",
+        said,
+    )
+    assert (
+        open_holder("pkcs11:token=prod;id=%0a").public()
+        != open_holder("pkcs11:token=prod;id=%0b").public()
+    )
 
 
-@pytest.mark.parametrize(("kind", "named"), [("EC:secp384r1", "EC of curve 06052b81040022"), ("rsa:2048", "RSA")])
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [("EC:secp384r1", "EC of curve 06052b81040022"), ("rsa:2048", "RSA")],
+)
 def test_key_of_another_type(own: SoftHSM, kind: str, named: str) -> None:
     """A key of another type is refused: what it is, and what is wanted."""
     own.generate("a", kind)
     said = refused("pkcs11:token=prod;object=a")
-    assert said == f"token 'prod': private key 'a' is {named}; wanted is a P-256 or an Ed25519 key"
+    assert (
+        said
+        == f"token 'prod': private key 'a' is {named}; wanted is a P-256 or an Ed25519 key"
+    )
 
 
 def test_public_half_that_is_missing(own: SoftHSM) -> None:
     """A private key without its public object cannot be adopted."""
     own.generate("a")
-    own.tool("--token-label", "prod", "--delete-object", "--type", "pubkey", "--label", "a")
-    assert refused("pkcs11:token=prod;object=a") == "token 'prod': has no public key 'a', but none"
+    own.tool(
+        "--token-label", "prod", "--delete-object", "--type", "pubkey", "--label", "a"
+    )
+    assert (
+        refused("pkcs11:token=prod;object=a")
+        == "token 'prod': has no public key 'a', but none"
+    )
 
 
 def test_key_changed_under_its_name(own: SoftHSM, tmp_path: Path) -> None:
@@ -241,7 +263,9 @@ def test_key_changed_under_its_name(own: SoftHSM, tmp_path: Path) -> None:
         ("EC:prime256v1", "signs with another key than"),
     ):
         for part in ("privkey", "pubkey"):
-            own.tool("--token-label", "prod", "--delete-object", "--type", part, "--label", "a")
+            own.tool(
+                "--token-label", "prod", "--delete-object", "--type", part, "--label", "a"
+            )
         own.generate("a", kind)
         holder.SESSIONS.forked()
         with pytest.raises(ConfigurationError, match=said):
@@ -267,9 +291,14 @@ def test_wrong_pin_is_tried_once(own: SoftHSM, monkeypatch: pytest.MonkeyPatch) 
             return self._token.open(user_pin=user_pin)
 
     found = holder._token
-    monkeypatch.setattr(holder, "_token", lambda library, uri: Watched(found(library, uri)))
+    monkeypatch.setattr(
+        holder, "_token", lambda library, uri: Watched(found(library, uri))
+    )
     monkeypatch.setenv("MQAUTH_PKCS11_PIN", "9999")
-    assert refused("pkcs11:token=prod;object=a") == "token 'prod': refuses the PIN (PinIncorrect)"
+    assert (
+        refused("pkcs11:token=prod;object=a")
+        == "token 'prod': refuses the PIN (PinIncorrect)"
+    )
     for _ in range(3):
         assert "refused this PIN before" in refused("pkcs11:token=prod;object=a")
     monkeypatch.setenv("MQAUTH_PKCS11_PIN", PIN)
@@ -277,18 +306,24 @@ def test_wrong_pin_is_tried_once(own: SoftHSM, monkeypatch: pytest.MonkeyPatch) 
     assert asked == ["9999", PIN]
 
 
-def test_pin_of_a_file(hsm: SoftHSM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pin_of_a_file(
+    hsm: SoftHSM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A PIN comes from a private file or a variable that the URI names; nobody else may read the file."""
     monkeypatch.delenv("MQAUTH_PKCS11_PIN")
     file = tmp_path / "pin"
     file.write_text(f"{PIN}\n")
     uri = f"pkcs11:token=prod;object=ES256?pin-source=file:{file}"
     file.chmod(0o644)
-    assert refused(uri) == f"{file}: private, but open to others (mode 0644); chmod 600 it"
+    assert (
+        refused(uri) == f"{file}: private, but open to others (mode 0644); chmod 600 it"
+    )
     file.chmod(0o600)
     open_holder(uri).public()
     holder.SESSIONS.forked()
-    assert "token 'prod': no PIN in env MY_PIN" in refused("pkcs11:token=prod;object=ES256?pin-source=env:MY_PIN")
+    assert "token 'prod': no PIN in env MY_PIN" in refused(
+        "pkcs11:token=prod;object=ES256?pin-source=env:MY_PIN"
+    )
     monkeypatch.setenv("MY_PIN", PIN)
     open_holder("pkcs11:token=prod;object=ES256?pin-source=env:MY_PIN").public()
 
@@ -297,13 +332,20 @@ def test_no_pin(hsm: SoftHSM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a PIN the error says where it may stand, and no session is opened."""
     monkeypatch.delenv("MQAUTH_PKCS11_PIN")
     said = refused("pkcs11:token=prod;object=ES256")
-    assert said.startswith("token 'prod': no PIN in env MQAUTH_PKCS11_PIN: give pin-source=file:/path in the uri")
+    assert said.startswith(
+        "token 'prod': no PIN in env MQAUTH_PKCS11_PIN: give pin-source=file:/path in the uri"
+    )
 
 
-def test_missing_library(hsm: SoftHSM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library(
+    hsm: SoftHSM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A library that is missing, or is none, is named; so is where it may be named."""
     uri = "pkcs11:token=prod;object=ES256"
-    assert refused(f"{uri}?module-path=/nowhere.so") == "token 'prod': there is no library /nowhere.so"
+    assert (
+        refused(f"{uri}?module-path=/nowhere.so")
+        == "token 'prod': there is no library /nowhere.so"
+    )
     none = tmp_path / "none.so"
     none.write_bytes(b"no library")
     assert refused(f"{uri}?module-path={none}") == f"{none}: no PKCS#11 library"
@@ -319,7 +361,8 @@ def test_token_that_is_not_there(hsm: SoftHSM) -> None:
     """A token that is not there is out of reach, and may come back; the error names those that are."""
     said = away("pkcs11:token=backup;object=ES256")
     assert re.fullmatch(
-        r"token 'backup': not there; there is '(prod|other)' \(serial \w+\), '(prod|other)' \(serial \w+\)", said
+        r"token 'backup': not there; there is '(prod|other)' \(serial \w+\), '(prod|other)' \(serial \w+\)",
+        said,
     )
 
 
@@ -327,7 +370,9 @@ def test_token_that_goes_and_comes_back(own: SoftHSM, tmp_path: Path) -> None:
     """While its token is gone a key is ``Unavailable`` and names it; it signs again once the token is back."""
     own.generate("a")
     store = adopted(tmp_path / "keys", "a")
-    signer = Signer(key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+    signer = Signer(
+        key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE
+    )
     assert accepted(signer.sign(MESSAGE), store.ring().keys[0].key)
     shutil.move(own.tokens, tmp_path / "elsewhere")
     for _ in range(2):
@@ -351,7 +396,9 @@ def test_session_that_was_lost(hsm: SoftHSM, tmp_path: Path) -> None:
 
 def test_two_keys_share_a_session(hsm: SoftHSM, tmp_path: Path) -> None:
     """All keys of a token share its one session, whichever thread asks."""
-    keys = [ActiveKey(adopted(tmp_path / name, name).folder).signing_key() for name in KINDS]
+    keys = [
+        ActiveKey(adopted(tmp_path / name, name).folder).signing_key() for name in KINDS
+    ]
     with ThreadPoolExecutor(8) as pool:
         for found in [pool.submit(key.sign, b"x") for key in keys * 20]:
             found.result()
@@ -359,12 +406,17 @@ def test_two_keys_share_a_session(hsm: SoftHSM, tmp_path: Path) -> None:
 
 
 def test_a_library_that_hangs(
-    own: SoftHSM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    own: SoftHSM,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Who waits for a library that hangs gets ``Unavailable`` in time, and others at once; then it goes on."""
     own.generate("a")
     store, uri = adopted(tmp_path / "keys", "a"), "pkcs11:token=prod;object=a"
-    signer = Signer(key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+    signer = Signer(
+        key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE
+    )
     settings, pipe = Path(os.environ["SOFTHSM2_CONF"]).read_text(), tmp_path / "pipe"
     os.mkfifo(pipe)
     monkeypatch.setenv("SOFTHSM2_CONF", str(pipe))
@@ -372,8 +424,13 @@ def test_a_library_that_hangs(
     # The library begins again, and opens its settings, which nobody writes.
     holder.SESSIONS.forked()
     assert away(uri) == "token 'prod': no answer for 0.05 s"
-    assert away(uri) == "token 'prod': an earlier call in a PKCS#11 library has not come back"
-    with pytest.raises(Unavailable, match="keys_unavailable: token 'prod': an earlier call"):
+    assert (
+        away(uri)
+        == "token 'prod': an earlier call in a PKCS#11 library has not come back"
+    )
+    with pytest.raises(
+        Unavailable, match="keys_unavailable: token 'prod': an earlier call"
+    ):
         signer.sign(MESSAGE)
     assert "nothing is signed with key" in caplog.text
     late = holder.SESSIONS._late
@@ -383,7 +440,9 @@ def test_a_library_that_hangs(
     assert accepted(signer.sign(MESSAGE), store.ring().keys[0].key)
 
 
-def test_who_waits_for_others_is_told(hsm: SoftHSM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_for_others_is_told(
+    hsm: SoftHSM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Many that ask at once wait for each other, and no longer than allowed; none of their calls is made then."""
     uri = holder.TokenURI.parse("pkcs11:token=prod;object=ES256")
     made: list[str] = []
@@ -400,13 +459,22 @@ def test_who_waits_for_others_is_told(hsm: SoftHSM, monkeypatch: pytest.MonkeyPa
 def test_where_no_thread_starts(hsm: SoftHSM, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process at its limit of threads cannot sign; it is told so as of any outage, and signs later."""
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", mock.Mock(side_effect=RuntimeError("can't start new thread")))
-        assert away("pkcs11:token=prod;object=ES256") == "token 'prod': no thread can be started"
+        patch.setattr(
+            threading.Thread,
+            "start",
+            mock.Mock(side_effect=RuntimeError("can't start new thread")),
+        )
+        assert (
+            away("pkcs11:token=prod;object=ES256")
+            == "token 'prod': no thread can be started"
+        )
     assert open_holder("pkcs11:token=prod;object=ES256").sign(b"x", "ES256")
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_child_after_a_fork(hsm: SoftHSM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: bool) -> None:
+def test_child_after_a_fork(
+    hsm: SoftHSM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
     """A child opens a session of its own, even in the middle of a call of its parent; the parent goes on."""
     store = adopted(tmp_path / "keys", "ES256")
     key, public = ActiveKey(store.folder).signing_key(), store.ring().keys[0].key
@@ -429,7 +497,9 @@ async def test_a_faststream_app_does_not_wait_for_an_hsm(
 ) -> None:
     """While an app waits for the HSM with what it publishes, its handler takes messages of others."""
     store = adopted(tmp_path / "keys", "ES256")
-    signer = Signer(key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+    signer = Signer(
+        key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE
+    )
     with AuditFile(tmp_path / "audit.jsonl") as audit:
         shop = Shop(rabbitmq.url, audit, signer=signer, trusts=[store.ring().keys[0].key])
 
@@ -479,7 +549,10 @@ def test_the_page(tmp_path: Path) -> None:
     folder.mkdir()
     with used(hsm):
         del os.environ["MQAUTH_PKCS11_PIN"]
-        reader, printed = Reader(folder, {"/usr/lib/softhsm/libsofthsm2.so": hsm.url}), list[str]()
+        reader, printed = (
+            Reader(folder, {"/usr/lib/softhsm/libsofthsm2.so": hsm.url}),
+            list[str](),
+        )
         for block in blocks(PAGE):
             if block.mark == "softhsm":
                 printed.append(reader.run(block))

@@ -62,7 +62,9 @@ class TestSilentBroker:
             assert bench.stopped_within(running) < 0.5 + BESIDE_GRACE
 
     @pytest.mark.parametrize("seconds", [1, 4], ids=["within its grace", "beyond it"])
-    def test_a_handler_runs(self, client: Consuming, bench: ClientBench, seconds: int) -> None:
+    def test_a_handler_runs(
+        self, client: Consuming, bench: ClientBench, seconds: int
+    ) -> None:
         """A handler has its grace; its message is settled or comes again, and no other one is lost."""
         begun = threading.Event()
 
@@ -102,7 +104,11 @@ class TestSilentBroker:
 
         def ready(queue: str) -> int:
             with connect(bench.broker.url) as connection:
-                return int(connection.channel().queue_declare(queue, passive=True).method.message_count)
+                return int(
+                    connection.channel()
+                    .queue_declare(queue, passive=True)
+                    .method.message_count
+                )
 
         # FastStream goes on stopping when the broker does: then the confirm arrives, and nothing comes again.
         with client(bench.wiring(refuse)):
@@ -133,7 +139,9 @@ def test_a_queue_is_deleted_and_made_anew(client: Consuming, bench: ClientBench)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 SHORT = TEXT.filter(lambda text: len(text.encode()) <= 255)
 TIMES = st.datetimes(
-    datetime(1970, 1, 2), datetime(2100, 1, 1), timezones=st.sampled_from([UTC, timezone(timedelta(hours=5))])
+    datetime(1970, 1, 2),
+    datetime(2100, 1, 1),
+    timezones=st.sampled_from([UTC, timezone(timedelta(hours=5))]),
 )
 DECIMALS = st.builds(
     lambda mantissa, places: Decimal(mantissa).scaleb(-places),
@@ -147,15 +155,25 @@ SCALARS = st.one_of(
 NAMES = TEXT.filter(lambda name: len(name.encode()) <= 128)
 VALUES = st.recursive(
     SCALARS,
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(NAMES, inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(NAMES, inner, max_size=3)
+    ),
     max_leaves=6,
 )
-APPLICATION = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=40)
-COVERED = APPLICATION.filter(lambda name: name not in PROTECTED_PROPERTIES and not is_transport(name))
+APPLICATION = st.text(
+    st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=40
+)
+COVERED = APPLICATION.filter(
+    lambda name: name not in PROTECTED_PROPERTIES and not is_transport(name)
+)
 HEADERS = st.dictionaries(COVERED, VALUES, max_size=4)
 PROPERTIES = st.fixed_dictionaries(
     {},
-    optional={name.replace("-", "_"): SHORT for name in PROTECTED_PROPERTIES if name != "reply-to"},
+    optional={
+        name.replace("-", "_"): SHORT
+        for name in PROTECTED_PROPERTIES
+        if name != "reply-to"
+    },
 )
 EVERY_TYPE: dict[str, Any] = {
     "null": None, "true": True, "i8": -5, "u8": 200, "i16": -30_000, "u16": 65_535, "i32": -(2**31),
@@ -180,7 +198,9 @@ class Loopback:
     async def _open(self, url: str) -> None:
         self.connection = await aio_pika.connect(url)
         self.channel: AbstractChannel = await self.connection.channel()
-        self.queue: AbstractQueue = await rabbitmq.declare_dead_letters(self.channel, f"mqauth-{uuid.uuid4().hex}")
+        self.queue: AbstractQueue = await rabbitmq.declare_dead_letters(
+            self.channel, f"mqauth-{uuid.uuid4().hex}"
+        )
 
     def close(self) -> None:
         """Delete the queue and disconnect."""
@@ -203,7 +223,9 @@ class Loopback:
         await incoming.ack()
         message = rabbitmq.from_native(incoming, queue=self.queue.name)
         candidate = self.verifier.open(message)
-        return self.verifier.verify(message, candidate, self.forge.keys, self.forge.clock.now())
+        return self.verifier.verify(
+            message, candidate, self.forge.keys, self.forge.clock.now()
+        )
 
 
 @pytest.fixture(scope="module")
@@ -214,10 +236,18 @@ def loopback(rabbitmq: RabbitMQ) -> Iterator[Loopback]:
     loopback.close()
 
 
-@settings(max_examples=nightly(150, otherwise=50), deadline=None, suppress_health_check=list(HealthCheck))
-@example(headers=EVERY_TYPE, properties={"content_type": "", "type": "t", "app_id": "é" * 127})
+@settings(
+    max_examples=nightly(150, otherwise=50),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@example(
+    headers=EVERY_TYPE, properties={"content_type": "", "type": "t", "app_id": "é" * 127}
+)
 @given(headers=HEADERS, properties=PROPERTIES)
-def test_every_value_survives(loopback: Loopback, headers: dict[str, Any], properties: dict[str, str]) -> None:
+def test_every_value_survives(
+    loopback: Loopback, headers: dict[str, Any], properties: dict[str, str]
+) -> None:
     """Headers of every type and properties of every text verify after a real round trip, as they were bound."""
     native = aio_pika.Message(b"body", headers=dict(headers), **properties)  # type: ignore[arg-type]
     native.message_id = native.message_id or "m"
@@ -232,6 +262,8 @@ def test_every_value_survives(loopback: Loopback, headers: dict[str, Any], prope
 
 def test_blind_copies_are_not_bound(loopback: Loopback) -> None:
     """RabbitMQ removes BCC before it delivers, so BCC is not bound and the message verifies."""
-    verified = loopback.there_and_back(aio_pika.Message(b"", headers={"BCC": ["other"], "kept": 1}))
+    verified = loopback.there_and_back(
+        aio_pika.Message(b"", headers={"BCC": ["other"], "kept": 1})
+    )
     assert verified.headers == (("kept", 1),)
     assert "BCC" not in verified.native.headers

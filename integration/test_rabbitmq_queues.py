@@ -66,13 +66,19 @@ async def _declare(bench: Bench, kind: str = "classic") -> None:
     """Make the source anew."""
     channel = await bench.publishing.channel()
     arguments = {"x-queue-type": kind}
-    await channel.declare_queue(bench.source.name, durable=True, arguments=arguments, robust=False)  # type: ignore[call-arg]
+    await channel.declare_queue(
+        bench.source.name, durable=True, arguments=arguments, robust=False
+    )  # type: ignore[call-arg]
     await channel.close()
 
 
-@pytest.mark.parametrize("cut", [False, True], ids=["connected", "connection lost meanwhile"])
+@pytest.mark.parametrize(
+    "cut", [False, True], ids=["connected", "connection lost meanwhile"]
+)
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-async def test_queue(bench: Bench, kind: str, cut: bool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_queue(
+    bench: Bench, kind: str, cut: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """A consumer of ``get_queue`` goes on when its queue is back, and says what it waits for until then.
 
     Consumed again while it is being deleted, a quorum queue of RabbitMQ 4.0 takes the connection with it (541).
@@ -91,9 +97,15 @@ async def test_queue(bench: Bench, kind: str, cut: bool, caplog: pytest.LogCaptu
         assert consumer.health().cause is None
         clock.by = 61
         health = consumer.health()
-        assert (health.cause, health.stalled_since is not None) == (Cause.BROKER_UNAVAILABLE, True)
+        assert (health.cause, health.stalled_since is not None) == (
+            Cause.BROKER_UNAVAILABLE,
+            True,
+        )
         waits = "channel or connection lost" if cut else "cannot consume"
-        assert any(waits in line and bench.source.name in line for line in caplog.text.splitlines())
+        assert any(
+            waits in line and bench.source.name in line
+            for line in caplog.text.splitlines()
+        )
         if kind == "classic" and not cut:
             assert "no queue" in str(health.detail)
         await until(_declared(bench, kind), 30)
@@ -116,7 +128,9 @@ def _declared(bench: Bench, kind: str) -> Any:
 
 
 @pytest.mark.parametrize("batch", [1, 8])
-async def test_exchange(bench: Bench, batch: int, caplog: pytest.LogCaptureFixture) -> None:
+async def test_exchange(
+    bench: Bench, batch: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """A producer of ``get_exchange`` publishes again when its exchange is back; until then each publish fails."""
     name = bench.source.name + ".exchange"
     await _exchange(bench, name)
@@ -170,14 +184,19 @@ async def test_the_repair_is_needed(bench: Bench) -> None:
     assert not channel.is_closed
 
 
-ARGUMENTS: list[dict[str, Any]] = [{}, {"x-max-length-bytes": 20_000_000, "x-max-age": "1D"}]
+ARGUMENTS: list[dict[str, Any]] = [
+    {},
+    {"x-max-length-bytes": 20_000_000, "x-max-age": "1D"},
+]
 
 
 async def _declare_anew(bench: Bench, arguments: dict[str, Any]) -> Any:
     """Return the source, declared anew."""
     name = bench.source.name
     await bench.channel.queue_delete(name)
-    return await (await bench.consuming.channel()).declare_queue(name, durable=True, arguments=arguments)
+    return await (await bench.consuming.channel()).declare_queue(
+        name, durable=True, arguments=arguments
+    )
 
 
 @pytest.mark.parametrize("more", ARGUMENTS, ids=["bare", "bounded"])
@@ -217,10 +236,14 @@ async def test_a_header_makes_no_stream(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum", None])
-@pytest.mark.parametrize("more", [{}, {"x-max-length-bytes": 20_000_000, "x-message-ttl": 60_000}])
+@pytest.mark.parametrize(
+    "more", [{}, {"x-max-length-bytes": 20_000_000, "x-message-ttl": 60_000}]
+)
 async def test_no_stream(bench: Bench, kind: str | None, more: dict[str, Any]) -> None:
     """Other queues are none, nor is one that is missing, which stays missing."""
-    queue = await _declare_anew(bench, more | ({} if kind is None else {"x-queue-type": kind}))
+    queue = await _declare_anew(
+        bench, more | ({} if kind is None else {"x-queue-type": kind})
+    )
     underlay = await queue.channel.get_underlay_channel()
     assert not await is_stream(partial(refusal, underlay, queue.name))
     await bench.channel.queue_delete(queue.name)
@@ -232,7 +255,9 @@ async def test_no_stream(bench: Bench, kind: str | None, more: dict[str, Any]) -
 CONSUME = Queue.consume
 
 
-async def _publish_mode(bench: Bench, mode: int, queue: str, message: aio_pika.Message | None = None) -> None:
+async def _publish_mode(
+    bench: Bench, mode: int, queue: str, message: aio_pika.Message | None = None
+) -> None:
     """Publish a message with any octet for its delivery mode, as clients in other languages can."""
     message = message or aio_pika.Message(b"forged", message_id=f"m{mode}")
     channel, properties = await bench.channel.get_underlay_channel(), message.properties
@@ -252,7 +277,9 @@ async def _traced(self: Queue, callback: Any, **settings: Any) -> str:
 
 
 @pytest.mark.parametrize("instrumented", [False, True], ids=["plain", "instrumented"])
-async def test_every_delivery_mode(bench: Bench, instrumented: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_delivery_mode(
+    bench: Bench, instrumented: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each of the 256 is settled with record and letter, and none keeps a place of the window."""
     if instrumented:
         monkeypatch.setattr(Queue, "consume", _traced)
@@ -265,7 +292,9 @@ async def test_every_delivery_mode(bench: Bench, instrumented: bool, monkeypatch
     letters = await bench.buried()
     reasons = Counter(text(letter, "reason") for letter in letters)
     assert reasons == {"message_malformed": 253, "token_missing": 3}
-    assert {_property(letter, "delivery-mode") for letter in letters} == set(map(str, range(1, 256)))
+    assert {_property(letter, "delivery-mode") for letter in letters} == set(
+        map(str, range(1, 256))
+    )
     assert bench.handled == [b"honest"]
     assert await bench.left() == 0
     assert len(bench.audit.path.read_bytes().splitlines()) == 256
@@ -276,11 +305,18 @@ async def test_signed(bench: Bench) -> None:
     producer = wrapper.Producer(bench.channel.default_exchange, bench.forge.signer())
     async with bench.consumer():
         await _publish_mode(
-            bench, 3, bench.source.name, producer.seal(aio_pika.Message(b"signed"), bench.source.name)
+            bench,
+            3,
+            bench.source.name,
+            producer.seal(aio_pika.Message(b"signed"), bench.source.name),
         )
         await until(lambda: len(bench.outcomes) == 1)
     (letter,) = await bench.buried()
-    assert (text(letter, "reason"), letter.body, bench.handled) == ("message_malformed", b"signed", [])
+    assert (text(letter, "reason"), letter.body, bench.handled) == (
+        "message_malformed",
+        b"signed",
+        [],
+    )
 
 
 async def test_own_consumers(bench: Bench) -> None:
@@ -293,7 +329,9 @@ async def test_own_consumers(bench: Bench) -> None:
     assert judged.outcome.reason is Reason.MESSAGE_MALFORMED
     assert (await judged.dead_letter(bench.letters())).outcome.dead_letter is not None
     await judged.delivery.message.native.ack()
-    callback = wrapper.guarded(bench.guard(), bench.handler, dead_letters=bench.letters(), queue=name)
+    callback = wrapper.guarded(
+        bench.guard(), bench.handler, dead_letters=bench.letters(), queue=name
+    )
     await channel.basic_consume(name, callback)
 
     async def are_buried() -> bool:
@@ -303,7 +341,9 @@ async def test_own_consumers(bench: Bench) -> None:
     assert await bench.left() == 0
 
 
-async def test_dlq(bench: Bench, rabbitmq: RabbitMQ, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_dlq(
+    bench: Bench, rabbitmq: RabbitMQ, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One such message among dead letters is listed with them, and ends no command."""
     await _publish_mode(bench, 3, bench.dead)
     async with bench.consumer():
@@ -315,7 +355,9 @@ async def test_dlq(bench: Bench, rabbitmq: RabbitMQ, capsys: pytest.CaptureFixtu
     assert sum(group["count"] for group in said["groups"]) == 2
 
 
-async def test_a_box_whose_queue_counts_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_box_whose_queue_counts_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The one letter that is asked for where the broker counts none yet may be such a message too."""
     await _publish_mode(bench, 3, bench.dead)
     declare = Queue.declare
@@ -327,7 +369,9 @@ async def test_a_box_whose_queue_counts_nothing(bench: Bench, monkeypatch: pytes
 
     monkeypatch.setattr(Queue, "declare", counted)
     box = RabbitMQLetterBox(bench.publishing, bench.dead)
-    assert [letter.message.malformed for letter in await box.browse(5)] == ["delivery-mode 3 is neither 1 nor 2"]
+    assert [letter.message.malformed for letter in await box.browse(5)] == [
+        "delivery-mode 3 is neither 1 nor 2"
+    ]
     assert await box.browse(0) == []
 
 
@@ -338,7 +382,9 @@ WAITS_MS = 100
 @pytest.fixture
 async def exchange(bench: Bench) -> AsyncIterator[AbstractExchange]:
     """An exchange that leads to the source by a key."""
-    made = await bench.channel.declare_exchange(f"{bench.source.name}.shop", aio_pika.ExchangeType.TOPIC)
+    made = await bench.channel.declare_exchange(
+        f"{bench.source.name}.shop", aio_pika.ExchangeType.TOPIC
+    )
     await bench.source.bind(made, KEY)
     yield made
     await made.delete()
@@ -346,13 +392,22 @@ async def exchange(bench: Bench) -> AsyncIterator[AbstractExchange]:
 
 async def waits(bench: Bench, **arguments: str) -> aio_pika.abc.AbstractQueue:
     """Declare a queue whose messages leave it after a moment, for where its arguments say."""
-    named = {f"x-dead-letter-{name.replace('_', '-')}": value for name, value in arguments.items()}
-    return await bench.channel.declare_queue(exclusive=True, arguments=named | {"x-message-ttl": WAITS_MS})
+    named = {
+        f"x-dead-letter-{name.replace('_', '-')}": value
+        for name, value in arguments.items()
+    }
+    return await bench.channel.declare_queue(
+        exclusive=True, arguments=named | {"x-message-ttl": WAITS_MS}
+    )
 
 
-def signed_for(exchange: AbstractExchange, bench: Bench, **properties: Any) -> aio_pika.Message:
+def signed_for(
+    exchange: AbstractExchange, bench: Bench, **properties: Any
+) -> aio_pika.Message:
     """Return a message that was signed for the exchange, and has these properties since."""
-    native = wrapper.Producer(exchange, bench.forge.signer()).seal(aio_pika.Message(b"x"), KEY)
+    native = wrapper.Producer(exchange, bench.forge.signer()).seal(
+        aio_pika.Message(b"x"), KEY
+    )
     for name, value in properties.items():
         setattr(native, name, value)
     return native
@@ -366,7 +421,9 @@ async def reason_at(exchange: AbstractExchange, bench: Bench) -> Reason | None:
     return bench.outcomes[0].reason
 
 
-async def test_parked_message_is_of_another_destination(exchange: AbstractExchange, bench: Bench) -> None:
+async def test_parked_message_is_of_another_destination(
+    exchange: AbstractExchange, bench: Bench
+) -> None:
     """A message that waited in a queue which leads to the source by name is ``destination_mismatch``."""
     park = await waits(bench, exchange="", routing_key=bench.source.name)
     await park.bind(exchange, "orders.parked")
@@ -379,17 +436,23 @@ async def test_queue_that_leads_back_to_the_exchange_keeps_the_destination(
 ) -> None:
     """A message that comes back to its exchange under its own routing key is handled."""
     fanout = aio_pika.ExchangeType.FANOUT
-    retry = await bench.channel.declare_exchange(f"{exchange.name}.retry", fanout, auto_delete=True)
+    retry = await bench.channel.declare_exchange(
+        f"{exchange.name}.retry", fanout, auto_delete=True
+    )
     await (await waits(bench, exchange=exchange.name)).bind(retry)
     await retry.publish(signed_for(exchange, bench), KEY)
     assert await reason_at(exchange, bench) is None
     assert bench.handled == [b"x"]
 
 
-async def test_message_whose_own_ttl_is_over(exchange: AbstractExchange, bench: Bench) -> None:
+async def test_message_whose_own_ttl_is_over(
+    exchange: AbstractExchange, bench: Bench
+) -> None:
     """A message with an ``expiration`` leaves the source unhandled, for the unparseable."""
     await exchange.publish(signed_for(exchange, bench, expiration=WAITS_MS / 1000), KEY)
-    unparseable = await bench.channel.get_queue(f"{bench.source.name}.unparseable", ensure=False)
+    unparseable = await bench.channel.get_queue(
+        f"{bench.source.name}.unparseable", ensure=False
+    )
     async with unparseable.iterator(timeout=60) as messages:
         moved = await anext(messages)
         await moved.ack()
@@ -413,9 +476,14 @@ async def test_outcomes_of_one_message_id_are_swapped(channel: AbstractChannel) 
     exchange = channel.default_exchange
     for _ in range(ROUNDS):
         returned, taken = await asyncio.gather(
-            *(exchange.publish(aio_pika.Message(b"", message_id="same"), key) for key in ("nobody", queue.name))
+            *(
+                exchange.publish(aio_pika.Message(b"", message_id="same"), key)
+                for key in ("nobody", queue.name)
+            )
         )
-        if isinstance(returned, commands.Basic.Ack) and not isinstance(taken, commands.Basic.Ack):
+        if isinstance(returned, commands.Basic.Ack) and not isinstance(
+            taken, commands.Basic.Ack
+        ):
             return
     pytest.fail("each publish had its own outcome")
 
@@ -427,7 +495,9 @@ async def test_a_header_frame_of_any_size_is_sent(channel: AbstractChannel) -> N
         await channel.default_exchange.publish(large, "nobody")
 
 
-@pytest.mark.parametrize(("wait", "written"), [(True, 1), (False, 3)], ids=["as aio-pika does", "as we do"])
+@pytest.mark.parametrize(
+    ("wait", "written"), [(True, 1), (False, 3)], ids=["as aio-pika does", "as we do"]
+)
 async def test_one_publish_waits_for_the_socket_of_another(
     channel: AbstractChannel, monkeypatch: pytest.MonkeyPatch, wait: bool, written: int
 ) -> None:
@@ -437,9 +507,15 @@ async def test_one_publish_waits_for_the_socket_of_another(
     with monkeypatch.context() as patched:
         patched.setattr(below, "write_queue", frames)
         if wait:
-            publishing = [channel.default_exchange.publish(aio_pika.Message(b""), "nobody") for _ in range(3)]
+            publishing = [
+                channel.default_exchange.publish(aio_pika.Message(b""), "nobody")
+                for _ in range(3)
+            ]
         else:
-            publishing = [below.basic_publish(b"", routing_key="nobody", wait=False) for _ in range(3)]
+            publishing = [
+                below.basic_publish(b"", routing_key="nobody", wait=False)
+                for _ in range(3)
+            ]
         tasks = [asyncio.ensure_future(one) for one in publishing]
         for _ in range(20):
             await asyncio.sleep(0)

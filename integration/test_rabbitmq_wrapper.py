@@ -79,10 +79,14 @@ class Bench:
         """Return the dead letters."""
         return wrapper.DeadLetters(self.channel, self.dead, **({"timeout": 5} | settings))
 
-    def consumer(self, handler: Any = None, guard: Pipeline | None = None, **settings: Any) -> wrapper.Consumer:
+    def consumer(
+        self, handler: Any = None, guard: Pipeline | None = None, **settings: Any
+    ) -> wrapper.Consumer:
         """Return a consumer of the source."""
         wanted: dict[str, Any] = {"dead_letters": self.letters()} | settings
-        return wrapper.Consumer(self.source, guard or self.guard(), handler or self.handler, **wanted)
+        return wrapper.Consumer(
+            self.source, guard or self.guard(), handler or self.handler, **wanted
+        )
 
     async def handler(self, verified: Verified) -> None:
         """Remember what was handled."""
@@ -91,11 +95,15 @@ class Bench:
     async def publish(self, body: bytes = b"honest", **properties: Any) -> Any:
         """Publish an honest message to the source."""
         producer = wrapper.Producer(self.channel.default_exchange, self.forge.signer())
-        return await producer.publish(aio_pika.Message(body, **properties), self.source.name)
+        return await producer.publish(
+            aio_pika.Message(body, **properties), self.source.name
+        )
 
     async def forge_one(self, body: bytes = b"forged", **properties: Any) -> None:
         """Publish a message without a token to the source."""
-        await self.channel.default_exchange.publish(aio_pika.Message(body, **properties), self.source.name)
+        await self.channel.default_exchange.publish(
+            aio_pika.Message(body, **properties), self.source.name
+        )
 
     async def buried(self) -> list[Message]:
         """Take every dead letter."""
@@ -111,7 +119,9 @@ class Bench:
     async def left(self, queue: str | None = None) -> int:
         """Return how many messages wait at the source, or another queue."""
         channel = await self.publishing.channel()
-        declared: Any = await channel.declare_queue(queue or self.source.name, passive=True)
+        declared: Any = await channel.declare_queue(
+            queue or self.source.name, passive=True
+        )
         await channel.close()
         return int(declared.declaration_result.message_count)
 
@@ -133,7 +143,15 @@ async def _bench(url: str, folder: Path) -> AsyncIterator[Bench]:
         publishing = await aio_pika.connect_robust(wire.url, reconnect_interval=0.2)
         source = await wrapper.declare_source(await consuming.channel(), name)
         with AuditFile(folder / "audit.jsonl", fsync=False) as audit:
-            yield Bench(consuming, publishing, await publishing.channel(), source, name + ".dead", audit, wire)
+            yield Bench(
+                consuming,
+                publishing,
+                await publishing.channel(),
+                source,
+                name + ".dead",
+                audit,
+                wire,
+            )
         await consuming.close()
         await publishing.close()
     async with await aio_pika.connect(url) as connection:
@@ -153,7 +171,9 @@ async def test_the_callers_message_is_never_changed(bench: Bench) -> None:
     message = aio_pika.Message(b"x", headers={"a": [1, {"b": 2.5}]})
     producer = wrapper.Producer(bench.channel.default_exchange, bench.forge.signer())
     for _ in range(2):
-        assert isinstance(await producer.publish(message, bench.source.name), commands.Basic.Ack)
+        assert isinstance(
+            await producer.publish(message, bench.source.name), commands.Basic.Ack
+        )
     assert (message.headers, message.message_id) == ({"a": [1, {"b": 2.5}]}, None)
     async with bench.consumer():
         await until(lambda: len(bench.handled) == 2)
@@ -165,10 +185,14 @@ async def test_values_are_serialized_before_sealing(bench: Bench) -> None:
     """value_serializer runs before sealing and decode after verification: the handler gets the value."""
     seen: list[Any] = []
     producer = wrapper.Producer(
-        bench.channel.default_exchange, bench.forge.signer(), value_serializer=lambda value: repr(value).encode()
+        bench.channel.default_exchange,
+        bench.forge.signer(),
+        value_serializer=lambda value: repr(value).encode(),
     )
     await producer.publish(["not", "bytes"], bench.source.name)
-    async with bench.consumer(lambda verified: seen.append(verified.value), decode=lambda body: body.decode()):
+    async with bench.consumer(
+        lambda verified: seen.append(verified.value), decode=lambda body: body.decode()
+    ):
         await until(lambda: bool(seen))
     assert seen == ["['not', 'bytes']"]
 
@@ -182,21 +206,32 @@ async def test_unroutable_is_an_error(bench: Bench, raises: bool) -> None:
         await producer.publish(aio_pika.Message(b""), "nobody-" + bench.source.name)
     assert isinstance(caught.value, exceptions.DeliveryError)
     assert "nobody" not in str(caught.value)
-    ack = await producer.publish(aio_pika.Message(b""), "nobody-" + bench.source.name, mandatory=False)
+    ack = await producer.publish(
+        aio_pika.Message(b""), "nobody-" + bench.source.name, mandatory=False
+    )
     assert isinstance(ack, commands.Basic.Ack)
 
 
 async def test_a_batch_end_to_end(bench: Bench) -> None:
     """Concurrent publishes share tokens; each has its own outcome, and each message is handled by itself."""
     name = bench.source.name
-    async with wrapper.Producer(bench.channel.default_exchange, bench.forge.signer(), batch=64) as producer:
+    async with wrapper.Producer(
+        bench.channel.default_exchange, bench.forge.signer(), batch=64
+    ) as producer:
         keys = ["nobody-" + name if number % 50 == 7 else name for number in range(200)]
         publishing = [
-            producer.publish(aio_pika.Message(b"%d" % number, message_id="same" if number < 3 else None), key)
+            producer.publish(
+                aio_pika.Message(
+                    b"%d" % number, message_id="same" if number < 3 else None
+                ),
+                key,
+            )
             for number, key in enumerate(keys)
         ]
         results = await asyncio.gather(*publishing, return_exceptions=True)
-    wanted = [commands.Basic.Ack if key == name else wrapper.UnroutableError for key in keys]
+    wanted = [
+        commands.Basic.Ack if key == name else wrapper.UnroutableError for key in keys
+    ]
     assert [type(result) for result in results] == wanted
     places: set[tuple[str, int | None]] = set()
 
@@ -206,7 +241,9 @@ async def test_a_batch_end_to_end(bench: Bench) -> None:
 
     async with bench.consumer(handler, prefetch=100):
         await until(lambda: len(bench.handled) == 196)
-    assert sorted(map(int, bench.handled)) == [number for number, key in enumerate(keys) if key == name]
+    assert sorted(map(int, bench.handled)) == [
+        number for number, key in enumerate(keys) if key == name
+    ]
     assert len(places) == 196
     assert len({jti for jti, _ in places}) <= 10
     assert {outcome.verdict for outcome in bench.outcomes} == {Verdict.ACCEPTED}
@@ -215,9 +252,13 @@ async def test_a_batch_end_to_end(bench: Bench) -> None:
 
 async def test_a_batch_and_a_lost_connection(bench: Bench) -> None:
     """What is unconfirmed when the connection goes raises, each for itself; the producer goes on after it."""
-    producer = wrapper.Producer(bench.channel.default_exchange, bench.forge.signer(), batch=64)
+    producer = wrapper.Producer(
+        bench.channel.default_exchange, bench.forge.signer(), batch=64
+    )
     tasks = [
-        asyncio.create_task(producer.publish(aio_pika.Message(b"%d" % number), bench.source.name))
+        asyncio.create_task(
+            producer.publish(aio_pika.Message(b"%d" % number), bench.source.name)
+        )
         for number in range(100)
     ]
     await asyncio.sleep(0)
@@ -231,7 +272,11 @@ async def test_a_batch_and_a_lost_connection(bench: Bench) -> None:
     async with bench.consumer(prefetch=100):
         await until(lambda: b"after" in bench.handled)
         await until(_waits(bench, 0))
-    confirmed = {b"%d" % number for number, result in enumerate(results) if isinstance(result, commands.Basic.Ack)}
+    confirmed = {
+        b"%d" % number
+        for number, result in enumerate(results)
+        if isinstance(result, commands.Basic.Ack)
+    }
     assert confirmed <= set(bench.handled)
 
 
@@ -277,13 +322,21 @@ async def test_a_letter_beside_one_that_is_too_large(bench: Bench) -> None:
     """The letters that were open on a channel with one over the broker's limit are sent again, whole."""
     letters = bench.letters(max_body=1 << 40)
     large = Message(destination=bench.destination, body=b"b" * (17 << 20))
-    small = [Message(destination=bench.destination, body=b"%d" % number) for number in range(8)]
+    small = [
+        Message(destination=bench.destination, body=b"%d" % number) for number in range(8)
+    ]
     rejection = Rejection(Reason.TOKEN_MISSING, "no token header")
 
     async def bury(message: Message) -> bool:
         try:
             await letters.publish(
-                DeadLetter(message=message, rejection=rejection, scope="billing", time=1.9e9, audit="1")
+                DeadLetter(
+                    message=message,
+                    rejection=rejection,
+                    scope="billing",
+                    time=1.9e9,
+                    audit="1",
+                )
             )
         except Unavailable:
             return False
@@ -295,7 +348,11 @@ async def test_a_letter_beside_one_that_is_too_large(bench: Bench) -> None:
     assert await first
     for message, done in zip(small, beside, strict=True):
         assert await done or await bury(message)
-    whole = {letter.body for letter in await bench.buried() if not letter.occurrences("mqauth-dead-form")}
+    whole = {
+        letter.body
+        for letter in await bench.buried()
+        if not letter.occurrences("mqauth-dead-form")
+    }
     assert whole >= {message.body for message in small}
 
 
@@ -306,7 +363,9 @@ async def test_replies_are_signed(bench: Bench) -> None:
     mailbox = await client.get_queue("amq.rabbitmq.reply-to", ensure=False)
     tag = await mailbox.consume(replies.put, no_ack=True)
     producer = wrapper.Producer(client.default_exchange, bench.forge.signer())
-    question = aio_pika.Message(b"6 * 7", reply_to="amq.rabbitmq.reply-to", correlation_id="c-1")
+    question = aio_pika.Message(
+        b"6 * 7", reply_to="amq.rabbitmq.reply-to", correlation_id="c-1"
+    )
     await producer.publish(question, bench.source.name)
 
     async def handler(verified: Verified) -> None:
@@ -317,7 +376,9 @@ async def test_replies_are_signed(bench: Bench) -> None:
     async with bench.consumer(handler, replies=answers):
         answer = await asyncio.wait_for(replies.get(), 10)
     policy = Allow({SUBJECT: ["rabbitmq:/amq.rabbitmq.reply-to.#"]})
-    judged = await wrapper.judge(bench.guard(policy=policy), answer, queue="amq.rabbitmq.reply-to")
+    judged = await wrapper.judge(
+        bench.guard(policy=policy), answer, queue="amq.rabbitmq.reply-to"
+    )
     assert judged.outcome.verdict is Verdict.ACCEPTED
     assert judged.outcome.verified is not None
     assert judged.outcome.verified.properties["correlation-id"] == "c-1"
@@ -325,7 +386,9 @@ async def test_replies_are_signed(bench: Bench) -> None:
     await mailbox.cancel(tag)
 
 
-def _waits(bench: Bench, count: int, queue: str | None = None) -> Callable[[], Awaitable[bool]]:
+def _waits(
+    bench: Bench, count: int, queue: str | None = None
+) -> Callable[[], Awaitable[bool]]:
     """Return a condition: so many messages wait at the source, or another queue."""
 
     async def condition() -> bool:
@@ -362,12 +425,20 @@ async def small(broker: RabbitMQ, tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-async def test_a_publish_over_the_agreed_size_is_refused(small: Bench, batch: int) -> None:
+async def test_a_publish_over_the_agreed_size_is_refused(
+    small: Bench, batch: int
+) -> None:
     """Headers that fill a frame of the broker's are refused with both sizes, and the next message is published."""
-    producer = wrapper.Producer(small.channel.default_exchange, small.forge.signer(), batch=batch)
+    producer = wrapper.Producer(
+        small.channel.default_exchange, small.forge.signer(), batch=batch
+    )
     with pytest.raises(MalformedMessage, match="the broker takes 16376 bytes"):
-        await producer.publish(aio_pika.Message(b"", headers={"x": "a" * 16_000}), small.source.name)
-    await producer.publish(aio_pika.Message(b"", headers={"x": "a" * 15_000}), small.source.name)
+        await producer.publish(
+            aio_pika.Message(b"", headers={"x": "a" * 16_000}), small.source.name
+        )
+    await producer.publish(
+        aio_pika.Message(b"", headers={"x": "a" * 15_000}), small.source.name
+    )
     assert await small.left() == 1
 
 
@@ -399,7 +470,11 @@ class Spans:
     def traces(self, kind: SpanKind, name: str = "") -> list[int]:
         """Return the trace of each span of a kind that has ended and whose name holds this."""
         found = self._exporter.get_finished_spans()
-        return [span.context.trace_id for span in found if span.kind is kind and name in span.name]
+        return [
+            span.context.trace_id
+            for span in found
+            if span.kind is kind and name in span.name
+        ]
 
 
 @pytest.fixture
@@ -425,12 +500,18 @@ def _trace_of(native: Any) -> int:
     return int(native.headers["traceparent"].split("-")[1], 16)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["instrumented first", "instrumented later"])
+@pytest.mark.parametrize(
+    "first", [True, False], ids=["instrumented first", "instrumented later"]
+)
 @pytest.mark.parametrize("batch", [1, 4])
-async def test_a_publish_has_a_span(bench: Bench, spans: Spans, batch: int, first: bool) -> None:
+async def test_a_publish_has_a_span(
+    bench: Bench, spans: Spans, batch: int, first: bool
+) -> None:
     """Each publish has a span, and its message names the trace of its own caller, in a batch too."""
     with _around(spans.instrument, first=first):
-        producer = wrapper.Producer(bench.channel.default_exchange, bench.forge.signer(), batch=batch)
+        producer = wrapper.Producer(
+            bench.channel.default_exchange, bench.forge.signer(), batch=batch
+        )
     tracer, callers = spans.provider.get_tracer("test"), set[int]()
 
     async def publish(body: bytes) -> None:
@@ -446,8 +527,12 @@ async def test_a_publish_has_a_span(bench: Bench, spans: Spans, batch: int, firs
     assert set(spans.traces(SpanKind.PRODUCER, bench.source.name)) == callers
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["instrumented first", "instrumented later"])
-async def test_a_handler_runs_in_its_trace(bench: Bench, spans: Spans, first: bool) -> None:
+@pytest.mark.parametrize(
+    "first", [True, False], ids=["instrumented first", "instrumented later"]
+)
+async def test_a_handler_runs_in_its_trace(
+    bench: Bench, spans: Spans, first: bool
+) -> None:
     """A handler runs in the trace its message names, and the delivery has a span."""
     seen: list[int] = []
 
@@ -468,17 +553,24 @@ async def test_a_handler_runs_in_its_trace(bench: Bench, spans: Spans, first: bo
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-async def test_what_a_trace_makes_too_large_is_refused(bench: Bench, spans: Spans, batch: int) -> None:
+async def test_what_a_trace_makes_too_large_is_refused(
+    bench: Bench, spans: Spans, batch: int
+) -> None:
     """A header frame over its size by the trace's headers alone is not sent: the connection would be closed."""
     spans.instrument()
-    producer = wrapper.Producer(bench.channel.default_exchange, bench.forge.signer(), batch=batch)
+    producer = wrapper.Producer(
+        bench.channel.default_exchange, bench.forge.signer(), batch=batch
+    )
     sealed = producer.seal(aio_pika.Message(b"", headers={"x": ""}), bench.source.name)
     empty = len(ContentHeader(properties=sealed.properties).marshal())
     largest = {"x": "a" * (MAX_HEADER_FRAME - empty)}
     tracer = spans.provider.get_tracer("test")
     lost = asyncio.Event()
     bench.publishing.close_callbacks.add(lambda *_: lost.set())
-    with tracer.start_as_current_span("caller"), pytest.raises(MalformedMessage, match="131064 bytes"):
+    with (
+        tracer.start_as_current_span("caller"),
+        pytest.raises(MalformedMessage, match="131064 bytes"),
+    ):
         await producer.publish(aio_pika.Message(b"", headers=largest), bench.source.name)
     await producer.publish(aio_pika.Message(b"after"), bench.source.name)
     assert not lost.is_set()
@@ -520,7 +612,9 @@ async def test_connection_lost(bench: Bench, rabbitmq: RabbitMQ, lost: str) -> N
             wire.cut()
         else:
             wire.mute()
-        async with bench.consumer(handler, bench.guard(attempts=Attempts()), replies=replies) as consumer:
+        async with bench.consumer(
+            handler, bench.guard(attempts=Attempts()), replies=replies
+        ) as consumer:
             await until(lambda: len(calls) == REQUESTS)
             wire.cut()
             await until(lambda: consumer.health().cause is Cause.HANDLER_DEFERRED)

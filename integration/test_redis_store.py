@@ -41,7 +41,12 @@ from mqauth.testing.store_contract import (
 )
 from tests.kit.store_machine import machine
 
-STEPS = settings(max_examples=nightly(60, otherwise=20), stateful_step_count=30, deadline=None, database=None)
+STEPS = settings(
+    max_examples=nightly(60, otherwise=20),
+    stateful_step_count=30,
+    deadline=None,
+    database=None,
+)
 RUN = secrets.token_hex(4)
 _numbers = itertools.count()
 
@@ -128,7 +133,9 @@ def test_machine(redis: Redis, open_store: OpenStore) -> None:
 
     def fresh(clock: FakeClock) -> Any:
         wanted = {"namespace": namespace(), "clock": clock, "unsafe_lease_clock": clock}
-        store = type(template)(template._awaited if template is not first else template._plain, **wanted)
+        store = type(template)(
+            template._awaited if template is not first else template._plain, **wanted
+        )
         return Blocking(store, first._runner) if isinstance(first, Blocking) else store
 
     run_state_machine_as_test(machine(fresh), settings=STEPS)
@@ -137,7 +144,9 @@ def test_machine(redis: Redis, open_store: OpenStore) -> None:
 @pytest.fixture
 def live(clock: FakeClock) -> Callable[..., ClaimRequest]:
     """A maker of claims that live an hour of the fake clock."""
-    return lambda owner="first", **changes: wish(owner, **({"expires": START + 3600} | changes))
+    return lambda owner="first", **changes: wish(
+        owner, **({"expires": START + 3600} | changes)
+    )
 
 
 @pytest.fixture
@@ -147,7 +156,9 @@ def store(own: Redis, open_store: OpenStore, clock: FakeClock) -> Any:
 
 
 @pytest.mark.parametrize("wrong", [-86_400.0, 0.0, 86_400.0])
-def test_lease_by_server_clock(own: Redis, open_store: OpenStore, admin: Any, wrong: float) -> None:
+def test_lease_by_server_clock(
+    own: Redis, open_store: OpenStore, admin: Any, wrong: float
+) -> None:
     """The lease ends by the server's clock, however wrong the consumer's is."""
     name = namespace()
     store = open_store(own.url, namespace=name, clock=FakeClock(START + wrong))
@@ -166,7 +177,9 @@ def test_lease_of_no_length(store: Any, live: Any) -> None:
 
 
 @pytest.mark.parametrize("remaining", [-3600.0, 0.0, 60.0, 3600.0, 1e15])
-def test_forgotten_by_key_expiry(own: Redis, open_store: OpenStore, admin: Any, remaining: float) -> None:
+def test_forgotten_by_key_expiry(
+    own: Redis, open_store: OpenStore, admin: Any, remaining: float
+) -> None:
     """A key outlives its token by the margin, held and done, and is bounded."""
     name = namespace()
     store = open_store(own.url, namespace=name, clock=FakeClock(START), margin=300.0)
@@ -179,11 +192,16 @@ def test_forgotten_by_key_expiry(own: Redis, open_store: OpenStore, admin: Any, 
     assert wanted - 60 < done <= held <= wanted + 1
 
 
-def test_a_batch_lives_with_its_longest(own: Redis, open_store: OpenStore, admin: Any) -> None:
+def test_a_batch_lives_with_its_longest(
+    own: Redis, open_store: OpenStore, admin: Any
+) -> None:
     """The key of a batch outlives each of its tokens' claims, and no confirm or shorter sibling changes that."""
     name = namespace()
     store = open_store(own.url, namespace=name, clock=FakeClock(START), margin=300.0)
-    batch = [sibling(n, expires=START + life) for n, life in enumerate((60.0, 600.0, 3600.0, 30.0))]
+    batch = [
+        sibling(n, expires=START + life)
+        for n, life in enumerate((60.0, 600.0, 3600.0, 30.0))
+    ]
     store.claim(batch[0])
     assert 300_000 < admin.pttl(_batch_key(name)) <= 361_000
     store.claim_many(batch[1:3])
@@ -194,7 +212,9 @@ def test_a_batch_lives_with_its_longest(own: Redis, open_store: OpenStore, admin
     assert admin.keys(f"{name}*") == [_batch_key(name)]
 
 
-def test_a_released_batch_leaves_no_key(own: Redis, open_store: OpenStore, admin: Any) -> None:
+def test_a_released_batch_leaves_no_key(
+    own: Redis, open_store: OpenStore, admin: Any
+) -> None:
     """With the last message of a batch its key goes."""
     name = namespace()
     store = open_store(own.url, namespace=name)
@@ -248,7 +268,9 @@ def test_answer_lost(own: Redis, retries: int) -> None:
         # Before redis-py 6 a client repeats after the errors that are named here, and no others.
         retry_on_error=[redis.ConnectionError],
     )
-    store = RedisReplayStore(client_library.Redis(connection_pool=pool), namespace=namespace())
+    store = RedisReplayStore(
+        client_library.Redis(connection_pool=pool), namespace=namespace()
+    )
     store.claim(wish(id=b"\xee" * 16))
     LossyConnection.armed = True
     if not retries:
@@ -268,7 +290,10 @@ def test_down_and_back(own: Redis, store: Any, live: Any, fault: str) -> None:
     store.confirm(live())
     getattr(own, fault)()
     for action in (store.claim, store.confirm, store.release):
-        assert _cause(lambda action=action: action(live(id=b"\x01" * 16))) is Cause.REPLAY_STORE_UNAVAILABLE
+        assert (
+            _cause(lambda action=action: action(live(id=b"\x01" * 16)))
+            is Cause.REPLAY_STORE_UNAVAILABLE
+        )
     own.start()
     assert store.claim(live("second")) is REPLAYED
     assert store.claim(live("second", id=b"\x01" * 16, redelivered=True)) is HELD
@@ -287,7 +312,10 @@ def test_silent_server(own: Redis, store: Any, live: Any) -> None:
     """A server that answers nothing defers within the timeout, and nothing is mixed up when it answers again."""
     store.claim(live())
     own.pause()
-    assert _cause(lambda: store.claim(live(id=b"\x01" * 16))) is Cause.REPLAY_STORE_UNAVAILABLE
+    assert (
+        _cause(lambda: store.claim(live(id=b"\x01" * 16)))
+        is Cause.REPLAY_STORE_UNAVAILABLE
+    )
     own.resume()
     assert store.claim(live("second")) is REPLAYED
     assert store.claim(live(id=b"\x01" * 16)) is FRESH
@@ -318,9 +346,13 @@ def test_connections_are_bounded(own: Redis, admin: Any) -> None:
     """Two hundred claims at once wait for the connections there may be, and each gets its answer."""
 
     async def story() -> tuple[list[Any], int]:
-        store = RedisReplayStore.from_url(own.url, namespace=namespace(), timeout=30, connections=4)
+        store = RedisReplayStore.from_url(
+            own.url, namespace=namespace(), timeout=30, connections=4
+        )
         before = len(admin.client_list())
-        found = await asyncio.gather(*(store.claim(wish(id=bytes([n]) * 16)) for n in range(200)))
+        found = await asyncio.gather(
+            *(store.claim(wish(id=bytes([n]) * 16)) for n in range(200))
+        )
         opened = len(admin.client_list()) - before
         await store.aclose()
         return found, opened
@@ -346,20 +378,30 @@ def test_replica(store: Any, live: Any, admin: Any) -> None:
     store.claim(live())
     admin.replicaof("127.0.0.1", "1")
     try:
-        assert _cause(lambda: store.claim(live(id=b"\x01" * 16))) is Cause.REPLAY_STORE_UNAVAILABLE
+        assert (
+            _cause(lambda: store.claim(live(id=b"\x01" * 16)))
+            is Cause.REPLAY_STORE_UNAVAILABLE
+        )
     finally:
         admin.replicaof("NO", "ONE")
     assert store.claim(live("second")) is REPLAYED
     assert store.claim(live(id=b"\x01" * 16)) is FRESH
 
 
-@pytest.mark.parametrize("value", [b"", b"x", b"h1", b"h1 9 short", b"hx 1 a", b"h1 1 ab", b"dx"])
-def test_damaged_value(own: Redis, open_store: OpenStore, admin: Any, value: bytes) -> None:
+@pytest.mark.parametrize(
+    "value", [b"", b"x", b"h1", b"h1 9 short", b"hx 1 a", b"h1 1 ab", b"dx"]
+)
+def test_damaged_value(
+    own: Redis, open_store: OpenStore, admin: Any, value: bytes
+) -> None:
     """A value that is not ours is a fault of the store and never a verdict."""
     name = namespace()
     store = open_store(own.url, namespace=name)
     admin.set(_key(name), value)
-    assert _cause(lambda: store.claim(wish(redelivered=True))) is Cause.REPLAY_STORE_UNAVAILABLE
+    assert (
+        _cause(lambda: store.claim(wish(redelivered=True)))
+        is Cause.REPLAY_STORE_UNAVAILABLE
+    )
 
 
 def test_damaged_batch(own: Redis, open_store: OpenStore, admin: Any) -> None:
@@ -368,28 +410,42 @@ def test_damaged_batch(own: Redis, open_store: OpenStore, admin: Any) -> None:
     store = open_store(own.url, namespace=name)
     store.claim(sibling(0))
     admin.hset(_batch_key(name), "1", "x")
-    assert _cause(lambda: store.claim(sibling(1, redelivered=True))) is Cause.REPLAY_STORE_UNAVAILABLE
+    assert (
+        _cause(lambda: store.claim(sibling(1, redelivered=True)))
+        is Cause.REPLAY_STORE_UNAVAILABLE
+    )
     assert store.claim(sibling(0, "second")) is REPLAYED
     admin.set(_batch_key(name), "x")
-    assert _cause(lambda: store.claim(sibling(0, redelivered=True))) is Cause.REPLAY_STORE_UNAVAILABLE
+    assert (
+        _cause(lambda: store.claim(sibling(0, redelivered=True)))
+        is Cause.REPLAY_STORE_UNAVAILABLE
+    )
 
 
 @pytest.mark.parametrize("case", [
     ("allkeys-lru", "1gb", [logging.ERROR]), ("volatile-ttl", "1gb", [logging.ERROR]),
     ("noeviction", "1gb", []), ("allkeys-lru", "0", []),
 ])  # fmt: skip
-def test_eviction_told(store: Any, admin: Any, caplog: pytest.LogCaptureFixture, case: Any) -> None:
+def test_eviction_told(
+    store: Any, admin: Any, caplog: pytest.LogCaptureFixture, case: Any
+) -> None:
     """A server that would evict live ids is told of once, as an error, at the first claim."""
     policy, limit, levels = case
     admin.config_set("maxmemory-policy", policy)
     admin.config_set("maxmemory", limit)
     store.claim(wish())
     store.claim(wish())
-    told = [record.levelno for record in caplog.records if "maxmemory-policy" in record.getMessage()]
+    told = [
+        record.levelno
+        for record in caplog.records
+        if "maxmemory-policy" in record.getMessage()
+    ]
     assert told == levels
 
 
-def test_info_forbidden(own: Redis, open_store: OpenStore, admin: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_info_forbidden(
+    own: Redis, open_store: OpenStore, admin: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """A user who may not read INFO can claim, and the log says what to make sure of."""
     admin.acl_setuser("mqauth", enabled=True, passwords=["+secret"], keys=["*"],
                       commands=["+evalsha", "+eval", "+get", "+set", "+del", "+pttl", "+time",
@@ -400,13 +456,19 @@ def test_info_forbidden(own: Redis, open_store: OpenStore, admin: Any, caplog: p
     assert store.claim_many(batch) == [FRESH] * 3
     store.confirm(batch[0])
     store.release(batch[1])
-    assert [record.levelname for record in caplog.records if record.name == "mqauth.stores.redis"] == ["WARNING"]
+    assert [
+        record.levelname
+        for record in caplog.records
+        if record.name == "mqauth.stores.redis"
+    ] == ["WARNING"]
     admin.acl_deluser("mqauth")
 
 
 def test_password_wrong(own: Redis, open_store: OpenStore, admin: Any) -> None:
     """A wrong password defers, and no text of ours holds it."""
-    admin.acl_setuser("mqauth", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all"])
+    admin.acl_setuser(
+        "mqauth", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all"]
+    )
     with pytest.raises(Unavailable) as caught:
         open_store(_with(own.url, "mqauth:hunter2@")).claim(wish())
     assert caught.value.cause is Cause.REPLAY_STORE_UNAVAILABLE
@@ -438,7 +500,10 @@ def test_shared_by_both_colours(own: Redis) -> None:
 
     async def story() -> list[Any]:
         other = RedisReplayStore.from_url(own.url, namespace=name)
-        found = [await other.claim(wish("second")), await other.claim(replace(wish(), renew=True))]
+        found = [
+            await other.claim(wish("second")),
+            await other.claim(replace(wish(), renew=True)),
+        ]
         await other.aclose()
         return found
 

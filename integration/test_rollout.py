@@ -34,7 +34,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Climb]:
+def climb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Climb]:
     """Return what makes a ladder, whose queue or topic is deleted in the end."""
     ending = contextlib.ExitStack()
 
@@ -42,7 +44,13 @@ def climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
         clock = Shifted()
         # where the consumer's clock counts, the producers have the same
         forge = Forge(clock, lifetime=3600) if managed else Forge(lifetime=3600)
-        broker: Any = "kafka" if name.startswith("kafka") else "believing" if managed else "rabbitmq"
+        broker: Any = (
+            "kafka"
+            if name.startswith("kafka")
+            else "believing"
+            if managed
+            else "rabbitmq"
+        )
         live = Live(name, request.getfixturevalue(broker).url, forge, managed=managed)
         ending.callback(live.close)
         return Ladder(live, tmp_path, monkeypatch, forge, clock)
@@ -103,12 +111,18 @@ def test_a_record_that_waits_without_a_token(client: str, climb: Climb) -> None:
     late = ladder.publish("nightly-job", 4, SILENT)
     code, printed = ladder.command("up", ladder.place, "--yes")
     assert (code, ladder.rung) == (1, "observe")
-    assert f"group {ladder.live.scope} has 4 records without a token to settle, in partitions 0, 1" in printed
+    assert (
+        f"group {ladder.live.scope} has 4 records without a token to settle, in partitions 0, 1"
+        in printed
+    )
     with ladder.consumer():
         ladder.wait_for(late)
     # settled, they are in the report of the window; once somebody has accepted them they stand in nobody's way
     (group,) = ladder.status()["groups"]
-    assert ladder.command("accept", ladder.place, group["id"], "--why", "a test", "--yes")[0] == 0
+    assert (
+        ladder.command("accept", ladder.place, group["id"], "--why", "a test", "--yes")[0]
+        == 0
+    )
     ladder.publish("nightly-job", 1, SILENT)
     ladder.up()
     assert ladder.rung == "enforce"
@@ -140,7 +154,9 @@ def test_a_record_that_was_put_off(climb: Climb) -> None:
     assert "has 1 records without a token to settle, in partitions 0" in printed
 
 
-def test_a_queue_that_does_not_run_empty(climb: Climb, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_queue_that_does_not_run_empty(
+    climb: Climb, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without the interceptor nobody knows what waits there: it stays at observe, or somebody says so."""
     monkeypatch.setattr("mqauth.cli.rollout_steps.PATIENCE", 3.0)
     ladder = climb("rabbitmq aio-pika", managed=True)
@@ -153,7 +169,10 @@ def test_a_queue_that_does_not_run_empty(climb: Climb, monkeypatch: pytest.Monke
     ladder.publish("orders-api", 5, SIGNS)
     code, printed = ladder.command("up", ladder.place, "--yes")
     assert (code, ladder.rung) == (1, "observe")
-    assert f"queue {ladder.live.scope} has 5 messages: let it run empty, or say --settled" in printed
+    assert (
+        f"queue {ladder.live.scope} has 5 messages: let it run empty, or say --settled"
+        in printed
+    )
     ladder.up("--settled")
     assert ladder.rung == "enforce"
 
@@ -202,9 +221,14 @@ def _observed(ladder: Ladder) -> list[Run]:
     report, missing = ladder.status(), ladder.missing()
     accepted = sum(found.verified for found in runs)
     assert not report["safe"]
-    assert (missing, report["accepted"]) == (ladder.unsigned(runs), {ladder.place: accepted})
+    assert (missing, report["accepted"]) == (
+        ladder.unsigned(runs),
+        {ladder.place: accepted},
+    )
     assert report["other"] == 0
-    assert not any(found.verified for found in runs if ladder.sent[found.body][1] != SIGNS)
+    assert not any(
+        found.verified for found in runs if ladder.sent[found.body][1] != SIGNS
+    )
     code, printed = ladder.command("up", ladder.place, "--yes")
     assert (code, ladder.rung) == (1, "observe"), printed
     return runs
@@ -224,7 +248,9 @@ def notice_a_stripped_token(ladder: Ladder) -> None:
         wait_until(lambda: is_counted(ladder))
         ladder.wait_for(ladder.publish("orders-api", 3, STRIPPED))
     again = [alert for alert in ladder.alerts if alert.kind == "unsigned_again"]
-    assert [(dict(alert.about), alert.count) for alert in again] == [({"destination": ladder.place}, 3)]
+    assert [(dict(alert.about), alert.count) for alert in again] == [
+        ({"destination": ladder.place}, 3)
+    ]
 
 
 def is_counted(ladder: Ladder) -> bool:
@@ -239,7 +265,9 @@ def enforce(ladder: Ladder) -> set[bytes]:
     printed = ladder.up()
     assert ladder.rung == "enforce"
     assert ("note: the history stays unsigned" in printed) == ladder.live.on_kafka
-    wrong = set(ladder.publish("orders-api", 3, STRIPPED) + ladder.publish("till-7", 2, SILENT))
+    wrong = set(
+        ladder.publish("orders-api", 3, STRIPPED) + ladder.publish("till-7", 2, SILENT)
+    )
     runs = ladder.consume_all(EACH, old_code=False)
     assert all(found.verified for found in runs)
     return wrong
@@ -248,6 +276,8 @@ def enforce(ladder: Ladder) -> set[bytes]:
 def sum_up(ladder: Ladder, condemned: set[bytes]) -> None:
     """Assert that nothing was lost, and that nothing was dead-lettered but what had to be."""
     letters = ladder.live.letters()
-    assert letters == Counter(dict.fromkeys(((body, "token_missing") for body in condemned), 1))
+    assert letters == Counter(
+        dict.fromkeys(((body, "token_missing") for body in condemned), 1)
+    )
     assert not condemned & ladder.handled
     assert set(ladder.sent) - ladder.ended == set()

@@ -13,12 +13,23 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 
-from integration.services import Kafka, NotOursError, NotReadyError, RabbitMQ, Redis, Service
+from integration.services import (
+    Kafka,
+    NotOursError,
+    NotReadyError,
+    RabbitMQ,
+    Redis,
+    Service,
+)
 from integration.services.machine import docker_answers
 
 pytestmark = pytest.mark.slow
 KINDS = pytest.mark.parametrize("name", ["rabbitmq", "kafka", "redis"])
-VARIABLES = {"rabbitmq": "MQAUTH_RABBITMQ_URL", "kafka": "MQAUTH_KAFKA_URL", "redis": "MQAUTH_REDIS_URL"}
+VARIABLES = {
+    "rabbitmq": "MQAUTH_RABBITMQ_URL",
+    "kafka": "MQAUTH_KAFKA_URL",
+    "redis": "MQAUTH_REDIS_URL",
+}
 LAUNCH: dict[str, Callable[[], Service]] = {
     "rabbitmq": RabbitMQ.launch, "kafka": Kafka.launch, "redis": Redis.launch,
 }  # fmt: skip
@@ -41,7 +52,9 @@ def _ours(service: Service) -> Service:
 def _refused(url: str) -> bool:
     parts = urlsplit(url)
     try:
-        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=1).close()
+        socket.create_connection(
+            (parts.hostname or "", parts.port or 0), timeout=1
+        ).close()
     except OSError:
         return True
     return False
@@ -58,7 +71,9 @@ def test_paused_is_silent_and_resumed_answers(service: Service) -> None:
 
 
 @pytest.mark.parametrize("name", ["redis"])
-def test_stopped_or_killed_refuses_and_started_answers_on_its_port(service: Service) -> None:
+def test_stopped_or_killed_refuses_and_started_answers_on_its_port(
+    service: Service,
+) -> None:
     """A killed server, and one that is stopped while it is paused, refuses connections; both come back.
 
     The same control ends each service; what RabbitMQ and Kafka do about it is in the chaos table.
@@ -79,7 +94,10 @@ def test_stopped_or_killed_refuses_and_started_answers_on_its_port(service: Serv
 
 @pytest.mark.parametrize("name", ["redis"])
 def test_closed_leaves_nothing(
-    name: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A second instance runs beside the first on a port of its own, and nothing of it is left after close."""
     first = request.getfixturevalue(name)
@@ -96,7 +114,9 @@ def test_closed_leaves_nothing(
 
 
 @pytest.mark.parametrize("name", ["rabbitmq", "redis"])
-def test_a_killed_run_leaves_no_server(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_leaves_no_server(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that dies by SIGKILL, with no chance to clean up, takes its servers with it."""
     if docker_answers():
         pytest.skip("containers outlive the process that started them")
@@ -135,7 +155,9 @@ async def test_the_broker_stamps_what_it_takes(rabbitmq: RabbitMQ) -> None:
     async with await aio_pika.connect(rabbitmq.url) as connection:
         channel = await connection.channel()
         queue = await channel.declare_queue(exclusive=True)
-        await channel.default_exchange.publish(aio_pika.Message(b"", timestamp=1), routing_key=queue.name)
+        await channel.default_exchange.publish(
+            aio_pika.Message(b"", timestamp=1), routing_key=queue.name
+        )
         received = await queue.get(timeout=10)
     assert received is not None
     assert received.timestamp is not None

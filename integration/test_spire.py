@@ -18,8 +18,28 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from integration.services.machine import CommandError
 from integration.services.spire import Agent, Spire, program
-from integration.spire_world import DOMAIN, ORDERS, STOCK, SUBJECT, Shop, completed, mint, parts, settings, until
-from mqauth import ConfigurationError, Key, Message, Outcome, Signer, Verdict, WITKey, load
+from integration.spire_world import (
+    DOMAIN,
+    ORDERS,
+    STOCK,
+    SUBJECT,
+    Shop,
+    completed,
+    mint,
+    parts,
+    settings,
+    until,
+)
+from mqauth import (
+    ConfigurationError,
+    Key,
+    Message,
+    Outcome,
+    Signer,
+    Verdict,
+    WITKey,
+    load,
+)
 from mqauth.flow import run
 from mqauth.wire import jwk
 from mqauth.wire.message import TOKEN_HEADER
@@ -51,12 +71,16 @@ def stranger() -> Iterator[Spire]:
 def twin() -> Iterator[Spire]:
     """A server of the same trust domain with keys of its own, and no ``jwt_issuer``; its WIT-SVIDs say ``iss``."""
     unnamed = settings().partition("\n")[2]
-    with Spire.launch(DOMAIN, unnamed.replace("experimental {", f"experimental {{\n    {WIT_ISSUER}")) as found:
+    with Spire.launch(
+        DOMAIN, unnamed.replace("experimental {", f"experimental {{\n    {WIT_ISSUER}")
+    ) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def shop(spire: Spire, agent: Agent, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+def shop(
+    spire: Spire, agent: Agent, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shop]:
     """Someone who followed the page's part on JWT-SVIDs; its authority runs."""
     found = Shop(spire, agent, tmp_path_factory.mktemp("shop"))
     with found.following():
@@ -73,7 +97,9 @@ def trial(shop: Shop) -> Shop:
 
 def opened(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return header and claims of a JWT, unverified."""
-    header, claims = (json.loads(base64.urlsafe_b64decode(part + "==")) for part in token.split(".")[:2])
+    header, claims = (
+        json.loads(base64.urlsafe_b64decode(part + "==")) for part in token.split(".")[:2]
+    )
     return header, claims
 
 
@@ -85,16 +111,26 @@ def test_the_page_ends_with_an_accepted_message(shop: Shop) -> None:
     dry, verdict = shop.printed[-2], json.loads(shop.printed[-1])
     assert f"{SUBJECT}: matches" in dry
     assert (verdict["verdict"], verdict["claims"]["sub"]) == ("accepted", SUBJECT)
-    issued = next(record for record in shop.records() if record["verdict"] == "identity_issued")
+    issued = next(
+        record for record in shop.records() if record["verdict"] == "identity_issued"
+    )
     assert issued["asked"]["credential"]["sub"] == ORDERS
 
 
 def test_a_jwt_svid_has_the_shape_that_the_page_tells(shop: Shop) -> None:
     """It is an ES256 JWT of five minutes for one audience, and says the name of the server."""
     header, claims = opened(shop.jwt(ORDERS, shop.url))
-    assert (header.keys(), header["typ"], header["alg"]) == ({"alg", "kid", "typ"}, "JWT", "ES256")
+    assert (header.keys(), header["typ"], header["alg"]) == (
+        {"alg", "kid", "typ"},
+        "JWT",
+        "ES256",
+    )
     assert claims.keys() == {"aud", "exp", "iat", "iss", "sub"}
-    assert (claims["aud"], claims["iss"], claims["sub"]) == ([shop.url], "https://spire.prod.example", ORDERS)
+    assert (claims["aud"], claims["iss"], claims["sub"]) == (
+        [shop.url],
+        "https://spire.prod.example",
+        ORDERS,
+    )
     assert claims["exp"] - claims["iat"] == 300
 
 
@@ -106,7 +142,11 @@ def other_id(shop: Shop, _stranger: Spire, _twin: Spire) -> str:
 
 def minted(spire: Spire, url: str, subject: str = ORDERS, ttl: str = "60s") -> str:
     """Return a JWT-SVID that a server's administrator mints."""
-    return str(mint(spire, "jwt", "-audience", url, "-ttl", ttl, subject=subject)["svid"]["token"])
+    return str(
+        mint(spire, "jwt", "-audience", url, "-ttl", ttl, subject=subject)["svid"][
+            "token"
+        ]
+    )
 
 
 REFUSED: Final[dict[str, tuple[Callable[[Shop, Spire, Spire], str], str, str]]] = {
@@ -123,7 +163,9 @@ REFUSED: Final[dict[str, tuple[Callable[[Shop, Spire, Spire], str], str, str]]] 
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_other_credentials_are_refused(what: str, shop: Shop, stranger: Spire, twin: Spire) -> None:
+def test_other_credentials_are_refused(
+    what: str, shop: Shop, stranger: Spire, twin: Spire
+) -> None:
     """Each one is refused, and the audit record has the reason that the page names."""
     make, status, reason = REFUSED[what]
     answered = shop.ask(make(shop, stranger, twin))
@@ -134,23 +176,33 @@ def test_other_credentials_are_refused(what: str, shop: Shop, stranger: Spire, t
 def test_the_bundle_endpoint_is_a_source_of_keys(shop: Shop, spire: Spire) -> None:
     """``jwks`` and ``ca`` in place of the file read the same keys from the endpoint with ``https_web``."""
     text = (shop.folder / "authority.toml").read_text()
-    there = text.replace('file = "bundle.json"', f'jwks = "{spire.bundles}"\nca = "{spire.ca}"')
+    there = text.replace(
+        'file = "bundle.json"', f'jwks = "{spire.bundles}"\nca = "{spire.ca}"'
+    )
     (shop.folder / "by-url.toml").write_text(there.replace("enrolment = false\n", ""))
     (shop.folder / "honest").write_text(shop.jwt(ORDERS, shop.url))
-    assert SUBJECT in shop.run("mqauth authority grants --config by-url.toml --token honest")
+    assert SUBJECT in shop.run(
+        "mqauth authority grants --config by-url.toml --token honest"
+    )
 
 
 def test_a_bundle_without_enrolment_false_starts_no_authority(shop: Shop) -> None:
     """The error is the one that the page explains."""
     text = (shop.folder / "authority.toml").read_text()
-    (shop.folder / "mistaken.toml").write_text(text.replace("enrolment = false\nmax_lifetime = 600\n", ""))
-    assert "no key that can be used" in shop.fails("mqauth authority grants --config mistaken.toml --token token")
+    (shop.folder / "mistaken.toml").write_text(
+        text.replace("enrolment = false\nmax_lifetime = 600\n", "")
+    )
+    assert "no key that can be used" in shop.fails(
+        "mqauth authority grants --config mistaken.toml --token token"
+    )
 
 
 def test_a_rotated_and_revoked_key_ends_its_credentials(shop: Shop, spire: Spire) -> None:
     """A new key counts once the bundle was fetched again, and what the revoked one signed counts no more."""
     old = shop.jwt(ORDERS, shop.url)
-    prepared = spire.tell("localauthority", "jwt", "prepare")["prepared_authority"]["authority_id"]
+    prepared = spire.tell("localauthority", "jwt", "prepare")["prepared_authority"][
+        "authority_id"
+    ]
     spire.tell("localauthority", "jwt", "activate", "-authorityID", prepared)
     new = minted(spire, shop.url)
     assert opened(new)[0]["kid"] == prepared
@@ -160,7 +212,9 @@ def test_a_rotated_and_revoked_key_ends_its_credentials(shop: Shop, spire: Spire
     # An agent that never saw it tainted gives out what it has from the revoked key until it renews that.
     until(lambda: opened(shop.jwt(ORDERS, shop.url))[0]["kid"] == prepared)
     spire.tell("localauthority", "jwt", "revoke", "-authorityID", opened(old)[0]["kid"])
-    (fetch,) = (block for block in parts()[0] if block.text.startswith("spire-server bundle show"))
+    (fetch,) = (
+        block for block in parts()[0] if block.text.startswith("spire-server bundle show")
+    )
     shop.reader.run(fetch)
     assert shop.ask(new).error == ""
     assert shop.ask(shop.jwt(ORDERS, shop.url)).error == ""
@@ -181,7 +235,10 @@ class Consumer:
     def __init__(self, shop: Shop, name: str) -> None:
         self.audit = shop.folder / f"{name}.jsonl"
         path = shop.folder / f"{name}.toml"
-        path.write_text(f'[audit]\nfile = "{self.audit}"\n' + (shop.folder / "wit_consumer.toml").read_text())
+        path.write_text(
+            f'[audit]\nfile = "{self.audit}"\n'
+            + (shop.folder / "wit_consumer.toml").read_text()
+        )
         self.pipeline = load(path).pipeline
         self.handled: list[bytes] = []
 
@@ -211,14 +268,18 @@ def identity(spire: Spire, subject: str = ORDERS, *words: str) -> tuple[str, Key
     found = json.loads(made["private_key"])
     curve = {"P-256": ec.SECP256R1, "P-384": ec.SECP384R1}[found["crv"]]()
     number = int.from_bytes(base64.urlsafe_b64decode(found["d"] + "=="), "big")
-    return str(made["svid"]["token"]), Key.from_private(ec.derive_private_key(number, curve))
+    return str(made["svid"]["token"]), Key.from_private(
+        ec.derive_private_key(number, curve)
+    )
 
 
 def sealed(wit: str, key: Key) -> Message:
     """Return a message of a workload."""
     found = WITKey(wit, key)
     who = found.identity
-    signer = Signer(key=found, issuer=who.trust_domain, subject=who.subject, audience="billing")
+    signer = Signer(
+        key=found, issuer=who.trust_domain, subject=who.subject, audience="billing"
+    )
     return signer.sign(Message(destination="kafka:orders", body=BODY))
 
 
@@ -233,7 +294,8 @@ def test_the_page_signs_with_a_wit_svid(trial: Shop, consumer: Consumer) -> None
 
 
 @pytest.mark.parametrize(
-    ("words", "algorithm"), [((), "ES256"), (("-keyType", "ec-p384", "-signingAlgorithm", "ES384"), "ES384")]
+    ("words", "algorithm"),
+    [((), "ES256"), (("-keyType", "ec-p384", "-signingAlgorithm", "ES384"), "ES384")],
 )
 def test_keys_of_both_curves_are_taken(
     words: tuple[str, ...], algorithm: str, trial: Shop, consumer: Consumer
@@ -286,7 +348,9 @@ def forged(trial: Shop, other: Spire, subject: str) -> Message:
 
 def with_token(token: str) -> Message:
     """Return a message with any token."""
-    return Message(destination="kafka:orders", body=BODY, headers=[(TOKEN_HEADER, token.encode())])
+    return Message(
+        destination="kafka:orders", body=BODY, headers=[(TOKEN_HEADER, token.encode())]
+    )
 
 
 REJECTED: Final[dict[str, tuple[Callable[[Shop, Spire, Spire], Message], str]]] = {
@@ -303,7 +367,9 @@ REJECTED: Final[dict[str, tuple[Callable[[Shop, Spire, Spire], Message], str]]] 
 
 
 @pytest.mark.parametrize("what", REJECTED)
-def test_attacks_are_rejected(what: str, trial: Shop, stranger: Spire, twin: Spire, consumer: Consumer) -> None:
+def test_attacks_are_rejected(
+    what: str, trial: Shop, stranger: Spire, twin: Spire, consumer: Consumer
+) -> None:
     """Each one is rejected for its reason, in the verdict and in the audit record, and no handler runs."""
     make, reason = REJECTED[what]
     outcome = consumer.judge(make(trial, stranger, twin))
@@ -311,7 +377,9 @@ def test_attacks_are_rejected(what: str, trial: Shop, stranger: Spire, twin: Spi
     assert (consumer.reasons(), consumer.handled) == ([reason], [])
 
 
-def test_a_key_that_is_gone_from_the_set_vouches_for_nobody(trial: Shop, twin: Spire, consumer: Consumer) -> None:
+def test_a_key_that_is_gone_from_the_set_vouches_for_nobody(
+    trial: Shop, twin: Spire, consumer: Consumer
+) -> None:
     """Once the file has another server's keys alone, ours is unknown to a running consumer; that one's counts."""
     (convert,) = (block for block in parts()[1] if block.name == "wit_keys.py")
     path, shown = trial.folder / "wit-keys.json", trial.folder / "spire.json"
@@ -338,5 +406,8 @@ def test_without_the_flag_there_are_no_wit_svids(shop: Shop) -> None:
     """Both errors of the page: the command knows no ``wit mint``, and a server without the flag gives none."""
     words = ("wit", "mint", "-spiffeID", ORDERS, "-socketPath", str(shop.spire.socket))
     assert "Usage" in completed(str(program("spire-server")), *words).stderr
-    with Spire.launch(DOMAIN) as plain, pytest.raises(CommandError, match="WIT functionality is disabled"):
+    with (
+        Spire.launch(DOMAIN) as plain,
+        pytest.raises(CommandError, match="WIT functionality is disabled"),
+    ):
         mint(plain, "wit")

@@ -36,16 +36,24 @@ FOREVER = 4e9
 def _request(kind: Kind, process: int, number: int) -> ClaimRequest:
     """Return the claim of one process on its copy of a message."""
     place = ("cluster", "orders", process, number) if kind.startswith("kafka") else None
-    changes: dict[str, Any] = {"place": place, "redelivered": "redeliveries" in kind, "expires": FOREVER}
+    changes: dict[str, Any] = {
+        "place": place,
+        "redelivered": "redeliveries" in kind,
+        "expires": FOREVER,
+    }
     if kind.endswith("batches"):
         token, index = divmod(number, BATCH)
-        return sibling(index, f"process-{process}", token=token.to_bytes(16, "big"), **changes)
+        return sibling(
+            index, f"process-{process}", token=token.to_bytes(16, "big"), **changes
+        )
     return wish(f"process-{process}", id=number.to_bytes(16, "big"), **changes)
 
 
 def _messages(kind: Kind) -> int:
     """Return how many messages a race has."""
-    return min(FEWER, MESSAGES) if kind == "rabbitmq redeliveries of batches" else MESSAGES
+    return (
+        min(FEWER, MESSAGES) if kind == "rabbitmq redeliveries of batches" else MESSAGES
+    )
 
 
 def _number(request: ClaimRequest) -> int:
@@ -58,14 +66,18 @@ def _number(request: ClaimRequest) -> int:
 def _race(url: str, namespace: str, process: int, start: Barrier, answers: Any) -> None:
     """Claim every message of each race as one consumer, confirm what is fresh, and report what came of each."""
     for number, kind in enumerate(get_args(Kind)):
-        store = RedisReplayStore.from_url(url, namespace=f"{namespace}-{number}", timeout=30)
+        store = RedisReplayStore.from_url(
+            url, namespace=f"{namespace}-{number}", timeout=30
+        )
         store.claim_many([])
         start.wait(180)
         answers.put((kind, *_raced(store, kind, process)))
         store.close()
 
 
-def _raced(store: RedisReplayStore, kind: Kind, process: int) -> tuple[list[int], Counter[str]]:
+def _raced(
+    store: RedisReplayStore, kind: Kind, process: int
+) -> tuple[list[int], Counter[str]]:
     """Return what one consumer handled of a race, and all statuses that it saw."""
     waiting = [_request(kind, process, number) for number in range(_messages(kind))]
     seen: Counter[str] = Counter()
@@ -76,8 +88,16 @@ def _raced(store: RedisReplayStore, kind: Kind, process: int) -> tuple[list[int]
         for at in range(0, len(waiting), size):
             poll = waiting[at : at + size]
             statuses = store.claim_many(poll) if size > 1 else [store.claim(poll[0])]
-            fresh = [one for one, status in zip(poll, statuses, strict=True) if status is ClaimStatus.FRESH]
-            held += [one for one, status in zip(poll, statuses, strict=True) if status is ClaimStatus.HELD]
+            fresh = [
+                one
+                for one, status in zip(poll, statuses, strict=True)
+                if status is ClaimStatus.FRESH
+            ]
+            held += [
+                one
+                for one, status in zip(poll, statuses, strict=True)
+                if status is ClaimStatus.HELD
+            ]
             handled += [_number(one) for one in fresh]
             seen.update(status.value for status in statuses)
             for request in fresh:
@@ -96,7 +116,11 @@ def races(redis: Redis) -> Iterator[Races]:
     start, answers = context.Barrier(PROCESSES), context.Queue()
     namespace = f"mqauth-race-{secrets.token_hex(4)}"
     racers = [
-        context.Process(target=_race, args=(redis.url, namespace, process, start, answers), daemon=True)
+        context.Process(
+            target=_race,
+            args=(redis.url, namespace, process, start, answers),
+            daemon=True,
+        )
         for process in range(PROCESSES)
     ]
     for racer in racers:
@@ -120,7 +144,9 @@ def test_race(races: Races, kind: Kind, capsys: pytest.CaptureFixture[str]) -> N
     messages = _messages(kind)
     with capsys.disabled():
         twice = sum(count > 1 for count in handled.values())
-        print(f"\n{kind}: {PROCESSES} processes, {messages} messages each, handled {handled.total()},")
+        print(
+            f"\n{kind}: {PROCESSES} processes, {messages} messages each, handled {handled.total()},"
+        )
         print(f"handled more than once {twice}, statuses {dict(seen)}")
     assert len(handled) == messages
     assert set(handled.values()) == {1}

@@ -11,7 +11,11 @@ from typing import Any, Final
 
 import pytest
 
-from integration.kafka_stages import AIOConfluentLogStage, AiokafkaLogStage, ConfluentLogStage
+from integration.kafka_stages import (
+    AIOConfluentLogStage,
+    AiokafkaLogStage,
+    ConfluentLogStage,
+)
 from integration.scale import nightly
 from integration.services import Kafka
 from integration.victim import broker_of, letters_of, subscriber_of
@@ -39,8 +43,14 @@ def confluent(kind: Any, assignor: str) -> Callable[[str], Any]:
 
 STAGES: Final[dict[str, Callable[[str], Any]]] = {
     "aiokafka": AiokafkaLogStage,
-    **{f"confluent, {assignor}": confluent(ConfluentLogStage, assignor) for assignor in ASSIGNORS},
-    **{f"confluent-aio, {assignor}": confluent(AIOConfluentLogStage, assignor) for assignor in ASSIGNORS},
+    **{
+        f"confluent, {assignor}": confluent(ConfluentLogStage, assignor)
+        for assignor in ASSIGNORS
+    },
+    **{
+        f"confluent-aio, {assignor}": confluent(AIOConfluentLogStage, assignor)
+        for assignor in ASSIGNORS
+    },
 }
 
 
@@ -62,7 +72,9 @@ def _close(members: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_storm(kafka: Kafka, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_storm(
+    kafka: Kafka, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """While four members join and leave nothing is lost or condemned, and each partition is handled in order."""
     stage = STAGES[name](kafka.url)
     with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit, ExitStack() as left:
@@ -80,14 +92,19 @@ def test_storm(kafka: Kafka, name: str, tmp_path: Path, capsys: pytest.CaptureFi
             else:
                 play.members.pop(0).close()
             time.sleep(PAUSE)
-        play.wait(lambda: len(play.handled) >= len(bodies) and play.all_committed(), 3 * PATIENCE)
+        play.wait(
+            lambda: len(play.handled) >= len(bodies) and play.all_committed(),
+            3 * PATIENCE,
+        )
         left.pop_all()
         for member in play.members:
             member.close()
     first = list(dict.fromkeys(play.bodies))
     assert sorted(first) == sorted(bodies)
     assert (stage.letters(), play.faults) == ([], [])
-    assert in_order((seen.origin.partition or 0, seen.origin.offset or 0) for seen in play.handled)
+    assert in_order(
+        (seen.origin.partition or 0, seen.origin.offset or 0) for seen in play.handled
+    )
     stage.close()
     with capsys.disabled():
         print(f"\nstorm, {name}: {joined} joined, sent {len(bodies)}, handled {len(first)}"
@@ -130,7 +147,9 @@ class Storm:
         signer = self._forge.signer()
         for number in numbers:
             key = b"key %d" % (number % 16)
-            message = Message(destination=self._stage.destination, body=str(number).encode(), key=key)
+            message = Message(
+                destination=self._stage.destination, body=str(number).encode(), key=key
+            )
             self._stage.produce(signer, message)
 
 
@@ -151,11 +170,15 @@ async def test_storm_of_faststream(
             else:
                 await storm.members.pop(0).stop()
             await asyncio.sleep(PAUSE)
-        await asyncio.to_thread(wait_until, lambda: len({order for order, *_ in storm.handled}) == sent)
+        await asyncio.to_thread(
+            wait_until, lambda: len({order for order, *_ in storm.handled}) == sent
+        )
         for member in storm.members:
             await member.stop()
     assert stage.letters() == []
     assert in_order(handling[1:] for handling in storm.handled)
     stage.close()
     with capsys.disabled():
-        print(f"\nstorm of {package}: {storm.joined} joined, sent {sent}, lost 0, condemned 0")
+        print(
+            f"\nstorm of {package}: {storm.joined} joined, sent {sent}, lost 0, condemned 0"
+        )

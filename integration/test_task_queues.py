@@ -96,7 +96,11 @@ for order in range(20):
 }
 STRANGERS = {
     "taskiq": ("taskiq", "taskiq", aio_pika.Message(b'{"task_name": "taskiq_app:bill"}')),
-    "dramatiq": ("", "default", aio_pika.Message(b'{"actor_name": "bill", "queue_name": "default", "args": [2]}')),
+    "dramatiq": (
+        "",
+        "default",
+        aio_pika.Message(b'{"actor_name": "bill", "queue_name": "default", "args": [2]}'),
+    ),
     "celery": (
         "",
         "celery",
@@ -133,7 +137,11 @@ def keys() -> Iterator[KeyServer]:
 
 @pytest.fixture
 def reader(
-    rabbitmq: RabbitMQ, own_redis: Redis, keys: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rabbitmq: RabbitMQ,
+    own_redis: Redis,
+    keys: KeyServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Reader]:
     """Someone who follows the page of task queues to its workers, and tidies up."""
     asyncio.run(_forget(rabbitmq.url))
@@ -183,10 +191,14 @@ def marked(mark: str) -> list[Block]:
 
 
 @contextmanager
-def worker(reader: Reader, command: Block, folder: Path) -> Iterator[subprocess.Popen[str]]:
+def worker(
+    reader: Reader, command: Block, folder: Path
+) -> Iterator[subprocess.Popen[str]]:
     """Run a worker with its output in a file, and stop it by SIGTERM."""
     with (folder / "worker.txt").open("a") as output:
-        process = reader.start(command, stdout=output, stderr=output, start_new_session=True)
+        process = reader.start(
+            command, stdout=output, stderr=output, start_new_session=True
+        )
         try:
             yield process
             if process.poll() is None:
@@ -202,7 +214,11 @@ def billed(folder: Path) -> list[int]:
     """Return what the tasks of all workers printed so far."""
     output = folder / "billed.txt"
     lines = output.read_text().splitlines() if output.exists() else []
-    return [int(line.split()[1]) for line in lines if line.startswith("billed ") and line.split()[1:]]
+    return [
+        int(line.split()[1])
+        for line in lines
+        if line.startswith("billed ") and line.split()[1:]
+    ]
 
 
 def until(folder: Path, count: int) -> None:
@@ -225,14 +241,22 @@ def changed(reader: Reader, framework: str, old: str, new: str) -> tuple[Block, 
 
 def rejected(folder: Path) -> list[str]:
     """Return the reasons of the audit files of all processes."""
-    lines = [line for path in folder.glob("audit-*.jsonl") for line in path.read_text().splitlines()]
+    lines = [
+        line
+        for path in folder.glob("audit-*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
     return [json.loads(line)["reason"] for line in lines]
 
 
-async def _stranger(url: str, exchange: str, routing_key: str, message: aio_pika.Message) -> None:
+async def _stranger(
+    url: str, exchange: str, routing_key: str, message: aio_pika.Message
+) -> None:
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        place = await channel.get_exchange(exchange) if exchange else channel.default_exchange
+        place = (
+            await channel.get_exchange(exchange) if exchange else channel.default_exchange
+        )
         await place.publish(message, routing_key)
 
 
@@ -290,8 +314,12 @@ def an_hour_later(command: Block, folder: Path) -> Block:
     """
     ahead = folder / "ahead"
     ahead.mkdir()
-    (ahead / "sitecustomize.py").write_text("import time\n\nnow = time.time\ntime.time = lambda: now() + 3700\n")
-    return replace(command, text=f"AHEAD=3700 PYTHONPATH={ahead}:$PYTHONPATH {command.text}")
+    (ahead / "sitecustomize.py").write_text(
+        "import time\n\nnow = time.time\ntime.time = lambda: now() + 3700\n"
+    )
+    return replace(
+        command, text=f"AHEAD=3700 PYTHONPATH={ahead}:$PYTHONPATH {command.text}"
+    )
 
 
 @FRAMEWORKS
@@ -341,15 +369,29 @@ print([result.get(timeout=60) for result in results])
 """
 
 
-def test_children_are_replaced_and_results_are_kept(reader: Reader, own_redis: Redis, tmp_path: Path) -> None:
+def test_children_are_replaced_and_results_are_kept(
+    reader: Reader, own_redis: Redis, tmp_path: Path
+) -> None:
     """A prefork worker of Celery replaces its children while it works; results come by Redis, as JSON."""
     was = "task_acks_late="
-    _, command = changed(reader, "celery", was, f'result_backend="{own_redis.url}", {was}')
+    _, command = changed(
+        reader, "celery", was, f'result_backend="{own_redis.url}", {was}'
+    )
     application = tmp_path / "celery_app.py"
-    application.write_text(application.read_text().replace(RECORDED, "return __import__('os').getpid()"))
+    application.write_text(
+        application.read_text().replace(RECORDED, "return __import__('os').getpid()")
+    )
     (tmp_path / "many.py").write_text(RESULTS)
-    with worker(reader, replace(command, text=f"{command.text.strip()} --max-tasks-per-child 2"), tmp_path):
-        pids = json.loads(reader.run(Block(page="", line=0, language="sh", mark="", text="python many.py")))
+    with worker(
+        reader,
+        replace(command, text=f"{command.text.strip()} --max-tasks-per-child 2"),
+        tmp_path,
+    ):
+        pids = json.loads(
+            reader.run(
+                Block(page="", line=0, language="sh", mark="", text="python many.py")
+            )
+        )
     assert len(pids) == 12
     assert len({*pids}) >= 6
     assert rejected(tmp_path) == []
@@ -360,8 +402,14 @@ def test_tls(framework: str, reader: Reader, rabbitmq: RabbitMQ, tmp_path: Path)
     """By TLS, with a client's certificate, a worker runs what the program sends; a stranger's task is a letter."""
     authority = Authority(tmp_path)
     chain, secret = authority.issue()
-    with Tunnel(urlsplit(rabbitmq.url).port or 0, authority.issue(), authority.path) as tunnel:
-        files = {"ca_certs": str(authority.path), "certfile": str(chain), "keyfile": str(secret)}
+    with Tunnel(
+        urlsplit(rabbitmq.url).port or 0, authority.issue(), authority.path
+    ) as tunnel:
+        files = {
+            "ca_certs": str(authority.path),
+            "certfile": str(chain),
+            "keyfile": str(secret),
+        }
         url = f"amqps://guest:guest@127.0.0.1:{tunnel.port}/"
         given = {
             "taskiq": f'"{url}?cafile={authority.path}&certfile={chain}&keyfile={secret}"',

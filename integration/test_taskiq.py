@@ -81,7 +81,12 @@ class TaskiqShop(Shop):
             await sink.declare()
             return sink
 
-        protect(broker, guard=lambda: self.guard, dead_letters=letters, signer=self.forge.signer())
+        protect(
+            broker,
+            guard=lambda: self.guard,
+            dead_letters=letters,
+            signer=self.forge.signer(),
+        )
         receiver = self.call(begun(run_receiver_task(broker, run_startup=True)))
         try:
             yield
@@ -104,7 +109,12 @@ class TaskiqShop(Shop):
         if isinstance(order, Hijack):
             self.call(
                 task.broker.kick(
-                    BrokerMessage(task_id="1", task_name="pack", message=pickle.dumps(order), labels={})
+                    BrokerMessage(
+                        task_id="1",
+                        task_name="pack",
+                        message=pickle.dumps(order),
+                        labels={},
+                    )
                 )
             )
         else:
@@ -162,7 +172,10 @@ def test_a_retry_is_signed_by_the_worker(shop: TaskiqShop) -> None:
 def test_what_was_not_run_comes_again(shop: TaskiqShop) -> None:
     """A worker that stops gives back the tasks that it took and has not run; the next one runs them."""
     broker = protect(
-        shop.worker(qos=3), guard=lambda: shop.guard, dead_letters=DROPPED, signer=shop.forge.signer()
+        shop.worker(qos=3),
+        guard=lambda: shop.guard,
+        dead_letters=DROPPED,
+        signer=shop.forge.signer(),
     )
 
     async def take_three() -> None:
@@ -185,9 +198,15 @@ def test_what_cannot_be_protected_is_refused(shop: TaskiqShop) -> None:
     """Other brokers, the delay plug-in, pickled results, streams."""
     signer = shop.forge.signer()
     shop.refused("AioPikaBroker", broker=InMemoryBroker(), signer=signer)
-    shop.refused("plug-in", broker=shop.broker(delayed_message_exchange_plugin=True), signer=signer)
+    shop.refused(
+        "plug-in", broker=shop.broker(delayed_message_exchange_plugin=True), signer=signer
+    )
     shop.refused("already", broker=protect(shop.broker(), signer=signer), signer=signer)
-    settings: dict[str, Any] = {"signer": signer, "dead_letters": DROPPED, "guard": lambda: shop.guard}
+    settings: dict[str, Any] = {
+        "signer": signer,
+        "dead_letters": DROPPED,
+        "guard": lambda: shop.guard,
+    }
     pickled = shop.worker().with_result_backend(Results(PickleSerializer()))
     shop.refused("pickled", broker=pickled, **settings)
     streams = shop.worker().with_queues(Queue(name=shop.name, type=QueueType.STREAM))
@@ -248,7 +267,9 @@ def worker(target: Any, guard: Pipeline, probe: Probe) -> Iterator[None]:
             await asyncio.to_thread(probe.handler, task.message)
             await task.ack()
 
-    protect(broker, guard=lambda: guard, dead_letters=letters, signer=probe.forge.signer())
+    protect(
+        broker, guard=lambda: guard, dead_letters=letters, signer=probe.forge.signer()
+    )
     with closing(LoopThread()) as thread:
         thread.call(broker.startup())
         consuming = thread.call(begun(consume()))

@@ -50,7 +50,11 @@ def held(openbao: OpenBao, tmp_path: Path) -> Held:
 
 
 @pytest.fixture(scope="module", params=["EdDSA", "ES256"])
-def adopted(openbao: OpenBao, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Held:
+def adopted(
+    openbao: OpenBao,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Held:
     """A key of each algorithm, adopted."""
     found = Held(openbao, tmp_path_factory.mktemp("held"), request.param)
     found.adopt()
@@ -76,26 +80,44 @@ def renew(held: Held) -> None:
 
 def forbid(held: Held) -> None:
     """Give a token that may read the key, and not sign with it."""
-    held.token.write_text(held.openbao.token(f'path "{MOUNT}/keys/{held.name}" {{ capabilities = ["read"] }}'))
+    held.token.write_text(
+        held.openbao.token(
+            f'path "{MOUNT}/keys/{held.name}" {{ capabilities = ["read"] }}'
+        )
+    )
 
 
 FAULTS: Final = {
-    "killed": Fault(lambda held: held.openbao.kill(), lambda held: held.openbao.start(), "out of reach"),
+    "killed": Fault(
+        lambda held: held.openbao.kill(),
+        lambda held: held.openbao.start(),
+        "out of reach",
+    ),
     "paused": Fault(
         lambda held: held.openbao.pause(),
         lambda held: held.openbao.resume(),
         "no whole answer within 2 s",
     ),
-    "sealed": Fault(lambda held: held.openbao.seal(), lambda held: held.openbao.unseal(), "status 503: sealed"),
+    "sealed": Fault(
+        lambda held: held.openbao.seal(),
+        lambda held: held.openbao.unseal(),
+        "status 503: sealed",
+    ),
     "revoked": Fault(revoke, renew, "status 403: the token has ended or was revoked"),
     "forbidden": Fault(forbid, renew, "status 403: .*its policy does not allow it"),
 }
 
 
 @pytest.mark.parametrize(
-    "fault", [pytest.param(name, marks=pytest.mark.slow if name == "paused" else ()) for name in FAULTS]
+    "fault",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "paused" else ())
+        for name in FAULTS
+    ],
 )
-def test_a_producer_through_a_fault(fault: str, held: Held, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_producer_through_a_fault(
+    fault: str, held: Held, caplog: pytest.LogCaptureFixture
+) -> None:
     """Nothing is signed meanwhile, the error names the host and no token, and the signer goes on afterwards."""
     caplog.set_level(logging.DEBUG)
     secret = held.token.read_text()
@@ -104,7 +126,9 @@ def test_a_producer_through_a_fault(fault: str, held: Held, caplog: pytest.LogCa
     assert secret not in told + caplog.text
 
 
-def test_a_rotation_there_changes_nothing_until_it_is_adopted(openbao: OpenBao, tmp_path: Path) -> None:
+def test_a_rotation_there_changes_nothing_until_it_is_adopted(
+    openbao: OpenBao, tmp_path: Path
+) -> None:
     """The pinned version of a P-384 key signs on after a rotation; the new one is adopted, and then signs."""
     held = Held(openbao, tmp_path, "ES384")
     public = held.adopt()
@@ -124,16 +148,27 @@ def test_a_server_whose_certificate_is_not_trusted_is_out_of_reach(held: Held) -
 
 
 @pytest.mark.slow
-def test_the_page_does_what_it_says(openbao: OpenBao, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_does_what_it_says(
+    openbao: OpenBao, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each command of the how-to page runs on OpenBao, in order, and the last one cuts the producer off."""
     monkeypatch.setenv("PATH", str(openbao.program.parent), prepend=os.pathsep)
-    for name, value in (("ADDR", openbao.secure), ("CACERT", str(openbao.ca)), ("TOKEN", openbao.root)):
+    for name, value in (
+        ("ADDR", openbao.secure),
+        ("CACERT", str(openbao.ca)),
+        ("TOKEN", openbao.root),
+    ):
         monkeypatch.setenv(f"BAO_{name}", value)
     etc = tmp_path / "etc"
     etc.mkdir()
     shutil.copy(openbao.ca, etc / "ca.pem")
-    reader = Reader(tmp_path, {"https://bao.example:8200": openbao.secure, "/etc/mqauth": str(etc)})
-    printed, signed = "", next(block for block in blocks(PAGE) if block.language == "python")
+    reader = Reader(
+        tmp_path, {"https://bao.example:8200": openbao.secure, "/etc/mqauth": str(etc)}
+    )
+    printed, signed = (
+        "",
+        next(block for block in blocks(PAGE) if block.language == "python"),
+    )
     for block in blocks(PAGE):
         if block.mark == "output":
             assert matches(block.text, printed)
@@ -169,7 +204,9 @@ def verified(wit: str, public: Key) -> str:
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command of mqauth in a process of its own."""
     line = [*words("mqauth"), *arguments]
-    return subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        line, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 @pytest.mark.slow
@@ -177,9 +214,21 @@ def test_the_command_signs_with_the_adopted_key(openbao: OpenBao, tmp_path: Path
     """``keys adopt --overlap`` makes a keystore that ``authority`` takes; with OpenBao sealed it gives no WIT."""
     signing, key = Held(openbao, tmp_path, "ES256"), Key.generate()
     (tmp_path / "mqauth.toml").write_text(SETTINGS)
-    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [jwk_members(Key.generate())]}))
-    (tmp_path / "key.json").write_text(json.dumps({**public_members(key.public), "alg": key.algorithm}))
-    adopt = ("keys", "adopt", "--dir", "authority-keys", "--pinned", "--publish-delay", "0")
+    (tmp_path / "jwks.json").write_text(
+        json.dumps({"keys": [jwk_members(Key.generate())]})
+    )
+    (tmp_path / "key.json").write_text(
+        json.dumps({**public_members(key.public), "alg": key.algorithm})
+    )
+    adopt = (
+        "keys",
+        "adopt",
+        "--dir",
+        "authority-keys",
+        "--pinned",
+        "--publish-delay",
+        "0",
+    )
     adopted = command(tmp_path, *adopt, "--overlap", "3600", "--uri", signing.uri())
     assert adopted.returncode == 0, adopted.stderr
     assert command(tmp_path, "keys", "rotate", "--dir", "authority-keys").returncode == 0

@@ -31,7 +31,10 @@ PAGES = {"rabbitmq": "docs/tutorials/rabbitmq.md", "kafka": "docs/tutorials/kafk
 def changes(service: RabbitMQ | Kafka) -> dict[str, str]:
     """Return what this machine has in place of the brokers that the pages name."""
     place = urlsplit(service.url)
-    return {said: f"{place.hostname}:{place.port}" for said in ("localhost:5672", KAFKA_ADDRESS)}
+    return {
+        said: f"{place.hostname}:{place.port}"
+        for said in ("localhost:5672", KAFKA_ADDRESS)
+    }
 
 
 class Follower:
@@ -71,7 +74,9 @@ class Follower:
             self._open_now.pop(block.text).close()
         terminal = self._open_now[block.text] = self._terminals.enter_context(ExitStack())
         code = -signal.SIGTERM if block.mark == "attacker" else 0
-        self._next_line = terminal.enter_context(consuming(self._reader, block, patience=TEN_MINUTES, code=code))
+        self._next_line = terminal.enter_context(
+            consuming(self._reader, block, patience=TEN_MINUTES, code=code)
+        )
         self._lines[block.text.split()[-1]] = self._next_line
         if block.mark == "again":
             self._next_line()
@@ -112,7 +117,8 @@ def test_tutorial(broker: str, request: pytest.FixtureRequest, tmp_path: Path) -
     rejected = [record["reason"] for record in records if record["verdict"] == "rejected"]
     assert rejected == ["token_missing", "key_unknown", "lifetime_excessive"]
     acts = [
-        json.loads(line)["verdict"] for line in (tmp_path / "consumer/reviewer.jsonl").read_text().splitlines()
+        json.loads(line)["verdict"]
+        for line in (tmp_path / "consumer/reviewer.jsonl").read_text().splitlines()
     ]
     assert acts == ["discarded", "discarded", "redriven"]
 
@@ -127,8 +133,13 @@ def test_agents(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
         for block in blocks("docs/tutorials/agents.md"):
             follower.follow(block)
     asyncio.run(_forget_agents(rabbitmq.url))
-    records = [json.loads(line) for line in (tmp_path / "worker/audit.jsonl").read_text().splitlines()]
-    assert {record["reason"] for record in records if record["verdict"] == "rejected"} == {"key_revoked"}
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "worker/audit.jsonl").read_text().splitlines()
+    ]
+    assert {
+        record["reason"] for record in records if record["verdict"] == "rejected"
+    } == {"key_revoked"}
     assert verify_chain(tmp_path / "worker/audit.jsonl").intact
     assert verify_chain(tmp_path / "authority/audit.jsonl").intact
 
@@ -140,6 +151,12 @@ def _free_port() -> int:
 
 async def _forget_agents(url: str) -> None:
     async with await aio_pika.connect(url) as connection:
-        for name in ("planner", "worker", "planner.unparseable", "worker.unparseable", "agents.dead"):
+        for name in (
+            "planner",
+            "worker",
+            "planner.unparseable",
+            "worker.unparseable",
+            "agents.dead",
+        ):
             await (await connection.channel()).queue_delete(name)
         await (await connection.channel()).exchange_delete("agents")

@@ -66,11 +66,17 @@ BROKERS: Final = {
 STORES: Final = {
     "lowest": {
         "Redis": {"MQAUTH_REDIS_IMAGE": "redis:7.0"},
-        "Valkey": {PACKAGE_VARIABLE: "valkey-server", "MQAUTH_REDIS_IMAGE": "valkey/valkey:8.1"},
+        "Valkey": {
+            PACKAGE_VARIABLE: "valkey-server",
+            "MQAUTH_REDIS_IMAGE": "valkey/valkey:8.1",
+        },
     },
     "highest": {
         "Redis": {PACKAGE_VARIABLE: "redis-server", "MQAUTH_REDIS_IMAGE": "redis:latest"},
-        "Valkey": {PACKAGE_VARIABLE: "valkey-server", "MQAUTH_REDIS_IMAGE": "valkey/valkey:latest"},
+        "Valkey": {
+            PACKAGE_VARIABLE: "valkey-server",
+            "MQAUTH_REDIS_IMAGE": "valkey/valkey:latest",
+        },
     },
 }
 """What the replay store runs on, likewise."""
@@ -95,7 +101,9 @@ def lower_bounds() -> dict[str, str]:
         # An extra may bring another one of ours.
         if wanted.name == project["name"]:
             continue
-        bounds[wanted.name] = next(each.version for each in wanted.specifier if each.operator == ">=")
+        bounds[wanted.name] = next(
+            each.version for each in wanted.specifier if each.operator == ">="
+        )
     return bounds
 
 
@@ -108,9 +116,16 @@ def interpreter(version: str) -> str:
     own = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
     for found in (shutil.which(f"python{version}"), *map(str, reversed(own))):
         # pyenv puts names on the path that may lead nowhere.
-        if found and not subprocess.run([found, "--version"], check=False, capture_output=True).returncode:
+        if (
+            found
+            and not subprocess.run(
+                [found, "--version"], check=False, capture_output=True
+            ).returncode
+        ):
             return found
-    raise FileNotFoundError(f"no Python {version}: install it, or put it on the path as python{version}")
+    raise FileNotFoundError(
+        f"no Python {version}: install it, or put it on the path as python{version}"
+    )
 
 
 class Environment:
@@ -129,29 +144,62 @@ class Environment:
     def pip(self, *arguments: str) -> None:
         """Run pip."""
         subprocess.run(
-            [self.python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True
+            [
+                self.python,
+                "-m",
+                "pip",
+                "--quiet",
+                "--disable-pip-version-check",
+                *arguments,
+            ],
+            check=True,
         )
 
     def constrain(self, releases: Mapping[str, str]) -> None:
         """Install this checkout with what its tests need: these releases, and of other packages the newest."""
         constraints = self.folder / "constraints.txt"
-        constraints.write_text("".join(f"{name}=={release}\n" for name, release in releases.items()))
-        self.pip("install", "--editable", f"{ROOT}[dev]", "hatchling", "httpx", "--constraint", str(constraints))
+        constraints.write_text(
+            "".join(f"{name}=={release}\n" for name, release in releases.items())
+        )
+        self.pip(
+            "install",
+            "--editable",
+            f"{ROOT}[dev]",
+            "hatchling",
+            "httpx",
+            "--constraint",
+            str(constraints),
+        )
 
     def releases(self, names: Iterable[str]) -> dict[str, str]:
         """Return the installed releases of packages, and of Python."""
-        told = output_of([self.python, "-m", "pip", "list", "--format", "json"], timeout=60, stderr=False)
-        installed = {each["name"].lower().replace("_", "-"): each["version"] for each in json.loads(told)}
+        told = output_of(
+            [self.python, "-m", "pip", "list", "--format", "json"],
+            timeout=60,
+            stderr=False,
+        )
+        installed = {
+            each["name"].lower().replace("_", "-"): each["version"]
+            for each in json.loads(told)
+        }
         python = output_of([self.python, "--version"], timeout=60).split()[1]
         return {"Python": python, **{name: installed[name.lower()] for name in names}}
 
     def demo(self) -> bool:
         """Run the demo as the README says, and tell whether it ends well."""
         command = [str(Path(self.python).with_name("mqauth")), "demo"]
-        return subprocess.run(command, cwd=self.folder, check=False, stdout=subprocess.DEVNULL).returncode == 0
+        return (
+            subprocess.run(
+                command, cwd=self.folder, check=False, stdout=subprocess.DEVNULL
+            ).returncode
+            == 0
+        )
 
     def test(
-        self, *arguments: str, cwd: Path = ROOT, variables: Mapping[str, str] | None = None
+        self,
+        *arguments: str,
+        cwd: Path = ROOT,
+        variables: Mapping[str, str] | None = None,
     ) -> tuple[bool, dict[str, str]]:
         """Run tests; warnings of old releases about what is new beside them are no failure.
 
@@ -159,11 +207,26 @@ class Environment:
             whether they passed, and the version of each broker that they ran on.
         """
         say(f"{self.python} -m pytest {' '.join(arguments)}")
-        command = [self.python, "-m", "pytest", "-o", "filterwarnings=default", "--disable-warnings", *arguments]
+        command = [
+            self.python,
+            "-m",
+            "pytest",
+            "-o",
+            "filterwarnings=default",
+            "--disable-warnings",
+            *arguments,
+        ]
         # mypy has no cache in a new environment: the pace is that of the full command.
-        environment = {**os.environ, "PYTHONPATH": str(cwd), BESIDE_OTHERS: "1", **(variables or {})}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(cwd),
+            BESIDE_OTHERS: "1",
+            **(variables or {}),
+        }
         brokers = {}
-        with subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True) as tests:
+        with subprocess.Popen(
+            command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True
+        ) as tests:
             for line in tests.stdout or ():
                 print(line, end="", flush=True)
                 if told := _BROKER.match(line):
@@ -184,7 +247,10 @@ def tried(kind: str, folder: Path, rest: list[str]) -> dict[str, Any]:
         variables = BROKERS[kind] | STORES[kind].get(store, {})
         passed, brokers = environment.test(*arguments, *rest, variables=variables)
         seen[what] = passed and seen.get(what, True)
-        seen["brokers"] |= {store if name == "Redis" else name: release for name, release in brokers.items()}
+        seen["brokers"] |= {
+            store if name == "Redis" else name: release
+            for name, release in brokers.items()
+        }
 
     if "promises" in parts:
         test("promises", *PROMISED)
@@ -204,21 +270,29 @@ def tried(kind: str, folder: Path, rest: list[str]) -> dict[str, Any]:
 def installed(folder: Path, rest: list[str]) -> dict[str, Any]:
     """Install the wheel and the sdist into empty environments, and return what they did."""
     folder.mkdir()
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", str(folder)], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-d", str(folder)],
+        cwd=ROOT,
+        check=True,
+    )
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     seen: dict[str, Any] = {}
     for version in PYTHONS:
         for form in (wheel, sdist):
             environment = Environment(folder / f"{version}-{form.suffix[1:]}", version)
             environment.pip("install", f"{form}[cli,rabbitmq,kafka]")
-            seen[f"{'wheel' if form is wheel else 'sdist'} {version}"] = environment.demo()
+            seen[f"{'wheel' if form is wheel else 'sdist'} {version}"] = (
+                environment.demo()
+            )
     # The tests that an sdist brings, in an environment that is made from it alone.
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
     unpacked = folder / sdist.name.removesuffix(".tar.gz")
     environment = Environment(folder / "sdist", PYTHONS[-1])
     environment.pip("install", f"{unpacked}[dev]")
-    seen["sdist tests"], _ = environment.test("tests", "-m", "not slow", *rest, cwd=unpacked)
+    seen["sdist tests"], _ = environment.test(
+        "tests", "-m", "not slow", *rest, cwd=unpacked
+    )
     return seen
 
 
@@ -240,7 +314,9 @@ def beside(folder: Path, rest: list[str]) -> dict[str, Any]:
     folder.mkdir()
     # Who asks must be able to hear no: nothing of ours goes with this one.
     seen = {f"{TOO_OLD} refused": not is_solved("redis", TOO_OLD, folder / "refused")}
-    return seen | {each: is_solved(extra, each, folder / each) for each, extra in BESIDE.items()}
+    return seen | {
+        each: is_solved(extra, each, folder / each) for each, extra in BESIDE.items()
+    }
 
 
 KINDS: Final = {
@@ -267,7 +343,12 @@ def run(arguments: list[str]) -> int:
             known[kind] = known.get(kind, {}) | on | KINDS[kind](Path(name, kind), rest)
             RESULTS.write_text(json.dumps(known, indent=2) + "\n", "utf-8")
             PAGE.write_text(page(), "utf-8")
-    failed = [f"{kind}: {what}" for kind in kinds for what, good in known[kind].items() if good is False]
+    failed = [
+        f"{kind}: {what}"
+        for kind in kinds
+        for what, good in known[kind].items()
+        if good is False
+    ]
     for line in failed:
         say(f"failed: {line}")
     return 1 if failed else 0
@@ -275,7 +356,9 @@ def run(arguments: list[str]) -> int:
 
 def results() -> dict[str, Any]:
     """Return what was seen, by kind."""
-    known: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    known: dict[str, Any] = (
+        json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    )
     return known
 
 
@@ -287,7 +370,9 @@ def page() -> str:
         if kind in known:
             lines.append(f"{title}, {known[kind]['on']}:")
             for passed, verdict in _VERDICT.items():
-                told = ", ".join(f"`{name}`" for name, value in known[kind].items() if value is passed)
+                told = ", ".join(
+                    f"`{name}`" for name, value in known[kind].items() if value is passed
+                )
                 lines += [f"{verdict} {told}"] if told else []
             lines.append("")
     return "\n".join(lines)
@@ -298,7 +383,9 @@ def _table(known: dict[str, Any]) -> list[str]:
     columns = [known[kind] for kind in ("lowest", "highest") if kind in known]
     if not columns:
         return []
-    heads = [f"{kind}, {known[kind]['on']}" for kind in ("lowest", "highest") if kind in known]
+    heads = [
+        f"{kind}, {known[kind]['on']}" for kind in ("lowest", "highest") if kind in known
+    ]
     rows = [["part", *heads], ["---"] * (len(columns) + 1)]
     for part in ("releases", "brokers"):
         rows += [

@@ -30,7 +30,9 @@ from mqauth.brokers.event_loop import on_thread
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.wire.jwk import load_key_set
 
-Moment = Literal["handler", "confirm", "audit", "letter", "written", "committing", "committed", "never"]
+Moment = Literal[
+    "handler", "confirm", "audit", "letter", "written", "committing", "committed", "never"
+]
 RABBIT: Final = "faststream.rabbit"
 
 
@@ -179,7 +181,9 @@ class Life:
 
 def kafka_python(life: Life) -> None:
     """Consume by kafka-python."""
-    warnings.filterwarnings("ignore", category=DeprecationWarning)  # it reads its schemas by deprecated functions
+    warnings.filterwarnings(
+        "ignore", category=DeprecationWarning
+    )  # it reads its schemas by deprecated functions
     python: Any = importlib.import_module("kafka")
     leaf: Any = importlib.import_module("mqauth.brokers.kafka")
     orders, servers = life.orders, life.orders.url.partition("://")[2].split(",")
@@ -210,7 +214,9 @@ def kafka_python(life: Life) -> None:
             lambda: make(transactional_id=orders.transactional), orders.dead, 10
         )
     else:
-        letters = leaf.DeadLetters(make(enable_idempotence=False, acks="all", linger_ms=0), orders.dead)
+        letters = leaf.DeadLetters(
+            make(enable_idempotence=False, acks="all", linger_ms=0), orders.dead
+        )
     backoff = leaf.Backoff(first=0.1, longest=0.5)
     leaf.Consumer(
         client, life.guard, life.handler, dead_letters=life.doomed(letters), backoff=backoff
@@ -232,14 +238,24 @@ def confluent(life: Life, *, aio: bool = False) -> None:
     }  # fmt: skip
     if orders.transactional:
         writing = servers | {"transactional.id": orders.transactional}
-        letters = leaf.TransactionalDeadLetters(lambda: theirs.Producer(writing), orders.dead, 10, config=writing)
+        letters = leaf.TransactionalDeadLetters(
+            lambda: theirs.Producer(writing), orders.dead, 10, config=writing
+        )
     else:
         letters = leaf.DeadLetters(theirs.Producer(servers), orders.dead, config=servers)
-    rest = {"config": config, "topics": [orders.source], "dead_letters": life.doomed(letters)}
+    rest = {
+        "config": config,
+        "topics": [orders.source],
+        "dead_letters": life.doomed(letters),
+    }
 
     async def in_event_loop() -> None:
-        async with importlib.import_module("confluent_kafka.aio").AIOConsumer(config) as client:
-            await leaf.AIOConsumer(client, life.guard, on_thread(life.handler), **rest).run(signals=True)
+        async with importlib.import_module("confluent_kafka.aio").AIOConsumer(
+            config
+        ) as client:
+            await leaf.AIOConsumer(
+                client, life.guard, on_thread(life.handler), **rest
+            ).run(signals=True)
 
     if aio:
         asyncio.run(in_event_loop())
@@ -269,7 +285,9 @@ async def aiokafka(life: Life) -> None:
         max_poll_records=orders.at_once, isolation_level="read_committed",
     )  # fmt: skip
     async with producer, client:
-        await leaf.Consumer(client, life.guard, life.ahandler, dead_letters=life.doomed(letters)).run(signals=True)
+        await leaf.Consumer(
+            client, life.guard, life.ahandler, dead_letters=life.doomed(letters)
+        ).run(signals=True)
 
 
 def pika(life: Life) -> None:
@@ -313,13 +331,19 @@ async def aio_pika(life: Life) -> None:
 def broker_of(package: str, url: str) -> Any:
     """Return a broker of one of FastStream's packages."""
     module = importlib.import_module(package)
-    return module.RabbitBroker(url) if package == RABBIT else module.KafkaBroker(url.partition("://")[2])
+    return (
+        module.RabbitBroker(url)
+        if package == RABBIT
+        else module.KafkaBroker(url.partition("://")[2])
+    )
 
 
 def subscriber_of(broker: Any, package: str, source: str) -> Any:
     """Return the decorator of the handler of a queue or topic, declared by whoever made it."""
     if package == RABBIT:
-        return broker.subscriber(importlib.import_module(package).RabbitQueue(source, declare=False))
+        return broker.subscriber(
+            importlib.import_module(package).RabbitQueue(source, declare=False)
+        )
     return broker.subscriber(source, group_id=source, auto_offset_reset="earliest")
 
 
@@ -335,7 +359,10 @@ def letters_of(package: str, broker: Any, url: str, dead: str) -> Any:
         leaf = importlib.import_module("mqauth.brokers.kafka")
         servers = url.partition("://")[2].split(",")
         return leaf.DeadLetters(
-            python.KafkaProducer(bootstrap_servers=servers, acks="all", enable_idempotence=False), dead
+            python.KafkaProducer(
+                bootstrap_servers=servers, acks="all", enable_idempotence=False
+            ),
+            dead,
         )
 
     return rabbit if package == RABBIT else topic
@@ -346,7 +373,11 @@ async def faststream(life: Life) -> None:
     ours: Any = importlib.import_module("mqauth.integrations.faststream")
     orders, package = life.orders, life.orders.client
     broker = broker_of(package, orders.url)
-    ours.protect(broker, guard=life.guard, dead_letters=letters_of(package, broker, orders.url, orders.dead))
+    ours.protect(
+        broker,
+        guard=life.guard,
+        dead_letters=letters_of(package, broker, orders.url, orders.dead),
+    )
 
     def handle(order: int, verified: Any) -> None:
         life.handler(verified)
@@ -378,10 +409,16 @@ def main(orders: Orders) -> None:
         undo.callback(os.close, handled)
         audit: Any = undo.enter_context(AuditFile(orders.audit, fsync=False))
         audit.write = doom.upon(audit.write, "audit")
-        store: Any = FileReplayStore(Path(orders.audit).with_suffix(".sqlite")) if not orders.redis else None
+        store: Any = (
+            FileReplayStore(Path(orders.audit).with_suffix(".sqlite"))
+            if not orders.redis
+            else None
+        )
         if orders.redis:
             stores: Any = importlib.import_module("mqauth.stores.redis")
-            store = stores.RedisReplayStore.from_url(orders.redis, timeout=1, namespace=orders.source)
+            store = stores.RedisReplayStore.from_url(
+                orders.redis, timeout=1, namespace=orders.source
+            )
         # What is confirmed by itself goes that way, too.
         store.confirm_many = doom.upon(store.confirm_many, "confirm")
         keys = load_key_set(Path(orders.keys).read_bytes())

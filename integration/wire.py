@@ -23,7 +23,9 @@ class Wire:
 
     def __init__(self, url: str, *others: str) -> None:
         self._parts = urlsplit(url)
-        self._places = [(each.hostname, each.port) for each in map(urlsplit, (url, *others))]
+        self._places = [
+            (each.hostname, each.port) for each in map(urlsplit, (url, *others))
+        ]
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._mute = asyncio.Event()
@@ -36,7 +38,9 @@ class Wire:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         port = self._server.sockets[0].getsockname()[1]
         place = self._parts.netloc.rpartition("@")
-        self.url = urlunsplit(self._parts._replace(netloc=f"{place[0]}{place[1]}127.0.0.1:{port}"))
+        self.url = urlunsplit(
+            self._parts._replace(netloc=f"{place[0]}{place[1]}127.0.0.1:{port}")
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -100,7 +104,9 @@ class Wire:
         if not mute.is_set():
             sink.write(data)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         """Connect a client to the server."""
         far_reader, far_writer = await self._connect()
         self._writers |= {writer, far_writer}
@@ -120,7 +126,10 @@ class Wire:
         return await asyncio.open_connection(host, port)
 
     async def _relay(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, say: Callable[[bytes], None]
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        say: Callable[[bytes], None],
     ) -> None:
         """Copy one direction until it ends."""
         try:

@@ -15,7 +15,13 @@ from mqauth._version import __version__
 if TYPE_CHECKING:
     from mqauth.audit.file import AuditFile, HeadFile
     from mqauth.audit.misuse import Alert, Detector, Thresholds
-    from mqauth.audit.sinks import CallableSink, FanOut, FloodGate, LoggingSink, MisuseWatch
+    from mqauth.audit.sinks import (
+        CallableSink,
+        FanOut,
+        FloodGate,
+        LoggingSink,
+        MisuseWatch,
+    )
     from mqauth.config.load import load
     from mqauth.errors import (
         Cause,
@@ -105,8 +111,15 @@ _NAMES: Final = {
     "audit.sinks": ("CallableSink", "FanOut", "FloodGate", "LoggingSink", "MisuseWatch"),
     "config.load": ("load",),
     "errors": (
-        "Cause", "ConfigurationError", "MalformedMessage", "MqauthError", "Reason", "Rejection", "RejectNow",
-        "RetryLater", "Unavailable",
+        "Cause",
+        "ConfigurationError",
+        "MalformedMessage",
+        "MqauthError",
+        "Reason",
+        "Rejection",
+        "RejectNow",
+        "RetryLater",
+        "Unavailable",
     ),
     "flow": ("Attempts",),
     "judging.pipeline": ("Outcome", "Pipeline", "Verdict"),
@@ -125,9 +138,11 @@ _NAMES: Final = {
     "stores.file": ("FileReplayStore",),
     "wire.keys": ("Key", "KeySet"),
     "wire.message": ("Message", "Origin"),
-}  # fmt: skip
+}
 """Which module has each public name; type checkers read the imports above instead."""
-_MODULES: Final = {name: f"mqauth.{module}" for module, names in _NAMES.items() for name in names}
+_MODULES: Final = {
+    name: f"mqauth.{module}" for module, names in _NAMES.items() for name in names
+}
 
 
 def __getattr__(name: str) -> Any:

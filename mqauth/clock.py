@@ -95,7 +95,9 @@ class Pause:
         """Note that a request brought no answer; of several that were under way together only the first counts."""
         if begun >= self._from:
             self.failures += 1
-            self.failing_since = begun if self.failing_since is None else self.failing_since
+            self.failing_since = (
+                begun if self.failing_since is None else self.failing_since
+            )
             self._from, self.until = now, now + self._backoff.step(self.failures)
 
     def answered(self) -> None:

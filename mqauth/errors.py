@@ -141,8 +141,12 @@ class Rejection(MqauthError):
         """Return the detail with what was found, and, if ``whole``, with what is configured."""
         claimed = " (claimed)" if self.is_claimed and self.found else ""
         halves = [self.detail, _listed(self.found) + claimed]
-        configured = [f"configured: {_listed(self.expected)}"] if whole and self.expected else []
-        return "; ".join(part for part in (": ".join(filter(None, halves)), *configured) if part)
+        configured = (
+            [f"configured: {_listed(self.expected)}"] if whole and self.expected else []
+        )
+        return "; ".join(
+            part for part in (": ".join(filter(None, halves)), *configured) if part
+        )
 
 
 def _listed(details: Mapping[str, str]) -> str:
@@ -207,7 +211,11 @@ class ConfigurationError(MqauthError):
     code = "configuration"
 
 
-def require(condition: T | None, refusal: str, error: Callable[[str], Exception] = ConfigurationError) -> T:
+def require(
+    condition: T | None,
+    refusal: str,
+    error: Callable[[str], Exception] = ConfigurationError,
+) -> T:
     """Refuse a setting, a key, an argument or an input unless a condition holds.
 
     Args:
@@ -266,7 +274,9 @@ def needs_extra(extra: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         library = str(error.name).partition(".")[0]
-        raise ModuleNotFoundError(f"no module {library!r}: pip install 'mqauth[{extra}]'", name=library) from None
+        raise ModuleNotFoundError(
+            f"no module {library!r}: pip install 'mqauth[{extra}]'", name=library
+        ) from None
 
 
 class KeyChanged(MqauthError):

@@ -22,7 +22,14 @@ from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeGuard, TypeVar
 import tenacity
 
 from mqauth.clock import Backoff
-from mqauth.errors import Cause, ConfigurationError, RejectNow, RetryLater, Unavailable, require
+from mqauth.errors import (
+    Cause,
+    ConfigurationError,
+    RejectNow,
+    RetryLater,
+    Unavailable,
+    require,
+)
 
 
 class ColourError(ConfigurationError):
@@ -132,7 +139,9 @@ def is_last(attempts: Attempts, failures: int, error: Exception) -> bool:
 def pause(attempts: Attempts, failures: int) -> Flow[None]:
     """Wait as long as is due before the attempt that follows so many failures in a row."""
     waits = Backoff(first=attempts.wait, longest=attempts.wait_max)
-    yield Call(_SLEEP, (waits.wait(failures - 1) if failures > 1 else 0.0,), _SLEEP_ON_LOOP)
+    yield Call(
+        _SLEEP, (waits.wait(failures - 1) if failures > 1 else 0.0,), _SLEEP_ON_LOOP
+    )
 
 
 def at_once(cause: Cause, function: Callable[..., Any], *args: Any) -> Any:
@@ -188,7 +197,9 @@ def run(flow: Flow[R]) -> R:
             if result is not None and is_awaitable(result):
                 if inspect.iscoroutine(result):
                     result.close()
-                raise ColourError("an asynchronous plug-in or handler was given to a synchronous consumer")
+                raise ColourError(
+                    "an asynchronous plug-in or handler was given to a synchronous consumer"
+                )
         except Exception as raised:
             error = raised
 
@@ -199,7 +210,9 @@ async def arun(flow: Flow[R]) -> R:
     return await resume(begun) if isinstance(begun, Waiting) else begun
 
 
-def begin(flow: Flow[R], result: Any = None, error: Exception | None = None) -> R | Waiting[R]:
+def begin(
+    flow: Flow[R], result: Any = None, error: Exception | None = None
+) -> R | Waiting[R]:
     """Run a flow inside an event loop until something has to be awaited; ``resume`` goes on from there.
 
     An exception of a call that is no ``Exception`` is raised by ``resume``, whose caller looks after the flow by
@@ -255,7 +268,11 @@ def requires_two(function: Callable[..., object]) -> bool:
     """Return whether a function has to be called with two positional arguments at least."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:
-        parameters = [each for each in inspect.signature(function).parameters.values() if each.kind in kinds]
+        parameters = [
+            each
+            for each in inspect.signature(function).parameters.values()
+            if each.kind in kinds
+        ]
     # Some functions in C have no signature.
     except (TypeError, ValueError):
         return False

@@ -26,7 +26,16 @@ from typing import Any, Final
 
 from mqauth.clock import Clock
 
-__all__ = ["EVENTS", "FIELDS", "AddMessage", "JSONFormatter", "Rate", "emit", "error_id", "harmless"]
+__all__ = [
+    "EVENTS",
+    "FIELDS",
+    "AddMessage",
+    "JSONFormatter",
+    "Rate",
+    "emit",
+    "error_id",
+    "harmless",
+]
 MAX_TEXT: Final = 256
 MAX_MESSAGE: Final = 1024
 """Characters of an exception's message."""
@@ -66,9 +75,17 @@ _TABLE: Final = (
         "connection.lost connection.unavailable consumer.backlog_expires consumer.full consumer.grace_over "
         "consumer.resumed consumer.sink_missing consumer.widened",
     ),
-    ("delivery", logging.ERROR, "claim.lost client.no_answer consumer.ended consumer.stalled"),
+    (
+        "delivery",
+        logging.ERROR,
+        "claim.lost client.no_answer consumer.ended consumer.stalled",
+    ),
     ("delivery", logging.CRITICAL, "consumer.failed consumer.narrowed message.left"),
-    ("kafka", logging.INFO, "client.partitions_added client.producer_stopped producer.small_buffer"),
+    (
+        "kafka",
+        logging.INFO,
+        "client.partitions_added client.producer_stopped producer.small_buffer",
+    ),
     (
         "kafka",
         logging.WARNING,
@@ -80,7 +97,11 @@ _TABLE: Final = (
         logging.ERROR,
         "client.assignment_unknown client.listener_failed producer.unsent record.skipped reply.lost",
     ),
-    ("kafka", logging.CRITICAL, "client.offset_out_of_range client.partitions_unmarked reply.failed"),
+    (
+        "kafka",
+        logging.CRITICAL,
+        "client.offset_out_of_range client.partitions_unmarked reply.failed",
+    ),
     ("keys", logging.WARNING, "issuer.ending keys.changed"),
     ("keys", logging.ERROR, "keys.callback_failed keys.fetch_failed"),
     ("keys", logging.CRITICAL, "issuer.overdue"),
@@ -121,7 +142,9 @@ _TABLE: Final = (
     ("telemetry", logging.WARNING, "telemetry.gauge_failed"),
 )
 EVENTS: Final[Mapping[str, tuple[str, int]]] = {
-    event: (f"mqauth.{name}", level) for name, level, events in _TABLE for event in events.split()
+    event: (f"mqauth.{name}", level)
+    for name, level, events in _TABLE
+    for event in events.split()
 }
 """All events: the logger of each, and its usual level."""
 FIELDS: Final[Mapping[str, str]] = {
@@ -135,7 +158,14 @@ FIELDS: Final[Mapping[str, str]] = {
 }
 """The fields that have a name at OpenTelemetry; every other field of ours is ``mqauth.`` and its name in JSON."""
 _STANDARD: Final = frozenset(
-    (*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message", *FIELDS)
+    (
+        *vars(logging.makeLogRecord({})),
+        "message",
+        "asctime",
+        "taskName",
+        "color_message",
+        *FIELDS,
+    )
 )
 HANDLING: Final[ContextVar[Any]] = ContextVar("mqauth.handling", default=None)
 """The delivery whose handler runs in this context."""
@@ -145,7 +175,10 @@ def harmless(text: str, limit: int = MAX_TEXT) -> str:
     """Return text of at most ``limit`` characters, with those escaped that a terminal or viewer might act on."""
     # Cut before it is escaped too, so that a huge text costs no more than its beginning.
     escaped = _UNPRINTABLE.sub(
-        lambda match: match.group().encode("unicode_escape", "backslashreplace").decode("ascii"), text[: limit + 1]
+        lambda match: (
+            match.group().encode("unicode_escape", "backslashreplace").decode("ascii")
+        ),
+        text[: limit + 1],
     )
     return escaped if len(escaped) <= limit else escaped[: limit - 1] + "\u2026"
 
@@ -153,7 +186,12 @@ def harmless(text: str, limit: int = MAX_TEXT) -> str:
 def redacted(text: str) -> str:
     """Return a text in which each token is replaced."""
     # A kid is random, and one of some thousands holds "eyJ", too: it has 43 characters, and no second part.
-    return _TOKEN.sub(lambda match: REDACTED if match[1].strip(".~") or len(match[0]) > 44 else match[0], text)
+    return _TOKEN.sub(
+        lambda match: (
+            REDACTED if match[1].strip(".~") or len(match[0]) > 44 else match[0]
+        ),
+        text,
+    )
 
 
 def emit(
@@ -196,11 +234,15 @@ def error_fields(error: BaseException, *, messages: bool = True) -> dict[str, st
     chain: list[str] = []
     link: BaseException | None = error
     while link is not None and len(chain) < 4:
-        frames = traceback.StackSummary.extract(traceback.walk_tb(link.__traceback__), limit=-30)
+        frames = traceback.StackSummary.extract(
+            traceback.walk_tb(link.__traceback__), limit=-30
+        )
         message = f": {_message(link)}" if messages else ""
         # The lines of source are the service's own; a token in one is a mistake all the same.
         lines = redacted("".join(frames.format()))
-        chain.append(f"Traceback (most recent call last):\n{lines}{_type_of(link)}{message}")
+        chain.append(
+            f"Traceback (most recent call last):\n{lines}{_type_of(link)}{message}"
+        )
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     trace = "\n\nIt was raised while this was handled:\n\n".join(reversed(chain))
     fields = {"exception_type": kind, "exception_stacktrace": trace}
@@ -214,13 +256,20 @@ def error_id(error: BaseException) -> str:
     nor of the standard library: line numbers change with every release.
     """
     # Each once: a recursion has any depth, and an exception that is raised again and again grows its traceback.
-    frames = dict.fromkeys(f"{module} {function}" for module, function, _ in _their_frames(error))
-    return sha256("\n".join((_type_of(error), *frames)).encode("utf-8", "backslashreplace")).hexdigest()[:12]
+    frames = dict.fromkeys(
+        f"{module} {function}" for module, function, _ in _their_frames(error)
+    )
+    return sha256(
+        "\n".join((_type_of(error), *frames)).encode("utf-8", "backslashreplace")
+    ).hexdigest()[:12]
 
 
 def place_of(error: BaseException) -> str:
     """Return where a handler's own code raised an exception or called what did: ``module.function (file:1)``."""
-    places = [f"{module}.{function} ({where})" for module, function, where in _their_frames(error)]
+    places = [
+        f"{module}.{function} ({where})"
+        for module, function, where in _their_frames(error)
+    ]
     return places[-1] if places else ""
 
 
@@ -235,7 +284,11 @@ def _their_frames(error: BaseException) -> Iterator[tuple[str, str, str]]:
 
 def _type_of(error: BaseException) -> str:
     kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
 
 
 def _message(error: BaseException) -> str:
@@ -272,7 +325,9 @@ class Rate:
         self._kinds: dict[str, dict[tuple[object, ...], _Limited]] = {}
         self._due = math.inf
 
-    def admits(self, event: str, kind: tuple[object, ...], last: Mapping[str, Any]) -> bool:
+    def admits(
+        self, event: str, kind: tuple[object, ...], last: Mapping[str, Any]
+    ) -> bool:
         """Return whether a line is to be written now; else it is counted.
 
         Args:
@@ -286,7 +341,11 @@ class Rate:
             counted = kinds.get(kind)
             if counted is None and len(kinds) >= KINDS:
                 # The kinds that were silent for a minute are forgotten.
-                for silent in [name for name, lines in kinds.items() if now >= lines.ends and not lines.left_out]:
+                for silent in [
+                    name
+                    for name, lines in kinds.items()
+                    if now >= lines.ends and not lines.left_out
+                ]:
                     del kinds[silent]
                 if len(kinds) >= KINDS:
                     kind, counted = _OTHER, kinds.get(_OTHER)
@@ -301,24 +360,42 @@ class Rate:
 
     def tick(self, *, all_of_them: bool = False) -> None:
         """Write the lines that stand for those left out, where their minute is over; cheap where none is due."""
-        if self._due == math.inf or not (all_of_them or self._clock.monotonic() >= self._due):
+        if self._due == math.inf or not (
+            all_of_them or self._clock.monotonic() >= self._due
+        ):
             return
-        now, over = self._clock.monotonic(), list[tuple[str, tuple[object, ...], int, float, Mapping[str, Any]]]()
+        now, over = (
+            self._clock.monotonic(),
+            list[tuple[str, tuple[object, ...], int, float, Mapping[str, Any]]](),
+        )
         with self._lock:
             self._due = math.inf
             for event, kinds in self._kinds.items():
                 for kind, lines in kinds.items():
                     if lines.left_out and (all_of_them or now >= lines.ends):
-                        over.append((event, kind, lines.left_out, EVERY + now - lines.ends, lines.last))
+                        over.append(
+                            (
+                                event,
+                                kind,
+                                lines.left_out,
+                                EVERY + now - lines.ends,
+                                lines.last,
+                            )
+                        )
                         lines.ends, lines.left_out, lines.last = now + EVERY, 0, {}
                     elif lines.left_out:
                         self._due = min(self._due, lines.ends)
         # Written without the lock.
         for event, kind, left_out, seconds, last in over:
             emit(
-                event, "%s: and %s more in %d s", ", ".join(map(str, kind)), f"{left_out:,}", seconds,
-                left_out=left_out, **last,
-            )  # fmt: skip
+                event,
+                "%s: and %s more in %d s",
+                ", ".join(map(str, kind)),
+                f"{left_out:,}",
+                seconds,
+                left_out=left_out,
+                **last,
+            )
 
 
 class AddMessage(logging.Filter):
@@ -330,7 +407,10 @@ class AddMessage(logging.Filter):
         if delivery is not None and not hasattr(record, "event"):
             fields = {"destination": delivery.message.destination}
             if delivery.verified is not None:
-                fields |= {"subject": delivery.verified.subject, "jti": delivery.verified.jti}
+                fields |= {
+                    "subject": delivery.verified.subject,
+                    "jti": delivery.verified.jti,
+                }
             vars(record).update({name: harmless(text) for name, text in fields.items()})
             record.mqauth_fields = tuple(fields)
         return True
@@ -347,7 +427,9 @@ class JSONFormatter(logging.Formatter):
         """Return the line of a record."""
         ours = getattr(record, "mqauth_fields", ())
         fields: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(
+                timespec="milliseconds"
+            ),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
@@ -359,4 +441,7 @@ class JSONFormatter(logging.Formatter):
                 fields[f"mqauth.{name}" if name in ours else name] = value
         if record.exc_info:
             fields["exception.stacktrace"] = self.formatException(record.exc_info)
-        return json.dumps({name: value for name, value in fields.items() if value is not None}, default=str)
+        return json.dumps(
+            {name: value for name, value in fields.items() if value is not None},
+            default=str,
+        )

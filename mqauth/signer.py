@@ -8,8 +8,25 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypedDict
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
-from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable, require
-from mqauth.wire import base64url, batch, claims, destination, envelope, jws, memo, template, workload
+from mqauth.errors import (
+    Cause,
+    ConfigurationError,
+    KeyChanged,
+    MalformedMessage,
+    Unavailable,
+    require,
+)
+from mqauth.wire import (
+    base64url,
+    batch,
+    claims,
+    destination,
+    envelope,
+    jws,
+    memo,
+    template,
+    workload,
+)
 from mqauth.wire.identity import Identity
 from mqauth.wire.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
 from mqauth.wire.message import Form, HeaderNames, Message, form_of, message_of
@@ -45,12 +62,16 @@ def check_batching(batch: int, linger: float) -> None:
         ConfigurationError: one is.
     """
     require(
-        type(batch) is int and 1 <= batch <= claims.MAX_BATCH and 0 <= linger <= MAX_LINGER,
+        type(batch) is int
+        and 1 <= batch <= claims.MAX_BATCH
+        and 0 <= linger <= MAX_LINGER,
         f"batch is 1 to {claims.MAX_BATCH}, linger 0 to {MAX_LINGER:.0f} seconds",
     )
 
 
-@dataclass(slots=True, eq=False)  # not frozen: that would be a tenth of what a message costs
+@dataclass(
+    slots=True, eq=False
+)  # not frozen: that would be a tenth of what a message costs
 class Prepared:
     """A message that waits for the signature of its batch; messages of one ``group`` may share it.
 
@@ -123,7 +144,10 @@ class Signer:
             type(lifetime) is int and 1 <= lifetime <= MAX_LIFETIME,
             f"lifetime is 1 to {MAX_LIFETIME} whole seconds",
         )
-        require(not isinstance(cover, str), "cover is a list of names: a text would cover its letters")
+        require(
+            not isinstance(cover, str),
+            "cover is a list of names: a text would cover its letters",
+        )
         if isinstance(key, SigningKeySource):
             self._key_now: Callable[[], SigningKey] = key.signing_key
         else:
@@ -150,7 +174,9 @@ class Signer:
         self._randomness = randomness
         self._singles = memo.Memo(self._single)
         self._groups = memo.Memo(self._group)
-        with suppress(Unavailable):  # a key that is out of reach now may be reachable once there is a message
+        with suppress(
+            Unavailable
+        ):  # a key that is out of reach now may be reachable once there is a message
             self._signing_key()
 
     @property
@@ -212,7 +238,9 @@ class Signer:
         for places in groups.values():
             for at in range(0, len(places), claims.MAX_BATCH):
                 part = places[at : at + claims.MAX_BATCH]
-                for number, token in zip(part, self._tokens([prepared[number] for number in part]), strict=True):
+                for number, token in zip(
+                    part, self._tokens([prepared[number] for number in part]), strict=True
+                ):
                     tokens[number] = token
         return tokens
 
@@ -229,7 +257,10 @@ class Signer:
         names = self._names(form)
         binding = claims.Binding(dst=form[0], bod=None, key=None, hdr=names, hds="")
         sample = self._claims(self._audiences.get(form[0], self._audience), "", binding)
-        return _Single(template.pieces_of(sample, binding, self._build), envelope.encoder(form, names))
+        return _Single(
+            template.pieces_of(sample, binding, self._build),
+            envelope.encoder(form, names),
+        )
 
     def _group(self, form: Form) -> _Group:
         # sorted, so that messages whose headers come in another order share a signature
@@ -245,7 +276,11 @@ class Signer:
         """
         destination.parse(form[0])
         envelope.refuse_token(form[1])
-        names = self._left.without(envelope.application_headers(form)) if self._cover is None else self._cover
+        names = (
+            self._left.without(envelope.application_headers(form))
+            if self._cover is None
+            else self._cover
+        )
         envelope.refuse_case_twins(form, names)
         return names
 
@@ -262,12 +297,20 @@ class Signer:
 
     def _tokens(self, group: list[Prepared]) -> Sequence[str | MalformedMessage]:
         """Return the tokens of one group; where they are too large with their proofs, each has its own."""
-        made = self._batch_tokens(group) if len(group) > 1 else [self._single_token(group[0].message)]
+        made = (
+            self._batch_tokens(group)
+            if len(group) > 1
+            else [self._single_token(group[0].message)]
+        )
         if max(map(len, made)) <= jws.MAX_TOKEN:
             return made
         if len(group) > 1:
             return [token for each in group for token in self._tokens([each])]
-        return [MalformedMessage(f"the token is over {jws.MAX_TOKEN} bytes: cover fewer headers")]
+        return [
+            MalformedMessage(
+                f"the token is over {jws.MAX_TOKEN} bytes: cover fewer headers"
+            )
+        ]
 
     def _batch_tokens(self, group: list[Prepared]) -> list[str]:
         """Return the token of a batch, each time with another proof."""
@@ -275,8 +318,12 @@ class Signer:
         audience = self._audiences.get(destination, self._audience)
         leaves = [batch.leaf_of(member.message, member.headers) for member in group]
         tree = batch.Tree([batch.leaf_hash(leaf) for leaf in leaves])
-        mqa = claims.Batch(root=base64url.encode(tree.root).decode("ascii"), size=len(group), hdr=names)
-        token = self._token(self._build(self._claims(audience, self._jti().decode("ascii"), mqa)))
+        mqa = claims.Batch(
+            root=base64url.encode(tree.root).decode("ascii"), size=len(group), hdr=names
+        )
+        token = self._token(
+            self._build(self._claims(audience, self._jti().decode("ascii"), mqa))
+        )
         return [
             token + batch.proof_text(index, batch.shorts_of(leaf), path)
             for index, (leaf, path) in enumerate(zip(leaves, tree.paths(), strict=True))
@@ -296,9 +343,14 @@ class Signer:
         key = self._signing_key()
         if not isinstance(key, workload.WorkloadKey):
             raise ConfigurationError("the key is no identity")
-        if key.identity.expires < self._clock.now() + self.lifetime + _spare(key.identity):
+        if key.identity.expires < self._clock.now() + self.lifetime + _spare(
+            key.identity
+        ):
             whose = f"{key.host}: " if key.host else ""
-            raise Unavailable(Cause.KEYS_UNAVAILABLE, f"{whose}the identity ends too soon for another token")
+            raise Unavailable(
+                Cause.KEYS_UNAVAILABLE,
+                f"{whose}the identity ends too soon for another token",
+            )
         return key
 
     def _signing_key(self) -> SigningKey:
@@ -307,23 +359,33 @@ class Signer:
         if key is not self._checked:
             # what cannot sign, what signs tokens nobody could accept, and a key that names other subjects only
             signs = callable(getattr(key, "sign", None))
-            require(signs, "the key cannot sign: for a keystore folder use mqauth.ActiveKey")
+            require(
+                signs, "the key cannot sign: for a keystore folder use mqauth.ActiveKey"
+            )
             known = getattr(key, "algorithm", None) in ALGORITHMS
             require(known, f"the key's algorithm is none of {', '.join(ALGORITHMS)}")
             kid = claims.is_name(getattr(key, "kid", None), 1, MAX_KID)
             require(kid, f"the key's kid is text of 1 to {MAX_KID} characters")
             subjects = getattr(key, "subjects", None)
             named = ", ".join(sorted(subjects or ()))
-            others = f"the key {key.kid} does not speak for {self.subject}, but for {named}"
+            others = (
+                f"the key {key.kid} does not speak for {self.subject}, but for {named}"
+            )
             require(subjects is None or self.subject in subjects, others)
             require(
                 self._is_identity == isinstance(key, workload.WorkloadKey)
-                and (not isinstance(key, workload.WorkloadKey) or key.identity.trust_domain == self.issuer),
+                and (
+                    not isinstance(key, workload.WorkloadKey)
+                    or key.identity.trust_domain == self.issuer
+                ),
                 "the issuer of an identity is its trust domain, and its key comes as IdentityKey or WITKey",
             )
             if isinstance(key, workload.WorkloadKey) and key.identity.issued is not None:
                 # It is renewed at half its life, and has to prove tokens until then.
-                life, spare = key.identity.expires - key.identity.issued, _spare(key.identity)
+                life, spare = (
+                    key.identity.expires - key.identity.issued,
+                    _spare(key.identity),
+                )
                 require(
                     2 * (self.lifetime + spare) <= life,
                     f"lifetime is {self.lifetime} s; with {spare} s to spare it must be at most half of the"
@@ -335,7 +397,9 @@ class Signer:
     def _jti(self) -> bytes:
         return base64url.encode(self._randomness(16))
 
-    def _claims(self, audience: str, jti: str, mqa: claims.Binding | claims.Batch) -> claims.Claims:
+    def _claims(
+        self, audience: str, jti: str, mqa: claims.Binding | claims.Batch
+    ) -> claims.Claims:
         """Return the claims of one token, valid from now."""
         now = int(self._clock.now())
         return claims.Claims(
@@ -359,16 +423,28 @@ def _form_of(message: Message) -> Form:
 def _with_token(message: Message, token: str) -> Message:
     """Return the message with its token; ``dataclasses.replace`` takes six times as long."""
     return message_of(
-        message.destination, message.body, message.key, message.properties, envelope.attach(message, token),
-        message.origin, message.native, message.malformed,
-    )  # fmt: skip
+        message.destination,
+        message.body,
+        message.key,
+        message.properties,
+        envelope.attach(message, token),
+        message.origin,
+        message.native,
+        message.malformed,
+    )
 
 
 def _spare(identity: Identity) -> int:
     """Return the seconds by which an identity outlives each token; a sixth of its life, if that is less."""
-    return SPARE if identity.issued is None else min(SPARE, (identity.expires - identity.issued) // 6)
+    return (
+        SPARE
+        if identity.issued is None
+        else min(SPARE, (identity.expires - identity.issued) // 6)
+    )
 
 
 def _check_names(**names: object) -> None:
     for name, value in names.items():
-        require(claims.is_name(value), f"{name} is text of 1 to {claims.MAX_NAME} characters")
+        require(
+            claims.is_name(value), f"{name} is text of 1 to {claims.MAX_NAME} characters"
+        )

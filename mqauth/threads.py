@@ -37,11 +37,15 @@ class DaemonThread(Executor):
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = (
+            SimpleQueue()
+        )
         self._thread: threading.Thread | None = None
         self._ended = False
 
-    def submit(self, work: Callable[..., Any], /, *args: Any, **settings: Any) -> Future[Any]:
+    def submit(
+        self, work: Callable[..., Any], /, *args: Any, **settings: Any
+    ) -> Future[Any]:
         """Make a call after those before it; for one caller at a time, such as an event loop's thread.
 
         Raises:

@@ -41,8 +41,14 @@ class Answered(NamedTuple):
 
 def jws(header: Mapping[str, Any], claims: Mapping[str, Any], key: Key) -> str:
     """Return a JWS of exactly this header and these claims."""
-    data = base64url.encode(strict_json.dumps(header)) + b"." + base64url.encode(strict_json.dumps(claims))
-    return (data + b"." + base64url.encode(LocalSigningKey(key).sign(data))).decode("ascii")
+    data = (
+        base64url.encode(strict_json.dumps(header))
+        + b"."
+        + base64url.encode(strict_json.dumps(claims))
+    )
+    return (data + b"." + base64url.encode(LocalSigningKey(key).sign(data))).decode(
+        "ascii"
+    )
 
 
 class World:
@@ -55,7 +61,9 @@ class World:
         settings: of ``IdentityAuthority``.
     """
 
-    def __init__(self, folder: Path, *, url: str = URL, clock: Any = None, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, *, url: str = URL, clock: Any = None, **settings: Any
+    ) -> None:
         self.url = url
         self.clock: Any = clock or FakeClock()
         self.cluster = CLUSTER_KEY
@@ -67,22 +75,39 @@ class World:
         self.file = AuditFile(self.path, fsync=False)
         self.audit: Any = MisuseWatch(FloodGate(self.file), Detector(), clock=self.clock)
         self.grants = [
-            Grant(credential="cluster", match={"sub": ACCOUNT}, subject=ORDERS, claims={"env": "prod"}),
+            Grant(
+                credential="cluster",
+                match={"sub": ACCOUNT},
+                subject=ORDERS,
+                claims={"env": "prod"},
+            ),
             Grant(credential="machines", match={"sub": "orders-api"}, subject=ORDERS),
         ]
-        self.sources: dict[str, Any] = {CLUSTER: KeySet([self.cluster]), MACHINES: KeySet([self.machine])}
+        self.sources: dict[str, Any] = {
+            CLUSTER: KeySet([self.cluster]),
+            MACHINES: KeySet([self.machine]),
+        }
         refusals = settings.pop("refusals", 60)
         self.authority = self.start(**settings)
         keys = KeyServer([self.keystore.folder], most=60, clock=self.clock)
-        self.server = AuthorityServer(self.authority, keys, refusals=refusals, clock=self.clock)
+        self.server = AuthorityServer(
+            self.authority, keys, refusals=refusals, clock=self.clock
+        )
 
     def start(self, **settings: Any) -> IdentityAuthority:
         """Return the authority."""
         cluster = CredentialIssuer(
-            name="cluster", issuer=CLUSTER, keys=self.sources[CLUSTER], max_lifetime=settings.pop("longest", 7200)
+            name="cluster",
+            issuer=CLUSTER,
+            keys=self.sources[CLUSTER],
+            max_lifetime=settings.pop("longest", 7200),
         )
         machines = CredentialIssuer(
-            name="machines", issuer=MACHINES, keys=self.sources[MACHINES], max_lifetime=300, enrolment=True
+            name="machines",
+            issuer=MACHINES,
+            keys=self.sources[MACHINES],
+            max_lifetime=300,
+            enrolment=True,
         )
         self.desk = CredentialDesk(
             issuers=[cluster, machines],
@@ -106,7 +131,9 @@ class World:
         key, now = key or self.cluster, int(self.clock.now())
         said = {"iss": CLUSTER, "sub": ACCOUNT, "aud": [self.url], "iat": now, "nbf": now, "exp": now + 3600,
                 "jti": "t1", "kubernetes.io": {"namespace": "shop", "pod": {"name": "orders-1"}}}  # fmt: skip
-        return jws(bent({"alg": key.algorithm, "kid": key.kid}, header), bent(said, claims), key)
+        return jws(
+            bent({"alg": key.algorithm, "kid": key.kid}, header), bent(said, claims), key
+        )
 
     def enrolment(
         self, *, header: Mapping[str, Any] | None = None, claims: Mapping[str, Any] | None = None,
@@ -114,7 +141,14 @@ class World:
     ) -> str:  # fmt: skip
         """Return a credential of a machine's own keystore, with any mistake."""
         key, now = key or self.machine, int(self.clock.now())
-        said = {"iss": MACHINES, "sub": "orders-api", "aud": self.url, "iat": now, "exp": now + 60, "jti": "m1"}
+        said = {
+            "iss": MACHINES,
+            "sub": "orders-api",
+            "aud": self.url,
+            "iat": now,
+            "exp": now + 60,
+            "jti": "m1",
+        }
         parameters = {"alg": key.algorithm, "kid": key.kid, "typ": "mqauth-enrol+jwt"}
         return jws(bent(parameters, header), bent(said, claims), key)
 
@@ -126,7 +160,11 @@ class World:
         key = key or self.key
         said = {"htm": "POST", "htu": f"{self.url}/v1/identity", "iat": int(self.clock.now()), "jti": "p1",
                 "ath": base64url.digest(credential.encode())}  # fmt: skip
-        parameters = {"typ": "dpop+jwt", "alg": key.algorithm, "jwk": public_members(key.public)}
+        parameters = {
+            "typ": "dpop+jwt",
+            "alg": key.algorithm,
+            "jwk": public_members(key.public),
+        }
         return jws(bent(parameters, header), bent(said, claims), signer or key)
 
     # --- asking ---------------------------------------------------------------------------------------------
@@ -138,15 +176,26 @@ class World:
         """Ask for an identity; what is left out is honest."""
         credential = self.credential() if credential is None else credential
         proof = self.proof(credential) if proof is None else proof
-        given = [(b"authorization", f"{scheme} {credential}".encode()), (b"dpop", proof.encode())]
-        return self.request("POST", "/v1/identity", given if headers is None else headers, body, address)
+        given = [
+            (b"authorization", f"{scheme} {credential}".encode()),
+            (b"dpop", proof.encode()),
+        ]
+        return self.request(
+            "POST", "/v1/identity", given if headers is None else headers, body, address
+        )
 
     def request(
         self, method: str, path: str, headers: list[tuple[bytes, bytes]] | None = None, body: bytes = b"",
         address: str = "10.0.0.7",
     ) -> Answered:  # fmt: skip
         """Send one request to the application."""
-        scope = {"type": "http", "method": method, "path": path, "headers": headers or [], "client": (address, 1)}
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "headers": headers or [],
+            "client": (address, 1),
+        }
         return asyncio.run(_answered(self.server, scope, body))
 
     def records(self) -> list[dict[str, Any]]:
@@ -159,10 +208,16 @@ class World:
 
     def alerts(self) -> list[str]:
         """Return the kinds of the alerts."""
-        return [record["alert"]["kind"] for record in self.all_records() if record["verdict"] == "alert"]
+        return [
+            record["alert"]["kind"]
+            for record in self.all_records()
+            if record["verdict"] == "alert"
+        ]
 
 
-async def _answered(server: Callable[..., Any], scope: dict[str, Any], body: bytes) -> Answered:
+async def _answered(
+    server: Callable[..., Any], scope: dict[str, Any], body: bytes
+) -> Answered:
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -173,4 +228,6 @@ async def _answered(server: Callable[..., Any], scope: dict[str, Any], body: byt
 
     await server(scope, receive, send)
     raw = sent[1]["body"]
-    return Answered(sent[0]["status"], json.loads(raw) if raw else {}, dict(sent[0]["headers"]))
+    return Answered(
+        sent[0]["status"], json.loads(raw) if raw else {}, dict(sent[0]["headers"])
+    )

@@ -77,13 +77,20 @@ class Plugs:
 class World:
     """One pipeline with everything around it; ``asynchronous`` plug-ins are run by ``arun``."""
 
-    def __init__(self, clock: FakeClock, forge: Forge, asynchronous: bool = False, **settings: Any) -> None:
+    def __init__(
+        self, clock: FakeClock, forge: Forge, asynchronous: bool = False, **settings: Any
+    ) -> None:
         self.clock = clock
         self.forge = forge
         self._asynchronous = asynchronous
         self.memory = MemoryReplayStore(clock=clock)
         memory, rules = self.memory, forge.policy(RABBITMQ, KAFKA)
-        self.store: Any = Plugs(asynchronous, claim=memory.claim, confirm=memory.confirm, release=memory.release)
+        self.store: Any = Plugs(
+            asynchronous,
+            claim=memory.claim,
+            confirm=memory.confirm,
+            release=memory.release,
+        )
         self.audit: Any = Plugs(asynchronous, write=lambda record: record.as_dict())
         self.letters: Any = Plugs(asynchronous, publish=self._publish)
         self.policy: Any = Plugs(asynchronous, decide=rules.decide)
@@ -150,7 +157,12 @@ def kafka_message(offset: int = 0, **changes: Any) -> Message:
         destination=KAFKA,
         body=b"hello",
         key=b"42",
-        headers=(("content-type", b"text/plain"), ("tenant", b"acme"), ("tag", b"1"), ("tag", b"2")),
+        headers=(
+            ("content-type", b"text/plain"),
+            ("tenant", b"acme"),
+            ("tag", b"1"),
+            ("tag", b"2"),
+        ),
         origin=Origin(topic="orders", partition=0, offset=offset),
     )
     return replace(message, **changes)
@@ -253,7 +265,9 @@ def forge(clock: FakeClock) -> Forge:
 
 
 @pytest.fixture(params=[False, True], ids=["run", "arun"])
-def make_world(request: pytest.FixtureRequest, clock: FakeClock, forge: Forge) -> Callable[..., World]:
+def make_world(
+    request: pytest.FixtureRequest, clock: FakeClock, forge: Forge
+) -> Callable[..., World]:
     """A maker of worlds, in both colours."""
     return lambda **settings: World(clock, forge, request.param, **settings)
 

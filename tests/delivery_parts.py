@@ -49,14 +49,23 @@ def deferred(cause: Cause, party: str | None = None) -> Outcome:
 
 def delivery(step: Step = Step.JUDGE, body: bytes = b"") -> Delivery:
     """Return a delivery that has come to a step."""
-    return Delivery(message=Message(destination="rabbitmq:/q", body=body), received=0, step=step)
+    return Delivery(
+        message=Message(destination="rabbitmq:/q", body=body), received=0, step=step
+    )
 
 
 def held(
-    cause: Cause, step: Step = Step.JUDGE, *, said: Said | None = None, limit: int = NO_LIMIT, since: float = 0
+    cause: Cause,
+    step: Step = Step.JUDGE,
+    *,
+    said: Said | None = None,
+    limit: int = NO_LIMIT,
+    since: float = 0,
 ) -> HeldDelivery:
     """Return a delivery that waits for a cause, received at the clock's start."""
-    return HeldDelivery(Slot(None, said or Said(), 0, limit), delivery(step), deferred(cause), since)
+    return HeldDelivery(
+        Slot(None, said or Said(), 0, limit), delivery(step), deferred(cause), since
+    )
 
 
 def hold(
@@ -67,4 +76,6 @@ def hold(
     issuers: Sequence[str] = ("https://ours",),
 ) -> Hold:
     """Return what holds, on a clock that counts from 0."""
-    return Hold(clock, seconds=seconds, consumer_timeout=timeout, max_held=20, issuers=issuers)
+    return Hold(
+        clock, seconds=seconds, consumer_timeout=timeout, max_held=20, issuers=issuers
+    )

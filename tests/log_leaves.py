@@ -117,7 +117,9 @@ class ConfluentClient(confluent_kafka.Producer):
             raise outcome
         self.sent.append({"topic": topic, "value": value, **record})
         told = record.get("on_delivery") or (lambda *_: None)
-        self.waiting.append(lambda: told(outcome, confluent_kafka.Message(topic=topic, value=value)))
+        self.waiting.append(
+            lambda: told(outcome, confluent_kafka.Message(topic=topic, value=value))
+        )
 
     def poll(self, timeout: float = -1) -> int:
         waiting, self.waiting = ([], self.waiting) if self.deaf else (self.waiting, [])
@@ -140,8 +142,12 @@ class ConfluentClient(confluent_kafka.Producer):
     def begin_transaction(self) -> None:
         self.calls.append("begin")
 
-    def send_offsets_to_transaction(self, positions: Any, group_metadata: Any, timeout: float = -1) -> None:
-        self.calls.append([(each.topic, each.offset, each.metadata) for each in positions])
+    def send_offsets_to_transaction(
+        self, positions: Any, group_metadata: Any, timeout: float = -1
+    ) -> None:
+        self.calls.append(
+            [(each.topic, each.offset, each.metadata) for each in positions]
+        )
 
     def commit_transaction(self, timeout: float = -1) -> None:
         self.calls.append("commit")
@@ -149,7 +155,9 @@ class ConfluentClient(confluent_kafka.Producer):
     def abort_transaction(self, timeout: float = -1) -> None:
         self.calls.append("abort")
 
-    def purge(self, in_queue: bool = True, in_flight: bool = True, blocking: bool = True) -> None:
+    def purge(
+        self, in_queue: bool = True, in_flight: bool = True, blocking: bool = True
+    ) -> None:
         self.calls.append("purge")
         raise SystemError("fenced")
 
@@ -166,7 +174,9 @@ class AioClient(AIOKafkaProducer):
         self.open: list[asyncio.Future[Any]] = []
         self.deaf = False
 
-    async def send(self, topic: Any, value: Any = None, key: Any = None, **record: Any) -> Any:
+    async def send(
+        self, topic: Any, value: Any = None, key: Any = None, **record: Any
+    ) -> Any:
         """Keep a record; an outcome that is raised at once stands in a list."""
         outcome = self.outcomes.pop(0) if self.outcomes else None
         if isinstance(outcome, list):
@@ -235,22 +245,34 @@ def forge() -> Forge:
 def guard(forge: Forge) -> Pipeline:
     """A pipeline a consumer takes."""
     return Pipeline(
-        verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink()
+        verifier=forge.verifier(),
+        policy=forge.policy(KAFKA),
+        replay=MemoryReplayStore(),
+        audit=Sink(),
     )
 
 
 def letter(body: bytes | None = b"x") -> DeadLetter:
     """Return a letter."""
-    source = Message(destination=KAFKA, body=body, key=b"k", origin=Origin(topic="orders", partition=0, offset=3))
+    source = Message(
+        destination=KAFKA,
+        body=body,
+        key=b"k",
+        origin=Origin(topic="orders", partition=0, offset=3),
+    )
     rejection = Rejection(Reason.TOKEN_MISSING, "token missing")
-    return DeadLetter(message=source, rejection=rejection, scope="billing", time=1.9e9, audit="record-1")
+    return DeadLetter(
+        message=source, rejection=rejection, scope="billing", time=1.9e9, audit="record-1"
+    )
 
 
 def confluent_record(**parts: Any) -> Any:
     """Return a record as confluent-kafka reads it."""
     kind, time = parts.pop("timestamp_type", 0) + 1, parts.pop("timestamp", 99)
     wanted = {"topic": "orders", "partition": 0, "offset": 7, "key": b"k", "value": b"x"}
-    return confluent_kafka.Message(**(wanted | parts), timestamp=(kind if time >= 0 else 0, time))
+    return confluent_kafka.Message(
+        **(wanted | parts), timestamp=(kind if time >= 0 else 0, time)
+    )
 
 
 def aiokafka_record(**parts: Any) -> Any:
@@ -304,7 +326,9 @@ class LogLeaf:
 
     def letters(self, client: Any, *arguments: Any, **settings: Any) -> Any:
         """Return dead letters on a client."""
-        return self.module.DeadLetters(client, "dead", *arguments, **(self._plain() | settings))
+        return self.module.DeadLetters(
+            client, "dead", *arguments, **(self._plain() | settings)
+        )
 
     def audit(self, client: Any, **settings: Any) -> Any:
         """Return an audit topic on a client."""
@@ -312,7 +336,9 @@ class LogLeaf:
 
     def expects(self, client: Any, *outcomes: Any) -> None:
         """Say what comes of the next records."""
-        (client.futures if isinstance(client, KafkaClient) else client.outcomes).extend(outcomes)
+        (client.futures if isinstance(client, KafkaClient) else client.outcomes).extend(
+            outcomes
+        )
 
     def raises(self, name: str) -> Any:
         """Return a context in which the client's error of that name must be raised."""
@@ -325,14 +351,18 @@ class LogLeaf:
         return {"config": {}} if self.config else {}
 
 
-def _by_confluent(producer: Any, topic: str, value: Any, key: Any = None, *rest: Any) -> Any:
+def _by_confluent(
+    producer: Any, topic: str, value: Any, key: Any = None, *rest: Any
+) -> Any:
     partition, time, headers = rest or (-1, 0, None)
     told: list[Any] = []
 
     def tell(error: Any, _message: Any) -> None:
         told.append(error)
 
-    producer.produce(topic, value, key, partition, timestamp=time, headers=headers, on_delivery=tell)
+    producer.produce(
+        topic, value, key, partition, timestamp=time, headers=headers, on_delivery=tell
+    )
 
     def outcome() -> None:
         producer.flush()

@@ -12,7 +12,13 @@ from typing import Any, Final
 from mqauth import JWKS, AuditFile, IdentityKey, Key, KeySet
 from mqauth.authority.application import AuthorityServer
 from mqauth.authority.credential import CredentialIssuer
-from mqauth.authority.issuing import LIFETIME, RATE, CredentialDesk, Grant, IdentityAuthority
+from mqauth.authority.issuing import (
+    LIFETIME,
+    RATE,
+    CredentialDesk,
+    Grant,
+    IdentityAuthority,
+)
 from mqauth.clock import SYSTEM_RANDOMNESS, Clock
 from mqauth.http.connection import MAX_TIMEOUT, Deadline
 from mqauth.http.exchange import Response
@@ -59,7 +65,13 @@ class MemoryAuthority:
     """
 
     def __init__(
-        self, folder: Path, audit: AuditFile, grants: Mapping[str, str], *, clock: Clock, rate: int = RATE
+        self,
+        folder: Path,
+        audit: AuditFile,
+        grants: Mapping[str, str],
+        *,
+        clock: Clock,
+        rate: int = RATE,
     ) -> None:
         self.clock = clock
         self._rate = rate
@@ -100,10 +112,20 @@ class MemoryAuthority:
         """Return the JWK Set as it is served (``KeySource``)."""
         return self.key_set()
 
-    def answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes, float]:
+    def answer(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, bytes, float]:
         """Return status, body and ``Retry-After`` of the application's answer to one request."""
-        given = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        scope = {"type": "http", "method": method, "path": path, "headers": given, "client": ("127.0.0.1", 1)}
+        given = [
+            (name.lower().encode(), value.encode()) for name, value in headers.items()
+        ]
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "headers": given,
+            "client": ("127.0.0.1", 1),
+        }
         sent: list[dict[str, Any]] = []
 
         async def receive() -> dict[str, Any]:
@@ -113,26 +135,43 @@ class MemoryAuthority:
             sent.append(message)
 
         # A thread of its own, since the caller may be in an event loop.
-        asked = threading.Thread(target=lambda: asyncio.run(self._server(scope, receive, send)))
+        asked = threading.Thread(
+            target=lambda: asyncio.run(self._server(scope, receive, send))
+        )
         asked.start()
         asked.join()
         sent_headers = dict(sent[0]["headers"])
-        return sent[0]["status"], sent[1]["body"], float(sent_headers.get(b"retry-after", b"0"))
+        return (
+            sent[0]["status"],
+            sent[1]["body"],
+            float(sent_headers.get(b"retry-after", b"0")),
+        )
 
     def _serving(self, grants: Mapping[str, str]) -> AuthorityServer:
         machines = CredentialIssuer(
-            name="machines", issuer=MACHINES, keys=KeySet(self.machines.values()), max_lifetime=300, enrolment=True
+            name="machines",
+            issuer=MACHINES,
+            keys=KeySet(self.machines.values()),
+            max_lifetime=300,
+            enrolment=True,
         )
         granted = [
-            Grant(credential="machines", match={"sub": name}, subject=subject) for name, subject in grants.items()
+            Grant(credential="machines", match={"sub": name}, subject=subject)
+            for name, subject in grants.items()
         ]
-        desk = CredentialDesk(issuers=[machines], grants=granted, audience=URL, clock=self.clock)
+        desk = CredentialDesk(
+            issuers=[machines], grants=granted, audience=URL, clock=self.clock
+        )
         authority = IdentityAuthority(
             trust_domain=TRUST_DOMAIN, desk=desk, keys=ActiveKey(self._keystore.folder, clock=self.clock),
             audit=self._audit, rate=self._rate, cutoffs=self._keystore.cutoffs, clock=self.clock,
         )  # fmt: skip
         # No copy of the set is kept: a cut-off is seen by the next look.
-        return AuthorityServer(authority, KeyServer([self._keystore.folder], clock=self.clock), clock=self.clock)
+        return AuthorityServer(
+            authority,
+            KeyServer([self._keystore.folder], clock=self.clock),
+            clock=self.clock,
+        )
 
     def _followed(self) -> JWKS:
         return JWKS(
@@ -144,14 +183,20 @@ class MemoryAuthority:
 class _Request(IdentityRequest):
     """A request that reaches the application without a socket."""
 
-    def __init__(self, authority: MemoryAuthority, subject: str, credential: Credential) -> None:
+    def __init__(
+        self, authority: MemoryAuthority, subject: str, credential: Credential
+    ) -> None:
         super().__init__(
             URL, subject=subject, credential=credential, timeout=MAX_TIMEOUT, ca=None, unsafe_http_loopback=False,
             clock=authority.clock, randomness=SYSTEM_RANDOMNESS,
         )  # fmt: skip
         self._of = authority
 
-    def post(self, headers: Mapping[str, str], document: Mapping[str, str], _deadline: Deadline) -> Response:
+    def post(
+        self, headers: Mapping[str, str], document: Mapping[str, str], _deadline: Deadline
+    ) -> Response:
         """Ask the application."""
-        status, body, wait = self._of.answer("POST", "/v1/identity", headers, strict_json.dumps(document))
+        status, body, wait = self._of.answer(
+            "POST", "/v1/identity", headers, strict_json.dumps(document)
+        )
         return Response(document=json.loads(body), status=status, retry_after=wait)

@@ -55,7 +55,12 @@ class Agent:
 
     def opa(self, **settings: Any) -> OPA:
         """Return a client of this agent."""
-        return OPA(**({"url": URL, "path": PATH, "clock": self.clock, "dial": self.dial} | settings))
+        return OPA(
+            **(
+                {"url": URL, "path": PATH, "clock": self.clock, "dial": self.dial}
+                | settings
+            )
+        )
 
     def vanish(self) -> None:
         """Refuse connections from now on."""
@@ -77,8 +82,16 @@ class Agent:
         self.open.wait(10)
         said = self.says(question)
         good = {} if said is UNDEFINED else {"result": said}
-        provenance = {"version": "1.22.4", "bundles": self.bundles} if self.bundles else {"version": "1.22.4"}
-        body = json.dumps(good | {"provenance": provenance}).encode() if self.body is None else self.body
+        provenance = (
+            {"version": "1.22.4", "bundles": self.bundles}
+            if self.bundles
+            else {"version": "1.22.4"}
+        )
+        body = (
+            json.dumps(good | {"provenance": provenance}).encode()
+            if self.body is None
+            else self.body
+        )
         head = f"HTTP/1.1 {self.status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         return head.encode() + b"Connection: close\r\n\r\n" + body
 

@@ -28,7 +28,9 @@ class TestHeaders:
     def test_allowed(self, make_world: Any, forge: Forge, kafka: Any) -> None:
         """Names and beginnings of one's own are accepted in any case; others are rejected as before."""
         world = make_world(
-            verifier=forge.verifier(unsigned_headers="reject", allow_unsigned_headers=["sw8", "x-acme-*"])
+            verifier=forge.verifier(
+                unsigned_headers="reject", allow_unsigned_headers=["sw8", "x-acme-*"]
+            )
         )
         for offset, (name, wanted) in enumerate((
             ("SW8", Verdict.ACCEPTED), ("X-Acme-Trace", Verdict.ACCEPTED), ("x-other", Verdict.REJECTED),
@@ -46,11 +48,25 @@ class TestHeaders:
         signer = Signer(**common, leave_unsigned=["sw8", "x-acme-*"])
         assert names(signer, message) == ["tag", "tenant"]
         assert names(Signer(**common), message) == ["SW8", "tag", "tenant", "x-acme-a"]
-        assert names(Signer(**common, cover=["SW8"], leave_unsigned=["sw8"]), message) == ["SW8"]
+        assert names(
+            Signer(**common, cover=["SW8"], leave_unsigned=["sw8"]), message
+        ) == ["SW8"]
 
     @pytest.mark.parametrize(
         "names",
-        ["x-*", "*", "x-a*b", "", "content-type", "mqauth-token", "mqauth-*", "mqau*", "cont*", "tenant", "ten*"],
+        [
+            "x-*",
+            "*",
+            "x-a*b",
+            "",
+            "content-type",
+            "mqauth-token",
+            "mqauth-*",
+            "mqau*",
+            "cont*",
+            "tenant",
+            "ten*",
+        ],
     )
     def test_refused(self, names: str, forge: Forge) -> None:
         """Short beginnings, protected properties, mqauth's own and required headers are no headers to leave."""
@@ -64,19 +80,26 @@ class TestHeaders:
 
     def test_broad(self) -> None:
         """A beginning is broad where it ends within a word."""
-        assert HeaderNames("x", ["x-trace-*", "x-trac*", "acme.*", "sw8"]).broad == ("x-trac*",)
+        assert HeaderNames("x", ["x-trace-*", "x-trac*", "acme.*", "sw8"]).broad == (
+            "x-trac*",
+        )
 
 
 def names(signer: Signer, message: Message) -> list[str]:
     """Return the names that a signer covers in a message, the same alone and in a batch."""
     from mqauth.wire import claims, jws
 
-    alone, batched = signer.sign(message), signer.sign_many([message, replace(message, body=b"2")])[0]
+    alone, batched = (
+        signer.sign(message),
+        signer.sign_many([message, replace(message, body=b"2")])[0],
+    )
     found = []
     for sealed in (alone, batched):
         token = sealed.headers[-1][1]
         assert isinstance(token, bytes)
-        found.append(sorted(claims.parse(jws.take_apart(token.partition(b"~")[0]).payload).mqa.hdr))
+        found.append(
+            sorted(claims.parse(jws.take_apart(token.partition(b"~")[0]).payload).mqa.hdr)
+        )
     assert found[0] == found[1]
     return found[0]
 
@@ -87,7 +110,9 @@ class TestAcceptAs:
     def mirrored(self, message: Message, offset: int = 7) -> Message:
         """Return a record as a mirror writes it into another topic."""
         return replace(
-            message, destination="kafka:eu.orders", origin=Origin(topic="eu.orders", partition=0, offset=offset)
+            message,
+            destination="kafka:eu.orders",
+            origin=Origin(topic="eu.orders", partition=0, offset=offset),
         )
 
     def test_mirrored_topic(self, make_world: Any, forge: Forge, kafka: Any) -> None:
@@ -95,16 +120,25 @@ class TestAcceptAs:
         world = make_world(verifier=forge.verifier(accept_as=[MIRROR]), record="all")
         outcome = world.process(self.mirrored(world.sealed(kafka())))
         assert outcome.verdict is Verdict.ACCEPTED
-        assert (outcome.verified.destination, outcome.verified.origin.topic) == ("kafka:orders", "eu.orders")
+        assert (outcome.verified.destination, outcome.verified.origin.topic) == (
+            "kafka:orders",
+            "eu.orders",
+        )
         (record,) = world.records
-        assert (record["broker"]["destination"], record["signed_for"]) == ("kafka:eu.orders", "kafka:orders")
+        assert (record["broker"]["destination"], record["signed_for"]) == (
+            "kafka:eu.orders",
+            "kafka:orders",
+        )
 
     def test_shoveled_queue(self, make_world: Any, forge: Forge, rabbit: Any) -> None:
         """A queue that a shovel fills is accepted by a pattern; another exchange is not."""
         world = make_world(verifier=forge.verifier(accept_as=[SHOVEL]))
         moved = replace(world.sealed(rabbit()), destination="rabbitmq:/billing")
         assert world.process(moved).verdict is Verdict.ACCEPTED
-        other = replace(forge.seal(rabbit(destination="rabbitmq:stock/orders.x")), destination="rabbitmq:/billing")
+        other = replace(
+            forge.seal(rabbit(destination="rabbitmq:stock/orders.x")),
+            destination="rabbitmq:/billing",
+        )
         assert world.process(other).reason is Reason.DESTINATION_MISMATCH
 
     def test_other_pairs(self, make_world: Any, forge: Forge, kafka: Any) -> None:
@@ -113,8 +147,13 @@ class TestAcceptAs:
         world = make_world(verifier=forge.verifier(accept_as=[MIRROR, chain]))
         sealed = world.sealed(kafka())
         for place in ("kafka:archive", "kafka:us.orders"):
-            assert world.process(replace(sealed, destination=place)).reason is Reason.DESTINATION_MISMATCH
-        back = replace(forge.seal(kafka(destination="kafka:eu.orders")), destination="kafka:orders")
+            assert (
+                world.process(replace(sealed, destination=place)).reason
+                is Reason.DESTINATION_MISMATCH
+            )
+        back = replace(
+            forge.seal(kafka(destination="kafka:eu.orders")), destination="kafka:orders"
+        )
         assert world.process(back).reason is Reason.DESTINATION_MISMATCH
 
     def test_once(self, make_world: Any, forge: Forge, kafka: Any) -> None:
@@ -126,18 +165,29 @@ class TestAcceptAs:
         assert world.handler.calls == 1
 
     @pytest.mark.parametrize(
-        ("rules", "reason"), [(["kafka:orders"], None), (["kafka:eu.orders"], Reason.PRODUCER_FORBIDDEN)]
+        ("rules", "reason"),
+        [(["kafka:orders"], None), (["kafka:eu.orders"], Reason.PRODUCER_FORBIDDEN)],
     )
     def test_policy(
-        self, rules: list[str], reason: Reason | None, make_world: Any, forge: Forge, kafka: Any
+        self,
+        rules: list[str],
+        reason: Reason | None,
+        make_world: Any,
+        forge: Forge,
+        kafka: Any,
     ) -> None:
         """The policy decides on the signed destination."""
-        world = make_world(verifier=forge.verifier(accept_as=[MIRROR]), policy=Allow({"orders-api": rules}))
+        world = make_world(
+            verifier=forge.verifier(accept_as=[MIRROR]),
+            policy=Allow({"orders-api": rules}),
+        )
         assert world.process(self.mirrored(world.sealed(kafka()))).reason is reason
 
     def test_batch(self, make_world: Any, forge: Forge, kafka: Any) -> None:
         """A message of a batch is accepted for a destination without wildcards, and no other."""
-        made = forge_batch(forge, [kafka(number, body=b"%d" % number) for number in range(3)])
+        made = forge_batch(
+            forge, [kafka(number, body=b"%d" % number) for number in range(3)]
+        )
         world = make_world(verifier=forge.verifier(accept_as=[MIRROR]))
         assert world.process(self.mirrored(made.seal(1))).verdict is Verdict.ACCEPTED
         elsewhere = replace(made.seal(2), destination="kafka:us.orders")

@@ -11,7 +11,12 @@ from unittest import mock
 
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.consumer.fetcher import Fetcher, FetchResult, OffsetResetStrategy, PartitionRecords
+from aiokafka.consumer.fetcher import (
+    Fetcher,
+    FetchResult,
+    OffsetResetStrategy,
+    PartitionRecords,
+)
 from aiokafka.errors import (
     CommitFailedError,
     GroupLoadInProgressError,
@@ -52,7 +57,11 @@ from tests.log_leaves import aiokafka_record as record
 
 __all__ = ["forge", "guard"]
 
-SAFE: dict[str, Any] = {"group_id": "billing", "enable_auto_commit": False, "auto_offset_reset": "earliest"}
+SAFE: dict[str, Any] = {
+    "group_id": "billing",
+    "enable_auto_commit": False,
+    "auto_offset_reset": "earliest",
+}
 PLACE, OTHER = TopicPartition("orders", 0), TopicPartition("orders", 1)
 METADATA = "mqauth partitions=2"
 
@@ -69,7 +78,8 @@ def started(*topics: str, **settings: Any) -> Any:
     client._closed = True
     client._coordinator = SimpleNamespace(generation=3)
     client._fetcher = SimpleNamespace(
-        seek_to=client._subscription.seek, _default_reset_strategy=OffsetResetStrategy.EARLIEST
+        seek_to=client._subscription.seek,
+        _default_reset_strategy=OffsetResetStrategy.EARLIEST,
     )
     client._client = SimpleNamespace(get_random_node=lambda: 0, send=answering("cluster"))
     return client
@@ -95,10 +105,14 @@ def answering(cluster: str) -> Any:
     ],
     ids=["commits", "no group", "value", "key"],
 )  # fmt: skip
-async def test_consumers_refused(settings: dict[str, Any], said: str, guard: Pipeline) -> None:
+async def test_consumers_refused(
+    settings: dict[str, Any], said: str, guard: Pipeline
+) -> None:
     """A client that commits by itself, deserializes before verification, or has no group is refused."""
     with pytest.raises(ConfigurationError, match=said):
-        aiokafka.Consumer(started("orders", **settings), guard, print, dead_letters=Sink())
+        aiokafka.Consumer(
+            started("orders", **settings), guard, print, dead_letters=Sink()
+        )
 
 
 async def test_not_subscribed_refused(guard: Pipeline) -> None:
@@ -106,7 +120,10 @@ async def test_not_subscribed_refused(guard: Pipeline) -> None:
     unstarted: Any = started("orders")
     unstarted._coordinator = None
     for wrong in (started(), unstarted):
-        with pytest.raises(ConfigurationError, match="subscribe the AIOKafkaConsumer to a topic and start it"):
+        with pytest.raises(
+            ConfigurationError,
+            match="subscribe the AIOKafkaConsumer to a topic and start it",
+        ):
             aiokafka.Consumer(wrong, guard, print, dead_letters=Sink())
 
 
@@ -115,7 +132,9 @@ async def test_a_client_that_cannot_be_left_hides_no_error(
 ) -> None:
     """What ended a consumer is raised in the end, also where its client was closed by somebody and fails."""
     consumer = aiokafka.Consumer(started("orders"), guard, print, dead_letters=Sink())
-    monkeypatch.setattr(consumer.calls, "close", mock.Mock(side_effect=RuntimeError("closed")))
+    monkeypatch.setattr(
+        consumer.calls, "close", mock.Mock(side_effect=RuntimeError("closed"))
+    )
     consumer.fail(LookupError("first"))
     await consumer.stop()
     with pytest.raises(LookupError, match="first") as raised:
@@ -135,10 +154,14 @@ async def test_batch_in_order(client: Client, forge: Forge) -> None:
         await producer.send("orders", b"%d" % number)
     assert [sent["value"] for sent in client.sent] == [b"0", b"1", b"2", b"3", b"4"]
     await producer.flush()
-    assert [sent["value"] for sent in client.sent] == [b"%d" % number for number in range(6)]
+    assert [sent["value"] for sent in client.sent] == [
+        b"%d" % number for number in range(6)
+    ]
 
 
-async def test_batches_in_order(client: Client, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_batches_in_order(
+    client: Client, forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While the client has no room for a batch, the next one waits behind it."""
     producer = aiokafka.Producer(client, forge.signer(), batch=2, linger=10)
     client.deaf = True
@@ -151,15 +174,22 @@ async def test_batches_in_order(client: Client, forge: Forge, monkeypatch: pytes
         return await send(topic, value, key, **record)
 
     monkeypatch.setattr(client, "send", slow)
-    tasks = [asyncio.create_task(producer.send("orders", b"%d" % number)) for number in range(1, 5)]
+    tasks = [
+        asyncio.create_task(producer.send("orders", b"%d" % number))
+        for number in range(1, 5)
+    ]
     for _ in range(5):
         await asyncio.sleep(0)
     room.set()
     await asyncio.gather(*tasks)
-    assert [sent["value"] for sent in client.sent] == [b"%d" % number for number in range(5)]
+    assert [sent["value"] for sent in client.sent] == [
+        b"%d" % number for number in range(5)
+    ]
 
 
-async def test_one_alone_that_is_cancelled(client: Client, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_alone_that_is_cancelled(
+    client: Client, forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A record alone that is cancelled on its way to the client is in flight no more: the next is alone again."""
     producer = aiokafka.Producer(client, forge.signer())
     send, reached = client.send, asyncio.Event()
@@ -236,7 +266,9 @@ def test_repairs_are_needed() -> None:
     assert max(each.API_VERSION for each in OffsetFetchRequest._CLASSES) < 7
 
 
-@pytest.mark.parametrize(("code", "error"), [(0, None), (22, CommitFailedError), (25, CommitFailedError)])
+@pytest.mark.parametrize(
+    ("code", "error"), [(0, None), (22, CommitFailedError), (25, CommitFailedError)]
+)
 async def test_former_member(code: int, error: Any) -> None:
     """Offsets go with the member's generation; where the broker does not know it the transaction fails."""
     producer: Any = Client(transactional_id="a")
@@ -245,19 +277,26 @@ async def test_former_member(code: int, error: Any) -> None:
 
     async def send(_node: int, request: Any, **_: Any) -> Any:
         asked.append(request.prepare({28: (0, 3)}))
-        answer = membership.TxnOffsetCommitResponse(0, [("orders", [(0, code, {})], {})], {})
+        answer = membership.TxnOffsetCommitResponse(
+            0, [("orders", [(0, code, {})], {})], {}
+        )
         return membership.TxnOffsetCommitResponse.decode(answer.encode())
 
     async def coordinator(_kind: Any, group: str) -> int:
         assert group == "billing"
         return 1
 
-    producer._sender._find_coordinator, producer._sender.client = coordinator, SimpleNamespace(send=send)
+    producer._sender._find_coordinator, producer._sender.client = (
+        coordinator,
+        SimpleNamespace(send=send),
+    )
     state.set_pid_and_epoch(7, 1)
     state.begin_transaction()
     offset = SimpleNamespace(offset=4, metadata="")
     future = state.add_offsets_to_txn({PLACE: offset}, Membership("billing", 3, "me"))
-    await producer._sender._do_txn_offset_commit({PLACE: offset}, Membership("billing", 3, "me"))
+    await producer._sender._do_txn_offset_commit(
+        {PLACE: offset}, Membership("billing", 3, "me")
+    )
     (request,) = asked
     assert request.encode() == bytes.fromhex(
         "02610862696c6c696e67 0000000000000007 0001 00000003 036d65 00"
@@ -279,11 +318,17 @@ async def test_final_offsets() -> None:
 
     client._coordinator._send_req = theirs
     membership.require_stable(client)
-    found = await client._coordinator._send_req(OffsetFetchRequest("billing", [("orders", [0, 1])]))
-    assert found.topics == [("orders", [(0, 4, "", 0), (1, -1, "", GroupLoadInProgressError.errno)])]
+    found = await client._coordinator._send_req(
+        OffsetFetchRequest("billing", [("orders", [0, 1])])
+    )
+    assert found.topics == [
+        ("orders", [(0, 4, "", 0), (1, -1, "", GroupLoadInProgressError.errno)])
+    ]
     assert GroupLoadInProgressError.retriable
     sent = asked.pop().prepare({9: (0, 7)}).encode()
-    assert sent == bytes.fromhex("0862696c6c696e67 02 076f7264657273 03 00000000 00000001 00 01 00")
+    assert sent == bytes.fromhex(
+        "0862696c6c696e67 02 076f7264657273 03 00000000 00000001 00 01 00"
+    )
     other = object()
     await client._coordinator._send_req(other)
     assert asked == [other]
@@ -311,11 +356,18 @@ class Desk:
         self.clock = FakeClock()
         self.assignment = Assignment(self.clock)
         work = LogWork(guard, self.assignment, print, lambda _: Sink())
-        policy = partial(step_over, work=work, guard=guard, scope="billing", skip=skip, lacking=lacking)
+        policy = partial(
+            step_over, work=work, guard=guard, scope="billing", skip=skip, lacking=lacking
+        )
         self.poller = Poller(self.client, self.assignment, policy)
-        self.poller.listen(self.settle, lambda error: self.happened.append(type(error).__name__))
+        self.poller.listen(
+            self.settle, lambda error: self.happened.append(type(error).__name__)
+        )
         self.assign({PLACE, OTHER})
-        self.assignment.begin(dict.fromkeys((PLACE, OTHER), Start(0, Committed(0, METADATA), seek=False)), ())
+        self.assignment.begin(
+            dict.fromkeys((PLACE, OTHER), Start(0, Committed(0, METADATA), seek=False)),
+            (),
+        )
 
     @property
     def listener(self) -> Any:
@@ -384,7 +436,10 @@ async def test_wake_ends_a_poll(desk: Desk) -> None:
 
 async def test_unknown_cluster(desk: Desk) -> None:
     """Nothing is polled before the cluster's id is known: it is a part of each record's place."""
-    desk.client._client.send, known = failing(KafkaConnectionError()), desk.client._client.send
+    desk.client._client.send, known = (
+        failing(KafkaConnectionError()),
+        desk.client._client.send,
+    )
     desk.found = [{PLACE: [record()]}]
     assert (await desk.poller.fetch(0, False), desk.asked) == ({}, [])
     desk.client._client.send = known
@@ -428,10 +483,14 @@ async def test_commit_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> No
         await desk.poller.send_commit({PLACE: Committed(3, METADATA)})
     monkeypatch.setattr(offsets, "COMMIT_TIMEOUT", 0.01)
     desk.client.commit = lambda _: asyncio.sleep(60)
-    assert await desk.poller.send_commit({PLACE: Committed(3, METADATA)}) == "TimeoutError"
+    assert (
+        await desk.poller.send_commit({PLACE: Committed(3, METADATA)}) == "TimeoutError"
+    )
 
 
-@pytest.mark.parametrize(("generation", "position"), [(4, 8), (5, None)], ids=["next", "not the next"])
+@pytest.mark.parametrize(
+    ("generation", "position"), [(4, 8), (5, None)], ids=["next", "not the next"]
+)
 async def test_positions_kept(generation: int, position: int | None, desk: Desk) -> None:
     """A partition that comes back is read on where it was, unless another member may have had it in between."""
     desk.found = [{PLACE: [record()]}]
@@ -536,7 +595,9 @@ def commits(desk: Desk, found: dict[Any, Any]) -> list[Any]:
     made: list[Any] = []
 
     async def fetch_committed_offsets(places: list[Any]) -> dict[Any, Any]:
-        return {place: OffsetAndMetadata(*found[place]) for place in places if place in found}
+        return {
+            place: OffsetAndMetadata(*found[place]) for place in places if place in found
+        }
 
     async def commit(offsets: dict[Any, Any]) -> None:
         made.append(offsets)
@@ -554,7 +615,10 @@ async def bounds(desk: Desk, first: int, end: int) -> None:
     async def at(offset: int, places: list[Any]) -> dict[Any, int]:
         return dict.fromkeys(places, offset)
 
-    desk.client.beginning_offsets, desk.client.end_offsets = partial(at, first), partial(at, end)
+    desk.client.beginning_offsets, desk.client.end_offsets = (
+        partial(at, first),
+        partial(at, end),
+    )
 
 
 async def test_begins_at_final_offsets(desk: Desk) -> None:
@@ -613,15 +677,24 @@ async def test_a_rebalance_while_partitions_begin(desk: Desk) -> None:
     assert (made, desk.assignment.partition(PLACE)) == ([], None)
 
 
-@pytest.mark.parametrize("error", [OffsetOutOfRangeError({PLACE: 2}), NoOffsetForPartitionError(PLACE)], ids=str)
-async def test_out_of_range(desk: Desk, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [OffsetOutOfRangeError({PLACE: 2}), NoOffsetForPartitionError(PLACE)],
+    ids=str,
+)
+async def test_out_of_range(
+    desk: Desk, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     """Where the next offset is out of range, a partition is read on from the earliest one that is left."""
     await bounds(desk, 4, 9)
     desk.found = [error]
     await arun(desk.poller.polling())
     desk.poller.steer()
     assert (desk.position(PLACE), desk.position(OTHER)) == (4, None)
-    assert "offset 0 of orders-0 is out of range, its records are lost; it goes on at 4" in caplog.text
+    assert (
+        "offset 0 of orders-0 is out of range, its records are lost; it goes on at 4"
+        in caplog.text
+    )
 
 
 async def test_out_of_range_without_reset(desk: Desk) -> None:
@@ -632,7 +705,9 @@ async def test_out_of_range_without_reset(desk: Desk) -> None:
         await arun(desk.poller.polling())
 
 
-@pytest.mark.parametrize(("told", "reset"), [("latest", "latest"), ("earliest", "earliest"), ("other", "none")])
+@pytest.mark.parametrize(
+    ("told", "reset"), [("latest", "latest"), ("earliest", "earliest"), ("other", "none")]
+)
 async def test_reset(told: str, reset: str) -> None:
     """Where a client begins without an offset is one of three; aiokafka takes any other word for none."""
     assert aiokafka_client.reset_of(SimpleNamespace(_auto_offset_reset=told)) == reset
@@ -657,7 +732,9 @@ def fetched(desk: Desk, place: Any, data: bytes, offset: int) -> None:
     """Let the client have fetched a partition's bytes, from an offset on."""
     assignment = desk.client._subscription.subscription.assignment
     assignment.state_value(place).seek(offset)
-    records: Any = PartitionRecords(place, MemoryRecords(data), [], offset, None, None, True, 0)
+    records: Any = PartitionRecords(
+        place, MemoryRecords(data), [], offset, None, None, True, 0
+    )
     desk.client._fetcher._records[place] = FetchResult(
         place, assignment=assignment, partition_records=records, backoff=0
     )
@@ -667,7 +744,9 @@ def fetched(desk: Desk, place: Any, data: bytes, offset: int) -> None:
 async def rotten(guard: Pipeline, request: pytest.FixtureRequest) -> AsyncIterator[Desk]:
     """A desk on aiokafka's own fetcher, which fetches nothing by itself."""
     desk = Desk(guard, skip=getattr(request, "param", False))
-    stub: Any = SimpleNamespace(_loop=asyncio.get_running_loop(), _metadata_max_age_ms=1000)
+    stub: Any = SimpleNamespace(
+        _loop=asyncio.get_running_loop(), _metadata_max_age_ms=1000
+    )
     fetcher = Fetcher(stub, desk.client._subscription)
     fetcher._fetch_task.cancel()
     desk.client._fetcher = fetcher
@@ -689,7 +768,8 @@ async def test_poison_loses_nothing(rotten: Desk) -> None:
     assert (rotten.position(PLACE), rotten.position(OTHER)) == (2, 21)
     fetched(rotten, PLACE, batch(2, b"c", broken=True), 2)
     with pytest.raises(
-        aiokafka.PoisonRecordError, match="orders-0: the batch from offset 2 to 2 cannot be parsed"
+        aiokafka.PoisonRecordError,
+        match="orders-0: the batch from offset 2 to 2 cannot be parsed",
     ):
         await rotten.poller.fetch(0, False)
 
@@ -701,7 +781,11 @@ async def test_poison_skipped(rotten: Desk, guard: Pipeline) -> None:
     assert await rotten.poller.fetch(0, False) == {}
     audit: Any = guard.audit
     (audited,) = audit.records
-    assert (audited.reason, audited.broker["offset"], audited.broker["last_offset"]) == ("message_malformed", 5, 6)
+    assert (audited.reason, audited.broker["offset"], audited.broker["last_offset"]) == (
+        "message_malformed",
+        5,
+        6,
+    )
     rotten.poller.ask(rotten.assignment.client_calls(*rotten.poller.held()))
     assert rotten.position(PLACE) == 7
 
@@ -719,7 +803,9 @@ async def test_a_codec_that_is_missing_here(
         data[17:21] = calc_crc32c(bytes(data[21:])).to_bytes(4, "big")
         fetched(rotten, PLACE, bytes(data), 5)
         if codec == "zstd":
-            with pytest.raises(ConfigurationError, match=r"orders-0: .*offset 5 .*zstd.*cramjam"):
+            with pytest.raises(
+                ConfigurationError, match=r"orders-0: .*offset 5 .*zstd.*cramjam"
+            ):
                 await rotten.poller.fetch(0, False)
         else:
             assert await rotten.poller.fetch(0, False) == {}
@@ -729,7 +815,9 @@ async def test_a_codec_that_is_missing_here(
 async def test_name_that_is_not_utf8(rotten: Desk) -> None:
     """A header name that is not UTF-8, which anybody may send, cannot be parsed by aiokafka."""
     data = batch(0, b"\xff\xfe").replace(b"\xc3\xbf\xc3\xbe", b"\xff\xfeab")
-    records: Any = PartitionRecords(PLACE, MemoryRecords(data), [], 0, None, None, False, 0)
+    records: Any = PartitionRecords(
+        PLACE, MemoryRecords(data), [], 0, None, None, False, 0
+    )
     fetched(rotten, PLACE, b"", 0)
     rotten.client._fetcher._records[PLACE]._partition_records = records
     with pytest.raises(aiokafka.PoisonRecordError, match="UnicodeDecodeError"):

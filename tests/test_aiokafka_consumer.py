@@ -51,7 +51,9 @@ class Room:
     def send(self, *bodies: bytes) -> None:
         """Append signed messages of one key."""
         for body in bodies:
-            signed = self.forge.signer().sign(Message(destination="kafka:orders", body=body, key=b"k"))
+            signed = self.forge.signer().sign(
+                Message(destination="kafka:orders", body=body, key=b"k")
+            )
             self.broker.append(PLACES[0], body, b"k", dead_letter_headers(signed.headers))
 
     async def handle(self, verified: Verified) -> None:
@@ -64,7 +66,12 @@ class Room:
         self.clients.append(client)
         backoff = {"backoff": aiokafka.Backoff(first=0.05, longest=0.1)}
         made: aiokafka.Consumer = AIOKAFKA.consumer(
-            client, self.broker, self.process, self.guard(), handler or self.handle, **(backoff | settings)
+            client,
+            self.broker,
+            self.process,
+            self.guard(),
+            handler or self.handle,
+            **(backoff | settings),
         )
         return made
 
@@ -105,8 +112,15 @@ async def test_from_start_to_end(room: Room, caplog: pytest.LogCaptureFixture) -
     async with room.consumer() as consumer:
         await room.until(lambda: len(room.handled) == 2)
         assert consumer.health().consuming
-    assert (room.handled, room.committed(), consumer.health().consuming) == ([b"0", b"1"], 2, False)
-    assert [word in caplog.text for word in ("consumes topics as billing", "billing: stopped after")] == [True] * 2
+    assert (room.handled, room.committed(), consumer.health().consuming) == (
+        [b"0", b"1"],
+        2,
+        False,
+    )
+    assert [
+        word in caplog.text
+        for word in ("consumes topics as billing", "billing: stopped after")
+    ] == [True] * 2
     with pytest.raises(ConfigurationError, match="runs once"):
         await consumer.run()
 

@@ -24,7 +24,11 @@ FLOORS = (
 """The nine floors from the ground up, each of one or more steps of rooms.
 
 What is in a room may import its own room and the steps below it."""
-RANK = {room: rank for rank, step in enumerate(step for floor in FLOORS for step in floor) for room in step}
+RANK = {
+    room: rank
+    for rank, step in enumerate(step for floor in FLOORS for step in floor)
+    for room in step
+}
 CORE = frozenset(
     (
         "errors",
@@ -45,9 +49,25 @@ FORBIDDEN_IN_CORE = frozenset(
     ("aio_pika", "aiormq", "kafka", "redis", "typer", "click", "rich", "starlette", "uvicorn", "opentelemetry",
      "httpx", "requests", "urllib3", "asyncio", "time", "random", "secrets", "uuid", "socket", "subprocess")
 )  # fmt: skip
-ALONE = {"jwt": ("wire.jws",), "time": ("clock",), "tenacity": ("flow",), "inspect": ("flow",)}
+ALONE = {
+    "jwt": ("wire.jws",),
+    "time": ("clock",),
+    "tenacity": ("flow",),
+    "inspect": ("flow",),
+}
 """What only these modules of the core may import."""
-CLIENTS = frozenset(("aio_pika", "aiormq", "pamqp", "kafka", "pika", "aiokafka", "confluent_kafka", "faststream"))
+CLIENTS = frozenset(
+    (
+        "aio_pika",
+        "aiormq",
+        "pamqp",
+        "kafka",
+        "pika",
+        "aiokafka",
+        "confluent_kafka",
+        "faststream",
+    )
+)
 LEAF = re.compile(r"(mqauth\.)?brokers\.(aiokafka|confluent|kafka|pika|rabbitmq)\b.*")
 """Rooms of ``brokers`` that know a client; the others serve every client of their broker."""
 KNOWN_ELSEWHERE = FORBIDDEN_IN_CORE | ALONE.keys()
@@ -71,9 +91,15 @@ def imported(name: str, tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                base = ".".join(part for part in ("mqauth", *name.split(".")[: -node.level], base) if part)
+                base = ".".join(
+                    part
+                    for part in ("mqauth", *name.split(".")[: -node.level], base)
+                    if part
+                )
             named = base in {"mqauth", "mqauth.brokers"}
-            yield from (f"{base}.{alias.name}" for alias in node.names) if named else (base,)
+            yield from (
+                (f"{base}.{alias.name}" for alias in node.names) if named else (base,)
+            )
 
 
 def offences(name: str, source: str) -> list[str]:
@@ -124,7 +150,9 @@ def _machine_reads(tree: ast.AST) -> Iterator[str]:
             yield f"{node.value.id}.{node.attr}"
 
 
-@pytest.mark.parametrize(("name", "source"), [pytest.param(*found, id=found[0]) for found in sources()])
+@pytest.mark.parametrize(
+    ("name", "source"), [pytest.param(*found, id=found[0]) for found in sources()]
+)
 def test_module_follows_the_arrow(name: str, source: str) -> None:
     """Every module of the package imports only what stands below it, and the core nothing it must not know."""
     assert offences(name, source) == []
@@ -183,7 +211,10 @@ def test_forbidden_import_is_found(name: str, source: str) -> None:
         ("flow", "import inspect, tenacity"),
         ("wire.jws", "from jwt.algorithms import Algorithm"),
         ("judging.pipeline", "from mqauth import audit, wire"),
-        ("brokers.kafka.consumer", "import time, asyncio, kafka\nfrom mqauth.brokers.kafka.client import Log"),
+        (
+            "brokers.kafka.consumer",
+            "import time, asyncio, kafka\nfrom mqauth.brokers.kafka.client import Log",
+        ),
         ("cli.sign", "import mqauth\nfrom mqauth.config import load"),
     ],
 )

@@ -33,7 +33,9 @@ from mqauth.wire import strict_json as strictjson
 from mqauth.wire.keys import ALGORITHMS
 from mqauth.wire.message import Message, Origin
 
-SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "audit-record.schema.json").read_text())
+SCHEMA = json.loads(
+    (Path(__file__).parent.parent / "docs" / "audit-record.schema.json").read_text()
+)
 VALIDATOR = Draft202012Validator(SCHEMA)
 PLACES = ("kafka:orders", "rabbitmq:shop/orders.created")
 
@@ -58,7 +60,8 @@ def written(folder: Path, place: str) -> Iterator[dict[str, Any]]:
     fitting = [attack for attack in ATTACKS if attack.fits(place)]
     with AuditFile(path, fsync=False) as file:
         watch = MisuseWatch(
-            FloodGate(file, 2), Detector(Thresholds(burst=2, replays=1, expired=2, unknown_kids=1, learn=0))
+            FloodGate(file, 2),
+            Detector(Thresholds(burst=2, replays=1, expired=2, unknown_kids=1, learn=0)),
         )
         for number in range(3):
             stage.inject(forge.signer().sign(honest_message(place, number)))
@@ -86,11 +89,17 @@ def test_schema_is_one() -> None:
 def test_enumerations_are_the_codes() -> None:
     """Reasons, algorithms and kinds of alert are those of the code, no fewer and no more."""
     kinds = set(re.findall(r'fact\.alert\(\s*"(\w+)"', Path(misuse.__file__).read_text()))
-    kinds |= {kind for kind, *_ in misuse.AT_ONCE.values()} | {"rung_lowered", "unsigned_again"}
+    kinds |= {kind for kind, *_ in misuse.AT_ONCE.values()} | {
+        "rung_lowered",
+        "unsigned_again",
+    }
     kinds |= set(re.findall(r'yield "(\w+)", ', Path(misuse.__file__).read_text()))
     assert SCHEMA["$defs"]["refusal"]["enum"] == [refusal.value for refusal in Refusal]
     assert SCHEMA["$defs"]["reason"]["enum"] == [reason.value for reason in Reason]
-    assert set(SCHEMA["$defs"]["claims"]["properties"]["alg"]["enum"]) == {*ALGORITHMS, "Ed25519"}
+    assert set(SCHEMA["$defs"]["claims"]["properties"]["alg"]["enum"]) == {
+        *ALGORITHMS,
+        "Ed25519",
+    }
     assert set(SCHEMA["properties"]["alert"]["properties"]["kind"]["enum"]) == kinds
 
 
@@ -99,7 +108,10 @@ def test_every_record_of_the_pipeline(tmp_path: Path, place: str) -> None:
     """Accepted, rejected for every reason of the attack suite, handler failures, floods and alerts follow it."""
     records = list(written(tmp_path, place))
     assert [faults(record) for record in records if faults(record)] == []
-    wanted = {attack.reason.value for attack in ATTACKS if attack.fits(place)} | {"replayed", "handler_failed"}
+    wanted = {attack.reason.value for attack in ATTACKS if attack.fits(place)} | {
+        "replayed",
+        "handler_failed",
+    }
     assert {record["reason"] for record in records} >= wanted
     assert {record["verdict"] for record in records} == {"accepted", "rejected", "alert"}
     assert sum("flood" in record for record in records) > 10
@@ -108,20 +120,32 @@ def test_every_record_of_the_pipeline(tmp_path: Path, place: str) -> None:
 
 @given(
     place=st.sampled_from(PLACES),
-    headers=st.lists(st.tuples(st.text(max_size=300), st.binary(max_size=300)), max_size=4),
+    headers=st.lists(
+        st.tuples(st.text(max_size=300), st.binary(max_size=300)), max_size=4
+    ),
     body=st.none() | st.binary(max_size=64),
     kid=st.text(max_size=128),
     text=st.text(max_size=400),
 )
-def test_hostile_messages(place: str, headers: Any, body: bytes | None, kid: str, text: str) -> None:
+def test_hostile_messages(
+    place: str, headers: Any, body: bytes | None, kid: str, text: str
+) -> None:
     """Whatever a sender wrote, and wherever, its record follows the schema."""
     seen: list[AuditRecord] = []
-    origin = Origin(queue=text, exchange=text, routing_key=text) if place.startswith("r") else Origin(topic=text)
-    message = Message(destination=place, body=body or b"", headers=tuple(headers), origin=origin)
+    origin = (
+        Origin(queue=text, exchange=text, routing_key=text)
+        if place.startswith("r")
+        else Origin(topic=text)
+    )
+    message = Message(
+        destination=place, body=body or b"", headers=tuple(headers), origin=origin
+    )
     forge = Forge()
     claims = {"sub": text or "s", "jti": (text + "j" * 16)[:128], "iss": text or "i"}
     sealed = _sealed(forge, message, kid, claims)
-    guard = guarded(forge, place, type("Sink", (), {"write": staticmethod(seen.append)})())
+    guard = guarded(
+        forge, place, type("Sink", (), {"write": staticmethod(seen.append)})()
+    )
     _process(guard, sealed)
     assert [faults(record.as_dict()) for record in seen] == [[]]
 
@@ -129,7 +153,9 @@ def test_hostile_messages(place: str, headers: Any, body: bytes | None, kid: str
 def _sealed(forge: Forge, message: Message, kid: str, claims: dict[str, Any]) -> Message:
     """Return the message with a token that says all this, where such a token can be made."""
     try:
-        return forge.seal(replace(message, headers=()), header={"kid": kid}, claims=claims)
+        return forge.seal(
+            replace(message, headers=()), header={"kid": kid}, claims=claims
+        )
     except ValueError:  # lone surrogates are no JSON
         return message
 
@@ -137,7 +163,11 @@ def _sealed(forge: Forge, message: Message, kid: str, claims: dict[str, Any]) ->
 def _process(guard: Pipeline, message: Message) -> None:
     broker = MemoryBroker()
     broker.declare("kafka:dead")
-    run(guard.process(guard.receive(message), lambda _: None, DeadLetters(broker, "kafka:dead")))
+    run(
+        guard.process(
+            guard.receive(message), lambda _: None, DeadLetters(broker, "kafka:dead")
+        )
+    )
 
 
 GOOD = {
@@ -148,7 +178,13 @@ GOOD = {
     "key_set": None, "policy": None, "dead_letter": "0" * 64, "instance": "me",
 }  # fmt: skip
 ALERT = {"kind": "burst", "about": {"kid": "k"}, "count": 3, "verified": True}
-QUIET = {"verdict": "alert", "reason": None, "token": {}, "broker": {}, "dead_letter": None}
+QUIET = {
+    "verdict": "alert",
+    "reason": None,
+    "token": {},
+    "broker": {},
+    "dead_letter": None,
+}
 ID = str(GOOD["id"])
 LACKING = object()
 
@@ -171,7 +207,12 @@ LACKING = object()
 )  # fmt: skip
 def test_bad_records_fail(change: dict[str, Any]) -> None:
     """What is no record of ours, or lacks a member, does not pass."""
-    assert faults({key: value for key, value in (GOOD | change).items() if value is not LACKING}) != []
+    assert (
+        faults(
+            {key: value for key, value in (GOOD | change).items() if value is not LACKING}
+        )
+        != []
+    )
 
 
 # Questions to an audit log: what is asked for is found, nothing else, and a foreign file is refused.

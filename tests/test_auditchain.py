@@ -21,14 +21,21 @@ def lines(count: int = RECORDS, previous: str = GENESIS) -> list[bytes]:
     """Return the lines of an honest log."""
     found = []
     for number in range(count):
-        members = audit_record(number, time=1_900_000_000.0 + number).as_dict() | {"prev": previous}
+        members = audit_record(number, time=1_900_000_000.0 + number).as_dict() | {
+            "prev": previous
+        }
         previous = chain_hash(previous, members)
         found.append(_line(members, previous))
     return found
 
 
 def _line(members: dict[str, object], own: str) -> bytes:
-    return json.dumps({**members, "hash": own}, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+    return (
+        json.dumps(
+            {**members, "hash": own}, separators=(",", ":"), ensure_ascii=False
+        ).encode()
+        + b"\n"
+    )
 
 
 def recomputed(log: list[bytes]) -> list[bytes]:
@@ -52,7 +59,9 @@ def read(path: Path, log: list[bytes], heads: list[Head] | None = None) -> Chain
 def heads_of(log: list[bytes], *places: int) -> list[Head]:
     """Return the heads an honest writer would have signed after so many records."""
     hashes = [str(json.loads(raw)["hash"]) for raw in log]
-    return [Head(chain=hashes[0], records=place, hash=hashes[place - 1]) for place in places]
+    return [
+        Head(chain=hashes[0], records=place, hash=hashes[place - 1]) for place in places
+    ]
 
 
 @pytest.fixture
@@ -91,7 +100,9 @@ TORN = b'{"v":1,"id'
                      id="a log replaced by another whole chain is found by the heads of the one that was there"),
     ],
 )  # fmt: skip
-def test_what_is_said_of_a_log(path: Path, log: list[bytes], heads: Any, told: dict[str, Any]) -> None:
+def test_what_is_said_of_a_log(
+    path: Path, log: list[bytes], heads: Any, told: dict[str, Any]
+) -> None:
     """What became of a log is called by its name, at its line."""
     report = read(path, log, heads)
     assert {name: getattr(report, name) for name in told} == told
@@ -118,7 +129,9 @@ def test_what_is_said_of_a_log(path: Path, log: list[bytes], heads: Any, told: d
         pytest.param([b"".join(lines(5)) * 2], {"intact": False}, id="and nowhere else"),
     ],
 )  # fmt: skip
-def test_what_is_said_of_several_files(tmp_path: Path, files: list[bytes], told: dict[str, Any]) -> None:
+def test_what_is_said_of_several_files(
+    tmp_path: Path, files: list[bytes], told: dict[str, Any]
+) -> None:
     """Files are one log, or those of several writers."""
     paths = [tmp_path / str(number) for number in range(len(files))]
     for path, content in zip(paths, files, strict=True):
@@ -141,13 +154,17 @@ def test_each_deed_is_named(path: Path, deed: str, seed: int) -> None:
     elif deed == "removed":
         del log[at]
     elif deed == "inserted":
-        log.insert(at, log[pick.randrange(RECORDS)] if seed % 2 else b'{"reason":"none"}\n')
+        log.insert(
+            at, log[pick.randrange(RECORDS)] if seed % 2 else b'{"reason":"none"}\n'
+        )
     else:
         other = pick.randrange(at + 1, RECORDS - 1)
         log[at], log[other] = log[other], log[at]
     report = read(path, log)
     assert (report.intact, report.what) == (False, deed)
-    assert report.first_bad == at + 1 or (deed == "inserted" and report.first_bad == at + 2)
+    assert report.first_bad == at + 1 or (
+        deed == "inserted" and report.first_bad == at + 2
+    )
 
 
 def test_inserted_with_its_own_hash(path: Path) -> None:
@@ -186,7 +203,9 @@ def test_heads_of_another_key_are_refused(tmp_path: Path) -> None:
         read_heads(path)
 
 
-@pytest.mark.parametrize("raw", [b"{}\n", b"[]\n", b"\xff\n", b'{"head":"a.b.c","jwk":{}}\n'])
+@pytest.mark.parametrize(
+    "raw", [b"{}\n", b"[]\n", b"\xff\n", b'{"head":"a.b.c","jwk":{}}\n']
+)
 def test_head_file_of_garbage(tmp_path: Path, raw: bytes) -> None:
     """A line that is no head is one clear error."""
     (tmp_path / "heads").write_bytes(raw)
@@ -203,8 +222,13 @@ def test_head_interval_is_positive(tmp_path: Path) -> None:
 def test_two_heads_of_one_place_that_disagree(path: Path) -> None:
     """A tail cut and written anew, and signed anew by the honest writer, is found: the older head still stands."""
     log = lines()
-    forged = recomputed([*log[:10], *(line.replace(b'"why"', b'"not"') for line in log[10:])])
-    for heads in ([*heads_of(log, 20), *heads_of(forged, 20)], [*heads_of(forged, 20), *heads_of(log, 20)]):
+    forged = recomputed(
+        [*log[:10], *(line.replace(b'"why"', b'"not"') for line in log[10:])]
+    )
+    for heads in (
+        [*heads_of(log, 20), *heads_of(forged, 20)],
+        [*heads_of(forged, 20), *heads_of(log, 20)],
+    ):
         report = read(path, forged, heads)
         assert (report.intact, report.what, report.first_bad) == (False, "recomputed", 20)
 
@@ -214,7 +238,9 @@ def test_chain_without_a_head_is_not_anchored_by_anothers(tmp_path: Path) -> Non
     first, second = tmp_path / "a", tmp_path / "b"
     log = lines(5)
     first.write_bytes(b"".join(log))
-    second.write_bytes(b"".join(recomputed([line.replace(b'"why"', b'"b"') for line in lines(6)])))
+    second.write_bytes(
+        b"".join(recomputed([line.replace(b'"why"', b'"b"') for line in lines(6)]))
+    )
     report = verify_chain([first, second], heads_of(log, 5))
     assert (report.intact, report.anchored, report.unsigned) == (True, False, 6)
 

@@ -13,7 +13,15 @@ import pytest
 
 from mqauth import Cause, ConfigurationError, Key, Unavailable
 from mqauth.audit.chain import verify_chain
-from mqauth.audit.file import MIN_BYTES, AuditFile, HeadFile, parts, read_heads, rotated, with_parts
+from mqauth.audit.file import (
+    MIN_BYTES,
+    AuditFile,
+    HeadFile,
+    parts,
+    read_heads,
+    rotated,
+    with_parts,
+)
 from mqauth.audit.record import AuditRecord
 from mqauth.testing.clock import FakeClock
 from tests.conftest import audit_record, together
@@ -47,7 +55,10 @@ def test_written_before_return(path: Path) -> None:
 def test_synced_unless_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each record is fsynced, and none where that was turned off."""
     synced: list[int] = []
-    with AuditFile(path) as file, AuditFile(path.with_name("loose"), fsync=False) as loose:
+    with (
+        AuditFile(path) as file,
+        AuditFile(path.with_name("loose"), fsync=False) as loose,
+    ):
         monkeypatch.setattr(os, "fsync", synced.append)
         fill(file, 3)
         fill(loose, 3)
@@ -64,13 +75,23 @@ def test_closed_file_defers(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"text\n", b"[]\n", b"{}\n", b"x" * (65 * 1024), b"no newline", b"\x7fELF\0\0", b"# notes"]
+    "raw",
+    [
+        b"text\n",
+        b"[]\n",
+        b"{}\n",
+        b"x" * (65 * 1024),
+        b"no newline",
+        b"\x7fELF\0\0",
+        b"# notes",
+    ],
 )
 def test_foreign_file_is_refused_and_left_alone(path: Path, raw: bytes) -> None:
     """A file that is no audit log is not appended to, and without a newline not taken for a torn one and cut."""
     path.write_bytes(raw)
     with pytest.raises(
-        ConfigurationError, match="audit" if b"\n" in raw or len(raw) > 65_000 else "no audit file"
+        ConfigurationError,
+        match="audit" if b"\n" in raw or len(raw) > 65_000 else "no audit file",
     ):
         AuditFile(path)
     assert path.read_bytes() == raw
@@ -87,7 +108,9 @@ def big(number: int) -> AuditRecord:
     return record(number, "x" * 250)
 
 
-@pytest.mark.parametrize("name", ["audit.jsonl", "audit[1].jsonl", "audit*.jsonl", "audit?.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["audit.jsonl", "audit[1].jsonl", "audit*.jsonl", "audit?.jsonl"]
+)
 def test_rotation_carries_the_chain(tmp_path: Path, name: str) -> None:
     """A full file, also one whose name has wildcards, is renamed; all parts in order are one unbroken chain."""
     path = tmp_path / name
@@ -159,7 +182,9 @@ class Disk:
         return taken
 
 
-def test_torn_line_that_could_not_be_cut_is_cut_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torn_line_that_could_not_be_cut_is_cut_later(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where even the cut failed, the next record does it."""
     with AuditFile(path, fsync=False) as file:
         with monkeypatch.context() as patch:
@@ -182,7 +207,11 @@ def test_torn_line_that_could_not_be_cut_is_cut_later(path: Path, monkeypatch: p
     ids=["not synced", "full in the middle of a record", "forked"],
 )
 def test_what_cannot_be_written_defers(
-    name: str, by: Callable[..., Any], said: str, path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    by: Callable[..., Any],
+    said: str,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A record that is not durable is ``audit_unavailable``: nothing of it stays, and the next follows the last.
 
@@ -201,7 +230,9 @@ def test_what_cannot_be_written_defers(
     assert (verify_chain(path).intact, verify_chain(path).records) == (True, 2)
 
 
-def test_forked_process_signs_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forked_process_signs_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A child that closes the inherited file signs no head for its parent."""
     heads = HeadFile(path.with_name("heads"), Key.generate())
     file = AuditFile(path, heads=heads)
@@ -214,7 +245,10 @@ def test_forked_process_signs_nothing(path: Path, monkeypatch: pytest.MonkeyPatc
 def test_threads_share_one_file(path: Path) -> None:
     """Records of eight threads are one unbroken chain with every record once."""
     with AuditFile(path, fsync=False, max_bytes=MIN_BYTES) as file:
-        together(lambda start: [file.write(big(start + n)) for n in range(100)], range(0, 800, 100))
+        together(
+            lambda start: [file.write(big(start + n)) for n in range(100)],
+            range(0, 800, 100),
+        )
     report = verify_chain([*rotated(path), path])
     assert (report.intact, report.records) == (True, 800)
 
@@ -228,15 +262,31 @@ def append(path: Path) -> None:
 @pytest.mark.parametrize(
     ("deed", "said", "told"),
     [
-        (Path.unlink, "moved or deleted", {"intact": False, "what": "removed", "first_bad": 1}),
-        (lambda path: path.rename(path.with_name("moved")), "moved or deleted", {"intact": True, "records": 4}),
-        (lambda path: os.truncate(path, 0), "somebody else changed this file", {"what": "removed"}),
+        (
+            Path.unlink,
+            "moved or deleted",
+            {"intact": False, "what": "removed", "first_bad": 1},
+        ),
+        (
+            lambda path: path.rename(path.with_name("moved")),
+            "moved or deleted",
+            {"intact": True, "records": 4},
+        ),
+        (
+            lambda path: os.truncate(path, 0),
+            "somebody else changed this file",
+            {"what": "removed"},
+        ),
         (append, "", {"what": "inserted", "first_bad": 3}),
     ],
     ids=["deleted", "moved, as logrotate does", "emptied", "a line appended"],
 )
 def test_what_somebody_did_to_an_open_file_is_told(
-    deed: Callable[[Path], object], said: str, told: dict[str, Any], path: Path, caplog: pytest.LogCaptureFixture
+    deed: Callable[[Path], object],
+    said: str,
+    told: dict[str, Any],
+    path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Records go on where they can be found, without a hole; the log says so, and the chain shows what is gone."""
     with AuditFile(path, fsync=False) as file:
@@ -264,7 +314,8 @@ def test_replaced_file_is_not_appended_to(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "there"), [("rename", "was not written", True), ("open", "cannot be begun", False)]
+    ("name", "said", "there"),
+    [("rename", "was not written", True), ("open", "cannot be begun", False)],
 )
 def test_a_rotation_that_failed_is_finished(
     name: str, said: str, there: bool, path: Path, monkeypatch: pytest.MonkeyPatch
@@ -284,7 +335,9 @@ def test_a_rotation_that_failed_is_finished(
 
 
 @pytest.mark.parametrize("tail", [b"{", b'{"v":1', b'{"v":1,"id":"torn', b"\0" * 100])
-def test_every_torn_tail_is_recovered(path: Path, tail: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_torn_tail_is_recovered(
+    path: Path, tail: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whatever part of a record a crash left, and zeros a power cut left, is cut off and said."""
     with AuditFile(path, fsync=False) as file:
         fill(file, 2)
@@ -299,7 +352,9 @@ def test_every_torn_tail_is_recovered(path: Path, tail: bytes, caplog: pytest.Lo
 def test_heads_by_time(path: Path) -> None:
     """A record that comes a minute after the last head is signed at once, however few there are."""
     clock = FakeClock()
-    heads = HeadFile(path.with_name("heads"), Key.generate(), every=1000, seconds=60, clock=clock)
+    heads = HeadFile(
+        path.with_name("heads"), Key.generate(), every=1000, seconds=60, clock=clock
+    )
     with AuditFile(path, fsync=False, heads=heads) as file:
         fill(file, 3)
         assert not heads.path.exists()
@@ -323,17 +378,23 @@ def test_crashed_writers_records_are_signed_at_its_next_start(path: Path) -> Non
 def test_cut_log_is_loud_at_start(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A writer that finds fewer records than its last signed head covers says so, and verify still finds it."""
     key = Key.generate()
-    with AuditFile(path, fsync=False, heads=HeadFile(path.with_name("heads"), key)) as file:
+    with AuditFile(
+        path, fsync=False, heads=HeadFile(path.with_name("heads"), key)
+    ) as file:
         fill(file, 10)
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:5]))
-    with AuditFile(path, fsync=False, heads=HeadFile(path.with_name("heads"), key)) as file:
+    with AuditFile(
+        path, fsync=False, heads=HeadFile(path.with_name("heads"), key)
+    ) as file:
         fill(file, 5)
     assert "some are gone" in caplog.text
     report = verify_chain(path, read_heads(path.with_name("heads")))
     assert (report.intact, report.what) == (False, "recomputed")
 
 
-def test_failing_head_file_is_tried_once_an_interval(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_head_file_is_tried_once_an_interval(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A head file out of reach is loud, costs one attempt an interval, not one a record, and stops no message."""
     heads = HeadFile(path.with_name("missing") / "heads", Key.generate(), every=10)
     with AuditFile(path, fsync=False, heads=heads) as file:
@@ -346,12 +407,16 @@ def test_archived_parts(path: Path) -> None:
     """With its first parts archived a chain goes on under its own name, and verify takes it from a signed head."""
     key = Key.generate()
     places = path.with_name("heads")
-    with AuditFile(path, fsync=False, max_bytes=MIN_BYTES, heads=HeadFile(places, key)) as file:
+    with AuditFile(
+        path, fsync=False, max_bytes=MIN_BYTES, heads=HeadFile(places, key)
+    ) as file:
         for number in range(400):
             file.write(big(number))
     archived = rotated(path)[0]
     archived.rename(path.with_name("archive"))
-    with AuditFile(path, fsync=False, max_bytes=MIN_BYTES, heads=HeadFile(places, key)) as file:
+    with AuditFile(
+        path, fsync=False, max_bytes=MIN_BYTES, heads=HeadFile(places, key)
+    ) as file:
         fill(file, 10)
     heads = read_heads(places)
     kept = verify_chain(parts(path), heads, continued=True)
@@ -363,8 +428,17 @@ def test_archived_parts(path: Path) -> None:
 
 def test_parts_are_added_once(path: Path) -> None:
     """Rotated parts are put before their file, unless they were given."""
-    first, second = path.with_name(f"{path.name}.000001"), path.with_name(f"{path.name}.000002")
-    for part in (path, first, second, path.with_name(f"{path.name}.gz"), path.with_name(f"{path.name}.heads")):
+    first, second = (
+        path.with_name(f"{path.name}.000001"),
+        path.with_name(f"{path.name}.000002"),
+    )
+    for part in (
+        path,
+        first,
+        second,
+        path.with_name(f"{path.name}.gz"),
+        path.with_name(f"{path.name}.heads"),
+    ):
         part.touch()
     assert with_parts([path]) == [first, second, path]
     assert with_parts([first, second, path]) == [first, second, path]

@@ -18,7 +18,16 @@ from mqauth.authority.issuing import Grant, IdentityAuthority, Rate, Trace
 from mqauth.testing import FakeClock
 from mqauth.wire import base64url, identity, jwk
 from mqauth.wire.keys import Key, KeySet, Revocation, public_members
-from tests.authority_world import ACCOUNT, CLUSTER, DOMAIN, MACHINES, ORDERS, STOCK, URL, World
+from tests.authority_world import (
+    ACCOUNT,
+    CLUSTER,
+    DOMAIN,
+    MACHINES,
+    ORDERS,
+    STOCK,
+    URL,
+    World,
+)
 from tests.conftest import away
 
 OTHER = Key.generate("EdDSA")
@@ -36,20 +45,29 @@ def world(tmp_path: Path) -> World:
 
 @pytest.mark.parametrize("scheme", ["DPoP", "dpop"])
 @pytest.mark.parametrize("more", [{}, {"kc-jkt-type": "DPoP"}])
-def test_a_bound_credential_counts_for_its_key(world: World, scheme: str, more: dict[str, str]) -> None:
+def test_a_bound_credential_counts_for_its_key(
+    world: World, scheme: str, more: dict[str, str]
+) -> None:
     """A credential that is bound to the key that asks gets its identity; Keycloak's says one thing more."""
     bound = world.credential(claims={"cnf": {"jkt": world.key.kid} | more})
     assert world.ask(bound, scheme=scheme).status == 200
 
 
-@pytest.mark.parametrize(("bound", "scheme"), [(True, "Bearer"), (True, "bearer"), (False, "DPoP")])
-def test_a_scheme_that_belies_its_credential(world: World, bound: bool, scheme: str) -> None:
+@pytest.mark.parametrize(
+    ("bound", "scheme"), [(True, "Bearer"), (True, "bearer"), (False, "DPoP")]
+)
+def test_a_scheme_that_belies_its_credential(
+    world: World, bound: bool, scheme: str
+) -> None:
     """A bound credential is none of Bearer, and an unbound one none of DPoP (RFC 9449, sections 7.1 and 7.2)."""
     credential = world.credential(claims={"cnf": {"jkt": world.key.kid}} if bound else {})
     found = world.ask(credential, scheme=scheme)
     (record,) = world.records()
     assert (found.status, found.body) == (401, {"error": "invalid_client"})
-    assert (record["verdict"], record["reason"]) == ("identity_refused", "credential_binding")
+    assert (record["verdict"], record["reason"]) == (
+        "identity_refused",
+        "credential_binding",
+    )
 
 
 def test_an_issuance_is_recorded_before_it_is_answered(world: World) -> None:
@@ -57,7 +75,11 @@ def test_an_issuance_is_recorded_before_it_is_answered(world: World) -> None:
     wit = world.ask().body["wit"]
     (record,) = world.records()
     said, asked = record["token"]["verified"], record["asked"]
-    assert (record["verdict"], record["scope"], said["sub"]) == ("identity_issued", DOMAIN, ORDERS)
+    assert (record["verdict"], record["scope"], said["sub"]) == (
+        "identity_issued",
+        DOMAIN,
+        ORDERS,
+    )
     assert said["identity"]["jkt"] == world.key.kid
     assert said["jti"] == identity.parse_wit(wit.encode()).identity.jti
     assert asked["address"] == "10.0.0.7"
@@ -73,7 +95,9 @@ def test_an_answer_that_was_lost_is_asked_for_again(world: World) -> None:
     credential = world.credential()
     proof = world.proof(credential)
     wits = [world.ask(credential, proof).body["wit"] for _ in range(2)]
-    assert [identity.parse_wit(wit.encode()).identity.jkt for wit in wits] == [world.key.kid] * 2
+    assert [identity.parse_wit(wit.encode()).identity.jkt for wit in wits] == [
+        world.key.kid
+    ] * 2
     assert wits[0] != wits[1]
     assert [record["verdict"] for record in world.records()] == ["identity_issued"] * 2
 
@@ -172,7 +196,9 @@ def test_credentials_that_get_nothing(world: World, name: str) -> None:
 
 
 _PROOFS: dict[str, Callable[[World, str], Any]] = {
-    "another url": lambda w, c: w.proof(c, claims={"htu": "https://other.example/v1/identity"}),
+    "another url": lambda w, c: w.proof(
+        c, claims={"htu": "https://other.example/v1/identity"}
+    ),
     "its url without the path": lambda w, c: w.proof(c, claims={"htu": URL}),
     "another method": lambda w, c: w.proof(c, claims={"htm": "GET"}),
     "another credential": lambda w, c: w.proof("other"),
@@ -185,15 +211,26 @@ _PROOFS: dict[str, Callable[[World, str], Any]] = {
     "another type": lambda w, c: w.proof(c, header={"typ": "mqauth-pop+jwt"}),
     "kid": lambda w, c: w.proof(c, header={"kid": "k"}),
     "no jwk": lambda w, c: w.proof(c, header={"jwk": None}),
-    "a private jwk": lambda w, c: w.proof(c, header={"jwk": public_members(w.key.public) | {"d": "AAAA"}}),
+    "a private jwk": lambda w, c: w.proof(
+        c, header={"jwk": public_members(w.key.public) | {"d": "AAAA"}}
+    ),
     "a key without possession": lambda w, c: w.proof(c, signer=OTHER),
-    "another key in its header": lambda w, c: w.proof(c, header={"jwk": public_members(OTHER.public)}),
+    "another key in its header": lambda w, c: w.proof(
+        c, header={"jwk": public_members(OTHER.public)}
+    ),
     "an alg of its own": lambda w, c: w.proof(
         c, header={"jwk": public_members(w.key.public) | {"alg": "Ed25519"}}
     ),
     "RSA": lambda w, c: w.proof(c, key=RSA),
     "small order": lambda w, c: w.proof(
-        c, header={"jwk": {"kty": "OKP", "crv": "Ed25519", "x": base64url.encode(bytes(32)).decode()}}
+        c,
+        header={
+            "jwk": {
+                "kty": "OKP",
+                "crv": "Ed25519",
+                "x": base64url.encode(bytes(32)).decode(),
+            }
+        },
     ),
     "none": lambda w, c: w.proof(c, header={"alg": "none"}),
     "no JWT": lambda w, c: "x",
@@ -226,8 +263,12 @@ def test_a_key_without_subjects_enrols_nobody(world: World, typ: str) -> None:
     assert found.status == 401
 
 
-@pytest.mark.parametrize("change", [{"revocation": Revocation(revoked_at=2**40)}, {"expires": 1_900_000_000}])
-def test_a_key_that_ended_signs_no_credential(tmp_path: Path, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"revocation": Revocation(revoked_at=2**40)}, {"expires": 1_900_000_000}]
+)
+def test_a_key_that_ended_signs_no_credential(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
     """A revoked or retired key of an issuer counts for no credential, whenever it says it was signed."""
     from dataclasses import replace
 
@@ -243,24 +284,43 @@ def test_a_key_that_ended_signs_no_credential(tmp_path: Path, change: dict[str, 
 
 def test_of_two_grants_one_has_to_be_named(tmp_path: Path) -> None:
     """Where a credential matches two subjects, the request names one; another one it does not get."""
-    grants = [Grant(credential="cluster", match={"sub": ACCOUNT}, subject=each) for each in (ORDERS, STOCK)]
+    grants = [
+        Grant(credential="cluster", match={"sub": ACCOUNT}, subject=each)
+        for each in (ORDERS, STOCK)
+    ]
     world = World(tmp_path, grants=grants)
-    asked = [b"", json.dumps({"sub": STOCK}).encode(), json.dumps({"sub": f"{DOMAIN}/root"}).encode()]
+    asked = [
+        b"",
+        json.dumps({"sub": STOCK}).encode(),
+        json.dumps({"sub": f"{DOMAIN}/root"}).encode(),
+    ]
     found = [world.ask(body=body) for body in asked]
     assert [(each.status, each.body.get("error")) for each in found] == [
         (400, "invalid_request"), (200, None), (403, "access_denied"),
     ]  # fmt: skip
     assert found[1].body["sub"] == STOCK
-    assert [record["reason"] for record in world.records()] == ["subject_ambiguous", None, "grant_missing"]
+    assert [record["reason"] for record in world.records()] == [
+        "subject_ambiguous",
+        None,
+        "grant_missing",
+    ]
 
 
 def test_grants_match_exactly(tmp_path: Path) -> None:
     """All claims of a grant must be there as this very text; neither a part nor another type matches."""
-    grant = Grant(credential="cluster", match={"sub": ACCOUNT, "tenant": "1"}, subject=ORDERS)
+    grant = Grant(
+        credential="cluster", match={"sub": ACCOUNT, "tenant": "1"}, subject=ORDERS
+    )
     world = World(tmp_path, grants=[grant])
     statuses = [
         world.ask(world.credential(claims=claims)).status
-        for claims in ({"tenant": "1"}, {"tenant": 1}, {"tenant": ["1"]}, {"tenant": "1 "}, {})
+        for claims in (
+            {"tenant": "1"},
+            {"tenant": 1},
+            {"tenant": ["1"]},
+            {"tenant": "1 "},
+            {},
+        )
     ]
     assert statuses == [200, 403, 403, 403, 403]
 
@@ -284,7 +344,15 @@ def test_a_grant_of_all_it_may_say_fits_into_a_wit(tmp_path: Path) -> None:
     claims = {f"c{number}": "x" * 240 for number in range(6)}
     subject = f"{DOMAIN}/{'s' * (255 - len(DOMAIN))}"
     world = World(
-        tmp_path, grants=[Grant(credential="cluster", match={"sub": ACCOUNT}, subject=subject, claims=claims)]
+        tmp_path,
+        grants=[
+            Grant(
+                credential="cluster",
+                match={"sub": ACCOUNT},
+                subject=subject,
+                claims=claims,
+            )
+        ],
     )
     world.key = Key.generate("ES384")
     assert world.ask().status == 200
@@ -298,7 +366,10 @@ def test_a_subject_gets_so_many_a_minute(tmp_path: Path) -> None:
     world = World(tmp_path, rate=3, refusals=2)
     found = [world.ask() for _ in range(6)]
     assert [each.status for each in found] == [200, 200, 200, 429, 429, 429]
-    assert (found[3].body, found[3].headers[b"retry-after"]) == ({"error": "slow_down"}, b"60")
+    assert (found[3].body, found[3].headers[b"retry-after"]) == (
+        {"error": "slow_down"},
+        b"60",
+    )
     assert world.ask("bad").status == 401
     world.clock.advance(60)
     assert world.ask().status == 200
@@ -307,7 +378,9 @@ def test_a_subject_gets_so_many_a_minute(tmp_path: Path) -> None:
 def test_whoever_is_refused_too_often_is_not_read(tmp_path: Path) -> None:
     """After so many refusals an address gets 429 for what it sends, and leaves no record; others are served."""
     world = World(tmp_path, refusals=3)
-    found = [world.ask("bad").status for _ in range(5)] + [world.ask("bad", address="10.0.0.8").status]
+    found = [world.ask("bad").status for _ in range(5)] + [
+        world.ask("bad", address="10.0.0.8").status
+    ]
     assert found == [401, 401, 401, 429, 429, 401]
     assert len(world.records()) == 4
     world.clock.advance(60)
@@ -317,7 +390,9 @@ def test_whoever_is_refused_too_often_is_not_read(tmp_path: Path) -> None:
 def test_a_neighbour_without_a_credential_shuts_nobody_out(tmp_path: Path) -> None:
     """Who shares an address with others, and asks with nothing, rubbish or a forgery, stops nobody."""
     world = World(tmp_path, refusals=3)
-    forged = world.credential(claims={"sub": "system:serviceaccount:shop:eve"}, key=Key.generate("ES256"))
+    forged = world.credential(
+        claims={"sub": "system:serviceaccount:shop:eve"}, key=Key.generate("ES256")
+    )
     assert [world.ask(headers=[]).status for _ in range(5)] == [401, 401, 401, 429, 429]
     assert [world.ask("bad").status, world.ask(forged).status] == [429, 401]
     assert [world.ask(forged).status for _ in range(3)] == [401, 401, 429]
@@ -327,7 +402,11 @@ def test_a_neighbour_without_a_credential_shuts_nobody_out(tmp_path: Path) -> No
 def test_one_site_of_ipv6_is_one_address(tmp_path: Path) -> None:
     """Whoever has a /64 is one address, not 2^64."""
     world = World(tmp_path, refusals=1)
-    assert [world.ask("bad", address=f"2001:db8::{n}").status for n in range(1, 4)] == [401, 429, 429]
+    assert [world.ask("bad", address=f"2001:db8::{n}").status for n in range(1, 4)] == [
+        401,
+        429,
+        429,
+    ]
     assert world.ask("bad", address="2001:db8:0:1::1").status == 401
 
 
@@ -353,16 +432,22 @@ def test_a_flood_from_many_addresses_hides_no_other_refusal(clock: FakeClock) ->
     written: list[AuditRecord] = []
     gate = FloodGate(CallableSink(written.append), flood_after=1)
     nothing: Any = None
-    authority = IdentityAuthority(trust_domain=DOMAIN, desk=nothing, keys=nothing, audit=gate, clock=clock)
+    authority = IdentityAuthority(
+        trust_domain=DOMAIN, desk=nothing, keys=nothing, audit=gate, clock=clock
+    )
     refused = Refused(Refusal.CREDENTIAL_SIGNATURE, "forged")
-    for address in (f"2001:db8:0:{number:x}::/64" for number in range(26) for _ in range(4)):
+    for address in (
+        f"2001:db8:0:{number:x}::/64" for number in range(26) for _ in range(4)
+    ):
         authority.refuse(refused, Trace(address))
     authority.refuse(refused, Trace("10.0.0.3"))
     assert ["asked" in record.extra for record in written[-2:]] == [False, True]
 
 
 @pytest.mark.parametrize("ask", [World.ask, lambda world: world.ask("bad")])
-def test_without_audit_there_is_no_answer(world: World, ask: Callable[[World], Any]) -> None:
+def test_without_audit_there_is_no_answer(
+    world: World, ask: Callable[[World], Any]
+) -> None:
     """Where a record cannot be written, neither an identity nor a refusal is given: 503."""
     world.file.close()
     found = ask(world)
@@ -375,7 +460,9 @@ def test_without_a_key_there_is_no_identity(world: World) -> None:
     (key,) = world.keystore.ring().keys
     from mqauth.keystore.disk import ring
 
-    world.keystore.change(lambda found, now: ring.revoke(found, key.kid, now, reason="stolen"))
+    world.keystore.change(
+        lambda found, now: ring.revoke(found, key.kid, now, reason="stolen")
+    )
     world.clock.advance(10)
     assert world.ask().status == 503
     assert world.records() == []
@@ -405,7 +492,16 @@ def test_a_cut_off_is_published_and_ends_with_its_moment(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"x", b"[]", b'{"sub":1}', b'{"sub":""}', b'{"sub":"a","sub":"a"}', b'{"key":"a"}', b" " * 16_385]
+    "body",
+    [
+        b"x",
+        b"[]",
+        b'{"sub":1}',
+        b'{"sub":""}',
+        b'{"sub":"a","sub":"a"}',
+        b'{"key":"a"}',
+        b" " * 16_385,
+    ],
 )
 def test_bodies_that_are_none(world: World, body: bytes) -> None:
     """A body is nothing, or an object with ``sub``, of at most 16 KiB."""
@@ -417,18 +513,32 @@ def test_bodies_that_are_none(world: World, body: bytes) -> None:
 def test_headers_stand_once(world: World) -> None:
     """Two credentials, two proofs, none of them, or another scheme get nothing."""
     credential = world.credential()
-    bearer, dpop = (b"authorization", f"Bearer {credential}".encode()), (b"dpop", world.proof(credential).encode())
+    bearer, dpop = (
+        (b"authorization", f"Bearer {credential}".encode()),
+        (b"dpop", world.proof(credential).encode()),
+    )
     tried = [[bearer], [dpop], [], [bearer, bearer, dpop], [bearer, dpop, dpop],
              [(b"authorization", b"Basic eA=="), dpop], [(b"authorization", b"Bearer \xff"), dpop]]  # fmt: skip
     found = [world.ask(headers=headers) for headers in tried]
     assert [each.status for each in found] == [400, 401, 401, 401, 400, 401, 401]
-    assert all(b"DPoP algs=" in each.headers[b"www-authenticate"] for each in found if each.status == 401)
+    assert all(
+        b"DPoP algs=" in each.headers[b"www-authenticate"]
+        for each in found
+        if each.status == 401
+    )
 
 
 def test_other_paths_are_the_key_servers(world: World) -> None:
     """The JWK Set is fresh for a minute at most, health says how many keys sign, and all else is not there."""
-    assert world.request("GET", "/jwks.json").headers[b"cache-control"] == b"public, max-age=60"
-    assert world.request("GET", "/healthz").body == {"status": "ok", "keys": 1, "active": 1}
+    assert (
+        world.request("GET", "/jwks.json").headers[b"cache-control"]
+        == b"public, max-age=60"
+    )
+    assert world.request("GET", "/healthz").body == {
+        "status": "ok",
+        "keys": 1,
+        "active": 1,
+    }
     assert world.request("GET", "/v1/identity").status == 405
     assert world.request("POST", "/v1/other").status == 404
 
@@ -438,7 +548,10 @@ def test_other_paths_are_the_key_servers(world: World) -> None:
 
 def test_one_key_under_two_subjects_is_an_alert(tmp_path: Path) -> None:
     """Whoever enrols another's key, or one key twice, is noticed."""
-    grants = [Grant(credential="cluster", match={"sub": ACCOUNT}, subject=each) for each in (ORDERS, STOCK)]
+    grants = [
+        Grant(credential="cluster", match={"sub": ACCOUNT}, subject=each)
+        for each in (ORDERS, STOCK)
+    ]
     world = World(tmp_path, grants=grants)
     for subject in (ORDERS, ORDERS, STOCK):
         world.ask(body=json.dumps({"sub": subject}).encode())

@@ -111,7 +111,10 @@ def test_grants_tells_why_a_credential_gets_nothing(run: Run, machine: Key) -> N
         code, out, _ = run("grants", "--token", "credential")
         assert code == 1
         said.append(out.splitlines())
-    assert said[0] == ["nothing: grant_missing: no grant matches", f"  {ORDERS}: wants another sub"]
+    assert said[0] == [
+        "nothing: grant_missing: no grant matches",
+        f"  {ORDERS}: wants another sub",
+    ]
     assert said[1][0] == "nothing: credential_audience: its aud is not ours alone"
 
 
@@ -122,9 +125,13 @@ def test_grants_tells_why_a_credential_gets_nothing(run: Run, machine: Key) -> N
         ({}, "wimse://prod.example/other", "no grant names this subject"),
     ],
 )  # fmt: skip
-def test_issue_refuses(run: Run, members: dict[str, str], subject: str, wanted: str) -> None:
+def test_issue_refuses(
+    run: Run, members: dict[str, str], subject: str, wanted: str
+) -> None:
     """A private key, a key of no kind, or a subject that nobody granted gets nothing, and leaves no record."""
-    Path("key.json").write_text(json.dumps(public_members(Key.generate().public) | {"alg": "EdDSA"} | members))
+    Path("key.json").write_text(
+        json.dumps(public_members(Key.generate().public) | {"alg": "EdDSA"} | members)
+    )
     code, out, error = run("issue", "--sub", subject, "--jwk", "key.json")
     assert (code != 0, out) == (True, "")
     assert wanted in error
@@ -135,7 +142,9 @@ def test_cutoff_tells_how_many_identities_still_live(run: Run) -> None:
     """The audit file tells how many live. Where it has none, a misspelling is suspected; without it, none."""
     _, out, error = run("cutoff", "--sub", f"{ORDERS}s", "--why", "stolen", "--json")
     assert (json.loads(out)["alive"], "spelt" in error) == (None, False)
-    Path("key.json").write_text(json.dumps(public_members(Key.generate("ES256").public) | {"alg": "ES256"}))
+    Path("key.json").write_text(
+        json.dumps(public_members(Key.generate("ES256").public) | {"alg": "ES256"})
+    )
     run("issue", "--sub", ORDERS, "--jwk", "key.json")
     for subject, alive in ((ORDERS, 1), (f"{ORDERS}s", 0)):
         code, out, error = run("cutoff", "--sub", subject, "--why", "stolen", "--json")
@@ -143,13 +152,17 @@ def test_cutoff_tells_how_many_identities_still_live(run: Run) -> None:
         assert ("is it spelt right?" in error) == (not alive)
 
 
-@pytest.mark.parametrize("subject", ["orders-api", "wimse://other.example/a", "wimse://prod.example/"])
+@pytest.mark.parametrize(
+    "subject", ["orders-api", "wimse://other.example/a", "wimse://prod.example/"]
+)
 def test_cutoff_is_of_our_domain(run: Run, subject: str) -> None:
     """What is no identifier of the trust domain cannot be cut off."""
     assert run("cutoff", "--sub", subject, "--why", "x")[0] == 2
 
 
-def test_trace_leads_from_a_key_to_who_asked(run: Run, machine: Key, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trace_leads_from_a_key_to_who_asked(
+    run: Run, machine: Key, capsys: pytest.CaptureFixture[str]
+) -> None:
     """``audit trace --jkt`` finds the record of an identity by the thumbprint of its key."""
     authority = load("mqauth.toml").authority.authority()
     key = Key.generate()
@@ -178,10 +191,16 @@ def test_a_restart_forgets_no_credential(machine: Key, tmp_path: Path) -> None:
         key = Key.generate()
         trace = Trace("10.0.0.7", jkt=key.kid)
         authority.desk.read(credential(machine).read_text().strip(), trace)
-        authority.vouch(authority.desk.grants[0], public_members(key.public) | {"alg": "EdDSA"}, trace)
+        authority.vouch(
+            authority.desk.grants[0], public_members(key.public) | {"alg": "EdDSA"}, trace
+        )
         authority._audit.close()
-    records = [json.loads(line) for line in Path("authority.jsonl").read_text().splitlines()]
-    assert [record["alert"]["kind"] for record in records if "alert" in record] == ["new_credential"]
+    records = [
+        json.loads(line) for line in Path("authority.jsonl").read_text().splitlines()
+    ]
+    assert [record["alert"]["kind"] for record in records if "alert" in record] == [
+        "new_credential"
+    ]
 
 
 def test_key_age_and_cutoffs_of_the_keystore(run: Run, machine: Key) -> None:
@@ -221,9 +240,13 @@ def test_serve_shows_its_metrics(machine: Key) -> None:
         finally:
             process.terminate()
     assert re.search(
-        r'mqauth_authority_requests_total\{answer="invalid_client",.*refusal="credential_malformed"', page
+        r'mqauth_authority_requests_total\{answer="invalid_client",.*refusal="credential_malformed"',
+        page,
     )
-    assert re.search(r'mqauth_authority_key_age_seconds\{.*trust_domain="wimse://prod.example"\} \d', page)
+    assert re.search(
+        r'mqauth_authority_key_age_seconds\{.*trust_domain="wimse://prod.example"\} \d',
+        page,
+    )
     assert re.search(r"mqauth_authority_cutoffs\{.*\} 0.0", page)
 
 
@@ -233,7 +256,9 @@ def test_a_taken_port_of_the_metrics_is_said(run: Run) -> None:
         port = taken.getsockname()[1]
         code, _, error = run("serve", "--port", "0", "--metrics-port", str(port))
     assert code == 2
-    assert f"--metrics-host 127.0.0.1 --metrics-port {port}: Address already in use" in error
+    assert (
+        f"--metrics-host 127.0.0.1 --metrics-port {port}: Address already in use" in error
+    )
 
 
 def heads(machine: Key, more: str = "") -> Any:

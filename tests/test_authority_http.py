@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 
-from mqauth import IdentityKey, Message, OwnKey, Signer, TrustDomain, Unavailable, Verifier, WITKey
+from mqauth import (
+    IdentityKey,
+    Message,
+    OwnKey,
+    Signer,
+    TrustDomain,
+    Unavailable,
+    Verifier,
+    WITKey,
+)
 from mqauth.cli.serve import listen, server_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.wire import jwk
@@ -25,8 +34,12 @@ MESSAGE = Message(destination="kafka:orders", body=b'{"order": 1}')
 @contextmanager
 def serving(world: World, listener: socket.socket) -> Iterator[None]:
     """Serve within the block, by the server of the command."""
-    uvicorn = server_of(world.server, None, requests=64, verb="authority serve", extra="serve")
-    thread = threading.Thread(target=uvicorn.run, kwargs={"sockets": [listener]}, daemon=True)
+    uvicorn = server_of(
+        world.server, None, requests=64, verb="authority serve", extra="serve"
+    )
+    thread = threading.Thread(
+        target=uvicorn.run, kwargs={"sockets": [listener]}, daemon=True
+    )
     thread.start()
     try:
         yield
@@ -48,7 +61,9 @@ def port(world: World) -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def fetch(port: int, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any]:
+def fetch(
+    port: int, method: str, path: str, body: bytes = b"", **headers: str
+) -> tuple[int, Any]:
     """Send one request, and return status and body."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
         connection.request(method, path, body, headers)
@@ -59,7 +74,13 @@ def fetch(port: int, method: str, path: str, body: bytes = b"", **headers: str) 
 def asked(world: World, port: int) -> tuple[int, Any]:
     """Ask for an identity, and return status and body."""
     credential = world.credential()
-    return fetch(port, "POST", "/v1/identity", Authorization=f"Bearer {credential}", DPoP=world.proof(credential))
+    return fetch(
+        port,
+        "POST",
+        "/v1/identity",
+        Authorization=f"Bearer {credential}",
+        DPoP=world.proof(credential),
+    )
 
 
 def test_from_a_credential_to_a_verified_message(world: World, port: int) -> None:
@@ -67,7 +88,9 @@ def test_from_a_credential_to_a_verified_message(world: World, port: int) -> Non
     status, body = asked(world, port)
     assert status == 200
     key = WITKey(body["wit"], world.key, clock=world.clock)
-    signed = Signer(key=key, issuer=DOMAIN, subject=ORDERS, audience="billing", clock=world.clock).sign(MESSAGE)
+    signed = Signer(
+        key=key, issuer=DOMAIN, subject=ORDERS, audience="billing", clock=world.clock
+    ).sign(MESSAGE)
     keys = jwk.load_key_set(json.dumps(fetch(port, "GET", "/jwks.json")[1]).encode())
     verifier = Verifier(keys={DOMAIN: TrustDomain(keys=keys)}, audience="billing")
     verified = verifier.verify(signed, verifier.open(signed), keys, world.clock.now())
@@ -79,7 +102,10 @@ def test_a_body_over_the_limit_is_refused(world: World, port: int) -> None:
     """A large body is answered and not kept; the next request of the same address is served."""
     credential = world.credential()
     headers = {"Authorization": f"Bearer {credential}", "DPoP": world.proof(credential)}
-    assert fetch(port, "POST", "/v1/identity", b" " * 100_000, **headers) == (400, {"error": "invalid_request"})
+    assert fetch(port, "POST", "/v1/identity", b" " * 100_000, **headers) == (
+        400,
+        {"error": "invalid_request"},
+    )
     assert asked(world, port)[0] == 200
 
 
@@ -89,7 +115,13 @@ def test_a_producer_of_ours_that_is_not_granted_signs_nothing(tmp_path: Path) ->
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         world = World(tmp_path, url=url, clock=SYSTEM_CLOCK)
         own = OwnKey(world.machine, issuer=MACHINES, subject="orders-api")
-        enrolled = IdentityKey(url, subject=STOCK, credential=own, unsafe_http_loopback=True)
-        with serving(world, listener), enrolled as key, pytest.raises(Unavailable, match="403 access_denied"):
+        enrolled = IdentityKey(
+            url, subject=STOCK, credential=own, unsafe_http_loopback=True
+        )
+        with (
+            serving(world, listener),
+            enrolled as key,
+            pytest.raises(Unavailable, match="403 access_denied"),
+        ):
             key.signing_key()
     assert world.records()[0]["reason"] == "grant_missing"

@@ -33,7 +33,9 @@ def judged(world: World, wit: str) -> str:
     """Return the subject of a message that is signed under a WIT now, by the set that is served now."""
     keys = jwk.load_key_set(world.request("GET", "/jwks.json").body)
     key = WITKey(wit, world.key, clock=world.clock)
-    signed = Signer(key=key, issuer=DOMAIN, subject=ORDERS, audience="billing", clock=world.clock).sign(MESSAGE)
+    signed = Signer(
+        key=key, issuer=DOMAIN, subject=ORDERS, audience="billing", clock=world.clock
+    ).sign(MESSAGE)
     verifier = Verifier(keys={DOMAIN: TrustDomain(keys=keys)}, audience="billing")
     return verifier.verify(signed, verifier.open(signed), keys, world.clock.now()).subject
 
@@ -62,7 +64,10 @@ def test_a_moment_moves_forward_only(store: Keystore) -> None:
 
 def test_there_is_room_for_so_many(store: Keystore) -> None:
     """One more than the profile allows is refused, and what was there stays."""
-    listed = [{"sub": f"{DOMAIN}/{number}", "before": 2**40, "reason": ""} for number in range(MAX_CUTOFFS)]
+    listed = [
+        {"sub": f"{DOMAIN}/{number}", "before": 2**40, "reason": ""}
+        for number in range(MAX_CUTOFFS)
+    ]
     (store.folder / CUTOFFS).write_text(json.dumps({"keys": [], "mqauth_cutoff": listed}))
     with pytest.raises(ConfigurationError, match="revoke the authority's key"):
         store.cut_off(ORDERS, reason="stolen")
@@ -70,7 +75,9 @@ def test_there_is_room_for_so_many(store: Keystore) -> None:
     publish([store.ring()], store.cutoffs())
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"keys":[],"mqauth_cutoff":[{"sub":"x"}]}', "[]"])
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"keys":[],"mqauth_cutoff":[{"sub":"x"}]}', "[]"]
+)
 def test_cut_offs_that_cannot_be_read_are_loud(tmp_path: Path, text: str) -> None:
     """With a broken file no set is published, so that consumers keep the cut-offs that they know; nor is a WIT."""
     world = World(tmp_path)
@@ -83,8 +90,12 @@ def test_cut_offs_that_cannot_be_read_are_loud(tmp_path: Path, text: str) -> Non
         public_keys(world.keystore.folder)
 
 
-@pytest.mark.parametrize(("subject", "reason"), [("orders-api", "x"), (ORDERS, "a\nb"), (ORDERS, "x" * 257)])
-def test_a_cut_off_that_consumers_could_not_read_is_refused(store: Keystore, subject: str, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("subject", "reason"), [("orders-api", "x"), (ORDERS, "a\nb"), (ORDERS, "x" * 257)]
+)
+def test_a_cut_off_that_consumers_could_not_read_is_refused(
+    store: Keystore, subject: str, reason: str
+) -> None:
     """A subject that is no identifier, and a reason of two lines or too many characters, are not written."""
     with pytest.raises(ConfigurationError):
         store.cut_off(subject, reason=reason)

@@ -80,13 +80,21 @@ def test_subjects_are_bounded(meter: Meter) -> None:
     """A hundred identities have a label of their own, all others count together."""
     for number in range(MAX_SUBJECTS + 5):
         subject = f"wimse://prod.example/{number}"
-        meter.telemetry.observe(answer="issued", refusal="", credential="cluster", subject=subject, seconds=0.01)
+        meter.telemetry.observe(
+            answer="issued",
+            refusal="",
+            credential="cluster",
+            subject=subject,
+            seconds=0.01,
+        )
     found = counted(meter, "mqauth.authority.identities")
     assert len(found) == MAX_SUBJECTS + 1
     assert found[("cluster", "other")] == 5
 
 
-def test_an_observer_that_fails_keeps_no_identity_back(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_observer_that_fails_keeps_no_identity_back(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """What an observer raises is logged, and the identity is given."""
 
     def broken(**_told: object) -> None:
@@ -94,14 +102,24 @@ def test_an_observer_that_fails_keeps_no_identity_back(world: World, caplog: pyt
 
     world.server._observers = (broken,)
     assert world.ask().status == 200
-    assert [record.message for record in caplog.records] == ["an observer failed: ValueError"]
+    assert [record.message for record in caplog.records] == [
+        "an observer failed: ValueError"
+    ]
 
 
 def test_key_and_cutoffs_are_measured(meter: Meter) -> None:
     """The age of the key and the number of cut-offs are told as they are now; without a key there is no age."""
-    meter.telemetry.watch("wimse://prod.example", cutoffs=lambda: 3, key_age=lambda: 86_400.0)
+    meter.telemetry.watch(
+        "wimse://prod.example", cutoffs=lambda: 3, key_age=lambda: 86_400.0
+    )
     meter.telemetry.watch("wimse://b.example", cutoffs=lambda: 0, key_age=lambda: None)
-    ages = {labels: point.value for labels, point in meter.points("mqauth.authority.key.age").items()}
+    ages = {
+        labels: point.value
+        for labels, point in meter.points("mqauth.authority.key.age").items()
+    }
     assert ages == {(("trust_domain", "wimse://prod.example"),): 86_400.0}
-    cut = {labels[0][1]: point.value for labels, point in meter.points("mqauth.authority.cutoffs").items()}
+    cut = {
+        labels[0][1]: point.value
+        for labels, point in meter.points("mqauth.authority.cutoffs").items()
+    }
     assert cut == {"wimse://prod.example": 3, "wimse://b.example": 0}

@@ -52,11 +52,18 @@ class Server:
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return AWSResponse(request.url, answer[0], {"Content-Type": "application/x-amz-json-1.1"}, Raw(answer[1]))
+        return AWSResponse(
+            request.url,
+            answer[0],
+            {"Content-Type": "application/x-amz-json-1.1"},
+            Raw(answer[1]),
+        )
 
     def attach(self, uri: str) -> None:
         """Put itself in the place of the endpoint of a reference."""
-        client_of(os.getpid(), KmsReference.parse(uri), TIMEOUT).meta.events.register("before-send.kms", self.send)
+        client_of(os.getpid(), KmsReference.parse(uri), TIMEOUT).meta.events.register(
+            "before-send.kms", self.send
+        )
 
 
 @pytest.fixture
@@ -91,7 +98,9 @@ def made(key: Key, text: bytes, **changes: Any) -> Answer:
     raw = jws.LocalSigningKey(key).sign(text)
     if key.algorithm != "EdDSA":
         half = len(raw) // 2
-        raw = encode_dss_signature(int.from_bytes(raw[:half], "big"), int.from_bytes(raw[half:], "big"))
+        raw = encode_dss_signature(
+            int.from_bytes(raw[:half], "big"), int.from_bytes(raw[half:], "big")
+        )
     usual = {
         "KeyId": ARN, "Signature": base64.b64encode(raw).decode(), "SigningAlgorithm": NAMES[key.algorithm],
     }  # fmt: skip
@@ -106,7 +115,11 @@ def der(text: str) -> Answer:
 def described(public: Any, *algorithms: str, **changes: Any) -> Answer:
     """Return what AWS says of a key."""
     raw = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    usual = {"KeyId": ARN, "KeyUsage": "SIGN_VERIFY", "PublicKey": base64.b64encode(raw).decode()}
+    usual = {
+        "KeyId": ARN,
+        "KeyUsage": "SIGN_VERIFY",
+        "PublicKey": base64.b64encode(raw).decode(),
+    }
     return said(**{**usual, "SigningAlgorithms": list(algorithms), **changes})
 
 
@@ -118,9 +131,14 @@ def test_a_signature_is_asked_of_the_key(key: KmsKey, server: Server, held: Key)
     """One POST to the region's endpoint, with key, algorithm and message; the raw signature comes out."""
     server.answers = [made(held, b"input")]
     signature = key.sign(b"input", held.algorithm)
-    jws.verify(jws.Opened(held.algorithm, held.kid, b"input", b"", signature), held.public_only)
+    jws.verify(
+        jws.Opened(held.algorithm, held.kid, b"input", b"", signature), held.public_only
+    )
     (asked,) = server.asked
-    assert (asked.method, asked.url) == ("POST", "https://kms.eu-central-1.amazonaws.com/")
+    assert (asked.method, asked.url) == (
+        "POST",
+        "https://kms.eu-central-1.amazonaws.com/",
+    )
     assert asked.headers["X-Amz-Target"] == b"TrentService.Sign"
     assert json.loads(asked.body) == {
         "KeyId": ARN, "SigningAlgorithm": NAMES[held.algorithm], "MessageType": "RAW",
@@ -133,20 +151,35 @@ def test_the_public_half(key: KmsKey, server: Server) -> None:
     for held in (ED, ES, ES384):
         server.answers = [described(held.public, NAMES[held.algorithm])]
         assert key.public() == held.public
-    assert {asked.headers["X-Amz-Target"] for asked in server.asked} == {b"TrentService.GetPublicKey"}
+    assert {asked.headers["X-Amz-Target"] for asked in server.asked} == {
+        b"TrentService.GetPublicKey"
+    }
 
 
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
         (
-            described(rsa.generate_private_key(65537, 2048).public_key(), "RSASSA_PSS_SHA_256"),
+            described(
+                rsa.generate_private_key(65537, 2048).public_key(), "RSASSA_PSS_SHA_256"
+            ),
             "does not sign ES256",
         ),
-        (described(ec.generate_private_key(ec.SECP256K1()).public_key(), "ECDSA_SHA_256"), "P-256 and P-384"),
-        (described(ES.public, "ECDSA_SHA_256", KeyUsage="KEY_AGREEMENT"), "does not sign"),
+        (
+            described(
+                ec.generate_private_key(ec.SECP256K1()).public_key(), "ECDSA_SHA_256"
+            ),
+            "P-256 and P-384",
+        ),
+        (
+            described(ES.public, "ECDSA_SHA_256", KeyUsage="KEY_AGREEMENT"),
+            "does not sign",
+        ),
         (described(ED.public, "ED25519_PH_SHA_512"), "does not sign"),
-        (described(ES.public, SigningAlgorithms=None), "no public half of a key that signs"),
+        (
+            described(ES.public, SigningAlgorithms=None),
+            "no public half of a key that signs",
+        ),
         (described(ES.public, "ECDSA_SHA_256", PublicKey="####"), "no public half"),
         (described(ES.public, "ECDSA_SHA_256", PublicKey="AAAA"), "no public half"),
         (said(), "no public half"),
@@ -173,8 +206,14 @@ def test_an_algorithm_that_kms_does_not_sign_for_us_is_refused(key: KmsKey) -> N
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (said(400, __type="AccessDeniedException", message=TOKEN), "AccessDeniedException: no policy"),
-        (said(403, __type="AccessDeniedException", message=TOKEN), "Exception: no policy"),
+        (
+            said(400, __type="AccessDeniedException", message=TOKEN),
+            "AccessDeniedException: no policy",
+        ),
+        (
+            said(403, __type="AccessDeniedException", message=TOKEN),
+            "Exception: no policy",
+        ),
         (said(400, __type="DisabledException"), "DisabledException: the key is disabled"),
         (said(400, __type="KMSInvalidStateException"), "is to be deleted"),
         (said(400, __type="ThrottlingException"), "over the quota"),
@@ -182,16 +221,25 @@ def test_an_algorithm_that_kms_does_not_sign_for_us_is_refused(key: KmsKey) -> N
         (said(400, __type="OfTomorrowException"), "OfTomorrowException$"),
         (said(400, __type=f"x {TOKEN}"), "an error without a code$"),
         (said(403), "403$"),
-        (said(500, __type="KMSInternalException"), "KMSInternalException: AWS KMS failed"),
+        (
+            said(500, __type="KMSInternalException"),
+            "KMSInternalException: AWS KMS failed",
+        ),
         (said(500, __type="KeyUnavailableException"), "KeyUnavailable"),
-        (said(400, __type="com.amazon.coral.service#InvalidSignatureException"), "the clock here is wrong"),
+        (
+            said(400, __type="com.amazon.coral.service#InvalidSignatureException"),
+            "the clock here is wrong",
+        ),
         (said(503), "503$"),
         ((307, b""), "307$"),
         ((200, b"<html>"), "without a signature|Error"),
         (made(ES384, b"input", SigningAlgorithm="ECDSA_SHA_256"), "without a signature"),
         (made(ES, b"input", Signature=None), "without a signature"),
         (made(ES, b"input", Signature="####"), "without a signature"),
-        (made(ES, b"input", Signature=base64.b64encode(bytes(64)).decode()), "without a signature"),
+        (
+            made(ES, b"input", Signature=base64.b64encode(bytes(64)).decode()),
+            "without a signature",
+        ),
         (der("3006020101020101" + "78"), "without a signature"),
         (der("300702020001020101"), "without a signature"),
         (der("30060201ff020101"), "without a signature"),
@@ -202,7 +250,11 @@ def test_an_algorithm_that_kms_does_not_sign_for_us_is_refused(key: KmsKey) -> N
     ],
 )
 def test_whatever_is_no_signature_is_unavailable(
-    key: KmsKey, server: Server, answer: Answer | Exception, why: str, caplog: pytest.LogCaptureFixture
+    key: KmsKey,
+    server: Server,
+    answer: Answer | Exception,
+    why: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Refusals and rubbish are ``keys_unavailable`` with host and key named, and nowhere stands a credential."""
     caplog.set_level(logging.DEBUG)
@@ -211,11 +263,19 @@ def test_whatever_is_no_signature_is_unavailable(
         key.sign(b"input", "ES256")
     assert caught.value.cause == "keys_unavailable"
     assert SHOWN in str(caught.value)
-    assert "unguessable" not in f"{caught.value!r}{caught.value.__cause__!r}{caplog.text}{key!r}"
+    assert (
+        "unguessable"
+        not in f"{caught.value!r}{caught.value.__cause__!r}{caplog.text}{key!r}"
+    )
 
 
-@pytest.mark.parametrize("code", ["UnrecognizedClientException", "ExpiredTokenException", "x#IncompleteSignature"])
-def test_credentials_that_aws_does_not_know_are_looked_for_again(key: KmsKey, server: Server, code: str) -> None:
+@pytest.mark.parametrize(
+    "code",
+    ["UnrecognizedClientException", "ExpiredTokenException", "x#IncompleteSignature"],
+)
+def test_credentials_that_aws_does_not_know_are_looked_for_again(
+    key: KmsKey, server: Server, code: str
+) -> None:
     """Those of a file may have been replaced; of a right that is missing the client is kept."""
     server.answers = [said(400, __type=name) for name in ("AccessDeniedException", code)]
     for kept in (1, 0):
@@ -263,10 +323,14 @@ def test_an_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         open_holder(f"awskms:{ARN}")
 
 
-def test_what_botocore_writes_at_debug_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_botocore_writes_at_debug_is_not_shown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """At DEBUG botocore writes requests and answers with the platform's token and the credentials for it."""
     with caplog.at_level(logging.DEBUG, "botocore"):
-        logging.getLogger("botocore.parsers").debug("Response body: %r", b"<SecretAccessKey>hunter2")
+        logging.getLogger("botocore.parsers").debug(
+            "Response body: %r", b"<SecretAccessKey>hunter2"
+        )
         logging.getLogger("botocore.endpoint").debug(
             "Making request with params: %s", "WebIdentityToken=eyJhunter2"
         )

@@ -28,11 +28,15 @@ CLOCK = FakeClock()
 FORGE = Forge(CLOCK)
 
 
-def judged(verifier: Verifier, message: Message, received: float | None = None) -> Verified:
+def judged(
+    verifier: Verifier, message: Message, received: float | None = None
+) -> Verified:
     """Open and verify a message."""
     candidate = verifier.open(message)
     keys = verifier.issuer(candidate.token).keys.key_set()
-    return verifier.verify(message, candidate, keys, CLOCK.now() if received is None else received)
+    return verifier.verify(
+        message, candidate, keys, CLOCK.now() if received is None else received
+    )
 
 
 def verdict(verifier: Verifier, message: Message) -> Reason | int | None:
@@ -52,7 +56,9 @@ def verdict(verifier: Verifier, message: Message) -> Reason | int | None:
      if attack.fits(place) and attack.reason is not Reason.PRODUCER_FORBIDDEN],
     ids=lambda value: getattr(value, "name", value),
 )  # fmt: skip
-def test_each_attack_meets_its_reason(attack: Any, place: str, clock: FakeClock, reason_of: ReasonOf) -> None:
+def test_each_attack_meets_its_reason(
+    attack: Any, place: str, clock: FakeClock, reason_of: ReasonOf
+) -> None:
     """Every attack of the single form passes unchanged in batch mode, and those on batches beside them."""
     forge = BatchForge(clock)
     hostile = attack.mount(forge, honest_message(place))
@@ -75,7 +81,10 @@ def batch_of(size: int, place: str = "kafka:orders") -> ForgedBatch:
 
 
 BATCHES = [batch_of(size, place) for size in (1, 2, 3, 5, 8) for place in PLACES]
-OTHERS = {id(found): batch_of(len(found.messages), found.messages[0].destination) for found in BATCHES}
+OTHERS = {
+    id(found): batch_of(len(found.messages), found.messages[0].destination)
+    for found in BATCHES
+}
 
 
 def _bit(raw: bytes, at: int) -> bytes:
@@ -94,10 +103,16 @@ BENDS: dict[str, Callable[[ForgedBatch, int, int], Message]] = {
     "other shorts": lambda b, i, j: b.seal(i, proof=b.proof(i, shorts=bytes(12))),
     "edited body": lambda b, i, j: b.seal(i, replace(b.messages[i], body=b"evil")),
     "edited header": lambda b, i, j: b.seal(i, changed_header(b.messages[i], "evil")),
-    "rerouted": lambda b, i, j: replace(b.seal(i), destination=b.messages[i].destination + "2"),
+    "rerouted": lambda b, i, j: replace(
+        b.seal(i), destination=b.messages[i].destination + "2"
+    ),
     "head of path": lambda b, i, j: _path(b, i, _bit(b.tree.paths()[i], 0)),
-    "tail of path": lambda b, i, j: _path(b, i, _bit(b.tree.paths()[i], len(b.tree.paths()[i]) - 1)),
-    "middle of path": lambda b, i, j: _path(b, i, _bit(b.tree.paths()[i], len(b.tree.paths()[i]) // 2)),
+    "tail of path": lambda b, i, j: _path(
+        b, i, _bit(b.tree.paths()[i], len(b.tree.paths()[i]) - 1)
+    ),
+    "middle of path": lambda b, i, j: _path(
+        b, i, _bit(b.tree.paths()[i], len(b.tree.paths()[i]) // 2)
+    ),
     "path of another": lambda b, i, j: _path(b, i, b.tree.paths()[j]),
     "number of another": lambda b, i, j: b.seal(i, number=str(j)),
     "header of another": lambda b, i, j: b.seal(j, b.messages[i]),
@@ -118,7 +133,9 @@ def test_threads_share_a_verifier() -> None:
     def judge(shift: int) -> None:
         for number in range(len(kinds) * 4):
             kind, index = kinds[(number + shift) % len(kinds)], number % 8
-            said.add((kind, index, verdict(verifier, BENDS[kind](found, index, 7 - index))))
+            said.add(
+                (kind, index, verdict(verifier, BENDS[kind](found, index, 7 - index)))
+            )
 
     OTHERS[id(found)] = batch_of(8)
     together(judge, range(4))
@@ -129,13 +146,20 @@ def test_threads_share_a_verifier() -> None:
 # --- what a leaf covers -----------------------------------------------------------------------------------
 
 
-def test_only_covered_headers_are_shown_and_required_ones_must_be(reason_of: ReasonOf) -> None:
+def test_only_covered_headers_are_shown_and_required_ones_must_be(
+    reason_of: ReasonOf,
+) -> None:
     """Coverage is the batch's list: what is not on it is hidden, or refused."""
-    found = forge_batch(FORGE, [honest_message("kafka:orders", number) for number in range(3)], cover=[])
+    found = forge_batch(
+        FORGE, [honest_message("kafka:orders", number) for number in range(3)], cover=[]
+    )
     assert judged(FORGE.verifier(), found.seal(1)).headers == ()
     for settings in ({"require_headers": ["tenant"]}, {"unsigned_headers": "reject"}):
         strict = FORGE.verifier(**settings)
-        assert reason_of(lambda v=strict: judged(v, found.seal(1))) is Reason.COVERAGE_INSUFFICIENT
+        assert (
+            reason_of(lambda v=strict: judged(v, found.seal(1)))
+            is Reason.COVERAGE_INSUFFICIENT
+        )
 
 
 # --- once each --------------------------------------------------------------------------------------------
@@ -167,7 +191,9 @@ def at(message: Message, offset: int) -> Message:
 def test_on_kafka_the_same_record_again_is_a_reread() -> None:
     """Coordinates tell a redelivered sibling from a copy, each by itself."""
     found, pipeline = batch_of(3), guard(reread="duplicate")
-    assert [consume(pipeline, at(found.seal(index), index)).verdict for index in (0, 1)] == [Verdict.ACCEPTED] * 2
+    assert [
+        consume(pipeline, at(found.seal(index), index)).verdict for index in (0, 1)
+    ] == [Verdict.ACCEPTED] * 2
     assert consume(pipeline, at(found.seal(1), 1)).verdict is Verdict.DUPLICATE
     assert consume(pipeline, at(found.seal(2), 2)).verdict is Verdict.ACCEPTED
     assert consume(pipeline, at(found.seal(0), 7)).reason is Reason.REPLAYED
@@ -175,6 +201,8 @@ def test_on_kafka_the_same_record_again_is_a_reread() -> None:
 
 def test_a_log_shows_neither_token_nor_proof() -> None:
     """What client libraries log of a batch's header is replaced whole."""
-    record = logging.LogRecord("kafka", logging.DEBUG, "x", 1, "headers: [%s, 1]", (batch_of(3).header(1),), None)
+    record = logging.LogRecord(
+        "kafka", logging.DEBUG, "x", 1, "headers: [%s, 1]", (batch_of(3).header(1),), None
+    )
     redact(record)
     assert record.getMessage() == "headers: [<token>, 1]"

@@ -19,15 +19,32 @@ from integration.benchmarks import flood, pages
 from integration.benchmarks.client import contenders, identity, inprocess, run
 from integration.benchmarks.client.contenders import Effort, Wrapper
 from integration.benchmarks.client.inprocess import BATCH_NAME, PLACE, Cell, Operations
-from integration.benchmarks.client.rounds import Measured, Rounds, Variant, alternate, rates
-from integration.benchmarks.client.workload import Refusals, RefusedError, Tally, Workload, guard
+from integration.benchmarks.client.rounds import (
+    Measured,
+    Rounds,
+    Variant,
+    alternate,
+    rates,
+)
+from integration.benchmarks.client.workload import (
+    Refusals,
+    RefusedError,
+    Tally,
+    Workload,
+    guard,
+)
 from integration.documentation import ROOT
 from mqauth.testing.forge import Forge
 from mqauth.wire.keys import ALGORITHMS, Key
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
-    from integration.benchmarks.rivals import Celery, Handwritten, Joserfc, WrongMessageError
+    from integration.benchmarks.rivals import (
+        Celery,
+        Handwritten,
+        Joserfc,
+        WrongMessageError,
+    )
 
 BODY = b'{"order": 1}'
 NOTHING = Effort(rounds=1, publish=1, consume=1, paced=0)
@@ -56,7 +73,12 @@ def test_the_identity_form_has_a_direct_one_of_its_size_beside_it() -> None:
     """Four contenders; the padding is what the identity form has more, and no token covers it."""
     plain = SimpleNamespace(workload=Workload(), address="a")
     made: list[Any] = [make(plain) for make in identity.makes(Recorded)]
-    assert [one.name for one in made] == ["identity", "padded", "identity_batch", "padded_batch"]
+    assert [one.name for one in made] == [
+        "identity",
+        "padded",
+        "identity_batch",
+        "padded_batch",
+    ]
     for whole, padded, size in zip(made[::2], made[1::2], (1, 64), strict=True):
         assert whole.connections is plain
         assert padded.connections.address == "a"
@@ -89,9 +111,14 @@ def test_primitives_sign_and_verify(algorithm: str) -> None:
 def test_every_operation_runs(kind: str) -> None:
     """Each operation does all its messages, in batches whole ones."""
     operations = Operations(Cell(kind=kind, size=100, headers=0), 3)
-    found = {variant.name: variant.run().messages for variant in operations.variants(signature=True)}
+    found = {
+        variant.name: variant.run().messages
+        for variant in operations.variants(signature=True)
+    }
     count = 3 if kind == "EdDSA" else 64
-    assert found == {f"{kind} 100 0 {operation}": count for operation in inprocess.OPERATIONS}
+    assert found == {
+        f"{kind} 100 0 {operation}": count for operation in inprocess.OPERATIONS
+    }
 
 
 def test_refused_message_fails_the_round() -> None:
@@ -100,7 +127,9 @@ def test_refused_message_fails_the_round() -> None:
     message = Workload(size=64, headers=1).message(PLACE)
     inprocess.judge_all(guard(forge, PLACE), [forge.seal(message)], letters)
     letters.check()
-    inprocess.judge_all(guard(forge, PLACE), [replace(forge.seal(message), body=b"changed")], letters)
+    inprocess.judge_all(
+        guard(forge, PLACE), [replace(forge.seal(message), body=b"changed")], letters
+    )
     with pytest.raises(RefusedError, match="body_mismatch"):
         letters.check()
 
@@ -180,7 +209,9 @@ def test_tables_are_put_between_their_marks(report: run.Report) -> None:
     found = report.whole()
     page = "before\n<!-- table machine -->\nold\n<!-- end -->\nafter\n"
     filled = pages.filled(page, found)
-    assert re.fullmatch(r"before\n<!-- table machine -->\n.*Python .*\n<!-- end -->\nafter\n", filled)
+    assert re.fullmatch(
+        r"before\n<!-- table machine -->\n.*Python .*\n<!-- end -->\nafter\n", filled
+    )
     assert pages.filled(filled, found) == filled
     unmeasured = "<!-- table flood -->\nof another run\n<!-- end -->"
     assert pages.filled(unmeasured, found) == unmeasured
@@ -252,7 +283,13 @@ def test_time_that_is_over_ends_the_rounds() -> None:
 def test_broken_variant_is_told_and_the_others_go_on() -> None:
     """A variant that raises twice in a row is out, with its reason; the others have all their rounds."""
     tried = count()
-    found = alternate([failing(lambda: ValueError(str(next(tried)))), Variant("good", lambda: measured(3))], 2)
+    found = alternate(
+        [
+            failing(lambda: ValueError(str(next(tried)))),
+            Variant("good", lambda: measured(3)),
+        ],
+        2,
+    )
     assert found.failed == {"broken": "ValueError: 1"}
     assert len(found.measured["good"]) == 2
     assert found.rate("broken") is None
@@ -263,7 +300,10 @@ def test_broken_variant_is_told_and_the_others_go_on() -> None:
 def test_ratio_is_taken_within_each_round() -> None:
     """A ratio is between neighbours in time: a machine that slows down between rounds moves rates, not ratios."""
     found = Rounds(
-        {"base": [measured(rate) for rate in (100, 10, 1000)], "ours": [measured(rate) for rate in (90, 8, 100)]},
+        {
+            "base": [measured(rate) for rate in (100, 10, 1000)],
+            "ours": [measured(rate) for rate in (90, 8, 100)],
+        },
         {},
     )
     ratio = found.ratio("ours", "base")
@@ -273,7 +313,10 @@ def test_ratio_is_taken_within_each_round() -> None:
 
 def test_short_form_has_rates_and_all_ratios() -> None:
     """The short form has the named rates, all others' ratios to the base, further pairs, null for failures."""
-    found = Rounds({"bare": [measured(100)], "a": [measured(50)], "b": [measured(25)]}, {"c": "broken"})
+    found = Rounds(
+        {"bare": [measured(100)], "a": [measured(50)], "b": [measured(25)]},
+        {"c": "broken"},
+    )
     assert rates(found, ("bare", "a", "c"), "bare", {"b/a": ("b", "a")}) == {
         "bare": 100.0, "a": 50.0, "c": None, "ratio": {"a": 0.5, "b": 0.25, "c": None, "b/a": 0.5},
     }  # fmt: skip
@@ -284,7 +327,11 @@ def test_short_form_has_rates_and_all_ratios() -> None:
 
 @pytest.mark.parametrize(
     ("wrapper", "error"),
-    [(Handwritten, "InvalidSignatureError"), (Joserfc, "BadSignatureError"), (Celery, "SecurityError")],
+    [
+        (Handwritten, "InvalidSignatureError"),
+        (Joserfc, "BadSignatureError"),
+        (Celery, "SecurityError"),
+    ],
 )
 def test_wrapper_refuses_what_others_seal(wrapper: type[Wrapper], error: str) -> None:
     """A rival checks signatures: what another key sealed is refused, so that its cost is that of a real check."""

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from mqauth import Cause, ConfigurationError, MalformedMessage, Message, Signer, Unavailable
+from mqauth import (
+    Cause,
+    ConfigurationError,
+    MalformedMessage,
+    Message,
+    Signer,
+    Unavailable,
+)
 from mqauth.brokers import aiokafka
 from mqauth.brokers.event_loop import signed
 from mqauth.brokers.sealing import Sealing
@@ -61,7 +68,9 @@ def signer(key: Slow) -> Signer:
 
 
 def messages(count: int, **more: Any) -> list[Message]:
-    return [Message(destination=PLACE, body=b"%d" % number, **more) for number in range(count)]
+    return [
+        Message(destination=PLACE, body=b"%d" % number, **more) for number in range(count)
+    ]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -118,7 +127,9 @@ async def test_single_messages(key: Slow, signer: Signer) -> None:
         sent.append(message)
         return 7
 
-    task = asyncio.create_task(Sealing(signer, 1, 0, closed).publish(messages(1)[0], send))
+    task = asyncio.create_task(
+        Sealing(signer, 1, 0, closed).publish(messages(1)[0], send)
+    )
     await asyncio.sleep(0)
     assert not sent
     key.may.release()
@@ -166,14 +177,25 @@ async def test_a_caller_that_is_cancelled_meanwhile(key: Slow, signer: Signer) -
     tasks[1].cancel()
     key.may.release()
     found = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [type(one) for one in found] == [Message, asyncio.CancelledError, Message, Message]
+    assert [type(one) for one in found] == [
+        Message,
+        asyncio.CancelledError,
+        Message,
+        Message,
+    ]
     assert table.sealing.running == 3
 
 
 @pytest.mark.parametrize(
-    "error", [Unavailable(Cause.KEYS_UNAVAILABLE, "token 'prod': gone"), ConfigurationError("wrong PIN")]
+    "error",
+    [
+        Unavailable(Cause.KEYS_UNAVAILABLE, "token 'prod': gone"),
+        ConfigurationError("wrong PIN"),
+    ],
 )
-async def test_everybody_hears_of_a_failure(key: Slow, signer: Signer, error: Exception) -> None:
+async def test_everybody_hears_of_a_failure(
+    key: Slow, signer: Signer, error: Exception
+) -> None:
     """Each caller of a batch is told why the key does not sign; none of the calls runs on."""
     table = table_of(signer)
     tasks = table.start(*messages(4))
@@ -194,7 +216,9 @@ async def test_a_token_that_is_too_large(key: Slow, signer: Signer) -> None:
     assert table.sealing.running == 0
 
 
-async def test_a_source_that_has_no_key(signer: Signer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_source_that_has_no_key(
+    signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where nobody can say whether the key blocks, each caller is told so."""
 
     def none() -> Any:
@@ -222,10 +246,15 @@ async def test_a_producer_of_a_log(key: Slow, signer: Signer, batch: int) -> Non
     client = Client()
     producer = aiokafka.Producer(client, signer, batch=batch, linger=0)
     key.may.release(100)
-    tasks = [asyncio.create_task(producer.send("orders", b"%d" % number)) for number in range(8)]
+    tasks = [
+        asyncio.create_task(producer.send("orders", b"%d" % number))
+        for number in range(8)
+    ]
     await asyncio.gather(*tasks)
     await producer.flush()
-    assert [record["value"] for record in client.sent] == [b"%d" % number for number in range(8)]
+    assert [record["value"] for record in client.sent] == [
+        b"%d" % number for number in range(8)
+    ]
     assert threading.current_thread() not in key.threads
 
 

@@ -18,12 +18,18 @@ from mqauth.wire.keys import Key, KeySet, Revocation
 KAFKA, RABBITMQ = "kafka:orders", "rabbitmq:shop/orders.created"
 
 
-def batch_of(forge: Forge, size: int = 4, place: str = KAFKA, **bends: Any) -> ForgedBatch:
+def batch_of(
+    forge: Forge, size: int = 4, place: str = KAFKA, **bends: Any
+) -> ForgedBatch:
     """Return a batch whose messages all differ."""
-    return forge_batch(forge, [honest_message(place, number) for number in range(size)], **bends)
+    return forge_batch(
+        forge, [honest_message(place, number) for number in range(size)], **bends
+    )
 
 
-def judge(verifier: Verifier, message: Message, keys: KeySet, received: float) -> Reason | None:
+def judge(
+    verifier: Verifier, message: Message, keys: KeySet, received: float
+) -> Reason | None:
     """Return why a message is rejected, ``None`` where it is accepted."""
     try:
         candidate = verifier.open(message)
@@ -57,23 +63,33 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> Checks:
 # --- what gets in -----------------------------------------------------------------------------------------
 
 
-def test_one_signature_is_checked_for_a_batch(forge: Forge, clock: FakeClock, checks: Checks) -> None:
+def test_one_signature_is_checked_for_a_batch(
+    forge: Forge, clock: FakeClock, checks: Checks
+) -> None:
     """Siblings need a proof and no signature; another batch needs its own."""
     verifier, keys = forge.verifier(), forge.keys
     first, second = batch_of(forge), batch_of(forge)
     for found in (first, first, second):
-        assert [judge(verifier, found.seal(index), keys, clock.now()) for index in range(4)] == [None] * 4
+        assert [
+            judge(verifier, found.seal(index), keys, clock.now()) for index in range(4)
+        ] == [None] * 4
     assert checks.count == 2
 
 
-def test_a_single_token_is_not_remembered(forge: Forge, clock: FakeClock, checks: Checks) -> None:
+def test_a_single_token_is_not_remembered(
+    forge: Forge, clock: FakeClock, checks: Checks
+) -> None:
     """Every copy of a single token has its signature checked."""
     verifier, sealed = forge.verifier(), forge.seal(honest_message(KAFKA))
-    assert [judge(verifier, sealed, forge.keys, clock.now()) for _ in range(3)] == [None] * 3
+    assert [judge(verifier, sealed, forge.keys, clock.now()) for _ in range(3)] == [
+        None
+    ] * 3
     assert checks.count == 3
 
 
-def test_a_flood_of_forgeries_leaves_no_trace(forge: Forge, clock: FakeClock, checks: Checks) -> None:
+def test_a_flood_of_forgeries_leaves_no_trace(
+    forge: Forge, clock: FakeClock, checks: Checks
+) -> None:
     """However many distinct tokens are forged, none is remembered, and the good one needs no second check."""
     verifier, keys, good = forge.verifier(), forge.keys, batch_of(forge, 8)
     assert judge(verifier, good.seal(0), keys, clock.now()) is None
@@ -86,14 +102,23 @@ def test_a_flood_of_forgeries_leaves_no_trace(forge: Forge, clock: FakeClock, ch
     assert said == {Reason.SIGNATURE_INVALID, Reason.KEY_UNKNOWN, Reason.KEY_REVOKED, Reason.KEY_EXPIRED,
                     Reason.ALGORITHM_FORBIDDEN}  # fmt: skip
     before = checks.count
-    assert [judge(verifier, good.seal(index), keys, clock.now()) for index in range(8)] == [None] * 8
+    assert [
+        judge(verifier, good.seal(index), keys, clock.now()) for index in range(8)
+    ] == [None] * 8
     assert checks.count == before
     assert len(verifier.tokens) == 1
 
 
-def test_a_flood_of_old_tokens_leaves_no_trace(forge: Forge, clock: FakeClock, checks: Checks) -> None:
+def test_a_flood_of_old_tokens_leaves_no_trace(
+    forge: Forge, clock: FakeClock, checks: Checks
+) -> None:
     """Captured batches whose signatures hold are expired, and push no living one out."""
-    verifier, keys, now, good = forge.verifier(), forge.keys, int(clock.now()), batch_of(forge, 8)
+    verifier, keys, now, good = (
+        forge.verifier(),
+        forge.keys,
+        int(clock.now()),
+        batch_of(forge, 8),
+    )
     assert judge(verifier, good.seal(0), keys, now) is None
     held = verifier.tokens._held
     for number in range(20):
@@ -101,10 +126,16 @@ def test_a_flood_of_old_tokens_leaves_no_trace(forge: Forge, clock: FakeClock, c
         assert judge(verifier, old.seal(0), keys, now) is Reason.EXPIRED
     before = checks.count
     assert judge(verifier, good.seal(1), keys, now) is None
-    assert (checks.count, verifier.tokens._held, len(verifier.tokens)) == (before, held, 1)
+    assert (checks.count, verifier.tokens._held, len(verifier.tokens)) == (
+        before,
+        held,
+        1,
+    )
 
 
-def test_memory_of_a_verifier_is_bounded(forge: Forge, clock: FakeClock, checks: Checks) -> None:
+def test_memory_of_a_verifier_is_bounded(
+    forge: Forge, clock: FakeClock, checks: Checks
+) -> None:
     """Honest batches beyond the capacity make it forget the others, whose siblings are still accepted."""
     verifier = forge.verifier()
     batches = [batch_of(forge) for _ in range(20)]
@@ -114,18 +145,24 @@ def test_memory_of_a_verifier_is_bounded(forge: Forge, clock: FakeClock, checks:
     assert 0 < len(verifier.tokens) <= 10
     assert verifier.tokens._held <= verifier.tokens._capacity
     before = checks.count
-    assert [judge(verifier, found.seal(1), forge.keys, clock.now()) for found in batches] == [None] * 20
+    assert [
+        judge(verifier, found.seal(1), forge.keys, clock.now()) for found in batches
+    ] == [None] * 20
     assert checks.count > before
 
 
 # --- what is asked again ----------------------------------------------------------------------------------
 
 
-def test_an_equal_key_of_a_new_set_is_checked_once(forge: Forge, clock: FakeClock, checks: Checks) -> None:
+def test_an_equal_key_of_a_new_set_is_checked_once(
+    forge: Forge, clock: FakeClock, checks: Checks
+) -> None:
     """A set loaded anew brings new objects: the signature is checked again for the first sibling only."""
     verifier, found = forge.verifier(), batch_of(forge)
     for keys in (KeySet([forge.key]), KeySet([replace(forge.key)])):
-        assert [judge(verifier, found.seal(index), keys, clock.now()) for index in range(4)] == [None] * 4
+        assert [
+            judge(verifier, found.seal(index), keys, clock.now()) for index in range(4)
+        ] == [None] * 4
     assert checks.count == 2
 
 
@@ -141,23 +178,35 @@ def test_not_yet_valid_comes_to_be_valid(forge: Forge, clock: FakeClock) -> None
 
 def appended(message: Message, moment: float) -> Message:
     """Return a message with the broker's word on when it was appended."""
-    origin = replace(message.origin, timestamp_ms=int(moment * 1000), timestamp_type="append")
+    origin = replace(
+        message.origin, timestamp_ms=int(moment * 1000), timestamp_type="append"
+    )
     return replace(message, origin=origin)
 
 
-def test_with_append_time_each_sibling_has_its_own_moment(forge: Forge, clock: FakeClock) -> None:
+def test_with_append_time_each_sibling_has_its_own_moment(
+    forge: Forge, clock: FakeClock
+) -> None:
     """Siblings of one batch were appended at different times: life, age and revocation are each one's own."""
     now = int(clock.now())
     verifier, found = forge.verifier(at="append", max_queue_age=600), batch_of(forge)
-    revoked, keys = KeySet([replace(forge.key, revocation=Revocation(revoked_at=now + 30))]), forge.keys
+    revoked, keys = (
+        KeySet([replace(forge.key, revocation=Revocation(revoked_at=now + 30))]),
+        forge.keys,
+    )
     for moment, reason in (
         (now, None), (now + 65, Reason.EXPIRED), (now + 29, None), (now - 6, Reason.ISSUED_IN_FUTURE),
         (now + 64, None),
     ):  # fmt: skip
         assert judge(verifier, appended(found.seal(1), moment), keys, now + 100) is reason
-    assert judge(verifier, appended(found.seal(2), now), keys, now + 601) is Reason.QUEUE_AGE_EXCEEDED
+    assert (
+        judge(verifier, appended(found.seal(2), now), keys, now + 601)
+        is Reason.QUEUE_AGE_EXCEEDED
+    )
     for moment, reason in ((now + 29, None), (now + 30, Reason.KEY_REVOKED), (now, None)):
-        assert judge(verifier, appended(found.seal(3), moment), revoked, now + 100) is reason
+        assert (
+            judge(verifier, appended(found.seal(3), moment), revoked, now + 100) is reason
+        )
 
 
 def test_two_verifiers_share_nothing(forge: Forge, clock: FakeClock) -> None:
@@ -165,6 +214,19 @@ def test_two_verifiers_share_nothing(forge: Forge, clock: FakeClock) -> None:
     found = batch_of(forge)
     other = forge.verifier(audience="shipping")
     for index in range(2):
-        assert judge(forge.verifier(audience=AUDIENCE), found.seal(index), forge.keys, clock.now()) is None
-        assert judge(other, found.seal(index), forge.keys, clock.now()) is Reason.AUDIENCE_MISMATCH
-        assert judge(other, found.seal(index), KeySet([]), clock.now()) is Reason.KEY_UNKNOWN
+        assert (
+            judge(
+                forge.verifier(audience=AUDIENCE),
+                found.seal(index),
+                forge.keys,
+                clock.now(),
+            )
+            is None
+        )
+        assert (
+            judge(other, found.seal(index), forge.keys, clock.now())
+            is Reason.AUDIENCE_MISMATCH
+        )
+        assert (
+            judge(other, found.seal(index), KeySet([]), clock.now()) is Reason.KEY_UNKNOWN
+        )

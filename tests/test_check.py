@@ -144,7 +144,10 @@ class World:
         """Take a table out of the configuration."""
         assert f"[{title}]\n" in self.text, title
         self.text = re.sub(
-            rf"^\[{re.escape(title)}\]\n.*?(?=^\[|\Z)", "", self.text, flags=re.DOTALL | re.MULTILINE
+            rf"^\[{re.escape(title)}\]\n.*?(?=^\[|\Z)",
+            "",
+            self.text,
+            flags=re.DOTALL | re.MULTILINE,
         )
 
     def write(self, mode: int | None = None) -> Path:
@@ -152,7 +155,9 @@ class World:
         path = self.place / "mqauth.toml"
         fresh = not path.exists()
         path.write_text(self.text)
-        path.chmod(mode if mode is not None else 0o640 if fresh else path.stat().st_mode & 0o777)
+        path.chmod(
+            mode if mode is not None else 0o640 if fresh else path.stat().st_mode & 0o777
+        )
         return path
 
     def check(self) -> Report:
@@ -181,7 +186,13 @@ def rsa_jwk(bits: int) -> dict[str, Any]:
     modulus = ((1 << bits) - 1).to_bytes(bits // 8)
     from mqauth.wire.base64url import encode
 
-    return {"kty": "RSA", "alg": "PS256", "kid": f"rsa-{bits}", "n": encode(modulus).decode(), "e": "AQAB"}
+    return {
+        "kty": "RSA",
+        "alg": "PS256",
+        "kid": f"rsa-{bits}",
+        "n": encode(modulus).decode(),
+        "e": "AQAB",
+    }
 
 
 @pytest.fixture
@@ -219,7 +230,10 @@ def judged_on_receipt(lifetime: str, max_lifetime: str) -> Change:
 
 def later(seconds: int, *changes: Change) -> Change:
     """Return a change that happens and lies back some seconds."""
-    return lambda world: [*(change(world) for change in changes), world.clock.advance(seconds)]
+    return lambda world: [
+        *(change(world) for change in changes),
+        world.clock.advance(seconds),
+    ]
 
 
 def both(*changes: Change) -> Change:
@@ -229,7 +243,9 @@ def both(*changes: Change) -> Change:
 
 def keys_with(*members: Callable[[], Any]) -> Change:
     """Return a change that adds keys to the JWK Set file."""
-    return lambda world: world.jwks("jwks.json", [*own(world), *(make() for make in members)])
+    return lambda world: world.jwks(
+        "jwks.json", [*own(world), *(make() for make in members)]
+    )
 
 
 def own(world: World) -> list[Any]:
@@ -259,10 +275,14 @@ def rsa_pem(bits: int) -> Change:
     def change(world: World) -> None:
         private = rsa.generate_private_key(65537, bits)
         raw = private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
         )
         world.file("rsa.pem", raw, 0o600)
-        world.edit('keys = "keys"\npassphrase_file = "secret/passphrase"', 'keys = "rsa.pem"')
+        world.edit(
+            'keys = "keys"\npassphrase_file = "secret/passphrase"', 'keys = "rsa.pem"'
+        )
 
     return change
 
@@ -271,8 +291,12 @@ def other_keys(name: str, **settings: Any) -> Change:
     """Return the change to another keystore, without a passphrase."""
 
     def change(world: World) -> None:
-        Keystore(folder=world.place / name, clock=world.clock).create(subjects=["orders-api"], **settings)
-        world.edit('keys = "keys"\npassphrase_file = "secret/passphrase"', f'keys = "{name}"')
+        Keystore(folder=world.place / name, clock=world.clock).create(
+            subjects=["orders-api"], **settings
+        )
+        world.edit(
+            'keys = "keys"\npassphrase_file = "secret/passphrase"', f'keys = "{name}"'
+        )
 
     return change
 
@@ -339,16 +363,31 @@ def in_file(path: str) -> Change:
     return edits(('store = "memory"', f'file = "{path}"'))
 
 
-def rung(rung: str = "observe", place: str = "rabbitmq:shop/old", until: str = "2030-04-20") -> Change:
+def rung(
+    rung: str = "observe", place: str = "rabbitmq:shop/old", until: str = "2030-04-20"
+) -> Change:
     """Return a change that adds an entry to the rollout."""
-    lines = ["[[rollout]]", f'destinations = ["{place}"]', f'rung = "{rung}"', "since = 2030-03-01"]
+    lines = [
+        "[[rollout]]",
+        f'destinations = ["{place}"]',
+        f'rung = "{rung}"',
+        "since = 2030-03-01",
+    ]
     lines += [f"until = {until}", 'owner = "orders-team"']
     return added(lines)
 
 
-def exempt(place: str = "rabbitmq:shop/beat", until: str = "2030-09-30", kinds: str = "") -> Change:
+def exempt(
+    place: str = "rabbitmq:shop/beat", until: str = "2030-09-30", kinds: str = ""
+) -> Change:
     """Return a change that exempts messages from being signed."""
-    lines = ["[[consumer.unsigned]]", f'destination = "{place}"', f"until = {until}", 'why = "sensors"', kinds]
+    lines = [
+        "[[consumer.unsigned]]",
+        f'destination = "{place}"',
+        f"until = {until}",
+        'why = "sensors"',
+        kinds,
+    ]
     return added(lines)
 
 
@@ -369,16 +408,20 @@ def agent(url: str, *lines: str) -> Change:
 def agent_file(key: str, content: bytes, bits: int) -> Change:
     """Return a change that has an agent asked with a file of a mode."""
     return both(
-        lambda world: world.file("opa.file", content, bits), agent("https://opa.example", f'{key} = "opa.file"')
+        lambda world: world.file("opa.file", content, bits),
+        agent("https://opa.example", f'{key} = "opa.file"'),
     )
 
 
 def moved(signed_for: str) -> Change:
     """Return an edit that takes messages that were signed for elsewhere."""
     table = (
-        f'[[consumer.accept_as]]\nat = "rabbitmq:/billing"\nsigned_for = ["{signed_for}"]\n\n[[consumer.issuers]]'
+        '[[consumer.accept_as]]\nat = "rabbitmq:/billing"\n'
+        f'signed_for = ["{signed_for}"]\n\n[[consumer.issuers]]'
     )
-    return lambda world: setattr(world, "text", world.text.replace("[[consumer.issuers]]", table, 1))
+    return lambda world: setattr(
+        world, "text", world.text.replace("[[consumer.issuers]]", table, 1)
+    )
 
 
 def case(code: str, key: str, bad: Change, good: Change = NOTHING) -> Any:
@@ -388,10 +431,17 @@ def case(code: str, key: str, bad: Change, good: Change = NOTHING) -> Any:
 
 def identity(*lines: str) -> Change:
     """Return the change that has the producer get its identity from an authority."""
-    table = ["[producer.identity]", 'subject = "wimse://prod.example/shop/orders-api"', *lines]
+    table = [
+        "[producer.identity]",
+        'subject = "wimse://prod.example/shop/orders-api"',
+        *lines,
+    ]
     return both(
         edits(
-            ('issuer = "https://auth.example"\nsubject = "orders-api"\naudience', "audience"),
+            (
+                'issuer = "https://auth.example"\nsubject = "orders-api"\naudience',
+                "audience",
+            ),
             ('keys = "keys"\npassphrase_file = "secret/passphrase"\n', ""),
         ),
         added(table),
@@ -402,7 +452,9 @@ HTTPS = 'authority = "https://a.example"'
 SECRET = 'client_id = "c", client_secret_file = "secret/passphrase" }'
 
 
-def domain(more: str = "", places: str = "kafka:stock.*", subject: str = "stock") -> Change:
+def domain(
+    more: str = "", places: str = "kafka:stock.*", subject: str = "stock"
+) -> Change:
     """Return the change that makes a trust domain of the partner."""
     return edits(
         ('issuer = "https://partner.example"\njwks', f'trust_domain = "wimse://partner.example"\n{more}jwks'),
@@ -452,7 +504,10 @@ match = {{ sub = "system:serviceaccount:shop:stock" }}
 subject = "{DOMAIN}/stock"
 """
 TRANSIT = "transit:https://bao.example:8200/transit/orders?key_version=1&token_file={}"
-PLAIN = TRANSIT.replace("https", "http").replace("bao.example", "127.0.0.1") + "&unsafe_http_loopback=true"
+PLAIN = (
+    TRANSIT.replace("https", "http").replace("bao.example", "127.0.0.1")
+    + "&unsafe_http_loopback=true"
+)
 OVERLAP = 3600
 
 
@@ -475,7 +530,10 @@ def held(uri: str, folder: str = "held", bits: int = 0o600) -> Change:
     def change(world: World) -> None:
         token, place = world.file("token", b"t", bits), world.place / folder
         new = ring.add(
-            ring.KeyRing(overlap=OVERLAP), Key.generate(), int(world.clock.now()), uri=uri.format(token)
+            ring.KeyRing(overlap=OVERLAP),
+            Key.generate(),
+            int(world.clock.now()),
+            uri=uri.format(token),
         )
         place.mkdir(0o700, exist_ok=True)
         world.file(f"{folder}/keyset.json", ring.dump(new), 0o600)
@@ -494,14 +552,18 @@ def held_ring(change: Callable[[ring.KeyRing], ring.KeyRing]) -> Change:
 
     def changed(world: World) -> None:
         path = world.place / "held/keyset.json"
-        path.write_bytes(ring.dump(change(Keystore(folder=path.parent, clock=world.clock).ring())))
+        path.write_bytes(
+            ring.dump(change(Keystore(folder=path.parent, clock=world.clock).ring()))
+        )
 
     return changed
 
 
 def machines(*subjects: str) -> Change:
     """Return the change of the producers' key: it speaks for these."""
-    return lambda world: world.jwks("machines.json", [jwk(Key.generate(subjects=subjects))])
+    return lambda world: world.jwks(
+        "machines.json", [jwk(Key.generate(subjects=subjects))]
+    )
 
 
 def silent_machine(world: World) -> None:
@@ -512,7 +574,12 @@ def silent_machine(world: World) -> None:
 
 def granted(match: str, *more: str) -> Change:
     """Return the change that adds a grant of the machines for the identity that they already get."""
-    lines = ["[[authority.grants]]", 'credential = "machines"', f"match = {match}", f'subject = "{DOMAIN}/orders"']
+    lines = [
+        "[[authority.grants]]",
+        'credential = "machines"',
+        f"match = {match}",
+        f'subject = "{DOMAIN}/orders"',
+    ]
     return added([*lines, *more])
 
 
@@ -846,7 +913,11 @@ def test_code_fires_at_its_place(world: World, case: Case) -> None:
     """A pitfall is found under its code, with the registry's severity, at the key and line it stands on."""
     case.bad(world)
     report = world.check()
-    (finding,) = [found for found in report.findings if (found.code.name, found.key) == (case.code, case.key)]
+    (finding,) = [
+        found
+        for found in report.findings
+        if (found.code.name, found.key) == (case.code, case.key)
+    ]
     assert finding.severity is CODES[case.code].severity
     assert finding.message
     said = "" if finding.line is None else world.text.splitlines()[finding.line - 1]
@@ -874,13 +945,24 @@ def test_every_code_has_a_case() -> None:
 def test_rules_name_codes_of_the_registry() -> None:
     """No rule can report a code that the registry does not have, on whatever branch it stands."""
     sources = Path(mqauth.check.__file__).parent.glob("*.py")
-    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text("utf-8")))]
-    calls = [(getattr(node.func, "id", ""), node.args) for node in nodes if isinstance(node, ast.Call)]
+    nodes = [
+        node for path in sources for node in ast.walk(ast.parse(path.read_text("utf-8")))
+    ]
+    calls = [
+        (getattr(node.func, "id", ""), node.args)
+        for node in nodes
+        if isinstance(node, ast.Call)
+    ]
     codes = [arguments[0] for name, arguments in calls if name == "finding"]
     # A row of a table has its code in the second place.
     rows = [row for name, arguments in calls if name == "those" for row in arguments]
     codes += [row.elts[1] for row in rows if isinstance(row, ast.Tuple)]
-    named = {part.value for code in codes for part in ast.walk(code) if isinstance(part, ast.Constant)}
+    named = {
+        part.value
+        for code in codes
+        for part in ast.walk(code)
+        if isinstance(part, ast.Constant)
+    }
     assert len(named) > 40
     assert named <= set(CODES)
 
@@ -895,8 +977,13 @@ def test_sound_file_is_silent(world: World) -> None:
 def test_a_finding_shows_no_option_of_a_reference(world: World) -> None:
     """Of a reference the finding says where the key is, and nothing that stands behind its question mark."""
     authority(held(PLAIN))(world)
-    (finding,) = [one for one in world.check().findings if one.code.name == "transit_loopback"]
-    assert finding.message == "transit:http://127.0.0.1:8200/transit/orders: http to http://127.0.0.1:8200"
+    (finding,) = [
+        one for one in world.check().findings if one.code.name == "transit_loopback"
+    ]
+    assert (
+        finding.message
+        == "transit:http://127.0.0.1:8200/transit/orders: http to http://127.0.0.1:8200"
+    )
 
 
 def test_registry_is_written_for_people() -> None:
@@ -911,7 +998,10 @@ def test_page_has_every_code() -> None:
     """The list of the page is the registry: every code once, in its order, and what to write instead."""
     page = (ROOT / "docs" / "check.md").read_text("utf-8").partition("## Codes")[2]
     items = [item for item in page.splitlines() if item.startswith("* `")]
-    assert items == [f"* `{code.name}` ({code.severity.value}): {code.instead}" for code in CODES.values()]
+    assert items == [
+        f"* `{code.name}` ({code.severity.value}): {code.instead}"
+        for code in CODES.values()
+    ]
 
 
 def test_every_refusal_of_a_table_is_found(world: World) -> None:
@@ -926,9 +1016,15 @@ def test_every_refusal_of_a_table_is_found(world: World) -> None:
     assert found == {
         ("consumer.leeway", "must be 0 to 60, not 61"),
         ("consumer.max_lifetyme", "unknown key; did you mean max_lifetime?"),
-        ("consumer.max_lifetime", 'must be an integer (seconds) or a string like "15m", not a float'),
+        (
+            "consumer.max_lifetime",
+            'must be an integer (seconds) or a string like "15m", not a float',
+        ),
         (f"{PARTNER}.max_stale", "must be 30 to 604800, not 5"),
-        (f"{PARTNER}.subjects.{'k' * 129}", 'must be a kid of at most 128 characters, or "*"'),
+        (
+            f"{PARTNER}.subjects.{'k' * 129}",
+            'must be a kid of at most 128 characters, or "*"',
+        ),
         (f"{PARTNER}.subjects.kid-1", "must name at least 1"),
         ("consumer.allow[1].destinations", "required"),
         ("dead_letters.nmae", "unknown key; did you mean name?"),
@@ -955,7 +1051,12 @@ def test_refusal_without_a_place_is_found(
 
     monkeypatch.setattr("mqauth.config.load.Configuration._pipeline", refuse)
     (finding,) = world.check().findings
-    assert (finding.code.name, finding.key, finding.line, finding.message) == ("configuration", "", None, said)
+    assert (finding.code.name, finding.key, finding.line, finding.message) == (
+        "configuration",
+        "",
+        None,
+        said,
+    )
 
 
 def test_strict_makes_warnings_errors(world: World) -> None:
@@ -970,13 +1071,19 @@ def test_an_error_cannot_be_accepted(world: World) -> None:
     """Naming an error under ``accept`` is an error itself, and hides nothing."""
     world.edit("orders.dead", "orders")
     world.edit("rate = 8", 'rate = 8\naccept = ["dead_letters_source"]')
-    assert {found.code.name for found in world.check().findings} == {"dead_letters_source", "configuration"}
+    assert {found.code.name for found in world.check().findings} == {
+        "dead_letters_source",
+        "configuration",
+    }
 
 
 def test_nothing_is_changed(world: World) -> None:
     """A check leaves every file as it was and makes none: no audit file, no lock."""
     world.write()
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in world.place.rglob("*")}
+    before = {
+        path: (path.stat().st_mtime_ns, path.stat().st_mode)
+        for path in world.place.rglob("*")
+    }
     world.check()
     assert {path for path in world.place.rglob("*")} == set(before)
     assert all(path.stat().st_mode == bits for path, (_, bits) in before.items())
@@ -987,18 +1094,41 @@ KEYS = (
     "max_lifetime", "accept", "authorities", "destinations", "jwks",
 )  # fmt: skip
 MEMBERS = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["", "*", "a", "https://a", "kafka:#"]),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.sampled_from(["", "*", "a", "https://a", "kafka:#"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+    ),
     max_leaves=12,
 )
-TABLES = ("producer", "consumer", "replay", "audit", "dead_letters", "release", "check", "x")
+TABLES = (
+    "producer",
+    "consumer",
+    "replay",
+    "audit",
+    "dead_letters",
+    "release",
+    "check",
+    "x",
+)
 
 
 @given(tables=st.dictionaries(st.sampled_from(TABLES), MEMBERS))
-def test_no_shape_of_a_file_crashes_it(tmp_path_factory: pytest.TempPathFactory, tables: dict[str, Any]) -> None:
+def test_no_shape_of_a_file_crashes_it(
+    tmp_path_factory: pytest.TempPathFactory, tables: dict[str, Any]
+) -> None:
     """Whatever a file holds, the check ends with findings."""
     path = tmp_path_factory.getbasetemp() / "shapes.toml"
-    path.write_text("".join(f"{name} = {toml(value)}\n" for name, value in tables.items() if value is not None))
+    path.write_text(
+        "".join(
+            f"{name} = {toml(value)}\n"
+            for name, value in tables.items()
+            if value is not None
+        )
+    )
     report = check(path, clock=FakeClock())
     assert report.count(Severity.ERROR) <= len(report.findings)
 
@@ -1057,7 +1187,11 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     ids=["sound", "sound, strict", "a warning", "a warning, strict", "an error"],
 )  # fmt: skip
 def test_command_counts_and_exits(
-    shell: World, capsys: pytest.CaptureFixture[str], change: Any, options: Any, counts: Any
+    shell: World,
+    capsys: pytest.CaptureFixture[str],
+    change: Any,
+    options: Any,
+    counts: Any,
 ) -> None:
     """An error exits 1, a warning only with ``--strict``; each finding has exactly the promised members."""
     if change:
@@ -1067,25 +1201,47 @@ def test_command_counts_and_exits(
     report = json.loads(capsys.readouterr().out)
     assert (report["errors"], report["warnings"]) == counts
     for finding in report["findings"]:
-        assert finding.keys() == {"code", "severity", "line", "key", "message", "why", "instead"}
+        assert finding.keys() == {
+            "code",
+            "severity",
+            "line",
+            "key",
+            "message",
+            "why",
+            "instead",
+        }
 
 
-SECRETS = ("hunter2", "c2VjcmV0LWtleS1tYXRlcmlhbA", PASSPHRASE.decode(), "tok3n-in-a-query")
+SECRETS = (
+    "hunter2",
+    "c2VjcmV0LWtleS1tYXRlcmlhbA",
+    PASSPHRASE.decode(),
+    "tok3n-in-a-query",
+)
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
-def test_no_secret_is_printed(shell: World, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]) -> None:
+def test_no_secret_is_printed(
+    shell: World, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
     """URLs' credentials and queries, key material and passphrases stay out of every output."""
     secret = "c2VjcmV0LWtleS1tYXRlcmlhbA"
     shell.jwks(
-        "jwks.json", [{"kty": "oct", "kid": "s", "k": secret}, jwk(Key.generate(), d=secret), {"kty": secret}]
+        "jwks.json",
+        [
+            {"kty": "oct", "kid": "s", "k": secret},
+            jwk(Key.generate(), d=secret),
+            {"kty": secret},
+        ],
     )
     shell.edit(
-        BROKERS, '["amqp://u:hunter2@r.example/?ssl=hunter2", "kafka://u:hunter2@r.example:1?sasl=hunter2"]'
+        BROKERS,
+        '["amqp://u:hunter2@r.example/?ssl=hunter2", "kafka://u:hunter2@r.example:1?sasl=hunter2"]',
     )
     shell.edit('"memory"', '"redis://u:hunter2@r.example/0?password=hunter2"')
     shell.edit(
-        "https://partner.example/jwks.json", "http://u:hunter2@partner.example/jwks.json?key=tok3n-in-a-query"
+        "https://partner.example/jwks.json",
+        "http://u:hunter2@partner.example/jwks.json?key=tok3n-in-a-query",
     )
     shell.file("secret/passphrase", PASSPHRASE + b"x", 0o644)
     shell.write(0o644)

@@ -64,17 +64,27 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...]
     return [leaf for name, item in inner for leaf in leaves(item, (*path, name))]
 
 
-NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from(".#\"'[]={}\\ "), max_size=6)
+NAMES = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from(".#\"'[]={}\\ "),
+    max_size=6,
+)
 SHAPES: Any = st.just(0)
 # As deep as any table of ours, and one more.
 for _ in range(4):
-    SHAPES = st.just(0) | st.lists(SHAPES, max_size=3) | st.dictionaries(NAMES, SHAPES, max_size=3)
+    SHAPES = (
+        st.just(0)
+        | st.lists(SHAPES, max_size=3)
+        | st.dictionaries(NAMES, SHAPES, max_size=3)
+    )
 TABLES = st.dictionaries(NAMES, st.dictionaries(NAMES, SHAPES, max_size=3) | st.lists(
     st.dictionaries(NAMES, SHAPES, max_size=2), min_size=1, max_size=3
 ), max_size=3)  # fmt: skip
 
 
-@given(tables=TABLES, gaps=st.lists(st.sampled_from(["", "# [x]\n", "\n", "\n\n"]), min_size=1, max_size=5))
+@given(
+    tables=TABLES,
+    gaps=st.lists(st.sampled_from(["", "# [x]\n", "\n", "\n\n"]), min_size=1, max_size=5),
+)
 def test_lines_are_those_of_the_values(tables: dict[str, Any], gaps: list[str]) -> None:
     """In a file whose every number is the line that its key stands on, the scanner says that number for each."""
     writer = Writer(gaps)
@@ -102,7 +112,11 @@ class Writer:
 
     def pair(self, key: str, value: Any) -> None:
         """Write a key with a value."""
-        self.text += self._gaps[len(self.text) % len(self._gaps)] + json.dumps(key, ensure_ascii=False) + " = "
+        self.text += (
+            self._gaps[len(self.text) % len(self._gaps)]
+            + json.dumps(key, ensure_ascii=False)
+            + " = "
+        )
         self._at = self.text.count("\n") + 1
         self._value(value)
         self.text += "\n"
@@ -111,7 +125,9 @@ class Writer:
         if isinstance(value, dict):
             self.text += "{ "
             for number, (key, item) in enumerate(value.items()):
-                self.text += (", " if number else "") + json.dumps(key, ensure_ascii=False) + " = "
+                self.text += (
+                    (", " if number else "") + json.dumps(key, ensure_ascii=False) + " = "
+                )
                 self._value(item)
             self.text += " }"
         elif isinstance(value, list):

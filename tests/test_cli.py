@@ -21,7 +21,12 @@ from mqauth.wire.jwk import dump_key_set
 from tests.test_config import SMALL
 
 CONFIG = SMALL.replace('["kafka:orders"]', '["rabbitmq:shop/orders.*", "kafka:orders"]')
-MESSAGE = {"destination": "kafka:orders", "key": "aw==", "body": "aGVsbG8=", "headers": [["tenant", {"str": "a"}]]}
+MESSAGE = {
+    "destination": "kafka:orders",
+    "key": "aw==",
+    "body": "aGVsbG8=",
+    "headers": [["tenant", {"str": "a"}]],
+}
 
 
 class Ran:
@@ -43,17 +48,27 @@ class Ran:
 class Shell:
     """Runs the command in this process, in a folder of its own."""
 
-    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any) -> None:
+    def __init__(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any
+    ) -> None:
         self.place, self._monkeypatch, self._captured = place, monkeypatch, capfdbinary
 
     def __call__(self, *arguments: str, stdin: bytes | str | Any = b"") -> Ran:
-        raw = stdin if isinstance(stdin, bytes) else stdin.encode() if isinstance(stdin, str) else encoded(stdin)
+        raw = (
+            stdin
+            if isinstance(stdin, bytes)
+            else stdin.encode()
+            if isinstance(stdin, str)
+            else encoded(stdin)
+        )
         self._monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
         code = cli.main(arguments)
         out, err = self._captured.readouterr()
         return Ran(code, out, err.decode())
 
-    def refused(self, *arguments: str, stdin: bytes | str | Any = b"", code: int = 2) -> str:
+    def refused(
+        self, *arguments: str, stdin: bytes | str | Any = b"", code: int = 2
+    ) -> str:
         """Return the one line a run is refused with."""
         ran = self(*arguments, stdin=stdin)
         assert ran.code == code, (ran.code, ran.err)
@@ -75,7 +90,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with keys, their JWK Set and an ``mqauth.toml``."""
     folder = tmp_path_factory.mktemp("prepared")
     Keystore(folder=folder / "keys").create(subjects=["orders-api"])
-    (folder / "jwks.json").write_text(json.dumps(dump_key_set(public_keys(folder / "keys"))))
+    (folder / "jwks.json").write_text(
+        json.dumps(dump_key_set(public_keys(folder / "keys")))
+    )
     (folder / "mqauth.toml").write_text(CONFIG)
     return folder
 
@@ -112,7 +129,9 @@ def test_version(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (ran.code, ran.out.decode()) == (0, told)
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("keys", "--help"), ("sign", "--help"), ("demo", "-h")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("keys", "--help"), ("sign", "--help"), ("demo", "-h")]
+)
 def test_help(shell: Shell, arguments: tuple[str, ...]) -> None:
     """Help goes to standard output and exits 0."""
     ran = shell(*arguments)
@@ -123,9 +142,24 @@ def test_help(shell: Shell, arguments: tuple[str, ...]) -> None:
 def test_module_is_the_command(tmp_path: Path) -> None:
     """``python -m mqauth`` is the same command, exit code and all."""
     command = [sys.executable, "-m", "mqauth"]
-    good = subprocess.run([*command, "--version"], cwd=tmp_path, capture_output=True, check=False, timeout=300)
-    bad = subprocess.run([*command, "nonsense"], cwd=tmp_path, capture_output=True, check=False, timeout=300)
-    assert (good.returncode, good.stdout.decode().partition("\n")[0]) == (0, f"mqauth {__version__}")
+    good = subprocess.run(
+        [*command, "--version"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
+    bad = subprocess.run(
+        [*command, "nonsense"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
+    assert (good.returncode, good.stdout.decode().partition("\n")[0]) == (
+        0,
+        f"mqauth {__version__}",
+    )
     assert (bad.returncode, bad.stdout, bad.stderr.count(b"\n")) == (2, b"", 1)
 
 
@@ -133,7 +167,13 @@ def test_module_is_the_command(tmp_path: Path) -> None:
 def test_missing_extra_is_one_line(missing: str) -> None:
     """Without the extra the command says what to install, and exits 2."""
     script = f"import sys\nsys.modules[{missing!r}] = None\nfrom mqauth.cli import main\nsys.exit(main(['demo']))"
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert ran.returncode == 2
     assert ran.stderr == "mqauth: the command needs an extra: install mqauth[cli]\n"
 
@@ -147,16 +187,27 @@ def test_reader_that_leaves_is_no_traceback(ready: Shell) -> None:
     command = [sys.executable, "-m", "mqauth", *VERIFY, "--lines"]
     with os.fdopen(write_end, "wb") as pipe:
         ran = subprocess.run(
-            command, cwd=ready.place, input=many, stdout=pipe, stderr=subprocess.PIPE, check=False, timeout=300
+            command,
+            cwd=ready.place,
+            input=many,
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=300,
         )
     assert (ran.returncode, ran.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize(
     ("command", "code", "said"),
-    [("--version > /dev/full", 1, "No space left on device"), ("--version >&-", 1, "standard output is closed")],
+    [
+        ("--version > /dev/full", 1, "No space left on device"),
+        ("--version >&-", 1, "standard output is closed"),
+    ],
 )
-def test_output_that_cannot_be_written_is_one_line(command: str, code: int, said: str) -> None:
+def test_output_that_cannot_be_written_is_one_line(
+    command: str, code: int, said: str
+) -> None:
     """A full or closed standard output is one line, and never a traceback on exit."""
     ran = subprocess.run(
         ["/bin/sh", "-c", f"{sys.executable} -m mqauth {command}"],
@@ -181,13 +232,27 @@ def test_closed_standard_input_is_one_line(ready: Shell, capfdbinary: Any) -> No
 
 def test_keys_rotate_retire_revoke(shell: Shell) -> None:
     """A key goes from pending to active to revoked, and what the JWK Set says follows."""
-    first = shell("keys", "new", "--pinned", "--publish-delay", "0", "--json").object()["kid"]
+    first = shell("keys", "new", "--pinned", "--publish-delay", "0", "--json").object()[
+        "kid"
+    ]
     second = shell("keys", "new", "--pinned", "--json").object()["kid"]
     assert "no pending key is ready" not in shell("keys", "rotate").err
-    assert [key["state"] for key in shell("keys", "list", "--json").object()["keys"]] == ["retired", "active"]
+    assert [key["state"] for key in shell("keys", "list", "--json").object()["keys"]] == [
+        "retired",
+        "active",
+    ]
     assert "no pending key is ready" in shell.refused("keys", "retire", "--kid", second)
     ran = shell(
-        "keys", "revoke", "--kid", second, "--why", "stolen", "--from", "2030-01-31T12:00:00Z", "--yes", "--json"
+        "keys",
+        "revoke",
+        "--kid",
+        second,
+        "--why",
+        "stolen",
+        "--from",
+        "2030-01-31T12:00:00Z",
+        "--yes",
+        "--json",
     )
     assert ran.object() == {"kid": second, "algorithm": "EdDSA", "state": "revoked"}
     listed = {key["kid"]: key for key in json.loads(shell("keys", "jwks").out)["keys"]}
@@ -211,7 +276,9 @@ def test_keys_rotate_retire_revoke(shell: Shell) -> None:
                      ["l", {"list": [{"bool": True}, {"table": {"x": {"decimal": "12.50"}}}]}]]},
     ],
 )  # fmt: skip
-def test_sign_appends_the_token_and_keeps_the_rest(ready: Shell, message: dict[str, Any]) -> None:
+def test_sign_appends_the_token_and_keeps_the_rest(
+    ready: Shell, message: dict[str, Any]
+) -> None:
     """The form goes out as it came in, one token header longer, and verifies."""
     ran = ready(*SIGN, stdin=message)
     signed = ran.object()
@@ -224,7 +291,10 @@ def test_sign_appends_the_token_and_keeps_the_rest(ready: Shell, message: dict[s
 
 def numbered(count: int) -> bytes:
     """Return that many messages, a line each."""
-    return b"".join(encoded(MESSAGE | {"key": base64.b64encode(b"%d" % n).decode()}) + b"\n" for n in range(count))
+    return b"".join(
+        encoded(MESSAGE | {"key": base64.b64encode(b"%d" % n).decode()}) + b"\n"
+        for n in range(count)
+    )
 
 
 def test_a_batch_over_the_size_of_a_token_is_named(ready: Shell) -> None:
@@ -251,7 +321,9 @@ def test_a_batch_over_the_size_of_a_token_is_named(ready: Shell) -> None:
     ],
 )
 @pytest.mark.parametrize("by_line", [False, True])
-def test_what_cannot_be_signed_is_one_line(ready: Shell, text: bytes, what: str, by_line: bool) -> None:
+def test_what_cannot_be_signed_is_one_line(
+    ready: Shell, text: bytes, what: str, by_line: bool
+) -> None:
     """A text that is no message, or cannot be signed, is one line that says where and what."""
     if by_line and not text:
         assert ready(*SIGN, "--lines", stdin=text).code == 0
@@ -277,7 +349,12 @@ def test_verify_rejects(ready: Shell, changes: dict[str, Any], reason: Reason) -
     signed = ready(*SIGN, stdin=MESSAGE).object()
     ran = ready(*VERIFY, stdin=signed | changes)
     found = ran.object()
-    assert (ran.code, found["verdict"], found["reason"], found["claims"]) == (1, "rejected", reason.value, None)
+    assert (ran.code, found["verdict"], found["reason"], found["claims"]) == (
+        1,
+        "rejected",
+        reason.value,
+        None,
+    )
     assert signed["headers"][-1][1]["str"].encode() not in ran.out
     assert b"hello" not in ran.out
 
@@ -285,7 +362,11 @@ def test_verify_rejects(ready: Shell, changes: dict[str, Any], reason: Reason) -
 def test_verify_lines_share_one_store(ready: Shell) -> None:
     """``--lines``: one verdict a message in order, blank lines skipped, a copy replayed."""
     signed = ready(*SIGN, stdin=MESSAGE).out
-    ran = ready(*VERIFY, "--lines", stdin=signed + b"\n{bad\n" + signed + b" \r\n" + lines(MESSAGE))
+    ran = ready(
+        *VERIFY,
+        "--lines",
+        stdin=signed + b"\n{bad\n" + signed + b" \r\n" + lines(MESSAGE),
+    )
     assert [(found["verdict"], found["reason"]) for found in ran.objects()] == [
         ("accepted", None), ("rejected", "message_malformed"), ("rejected", "replayed"),
         ("rejected", "token_missing"),
@@ -302,18 +383,27 @@ ACCEPTED, COPY, AGAIN = "accepted", "rejected", "duplicate"
 )  # fmt: skip
 def test_exit_code_of_lines(ready: Shell, verdicts: list[str], code: int) -> None:
     """``--lines`` exits 1 where any message was rejected, else 3 where one is undecided, else 0."""
-    origins = {COPY: {"queue": "billing"}, AGAIN: {"queue": "billing", "redelivered": True}}
+    origins = {
+        COPY: {"queue": "billing"},
+        AGAIN: {"queue": "billing", "redelivered": True},
+    }
     queued = {"destination": "rabbitmq:shop/orders.a", "body": ""}
     first = ready(*SIGN, stdin=queued).object()
     messages = [first | {"origin": origins[COPY]}]
     for verdict in verdicts[1:]:
         fresh = verdict is ACCEPTED
-        messages.append(ready(*SIGN, stdin=queued).object() if fresh else first | {"origin": origins[verdict]})
+        messages.append(
+            ready(*SIGN, stdin=queued).object()
+            if fresh
+            else first | {"origin": origins[verdict]}
+        )
     ran = ready(*VERIFY, "--lines", stdin=lines(*messages[: len(verdicts)]))
     assert ([found["verdict"] for found in ran.objects()], ran.code) == (verdicts, code)
 
 
-def test_unconfirmed_is_not_accepted(ready: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unconfirmed_is_not_accepted(
+    ready: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The claim is confirmed as a consumer would; where that fails the verdict is deferred, not accepted."""
 
     def down(*_arguments: object) -> None:
@@ -326,7 +416,9 @@ def test_unconfirmed_is_not_accepted(ready: Shell, monkeypatch: pytest.MonkeyPat
 
 def test_verify_leaves_the_audit_alone(ready: Shell) -> None:
     """``verify`` works beside a running consumer: it neither opens nor writes the audit file."""
-    Path("mqauth.toml").write_text(CONFIG + '[audit]\nfile = "audit.jsonl"\nrecord = "all"\n')
+    Path("mqauth.toml").write_text(
+        CONFIG + '[audit]\nfile = "audit.jsonl"\nrecord = "all"\n'
+    )
     assert ready(*VERIFY, stdin=ready(*SIGN, stdin=MESSAGE).out).code == 0
     assert not Path("audit.jsonl").exists()
 
@@ -335,10 +427,14 @@ def test_verify_leaves_the_audit_alone(ready: Shell) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--lines",)])
-def test_oversize_input_is_not_signed(ready: Shell, monkeypatch: pytest.MonkeyPatch, arguments: Any) -> None:
+def test_oversize_input_is_not_signed(
+    ready: Shell, monkeypatch: pytest.MonkeyPatch, arguments: Any
+) -> None:
     """A message or line over the bound is refused in one line."""
     monkeypatch.setattr(app, "MAX_INPUT", 100)
-    assert "over 100 bytes" in ready.refused(*SIGN, *arguments, stdin=b" " * 100 + encoded(MESSAGE))
+    assert "over 100 bytes" in ready.refused(
+        *SIGN, *arguments, stdin=b" " * 100 + encoded(MESSAGE)
+    )
 
 
 @pytest.mark.parametrize("key", [[], ["--key", "42"]])

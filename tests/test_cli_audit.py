@@ -22,10 +22,20 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def record(
-    number: int, *, reason: str | None = "signature_invalid", kid: str = "k1", **changes: Any
+    number: int,
+    *,
+    reason: str | None = "signature_invalid",
+    kid: str = "k1",
+    **changes: Any,
 ) -> AuditRecord:
     """Return the record of a verdict, a minute after the one before."""
-    said = {"kid": kid, "alg": "EdDSA", "iss": "https://auth.example", "sub": "orders-api", "jti": f"jti-{number}"}
+    said = {
+        "kid": kid,
+        "alg": "EdDSA",
+        "iss": "https://auth.example",
+        "sub": "orders-api",
+        "jti": f"jti-{number}",
+    }
     wanted: dict[str, Any] = {
         "time": START + 60.0 * number, "reason": reason, "verdict": "accepted" if reason is None else "rejected",
         "broker": {"destination": "kafka:orders"}, "dead_letter": f"dead-{number}",
@@ -41,7 +51,9 @@ def path(tmp_path: Path) -> Path:
     (tmp_path / "jwks.json").write_text(json.dumps(dump_key_set(KeySet([key]))))
     with AuditFile(path, fsync=False, heads=HeadFile(tmp_path / "heads", key)) as file:
         for number in range(20):
-            file.write(record(number) if number < 10 else record(number, reason=None, kid="k2"))
+            file.write(
+                record(number) if number < 10 else record(number, reason=None, kid="k2")
+            )
     return path
 
 
@@ -60,14 +72,20 @@ def run(capfdbinary: Any) -> Run:
 def test_verify_without_heads_is_never_intact(path: Path, run: Run) -> None:
     """An unbroken log that nothing is held against is ``unanchored``: exit 0, and no word of intact for people."""
     code, out, _ = run("verify", path)
-    assert (code, out) == (0, "unanchored: unbroken, but no signed heads to compare it with; 20 records\n")
+    assert (code, out) == (
+        0,
+        "unanchored: unbroken, but no signed heads to compare it with; 20 records\n",
+    )
 
 
 def test_verify_names_line_and_deed(path: Path, run: Run) -> None:
     """A broken log: exit 1, the first bad line and what was done to it."""
     path.write_bytes(path.read_bytes().replace(b'"id-7"', b'"id-9"'))
     code, out, _ = run("verify", path)
-    assert (code, out) == (1, f"BROKEN: line 8 of {path}: edited; 7 records before it hold\n")
+    assert (code, out) == (
+        1,
+        f"BROKEN: line 8 of {path}: edited; 7 records before it hold\n",
+    )
     code, out, _ = run("verify", path, "--json")
     assert (code, json.loads(out)) == (
         1, {"intact": False, "anchored": False, "records": 7, "first_bad": 8, "what": "edited"}
@@ -77,15 +95,23 @@ def test_verify_names_line_and_deed(path: Path, run: Run) -> None:
 def test_tail_says_what_a_reviewer_did(tmp_path: Path, run: Run) -> None:
     """A dead letter that was discarded is told from the rejection that made it."""
     path = tmp_path / "reviewer.jsonl"
-    told = record(1).as_dict() | {"verdict": "discarded", "reason": "expired", "review": {"reviewer": "ada"}}
+    told = record(1).as_dict() | {
+        "verdict": "discarded",
+        "reason": "expired",
+        "review": {"reviewer": "ada"},
+    }
     path.write_text(json.dumps(told) + "\n")
     assert run("tail", path)[1].split()[1:3] == ["discarded", "expired"]
 
 
-def test_tail_of_standard_input(path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tail_of_standard_input(
+    path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What ``tail -F`` gives is shown as it comes; a broken line is passed over."""
     raw = path.read_bytes().splitlines(keepends=True)
-    piped = io.TextIOWrapper(io.BytesIO(b"".join([raw[0], b"nonsense\n", raw[1], b'{"id":'])))
+    piped = io.TextIOWrapper(
+        io.BytesIO(b"".join([raw[0], b"nonsense\n", raw[1], b'{"id":']))
+    )
     monkeypatch.setattr(sys, "stdin", piped)
     code, out, err = run("tail", "-", "--json")
     assert [json.loads(line)["id"] for line in out.splitlines()] == ["id-0", "id-1"]
@@ -96,7 +122,11 @@ def test_show(path: Path, run: Run) -> None:
     """One record whole, by its own id or its dead letter's; exit 1 where there is none."""
     assert json.loads(run("show", "id-3", path)[1])["id"] == "id-3"
     assert json.loads(run("show", "dead-3", path)[1])["id"] == "id-3"
-    assert run("show", "id-99", path) == (1, "", "mqauth: id id-99: there is none that begins so\n")
+    assert run("show", "id-99", path) == (
+        1,
+        "",
+        "mqauth: id id-99: there is none that begins so\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +157,10 @@ def test_stats_are_drawn(path: Path, run: Run, terminal: None) -> None:
         for number in range(20, 30):
             file.write(record(number, kid="k1"))
     lines = run("stats", path, "--by", "kid")[1].splitlines()
-    assert [line.split() for line in lines[2:]] == [["k1", "20", "#" * 30], ["k2", "10", "#" * 15]]
+    assert [line.split() for line in lines[2:]] == [
+        ["k1", "20", "#" * 30],
+        ["k2", "10", "#" * 15],
+    ]
 
 
 def test_stats_by_time_are_in_their_order(path: Path, run: Run) -> None:
@@ -135,14 +168,23 @@ def test_stats_by_time_are_in_their_order(path: Path, run: Run) -> None:
     with AuditFile(path, fsync=False) as file:
         file.write(record(20, time=START + 3 * 3600.0))
     _, *lines = run("stats", path, "--by", "time")[1].splitlines()
-    assert [line.split()[:2] for line in lines] == [["2026-11-25T10", "20"], ["2026-11-25T13", "1"]]
+    assert [line.split()[:2] for line in lines] == [
+        ["2026-11-25T10", "20"],
+        ["2026-11-25T13", "1"],
+    ]
 
 
-def test_stats_of_hostile_times_and_names(tmp_path: Path, run: Run, terminal: None) -> None:
+def test_stats_of_hostile_times_and_names(
+    tmp_path: Path, run: Run, terminal: None
+) -> None:
     """Records an editor gave odd times and names are counted, in lines that do nothing to a terminal."""
     path = tmp_path / "audit.jsonl"
     rows: list[dict[str, Any]] = [
-        {"time": "soon", "alert": "text", "token": {"verified": {"kid": "\x1b[2J" + "k" * 500}}},
+        {
+            "time": "soon",
+            "alert": "text",
+            "token": {"verified": {"kid": "\x1b[2J" + "k" * 500}},
+        },
         {"time": None, "broker": 5, "token": {"claimed": {"kid": "\u202e"}}},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -162,7 +204,11 @@ def test_detect(path: Path, run: Run) -> None:
     code, out, _ = run("detect", path)
     assert (code, "resurrected_key 1 times claimed iss" in out) == (1, True)
     found = json.loads(run("detect", path, "--json")[1])
-    assert (found["kind"], found["verified"], found["about"]["kid"]) == ("resurrected_key", False, "k1")
+    assert (found["kind"], found["verified"], found["about"]["kid"]) == (
+        "resurrected_key",
+        False,
+        "k1",
+    )
 
 
 def test_alerts_and_floods_in_a_tail(path: Path, run: Run) -> None:
@@ -170,7 +216,14 @@ def test_alerts_and_floods_in_a_tail(path: Path, run: Run) -> None:
     alert = {"kind": "burst", "about": {"kid": "k1"}, "count": 100, "verified": False}
     with AuditFile(path, fsync=False) as file:
         file.write(
-            record(20, reason=None, verdict="alert", detail="burst, 100 times", token={}, extra={"alert": alert})
+            record(
+                20,
+                reason=None,
+                verdict="alert",
+                detail="burst, 100 times",
+                token={},
+                extra={"alert": alert},
+            )
         )
         file.write(record(21, detail=None, token={}, broker={}, extra={"flood": 101}))
         file.write(record(22, token={"claimed": {}, "thumbprint": None}))

@@ -10,7 +10,11 @@ from unittest import mock
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+)
 from pamqp import commands
 
 from integration.documentation import blocks
@@ -26,7 +30,9 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     import kafka  # noqa: F401 - imported before a test imports it
 
 NUMBERS = count()
-SASL = 'mechanism = "SCRAM-SHA-512"\nuser = "rev/iewer"\npassword_env = "BROKER_PASSWORD"\n'
+SASL = (
+    'mechanism = "SCRAM-SHA-512"\nuser = "rev/iewer"\npassword_env = "BROKER_PASSWORD"\n'
+)
 
 
 @pytest.fixture(autouse=True)
@@ -56,27 +62,42 @@ def test_sasl_over_tls_reaches_kafka_python(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "protocol"), [("", "PLAINTEXT"), ("tls = true", "SSL"), (SASL, "SASL_PLAINTEXT")]
+    ("lines", "protocol"),
+    [("", "PLAINTEXT"), ("tls = true", "SSL"), (SASL, "SASL_PLAINTEXT")],
 )
-def test_protocol_follows_from_what_is_there(lines: str, protocol: str, tmp_path: Path) -> None:
+def test_protocol_follows_from_what_is_there(
+    lines: str, protocol: str, tmp_path: Path
+) -> None:
     """On this machine a password may go in the clear."""
     for server in ("127.0.0.1:9092", "localhost:9092", "[::1]:9092"):
-        assert load(tmp_path, lines).for_kafka(f"kafka://{server}")["security_protocol"] == protocol
+        assert (
+            load(tmp_path, lines).for_kafka(f"kafka://{server}")["security_protocol"]
+            == protocol
+        )
 
 
-@pytest.mark.parametrize("servers", ["10.0.0.1:9092", "127.0.0.1:9092,kafka.example:9092", "localhost.evil:1"])
 @pytest.mark.parametrize(
-    ("lines", "secret"), [(SASL, "password"), (f'token_callback = "{__name__}:fresh"', "token_callback")]
+    "servers", ["10.0.0.1:9092", "127.0.0.1:9092,kafka.example:9092", "localhost.evil:1"]
 )
-def test_no_secret_goes_elsewhere_in_the_clear(lines: str, secret: str, servers: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lines", "secret"),
+    [(SASL, "password"), (f'token_callback = "{__name__}:fresh"', "token_callback")],
+)
+def test_no_secret_goes_elsewhere_in_the_clear(
+    lines: str, secret: str, servers: str, tmp_path: Path
+) -> None:
     """SASL without TLS off loopback is refused, with a password or a token."""
-    with pytest.raises(ConfigurationError, match=f"{secret}: sent to another machine needs tls = true"):
+    with pytest.raises(
+        ConfigurationError, match=f"{secret}: sent to another machine needs tls = true"
+    ):
         load(tmp_path, lines).for_kafka(f"kafka://{servers}")
 
 
 def test_tls_reaches_aio_pika(tmp_path: Path) -> None:
     """A context of ours, that verifies."""
-    context = load(tmp_path, "tls = true").for_rabbitmq("amqps://mq.example/")["ssl_context"]
+    context = load(tmp_path, "tls = true").for_rabbitmq("amqps://mq.example/")[
+        "ssl_context"
+    ]
     assert (context.check_hostname, context.verify_mode) == (True, ssl.CERT_REQUIRED)
 
 
@@ -91,7 +112,9 @@ def test_tls_reaches_aio_pika(tmp_path: Path) -> None:
         (SASL, "amqps://mq.example/", "mechanism: is for Kafka"),
     ],
 )
-def test_what_contradicts_the_url_is_refused(lines: str, url: str, said: str, tmp_path: Path) -> None:
+def test_what_contradicts_the_url_is_refused(
+    lines: str, url: str, said: str, tmp_path: Path
+) -> None:
     """TLS that would not be used, settings in two places, and verification turned off."""
     with pytest.raises(ConfigurationError, match=said):
         load(tmp_path, lines).for_rabbitmq(url)
@@ -113,18 +136,32 @@ def test_each_connection_has_a_fresh_token(tmp_path: Path) -> None:
     for number in (0, 1):
         url = settings.for_rabbitmq("amqps://ada@mq.example/")["url"]
         assert url == f"amqps://ada:token%2F{number}@mq.example/"
-    assert settings.for_rabbitmq("amqps://mq.example/")["url"] == "amqps://token:token%2F2@mq.example/"
+    assert (
+        settings.for_rabbitmq("amqps://mq.example/")["url"]
+        == "amqps://token:token%2F2@mq.example/"
+    )
     found = settings.for_kafka("kafka://a:9093")
-    assert (found["sasl_mechanism"], found["security_protocol"]) == ("OAUTHBEARER", "SASL_SSL")
+    assert (found["sasl_mechanism"], found["security_protocol"]) == (
+        "OAUTHBEARER",
+        "SASL_SSL",
+    )
     # One was asked for already, to tell at once what is wrong with the function.
-    assert [found["sasl_oauth_token_provider"].token() for _ in range(2)] == ["token/4", "token/5"]
+    assert [found["sasl_oauth_token_provider"].token() for _ in range(2)] == [
+        "token/4",
+        "token/5",
+    ]
 
 
 @pytest.mark.parametrize(
     ("function", "said"),
-    [(f"{__name__}:failing", "it raised an error, which --debug shows"), ("os:getpid", "it returned no text")],
+    [
+        (f"{__name__}:failing", "it raised an error, which --debug shows"),
+        ("os:getpid", "it returned no text"),
+    ],
 )
-def test_a_function_without_a_token_is_named(function: str, said: str, tmp_path: Path) -> None:
+def test_a_function_without_a_token_is_named(
+    function: str, said: str, tmp_path: Path
+) -> None:
     """A function that raises, or returns something else, is one line without the text of its error."""
     settings = load(tmp_path, f'token_callback = "{function}"')
     for login in (settings.for_rabbitmq, settings.for_kafka):
@@ -150,7 +187,9 @@ def test_a_function_without_a_token_is_named(function: str, said: str, tmp_path:
         ("x", "not TOML"),
     ],
 )  # fmt: skip
-def test_a_file_that_says_nothing_clear_is_refused(lines: str, said: str, tmp_path: Path) -> None:
+def test_a_file_that_says_nothing_clear_is_refused(
+    lines: str, said: str, tmp_path: Path
+) -> None:
     """Unknown keys, wrong types, halves of pairs, and secrets that are not references."""
     with pytest.raises(ConfigurationError, match=said):
         load(tmp_path, lines)
@@ -179,22 +218,34 @@ def test_pem_files_that_cannot_be_used_are_one_error(tmp_path: Path) -> None:
         Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"p")
     )
     (tmp_path / "key.pem").write_bytes(encrypted)
-    for lines in ('ca = "missing.pem"', 'ca = "none.pem"', 'cert = "none.pem"\nkey = "key.pem"'):
+    for lines in (
+        'ca = "missing.pem"',
+        'ca = "none.pem"',
+        'cert = "none.pem"\nkey = "key.pem"',
+    ):
         with pytest.raises(ConfigurationError, match="a PEM file cannot be used"):
             load(tmp_path, lines).context()
 
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:
     """A place can be logged."""
-    place = LetterAddress(broker="kafka://127.0.0.1:1", name="t", settings=load(tmp_path, SASL))
+    place = LetterAddress(
+        broker="kafka://127.0.0.1:1", name="t", settings=load(tmp_path, SASL)
+    )
     assert "s3cr" not in repr(place) + repr(place.settings)
 
 
 def test_the_documented_file_is_read(tmp_path: Path) -> None:
     """The page's example says what it seems to say."""
-    (block,) = [block for block in blocks("docs/review.md") if "SCRAM-SHA-512" in block.text]
+    (block,) = [
+        block for block in blocks("docs/review.md") if "SCRAM-SHA-512" in block.text
+    ]
     found = load(tmp_path, block.text.partition("[broker]")[2])
-    assert (found.user, found.password, found.mechanism) == ("ada", "s3cr@t:/", "SCRAM-SHA-512")
+    assert (found.user, found.password, found.mechanism) == (
+        "ada",
+        "s3cr@t:/",
+        "SCRAM-SHA-512",
+    )
     assert (found.ca, found.cert, found.key) == (
         tmp_path / "ca.pem", tmp_path / "reviewer.pem", tmp_path / "reviewer-key.pem"
     )  # fmt: skip
@@ -209,6 +260,7 @@ async def test_a_queue_that_aio_pika_cannot_name() -> None:
     connection = mock.AsyncMock()
     connection.channel.return_value.get_queue = get_queue
     with pytest.raises(
-        ConfigurationError, match="queue caf\u00e9: aio-pika cannot name it: Invalid value for queue"
+        ConfigurationError,
+        match="queue caf\u00e9: aio-pika cannot name it: Invalid value for queue",
     ):
         await is_unlimited(connection, "caf\u00e9")

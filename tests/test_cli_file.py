@@ -36,7 +36,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def place(
-    text: str, broker: str | None = None, *, queue: str | None = None, topic: str | None = None
+    text: str,
+    broker: str | None = None,
+    *,
+    queue: str | None = None,
+    topic: str | None = None,
 ) -> LetterAddress:
     """Return the place that options name beside a file of this text."""
     Path("mqauth.toml").write_text(text)
@@ -51,10 +55,14 @@ def test_the_only_one_of_several_tables_needs_no_name() -> None:
         place(one + one.replace("brokers.a", "brokers.b"))
 
 
-@pytest.mark.parametrize("secret", ["amqp://u:pw@h/", "amqps://:pw@h/", "kafka://a:1,u:pw@b:2"])
+@pytest.mark.parametrize(
+    "secret", ["amqp://u:pw@h/", "amqps://:pw@h/", "kafka://a:1,u:pw@b:2"]
+)
 def test_a_password_in_a_url_is_refused(secret: str) -> None:
     """The file holds no secret, and the error repeats none; in a variable the URL may have one."""
-    with pytest.raises(ConfigurationError, match=r"mqauth.toml: \[broker\] url: holds a password") as caught:
+    with pytest.raises(
+        ConfigurationError, match=r"mqauth.toml: \[broker\] url: holds a password"
+    ) as caught:
         place(f'[broker]\nurl = "{secret}"\nqueue = "q"')
     assert "pw" not in str(caught.value).replace("password", "")
 
@@ -72,7 +80,9 @@ def test_a_url_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-def shown(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, tuple[str, str]]:
+def shown(
+    capsys: pytest.CaptureFixture[str], *options: str
+) -> dict[str, tuple[str, str]]:
     """Return what ``config show`` says: value and source of each setting."""
     assert main(["config", "show", "--json", *options]) == 0
     found = json.loads(capsys.readouterr().out)["settings"]
@@ -83,28 +93,40 @@ def test_show_says_where_each_value_comes_from(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An option, a variable, a line of the file, or the default; of URLs no password and no query."""
-    (folder / "mqauth.toml").write_text(FILE + '[replay]\nstore = "redis://:pw@r:1/0?ssl_password=pw"\n')
+    (folder / "mqauth.toml").write_text(
+        FILE + '[replay]\nstore = "redis://:pw@r:1/0?ssl_password=pw"\n'
+    )
     found = shown(capsys)
     assert found["file"] == ("mqauth.toml", "this folder")
     assert found["[broker] url"] == ("amqp://mq.example", "mqauth.toml:3")
     assert found["[brokers.log] topic"] == ("orders.gone", "mqauth.toml:8")
     assert found["[replay] store"] == ("redis://r:1", "mqauth.toml:13")
     assert found["[replay] capacity"][1] == "default"
-    assert shown(capsys, "--broker", "log")["broker"] == ("[brokers.log]", "option --broker")
+    assert shown(capsys, "--broker", "log")["broker"] == (
+        "[brokers.log]",
+        "option --broker",
+    )
     monkeypatch.setenv("MQAUTH_BROKER", "amqp://u:pw@h/v?pw=1")
     assert shown(capsys)["broker"] == ("amqp://h", "environment MQAUTH_BROKER")
     monkeypatch.setenv("MQAUTH_CONFIG", str(folder / "mqauth.toml"))
     assert shown(capsys)["file"][1] == "environment MQAUTH_CONFIG"
 
 
-def test_show_for_people_is_a_line_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_for_people_is_a_line_each(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Key, value, and the source in brackets."""
     (folder / "mqauth.toml").write_text(FILE)
     assert main(["config", "show"]) == 0
-    assert "[broker] url         amqp://mq.example  (mqauth.toml:3)" in capsys.readouterr().out
+    assert (
+        "[broker] url         amqp://mq.example  (mqauth.toml:3)"
+        in capsys.readouterr().out
+    )
 
 
-def test_review_settings_are_those_of_the_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_review_settings_are_those_of_the_options(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """``[review]`` gives what no option gives: the first thing missing is then what the file does not have."""
     (folder / "mqauth.toml").write_text(
         '[broker]\nurl = "amqp://127.0.0.1:1/"\nqueue = "q"\n[review]\naudit = "a"'

@@ -28,7 +28,9 @@ Exit = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def ended(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exit:
+def ended(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Exit:
     """Run a command in an empty folder; return its exit code and the one line of its error."""
     monkeypatch.chdir(tmp_path)
 
@@ -42,7 +44,10 @@ def ended(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
 # --- ids --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "found"), [("xyz1", "xyz12345"), ("abcz", "abcz"), ("abcdefgh2", "abcdefgh2")])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("xyz1", "xyz12345"), ("abcz", "abcz"), ("abcdefgh2", "abcdefgh2")],
+)
 def test_an_id_is_taken_whole_or_by_its_beginning(text: str, found: str) -> None:
     """Four characters are enough where one id begins so."""
     assert pick(text, IDS, option="--id") == found
@@ -50,7 +55,10 @@ def test_an_id_is_taken_whole_or_by_its_beginning(text: str, found: str) -> None
 
 def test_at_most_five_are_named() -> None:
     """Of many ids that fit, five stand in the error."""
-    with pytest.raises(ConfigurationError, match=r"9 begin so: same1, same2, same3, same4, same5, \.\.\.$"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"9 begin so: same1, same2, same3, same4, same5, \.\.\.$",
+    ):
         pick("same", [f"same{number}" for number in range(1, 10)], option="--id")
 
 
@@ -61,15 +69,33 @@ def test_times_are_taken_in_three_forms(monkeypatch: pytest.MonkeyPatch) -> None
     """RFC 3339 with a zone, a span ago, and now."""
     monkeypatch.setattr(type(SYSTEM_CLOCK), "now", lambda _: 1_000_000.0)
     assert moment("now") == 1_000_000
-    assert (moment("30s"), moment("5m"), moment("2h"), moment("7d")) == (999_970, 999_700, 992_800, 395_200)
-    assert moment("2026-11-25T10:00:00+01:00") == datetime(2026, 11, 25, 9, tzinfo=UTC).timestamp()
+    assert (moment("30s"), moment("5m"), moment("2h"), moment("7d")) == (
+        999_970,
+        999_700,
+        992_800,
+        395_200,
+    )
+    assert (
+        moment("2026-11-25T10:00:00+01:00")
+        == datetime(2026, 11, 25, 9, tzinfo=UTC).timestamp()
+    )
 
 
 def test_times_are_shown_to_the_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the year where it is not this one; nothing where no calendar has the time."""
-    monkeypatch.setattr(type(SYSTEM_CLOCK), "now", lambda _: datetime(2026, 11, 27, tzinfo=UTC).timestamp())
-    assert shown_time(datetime(2026, 11, 27, 2, 4, 59, tzinfo=UTC).timestamp()) == "11-27 02:04"
-    assert shown_time(datetime(2025, 1, 2, 3, 4, tzinfo=UTC).timestamp()) == "2025-01-02 03:04"
+    monkeypatch.setattr(
+        type(SYSTEM_CLOCK),
+        "now",
+        lambda _: datetime(2026, 11, 27, tzinfo=UTC).timestamp(),
+    )
+    assert (
+        shown_time(datetime(2026, 11, 27, 2, 4, 59, tzinfo=UTC).timestamp())
+        == "11-27 02:04"
+    )
+    assert (
+        shown_time(datetime(2025, 1, 2, 3, 4, tzinfo=UTC).timestamp())
+        == "2025-01-02 03:04"
+    )
     assert (shown_time(None), shown_time(1e30)) == ("", "")
 
 
@@ -81,7 +107,9 @@ def in_terminal(arguments: list[str], folder: Path, columns: int = 80) -> str:
     master, slave = pty.openpty()
     environment = os.environ | {"COLUMNS": str(columns), "NO_COLOR": "1"}
     command = [sys.executable, "-m", "mqauth", *arguments]
-    with subprocess.Popen(command, stdout=slave, stderr=slave, stdin=slave, cwd=folder, env=environment):
+    with subprocess.Popen(
+        command, stdout=slave, stderr=slave, stdin=slave, cwd=folder, env=environment
+    ):
         os.close(slave)
         found = b""
         while True:
@@ -106,9 +134,14 @@ def test_the_only_active_key_is_not_revoked_unasked(tmp_path: Path, ended: Exit)
     revoke = ("keys", "revoke", "--kid", kid[:8], "--why", "stolen")
     code, error = ended(*revoke)
     assert code == 2
-    assert f"{kid} is the only active key: nothing can be signed until you make another key; give --yes" in error
+    assert (
+        f"{kid} is the only active key: nothing can be signed until you make another key; give --yes"
+        in error
+    )
     keystore.create()
-    assert re.search(r"nothing can be signed until \d\d-\d\d \d\d:\d\d UTC", ended(*revoke)[1])
+    assert re.search(
+        r"nothing can be signed until \d\d-\d\d \d\d:\d\d UTC", ended(*revoke)[1]
+    )
     assert keystore.ring().active is not None
     assert ended(*revoke, "--yes") == (0, "")
     assert keystore.ring().active is None
@@ -118,7 +151,10 @@ def test_rotate_says_that_there_is_no_next_key(tmp_path: Path, ended: Exit) -> N
     """A rotation that leaves no next key names the command that makes one."""
     keystore = Keystore(folder=tmp_path / "keys")
     keystore.create(subjects=["a"])
-    assert "keys has no next key; make one with mqauth keys new --dir keys" in ended("keys", "rotate")[1]
+    assert (
+        "keys has no next key; make one with mqauth keys new --dir keys"
+        in ended("keys", "rotate")[1]
+    )
     keystore.create()
     assert ended("keys", "rotate") == (0, "")
 
@@ -134,7 +170,9 @@ def test_jwks_is_written_whole_or_not_at_all(tmp_path: Path, ended: Exit) -> Non
     assert ended("keys", "jwks", "--out", "no/such/folder.json")[0] == 2
 
 
-def test_jwks_of_two_keystores_go_into_one_folder_at_once(tmp_path: Path, ended: Exit) -> None:
+def test_jwks_of_two_keystores_go_into_one_folder_at_once(
+    tmp_path: Path, ended: Exit
+) -> None:
     """``--out`` leaves alone what another process is writing in the folder."""
     Keystore(folder=tmp_path / "keys").create(subjects=["a"])
     Path("public").mkdir()
@@ -152,7 +190,10 @@ def test_jwks_takes_the_place_of_a_regular_file_only(tmp_path: Path, ended: Exit
     assert Path("link").is_symlink()
     assert Path("jwks.json").is_file()
     os.mkfifo("pipe")
-    assert ended("keys", "jwks", "--out", "pipe") == (2, "mqauth: --out pipe: not a regular file\n")
+    assert ended("keys", "jwks", "--out", "pipe") == (
+        2,
+        "mqauth: --out pipe: not a regular file\n",
+    )
     assert Path("pipe").is_fifo()
 
 
@@ -167,7 +208,10 @@ def named(name: str, *arguments: Any) -> Exception:
 
 def test_errors_that_came_from_each_other_are_told() -> None:
     """``raise a from b``, where ``b`` came while ``a`` was handled, has no first cause."""
-    first, second = named("KafkaConnectionError"), named("SSLCertVerificationError", "self-signed")
+    first, second = (
+        named("KafkaConnectionError"),
+        named("SSLCertVerificationError", "self-signed"),
+    )
     first.__cause__, second.__context__ = second, first
     assert "self-signed" in str(told(first, ["kafka://mq.example:9093"], None, 0.1))
     second.__class__.__name__ = "OtherError"
@@ -177,7 +221,10 @@ def test_errors_that_came_from_each_other_are_told() -> None:
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
 def test_no_broker_is_blamed_for_a_file(number: int) -> None:
     """A pipe that its reader has closed, a full disk, or a file that cannot be read is no answer of a broker."""
-    with pytest.raises(OSError, match=os.strerror(number)), reached("kafka://mq.example:9092"):
+    with (
+        pytest.raises(OSError, match=os.strerror(number)),
+        reached("kafka://mq.example:9092"),
+    ):
         raise OSError(number, os.strerror(number))
     with pytest.raises(PermissionError), reached("kafka://mq.example:9092"):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "audit.jsonl")
@@ -206,7 +253,9 @@ def test_each_error_has_its_exit_code(
         assert "Traceback" in ended("keys", "list", "--debug")[1]
 
 
-def test_a_fault_of_ours_repeats_no_text(ended: Exit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_repeats_no_text(
+    ended: Exit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The text of an error that nobody foresaw may hold anything: its type is named, and what to do."""
     monkeypatch.setattr("mqauth.cli.keys.Keystore", lambda **_: 1 / 0)
     assert ended("keys", "list") == (
@@ -238,8 +287,12 @@ sys.exit(cli.main())
 
 @pytest.mark.parametrize("module", ["cli", "app"])
 @pytest.mark.parametrize("importing", ["in_a_callback", "in_a_class"])
-def test_an_interrupt_within_an_import_ends_the_command(module: str, importing: str, tmp_path: Path) -> None:
+def test_an_interrupt_within_an_import_ends_the_command(
+    module: str, importing: str, tmp_path: Path
+) -> None:
     """Ctrl-C counts also where Python drops it, in a callback, or makes an error of it, where a class is made."""
     command = [sys.executable, "-c", _INTERRUPTED, module, importing, "keys", "list"]
-    ended = subprocess.run(command, capture_output=True, cwd=tmp_path, timeout=60, check=False)
+    ended = subprocess.run(
+        command, capture_output=True, cwd=tmp_path, timeout=60, check=False
+    )
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")

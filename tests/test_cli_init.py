@@ -21,7 +21,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def files(folder: Path) -> dict[str, bytes]:
     """Return every file of a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_it_overwrites_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,7 +41,9 @@ def test_it_overwrites_nothing(folder: Path, capsys: pytest.CaptureFixture[str])
     assert files(folder) == before
 
 
-def test_the_next_commands_can_be_copied(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_next_commands_can_be_copied(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A folder whose name has a space is quoted."""
     assert main(["init", "my shop", "--broker", "kafka", *SHOP]) == 0
     assert "\n  cd 'my shop'\n" in capsys.readouterr().out
@@ -57,11 +63,15 @@ def test_it_writes_all_or_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(folder.iterdir()) == []
 
 
-def test_apply_without_a_broker_is_exit_3(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_apply_without_a_broker_is_exit_3(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The files stay, and the line names host and port."""
     url = ("--url", "amqp://127.0.0.1:1/")
     assert main(["init", "shop", "--broker", "rabbitmq", *SHOP, *url, "--apply"]) == 3
-    assert "cannot reach amqp://127.0.0.1:1: connection refused" in capsys.readouterr().err
+    assert (
+        "cannot reach amqp://127.0.0.1:1: connection refused" in capsys.readouterr().err
+    )
     before = files(folder)
     assert main(["init", "shop", "--apply"]) == 3
     assert files(folder) == before

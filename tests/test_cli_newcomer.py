@@ -272,7 +272,11 @@ def test_a_wrong_input_is_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert error.startswith("mqauth: ")
-    assert (error.count("\n"), "Traceback" in error, "hunter2" in error) == (1, False, False)
+    assert (error.count("\n"), "Traceback" in error, "hunter2" in error) == (
+        1,
+        False,
+        False,
+    )
     assert sorted(path.name for path in folder.rglob("*")) == before
 
 

@@ -41,10 +41,15 @@ def test_findings_in_a_terminal_are_paragraphs(tmp_path: Path) -> None:
     assert "error  configuration  line 5" in lines
     assert "  consumer.leeway: must be 0 to 60, not 90" in map(str.rstrip, lines)
     words = " ".join(" ".join(lines).split())
-    assert "mqauth refuses the setting, and the producer or consumer that needs it does not start." in words
+    assert (
+        "mqauth refuses the setting, and the producer or consumer that needs it does not start."
+        in words
+    )
 
 
-def test_findings_are_tab_separated_for_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_findings_are_tab_separated_for_a_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Piped, a finding is one line of seven cells, whole, under a line of names."""
     (tmp_path / "mqauth.toml").write_text(BAD)
     assert run(["check", str(tmp_path / "mqauth.toml")]) == 1
@@ -52,7 +57,13 @@ def test_findings_are_tab_separated_for_a_program(tmp_path: Path, capsys: pytest
     assert "\x1b" not in printed
     head, first, *_ = (line.split("\t") for line in printed.splitlines())
     assert head == ["line", "severity", "code", "key", "message", "why", "instead"]
-    assert first[:5] == ["5", "error", "configuration", "consumer.leeway", "must be 0 to 60, not 90"]
+    assert first[:5] == [
+        "5",
+        "error",
+        "configuration",
+        "consumer.leeway",
+        "must be 0 to 60, not 90",
+    ]
 
 
 def test_the_demo_in_a_terminal(tmp_path: Path) -> None:
@@ -66,14 +77,19 @@ def test_the_demo_in_a_terminal(tmp_path: Path) -> None:
 def test_the_demo_piped(capsys: pytest.CaptureFixture[str]) -> None:
     """For a program each case is a line of four cells, and the story is whole."""
     assert run(["demo", "--messages", "1"]) == 0
-    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line]
+    rows = [
+        line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line
+    ]
     assert rows[0] == ["case", "verdict", "reason", "what it is"]
     assert ["own-key-url", "rejected", "header_forbidden"] in [row[:3] for row in rows]
 
 
 @pytest.mark.parametrize(("most", "code"), [(None, 0), (2, 0), (1, 1), (0, 1)])
 def test_depth_is_a_probe(
-    most: int | None, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    most: int | None,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """``dlq depth`` counts without reading; above ``--max`` it exits with 1."""
 

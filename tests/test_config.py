@@ -11,7 +11,16 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import mqauth
-from mqauth import Alert, ConfigurationError, Key, KeySet, Message, Pipeline, Reason, Verdict
+from mqauth import (
+    Alert,
+    ConfigurationError,
+    Key,
+    KeySet,
+    Message,
+    Pipeline,
+    Reason,
+    Verdict,
+)
 from mqauth.audit.file import parts, read_heads, rotated
 from mqauth.audit.record import AuditRecord
 from mqauth.config.declaration import read
@@ -27,7 +36,9 @@ from mqauth.wire.jwk import dump_key_set
 from tests.conftest import audit_record
 
 SCHEMA = Draft202012Validator(
-    json.loads((Path(__file__).parents[1] / "docs" / "mqauth.schema.json").read_text("utf-8"))
+    json.loads(
+        (Path(__file__).parents[1] / "docs" / "mqauth.schema.json").read_text("utf-8")
+    )
 )
 """What editors hold a file against."""
 
@@ -102,7 +113,11 @@ name = "orders.dead"
 """
 """Every key that this version can build, each at another value than its default."""
 
-OPA = {"title": "[consumer.opa]", "url": 'url = "http://127.0.0.1:8181"', "path": 'path = "mqauth/allow"'}
+OPA = {
+    "title": "[consumer.opa]",
+    "url": 'url = "http://127.0.0.1:8181"',
+    "path": 'path = "mqauth/allow"',
+}
 LOG = {"title": "[audit]", "file": 'file = "audit.jsonl"'}
 STORE = {"title": "[replay]"}
 
@@ -192,8 +207,13 @@ def test_every_setting_reaches_its_object(place: Path) -> None:
     assert isinstance(guard, Pipeline)
     assert guard.scope == "billing"
     assert guard.verifier.retention == 903
-    assert set(guard.verifier.issuers) == {"https://auth.example", "https://other.example"}
-    assert guard.verifier.issuers["https://auth.example"].subjects == {"*": {"orders-api"}}
+    assert set(guard.verifier.issuers) == {
+        "https://auth.example",
+        "https://other.example",
+    }
+    assert guard.verifier.issuers["https://auth.example"].subjects == {
+        "*": {"orders-api"}
+    }
     assert guard.verifier.issuers["https://other.example"].vouches is True
     assert audit_file(guard).path == place / "audit.jsonl"
     assert found.dead_letters_name == "orders.dead"
@@ -224,9 +244,15 @@ def test_an_agent_is_asked_beside_the_rules(place: Path) -> None:
     table = '[consumer.opa]\nurl = "http://127.0.0.1:8181"\npath = "mqauth/allow"\nremember = 3\ntimeout = 1\n'
     scoped = SMALL.replace("[consumer]\n", '[consumer]\nscope = "billing"\n')
     found: Any = mqauth.load(written(place, scoped + table)).pipeline.policy
-    assert (type(found), found.scope, found.within.rules[0].subject) == (mqauth.OPA, "billing", "orders-api")
+    assert (type(found), found.scope, found.within.rules[0].subject) == (
+        mqauth.OPA,
+        "billing",
+        "orders-api",
+    )
     assert (found._remember, found._timeout) == (3, 1)
-    alone: Any = mqauth.load(written(place, scoped.partition("[[consumer.allow]]")[0] + table)).pipeline.policy
+    alone: Any = mqauth.load(
+        written(place, scoped.partition("[[consumer.allow]]")[0] + table)
+    ).pipeline.policy
     assert (type(alone), alone.within) == (mqauth.OPA, None)
 
 
@@ -264,7 +290,13 @@ def test_no_rule_refuses_everything(place: Path) -> None:
     """A consumer without ``[[consumer.allow]]`` is configured, and lets nothing pass."""
     found = mqauth.load(written(place, SMALL.partition("[[consumer.allow]]")[0]))
     guard = found.pipeline
-    outcome = run(guard.judge(guard.receive(found.signer.sign(Message(destination="kafka:orders", body=b"")))))
+    outcome = run(
+        guard.judge(
+            guard.receive(
+                found.signer.sign(Message(destination="kafka:orders", body=b""))
+            )
+        )
+    )
     assert outcome.reason is mqauth.Reason.PRODUCER_FORBIDDEN
 
 
@@ -274,13 +306,20 @@ def test_one_half_alone_is_fine(place: Path, table: str) -> None:
     head, _, tail = SMALL.partition("[consumer]")
     half = head if table == "producer" else "[consumer]" + tail
     has, lacks, missing = (
-        ("signer", "pipeline", "consumer") if table == "producer" else ("pipeline", "signer", "producer")
+        ("signer", "pipeline", "consumer")
+        if table == "producer"
+        else ("pipeline", "signer", "producer")
     )
     assert getattr(mqauth.load(written(place, half)), has)
-    assert refusal(place, half, lacks) == f"mqauth.toml: [{missing}]: required here, and missing"
+    assert (
+        refusal(place, half, lacks)
+        == f"mqauth.toml: [{missing}]: required here, and missing"
+    )
 
 
-def test_paths_are_relative_to_the_file(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_file(
+    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Where the process runs does not matter."""
     path = written(place, SMALL)
     (tmp_path / "elsewhere").mkdir()
@@ -289,7 +328,9 @@ def test_paths_are_relative_to_the_file(place: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("by", ["passphrase_env", "passphrase_file"])
-def test_passphrase_by_reference(place: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passphrase_by_reference(
+    place: Path, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A passphrase comes from the environment or from a file, whose last newline does not count."""
     Keystore(folder=place / "locked", passphrase=b"secret").create()
     monkeypatch.setenv("MQAUTH_TEST_PASSPHRASE", "secret")
@@ -302,23 +343,33 @@ def test_passphrase_by_reference(place: Path, by: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ('passphrase_env = "MQAUTH_TEST_UNSET"', "passphrase_env: the variable MQAUTH_TEST_UNSET is not set"),
+        (
+            'passphrase_env = "MQAUTH_TEST_UNSET"',
+            "passphrase_env: the variable MQAUTH_TEST_UNSET is not set",
+        ),
         (
             'passphrase_env = "MQAUTH_TEST_EMPTY"',
             "passphrase_env: the variable MQAUTH_TEST_EMPTY: a passphrase has",
         ),
         ('passphrase_file = "nowhere"', "passphrase_file: nowhere: No such file"),
-        ('passphrase_file = "long"', "passphrase_file: long: a passphrase has 1 to 1023 bytes"),
+        (
+            'passphrase_file = "long"',
+            "passphrase_file: long: a passphrase has 1 to 1023 bytes",
+        ),
         ('passphrase_file = "wrong"', "keys: "),
     ],
 )
-def test_passphrase_that_cannot_be_had(place: Path, line: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passphrase_that_cannot_be_had(
+    place: Path, line: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A passphrase that is missing, empty, too long or wrong is located, and never shown."""
     Keystore(folder=place / "locked", passphrase=b"secret").create()
     monkeypatch.setenv("MQAUTH_TEST_EMPTY", "")
     (place / "long").write_bytes(b"p" * 1024)
     (place / "wrong").write_bytes(b"wr0ng")
-    said = refusal(place, SMALL.replace('keys = "keys"', f'keys = "locked"\n{line}'), "signer")
+    said = refusal(
+        place, SMALL.replace('keys = "keys"', f'keys = "locked"\n{line}'), "signer"
+    )
     assert said.startswith(f"mqauth.toml: [producer] {what}")
     assert "wr0ng" not in said
 
@@ -327,7 +378,9 @@ def test_second_writer_of_the_audit_is_refused(place: Path) -> None:
     """One audit file has one writer; the second is told by table and key."""
     text = SMALL + '[audit]\nfile = "audit.jsonl"\n'
     guard = mqauth.load(written(place, text)).pipeline
-    assert refusal(place, text, "pipeline").startswith("mqauth.toml: [audit] file: audit.jsonl: another process")
+    assert refusal(place, text, "pipeline").startswith(
+        "mqauth.toml: [audit] file: audit.jsonl: another process"
+    )
     audit_file(guard).close()
 
 
@@ -346,22 +399,32 @@ def test_audit_settings_reach_their_objects(place: Path) -> None:
     heads = read_heads(place / "heads.jsonl", KeySet([Key.load(place / "heads.pem")]))
     assert [head.records for head in heads][:2] == [10, 20]
     assert len(rotated(place / "audit.jsonl")) == 1
-    records = [json.loads(line) for part in parts(place / "audit.jsonl") for line in part.read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for part in parts(place / "audit.jsonl")
+        for line in part.read_text().splitlines()
+    ]
     assert sum("flood" in record for record in records) == 250
-    assert [record["alert"]["count"] for record in records if record["verdict"] == "alert"] == [20, 20]
+    assert [
+        record["alert"]["count"] for record in records if record["verdict"] == "alert"
+    ] == [20, 20]
 
 
 def rejection(number: int) -> AuditRecord:
     """Return the record of a forgery."""
     claimed, place = {"claimed": {"kid": "k"}}, {"destination": "kafka:orders"}
-    return audit_record(number, reason="signature_invalid", detail="x" * 200, broker=place, token=claimed)
+    return audit_record(
+        number, reason="signature_invalid", detail="x" * 200, broker=place, token=claimed
+    )
 
 
 def test_observers_and_alerts_are_handed_on(place: Path) -> None:
     """Who asks ``load`` for it is told every outcome and every alert."""
     seen: list[object] = []
     found = mqauth.load(
-        written(place, FULL), observers=[lambda outcome, *_: seen.append(outcome.verdict)], on_alert=seen.append
+        written(place, FULL),
+        observers=[lambda outcome, *_: seen.append(outcome.verdict)],
+        on_alert=seen.append,
     )
     stage = MemoryStage("kafka:stock")
     stage.inject(Message(destination="kafka:stock", body=b"forged"))
@@ -370,7 +433,10 @@ def test_observers_and_alerts_are_handed_on(place: Path) -> None:
     assert isinstance(found.pipeline.audit, mqauth.MisuseWatch)
     for number in range(20):
         found.pipeline.audit.write(rejection(number))
-    assert [alert.kind for alert in seen[1:] if isinstance(alert, Alert)] == ["burst", "burst"]
+    assert [alert.kind for alert in seen[1:] if isinstance(alert, Alert)] == [
+        "burst",
+        "burst",
+    ]
     found.pipeline.audit.close()
 
 
@@ -378,8 +444,12 @@ def test_heads_key_with_passphrase(place: Path, monkeypatch: pytest.MonkeyPatch)
     """The heads' key may be encrypted; its passphrase is named, never written."""
     (place / "heads.pem").write_bytes(Key.generate().to_pem(b"secret"))
     monkeypatch.setenv("HEADS_PASSPHRASE", "secret")
-    table = '[audit]\nfile = "audit.jsonl"\nheads = "heads.jsonl"\nheads_key = "heads.pem"\n'
-    guard = mqauth.load(written(place, f'{SMALL}{table}heads_passphrase_env = "HEADS_PASSPHRASE"\n')).pipeline
+    table = (
+        '[audit]\nfile = "audit.jsonl"\nheads = "heads.jsonl"\nheads_key = "heads.pem"\n'
+    )
+    guard = mqauth.load(
+        written(place, f'{SMALL}{table}heads_passphrase_env = "HEADS_PASSPHRASE"\n')
+    ).pipeline
     with audit_file(guard) as file:
         file.write(rejection(0))
     assert len(read_heads(place / "heads.jsonl")) == 1
@@ -402,7 +472,9 @@ def test_a_file_is_its_consumers_alone(place: Path) -> None:
     assert store.where == str(place / "replay.sqlite")
     assert not isinstance(beside.judge.replay, mqauth.FileReplayStore)
     assert not isinstance(beside.trial.replay, mqauth.FileReplayStore)
-    with pytest.raises(mqauth.ConfigurationError, match=r"mqauth.toml: \[replay\] file: .*: already open"):
+    with pytest.raises(
+        mqauth.ConfigurationError, match=r"mqauth.toml: \[replay\] file: .*: already open"
+    ):
         assert beside.pipeline
     store.close()
 
@@ -415,7 +487,10 @@ def test_a_store_may_be_left_out_in_words(place: Path) -> None:
 
 def test_no_password_is_shown() -> None:
     """Settings can be logged: a URL that may hold a password is not in them."""
-    members = {"store": "rediss://user:hunter2@redis.example/0"}, {"brokers": ["amqps://user:hunter2@mq.example/"]}
+    members = (
+        {"store": "rediss://user:hunter2@redis.example/0"},
+        {"brokers": ["amqps://user:hunter2@mq.example/"]},
+    )
     for name, table in zip(("replay", "check"), members, strict=True):
         found = read(FileSettings, Table(file="mqauth.toml", members={name: table}))
         assert "hunter2" not in repr(found)
@@ -460,7 +535,13 @@ accept = ["issuer_vouches"]
 def toml(value: Any) -> str:
     """Return a value as TOML; what TOML lacks as an empty text."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(
+                f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()
+            )
+            + "}"
+        )
     if isinstance(value, list):
         return "[" + ", ".join(toml(item) for item in value) + "]"
     return '""' if value is None else json.dumps(value)
@@ -468,7 +549,9 @@ def toml(value: Any) -> str:
 
 def document(tables: dict[str, Any]) -> str:
     """Return a whole file as TOML, every table inline."""
-    return "\n".join(f"{json.dumps(name)} = {toml(members)}" for name, members in tables.items())
+    return "\n".join(
+        f"{json.dumps(name)} = {toml(members)}" for name, members in tables.items()
+    )
 
 
 def at(tables: dict[str, Any], spot: tuple[str, ...]) -> dict[str, Any]:
@@ -490,12 +573,19 @@ def shown(spot: tuple[str, ...]) -> str:
 
 def test_the_file_with_everything_is_good(place: Path) -> None:
     """The file the strictness tests start from loads, so that each refusal below is of its one change."""
-    assert mqauth.load(written(place, document(tomllib.loads(EVERYTHING)))).dead_letters_name == "orders.dead"
+    assert (
+        mqauth.load(written(place, document(tomllib.loads(EVERYTHING)))).dead_letters_name
+        == "orders.dead"
+    )
     assert SCHEMA.is_valid(tomllib.loads(EVERYTHING))
 
 
 PRODUCER, CONSUMER, AUDIT = ("producer",), ("consumer",), ("audit",)
-ISSUER, RULE, RELEASER = ("consumer", "issuers", "0"), ("consumer", "allow", "0"), ("release", "authorities", "0")
+ISSUER, RULE, RELEASER = (
+    ("consumer", "issuers", "0"),
+    ("consumer", "allow", "0"),
+    ("release", "authorities", "0"),
+)
 
 
 @pytest.mark.parametrize(
@@ -506,35 +596,83 @@ ISSUER, RULE, RELEASER = ("consumer", "issuers", "0"), ("consumer", "allow", "0"
         (PRODUCER, {"issuer": None}, "issuer: required"),
         (PRODUCER, {"subject": None}, "subject: required"),
         (PRODUCER, {"keys": None}, "keys: required"),
-        (PRODUCER, {"passphrase_env": "NAME", "passphrase_file": "path"}, "passphrase_file: contradicts"),
-        (PRODUCER, {"audiences": {"kafka orders": "b"}}, '[producer.audiences] "kafka orders": must be a dest'),
-        (PRODUCER, {"audiences": {"kafka:a": 1}}, '[producer.audiences] "kafka:a": must be a string, not an int'),
-        (PRODUCER, {"audiences": {"kafka:a": "*"}}, '[producer.audiences] "kafka:a": must be a name of 1 to 256'),
+        (
+            PRODUCER,
+            {"passphrase_env": "NAME", "passphrase_file": "path"},
+            "passphrase_file: contradicts",
+        ),
+        (
+            PRODUCER,
+            {"audiences": {"kafka orders": "b"}},
+            '[producer.audiences] "kafka orders": must be a dest',
+        ),
+        (
+            PRODUCER,
+            {"audiences": {"kafka:a": 1}},
+            '[producer.audiences] "kafka:a": must be a string, not an int',
+        ),
+        (
+            PRODUCER,
+            {"audiences": {"kafka:a": "*"}},
+            '[producer.audiences] "kafka:a": must be a name of 1 to 256',
+        ),
         (CONSUMER, {"max_queue_age": None}, "max_queue_age: required"),
         (CONSUMER, {"at": "consume"}, 'max_queue_age: only with at = "append"'),
         (CONSUMER, {"user_id": "name"}, 'user_id: must be "subject" or a table'),
         (ISSUER, {"file": None}, ": needs one of file, jwks and discovery"),
         (ISSUER, {"jwks": "https://a.example/"}, ": needs one of file, jwks and"),
         (ISSUER, {"discovery": True}, ": needs one of file, jwks and"),
-        (ISSUER, {"file": None, "discovery": False}, "discovery: must be true or left out"),
+        (
+            ISSUER,
+            {"file": None, "discovery": False},
+            "discovery: must be true or left out",
+        ),
         (ISSUER, {"max_stale": 60}, "max_stale: only with jwks or discovery"),
         (ISSUER, {"publish_delay": 5}, "publish_delay: only with jwks or discovery"),
         (ISSUER, {"ca": "ca.pem"}, "ca: only with jwks or discovery"),
-        (RELEASER, {"publish_delay": 604_801}, "publish_delay: must be 0 to 604800, not 604801"),
+        (
+            RELEASER,
+            {"publish_delay": 604_801},
+            "publish_delay: must be 0 to 604800, not 604801",
+        ),
         (ISSUER, {"vouches": True}, "vouches: contradicts subjects"),
         (ISSUER, {"issuer": "https://other.example"}, "issuer: is configured twice"),
-        (ISSUER, {"subjects": {}}, "[consumer.issuers.subjects]: must have at least 1 entry"),
-        (ISSUER, {"subjects": {"k" * 129: ["a"]}}, f"[consumer.issuers.subjects] {'k' * 129}: must be a kid"),
-        (ISSUER, {"subjects": {"*": []}}, '[consumer.issuers.subjects] "*": must name at least 1'),
-        (ISSUER, {"subjects": {"*": "a"}}, '[consumer.issuers.subjects] "*": must be an array of strings'),
+        (
+            ISSUER,
+            {"subjects": {}},
+            "[consumer.issuers.subjects]: must have at least 1 entry",
+        ),
+        (
+            ISSUER,
+            {"subjects": {"k" * 129: ["a"]}},
+            f"[consumer.issuers.subjects] {'k' * 129}: must be a kid",
+        ),
+        (
+            ISSUER,
+            {"subjects": {"*": []}},
+            '[consumer.issuers.subjects] "*": must name at least 1',
+        ),
+        (
+            ISSUER,
+            {"subjects": {"*": "a"}},
+            '[consumer.issuers.subjects] "*": must be an array of strings',
+        ),
         (RULE, {"issuer": None}, "issuer: required where several issuers are configured"),
         (RULE, {"issuer": "https://x.example"}, "issuer: is not among"),
         (RULE, {"destinations": ["orders"]}, "destinations: destination 'orders'"),
         (RULE, {"destinations": ["kafka:a b"]}, "destinations: destination 'kafka:a b'"),
         (("replay",), {"file": "replay.sqlite"}, "file: contradicts store"),
-        (AUDIT, {"heads_passphrase_env": "N", "heads_passphrase_file": "p"}, "heads_passphrase_file: contradicts"),
+        (
+            AUDIT,
+            {"heads_passphrase_env": "N", "heads_passphrase_file": "p"},
+            "heads_passphrase_file: contradicts",
+        ),
         (RELEASER, {"waive": ["signature_invalid"]}, 'waive: must be "expired" or'),
-        (("check",), {"brokers": ["amqp://a/", "http://b/"]}, "brokers: must be amqp://..., amqps://... or kafka"),
+        (
+            ("check",),
+            {"brokers": ["amqp://a/", "http://b/"]},
+            "brokers: must be amqp://..., amqps://... or kafka",
+        ),
     ],
 )
 def test_what_contradicts_is_refused(
@@ -556,8 +694,15 @@ def test_what_contradicts_is_refused(
 
 def test_an_issuer_may_say_that_it_does_not_vouch(place: Path) -> None:
     """``vouches = false`` beside ``subjects`` says what is so, and is no contradiction."""
-    text = SMALL.replace('"jwks.json"', '"jwks.json"\nvouches = false\nsubjects = { "*" = ["orders-api"] }')
-    assert mqauth.load(written(place, text)).judge.verifier.issuers["https://auth.example"].vouches is False
+    text = SMALL.replace(
+        '"jwks.json"', '"jwks.json"\nvouches = false\nsubjects = { "*" = ["orders-api"] }'
+    )
+    assert (
+        mqauth.load(written(place, text))
+        .judge.verifier.issuers["https://auth.example"]
+        .vouches
+        is False
+    )
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,16 @@ from mqauth.config.consumer_settings import (
     RuleSettings,
     UnsignedSettings,
 )
-from mqauth.config.declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
+from mqauth.config.declaration import (
+    Setting,
+    Settings,
+    inner,
+    inners,
+    not_with,
+    only_with,
+    read,
+    schema_of,
+)
 from mqauth.config.issuer_settings import CredentialSettings as AuthorityCredentials
 from mqauth.config.issuer_settings import (
     GrantSettings,
@@ -120,14 +129,22 @@ def every_setting() -> list[Any]:
 # --- the declarations of ours -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("path", "made"), [(reference.PAGE, reference.page), (reference.SCHEMA, None)])
-def test_the_reference_is_what_the_code_says(path: Path, made: Callable[[], str] | None) -> None:
+@pytest.mark.parametrize(
+    ("path", "made"), [(reference.PAGE, reference.page), (reference.SCHEMA, None)]
+)
+def test_the_reference_is_what_the_code_says(
+    path: Path, made: Callable[[], str] | None
+) -> None:
     """Page and schema are what ``python -m integration.settings`` writes from the declarations."""
     wanted = json.dumps(reference.schema(), indent=2) + "\n" if made is None else made()
-    assert path.read_text("utf-8") == wanted, "python -m integration.settings writes it anew"
+    assert path.read_text("utf-8") == wanted, (
+        "python -m integration.settings writes it anew"
+    )
 
 
-def settings_of(name: str, table: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def settings_of(
+    name: str, table: dict[str, Any]
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield table, key and schema of each setting."""
     for key, said in table["properties"].items():
         inner = said.get("items", said)
@@ -181,19 +198,44 @@ def test_a_declaration_is_whole(name: str, setting: Setting) -> None:
 def test_what_the_schema_refuses_is_refused(name: str, setting: Setting) -> None:
     """A value of a wrong type or beyond a bound is refused at its key, exactly where an editor would mark it."""
     schema = Draft202012Validator(setting.kind.schema)
-    numbers = [each for each in setting.kind.schema.get("anyOf", [setting.kind.schema]) if "minimum" in each]
+    numbers = [
+        each
+        for each in setting.kind.schema.get("anyOf", [setting.kind.schema])
+        if "minimum" in each
+    ]
     beside = [each["minimum"] + step for each in numbers for step in (-1, 0)]
-    beside += [each["maximum"] + step for each in numbers if "maximum" in each for step in (0, 1)]
+    beside += [
+        each["maximum"] + step for each in numbers if "maximum" in each for step in (0, 1)
+    ]
     taken, refusals = list[Any](), list[str]()
-    for value in (True, 7, 1.5, -1, "", "text", "t" * 5000, [], [[]], [1], {}, {"a": 1}, {"a": []}, *beside):
+    for value in (
+        True,
+        7,
+        1.5,
+        -1,
+        "",
+        "text",
+        "t" * 5000,
+        [],
+        [[]],
+        [1],
+        {},
+        {"a": 1},
+        {"a": []},
+        *beside,
+    ):
         try:
-            setting.kind.read(Table(file="mqauth.toml", members={name: value}), name, value)
+            setting.kind.read(
+                Table(file="mqauth.toml", members={name: value}), name, value
+            )
             taken.append(value)
         except RefusedSetting as refused:
             refusals.append(str(refused))
     assert all(name in refusal for refusal in refusals)
     assert [value for value in taken if not schema.is_valid(value)] == []
-    assert [value for value in beside if schema.is_valid(value) and value not in taken] == []
+    assert [
+        value for value in beside if schema.is_valid(value) and value not in taken
+    ] == []
 
 
 @pytest.mark.parametrize("declared", OBJECTS)
@@ -249,7 +291,9 @@ class Bicycle(Settings):
     gears: Annotated[int, whole(1, 30), "Gears.", only_with("chain")] = 1
     chain: Annotated[bool, FLAG, "It has a chain.", not_with("belt")] = False
     belt: Annotated[bool, FLAG, "It has a belt."] = False
-    service: Annotated[float, seconds(0.5, 3600, fractions=True), "How long a service takes."] = 90.5
+    service: Annotated[
+        float, seconds(0.5, 3600, fractions=True), "How long a service takes."
+    ] = 90.5
     rent: Annotated[int | None, seconds(60, 86_400), "How long it may be rented."] = None
     owners: Annotated[tuple[str, ...], many(NAME), "Who may ride it."] = ()
     colour: Annotated[Colour | None, choice(tuple(Colour)), "Its colour."] = None
@@ -277,7 +321,12 @@ def test_a_table_is_read_from_its_declaration() -> None:
         'name = "a"\nservice = 9\nrent = "2h"\nowners = ["b"]\ncolour = "red"\nmanual = "m.txt"\n'
         '[[wheels]]\nname = "w"'
     )
-    assert (found.name, found.gears, found.owners, found.manual) == ("a", 1, ("b",), Path("/garage/m.txt"))
+    assert (found.name, found.gears, found.owners, found.manual) == (
+        "a",
+        1,
+        ("b",),
+        Path("/garage/m.txt"),
+    )
     assert isinstance(found.service, float)
     assert found.rent == 7200
     assert found.colour is Colour.RED
@@ -311,7 +360,9 @@ def test_a_table_is_read_from_its_declaration() -> None:
         ('name = "a"\nbell = 1', ("bell",), "bell: must be a table, not an integer"),
     ],
 )  # fmt: skip
-def test_a_refusal_has_its_exact_place(text: str, path: tuple[str | int, ...], said: str) -> None:
+def test_a_refusal_has_its_exact_place(
+    text: str, path: tuple[str | int, ...], said: str
+) -> None:
     """A refusal names file, table, key and what is wrong, and carries the path that the check points at."""
     found = refused(text)
     assert found.path == path
@@ -325,7 +376,9 @@ def test_an_unknown_key_comes_before_what_is_missing() -> None:
 
 def test_a_refusal_brings_the_others_of_its_table() -> None:
     """The first refusal is raised, and carries those of the other settings, tables and entries within it."""
-    found = refused('name = "a"\nservice = 4000\ncolour = "pink"\n[bell]\n[[wheels]]\n[[wheels]]\nname = 1')
+    found = refused(
+        'name = "a"\nservice = 4000\ncolour = "pink"\n[bell]\n[[wheels]]\n[[wheels]]\nname = 1'
+    )
     assert [found.path, *(other.path for other in found.others)] == [
         ("service",), ("colour",), ("wheels", 0, "name"), ("wheels", 1, "name"), ("bell", "name"),
     ]  # fmt: skip
@@ -340,7 +393,9 @@ def test_the_schema_follows_from_the_declaration() -> None:
     }  # fmt: skip
     assert found["properties"]["wheels"]["items"]["required"] == ["name"]
     assert "weighed" not in found["properties"]
-    assert Draft202012Validator(found).is_valid({"name": "a", "owners": ["b"], "bell": {"name": "w"}})
+    assert Draft202012Validator(found).is_valid(
+        {"name": "a", "owners": ["b"], "bell": {"name": "w"}}
+    )
     assert not Draft202012Validator(found).is_valid({"name": "a", "gear": 2})
 
 

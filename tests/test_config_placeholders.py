@@ -52,22 +52,30 @@ def test_a_placeholder_is_its_variable(text: str, found: str, tmp_path: Path) ->
         ('[consumer]\naudience = "${A-b}"', "[consumer] audience: a placeholder is ${NAME} or ${NAME:-default}"),
     ],
 )  # fmt: skip
-def test_a_placeholder_that_cannot_be_filled_is_refused_by_name(text: str, said: str, tmp_path: Path) -> None:
+def test_a_placeholder_that_cannot_be_filled_is_refused_by_name(
+    text: str, said: str, tmp_path: Path
+) -> None:
     """File, table, key and variable stand in one line."""
     with pytest.raises(ConfigurationError) as caught:
         read(text, tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / 'mqauth.toml'}: {said}")
 
 
-def test_results_obey_the_same_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_results_obey_the_same_limits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A wildcard from the environment is refused as one in the file."""
     monkeypatch.setenv("SHOP", "*")
     read('[consumer]\naudience = "${SHOP}"', tmp_path)
     found = check(tmp_path / "mqauth.toml").findings
-    assert "consumer.audience" in {one.key for one in found if one.code.name == "configuration"}
+    assert "consumer.audience" in {
+        one.key for one in found if one.code.name == "configuration"
+    }
 
 
-def test_the_audit_file_has_the_process_own_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_audit_file_has_the_process_own_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Process, host, and the instance, which is the host unless it is named."""
     host = os.uname().nodename
     monkeypatch.delenv("MQAUTH_INSTANCE", raising=False)

@@ -74,15 +74,22 @@ def client() -> Iterator[Client]:
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({}, "enable.auto.offset.store"), ({"enable.auto.commit": False}, "enable.auto.offset.store")],
+    [
+        ({}, "enable.auto.offset.store"),
+        ({"enable.auto.commit": False}, "enable.auto.offset.store"),
+    ],
     ids=["as it comes", "without automatic commits"],
 )
-def test_stored_offsets_refused(settings: dict[str, Any], said: str, guard: Pipeline) -> None:
+def test_stored_offsets_refused(
+    settings: dict[str, Any], said: str, guard: Pipeline
+) -> None:
     """A consumer that stores offsets by itself is refused; librdkafka tells it of itself."""
     config = {"group.id": "g", **QUIET, **settings}
     client = confluent_kafka.Consumer(config)
     with pytest.raises(ConfigurationError, match=said):
-        confluent.Consumer(client, guard, print, config=config, topics=["orders"], dead_letters=Sink())
+        confluent.Consumer(
+            client, guard, print, config=config, topics=["orders"], dead_letters=Sink()
+        )
 
 
 @pytest.mark.parametrize("config", [None, {}, {"group.id": "other"}], ids=str)
@@ -90,7 +97,9 @@ def test_settings_of_another_refused(config: Any, guard: Pipeline) -> None:
     """Settings that are not the consumer's own are refused: what they say of it would be wrong."""
     client = confluent_kafka.Consumer(SAFE)
     with pytest.raises(ConfigurationError, match="config must be the mapping that the"):
-        confluent.Consumer(client, guard, print, config=config, topics=["orders"], dead_letters=Sink())
+        confluent.Consumer(
+            client, guard, print, config=config, topics=["orders"], dead_letters=Sink()
+        )
 
 
 @pytest.mark.parametrize(
@@ -105,7 +114,9 @@ def test_settings_of_another_refused(config: Any, guard: Pipeline) -> None:
 )  # fmt: skip
 def test_reset(config: dict[str, Any], reset: str) -> None:
     """Where a consumer begins without an offset is known by its settings, in each of librdkafka's spellings."""
-    assert reset_of(check_consumer(confluent_kafka.Consumer(SAFE), SAFE | config)) == reset
+    assert (
+        reset_of(check_consumer(confluent_kafka.Consumer(SAFE), SAFE | config)) == reset
+    )
 
 
 def test_other_clients_refused(guard: Pipeline, forge: Forge) -> None:
@@ -114,17 +125,27 @@ def test_other_clients_refused(guard: Pipeline, forge: Forge) -> None:
     serializing = confluent_kafka.SerializingProducer(QUIET)
     for wrong in (deserializing, serializing, object()):
         name = type(wrong).__name__
-        with pytest.raises(ConfigurationError, match=f"confluent_kafka.Consumer is needed, not .*{name}"):
-            confluent.Consumer(wrong, guard, print, config=SAFE, topics=["orders"], dead_letters=Sink())  # type: ignore[arg-type]
-        with pytest.raises(ConfigurationError, match=f"confluent_kafka.Producer is needed, not .*{name}"):
+        with pytest.raises(
+            ConfigurationError, match=f"confluent_kafka.Consumer is needed, not .*{name}"
+        ):
+            confluent.Consumer(
+                wrong, guard, print, config=SAFE, topics=["orders"], dead_letters=Sink()
+            )  # type: ignore[arg-type]
+        with pytest.raises(
+            ConfigurationError, match=f"confluent_kafka.Producer is needed, not .*{name}"
+        ):
             confluent.Producer(wrong, forge.signer(), config={})  # type: ignore[arg-type]
-        with pytest.raises(ConfigurationError, match=f"confluent_kafka.Producer is needed, not .*{name}"):
+        with pytest.raises(
+            ConfigurationError, match=f"confluent_kafka.Producer is needed, not .*{name}"
+        ):
             confluent.DeadLetters(wrong, "dead", config={})  # type: ignore[arg-type]
 
 
 def test_a_producer_may_be_closed_twice(forge: Forge) -> None:
     """A block that closes its producer may end after that; a flush finds nothing left."""
-    with confluent.Producer(confluent_kafka.Producer(QUIET), forge.signer(), config=QUIET) as producer:
+    with confluent.Producer(
+        confluent_kafka.Producer(QUIET), forge.signer(), config=QUIET
+    ) as producer:
         producer.close()
     assert producer.flush() == 0
 
@@ -143,7 +164,13 @@ def test_membership() -> None:
 
 def test_codes() -> None:
     """What comes again has no code of a refusal."""
-    final = ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED", "_FATAL", "_FENCED", "FENCED_INSTANCE_ID")
+    final = (
+        "TOPIC_AUTHORIZATION_FAILED",
+        "GROUP_AUTHORIZATION_FAILED",
+        "_FATAL",
+        "_FENCED",
+        "FENCED_INSTANCE_ID",
+    )
     assert COMES_AGAIN.isdisjoint(getattr(KafkaError, name) for name in final)
     assert {KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS} < COMES_AGAIN
 
@@ -164,7 +191,14 @@ class Broken(confluent_kafka.Message):
 
 def test_unreadable_headers() -> None:
     """Headers that the client cannot read are asked for once, and thrown away: a second look ends the process."""
-    native = Broken(topic="orders", partition=0, offset=1, value=b"x", headers=[("a", b"1")], timestamp=(1, 1))
+    native = Broken(
+        topic="orders",
+        partition=0,
+        offset=1,
+        value=b"x",
+        headers=[("a", b"1")],
+        timestamp=(1, 1),
+    )
     message = confluent.from_native(native, scope="billing")
     assert message.malformed == "a header is not text and bytes"
     assert (message.body, message.headers, native.asked) == (b"x", (), 1)
@@ -175,7 +209,9 @@ def test_other_records_refused(guard: Pipeline) -> None:
     """A record of another client is refused, and so is an error in place of a record."""
     other: Any = aiokafka.ConsumerRecord
     for wrong in (other, object(), None):
-        with pytest.raises(ConfigurationError, match=r"a confluent_kafka\.Message is needed"):
+        with pytest.raises(
+            ConfigurationError, match=r"a confluent_kafka\.Message is needed"
+        ):
             confluent.from_native(wrong, scope="g")
     end = record(error=KafkaError(KafkaError._PARTITION_EOF))
     with pytest.raises(ConfigurationError, match="_PARTITION_EOF"):
@@ -196,7 +232,9 @@ def test_deadly_names(name: str, client: Client, forge: Forge) -> None:
 
 def test_waits_for_room(client: Client, forge: Forge) -> None:
     """Where too many are in flight, or the client's queue is full, reports are served until there is room."""
-    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, max_in_flight=2, batch=1)
+    producer = confluent.Producer(
+        client, forge.signer(), config=IDEMPOTENT, max_in_flight=2, batch=1
+    )
     for _ in range(3):
         producer.produce("orders", b"x")
     assert (len(client.sent), len(client)) == (3, 1)
@@ -206,10 +244,14 @@ def test_waits_for_room(client: Client, forge: Forge) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_no_room(batch: int, client: Client, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room(
+    batch: int, client: Client, forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without any room for too long a record is refused, and not sent later."""
     monkeypatch.setattr(producing, "PATIENCE", 0.01)
-    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, max_in_flight=2, batch=batch)
+    producer = confluent.Producer(
+        client, forge.signer(), config=IDEMPOTENT, max_in_flight=2, batch=batch
+    )
     client.deaf = True
     producer.produce("orders", b"x")
     producer.produce("orders", b"x")
@@ -221,7 +263,9 @@ def test_no_room(batch: int, client: Client, forge: Forge, monkeypatch: pytest.M
 
 def test_report_that_produces(client: Client, forge: Forge) -> None:
     """A report may produce; where there is no room it is refused at once: to poll inside a report is deadly."""
-    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, max_in_flight=2, batch=1)
+    producer = confluent.Producer(
+        client, forge.signer(), config=IDEMPOTENT, max_in_flight=2, batch=1
+    )
     depth, refused = [0], []
     poll = client.poll
 
@@ -252,7 +296,9 @@ def test_report_that_produces(client: Client, forge: Forge) -> None:
 
 def test_report_while_room_is_made(client: Client, forge: Forge) -> None:
     """While a batch waits for room, a report that produces is refused: it would wait for that batch."""
-    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, batch=2, linger=10)
+    producer = confluent.Producer(
+        client, forge.signer(), config=IDEMPOTENT, batch=2, linger=10
+    )
     refused: list[BufferError] = []
 
     def again(_error: Any, _message: Any) -> None:
@@ -281,7 +327,10 @@ def test_membership_for_transactions(desk: Desk, monkeypatch: pytest.MonkeyPatch
 
 def test_committed_offsets(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Committed offsets are the broker's, with their metadata, of partitions that have one; an error is raised."""
-    answers: list[Any] = [TopicPartition("orders", 0, 7, METADATA), TopicPartition("orders", 1, -1001)]
+    answers: list[Any] = [
+        TopicPartition("orders", 0, 7, METADATA),
+        TopicPartition("orders", 1, -1001),
+    ]
     monkeypatch.setattr(desk.client, "committed", lambda *_, **__: answers)
     assert desk.poller.committed([WHERE]) == {WHERE: (7, METADATA)}
     answers.append(SimpleNamespace(offset=-1001, error=KafkaError(KafkaError._TIMED_OUT)))
@@ -291,7 +340,11 @@ def test_committed_offsets(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_assigned_while_it_is_closed(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a client is closed while it is assigned partitions, nobody says that the broker refuses."""
-    codes = [KafkaError._DESTROY, KafkaError._TIMED_OUT, KafkaError.GROUP_AUTHORIZATION_FAILED]
+    codes = [
+        KafkaError._DESTROY,
+        KafkaError._TIMED_OUT,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+    ]
 
     def committed(*_: Any, **__: Any) -> Any:
         raise failing(codes.pop(0))
@@ -338,7 +391,9 @@ class Partition(confluent_kafka.Consumer):
         self.commits: dict[int, tuple[int, str]] = {0: (1, METADATA), 1: (1, METADATA)}
         self.bounds = 0, 100
 
-    def subscribe(self, topics: Any, on_assign: Any, on_revoke: Any, on_lost: Any) -> None:  # type: ignore[override]
+    def subscribe(
+        self, topics: Any, on_assign: Any, on_revoke: Any, on_lost: Any
+    ) -> None:  # type: ignore[override]
         self.on_assign, self.on_revoke, self.on_lost = on_assign, on_revoke, on_lost
 
     def cluster_id(self, timeout: float = -1) -> str:
@@ -368,17 +423,25 @@ class Partition(confluent_kafka.Consumer):
         self.asked.append(("pause", [each.partition for each in partitions]))
 
     def resume(self, partitions: Any) -> None:
-        self.asked += [("resume", [each.partition for each in partitions])] if partitions else []
+        self.asked += (
+            [("resume", [each.partition for each in partitions])] if partitions else []
+        )
 
     def assign(self, partitions: Any) -> None:
-        self.asked.append(("assign", sorted((each.partition, each.offset) for each in partitions)))
+        self.asked.append(
+            ("assign", sorted((each.partition, each.offset) for each in partitions))
+        )
 
     def position(self, partitions: Any) -> Any:
-        return [TopicPartition("orders", each.partition, self.offset) for each in partitions]
+        return [
+            TopicPartition("orders", each.partition, self.offset) for each in partitions
+        ]
 
     def committed(self, partitions: Any, timeout: float = -1) -> Any:
         return [
-            TopicPartition("orders", each.partition, *self.commits.get(each.partition, (-1001,)))
+            TopicPartition(
+                "orders", each.partition, *self.commits.get(each.partition, (-1001,))
+            )
             for each in partitions
         ]
 
@@ -391,9 +454,14 @@ class Partition(confluent_kafka.Consumer):
     def offsets_for_times(self, partitions: Any, timeout: float = -1) -> Any:
         self.asked.append(("bounds", [each.offset for each in partitions]))
         ends = {OFFSET_BEGINNING: self.bounds[0], OFFSET_END: self.bounds[1]}
-        return [TopicPartition("orders", each.partition, ends[each.offset]) for each in partitions]
+        return [
+            TopicPartition("orders", each.partition, ends[each.offset])
+            for each in partitions
+        ]
 
-    def get_watermark_offsets(self, partition: Any, timeout: float = -1, cached: bool = False) -> Any:
+    def get_watermark_offsets(
+        self, partition: Any, timeout: float = -1, cached: bool = False
+    ) -> Any:
         assert cached
         return self.bounds
 
@@ -415,13 +483,19 @@ class Desk:
 
     def receive(self, *offsets: int) -> None:
         """Have records read."""
-        self.client.batches.append([record(partition=0, offset=offset) for offset in offsets])
+        self.client.batches.append(
+            [record(partition=0, offset=offset) for offset in offsets]
+        )
         self.poller.poll(joins=False)
 
     def known(self) -> list[int | None]:
         """Return the offsets that wait."""
         partition = self.assignment.partition(WHERE)
-        return [] if partition is None else [each.message.origin.offset for each in partition.waiting]
+        return (
+            []
+            if partition is None
+            else [each.message.origin.offset for each in partition.waiting]
+        )
 
     def rebalance(self, generation: int = 2) -> None:
         """Lose the partition, and get it back."""
@@ -450,18 +524,28 @@ def desk() -> Desk:
     return Desk()
 
 
-@pytest.mark.parametrize("code", [KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG])
+@pytest.mark.parametrize(
+    "code", [KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG]
+)
 def test_poison(code: int, desk: Desk) -> None:
     """What cannot be parsed ends the run by name; nothing read beside it is begun."""
-    desk.client.batches = [[record(partition=0, offset=1), record(error=KafkaError(code), offset=2)]]
-    with pytest.raises(confluent.PoisonRecordError, match="orders-0: the batch at offset 2"):
+    desk.client.batches = [
+        [record(partition=0, offset=1), record(error=KafkaError(code), offset=2)]
+    ]
+    with pytest.raises(
+        confluent.PoisonRecordError, match="orders-0: the batch at offset 2"
+    ):
         desk.poller.poll(joins=False)
     assert desk.known() == []
 
 
 def test_error_records(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     """The end of a partition is nothing, what comes again is logged, and a refusal for good is raised."""
-    codes = (KafkaError._PARTITION_EOF, KafkaError._ALL_BROKERS_DOWN, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    codes = (
+        KafkaError._PARTITION_EOF,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    )
     end, away, refused = (record(error=KafkaError(code)) for code in codes)
     desk.client.batches = [[end, record(partition=0, offset=1), away]]
     desk.poller.poll(joins=False)
@@ -476,12 +560,18 @@ def test_error_records(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_waits_for_the_first_alone(desk: Desk) -> None:
     """Where nothing is there one record is waited for, and the rest is taken without waiting."""
-    desk.client.batches = [[], [record(partition=0, offset=1)], [record(partition=0, offset=2)]]
+    desk.client.batches = [
+        [],
+        [record(partition=0, offset=1)],
+        [record(partition=0, offset=2)],
+    ]
     desk.poller.poll(joins=False)
     assert desk.known() == [1, 2]
 
 
-def test_unknown_cluster(desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_cluster(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Nothing is read before the cluster's id is known: a place without it would be another one afterwards."""
     fresh = Desk()
 
@@ -507,7 +597,9 @@ def test_commit(desk: Desk) -> None:
     """What is settled is committed once; a partition that failed by itself is committed again, others too."""
     desk.receive(1, 2)
     settle(desk)
-    desk.client.answers = [[SimpleNamespace(error=KafkaError(KafkaError.REBALANCE_IN_PROGRESS))]]
+    desk.client.answers = [
+        [SimpleNamespace(error=KafkaError(KafkaError.REBALANCE_IN_PROGRESS))]
+    ]
     desk.poller.commit(last=True)
     desk.poller.commit(last=True)
     desk.poller.commit(last=True)
@@ -518,8 +610,14 @@ def test_last_commit_in_a_rebalance(desk: Desk) -> None:
     """A last commit that a rebalance refuses is made again once that is served, and loses no record."""
     desk.receive(1)
     settle(desk)
-    desk.client.answers = [failing(KafkaError.ILLEGAL_GENERATION), failing(KafkaError.REBALANCE_IN_PROGRESS)]
-    desk.client.batches = [[record(partition=0, offset=2)], [record(partition=0, offset=3)]]
+    desk.client.answers = [
+        failing(KafkaError.ILLEGAL_GENERATION),
+        failing(KafkaError.REBALANCE_IN_PROGRESS),
+    ]
+    desk.client.batches = [
+        [record(partition=0, offset=2)],
+        [record(partition=0, offset=3)],
+    ]
     desk.poller.commit(last=True)
     desk.poller.close()
     assert desk.client.asked == [("commit", [(0, 2)])] * 3 + [("seek", 0, 2)]
@@ -529,7 +627,9 @@ def test_last_commit_in_a_rebalance(desk: Desk) -> None:
     assert len(desk.client.batches) == 1
 
 
-@pytest.mark.parametrize("others", [[], [TopicPartition("orders", 1)]], ids=["all", "one of two"])
+@pytest.mark.parametrize(
+    "others", [[], [TopicPartition("orders", 1)]], ids=["all", "one of two"]
+)
 def test_revoked_waits(others: list[TopicPartition], desk: Desk) -> None:
     """A revocation settles first, and what is read by the call that tells it is not begun."""
     desk.client.on_assign(desk.client, others)
@@ -551,7 +651,9 @@ def test_revoked_commits_at_once(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("generation", "start"), [(2, [("seek", 0, 3)]), (3, [])], ids=["ours throughout", "another's meanwhile"]
+    ("generation", "start"),
+    [(2, [("seek", 0, 3)]), (3, [])],
+    ids=["ours throughout", "another's meanwhile"],
 )
 def test_eager_rebalance(generation: int, start: list[Any], desk: Desk) -> None:
     """What comes back from an eager rebalance is gone on with where it stood, unless another could have had it."""
@@ -574,7 +676,12 @@ def test_paused_with_the_assignment(desk: Desk) -> None:
     desk.rebalance()
     desk.receive(3)
     assert desk.known() == [1, 2]
-    assert desk.client.asked == [("pause", [0]), ("resume", [0]), ("seek", 0, 3), ("pause", [0])]
+    assert desk.client.asked == [
+        ("pause", [0]),
+        ("resume", [0]),
+        ("seek", 0, 3),
+        ("pause", [0]),
+    ]
     desk.client.on_revoke(desk.client, [PLACE])
     assert desk.client.asked[4:] == [("resume", [0])]
 
@@ -623,10 +730,16 @@ def test_a_long_handler_pauses_the_client(watched: Watched) -> None:
     assert watched.client.asked[1:] == [("resume", [0])]
 
 
-def test_only_one_record_is_read_while_all_is_paused(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_record_is_read_while_all_is_paused(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While handlers run in all partitions a call takes one record; it still serves rebalances."""
     asked = []
-    monkeypatch.setattr(watched.client, "consume", lambda most, seconds: asked.append((most, seconds)) or [])
+    monkeypatch.setattr(
+        watched.client,
+        "consume",
+        lambda most, seconds: asked.append((most, seconds)) or [],
+    )
     watched.poller.poll(joins=False)
     watched.end()
     watched.poller.poll(joins=False)
@@ -673,7 +786,9 @@ def test_rebalances_in_a_row(desk: Desk) -> None:
     for generation in (2, 3):
         desk.client.offset = OFFSET_INVALID
         desk.rebalance(generation)
-    assert [each for each in desk.client.asked if each[0] == "seek"] == [("seek", 0, 3)] * 2
+    assert [each for each in desk.client.asked if each[0] == "seek"] == [
+        ("seek", 0, 3)
+    ] * 2
     assert desk.known() == [1, 2]
 
 
@@ -687,7 +802,9 @@ def test_seek_before_a_rebalance(desk: Desk) -> None:
     assert desk.client.asked == [("seek", 0, 2), ("pause", [0])]
     desk.client.offset, desk.client.generation = OFFSET_INVALID, 1
     desk.rebalance()
-    assert [each for each in desk.client.asked if each[0] == "seek"] == [("seek", 0, 2)] * 2
+    assert [each for each in desk.client.asked if each[0] == "seek"] == [
+        ("seek", 0, 2)
+    ] * 2
 
 
 def test_read_by_the_revoking_call(desk: Desk) -> None:
@@ -784,15 +901,21 @@ def test_topic_unknown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "start"), [(7, 7), (OFFSET_BEGINNING, 0), (OFFSET_END, 100), (OFFSET_INVALID, 100)], ids=str
+    ("given", "start"),
+    [(7, 7), (OFFSET_BEGINNING, 0), (OFFSET_END, 100), (OFFSET_INVALID, 100)],
+    ids=str,
 )
 @pytest.mark.parametrize("commits", [{}, {0: (50, METADATA)}], ids=["new", "known"])
-def test_assigned_by_hand(given: int, start: int, commits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_assigned_by_hand(
+    given: int, start: int, commits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was assigned by hand begins where its owner said it; what is committed of it stays what it is."""
     client = Partition()
     client.commits = dict(commits)
     monkeypatch.setattr(client, "memberid", lambda: "")
-    monkeypatch.setattr(client, "assignment", lambda: [TopicPartition("orders", 0, given)])
+    monkeypatch.setattr(
+        client, "assignment", lambda: [TopicPartition("orders", 0, given)]
+    )
     desk = Desk.__new__(Desk)
     desk.client, desk.assignment = client, Assignment(SYSTEM_CLOCK)
     desk.poller = Poller(client, desk.assignment, {}, replies=None)
@@ -801,7 +924,10 @@ def test_assigned_by_hand(given: int, start: int, commits: Any, monkeypatch: pyt
     partition = desk.assignment.partition(WHERE)
     assert partition is not None
     known = bool(commits) and given == OFFSET_INVALID
-    assert (partition.expected, partition.committed) == (50 if known else start, 50 if commits else start)
+    assert (partition.expected, partition.committed) == (
+        50 if known else start,
+        50 if commits else start,
+    )
 
 
 @pytest.mark.parametrize(
@@ -812,7 +938,9 @@ def test_assigned_by_hand(given: int, start: int, commits: Any, monkeypatch: pyt
         ((-1001, -1001), 5, None, None),
     ],
 )  # fmt: skip
-def test_left_out(bounds: Any, expected: int, offset: int | None, first: int | None) -> None:
+def test_left_out(
+    bounds: Any, expected: int, offset: int | None, first: int | None
+) -> None:
     """A gap is one of the log; but below what is left, or beyond the end of a log that was cut off, it is not."""
     client = SimpleNamespace(get_watermark_offsets=lambda _place, cached: bounds)
     assert left_out(client, WHERE, expected, offset) == first
@@ -834,7 +962,10 @@ def test_out_of_range_at_rest(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_left_is_not_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the broker does not tell what is left nothing of the partition is taken; a refusal ends the run."""
     desk.client.bounds = 6, 10
-    answers: list[Any] = [failing(KafkaError._TIMED_OUT), failing(KafkaError.TOPIC_AUTHORIZATION_FAILED)]
+    answers: list[Any] = [
+        failing(KafkaError._TIMED_OUT),
+        failing(KafkaError.TOPIC_AUTHORIZATION_FAILED),
+    ]
 
     def fail(*_: Any, **__: Any) -> Any:
         raise answers.pop(0)
@@ -849,9 +980,13 @@ def test_what_is_left_is_not_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -
 def test_out_of_range_without_reset() -> None:
     """Whoever sets ``error`` gets one, also where librdkafka tells it as a record."""
     desk = Desk(**{"auto.offset.reset": "error"})
-    error = record(partition=0, error=KafkaError(KafkaError._AUTO_OFFSET_RESET), topic="orders")
+    error = record(
+        partition=0, error=KafkaError(KafkaError._AUTO_OFFSET_RESET), topic="orders"
+    )
     desk.client.batches = [[error]]
-    with pytest.raises(ConfigurationError, match="out of range, and auto_offset_reset is none"):
+    with pytest.raises(
+        ConfigurationError, match="out of range, and auto_offset_reset is none"
+    ):
         desk.poller.poll(joins=False)
 
 
@@ -882,7 +1017,9 @@ async def test_the_client_holds_a_consumer() -> None:
 async def test_another_client_is_refused() -> None:
     """A synchronous client is refused by name."""
     client = confluent_kafka.Consumer(SAFE)
-    with pytest.raises(ConfigurationError, match="an AIOConsumer is needed, not Consumer"):
+    with pytest.raises(
+        ConfigurationError, match="an AIOConsumer is needed, not Consumer"
+    ):
         wrapper(client)
     client.close()
 
@@ -897,7 +1034,9 @@ def poller() -> AIOPoller:
     return found
 
 
-async def test_calls_are_made_on_one_thread(poller: AIOPoller, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_are_made_on_one_thread(
+    poller: AIOPoller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All calls that may wait are made on one thread, which is not the event loop's."""
     threads: list[int] = []
 
@@ -946,7 +1085,9 @@ async def test_what_is_read_after_a_stop_is_sought_back(
 ) -> None:
     """A fetch that is cancelled ends once the call has ended, and ``close`` goes back to what it read."""
     begun, may_end = threading.Event(), threading.Event()
-    message = Message(destination=KAFKA, body=b"", origin=Origin(topic="orders", partition=0, offset=7))
+    message = Message(
+        destination=KAFKA, body=b"", origin=Origin(topic="orders", partition=0, offset=7)
+    )
 
     def called(*_: Any) -> dict[Any, Any]:
         begun.set()
@@ -979,7 +1120,9 @@ async def test_a_transaction_keeps_no_event_loop_waiting(
 ) -> None:
     """The wait for a transaction and a look at committed offsets are made on threads, in a callback at once."""
     threads: list[int] = []
-    monkeypatch.setattr(Poller, "committed", lambda *_: threads.append(threading.get_ident()))
+    monkeypatch.setattr(
+        Poller, "committed", lambda *_: threads.append(threading.get_ident())
+    )
     over = threading.Event()
     waiting = asyncio.ensure_future(poller.wait(over, 30))
     await asyncio.sleep(0)
@@ -1001,10 +1144,14 @@ async def test_an_error_is_not_judged(guard: Pipeline) -> None:
         def publish(self, letter: Any, /) -> None:
             threads.append(threading.get_ident())
 
-    failed = confluent_kafka.Message(topic="orders", partition=0, error=confluent_kafka.KafkaError(-191))
+    failed = confluent_kafka.Message(
+        topic="orders", partition=0, error=confluent_kafka.KafkaError(-191)
+    )
     with pytest.raises(ConfigurationError, match="look at error"):
         await confluent.ajudge(guard, failed, scope="billing")
-    unsigned = confluent_kafka.Message(topic="orders", partition=0, offset=1, value=b"", timestamp=(1, 1))
+    unsigned = confluent_kafka.Message(
+        topic="orders", partition=0, offset=1, value=b"", timestamp=(1, 1)
+    )
     judgement = await confluent.ajudge(guard, unsigned, scope="billing")
     assert (await judgement.dead_letter(Letters())).verdict is Verdict.REJECTED
     assert threads
@@ -1043,7 +1190,11 @@ STUCK = """
 def test_a_call_that_never_returns_holds_no_process() -> None:
     """An interpreter ends although a commit of the client never returns, as where others closed the client."""
     found = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(STUCK)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", textwrap.dedent(STUCK)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert found.stdout == "ended\n"
 

@@ -102,16 +102,28 @@ class Room(Bureau):
 
     def late(self, count: int) -> list[Message]:
         """Return messages whose tokens have expired."""
-        made = [self.forge.seal(rabbitmq_message(body=b"late %d" % number)) for number in range(count)]
+        made = [
+            self.forge.seal(rabbitmq_message(body=b"late %d" % number))
+            for number in range(count)
+        ]
         self.clock.advance(7200)
         return made
 
     def client(self, role: str | None = "reviewer", *, tls: bool = False) -> TestClient:
         """Return a browser, logged in with a role's token."""
         served = application(
-            self.backend, tokens=Tokens(TOKENS), hosts=[HOST], reviewer="ada", sessions=self.sessions, tls=tls
+            self.backend,
+            tokens=Tokens(TOKENS),
+            hosts=[HOST],
+            reviewer="ada",
+            sessions=self.sessions,
+            tls=tls,
         )
-        client = TestClient(served, base_url=f"{'https' if tls else 'http'}://{HOST}", follow_redirects=False)
+        client = TestClient(
+            served,
+            base_url=f"{'https' if tls else 'http'}://{HOST}",
+            follow_redirects=False,
+        )
         if role is not None:
             assert client.post("/login", data={"token": TOKENS[role]}).status_code == 303
         return client
@@ -161,7 +173,12 @@ def test_hostile_letter_is_text(room: Room, text: str) -> None:
     room.broker.publish(replace(letter, headers=tuple(forged)))
     room.read()
     client = room.client()
-    pages = ["/", "/letters", f"/letters?subject={'%3Cscript%3E'}", f"/letter/{mark_of(room)}"]
+    pages = [
+        "/",
+        "/letters",
+        f"/letters?subject={'%3Cscript%3E'}",
+        f"/letter/{mark_of(room)}",
+    ]
     pages += [f"/letter/{mark_of(room)}?view={form}" for form in ("json", "hex")]
     for page in pages:
         shown = client.get(page).text
@@ -174,7 +191,9 @@ def test_hostile_letter_is_text(room: Room, text: str) -> None:
         assert not re.search("[\xad\u3164\ufe0f\U000e0100]", shown)
     shown = client.get(pages[3]).text
     assert (
-        html.escape(visible(text, lines=True), quote=True).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
+        html.escape(visible(text, lines=True), quote=True)
+        .replace("&#x27;", "&#39;")
+        .replace("&quot;", "&#34;")
         in shown
     )
 
@@ -194,7 +213,9 @@ def test_claims_are_verified_only_by_todays_verifier(room: Room) -> None:
     """An expired token whose signature holds is the signer's own word; one of an unknown key is not."""
     room.send(*room.late(1))
     assert ">verified<" in room.client().get(f"/letter/{mark_of(room)}").text
-    room.guard.verifier = room.forge.verifier(keys={ISSUER: Issuer(keys=KeySet([room.forge.neighbour]))})
+    room.guard.verifier = room.forge.verifier(
+        keys={ISSUER: Issuer(keys=KeySet([room.forge.neighbour]))}
+    )
     shown = room.client().get(f"/letter/{mark_of(room)}").text
     assert ">claimed<" in shown
     assert ">verified<" not in shown
@@ -229,8 +250,19 @@ def screens(room: Room) -> Iterator[str]:
     room.send(*room.late(2), rabbitmq_message(body=b"bare"))
     room.backend.files = (Path(__file__),)
     client, path = room.client(), f"/letter/{mark_of(room)}"
-    pages = ["/", "/letters", "/letters?reason=none", path, "/letters?reason=expired", "/account", "/nothing"]
-    yield from (words_of(client.get(page).text) for page in (*pages, "/job", "/act/redrive", "/act/discard"))
+    pages = [
+        "/",
+        "/letters",
+        "/letters?reason=none",
+        path,
+        "/letters?reason=expired",
+        "/account",
+        "/nothing",
+    ]
+    yield from (
+        words_of(client.get(page).text)
+        for page in (*pages, "/job", "/act/redrive", "/act/discard")
+    )
     for form, fields in (
         ("/judge", {}), ("/act/redrive", {"why": "x", "waive": "expired"}), ("/confirm", {}),
         ("/act/discard", {"why": "x"}), ("/confirm", {}),
@@ -363,7 +395,10 @@ def test_logout_ends_the_session(room: Room) -> None:
     client = room.client()
     cookie = client.cookies["mqauth"]
     assert post(client, "/logout").status_code == 303
-    assert room.client(None).get("/", headers={"cookie": f"mqauth={cookie}"}).status_code == 303
+    assert (
+        room.client(None).get("/", headers={"cookie": f"mqauth={cookie}"}).status_code
+        == 303
+    )
 
 
 def test_login_ends_the_session_before(room: Room) -> None:
@@ -411,7 +446,13 @@ def test_token_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{}, {"admin": "x" * 40}, {"viewer": "short"}, {"viewer": "x" * 40, "reviewer": "x" * 40}]
+    "bad",
+    [
+        {},
+        {"admin": "x" * 40},
+        {"viewer": "short"},
+        {"viewer": "x" * 40, "reviewer": "x" * 40},
+    ],
 )
 def test_bad_tokens(bad: dict[str, str]) -> None:
     """Unknown roles, short tokens and one token for both roles are refused."""
@@ -423,7 +464,15 @@ def test_bad_tokens(bad: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [*SHOWN, "/login", "/static/console.css", "/nothing", "/static/../secret", "/letters?after=x"]
+    "path",
+    [
+        *SHOWN,
+        "/login",
+        "/static/console.css",
+        "/nothing",
+        "/static/../secret",
+        "/letters?after=x",
+    ],
 )
 def test_headers_on_every_answer(room: Room, path: str) -> None:
     """Every answer carries the Content-Security-Policy and its companions, errors and static files too."""
@@ -445,7 +494,9 @@ def test_policy_lets_nothing_inline_run(room: Room) -> None:
         assert not re.search(r"\son\w+=", shown)
 
 
-@pytest.mark.parametrize("host", ["evil.test", "evil.test:8090", "console.test", f"{HOST}.evil.test"])
+@pytest.mark.parametrize(
+    "host", ["evil.test", "evil.test:8090", "console.test", f"{HOST}.evil.test"]
+)
 def test_foreign_host(room: Room, host: str) -> None:
     """A Host header that is not ours is refused: DNS rebinding reads nothing."""
     answer = room.client().get("/", headers={"host": host})
@@ -454,18 +505,36 @@ def test_foreign_host(room: Room, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "headers", [{"origin": "http://evil.test"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}]
+    "headers",
+    [
+        {"origin": "http://evil.test"},
+        {"origin": "null"},
+        {"sec-fetch-site": "cross-site"},
+    ],
 )
 def test_foreign_origin(room: Room, headers: dict[str, str]) -> None:
     """A form from another site is refused, the login too."""
     client = room.client()
     token = csrf(client)
-    assert client.post("/refresh", data={"csrf": token}, headers=headers).status_code == 403
-    assert client.post("/login", data={"token": TOKENS["viewer"]}, headers=headers).status_code == 403
+    assert (
+        client.post("/refresh", data={"csrf": token}, headers=headers).status_code == 403
+    )
+    assert (
+        client.post(
+            "/login", data={"token": TOKENS["viewer"]}, headers=headers
+        ).status_code
+        == 403
+    )
 
 
 @pytest.mark.parametrize(
-    "body_", [b"csrf=" + b"x" * 20_000, b"&".join(b"a%d=1" % n for n in range(150)), b"csrf=%ff", b"\xff"]
+    "body_",
+    [
+        b"csrf=" + b"x" * 20_000,
+        b"&".join(b"a%d=1" % n for n in range(150)),
+        b"csrf=%ff",
+        b"\xff",
+    ],
 )
 def test_bad_form(room: Room, body_: bytes) -> None:
     """A form that is too large, has too many fields or is no text is refused."""
@@ -488,10 +557,14 @@ def test_search_and_sort_are_in_the_url(room: Room) -> None:
     client = room.client()
     assert len(bodies(client.get("/letters?search=TOKEN+miss").text)) == 1
     assert len(bodies(client.get("/letters?search=%25").text)) == 0
-    assert "<strong>3 dead letters</strong>" in client.get(f"/letters?search={SUBJECT}").text
+    assert (
+        "<strong>3 dead letters</strong>" in client.get(f"/letters?search={SUBJECT}").text
+    )
     assert "token missing</a>" not in client.get("/?search=expired").text
     for column in LETTER_COLUMNS:
-        up, down = (bodies(client.get(f"/letters?sort={sign}{column}").text) for sign in ("", "-"))
+        up, down = (
+            bodies(client.get(f"/letters?sort={sign}{column}").text) for sign in ("", "-")
+        )
         assert up == down[::-1]
         assert len(up) == 4
     for column in GROUP_COLUMNS:
@@ -510,7 +583,11 @@ def test_pages_and_neighbours_follow_filter_and_order(
     """Next and previous, of pages and of letters, lead through the whole list and back, and nothing else."""
     monkeypatch.setattr("mqauth.console.pages.PAGE", 2)
     room.send(*room.late(5), rabbitmq_message(body=b"bare"))
-    client, seen, path = room.client(), list[str](), f"/letters?reason=expired&sort={sort}"
+    client, seen, path = (
+        room.client(),
+        list[str](),
+        f"/letters?reason=expired&sort={sort}",
+    )
     while path:
         shown = client.get(path).text
         seen += bodies(shown)
@@ -522,7 +599,10 @@ def test_pages_and_neighbours_follow_filter_and_order(
     for at, mark in enumerate(seen):
         shown = client.get(f"/letter/{mark}?reason=expired&sort={sort}").text
         beside = {
-            rel: found for rel, found in re.findall(r'rel="(next|prev)"[^>]*href="/letter/([0-9a-f]+)', shown)
+            rel: found
+            for rel, found in re.findall(
+                r'rel="(next|prev)"[^>]*href="/letter/([0-9a-f]+)', shown
+            )
         }
         assert beside.get("prev") == (seen[at - 1] if at else None)
         assert beside.get("next") == (seen[at + 1] if at < 4 else None)
@@ -535,7 +615,12 @@ def test_review_from_end_to_end(room: Room) -> None:
     assert post(client, "/judge", reason="expired").status_code == 303
     room.wait()
     assert "0 of 2 dead letters" in client.get("/job").text
-    assert post(client, "/act/redrive", reason="expired", why="late", waive="expired").status_code == 303
+    assert (
+        post(
+            client, "/act/redrive", reason="expired", why="late", waive="expired"
+        ).status_code
+        == 303
+    )
     room.wait()
     shown = client.get("/job").text
     assert "2 of 2 dead letters</strong> would be redriven" in shown
@@ -547,20 +632,33 @@ def test_review_from_end_to_end(room: Room) -> None:
     room.wait()
     assert "1 of 1 dead letter</strong> discarded" in client.get("/job").text
     assert not room.broker.waiting(DEAD)
-    acts = [(record["verdict"], record["detail"]) for record in room.audit if "review" in record]
+    acts = [
+        (record["verdict"], record["detail"])
+        for record in room.audit
+        if "review" in record
+    ]
     assert acts == [("redriven", "late"), ("redriven", "late"), ("discarded", "forged")]
     assert "No dead letters" in client.get("/").text
 
 
 @pytest.mark.parametrize(
-    "fields", [{"waive": "signature_invalid"}, {"rate": "nan"}, {"rate": "0"}, {"rate": "x"}, {"why": "  "}]
+    "fields",
+    [
+        {"waive": "signature_invalid"},
+        {"rate": "nan"},
+        {"rate": "0"},
+        {"rate": "x"},
+        {"why": "  "},
+    ],
 )
 @pytest.mark.parametrize("act", ["redrive", "discard", "burn"])
 def test_bad_plan(room: Room, act: str, fields: dict[str, str]) -> None:
     """What no release may waive, rates that are none and what has no reason are not even rehearsed."""
     room.send(*room.late(1))
     job = room.backend.job
-    assert post(room.client(), f"/act/{act}", **({"why": "x"} | fields)).status_code == 400
+    assert (
+        post(room.client(), f"/act/{act}", **({"why": "x"} | fields)).status_code == 400
+    )
     assert room.backend.job is job
 
 
@@ -628,12 +726,16 @@ def test_backend_for_looking_only(room: Room) -> None:
 def test_many_groups_are_bounded(room: Room) -> None:
     """Of an attacker's many groups the largest are kept, and the page says how many there are."""
     messages = [
-        room.forge.seal(rabbitmq_message(body=b"x"), claims={"sub": f"s{n}"}) for n in range(MAX_GROUPS + 5)
+        room.forge.seal(rabbitmq_message(body=b"x"), claims={"sub": f"s{n}"})
+        for n in range(MAX_GROUPS + 5)
     ]
     room.send(*messages)
     overview = room.backend.letters.ask(display.overview, None)
     assert overview.kinds == MAX_GROUPS + 5
-    assert f"The first {MAX_GROUPS} of {MAX_GROUPS + 5} groups" in room.client().get("/").text
+    assert (
+        f"The first {MAX_GROUPS} of {MAX_GROUPS + 5} groups"
+        in room.client().get("/").text
+    )
 
 
 def test_account(room: Room, tmp_path: Path) -> None:
@@ -646,7 +748,9 @@ def test_account(room: Room, tmp_path: Path) -> None:
     assert "Not calculated yet" in client.get("/account").text
     post(client, "/account")
     room.wait()
-    assert "1 dead letter do not add up" in client.get("/account").text.replace("letters", "letter")
+    assert "1 dead letter do not add up" in client.get("/account").text.replace(
+        "letters", "letter"
+    )
 
 
 class Flaky:
@@ -684,7 +788,9 @@ def planned(room: Room, client: TestClient, act: str, **fields: Any) -> None:
     post(client, "/confirm", job=room.backend.job.id)
 
 
-def test_lost_broker_is_told_on_every_page_and_reading_goes_on_when_it_is_back(room: Room) -> None:
+def test_lost_broker_is_told_on_every_page_and_reading_goes_on_when_it_is_back(
+    room: Room,
+) -> None:
     """Out of reach: what was read before is shown, every page says since when; back, letters are read anew."""
     room.send(*room.late(2))
     client, flaky = room.client(), Flaky(room, 0)
@@ -726,7 +832,9 @@ def test_account_of_an_act_is_shown_while_the_broker_is_lost(room: Room) -> None
     shown = client.get("/job").text
     assert "2 of 2 dead letters</strong> discarded" in shown
     assert "Cannot reach" in shown
-    assert "data-live" in client.get("/").text, "the groups are from before the act, and the page says nothing new"
+    assert "data-live" in client.get("/").text, (
+        "the groups are from before the act, and the page says nothing new"
+    )
     flaky.there.set()
     room.wait(10)
     assert "No dead letters" in client.get("/").text
@@ -744,7 +852,10 @@ def test_first_page_comes_while_letters_are_read(room: Room) -> None:
     assert f"<strong>{BATCH} dead letters</strong> in 1 group" in shown
     assert f"Not all yet: reading goes on, {BATCH} of about {MANY} dead letters" in shown
     assert "data-live" in shown
-    assert f"Reading dead letters: {BATCH} of {MANY} dead letters" in client.get("/letters").text
+    assert (
+        f"Reading dead letters: {BATCH} of {MANY} dead letters"
+        in client.get("/letters").text
+    )
     gate.open()
     room.wait(10)
     shown = client.get("/").text
@@ -765,7 +876,10 @@ def test_a_cancelled_reading_says_what_it_has(room: Room, stale: bool) -> None:
     post(client, "/cancel", job=room.backend.job.id)
     gate.open()
     room.wait(10)
-    assert f"Cancelled after <strong>{2 * BATCH} of {MANY} dead letters" in client.get("/job").text
+    assert (
+        f"Cancelled after <strong>{2 * BATCH} of {MANY} dead letters"
+        in client.get("/job").text
+    )
     part = f"Not all: reading ended early, {2 * BATCH} of about {MANY} dead letters"
     assert (part if stale else whole) in client.get("/").text
     room.read()
@@ -773,7 +887,8 @@ def test_a_cancelled_reading_says_what_it_has(room: Room, stale: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "said"), [("/judge", "0 of these would pass now"), ("/act/redrive", "Nothing was done")]
+    ("path", "said"),
+    [("/judge", "0 of these would pass now"), ("/act/redrive", "Nothing was done")],
 )
 def test_judging_and_rehearsing_are_cancelled(room: Room, path: str, said: str) -> None:
     """They tell how far they are, stop before the next letter, and a cancelled rehearsal cannot be confirmed."""

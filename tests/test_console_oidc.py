@@ -28,7 +28,16 @@ from integration.documentation import blocks
 from mqauth import ConfigurationError
 from mqauth.console import OIDCSettings, Provider, Tokens, application, read_settings
 from mqauth.console.application import MAX_AT_ONCE
-from mqauth.console.oidc import ALGORITHMS, LEEWAY, MAX_AGE, MAX_VALUES, IDTokenError, NoNameError, check, person
+from mqauth.console.oidc import (
+    ALGORITHMS,
+    LEEWAY,
+    MAX_AGE,
+    MAX_VALUES,
+    IDTokenError,
+    NoNameError,
+    check,
+    person,
+)
 from mqauth.console.oidc_provider import LIFETIME, MAX_USED, Attempts
 from mqauth.keystore.remote.fetch import REDISCOVER
 from mqauth.review import ALL, Index
@@ -72,7 +81,9 @@ class FakeProvider:
         self.hook: Callable[[BaseHTTPRequestHandler], bool] = lambda handler: False
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.issuer = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread = threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}
+        )
         self.thread.start()
 
     def close(self) -> None:
@@ -99,7 +110,9 @@ class FakeProvider:
     def token(self, form: Mapping[str, str]) -> dict[str, Any] | None:
         """Return the answer for a code that is good, with the verifier that fits its challenge."""
         asked = self.codes.pop(form["code"], None)
-        digest = base64.urlsafe_b64encode(hashlib.sha256(form["code_verifier"].encode()).digest()).rstrip(b"=")
+        digest = base64.urlsafe_b64encode(
+            hashlib.sha256(form["code_verifier"].encode()).digest()
+        ).rstrip(b"=")
         if asked is None or asked["code_challenge"] != digest.decode():
             return None
         if asked["redirect_uri"] != form["redirect_uri"]:
@@ -118,14 +131,24 @@ class FakeProvider:
             def do_GET(self) -> None:
                 provider.asked.append((self.path, {}, dict(self.headers)))
                 if not provider.hook(self):
-                    self.answer(provider.configuration() if self.path == CONFIGURATION else provider.jwks)
+                    self.answer(
+                        provider.configuration()
+                        if self.path == CONFIGURATION
+                        else provider.jwks
+                    )
 
             def do_POST(self) -> None:
-                form = dict(parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+                form = dict(
+                    parse_qsl(
+                        self.rfile.read(int(self.headers["Content-Length"])).decode()
+                    )
+                )
                 provider.asked.append((self.path, form, dict(self.headers)))
                 if not provider.hook(self):
                     found = provider.token(form)
-                    self.answer(found or {"error": "invalid_grant"}, 200 if found else 400)
+                    self.answer(
+                        found or {"error": "invalid_grant"}, 200 if found else 400
+                    )
 
             def answer(self, document: Any, status: int = 200) -> None:
                 body = json.dumps(document).encode()
@@ -153,13 +176,19 @@ class Room(WithLetters):
         )  # fmt: skip
         self.provider = Provider(self.settings, clock=clock)
 
-    def client(self, *, tokens: bool = False, tls: bool = False, host: str = HOST) -> TestClient:
+    def client(
+        self, *, tokens: bool = False, tls: bool = False, host: str = HOST
+    ) -> TestClient:
         served = application(
             self.backend, tokens=Tokens(TOKENS) if tokens else None, provider=self.provider,
             hosts=[HOST, "localhost:8090"], reviewer="local", sessions=self.sessions, tls=tls,
             attempts=self.attempts,
         )  # fmt: skip
-        return TestClient(served, base_url=f"{'https' if tls else 'http'}://{host}", follow_redirects=False)
+        return TestClient(
+            served,
+            base_url=f"{'https' if tls else 'http'}://{host}",
+            follow_redirects=False,
+        )
 
     def go_there(self, client: TestClient) -> dict[str, str]:
         """Begin a login and consent; return what comes back."""
@@ -188,7 +217,9 @@ def room(clock: FakeClock, fake: FakeProvider) -> Iterator[Room]:
     made.backend.close()
 
 
-def refused(room: Room, client: TestClient, params: Mapping[str, str], status: int, words: str) -> None:
+def refused(
+    room: Room, client: TestClient, params: Mapping[str, str], status: int, words: str
+) -> None:
     """Hold that a callback lets nobody in and says why."""
     answer = client.get("/login/callback", params=params)
     assert answer.status_code == status
@@ -206,7 +237,10 @@ def test_authorization_request(client: Any, room: Room) -> None:
     seen = []
     for _ in range(2):
         where = urlsplit(client.get("/login/oidc").headers["location"])
-        assert f"{where.scheme}://{where.netloc}{where.path}" == f"{room.fake.issuer}/authorize"
+        assert (
+            f"{where.scheme}://{where.netloc}{where.path}"
+            == f"{room.fake.issuer}/authorize"
+        )
         seen.append({name: value for name, [value] in parse_qs(where.query).items()})
     first, second = seen
     secrets = {name: first.pop(name) for name in ("state", "nonce", "code_challenge")}
@@ -227,7 +261,10 @@ def test_reviewer_acts_under_their_own_name(room: Room) -> None:
     planned(room, client, "discard")
     room.wait()
     record = room.audit[-1]
-    assert (record["verdict"], record["review"]["reviewer"]) == ("discarded", "ada@example.test")
+    assert (record["verdict"], record["review"]["reviewer"]) == (
+        "discarded",
+        "ada@example.test",
+    )
 
 
 def test_viewer_cannot_act(room: Room) -> None:
@@ -246,10 +283,18 @@ def client(room: Room) -> Any:
     return room.client()
 
 
-def test_nobody_without_a_role(client: Any, room: Room, caplog: pytest.LogCaptureFixture) -> None:
+def test_nobody_without_a_role(
+    client: Any, room: Room, caplog: pytest.LogCaptureFixture
+) -> None:
     """A good login without a mapped group gets a page that says so, and no session."""
     room.fake.claims["groups"] = ["staff"]
-    refused(room, client, room.go_there(client), 403, "You are ada@example.test, but nothing gives you a role")
+    refused(
+        room,
+        client,
+        room.go_there(client),
+        403,
+        "You are ada@example.test, but nothing gives you a role",
+    )
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -260,8 +305,12 @@ def test_cookies(room: Room, tls: bool) -> None:
     cookie = begun.headers["set-cookie"]
     assert "SameSite=lax" in cookie
     assert f"Max-Age={LIFETIME}" in cookie
-    ended = client.get("/login/callback", params=room.fake.consent(begun.headers["location"]))
-    session, gone = sorted(ended.headers.get_list("set-cookie"), key=lambda text: "login=" in text)
+    ended = client.get(
+        "/login/callback", params=room.fake.consent(begun.headers["location"])
+    )
+    session, gone = sorted(
+        ended.headers.get_list("set-cookie"), key=lambda text: "login=" in text
+    )
     assert "SameSite=strict" in session
     assert "Max-Age=0" in gone
     for text in (cookie, session, gone):
@@ -292,7 +341,9 @@ def test_session_is_never_one_that_was_sent(room: Room) -> None:
     client.get("/login/callback", params=params)
     assert room.sessions.find("planted") is None
     first = next(
-        cookie.value for cookie in client.cookies.jar if cookie.name == "mqauth" and cookie.value != "planted"
+        cookie.value
+        for cookie in client.cookies.jar
+        if cookie.name == "mqauth" and cookie.value != "planted"
     )
     assert room.sessions.find(first or "") is not None
     other = room.client()
@@ -304,7 +355,10 @@ def test_session_is_never_one_that_was_sent(room: Room) -> None:
 
 def test_login_page(room: Room) -> None:
     """The button has the provider's name; the form for a token is there only where tokens are."""
-    without, both = room.client().get("/login").text, room.client(tokens=True).get("/login").text
+    without, both = (
+        room.client().get("/login").text,
+        room.client(tokens=True).get("/login").text,
+    )
     for shown in (without, both):
         assert f'href="http://{HOST}/login/oidc"' in shown
         assert "Sign in with Example" in shown
@@ -316,7 +370,12 @@ def test_tokens_switched_off(room: Room) -> None:
     answer = room.client().post("/login", data={"token": TOKENS["reviewer"]})
     assert (answer.status_code, "switched off" in answer.text) == (403, True)
     assert not room.sessions._open
-    assert room.client(tokens=True).post("/login", data={"token": TOKENS["reviewer"]}).status_code == 303
+    assert (
+        room.client(tokens=True)
+        .post("/login", data={"token": TOKENS["reviewer"]})
+        .status_code
+        == 303
+    )
 
 
 def test_nobody_could_log_in(room: Room) -> None:
@@ -327,9 +386,14 @@ def test_nobody_could_log_in(room: Room) -> None:
 
 def test_without_provider_there_is_no_such_page(room: Room) -> None:
     """Where no provider is configured its pages are not there."""
-    served = application(room.backend, tokens=Tokens(TOKENS), hosts=[HOST], reviewer="ada")
+    served = application(
+        room.backend, tokens=Tokens(TOKENS), hosts=[HOST], reviewer="ada"
+    )
     client = TestClient(served, base_url=f"http://{HOST}", follow_redirects=False)
-    assert [client.get(path).status_code for path in ("/login/oidc", "/login/callback?code=x&state=x")] == [
+    assert [
+        client.get(path).status_code
+        for path in ("/login/oidc", "/login/callback?code=x&state=x")
+    ] == [
         404,
         404,
     ]
@@ -339,7 +403,9 @@ def test_without_provider_there_is_no_such_page(room: Room) -> None:
 @pytest.mark.parametrize("url", ["https://console.test:8090", "http://elsewhere.test"])
 def test_url_of_another_scheme_or_host(room: Room, url: str) -> None:
     """Settings that would send people back to another scheme or host are refused at the start."""
-    room.provider = Provider(OIDCSettings(issuer=ISSUER, client_id="x", roles={}, url=url))
+    room.provider = Provider(
+        OIDCSettings(issuer=ISSUER, client_id="x", roles={}, url=url)
+    )
     with pytest.raises(ConfigurationError, match="url: must be http:// and a host"):
         room.client()
 
@@ -428,7 +494,11 @@ def test_code_of_another_login(room: Room) -> None:
 def test_mixed_up_issuer(client: Any, room: Room, issuer: str | None) -> None:
     """An answer of another issuer, or of none where ours promised its name, is refused unasked (RFC 9207)."""
     params = room.go_there(client)
-    params = {**params, "iss": issuer} if issuer is not None else {k: v for k, v in params.items() if k != "iss"}
+    params = (
+        {**params, "iss": issuer}
+        if issuer is not None
+        else {k: v for k, v in params.items() if k != "iss"}
+    )
     refused(room, client, params, 403, "not of our identity provider")
     assert [path for path, _, _ in room.fake.asked] == [CONFIGURATION]
 
@@ -436,20 +506,33 @@ def test_mixed_up_issuer(client: Any, room: Room, issuer: str | None) -> None:
 def test_provider_that_does_not_name_itself(client: Any, room: Room) -> None:
     """Where the provider promises no ``iss``, an answer without is taken, and a wrong one is not."""
     room.fake.said["authorization_response_iss_parameter_supported"] = False
-    refused(room, client, room.go_there(client) | {"iss": "https://evil.example"}, 403, "not of our")
+    refused(
+        room,
+        client,
+        room.go_there(client) | {"iss": "https://evil.example"},
+        403,
+        "not of our",
+    )
     params = room.go_there(client)
     del params["iss"]
     assert client.get("/login/callback", params=params).status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("error", "words"), [("access_denied", "cancelled"), ("<script>alert(1)</script>", "refused the login")]
+    ("error", "words"),
+    [("access_denied", "cancelled"), ("<script>alert(1)</script>", "refused the login")],
 )
 def test_error_answer(client: Any, room: Room, error: str, words: str) -> None:
     """An error of the provider is words of ours; what it says is never shown, and the login is over."""
     params = room.go_there(client)
     del params["code"]
-    refused(room, client, params | {"error": error, "error_description": "<b>call 555</b>"}, 403, words)
+    refused(
+        room,
+        client,
+        params | {"error": error, "error_description": "<b>call 555</b>"},
+        403,
+        words,
+    )
     shown = client.get("/login/callback", params=params | {"error": error}).text
     assert "<script>alert" not in shown
     assert "call 555" not in shown
@@ -461,8 +544,16 @@ def test_answer_out_of_form(client: Any, room: Room) -> None:
     params = room.go_there(client)
     assert client.get(f"/login/callback?{urlencode(params)}&state=x").status_code == 400
     params = room.go_there(client)
-    refused(room, client, {"state": params["state"], "iss": params["iss"]}, 400, "not in its form")
-    refused(room, client, room.go_there(client) | {"code": "x" * 5000}, 502, "no good answer")
+    refused(
+        room,
+        client,
+        {"state": params["state"], "iss": params["iss"]},
+        400,
+        "not in its form",
+    )
+    refused(
+        room, client, room.go_there(client) | {"code": "x" * 5000}, 502, "no good answer"
+    )
     assert "/token" not in [path for path, _, _ in room.fake.asked]
 
 
@@ -470,11 +561,23 @@ def test_answer_out_of_form(client: Any, room: Room) -> None:
 
 
 def token(
-    clock: FakeClock, *, key: Key = KEY, header: Mapping[str, Any] | None = None, drop: str = "", **claims: Any
+    clock: FakeClock,
+    *,
+    key: Key = KEY,
+    header: Mapping[str, Any] | None = None,
+    drop: str = "",
+    **claims: Any,
 ) -> str:
     """Return an ID token that is good but for what a test changes."""
     now = int(clock.now())
-    said = {"iss": ISSUER, "sub": "0815", "aud": CLIENT, "nonce": NONCE, "iat": now, "exp": now + 60} | claims
+    said = {
+        "iss": ISSUER,
+        "sub": "0815",
+        "aud": CLIENT,
+        "nonce": NONCE,
+        "iat": now,
+        "exp": now + 60,
+    } | claims
     said.pop(drop, None)
     head = {"alg": "ES256", "kid": "1"} | (header or {})
     head = {name: value for name, value in head.items() if value is not None}
@@ -489,7 +592,9 @@ def expected(clock: FakeClock) -> dict[str, Any]:
 def bare(header: Mapping[str, Any], claims: Any, signature: bytes = b"") -> str:
     """Return a token with any header, signed by nobody."""
     parts = (json.dumps(header).encode(), json.dumps(claims).encode(), signature)
-    return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
+    return ".".join(
+        base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts
+    )
 
 
 @pytest.mark.parametrize(
@@ -531,26 +636,40 @@ def test_wrong_claims(clock: FakeClock, claims: dict[str, Any], words: str) -> N
         check(token(clock, **claims), public(KEY), **expected(clock))
 
 
-@pytest.mark.parametrize("alg", ["none", "None", "HS256", "HS512", "ES256K", "", None, ["ES256"]])
+@pytest.mark.parametrize(
+    "alg", ["none", "None", "HS256", "HS512", "ES256K", "", None, ["ES256"]]
+)
 def test_forbidden_algorithms(clock: FakeClock, alg: Any) -> None:
     """No algorithm but those of the list gets as far as a key, even if the caller would allow it."""
     made = token(clock)
     _, payload, signature = made.split(".")
-    head = base64.urlsafe_b64encode(json.dumps({"alg": alg, "kid": "1"}).encode()).rstrip(b"=").decode()
+    head = (
+        base64.urlsafe_b64encode(json.dumps({"alg": alg, "kid": "1"}).encode())
+        .rstrip(b"=")
+        .decode()
+    )
     wide = expected(clock) | {"algorithms": [*ALGORITHMS, "none", "HS256"]}
     for forged in (f"{head}.{payload}.", f"{head}.{payload}.{signature}"):
         with pytest.raises(IDTokenError):
             check(forged, public(KEY), **wide)
 
 
-@pytest.mark.parametrize("secret", [SECRET.encode(), RSA.as_pem(private=False), KEY.as_pem(private=False)])
+@pytest.mark.parametrize(
+    "secret", [SECRET.encode(), RSA.as_pem(private=False), KEY.as_pem(private=False)]
+)
 def test_hmac_with_what_others_know(clock: FakeClock, secret: bytes) -> None:
     """A token "signed" by HMAC with our secret or a public key is refused (RFC 8725, section 2.1)."""
     claims = token(clock).split(".")[1]
     head = bare({"alg": "HS256", "kid": "1"}, {}).split(".")[0]
     signature = hmac.digest(secret, f"{head}.{claims}".encode(), "sha256")
-    forged = f"{head}.{claims}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
-    symmetric = {"kty": "oct", "kid": "1", "k": base64.urlsafe_b64encode(secret).rstrip(b"=").decode()}
+    forged = (
+        f"{head}.{claims}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
+    )
+    symmetric = {
+        "kty": "oct",
+        "kid": "1",
+        "k": base64.urlsafe_b64encode(secret).rstrip(b"=").decode(),
+    }
     for jwks in (public(KEY), public(RSA), {"keys": [symmetric]}):
         with pytest.raises(IDTokenError):
             check(forged, jwks, **expected(clock))
@@ -585,7 +704,11 @@ def test_weak_rsa(clock: FakeClock) -> None:
     """A provider's RSA key of 1024 bits verifies nothing."""
     weak = RSAKey.generate_key(1024, {"kid": "1"})
     with pytest.raises(IDTokenError, match="fewer than 2048"):
-        check(token(clock, key=weak, header={"alg": "RS256"}), public(weak), **expected(clock))
+        check(
+            token(clock, key=weak, header={"alg": "RS256"}),
+            public(weak),
+            **expected(clock),
+        )
 
 
 @pytest.mark.parametrize(
@@ -602,21 +725,36 @@ def test_garbage(clock: FakeClock, text: str) -> None:
 def test_critical_header(clock: FakeClock) -> None:
     """A token whose signature holds is refused when a header must be understood that we do not know."""
     now = int(clock.now())
-    claims = {"iss": ISSUER, "sub": "0815", "aud": CLIENT, "nonce": NONCE, "iat": now, "exp": now + 60}
+    claims = {
+        "iss": ISSUER,
+        "sub": "0815",
+        "aud": CLIENT,
+        "nonce": NONCE,
+        "iat": now,
+        "exp": now + 60,
+    }
 
     def sign(header: dict[str, Any]) -> str:
         head = bare(header, claims).rpartition(".")[0]
-        r, s = decode_dss_signature(KEY.private_key.sign(head.encode(), ec.ECDSA(hashes.SHA256())))  # type: ignore[union-attr]
+        r, s = decode_dss_signature(
+            KEY.private_key.sign(head.encode(), ec.ECDSA(hashes.SHA256()))
+        )  # type: ignore[union-attr]
         raw = r.to_bytes(32, "big") + s.to_bytes(32, "big")
         return f"{head}.{base64.urlsafe_b64encode(raw).rstrip(b'=').decode()}"
 
     assert check(sign({"alg": "ES256", "kid": "1"}), public(KEY), **expected(clock))
     with pytest.raises(IDTokenError):
-        check(sign({"alg": "ES256", "kid": "1", "crit": ["x"], "x": 1}), public(KEY), **expected(clock))
+        check(
+            sign({"alg": "ES256", "kid": "1", "crit": ["x"], "x": 1}),
+            public(KEY),
+            **expected(clock),
+        )
 
 
 @pytest.mark.parametrize("claims", [{"iss": "https://evil.example"}, {"nonce": "x" * 43}])
-def test_wrong_token_lets_nobody_in(room: Room, claims: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_token_lets_nobody_in(
+    room: Room, claims: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     """Through the whole login, a token that is wrong begins no session, and the page tells nothing of it."""
     room.fake.claims |= claims
     client = room.client()
@@ -642,7 +780,9 @@ def test_key_swap_while_running(room: Room) -> None:
 # --- hostile provider -------------------------------------------------------------------------------------
 
 
-def send(status: int = 200, body: bytes = b"{}", **headers: str) -> Callable[[BaseHTTPRequestHandler], bool]:
+def send(
+    status: int = 200, body: bytes = b"{}", **headers: str
+) -> Callable[[BaseHTTPRequestHandler], bool]:
     def answer(handler: BaseHTTPRequestHandler) -> bool:
         handler.send_response(status)
         for name, value in {"Content-Type": "application/json", **headers}.items():
@@ -682,7 +822,9 @@ def test_hostile_answers(room: Room, where: str, fault: str) -> None:
     assert [path for path, _, _ in room.fake.asked].count(where) == 1
 
 
-@pytest.mark.parametrize("fault", [name for name in HOSTILE if name not in ("duplicate", "no_text")])
+@pytest.mark.parametrize(
+    "fault", [name for name in HOSTILE if name not in ("duplicate", "no_text")]
+)
 def test_hostile_configuration(client: Any, room: Room, fault: str) -> None:
     """A configuration that is huge, elsewhere or out of form begins no login; the next one is asked anew."""
     room.fake.hook = HOSTILE[fault]
@@ -719,11 +861,18 @@ def test_unusable_configuration(room: Room, said: dict[str, Any]) -> None:
     assert room.client().get("/login/oidc").status_code == 502
 
 
-@pytest.mark.parametrize("issuer", ["http://id.example", "https://id.example?x=1", "https://u:p@id.example", "id"])
+@pytest.mark.parametrize(
+    "issuer",
+    ["http://id.example", "https://id.example?x=1", "https://u:p@id.example", "id"],
+)
 def test_issuer_without_tls(issuer: str) -> None:
     """An issuer is an https URL; http only on loopback, where that was allowed by name."""
     with pytest.raises(ConfigurationError, match="issuer: must be"):
-        Provider(OIDCSettings(issuer=issuer, client_id="x", roles={}, unsafe_http_loopback=True))
+        Provider(
+            OIDCSettings(
+                issuer=issuer, client_id="x", roles={}, unsafe_http_loopback=True
+            )
+        )
     with pytest.raises(ConfigurationError, match="issuer: must be"):
         Provider(OIDCSettings(issuer="http://127.0.0.1:1", client_id="x", roles={}))
 
@@ -749,7 +898,10 @@ def test_logins_at_once_are_bounded(room: Room) -> None:
 
     room.fake.hook = slow
     client = room.client()
-    threads = [threading.Thread(target=client.get, args=("/login/oidc",)) for _ in range(MAX_AT_ONCE)]
+    threads = [
+        threading.Thread(target=client.get, args=("/login/oidc",))
+        for _ in range(MAX_AT_ONCE)
+    ]
     for thread in threads:
         thread.start()
     for _ in threads:
@@ -786,9 +938,15 @@ def test_secret_in_the_form(room: Room) -> None:
 
 # --- who they are -----------------------------------------------------------------------------------------
 
-PEOPLE = OIDCSettings(issuer=ISSUER, client_id="x", roles={"r": "reviewer", "v": "viewer"}, name_claim="sub")
+PEOPLE = OIDCSettings(
+    issuer=ISSUER, client_id="x", roles={"r": "reviewer", "v": "viewer"}, name_claim="sub"
+)
 DEEP = OIDCSettings(
-    issuer=ISSUER, client_id="x", roles={"r": "reviewer"}, name_claim="sub", role_claim=("realm_access", "roles")
+    issuer=ISSUER,
+    client_id="x",
+    roles={"r": "reviewer"},
+    name_claim="sub",
+    role_claim=("realm_access", "roles"),
 )
 
 
@@ -840,10 +998,20 @@ def test_unnamed_person_is_told(client: Any, room: Room) -> None:
     """Whose address was not verified, or whose naming claim is missing, gets a page that says so."""
     room.fake.claims["email_verified"] = False
     refused(
-        room, client, room.go_there(client), 403, "The identity provider has not verified your e-mail address."
+        room,
+        client,
+        room.go_there(client),
+        403,
+        "The identity provider has not verified your e-mail address.",
     )
     room.provider.settings = replace(room.settings, name_claim="employeeID")
-    refused(room, client, room.go_there(client), 403, "The identity provider sent no employeeID for you.")
+    refused(
+        room,
+        client,
+        room.go_there(client),
+        403,
+        "The identity provider sent no employeeID for you.",
+    )
 
 
 # --- the settings -----------------------------------------------------------------------------------------
@@ -880,9 +1048,13 @@ def test_secret_others_may_read(settings_file: Path, mode: int) -> None:
     assert "hush" not in str(caught.value)
 
 
-def test_secret_from_the_environment(settings_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_from_the_environment(
+    settings_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The secret may come from a variable, which must be set."""
-    settings_file.write_text(GOOD.replace('client_secret_file = "secret"', 'client_secret_env = "OIDC_SECRET"'))
+    settings_file.write_text(
+        GOOD.replace('client_secret_file = "secret"', 'client_secret_env = "OIDC_SECRET"')
+    )
     monkeypatch.delenv("OIDC_SECRET", raising=False)
     with pytest.raises(ConfigurationError, match="client_secret_env"):
         read_settings(settings_file)

@@ -22,7 +22,18 @@ from mqauth.review import ALL, Index
 from mqauth.review import session as trails
 from mqauth.testing import FakeClock, Forge
 from tests.conftest import rabbitmq_message
-from tests.test_console import HOST, REVIEW, TOKENS, Room, bodies, csrf, mark_of, planned, post, room
+from tests.test_console import (
+    HOST,
+    REVIEW,
+    TOKENS,
+    Room,
+    bodies,
+    csrf,
+    mark_of,
+    planned,
+    post,
+    room,
+)
 
 __all__ = ["room"]
 
@@ -32,7 +43,10 @@ __all__ = ["room"]
 
 def marks(room: Room) -> list[str]:
     """Return the marks of all letters, in the order of the queue."""
-    return [row.mark for row in room.backend.letters.ask(Index.page, [], ALL, after=0, limit=1000)]
+    return [
+        row.mark
+        for row in room.backend.letters.ask(Index.page, [], ALL, after=0, limit=1000)
+    ]
 
 
 def test_an_act_takes_the_chosen_rows_and_no_others(room: Room) -> None:
@@ -44,7 +58,12 @@ def test_an_act_takes_the_chosen_rows_and_no_others(room: Room) -> None:
     assert led.status_code == 303
     form = client.get(led.headers["location"]).text
     assert "Discard 2 dead letters" in form
-    planned(room, client, "discard", marks=re.findall(r'name="marks" value="([0-9a-f]{64})"', form))
+    planned(
+        room,
+        client,
+        "discard",
+        marks=re.findall(r'name="marks" value="([0-9a-f]{64})"', form),
+    )
     room.wait()
     assert len(marks(room)) == 2
     assert not set(chosen) & set(marks(room))
@@ -79,7 +98,9 @@ def test_without_a_row_nothing_is_meant(room: Room) -> None:
 def test_only_what_the_consumer_lets_pass_is_offered(room: Room) -> None:
     """The form of a redrive offers what the configuration lets releases waive, and ticks what all letters need."""
     room.send(*room.late(2))
-    authority = Authority(keys=KeySet([room.key]), waive=frozenset((Reason.EXPIRED, Reason.REPLAYED)))
+    authority = Authority(
+        keys=KeySet([room.key]), waive=frozenset((Reason.EXPIRED, Reason.REPLAYED))
+    )
     guard = Mock(verifier=Mock(release=ReleaseAuthorities({REVIEW: authority})))
     offered = re.compile(r'name="waive" value="(\w+)"( checked)?')
     with patch.object(room.backend.session, "guard", guard):
@@ -88,7 +109,9 @@ def test_only_what_the_consumer_lets_pass_is_offered(room: Room) -> None:
             assert offered.findall(form) == [("expired", " checked"), ("replayed", "")]
         nothing = room.client().get("/act/redrive", params={"reason": "replayed"}).text
         assert offered.findall(nothing) == [("expired", ""), ("replayed", "")]
-        guard.verifier.release = ReleaseAuthorities({REVIEW: Authority(keys=KeySet([room.key]))})
+        guard.verifier.release = ReleaseAuthorities(
+            {REVIEW: Authority(keys=KeySet([room.key]))}
+        )
         assert "lets no release waive anything" in room.client().get("/act/redrive").text
 
 
@@ -115,7 +138,9 @@ class House:
 
     def client(self) -> TestClient:
         """Return a reviewer's browser."""
-        served = application(self.backends, tokens=Tokens(TOKENS), hosts=[HOST], reviewer="ada")
+        served = application(
+            self.backends, tokens=Tokens(TOKENS), hosts=[HOST], reviewer="ada"
+        )
         client = TestClient(served, base_url=f"http://{HOST}", follow_redirects=False)
         client.post("/login", data={"token": TOKENS["reviewer"]})
         return client
@@ -134,21 +159,43 @@ def test_every_queue_has_pages_of_its_own(house: House) -> None:
     """The first page counts the letters of each queue, and every link of a queue's pages stays in that queue."""
     shop, abroad = house.rooms.values()
     shop.send(*shop.late(2))
-    abroad.send(*abroad.late(1), rabbitmq_message(body=b"bare"), rabbitmq_message(body=b"bare too"))
+    abroad.send(
+        *abroad.late(1),
+        rabbitmq_message(body=b"bare"),
+        rabbitmq_message(body=b"bare too"),
+    )
     client = house.client()
     first = client.get("/").text
-    assert re.findall(r'class="open" href="([^"]+)"', first) == ["/at/shop/", "/at/abroad-eu/"]
+    assert re.findall(r'class="open" href="([^"]+)"', first) == [
+        "/at/shop/",
+        "/at/abroad-eu/",
+    ]
     counts = re.findall(r'<td class="number" data-label="Dead letters">([^<]+)', first)
     assert [count.strip() for count in counts] == ["2", "3"]
     mark = mark_of(abroad)
-    for page in ("/", "/letters", f"/letter/{mark}", "/act/discard", "/job", "/account", "/letters?reason=none"):
+    for page in (
+        "/",
+        "/letters",
+        f"/letter/{mark}",
+        "/act/discard",
+        "/job",
+        "/account",
+        "/letters?reason=none",
+    ):
         shown = client.get(f"/at/abroad-eu{page}")
         assert shown.status_code == 200
         led = set(re.findall(r'(?:href|action)="(/[^"]*)"', shown.text))
         assert led
-        assert all(path.startswith(("/at/abroad-eu/", "/static/", "/logout")) or path == "/" for path in led), led
+        assert all(
+            path.startswith(("/at/abroad-eu/", "/static/", "/logout")) or path == "/"
+            for path in led
+        ), led
     assert client.get(f"/at/shop/letter/{mark}").status_code == 404
-    assert client.get("/letters").status_code == client.get("/at/nowhere/").status_code == 404
+    assert (
+        client.get("/letters").status_code
+        == client.get("/at/nowhere/").status_code
+        == 404
+    )
 
 
 def test_refresh_of_all_leaves_one_at_work_alone(house: House) -> None:
@@ -183,7 +230,16 @@ def test_a_key_twice_is_shown_as_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"NaN", b'{"a": Infinity}', b"\xff\xfe1\x00", b"{'a': 1}", b"1 2", b"", b"\xef\xbb\xbf1"]
+    "raw",
+    [
+        b"NaN",
+        b'{"a": Infinity}',
+        b"\xff\xfe1\x00",
+        b"{'a': 1}",
+        b"1 2",
+        b"",
+        b"\xef\xbb\xbf1",
+    ],
 )
 def test_what_is_not_json_is_said_to_be_none(raw: bytes) -> None:
     """A text that only lenient readers take is no JSON, and by default it is shown as text."""
@@ -207,12 +263,18 @@ def error_of(page: str) -> str:
     return found[1]
 
 
-def test_an_error_page_has_an_id_that_the_log_has(room: Room, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_page_has_an_id_that_the_log_has(
+    room: Room, caplog: pytest.LogCaptureFixture
+) -> None:
     """A page that is refused names an id, and so does the line of the log."""
     caplog.set_level(logging.INFO, "mqauth.console")
     shown = room.client().get("/nothing")
     assert shown.status_code == 404
-    (line,) = [record for record in caplog.records if getattr(record, "event", "") == "console.refused"]
+    (line,) = [
+        record
+        for record in caplog.records
+        if getattr(record, "event", "") == "console.refused"
+    ]
     assert error_of(shown.text) == vars(line)["error_id"]
 
 
@@ -230,7 +292,11 @@ def test_a_fault_is_a_page_with_an_id(
     assert "content-security-policy" in shown.headers
     assert "ZeroDivisionError" not in shown.text
     assert "secret-42" not in shown.text
-    (line,) = [record for record in caplog.records if getattr(record, "event", "") == "console.page_failed"]
+    (line,) = [
+        record
+        for record in caplog.records
+        if getattr(record, "event", "") == "console.page_failed"
+    ]
     assert error_of(shown.text) == vars(line)["error_id"]
     assert "broken" in str(line.exc_text)
 
@@ -275,14 +341,20 @@ def test_rotated_parts_belong_to_the_chain(room: Room, tmp_path: Path) -> None:
     path.with_name("audit.jsonl.000001").write_bytes(b"".join(lines[:2]))
     path.write_bytes(lines[2])
     for at, (mark, name) in enumerate(
-        zip(marks(room), ["audit.jsonl.000001", "audit.jsonl.000001", "audit.jsonl"], strict=True)
+        zip(
+            marks(room),
+            ["audit.jsonl.000001", "audit.jsonl.000001", "audit.jsonl"],
+            strict=True,
+        )
     ):
         shown = room.client().get(f"/letter/{mark}/audit").text
         assert ">unbroken<" in shown
         assert f"Line {at % 2 + 1} of <code>{tmp_path / name}<" in shown
 
 
-def test_large_files_are_for_the_command(room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_are_for_the_command(
+    room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Files that would keep people waiting are not read: the page names the command that does."""
     on_record(room, tmp_path / "audit.jsonl")
     monkeypatch.setattr(trails, "LARGEST_FILES", 10)
@@ -291,7 +363,9 @@ def test_large_files_are_for_the_command(room: Room, tmp_path: Path, monkeypatch
     assert "mqauth audit show" in html.unescape(shown.text)
 
 
-def test_the_balance_says_as_of_when(room: Room, clock: FakeClock, tmp_path: Path) -> None:
+def test_the_balance_says_as_of_when(
+    room: Room, clock: FakeClock, tmp_path: Path
+) -> None:
     """The balance names the moment of the queue, and a rejection after that is not missing."""
     path = tmp_path / "audit.jsonl"
     on_record(room, path, 2)
@@ -300,7 +374,10 @@ def test_the_balance_says_as_of_when(room: Room, clock: FakeClock, tmp_path: Pat
     room.wait()
     ledger = room.backend.ledger
     assert ledger.difference == 0
-    assert f"As of {client.get('/').text.split('as of ')[1][:16]}" in client.get("/account").text
+    assert (
+        f"As of {client.get('/').text.split('as of ')[1][:16]}"
+        in client.get("/account").text
+    )
     later = json.loads(path.read_bytes().splitlines()[0]) | {
         "dead_letter": "f" * 64,
         "time": "2999-01-01T00:00:00.000Z",
@@ -311,7 +388,9 @@ def test_the_balance_says_as_of_when(room: Room, clock: FakeClock, tmp_path: Pat
     assert (room.backend.ledger.rejected, room.backend.ledger.difference) == (2, 0)
 
 
-def test_the_balance_counts_the_letters_of_all_queues(house: House, tmp_path: Path) -> None:
+def test_the_balance_counts_the_letters_of_all_queues(
+    house: House, tmp_path: Path
+) -> None:
     """Audit files name the rejections of two queues: a letter in the other queue is open, and not missing."""
     shop, abroad = house.rooms.values()
     house.client()

@@ -85,7 +85,10 @@ MUTANTS = (
 
 def is_found(mutant: Caught, seed: int, path: Path) -> bool:
     """Tell whether the mistake fails its test in a play of a seed."""
-    with simulated_log("kafka-python", seed) as stage, AuditFile(path / f"{seed}.jsonl", fsync=False) as audit:
+    with (
+        simulated_log("kafka-python", seed) as stage,
+        AuditFile(path / f"{seed}.jsonl", fsync=False) as audit,
+    ):
         stage.patience = 20.0
         play = LogPlay(stage, audit)
         try:

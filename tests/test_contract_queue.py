@@ -11,7 +11,9 @@ from tests.simulation.amqp_broker import Channel
 from tests.simulation.contract_stage import PikaService, simulated_stage
 
 
-@pytest.mark.parametrize("coalesce_acks", [True, False], ids=["coalesced acks", "single acks"])
+@pytest.mark.parametrize(
+    "coalesce_acks", [True, False], ids=["coalesced acks", "single acks"]
+)
 class TestQueueSimulated(QueueDeliveryContract):
     """Every promise, also where each message is acked by itself."""
 
@@ -45,7 +47,9 @@ class TestPikaSimulated(QueueDeliveryContract):
         assert member.service.consumer is consumer
         assert play.mistakes(play.sent) == []
 
-    def test_a_replay_is_proven(self, play: QueuePlay, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_replay_is_proven(
+        self, play: QueuePlay, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Before a copy is condemned as ``replayed``, its channel answers a question."""
         asked: list[object] = []
         answer = Channel._on_flow

@@ -118,7 +118,9 @@ def at_once(_: Any) -> Any:
 def raising(_: Any) -> Any:
     """Leave a delivery as it is."""
 
-    async def failed(_processor: Processor, _begun: StartedDelivery, error: BaseException) -> None:
+    async def failed(
+        _processor: Processor, _begun: StartedDelivery, error: BaseException
+    ) -> None:
         raise error
 
     return failed
@@ -240,7 +242,10 @@ MUTANTS = (
 @pytest.fixture
 def play(tmp_path: Path) -> Iterator[QueuePlay]:
     """A play on a simulated stage."""
-    with simulated_stage() as stage, AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
+    with (
+        simulated_stage() as stage,
+        AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit,
+    ):
         yield QueuePlay(stage, audit, stage.clock)
 
 

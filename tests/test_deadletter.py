@@ -62,26 +62,38 @@ def size(message: Message) -> int:
      {"headers": (("mqauth-token", b"x" * 900_000),)}],
     ids=["key", "body", "headers", "token"],
 )  # fmt: skip
-def test_any_message_a_broker_took_has_a_letter_that_fits(changes: dict[str, Any], kafka: Maker) -> None:
+def test_any_message_a_broker_took_has_a_letter_that_fits(
+    changes: dict[str, Any], kafka: Maker
+) -> None:
     """A message nearly as large as its broker's limit has a form within it: one such message must not stall."""
     limit = size(kafka(**changes))
-    found = next(letter(kafka(**changes)).forms(all_kept, lambda form: size(form) <= limit))
+    found = next(
+        letter(kafka(**changes)).forms(all_kept, lambda form: size(form) <= limit)
+    )
     assert lineage(found)["form"] == "reference"
 
 
-def test_forms_come_best_first_and_only_when_asked_for(kafka: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forms_come_best_first_and_only_when_asked_for(
+    kafka: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A letter that fits whole is never written as JSON."""
-    monkeypatch.setattr(deadletter.json_form, "to_form", lambda message: pytest.fail("made without need"))
+    monkeypatch.setattr(
+        deadletter.json_form, "to_form", lambda message: pytest.fail("made without need")
+    )
     found = letter(kafka())
     assert next(found.forms(all_kept, lambda form: True)).body == b"hello"
 
 
 @pytest.mark.parametrize("headers", [1, MAX_HEADERS + 1])
-def test_a_letter_that_may_not_be_a_reference_has_no_such_form(headers: int, kafka: Maker) -> None:
+def test_a_letter_that_may_not_be_a_reference_has_no_such_form(
+    headers: int, kafka: Maker
+) -> None:
     """With ``stop`` a message is dead-lettered with all it holds or not at all, however many headers it has."""
     found = letter(kafka(headers=(("a", b"x"),) * headers))
     forms = found.forms(all_kept, lambda form: True, "stop")
-    assert [lineage(form).get("form") for form in forms] == ([None, "json"] if headers == 1 else [])
+    assert [lineage(form).get("form") for form in forms] == (
+        [None, "json"] if headers == 1 else []
+    )
 
 
 BROKER_WRITTEN = (
@@ -101,8 +113,16 @@ def test_the_id_is_the_same_for_a_copy_after_a_crash(kafka: Maker, rabbit: Maker
 
 def test_the_source_of_the_longest_topic_is_whole(kafka: Maker) -> None:
     """A topic of 249 characters, with the ids of cluster and topic, is named to its end in the lineage."""
-    origin = Origin(topic="t" * 249, partition=2**31 - 1, offset=2**63 - 1, cluster="c" * 22, topic_id="i" * 22)
-    assert lineage(letter(kafka(origin=origin)).whole(all_kept))["source"] == origin.source
+    origin = Origin(
+        topic="t" * 249,
+        partition=2**31 - 1,
+        offset=2**63 - 1,
+        cluster="c" * 22,
+        topic_id="i" * 22,
+    )
+    assert (
+        lineage(letter(kafka(origin=origin)).whole(all_kept))["source"] == origin.source
+    )
 
 
 @pytest.mark.parametrize("depth", [33, 500, 2_000, 100_000])
@@ -125,18 +145,26 @@ def test_a_bottomless_header_is_buried_like_any_other(depth: int, rabbit: Maker)
      {"origin": Origin(queue="\ud800")}],
     ids=lambda value: next(iter(value)),
 )  # fmt: skip
-def test_whatever_an_adapter_hands_over_can_be_buried(changes: dict[str, Any], rabbit: Maker) -> None:
+def test_whatever_an_adapter_hands_over_can_be_buried(
+    changes: dict[str, Any], rabbit: Maker
+) -> None:
     """No header, property or place makes a letter's id, digest or lineage raise."""
     found = letter(rabbit(**changes))
     assert len(found.id) == 64
     whole = found.whole(lambda name, value: False)
-    assert all(str(value).encode() for name, value in whole.headers if name.startswith("mqauth-dead-"))
+    assert all(
+        str(value).encode()
+        for name, value in whole.headers
+        if name.startswith("mqauth-dead-")
+    )
     assert found.in_body().body
     assert found.reference().body
 
 
 @pytest.mark.parametrize("count", [MAX_HEADERS, MAX_HEADERS + 1])
-def test_a_message_of_very_many_headers_has_only_a_reference(count: int, kafka: Maker) -> None:
+def test_a_message_of_very_many_headers_has_only_a_reference(
+    count: int, kafka: Maker
+) -> None:
     """Up to 1,000 headers every form of the letter is made; beyond it only the reference."""
     found = letter(kafka(headers=tuple((f"{number}", b"") for number in range(count))))
     forms = list(found.forms(all_kept, lambda form: True))
@@ -157,11 +185,19 @@ def test_a_content_is_digested_once_for_a_delivery(
     for module in ("mqauth.letters.dead_letter", "mqauth.judging.delivery"):
         monkeypatch.setattr(f"{module}.content_digest", counted, raising=False)
     forms: list[Message] = []
-    world.letters.publish.function = lambda letter: forms.extend(letter.forms(all_kept, lambda form: True))
+    world.letters.publish.function = lambda letter: forms.extend(
+        letter.forms(all_kept, lambda form: True)
+    )
     outcome = world.process(kafka())
     assert (len(made), len(forms)) == (1, 3)
-    assert {dict(form.headers)["mqauth-dead-id"] for form in forms} == {outcome.dead_letter}
-    assert world.records[0]["dead_letter"] == outcome.dead_letter == letter_id(kafka(), "default")
+    assert {dict(form.headers)["mqauth-dead-id"] for form in forms} == {
+        outcome.dead_letter
+    }
+    assert (
+        world.records[0]["dead_letter"]
+        == outcome.dead_letter
+        == letter_id(kafka(), "default")
+    )
 
 
 def test_the_letter_shows_nothing_of_the_message(kafka: Maker) -> None:

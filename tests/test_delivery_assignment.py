@@ -37,8 +37,13 @@ HELD = frozenset((ZERO, ONE, TWO))
 
 def records(*offsets: int, place: At = ZERO) -> list[Message]:
     """Return the records at these offsets."""
-    origins = [Origin(topic=place.topic, partition=place.partition, offset=offset) for offset in offsets]
-    return [Message(destination="kafka:orders", body=b"", origin=origin) for origin in origins]
+    origins = [
+        Origin(topic=place.topic, partition=place.partition, offset=offset)
+        for offset in offsets
+    ]
+    return [
+        Message(destination="kafka:orders", body=b"", origin=origin) for origin in origins
+    ]
 
 
 def committed(assignment: Assignment) -> dict[Any, int]:
@@ -72,7 +77,9 @@ def start(offset: int = 0, *, seek: bool = False) -> Start:
 @pytest.fixture
 def fresh(clock: FakeClock) -> Assignment:
     """Two at once, of which nothing was begun."""
-    return Assignment(clock, backoff=Backoff(first=1, longest=1), session=SESSION, width=2)
+    return Assignment(
+        clock, backoff=Backoff(first=1, longest=1), session=SESSION, width=2
+    )
 
 
 @pytest.fixture
@@ -95,11 +102,17 @@ def test_nothing_comes_of_what_was_not_begun(fresh: Assignment) -> None:
     fresh.receive(ZERO, records(9))
     wanted = fresh.client_calls(HELD, frozenset())
     assert (wanted.pause, wanted.seek, fresh.choose()) == (HELD, {ZERO: 7}, None)
-    assert fresh.final_calls(HELD, HELD) == ClientCalls(pause=frozenset(), resume=HELD, seek={ZERO: 7})
+    assert fresh.final_calls(HELD, HELD) == ClientCalls(
+        pause=frozenset(), resume=HELD, seek={ZERO: 7}
+    )
     fresh.begin({ZERO: start(5), ONE: start(3, seek=True)}, HELD)
     fresh.receive(ZERO, records(10))
     wanted = fresh.client_calls(HELD, HELD)
-    assert (wanted.resume, wanted.seek, fresh.choose()) == ({ZERO, ONE}, {ZERO: 7, ONE: 3}, None)
+    assert (wanted.resume, wanted.seek, fresh.choose()) == (
+        {ZERO, ONE},
+        {ZERO: 7, ONE: 3},
+        None,
+    )
     fresh.receive(ZERO, records(7))
     assert chosen(fresh).settled == 5
 
@@ -123,8 +136,12 @@ def test_nothing_begins_while_it_is_revoked(fresh: Assignment) -> None:
     assert fresh.unbegun({ZERO}) == {ZERO}
 
 
-@pytest.mark.parametrize(("end", "seek"), [("back", {ZERO: 7}), ("revoked", {}), ("lost", {})])
-def test_what_came_too_early_goes_with_its_partition(fresh: Assignment, end: str, seek: dict[At, int]) -> None:
+@pytest.mark.parametrize(
+    ("end", "seek"), [("back", {ZERO: 7}), ("revoked", {}), ("lost", {})]
+)
+def test_what_came_too_early_goes_with_its_partition(
+    fresh: Assignment, end: str, seek: dict[At, int]
+) -> None:
     """A partition that others may have had is read from where they have left it; one that came back is not."""
     fresh.receive(ZERO, records(7))
     if end == "lost":
@@ -150,7 +167,9 @@ def test_rebalances_are_counted(fresh: Assignment) -> None:
     assert len(set(epochs)) == len(epochs)
 
 
-def test_idle_partitions_are_committed_again(assignment: Assignment, clock: FakeClock) -> None:
+def test_idle_partitions_are_committed_again(
+    assignment: Assignment, clock: FakeClock
+) -> None:
     """Offsets expire at the broker: all are committed twice a day, also where nothing comes."""
     clock.advance(RENEWAL - 1)
     assert committed(assignment) == {}
@@ -161,7 +180,9 @@ def test_idle_partitions_are_committed_again(assignment: Assignment, clock: Fake
     assert committed(assignment) == {ZERO: 0, ONE: 0, TWO: 0}
 
 
-def test_records_that_are_gone_are_left_behind(assignment: Assignment, clock: FakeClock) -> None:
+def test_records_that_are_gone_are_left_behind(
+    assignment: Assignment, clock: FakeClock
+) -> None:
     """Where the next records are gone, what waits is tried when it is due, and what is left is read after it."""
     assignment.receive(ZERO, records(0, 1))
     partition = carry(assignment, outcome=LATER)
@@ -173,7 +194,9 @@ def test_records_that_are_gone_are_left_behind(assignment: Assignment, clock: Fa
     assert committed(assignment) == {ZERO: 6}
 
 
-def test_commits_after_a_batch_and_at_intervals(assignment: Assignment, clock: FakeClock) -> None:
+def test_commits_after_a_batch_and_at_intervals(
+    assignment: Assignment, clock: FakeClock
+) -> None:
     """A batch that is long is committed at intervals, one that ended a tenth of a second after the last."""
     assignment.receive(ZERO, records(0, 1))
     assignment.receive(ONE, records(0, place=ONE))
@@ -197,7 +220,9 @@ def test_a_refused_commit_rests(assignment: Assignment, clock: FakeClock) -> Non
     carry(assignment)
     assignment.commit_failed()
     assert committed(assignment) == {}
-    assert {partition.topic_partition for partition in assignment.due_commits(last=True)} == {ZERO}
+    assert {
+        partition.topic_partition for partition in assignment.due_commits(last=True)
+    } == {ZERO}
     clock.advance(COMMIT_RETRY)
     assert committed(assignment) == {ZERO: 1}
 
@@ -247,10 +272,16 @@ def test_what_was_taken_away_is_dropped(assignment: Assignment, end: str) -> Non
         assignment.revoked({ZERO}, held={ONE})
     assert assignment.next_delivery(partition) is None
     assignment.visit_ended(partition)
-    assert (assignment.choose(), committed(assignment), partition.alive) == (None, {}, False)
+    assert (assignment.choose(), committed(assignment), partition.alive) == (
+        None,
+        {},
+        False,
+    )
 
 
-def test_what_may_come_back_is_suspended(assignment: Assignment, clock: FakeClock) -> None:
+def test_what_may_come_back_is_suspended(
+    assignment: Assignment, clock: FakeClock
+) -> None:
     """Between the two calls of an eager rebalance nothing is begun or committed; what came back goes on then."""
     assignment.receive(ZERO, records(0, 1))
     assignment.receive(ONE, records(0, place=ONE))
@@ -281,7 +312,9 @@ def test_nothing_is_begun_before_a_rebalance(assignment: Assignment) -> None:
     assert chosen(assignment) is partition
 
 
-def test_a_log_that_went_back_is_another(assignment: Assignment, clock: FakeClock) -> None:
+def test_a_log_that_went_back_is_another(
+    assignment: Assignment, clock: FakeClock
+) -> None:
     """A record that was received before is one of a topic made anew: what ran of the old one is not committed."""
     assignment.receive(ZERO, records(5, 6))
     old = chosen(assignment)
@@ -307,7 +340,9 @@ def test_all_is_paused_while_all_hands_are_full(assignment: Assignment) -> None:
     assert assignment.final_calls(HELD, frozenset((ONE,))).resume == {ONE}
 
 
-def test_a_poll_waits_no_longer_than_a_back_off(assignment: Assignment, clock: FakeClock) -> None:
+def test_a_poll_waits_no_longer_than_a_back_off(
+    assignment: Assignment, clock: FakeClock
+) -> None:
     """A poll may wait for its time, but not past a record's next attempt, nor for a handler that cannot end it."""
     assert assignment.poll_timeout(0.2) == 0.2
     assignment.receive(ZERO, records(0))
@@ -332,7 +367,9 @@ def paused(assignment: Assignment, clock: FakeClock, seconds: float) -> None:
     assignment.receive(ZERO, records(7))
 
 
-def test_after_a_pause_membership_is_confirmed_first(assignment: Assignment, clock: FakeClock) -> None:
+def test_after_a_pause_membership_is_confirmed_first(
+    assignment: Assignment, clock: FakeClock
+) -> None:
     """What a poll returns after a pause beyond the session is not begun before a commit succeeded."""
     paused(assignment, clock, SESSION + 1)
     assert assignment.choose() is None
@@ -342,7 +379,9 @@ def test_after_a_pause_membership_is_confirmed_first(assignment: Assignment, clo
 
 
 @pytest.mark.parametrize("held", [0, 3])
-def test_a_clock_that_is_put_forward_costs_no_turns(fresh: Assignment, clock: FakeClock, held: int) -> None:
+def test_a_clock_that_is_put_forward_costs_no_turns(
+    fresh: Assignment, clock: FakeClock, held: int
+) -> None:
     """After a step of the time of day an idle member polls as before, also one without partitions."""
     fresh.begin({place: start() for place in sorted(HELD)[:held]}, ())
     fresh.heartbeat()
@@ -358,7 +397,9 @@ def test_a_clock_that_is_put_forward_costs_no_turns(fresh: Assignment, clock: Fa
     assert turns < 60
 
 
-def test_a_commit_that_fails_confirms_nothing(assignment: Assignment, clock: FakeClock) -> None:
+def test_a_commit_that_fails_confirms_nothing(
+    assignment: Assignment, clock: FakeClock
+) -> None:
     """Where the commit is refused the records wait, and go with their partition when it turns out to be lost."""
     paused(assignment, clock, SESSION + 1)
     assignment.commit_began()
@@ -374,7 +415,9 @@ def test_a_commit_that_fails_confirms_nothing(assignment: Assignment, clock: Fak
     assert chosen(assignment).topic_partition == ZERO
 
 
-def test_a_commit_begun_before_the_pause_confirms_nothing(assignment: Assignment, clock: FakeClock) -> None:
+def test_a_commit_begun_before_the_pause_confirms_nothing(
+    assignment: Assignment, clock: FakeClock
+) -> None:
     """A transaction that the broker has ended before we fell asleep does not say who we are after it."""
     began = assignment.commit_began()
     paused(assignment, clock, SESSION + 1)
@@ -382,7 +425,9 @@ def test_a_commit_begun_before_the_pause_confirms_nothing(assignment: Assignment
     assert assignment.choose() is None
 
 
-def test_a_pause_within_the_session_needs_no_confirmation(assignment: Assignment, clock: FakeClock) -> None:
+def test_a_pause_within_the_session_needs_no_confirmation(
+    assignment: Assignment, clock: FakeClock
+) -> None:
     """The broker keeps our partitions for as long as the session lasts."""
     paused(assignment, clock, SESSION)
     assert chosen(assignment).topic_partition == ZERO
@@ -419,7 +464,9 @@ def test_a_pause_goes_with_its_partition(assignment: Assignment, end: str) -> No
     assert assignment.client_calls(HELD, frozenset((ZERO,))).resume == set()
 
 
-def test_a_stop_stands_at_what_is_read_again(assignment: Assignment, clock: FakeClock) -> None:
+def test_a_stop_stands_at_what_is_read_again(
+    assignment: Assignment, clock: FakeClock
+) -> None:
     """What was put back, and was not read again before the stop, is read by whoever goes on with the client."""
     assignment.receive(ZERO, records(0, 1, 2))
     carry(assignment, outcome=LATER)
@@ -439,7 +486,8 @@ def test_what_is_suspended_keeps_its_seek(assignment: Assignment) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "goes_on"), [(3, 4, True), (3, 5, False), (3, 3, False), (-1, 0, False), (None, 9, True)]
+    ("before", "after", "goes_on"),
+    [(3, 4, True), (3, 5, False), (3, 3, False), (-1, 0, False), (None, 9, True)],
 )
 def test_what_another_may_have_had_is_begun_anew(
     assignment: Assignment, before: int | None, after: int, goes_on: bool
@@ -449,7 +497,10 @@ def test_what_another_may_have_had_is_begun_anew(
     assignment.early[TWO] = 5
     assignment.revoked({ZERO, TWO}, HELD, before)
     assert assignment.assigned(HELD, after) == (frozenset() if goes_on else {ZERO, TWO})
-    assert (assignment.partition(ZERO) is not None, TWO in assignment.early) == (goes_on, goes_on)
+    assert (assignment.partition(ZERO) is not None, TWO in assignment.early) == (
+        goes_on,
+        goes_on,
+    )
     assert assignment.partition(ONE) is not None
     assert assignment.assigned(HELD, after + 7) == frozenset()
 
@@ -463,7 +514,11 @@ def test_a_client_that_reads_from_its_commits_is_sent_on(assignment: Assignment)
     assert len(part(assignment, ZERO).waiting) == 2
     assert assignment.client_calls(HELD, frozenset()).seek[ZERO] == 2
     assignment.receive(ZERO, records(2))
-    assert [offset_of(each.message) for each in part(assignment, ZERO).waiting] == [0, 1, 2]
+    assert [offset_of(each.message) for each in part(assignment, ZERO).waiting] == [
+        0,
+        1,
+        2,
+    ]
 
 
 def test_a_range_of_a_lost_partition_is_not_committed(assignment: Assignment) -> None:
@@ -471,7 +526,10 @@ def test_a_range_of_a_lost_partition_is_not_committed(assignment: Assignment) ->
     partition = part(assignment, ZERO)
     assignment.lost({ZERO})
     assignment.skipped(partition, 5)
-    assert (committed(assignment), assignment.client_calls(HELD, frozenset()).seek) == ({}, {})
+    assert (committed(assignment), assignment.client_calls(HELD, frozenset()).seek) == (
+        {},
+        {},
+    )
 
 
 def test_a_stopped_book_begins_nothing(assignment: Assignment) -> None:
@@ -492,7 +550,9 @@ class Facts(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = FakeClock()
-        self.assignment = Assignment(self.clock, backoff=Backoff(first=1, longest=1), session=SESSION, width=2)
+        self.assignment = Assignment(
+            self.clock, backoff=Backoff(first=1, longest=1), session=SESSION, width=2
+        )
         self.held: set[At] = set(HELD)
         self.position = dict.fromkeys(HELD, 0)
         self.settled: dict[At, int] = dict.fromkeys(HELD, 0)
@@ -509,7 +569,9 @@ class Facts(RuleBasedStateMachine):
         self.position |= wanted.seek
         if place in self.held - self.revoked and place not in wanted.pause:
             start = self.position[place]
-            self.assignment.receive(place, records(*range(start, start + count), place=place))
+            self.assignment.receive(
+                place, records(*range(start, start + count), place=place)
+            )
             self.position[place] = start + count
 
     @rule(fails=st.booleans())
@@ -529,7 +591,9 @@ class Facts(RuleBasedStateMachine):
             return
         assert not self.waking
         assert partition.topic_partition in (self.held - self.revoked) & self.begun
-        assert partition.topic_partition not in [other.topic_partition for other in self.running if other.alive]
+        assert partition.topic_partition not in [
+            other.topic_partition for other in self.running if other.alive
+        ]
         self.running.append(partition)
 
     @precondition(lambda self: self.running)
@@ -595,11 +659,15 @@ class Facts(RuleBasedStateMachine):
 
 
 TestFacts = Facts.TestCase
-TestFacts.settings = settings(max_examples=nightly(300, otherwise=100), stateful_step_count=30, deadline=None)
+TestFacts.settings = settings(
+    max_examples=nightly(300, otherwise=100), stateful_step_count=30, deadline=None
+)
 
 
 @pytest.mark.parametrize(("first", "longest"), [(0.0, 1.0), (2.0, 1.0)])
-def test_a_wait_of_nothing_is_refused(clock: FakeClock, first: float, longest: float) -> None:
+def test_a_wait_of_nothing_is_refused(
+    clock: FakeClock, first: float, longest: float
+) -> None:
     """A first wait that is not above 0, or above the longest, would have a broker asked without end."""
     with pytest.raises(ConfigurationError, match="backoff"):
         Assignment(clock, backoff=Backoff(first=first, longest=longest))

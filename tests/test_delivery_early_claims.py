@@ -114,7 +114,9 @@ class Bench:
 
     def work_of(self, handler: Any, **settings: Any) -> LogWork:
         """Return what works on the assigned partitions."""
-        return LogWork(self.pipeline(**settings), self.assignment, handler, lambda _: self)
+        return LogWork(
+            self.pipeline(**settings), self.assignment, handler, lambda _: self
+        )
 
     def pipeline(self, **settings: Any) -> Pipeline:
         """Return a pipeline of the forge's."""
@@ -161,7 +163,10 @@ class Bench:
 
 def at(message: Message, offset: int | None) -> Message:
     """Return a message as read at an offset, or from where there are none."""
-    return replace(message, origin=Origin(scope="billing", topic="orders", partition=0, offset=offset))
+    return replace(
+        message,
+        origin=Origin(scope="billing", topic="orders", partition=0, offset=offset),
+    )
 
 
 @pytest.fixture
@@ -178,7 +183,9 @@ def test_one_round_trip(bench: Bench) -> None:
     assert bench.handled == [b"0", b"1", b"2", b"3", b"4"]
     assert (bench.store.batches, bench.store.single) == ([5], 0)
     again = bench.batch([at(message, 9) for message in messages])
-    assert {outcome.reason for outcome in bench.work(again, EarlyClaims(bench.guard))} == {Reason.REPLAYED}
+    assert {
+        outcome.reason for outcome in bench.work(again, EarlyClaims(bench.guard))
+    } == {Reason.REPLAYED}
 
 
 @pytest.mark.parametrize(
@@ -191,13 +198,19 @@ def test_one_round_trip(bench: Bench) -> None:
     ],
 )
 def test_a_store_in_this_process_is_asked_for_some_of_a_poll_at_a_time(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, store: str, seconds: float, trips: list[int]
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    store: str,
+    seconds: float,
+    trips: list[int],
 ) -> None:
     """A far store is asked once for all that waits; a near one for a row; slow handlers make it long."""
     monkeypatch.setattr(Store, "in_process", store.startswith("near"))
     messages = [bench.sealed(offset) for offset in range(5 * ROW + 6)]
     bench.seconds = seconds
-    outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard, on_loop=store.endswith("loop")))
+    outcomes = bench.work(
+        bench.batch(messages), EarlyClaims(bench.guard, on_loop=store.endswith("loop"))
+    )
     assert {outcome.verdict for outcome in outcomes} == {Verdict.ACCEPTED}
     assert bench.handled == [b"%d" % offset for offset in range(5 * ROW + 6)]
     assert (bench.store.batches, bench.store.single) == (trips, 0)
@@ -212,7 +225,9 @@ def test_of_a_row_that_grew_too_old_few_are_judged_again(bench: Bench) -> None:
     assert (bench.store.batches, bench.store.single) == ([20, 3, 3, 3, 3], 1)
 
 
-def test_an_answer_is_awaited_in_an_event_loop(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_is_awaited_in_an_event_loop(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In an event loop a store may answer by an awaitable: it is asked once for all there, too."""
 
     class Awaited(Store):
@@ -228,7 +243,9 @@ def test_an_answer_is_awaited_in_an_event_loop(bench: Bench, monkeypatch: pytest
 
     monkeypatch.setattr(bench, "store", Awaited(clock=bench.clock))
     messages = [bench.sealed(offset) for offset in range(5)]
-    assert on_loop(bench.pipeline(), bench.batch(messages), bench) == [Verdict.ACCEPTED] * 5
+    assert (
+        on_loop(bench.pipeline(), bench.batch(messages), bench) == [Verdict.ACCEPTED] * 5
+    )
     assert (bench.store.batches, bench.store.single) == ([5], 0)
 
 
@@ -262,7 +279,11 @@ def test_forged_cost_no_claim(bench: Bench) -> None:
     run(EarlyClaims(bench.guard).judge_ahead(waiting))
     assert (bench.store.batches, bench.records) == ([2], [])
     outcomes = bench.work(waiting, EarlyClaims(bench.guard))
-    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED, Verdict.REJECTED, Verdict.ACCEPTED]
+    assert [outcome.verdict for outcome in outcomes] == [
+        Verdict.ACCEPTED,
+        Verdict.REJECTED,
+        Verdict.ACCEPTED,
+    ]
 
 
 class AsyncPolicy:
@@ -282,9 +303,14 @@ def on_loop(guard: Pipeline, deliveries: list[Delivery], bench: Bench) -> list[V
     """Judge ahead in an event loop, and carry each to its end."""
 
     async def work() -> list[Verdict]:
-        if (judging := EarlyClaims(guard, on_loop=True).judge_ahead(deliveries)) is not None:
+        if (
+            judging := EarlyClaims(guard, on_loop=True).judge_ahead(deliveries)
+        ) is not None:
             await arun(judging)
-        return [(await arun(guard.process(each, bench.handle, bench))).verdict for each in deliveries]
+        return [
+            (await arun(guard.process(each, bench.handle, bench))).verdict
+            for each in deliveries
+        ]
 
     return asyncio.run(work())
 
@@ -292,29 +318,46 @@ def on_loop(guard: Pipeline, deliveries: list[Delivery], bench: Bench) -> list[V
 def test_awaited_policy(bench: Bench) -> None:
     """In an event loop a policy may be asynchronous: then each is judged and claimed when it is processed."""
     guard = bench.pipeline(policy=AsyncPolicy(bench.forge.policy("kafka:orders")))
-    assert on_loop(guard, bench.batch([bench.sealed(0), bench.sealed(1)]), bench) == [Verdict.ACCEPTED] * 2
+    assert (
+        on_loop(guard, bench.batch([bench.sealed(0), bench.sealed(1)]), bench)
+        == [Verdict.ACCEPTED] * 2
+    )
     assert (bench.store.batches, bench.store.single) == ([], 2)
 
 
 def test_key_not_looked_for_ahead(bench: Bench) -> None:
     """In an event loop nobody looks for a key ahead: the look may block, and its turn has one that does not."""
     keys = LookedFor(KeySet([]))
-    guard = bench.pipeline(verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=keys)}))
-    run(EarlyClaims(guard, on_loop=True).judge_ahead(bench.batch([bench.sealed(0), bench.sealed(1)])))
+    guard = bench.pipeline(
+        verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=keys)})
+    )
+    run(
+        EarlyClaims(guard, on_loop=True).judge_ahead(
+            bench.batch([bench.sealed(0), bench.sealed(1)])
+        )
+    )
     assert (keys.looks, bench.store.batches) == (0, [])
     run(EarlyClaims(guard).judge_ahead(bench.batch([bench.sealed(0), bench.sealed(1)])))
     assert keys.looks == 1
 
 
-@pytest.mark.parametrize("way", ["out of reach", "one claim at a time", "fewer answers than asked"])
-def test_a_batch_that_is_not_claimed(bench: Bench, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+@pytest.mark.parametrize(
+    "way", ["out of reach", "one claim at a time", "fewer answers than asked"]
+)
+def test_a_batch_that_is_not_claimed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     """Each is judged in its turn then, and may be claimed by the same owners."""
     bench.store.fails = way == "out of reach"
     if way == "one claim at a time":
         bench.guard = bench.pipeline(replay=Single(bench.store))
     if way == "fewer answers than asked":
-        monkeypatch.setattr(bench.store, "claim_many", lambda _requests: [ClaimStatus.FRESH])
-    outcomes = bench.work(bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard))
+        monkeypatch.setattr(
+            bench.store, "claim_many", lambda _requests: [ClaimStatus.FRESH]
+        )
+    outcomes = bench.work(
+        bench.batch([bench.sealed(0), bench.sealed(1)]), EarlyClaims(bench.guard)
+    )
     assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 2
     assert bench.store.single == 2
 
@@ -322,11 +365,16 @@ def test_a_batch_that_is_not_claimed(bench: Bench, monkeypatch: pytest.MonkeyPat
 def test_waits_for_the_world(bench: Bench) -> None:
     """A record whose key cannot be fetched ends the look: those behind it are neither judged nor claimed."""
     source = Keys(KeySet([bench.forge.key]))
-    bench.guard = bench.pipeline(verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=source)}))
+    bench.guard = bench.pipeline(
+        verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=source)})
+    )
     unknown = bench.sealed(1, key=bench.forge.stranger)
     waiting = bench.batch([bench.sealed(0), unknown, bench.sealed(2)])
     outcomes = bench.work(waiting, EarlyClaims(bench.guard))
-    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED, Verdict.DEFERRED]
+    assert [outcome.verdict for outcome in outcomes] == [
+        Verdict.ACCEPTED,
+        Verdict.DEFERRED,
+    ]
     assert bench.store.batches == [1]
     assert waiting[1].step is Step.JUDGE
 
@@ -334,12 +382,19 @@ def test_waits_for_the_world(bench: Bench) -> None:
 def test_old_verdicts(bench: Bench) -> None:
     """A verdict that waited too long for its turn is reached anew: a key revoked meanwhile counts."""
     source = Keys(bench.forge.keys)
-    bench.guard = bench.pipeline(verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=source)}))
+    bench.guard = bench.pipeline(
+        verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=source)})
+    )
     waiting = bench.batch([bench.sealed(0), bench.sealed(1), bench.sealed(2)])
     ahead = EarlyClaims(bench.guard)
     run(ahead.judge_ahead(waiting))
-    source.keys = KeySet([replace(bench.forge.key, revocation=Revocation(reason="stolen"))])
-    assert run(bench.guard.process(waiting.pop(0), bench.handle, bench)).verdict is Verdict.ACCEPTED
+    source.keys = KeySet(
+        [replace(bench.forge.key, revocation=Revocation(reason="stolen"))]
+    )
+    assert (
+        run(bench.guard.process(waiting.pop(0), bench.handle, bench)).verdict
+        is Verdict.ACCEPTED
+    )
     bench.clock.advance(MAX_VERDICT_AGE)
     outcomes = bench.work(waiting, ahead)
     assert [outcome.reason for outcome in outcomes] == [Reason.KEY_REVOKED] * 2
@@ -365,7 +420,11 @@ def test_asynchronous_policy(bench: Bench) -> None:
 
     bench.guard = bench.pipeline(policy=Later())
     with pytest.raises(ConfigurationError, match="asynchronous"):
-        run(EarlyClaims(bench.guard).judge_ahead(bench.batch([bench.sealed(0), bench.sealed(1)])))
+        run(
+            EarlyClaims(bench.guard).judge_ahead(
+                bench.batch([bench.sealed(0), bench.sealed(1)])
+            )
+        )
 
 
 def test_time_of_a_verdict(bench: Bench) -> None:
@@ -391,7 +450,9 @@ class TopicPartition(NamedTuple):
 PLACE = TopicPartition("orders", 0)
 
 
-def visited(bench: Bench, messages: Sequence[Message], handler: Any = None, **settings: Any) -> Partition:
+def visited(
+    bench: Bench, messages: Sequence[Message], handler: Any = None, **settings: Any
+) -> Partition:
     """Return a partition whose records a worker has taken to their end."""
     bench.assignment.begin({PLACE: Start(0, Committed(0, ""), seek=False)}, (PLACE,))
     bench.assignment.receive(PLACE, messages)
@@ -408,7 +469,9 @@ def test_what_was_handled_is_confirmed_in_one_round_trip(bench: Bench) -> None:
     seen: list[list[int]] = []
     visited(bench, messages, lambda _: seen.append([*bench.store.confirms]))
     assert (bench.store.confirms, seen) == ([ROW, 2], [[]] * ROW + [[ROW]] * 2)
-    again = [bench.store.claim(replace(claim, owner="again")) for claim in bench.store.claims]
+    again = [
+        bench.store.claim(replace(claim, owner="again")) for claim in bench.store.claims
+    ]
     assert again == [ClaimStatus.REREAD] * len(messages)
 
 
@@ -416,14 +479,21 @@ def test_a_record_that_is_not_handled_again_is_confirmed_at_once(bench: Bench) -
     """Where a record read again is settled without its handler, each confirm comes before the next handler."""
     visited(bench, [bench.sealed(offset) for offset in range(3)], reread="duplicate")
     assert (bench.handled, bench.store.confirms) == ([b"0", b"1", b"2"], [])
-    again = [bench.store.claim(replace(claim, owner="again")) for claim in bench.store.claims]
+    again = [
+        bench.store.claim(replace(claim, owner="again")) for claim in bench.store.claims
+    ]
     assert again == [ClaimStatus.REREAD] * 3
 
 
-def test_accepted_records_are_recorded_before_their_row_is_confirmed(bench: Bench) -> None:
+def test_accepted_records_are_recorded_before_their_row_is_confirmed(
+    bench: Bench,
+) -> None:
     """With ``record="all"`` each has its audit record, and its claim is confirmed with the others."""
     visited(bench, [bench.sealed(0), bench.sealed(1)], record="all")
-    assert ([each.verdict for each in bench.records], bench.store.confirms) == (["accepted"] * 2, [2])
+    assert ([each.verdict for each in bench.records], bench.store.confirms) == (
+        ["accepted"] * 2,
+        [2],
+    )
 
 
 def test_a_store_out_of_reach_is_told_again(bench: Bench) -> None:
@@ -442,7 +512,9 @@ def test_a_store_out_of_reach_is_told_again(bench: Bench) -> None:
     bench.clock.advance(60)
     assert bench.assignment.choose() is partition
     bench.work_of(bench.handle).visit(partition)
-    again = [bench.store.claim(replace(claim, owner="again")) for claim in bench.store.claims]
+    again = [
+        bench.store.claim(replace(claim, owner="again")) for claim in bench.store.claims
+    ]
     assert again == [ClaimStatus.REREAD] * 2
     assert len(bench.handled) == 2
     assert bench.assignment.choose() is None
@@ -451,5 +523,9 @@ def test_a_store_out_of_reach_is_told_again(bench: Bench) -> None:
 
 def test_what_was_handled_before_a_partition_was_lost_is_confirmed(bench: Bench) -> None:
     """The next owner of a partition that is taken away during a handler finds what was handled to be done."""
-    visited(bench, [bench.sealed(0), bench.sealed(1)], lambda _: bench.assignment.lost([PLACE]))
+    visited(
+        bench,
+        [bench.sealed(0), bench.sealed(1)],
+        lambda _: bench.assignment.lost([PLACE]),
+    )
     assert bench.store.confirms == [1]

@@ -27,7 +27,9 @@ def put(holding: Hold, found: HeldDelivery) -> HeldDelivery:
     return found
 
 
-def held_since_now(cause: Cause, step: Step = Step.JUDGE, **settings: Any) -> tuple[FakeClock, Hold, HeldDelivery]:
+def held_since_now(
+    cause: Cause, step: Step = Step.JUDGE, **settings: Any
+) -> tuple[FakeClock, Hold, HeldDelivery]:
     """Return a clock, what holds, and a delivery that was received and is held from now on."""
     clock = FakeClock()
     holding, found = hold(clock), held(cause, step, **settings)
@@ -71,7 +73,13 @@ def test_the_minute_does_not_reach_past_the_timeout() -> None:
 
 @pytest.mark.parametrize(
     ("step", "over"),
-    [(Step.JUDGE, True), (Step.HANDLE, True), (Step.RECORD, True), (Step.CONFIRM, False), (Step.RELEASE, False)],
+    [
+        (Step.JUDGE, True),
+        (Step.HANDLE, True),
+        (Step.RECORD, True),
+        (Step.CONFIRM, False),
+        (Step.RELEASE, False),
+    ],
 )
 def test_what_is_not_ours_is_left(step: Step, *, over: bool) -> None:
     """But for a claim that is to be ended, whoever the delivery belongs to."""
@@ -84,7 +92,10 @@ def test_what_is_not_ours_is_left(step: Step, *, over: bool) -> None:
     assert holding.is_over(found) is over
 
 
-@pytest.mark.parametrize(("returned", "stays", "over"), [(0, False, True), (20, False, False), (0, True, False)])
+@pytest.mark.parametrize(
+    ("returned", "stays", "over"),
+    [(0, False, True), (20, False, False), (0, True, False)],
+)
 def test_a_suspension_sends_back(returned: int, *, stays: bool, over: bool) -> None:
     """What is held goes back, but for a message's last delivery and one that is tried until the cause is over."""
     holding = hold(FakeClock())
@@ -125,7 +136,11 @@ def test_the_last_delivery_is_held_on(cause: Cause, *, over: bool) -> None:
     holding = hold(clock)
     found = put(holding, held(cause, said=Said(returned=20), limit=20))
     clock.advance(10_000)
-    assert (holding.is_over(found), found.is_given_up, holding.at_limit) == (over, over, 1)
+    assert (holding.is_over(found), found.is_given_up, holding.at_limit) == (
+        over,
+        over,
+        1,
+    )
 
 
 def test_what_is_given_up_is_rejected() -> None:
@@ -135,7 +150,10 @@ def test_what_is_given_up_is_rejected() -> None:
     holding.attempted(found, deferred(ONE)._replace(detail="database"))
     found.give_up(now=90)
     assert found.delivery.rejection.reason is Reason.HANDLER_FAILED
-    assert found.delivery.rejection.detail == "put off 2 times in its last delivery, in all for 90 s: database"
+    assert (
+        found.delivery.rejection.detail
+        == "put off 2 times in its last delivery, in all for 90 s: database"
+    )
 
 
 def test_who_suspends() -> None:
@@ -155,16 +173,32 @@ def test_who_suspends() -> None:
     said.is_ended = False
     holding.attempted(found, ACCEPTED)
     assert not holding.wants_suspension(found)
-    assert not holding.wants_suspension(put(holding, held(ALL, said=Said(returned=20), limit=20)))
+    assert not holding.wants_suspension(
+        put(holding, held(ALL, said=Said(returned=20), limit=20))
+    )
 
 
 @pytest.mark.parametrize("step", [Step.JUDGE, Step.CONFIRM, Step.SETTLE])
 def test_what_is_settled_is_not_given_back(step: Step) -> None:
     """It may have been acked, and the broker closes the channel for a tag settled twice; others go back."""
     forge = Forge()
-    guard = Pipeline(verifier=forge.verifier(), policy=forge.policy(), replay=MemoryReplayStore(), audit=None)
+    guard = Pipeline(
+        verifier=forge.verifier(),
+        policy=forge.policy(),
+        replay=MemoryReplayStore(),
+        audit=None,
+    )
     letters: Any = None
-    work = QueueWork("q", guard, print, letters, ended=Said().ended, decode=None, answer=None, stops=True)
+    work = QueueWork(
+        "q",
+        guard,
+        print,
+        letters,
+        ended=Said().ended,
+        decode=None,
+        answer=None,
+        stops=True,
+    )
     assert run(work.let_go(delivery(step))) is (step is not Step.SETTLE)
 
 
@@ -212,11 +246,15 @@ def test_nothing_is_done_for_what_is_not_ours() -> None:
         (None, Step.HANDLE, False),
     ],
 )
-def test_what_waits_for_an_answer(rejection: Rejection | None, step: Step, *, waits: bool) -> None:
+def test_what_waits_for_an_answer(
+    rejection: Rejection | None, step: Step, *, waits: bool
+) -> None:
     """Only what another moment would decide otherwise, and only before it is recorded."""
     found = delivery(step)
     found.rejection = rejection
-    assert (Slot(None, Said(), 0).unproven(found) is rejection) is (waits or rejection is None)
+    assert (Slot(None, Said(), 0).unproven(found) is rejection) is (
+        waits or rejection is None
+    )
 
 
 def test_an_answer_proves_one_verdict() -> None:
@@ -239,7 +277,8 @@ def test_without_an_answer_it_is_not_ours(*, lives: bool, ended: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "returned", "last"), [(20, 19, False), (20, 20, True), (-1, 99, False), (0, 0, True)]
+    ("limit", "returned", "last"),
+    [(20, 19, False), (20, 20, True), (-1, 99, False), (0, 0, True)],
 )
 def test_which_delivery_is_the_last(limit: int, returned: int, *, last: bool) -> None:
     """The one whose return would pass the limit, where there is one."""
@@ -262,7 +301,11 @@ def test_one_question_answers_all_who_waited_when_it_was_asked() -> None:
 
 def test_claims_are_renewed_after_a_third() -> None:
     """From then on at each look, while the handler runs; one that is another's is left alone."""
-    tended, running, judged = QueueLeases(60), delivery(Step.HANDLE), delivery(Step.CONFIRM)
+    tended, running, judged = (
+        QueueLeases(60),
+        delivery(Step.HANDLE),
+        delivery(Step.CONFIRM),
+    )
     tended.add(running, since=1)
     tended.add(judged, since=0)
     assert tended.due(20) == []
@@ -310,10 +353,18 @@ def test_long(caplog: pytest.LogCaptureFixture) -> None:
     clock.advance(OUTAGE_AFTER - 1)
     assert (window.is_out, told()) == (True, (None, None, None))
     clock.advance(1)
-    assert told() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: the connection is down")
+    assert told() == (
+        Cause.BROKER_UNAVAILABLE,
+        began,
+        "cannot consume: the connection is down",
+    )
     with caplog.at_level(logging.WARNING, "mqauth.delivery"):
         window.cannot(ConnectionError("no queue 'billing'"))
-    assert told() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: no queue 'billing'")
+    assert told() == (
+        Cause.BROKER_UNAVAILABLE,
+        began,
+        "cannot consume: no queue 'billing'",
+    )
     assert "cannot consume billing now, trying again: no queue 'billing'" in caplog.text
     window.cannot(TimeoutError())
     assert told() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: TimeoutError")
@@ -328,11 +379,19 @@ OURS, DEAD = "https://ours", "https://dead"
 
 
 def put_many(
-    holding: Hold, number: int, cause: Cause, party: str | None = None, *, tag: str = "t", size: int = 1
+    holding: Hold,
+    number: int,
+    cause: Cause,
+    party: str | None = None,
+    *,
+    tag: str = "t",
+    size: int = 1,
 ) -> list[HeldDelivery]:
     """Hold so many deliveries more, and return them."""
     slot = Slot(None, Said(tag=tag, length=size), 0)
-    found = [HeldDelivery(slot, delivery(), deferred(cause, party), 0) for _ in range(number)]
+    found = [
+        HeldDelivery(slot, delivery(), deferred(cause, party), 0) for _ in range(number)
+    ]
     for each in found:
         holding.put(each)
     return found
@@ -384,7 +443,10 @@ def test_room_is_bounded() -> None:
     assert not capacity.has_room()
     assert capacity.is_full("u", 17)
     assert not capacity.is_full("u", 18)
-    assert capacity.by_cause() == {f"keys_unavailable of {DEAD}": 17, "handler_deferred": 3}
+    assert capacity.by_cause() == {
+        f"keys_unavailable of {DEAD}": 17,
+        "handler_deferred": 3,
+    }
     heavy = both()
     (large,) = put_many(heavy, 1, Cause.HANDLER_DEFERRED, size=MAX_BYTES)
     assert not heavy.has_room()

@@ -13,7 +13,10 @@ from integration.documentation import ROOT
 
 PAGE = (ROOT / "docs" / "delivery.md").read_text("utf-8")
 NAMED = {name for name in re.findall(r"`(test_\w+)(?:\[\w+\])?`", PAGE)}
-CONTRACTS = [*(ROOT / "tests" / "kit").glob("delivery_contract*.py"), ROOT / "mqauth" / "testing" / "contract.py"]
+CONTRACTS = [
+    *(ROOT / "tests" / "kit").glob("delivery_contract*.py"),
+    ROOT / "mqauth" / "testing" / "contract.py",
+]
 ROWS_OF_BOTH = ROOT / "integration" / "chaos" / "rows.py"
 FILES = [ROWS_OF_BOTH, *sorted((ROOT / "integration" / "chaos").glob("test_*.py"))]
 TABLE = PAGE.partition("## When something goes wrong")[2].partition("\n## ")[0]
@@ -27,7 +30,8 @@ def names_in(files: Iterable[Path]) -> set[str]:
         node.name
         for tree in trees
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name.startswith("test_")
     }
 
 
@@ -39,9 +43,13 @@ def chaos(subject: str) -> set[str]:
 def test_every_named_test_exists() -> None:
     """Each test the page names is of the chaos table, of a delivery contract, or of a file it names."""
     named = set(re.findall(r"`(test_\w+\.py)`", PAGE))
-    beside = {path for path in (ROOT / "integration").rglob("test_*.py") if path.name in named}
+    beside = {
+        path for path in (ROOT / "integration").rglob("test_*.py") if path.name in named
+    }
     assert {path.name for path in beside} == named
-    assert names_in((*FILES, *beside, *CONTRACTS)) >= NAMED - {file.stem for file in beside}
+    assert names_in((*FILES, *beside, *CONTRACTS)) >= NAMED - {
+        file.stem for file in beside
+    }
 
 
 @pytest.mark.parametrize("subject", ["rabbitmq", "kafka", "identity"])

@@ -32,7 +32,9 @@ from tests.test_delivery_assignment import (
     start,
 )
 
-OFFSETS = st.lists(st.integers(0, 2**40), unique=True, min_size=1, max_size=30).map(sorted)
+OFFSETS = st.lists(st.integers(0, 2**40), unique=True, min_size=1, max_size=30).map(
+    sorted
+)
 NOW = 100.0
 
 
@@ -44,7 +46,11 @@ class Orders:
 
 def record(offset: int) -> Message:
     """Return the record at an offset."""
-    return Message(destination="kafka:orders", body=b"", origin=Origin(topic="orders", partition=0, offset=offset))
+    return Message(
+        destination="kafka:orders",
+        body=b"",
+        origin=Origin(topic="orders", partition=0, offset=offset),
+    )
 
 
 def received(*offsets: int) -> Partition:
@@ -63,7 +69,9 @@ def test_never_past_an_unsettled_record(offsets: list[int]) -> None:
     for at, offset in enumerate(offsets):
         partition.settle()
         assert partition.settled == offset + 1
-        assert partition.first_open == (None if at + 1 == len(offsets) else offsets[at + 1])
+        assert partition.first_open == (
+            None if at + 1 == len(offsets) else offsets[at + 1]
+        )
 
 
 @given(OFFSETS, st.data())
@@ -172,7 +180,11 @@ def places(*numbers: int) -> set[At]:
 def commits(*metadata: str | None) -> dict[At, Committed]:
     """Return commits of the first partitions, with such metadata; ``None`` where a partition has no commit."""
     found = enumerate(metadata)
-    return {At("orders", number): Committed(7, text) for number, text in found if text is not None}
+    return {
+        At("orders", number): Committed(7, text)
+        for number, text in found
+        if text is not None
+    }
 
 
 @pytest.mark.parametrize(
@@ -216,8 +228,13 @@ def test_metadata(metadata: str, count: int | None) -> None:
 def test_what_is_written_is_read(first: int, added: set[int]) -> None:
     """Whatever the metadata of a commit says, it says the same to the next member."""
     began = topic_start(places(*range(first)), {})
-    later = topic_start(places(*range(first), *added), dict.fromkeys(places(0), Committed(1, began.metadata)))
-    assert later == TopicStart(began.metadata, places(*(number for number in added if number >= first)), set())
+    later = topic_start(
+        places(*range(first), *added),
+        dict.fromkeys(places(0), Committed(1, began.metadata)),
+    )
+    assert later == TopicStart(
+        began.metadata, places(*(number for number in added if number >= first)), set()
+    )
 
 
 # ``mqauth.delivery.partition``: what was handled here is settled without its handler where it comes again.
@@ -240,7 +257,9 @@ def come_back(assignment: Assignment, messages: list[Message]) -> Any:
     return [each.message for each in part(assignment, ZERO).waiting]
 
 
-def test_what_was_handled_here_is_settled_and_committed_first(assignment: Assignment) -> None:
+def test_what_was_handled_here_is_settled_and_committed_first(
+    assignment: Assignment,
+) -> None:
     """Records that come again after their handlers have ended do not run again; a commit comes first."""
     messages = records(0, 1, 2)
     assignment.receive(ZERO, messages)
@@ -252,7 +271,9 @@ def test_what_was_handled_here_is_settled_and_committed_first(assignment: Assign
     assert assignment.counts.duplicate == 2
 
 
-def test_what_was_committed_is_forgotten(assignment: Assignment, clock: FakeClock) -> None:
+def test_what_was_committed_is_forgotten(
+    assignment: Assignment, clock: FakeClock
+) -> None:
     """A record that comes again although it was committed is wanted again, by whoever moved the offset."""
     messages = records(0)
     assignment.receive(ZERO, messages)
@@ -279,7 +300,9 @@ def test_what_was_deferred_runs_again(assignment: Assignment) -> None:
     assert come_back(assignment, messages) == messages
 
 
-def test_a_claim_that_could_not_be_confirmed_runs_nothing_again(assignment: Assignment) -> None:
+def test_a_claim_that_could_not_be_confirmed_runs_nothing_again(
+    assignment: Assignment,
+) -> None:
     """A record whose handler has returned is remembered, although the store was away as its claim was to end."""
     messages = records(0, 1)
     assignment.receive(ZERO, messages)
@@ -297,7 +320,9 @@ def test_who_goes_back_reads_again(assignment: Assignment) -> None:
     assert [each.message for each in part(assignment, ZERO).waiting] == messages
 
 
-def test_a_handler_that_outlasts_its_partition_is_waited_for(assignment: Assignment) -> None:
+def test_a_handler_that_outlasts_its_partition_is_waited_for(
+    assignment: Assignment,
+) -> None:
     """A partition that comes back while a handler runs begins once that has ended, and its record is settled."""
     messages = records(0)
     assignment.receive(ZERO, messages)
@@ -312,7 +337,9 @@ def test_a_handler_that_outlasts_its_partition_is_waited_for(assignment: Assignm
     assert come_back(assignment, messages) == []
 
 
-def test_a_handler_that_blocks_for_a_session_ends_its_visit(assignment: Assignment, clock: FakeClock) -> None:
+def test_a_handler_that_blocks_for_a_session_ends_its_visit(
+    assignment: Assignment, clock: FakeClock
+) -> None:
     """Where nobody has polled for longer than the session, a commit comes before the next record."""
     assignment.heartbeat()
     assignment.receive(ZERO, records(0, 1))
@@ -327,7 +354,9 @@ def test_a_handler_that_blocks_for_a_session_ends_its_visit(assignment: Assignme
     assert assignment.choose() is running
 
 
-def test_the_memory_is_bounded(assignment: Assignment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_is_bounded(
+    assignment: Assignment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Past its bound the first records are remembered: those that come first when they come again."""
     monkeypatch.setattr(finished, "MOST", 2)
     messages = records(0, 1, 2)

@@ -12,7 +12,14 @@ import pytest
 from mqauth import AuditFile, Cause, MemoryReplayStore, Message, Pipeline, Unavailable
 from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.queue_work import OVERHEAD, Progress
-from mqauth.delivery.window import DEATHS_IN_A_ROW, OUTAGE_AFTER, PROBES, RESTORE_AFTER, STEADY, Window
+from mqauth.delivery.window import (
+    DEATHS_IN_A_ROW,
+    OUTAGE_AFTER,
+    PROBES,
+    RESTORE_AFTER,
+    STEADY,
+    Window,
+)
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
 from mqauth.testing import FakeClock, Forge
 from tests.delivery_parts import ACCEPTED, REJECTED, Said, deferred, held, hold
@@ -35,7 +42,9 @@ class Stand:
         self.window.opens()
         self.window.consumes(tag)
 
-    def put(self, cause: Cause, step: Step = Step.JUDGE, *, tag: str = "tag", since: float = 0) -> HeldDelivery:
+    def put(
+        self, cause: Cause, step: Step = Step.JUDGE, *, tag: str = "tag", since: float = 0
+    ) -> HeldDelivery:
         """Hold a delivery."""
         found = held(cause, step, said=Said(tag=tag), since=since)
         self.hold.put(found)
@@ -78,7 +87,9 @@ def test_a_queue_that_waits_says_so_once(caplog: pytest.LogCaptureFixture) -> No
     assert stand.health() == (True, None)
 
 
-def test_the_first_that_goes_back_suspends(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_that_goes_back_suspends(
+    stand: Stand, caplog: pytest.LogCaptureFixture
+) -> None:
     """It says why, and is probed with; those after it change nothing, and a stop suspends no more."""
     first, second = stand.put(ALL), stand.put(ALL)
     assert (stand.window.suspend(first), stand.window.suspend(second)) == (False, False)
@@ -92,9 +103,12 @@ def test_the_first_that_goes_back_suspends(stand: Stand, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize(
-    ("step", "stays"), [(Step.RECORD, True), (Step.BURY, True), (Step.JUDGE, False), (Step.HANDLE, False)]
+    ("step", "stays"),
+    [(Step.RECORD, True), (Step.BURY, True), (Step.JUDGE, False), (Step.HANDLE, False)],
 )
-def test_what_only_trying_can_tell_stays(stand: Stand, step: Step, *, stays: bool) -> None:
+def test_what_only_trying_can_tell_stays(
+    stand: Stand, step: Step, *, stays: bool
+) -> None:
     """One delivery that waits for its record or letter stays unacked while the queue is suspended."""
     first, second = stand.put(ALL, step), stand.put(ALL, step)
     assert (stand.window.suspend(first), stand.window.suspend(second)) == (stays, False)
@@ -121,8 +135,12 @@ def test_one_delivery_finds_out_after_an_outage_that_told_nothing(stand: Stand) 
     assert not stand.window.settled(REJECTED)
 
 
-@pytest.mark.parametrize(("step", "last"), [(Step.RECORD, REJECTED), (Step.JUDGE, deferred(ALL))])
-def test_an_outage_that_is_over_narrows_nothing(stand: Stand, step: Step, last: Outcome) -> None:
+@pytest.mark.parametrize(
+    ("step", "last"), [(Step.RECORD, REJECTED), (Step.JUDGE, deferred(ALL))]
+)
+def test_an_outage_that_is_over_narrows_nothing(
+    stand: Stand, step: Step, last: Outcome
+) -> None:
     """What stayed and was settled shows that all is well, and so does a probe with what went back."""
     first = stand.put(ALL, step)
     stand.window.suspend(first)
@@ -145,7 +163,9 @@ def test_stalls_in_a_row_are_probed_ever_more_slowly(stand: Stand) -> None:
     assert stand.window.probe_wait == PROBES.first
 
 
-def test_three_deaths_in_a_row_narrow_the_window(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
+def test_three_deaths_in_a_row_narrow_the_window(
+    stand: Stand, caplog: pytest.LogCaptureFixture
+) -> None:
     """A message may kill the reader: it takes no neighbours with it. A long calm opens the window again."""
     for _ in range(DEATHS_IN_A_ROW):
         assert (stand.window.prefetch, stand.window.calm()) == (10, None)
@@ -158,7 +178,9 @@ def test_three_deaths_in_a_row_narrow_the_window(stand: Stand, caplog: pytest.Lo
     assert stand.window.prefetch == 10
 
 
-@pytest.mark.parametrize(("why", "deaths"), [("channel", 3), ("steady", 3), ("suspended", 0), ("stopping", 0)])
+@pytest.mark.parametrize(
+    ("why", "deaths"), [("channel", 3), ("steady", 3), ("suspended", 0), ("stopping", 0)]
+)
 def test_what_is_no_death_in_a_row(stand: Stand, why: str, deaths: int) -> None:
     """A channel closed alone, a connection that lived a minute, one lost in a suspension or at a stop."""
     for _ in range(DEATHS_IN_A_ROW):
@@ -214,7 +236,9 @@ def test_facts_in_any_order(seed: int) -> None:
     logging.getLogger("mqauth.delivery").disabled = True
 
     def waits() -> None:
-        waiting.append(stand.put(chance.choice((ALL, ONE)), chance.choice((Step.JUDGE, Step.RECORD))))
+        waiting.append(
+            stand.put(chance.choice((ALL, ONE)), chance.choice((Step.JUDGE, Step.RECORD)))
+        )
 
     def ends() -> None:
         if waiting:
@@ -261,13 +285,17 @@ def guard(tmp_path: Path) -> Pipeline:
 def message(number: int, *, headers: int = 0) -> Message:
     """Return one of different messages."""
     return Message(
-        destination=PLACE, body=number.to_bytes(4, "big") * (BODY // 4), headers=(("many", (b"x" * headers,)),)
+        destination=PLACE,
+        body=number.to_bytes(4, "big") * (BODY // 4),
+        headers=(("many", (b"x" * headers,)),),
     )
 
 
 def again(progress: Progress, given_back: Message) -> Delivery:
     """Return the delivery of what the broker delivers again."""
-    return progress.receive(replace(given_back, origin=replace(given_back.origin, redelivered=True)))
+    return progress.receive(
+        replace(given_back, origin=replace(given_back.origin, redelivered=True))
+    )
 
 
 def keep(progress: Progress, guard: Pipeline, *messages: Message) -> list[Delivery]:
@@ -308,7 +336,10 @@ def test_the_latest_is_always_kept(guard: Pipeline) -> None:
     """A message larger than the bound is known when it comes again."""
     progress = Progress(guard, lambda _: True, max_bytes=1)
     keep(progress, guard, message(1), message(2))
-    assert [again(progress, message(number)).deferred for number in (1, 2)] == [False, True]
+    assert [again(progress, message(number)).deferred for number in (1, 2)] == [
+        False,
+        True,
+    ]
 
 
 def test_what_was_handled_is_not_judged_anew(guard: Pipeline) -> None:

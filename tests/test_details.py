@@ -25,12 +25,16 @@ HOSTILE = "\x1b[2J\u202e" + "x" * 10_000
 
 def rejected(world: World, attack: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Return outcome, audit record and headers of the letter of an attack."""
-    place = "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
+    place = (
+        "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
+    )
     outcome = world.process(attack.mount(world.forge, honest_message(place)))
     return outcome, world.records[-1], dict(world.published[-1].headers)
 
 
-@pytest.mark.parametrize("attack", [*ATTACKS, *BATCH_ATTACKS], ids=lambda attack: attack.name)
+@pytest.mark.parametrize(
+    "attack", [*ATTACKS, *BATCH_ATTACKS], ids=lambda attack: attack.name
+)
 def test_both_sides(attack: Any, world: World) -> None:
     """Of each attack whose reason has two sides the record holds both, and the letter what was found alone."""
     outcome, record, letter = rejected(world, attack)
@@ -41,14 +45,20 @@ def test_both_sides(attack: Any, world: World) -> None:
     for name, text in record["expected"].items():
         assert f"{name} {text}" in outcome.detail
     assert "; configured:" not in letter["mqauth-dead-detail"]
-    assert all(f"{name} {text}" in outcome.detail for name, text in record["found"].items())
+    assert all(
+        f"{name} {text}" in outcome.detail for name, text in record["found"].items()
+    )
 
 
-@pytest.mark.parametrize("attack", [*ATTACKS, *BATCH_ATTACKS], ids=lambda attack: attack.name)
+@pytest.mark.parametrize(
+    "attack", [*ATTACKS, *BATCH_ATTACKS], ids=lambda attack: attack.name
+)
 def test_a_letter_holds_no_expected_value(attack: Any, world: World) -> None:
     """No value that is configured, and was not in the message, is in any header that mqauth wrote."""
     _, record, letter = rejected(world, attack)
-    own = " ".join(str(text) for name, text in letter.items() if name.startswith("mqauth-dead-"))
+    own = " ".join(
+        str(text) for name, text in letter.items() if name.startswith("mqauth-dead-")
+    )
     said = set(record.get("found", {}).values())
     for name, text in record.get("expected", {}).items():
         assert text in said or f"{name} {text}" not in own
@@ -105,11 +115,16 @@ def test_headers(world: World) -> None:
 
 def test_coverage(make_world: Any, forge: Any) -> None:
     """The headers that nobody signed, and those that are required."""
-    world = make_world(verifier=forge.verifier(unsigned_headers="reject", require_headers=("tenant",)))
+    world = make_world(
+        verifier=forge.verifier(unsigned_headers="reject", require_headers=("tenant",))
+    )
     message = world.sealed()
     world.process(replace(message, headers=(*message.headers, ("later", "x"))))
     record = world.records[-1]
-    assert (record["found"], record["expected"]) == ({"not covered": "later"}, {"required": "tenant"})
+    assert (record["found"], record["expected"]) == (
+        {"not covered": "later"},
+        {"required": "tenant"},
+    )
 
 
 def test_producer(make_world: Any) -> None:
@@ -117,7 +132,10 @@ def test_producer(make_world: Any) -> None:
     world = make_world(policy=Allow({"orders-api": ["kafka:orders"]}))
     world.process(world.sealed())
     record = world.records[-1]
-    assert record["found"] == {"subject": "orders-api", "destination": "rabbitmq:shop/orders.created"}
+    assert record["found"] == {
+        "subject": "orders-api",
+        "destination": "rabbitmq:shop/orders.created",
+    }
     assert record["expected"] == {"its rules": "kafka:orders"}
 
 
@@ -146,13 +164,17 @@ def test_replayed_as_another_delivery(world: World, rabbit: Any) -> None:
     """On RabbitMQ no place is known: a copy is told from a redelivery by the broker's mark alone."""
     message = world.forge.seal(rabbit())
     assert world.process(message).detail is None
-    assert "handled before, or being handled, as another delivery" in str(world.process(message).detail)
+    assert "handled before, or being handled, as another delivery" in str(
+        world.process(message).detail
+    )
 
 
 def test_a_store_without_places_says_so(kafka: Any) -> None:
     """A store that keeps no place, as Redis does, names none."""
     store = MemoryReplayStore()
-    request = ClaimRequest("billing", bytes(16), "a", ("", "orders", 0, 9), False, 60.0, 1e12)
+    request = ClaimRequest(
+        "billing", bytes(16), "a", ("", "orders", 0, 9), False, 60.0, 1e12
+    )
     assert first_seen(store, request) == "first at another place"
     store.claim(request)
     assert first_seen(store, request) == "first at orders/0/9"
@@ -167,9 +189,15 @@ def test_hostile_names(claim: str, world: World) -> None:
     made = world.sealed(claims={claim: HOSTILE[:256]})
     headers = tuple((f"{HOSTILE[:200]}{number}", "x") for number in range(40))
     world.process(replace(made, headers=(*made.headers, *headers)))
-    world.process(replace(honest_message("rabbitmq:shop/orders.created"), headers=headers))
+    world.process(
+        replace(honest_message("rabbitmq:shop/orders.created"), headers=headers)
+    )
     for record, letter in zip(world.records, world.published, strict=True):
-        texts = [*record.get("found", {}).values(), *record.get("expected", {}).values(), record["detail"]]
+        texts = [
+            *record.get("found", {}).values(),
+            *record.get("expected", {}).values(),
+            record["detail"],
+        ]
         texts.append(str(dict(letter.headers)["mqauth-dead-detail"]))
         assert all("\x1b" not in text and "\u202e" not in text for text in texts)
         assert all(len(text) <= 512 for text in texts)
@@ -186,7 +214,9 @@ def test_what_explains_never_fails(world: World, rabbit: Any) -> None:
         assert delivery.rejection.sentence().startswith("short")
 
 
-def test_a_flood_of_names_is_not_compared(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_of_names_is_not_compared(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a message without a token the first names alone are compared with the token's, however many there are."""
     compared: list[int] = []
 

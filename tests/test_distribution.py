@@ -21,7 +21,16 @@ TESTING = {
     "stage_rabbitmq", "store_blocking", "store_contract", "structure_attacks", "token_attacks",
 }  # fmt: skip
 """Modules for users' tests; the stages are what ``mqauth demo --broker`` and the attack suite run on."""
-OURS = ("bench", "victim", "mutation", "simulation", "stage", "test_", "chaos", "conftest")
+OURS = (
+    "bench",
+    "victim",
+    "mutation",
+    "simulation",
+    "stage",
+    "test_",
+    "chaos",
+    "conftest",
+)
 """Parts of names of what only our own tests need."""
 SDIST = {
     ".gitignore", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "conftest.py", "docs", "integration",
@@ -67,8 +76,18 @@ def sdist(built: Path) -> dict[PurePosixPath, str]:
 
 def known(folder: str) -> set[str]:
     """Return the files of a folder that git knows."""
-    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", folder]
-    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    words = [
+        "git",
+        "ls-files",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+        "-z",
+        folder,
+    ]
+    told = subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     return {name for name in told.split("\0") if name and (ROOT / name).exists()}
 
 
@@ -82,7 +101,9 @@ def test_the_wheel_is_the_library(wheel: set[str]) -> None:
 def test_the_wheel_has_nothing_of_our_tests(wheel: set[str]) -> None:
     """No stage, benchmark or victim of ours is in the wheel; ``mqauth.testing`` is what users' tests need."""
     folder = "mqauth/testing/"
-    assert {name.removeprefix(folder) for name in wheel if name.startswith(folder)} == {f"{n}.py" for n in TESTING}
+    assert {name.removeprefix(folder) for name in wheel if name.startswith(folder)} == {
+        f"{n}.py" for n in TESTING
+    }
     others = [name for name in wheel if not name.startswith(folder)]
     assert [name for name in others if any(part in name for part in OURS)] == []
 
@@ -106,7 +127,9 @@ def imported(text: str) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_the_tests_of_the_sdist_find_what_they_import(sdist: dict[PurePosixPath, str]) -> None:
+def test_the_tests_of_the_sdist_find_what_they_import(
+    sdist: dict[PurePosixPath, str],
+) -> None:
     """No module of the sdist imports one of the checkout that was left out."""
     missing = [
         (str(path), name)

@@ -50,7 +50,9 @@ def read(page: str) -> str:
 
 def section(page: str, title: str) -> str:
     """Return a section's text up to the next heading of any depth."""
-    found = re.search(rf"^#+ {re.escape(title)}$\n(.*?)(?=^#|\Z)", read(page), re.DOTALL | re.MULTILINE)
+    found = re.search(
+        rf"^#+ {re.escape(title)}$\n(.*?)(?=^#|\Z)", read(page), re.DOTALL | re.MULTILINE
+    )
     assert found, f"{page} has no section {title}"
     return found[1]
 
@@ -64,7 +66,9 @@ def test_every_block_that_needs_no_broker_runs(page: str, tmp_path: Path) -> Non
     for block in blocks(page):
         if block.mark == "output":
             # What a block prints that needs a service, its own test compares.
-            assert printed is None or matches(block.text, printed), f"{page}:{block.line}: printed {printed}"
+            assert printed is None or matches(block.text, printed), (
+                f"{page}:{block.line}: printed {printed}"
+            )
         elif block.language == "toml":
             reader.write(block)
         elif block.language in ("python", "sh"):
@@ -73,11 +77,25 @@ def test_every_block_that_needs_no_broker_runs(page: str, tmp_path: Path) -> Non
 
 def test_every_block_is_run_somewhere() -> None:
     """No block of code has a mark that neither this file nor the one on real brokers knows."""
-    marked = {(block.language, block.mark) for page in pages() for block in blocks(page) if block.language in RUN}
-    known = {("sh", "install"), ("json", "output"), ("json", ""), ("toml", ""), ("python", ""), ("sh", "")}
+    marked = {
+        (block.language, block.mark)
+        for page in pages()
+        for block in blocks(page)
+        if block.language in RUN
+    }
+    known = {
+        ("sh", "install"),
+        ("json", "output"),
+        ("json", ""),
+        ("toml", ""),
+        ("python", ""),
+        ("sh", ""),
+    }
     shells = ("consumer", "review", "opa", "agent", "authority", "again", "attacker")
     known |= {("sh", mark) for mark in shells}
-    known |= {(language, broker) for language in ("python", "sh") for broker in NEEDS_SERVICE}
+    known |= {
+        (language, broker) for language in ("python", "sh") for broker in NEEDS_SERVICE
+    }
     assert marked <= known
 
 
@@ -99,12 +117,14 @@ def test_ci_runs_the_readmes_command() -> None:
 def test_demo_handles_and_rejects_what_the_readme_says(tmp_path: Path) -> None:
     """The demo's last lines give the numbers of the README's first screen."""
     said = re.search(
-        r"three honest messages are handled, (\d+) attacks dead-lettered", " ".join(read("README.md").split())
+        r"three honest messages are handled, (\d+) attacks dead-lettered",
+        " ".join(read("README.md").split()),
     )
     assert said
     command = Block(page="README.md", line=1, language="sh", mark="", text="mqauth demo")
     wanted = (
-        f"3 honest messages handled, {said[1]} of {said[1]} attacks dead-lettered, 0 lost; audit chain intact."
+        f"3 honest messages handled, {said[1]} of {said[1]} attacks dead-lettered, "
+        "0 lost; audit chain intact."
     )
     assert wanted in " ".join(Reader(tmp_path).run(command).split())
 
@@ -115,17 +135,23 @@ def install_blocks() -> list[Block]:
 
 def test_reasons_are_the_enum() -> None:
     """The page of reasons has every reason once, and no other."""
-    assert sorted(ITEM.findall(section("docs/reference/reasons.md", "Reasons"))) == sorted(map(str, Reason))
+    assert sorted(
+        ITEM.findall(section("docs/reference/reasons.md", "Reasons"))
+    ) == sorted(map(str, Reason))
 
 
 def test_causes_are_the_enum() -> None:
     """The page of causes has every deferred cause once, in the enum's order, and no other."""
-    assert ITEM.findall(section("docs/reference/reasons.md", "Causes")) == [str(cause) for cause in Cause]
+    assert ITEM.findall(section("docs/reference/reasons.md", "Causes")) == [
+        str(cause) for cause in Cause
+    ]
 
 
 def test_wire_profile_names_every_reason() -> None:
     """The wire profile says of every reason where in the verdict it comes from."""
-    verdict = section("docs/wire-profile.md", "8. The verdict") + section("docs/wire-profile.md", "7. Time")
+    verdict = section("docs/wire-profile.md", "8. The verdict") + section(
+        "docs/wire-profile.md", "7. Time"
+    )
     assert {str(reason) for reason in Reason} <= set(re.findall(r"`(\w+)`", verdict))
 
 
@@ -140,7 +166,9 @@ def test_the_manual_is_short() -> None:
     assert len(manual) <= 90
     assert words("README.md") <= 1_700
     news = re.split(r"^## ", read("CHANGELOG.md"), flags=re.MULTILINE)[1:]
-    first = [section for section in news if section.startswith(("[Unreleased]", "[0.1.0]"))]
+    first = [
+        section for section in news if section.startswith(("[Unreleased]", "[0.1.0]"))
+    ]
     assert first
     assert sum(len(section.split()) for section in first) <= 900
 
@@ -160,12 +188,15 @@ def test_decisions_are_indexed() -> None:
         number, _, name = title.removeprefix("# ").partition(". ")
         assert path.name.startswith(f"{int(number):02}-")
         assert f"* [{int(number):02}]({path.name}) {name}\n" in index
-        assert re.findall(r"^## (.*)$", path.read_text("utf-8"), re.MULTILINE) == ["Decision", "Not taken"], (
-            path.name
-        )
+        assert re.findall(r"^## (.*)$", path.read_text("utf-8"), re.MULTILINE) == [
+            "Decision",
+            "Not taken",
+        ], path.name
 
 
-COMMANDS = sorted({span for page in [*pages(), "CHANGELOG.md"] for span in SPAN.findall(read(page))})
+COMMANDS = sorted(
+    {span for page in [*pages(), "CHANGELOG.md"] for span in SPAN.findall(read(page))}
+)
 
 
 @pytest.mark.parametrize("span", COMMANDS)
@@ -193,10 +224,15 @@ def test_profiles_own_code_agrees() -> None:
     @given(properties=PROPERTIES, headers=st.dictionaries(NAMES, VALUES, max_size=4))
     def agree(properties: dict[str, str], headers: dict[str, Any]) -> None:
         pairs = tuple((name, frozen(value)) for name, value in headers.items())
-        message = Message(destination="rabbitmq:shop/orders", body=b"", properties=properties, headers=pairs)
-        assert profile["hds_input"](properties, list(headers.items()), [*headers]) == envelope.headers_input(
-            message, [*headers]
+        message = Message(
+            destination="rabbitmq:shop/orders",
+            body=b"",
+            properties=properties,
+            headers=pairs,
         )
+        assert profile["hds_input"](
+            properties, list(headers.items()), [*headers]
+        ) == envelope.headers_input(message, [*headers])
 
     agree()
 
@@ -207,17 +243,26 @@ def test_profiles_own_code_judges_proofs() -> None:
 
     @given(st.integers(1, 12), st.data())
     def agree(size: int, data: st.DataObject) -> None:
-        index, other = data.draw(st.integers(0, size - 1)), data.draw(st.integers(0, size - 1))
-        found = forge_batch(forge, [honest_message("kafka:orders", number) for number in range(size)])
+        index, other = (
+            data.draw(st.integers(0, size - 1)),
+            data.draw(st.integers(0, size - 1)),
+        )
+        found = forge_batch(
+            forge, [honest_message("kafka:orders", number) for number in range(size)]
+        )
         proof = bytearray(found.proof(index))
         if data.draw(st.booleans()):
             proof[data.draw(st.integers(0, len(proof) - 1))] ^= 1
         sealed = found.seal(index, found.messages[other], proof=bytes(proof))
         message, header = found.messages[other], sealed.headers[-1][1]
         headers = envelope.headers_input(message, found.names)
-        parts = profile["leaf_parts"](message.destination, message.key, message.body, headers)
+        parts = profile["leaf_parts"](
+            message.destination, message.key, message.body, headers
+        )
         assert profile["leaf_hash"](parts) == found.leaves[other].hash
-        said = profile["verdict"](header.partition(b"~")[2].decode(), found.tree.root, size, parts)
+        said = profile["verdict"](
+            header.partition(b"~")[2].decode(), found.tree.root, size, parts
+        )
         assert said == said_by(forge.verifier(), sealed, clock.now())
 
     agree()
@@ -227,7 +272,9 @@ def said_by(verifier: Verifier, message: Message, now: float) -> str:
     """Return a verifier's reason, or that the message is bound."""
     try:
         candidate = verifier.open(message)
-        verifier.verify(message, candidate, verifier.issuer(candidate.token).keys.key_set(), now)
+        verifier.verify(
+            message, candidate, verifier.issuer(candidate.token).keys.key_set(), now
+        )
     except Rejection as rejection:
         return str(rejection.reason)
     return "bound"
@@ -251,7 +298,9 @@ def test_profiles_own_code_refuses_every_proof_attack(attack: Any) -> None:
 
 def profile_code(name: str) -> dict[str, Any]:
     """Run the wire profile's block of code that defines a function, and return what it defines."""
-    (block,) = (block for block in blocks("docs/wire-profile.md") if f"def {name}(" in block.text)
+    (block,) = (
+        block for block in blocks("docs/wire-profile.md") if f"def {name}(" in block.text
+    )
     profile: dict[str, Any] = {}
     exec(block.text, profile)  # noqa: S102 - our own page
     return profile
@@ -261,13 +310,24 @@ def frozen(value: Any) -> Any:
     """Return a value with lists as mqauth has them."""
     if isinstance(value, list):
         return tuple(map(frozen, value))
-    return {name: frozen(item) for name, item in value.items()} if isinstance(value, dict) else value
+    return (
+        {name: frozen(item) for name, item in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-PROPERTIES = st.dictionaries(st.sampled_from([n for n in PROTECTED_PROPERTIES if n != "reply-to"]), NAMES)
+PROPERTIES = st.dictionaries(
+    st.sampled_from([n for n in PROTECTED_PROPERTIES if n != "reply-to"]), NAMES
+)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | NAMES | st.binary(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats()
+    | NAMES
+    | st.binary(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
     max_leaves=6,
 )
@@ -276,7 +336,11 @@ VALUES = st.recursive(
 def test_lock_holds_every_dependency() -> None:
     """The lock pins each dependency of each extra at or above its lower bound, with hashes, and names no host."""
     lock = (ROOT / "requirements.lock").read_text("utf-8")
-    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)[^\\]*\\\n    --hash=sha256:", lock, re.MULTILINE))
+    pins = dict(
+        re.findall(
+            r"^([\w.-]+)==([\w.]+)[^\\]*\\\n    --hash=sha256:", lock, re.MULTILINE
+        )
+    )
     project = tomllib.loads(read("pyproject.toml"))["project"]
     wanted = [
         *project["dependencies"],
@@ -297,9 +361,17 @@ def version(text: str) -> tuple[int, ...]:
 
 def test_conversions_count_their_lines() -> None:
     """A conversion has as many lines before and after as the page says of them, its imports aside."""
-    found = re.findall(r"(?:Before|After), (\d+) lines.*?```python\n(.*?)```", read("docs/pika.md"), re.DOTALL)
+    found = re.findall(
+        r"(?:Before|After), (\d+) lines.*?```python\n(.*?)```",
+        read("docs/pika.md"),
+        re.DOTALL,
+    )
     assert len(found) >= 2
     for said, code in found:
-        (function,) = (node for node in ast.parse(code).body if not isinstance(node, ast.ImportFrom | ast.Import))
+        (function,) = (
+            node
+            for node in ast.parse(code).body
+            if not isinstance(node, ast.ImportFrom | ast.Import)
+        )
         lines = code.splitlines()[function.lineno - 1 : function.end_lineno]
         assert sum(bool(line.strip()) for line in lines) == int(said), code

@@ -21,7 +21,9 @@ def broken(text: str) -> Iterator[str]:
         words, goes_on = line.split(), after.strip() and _indent(after) == _indent(line)
         cut = goes_on and re.search(r"[a-z]-$", line)
         # a paragraph has no line of one word, unless its sentence ends there
-        alone = goes_on and len(words) == 1 and len(line.strip()) < 20 and line[-1].isalpha()
+        alone = (
+            goes_on and len(words) == 1 and len(line.strip()) < 20 and line[-1].isalpha()
+        )
         if cut or alone or _GLUED.search(line):
             yield line.strip()
 
@@ -36,10 +38,13 @@ def test_no_docstring_is_broken(folder: str) -> None:
     found = []
     for path in sorted((ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if isinstance(
+                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            ):
                 lines = broken(ast.get_docstring(node) or "")
                 found += [
-                    f"{path.relative_to(ROOT)}, {getattr(node, 'name', 'its head')}: {line}" for line in lines
+                    f"{path.relative_to(ROOT)}, {getattr(node, 'name', 'its head')}: {line}"
+                    for line in lines
                 ]
     assert found == []
 

@@ -8,7 +8,10 @@ from typing import Any, Final
 
 import pytest
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
 from nacl.bindings import crypto_sign, crypto_sign_open
 
 from mqauth.wire import jws
@@ -25,7 +28,9 @@ def add(left: Point, right: Point) -> Point:
     """Return the sum of two points (RFC 8032, section 5.1.4), slowly."""
     (x1, y1), (x2, y2) = left, right
     k = D * x1 * x2 * y1 * y2 % FIELD
-    return (x1 * y2 + x2 * y1) * pow(1 + k, -1, FIELD) % FIELD, (y1 * y2 + x1 * x2) * pow(1 - k, -1, FIELD) % FIELD
+    return (x1 * y2 + x2 * y1) * pow(1 + k, -1, FIELD) % FIELD, (y1 * y2 + x1 * x2) * pow(
+        1 - k, -1, FIELD
+    ) % FIELD
 
 
 def times(number: int, point: Point) -> Point:
@@ -42,7 +47,11 @@ def even(y: int) -> Point | None:
     """Return the point of this y with an even x, if there is one."""
     square = (y * y - 1) * pow(D * y * y + 1, -1, FIELD) % FIELD
     x = pow(square, (FIELD + 3) // 8, FIELD)
-    x = x if (x * x - square) % FIELD == 0 else x * pow(2, (FIELD - 1) // 4, FIELD) % FIELD
+    x = (
+        x
+        if (x * x - square) % FIELD == 0
+        else x * pow(2, (FIELD - 1) // 4, FIELD) % FIELD
+    )
     if (x * x - square) % FIELD:
         return None
     return (x if x % 2 == 0 else FIELD - x, y)
@@ -100,7 +109,9 @@ def _unreduced() -> list[tuple[bytes, bytes]]:
     odd = [(FIELD + 1).to_bytes(32, "little"), ((FIELD + 1) | 1 << 255).to_bytes(32, "little"),
            (1 | 1 << 255).to_bytes(32, "little")]  # fmt: skip
     zero = bytes(32)
-    return [(key, commitment + zero) for key in odd for commitment in (*odd, encoded(ZERO))]
+    return [
+        (key, commitment + zero) for key in odd for commitment in (*odd, encoded(ZERO))
+    ]
 
 
 def openssl(raw: bytes, signature: bytes) -> bool:
@@ -122,18 +133,22 @@ def libsodium(raw: bytes, signature: bytes) -> bool:
 
 def test_what_libsodium_accepts_openssl_accepts() -> None:
     """On every edge; the edges are of all three kinds: both accept, both refuse, libsodium alone refuses."""
-    verdicts = {(openssl(raw, signature), libsodium(raw, signature)) for raw, signature in edges()}
+    verdicts = {
+        (openssl(raw, signature), libsodium(raw, signature)) for raw, signature in edges()
+    }
     assert verdicts == {(True, True), (False, False), (True, False)}
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_the_verdict_is_openssls(monkeypatch: pytest.MonkeyPatch, *, installed: bool) -> None:
+def test_the_verdict_is_openssls(
+    monkeypatch: pytest.MonkeyPatch, *, installed: bool
+) -> None:
     """With PyNaCl and without it the verdict on every edge is OpenSSL's."""
     monkeypatch.setattr(jws, "_OPEN", crypto_sign_open if installed else None)
     for raw, signature in edges():
-        assert jws.ed25519_holds(DATA, Ed25519PublicKey.from_public_bytes(raw), signature) is openssl(
-            raw, signature
-        )
+        assert jws.ed25519_holds(
+            DATA, Ed25519PublicKey.from_public_bytes(raw), signature
+        ) is openssl(raw, signature)
 
 
 def _raising(*_arguments: Any) -> bytes:
@@ -167,7 +182,12 @@ RFC = (
 @pytest.mark.parametrize("installed", [True, False])
 @pytest.mark.parametrize(("seed", "data", "signature"), RFC)
 def test_signatures_of_the_rfc(
-    monkeypatch: pytest.MonkeyPatch, seed: str, data: str, signature: str, *, installed: bool
+    monkeypatch: pytest.MonkeyPatch,
+    seed: str,
+    data: str,
+    signature: str,
+    *,
+    installed: bool,
 ) -> None:
     """With PyNaCl and without it the RFC's signatures are made."""
     monkeypatch.setattr(jws, "_SIGN", crypto_sign if installed else None)

@@ -52,7 +52,9 @@ def test_what_no_broker_carries_is_malformed(value: Any) -> None:
         encoded(value)
 
 
-@pytest.mark.parametrize("wrap", [lambda value: (value,), lambda value: {"a": value}], ids=["list", "table"])
+@pytest.mark.parametrize(
+    "wrap", [lambda value: (value,), lambda value: {"a": value}], ids=["list", "table"]
+)
 def test_nesting_is_32_and_no_more(wrap: Any) -> None:
     """32 containers encode; 33, and a hundred thousand, are malformed."""
     value: Any = "x"

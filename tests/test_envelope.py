@@ -55,7 +55,9 @@ def test_everything_else_is_the_applications(name: str, rabbit: Maker) -> None:
 
 def check(message: Message, binding: Binding) -> None:
     """Hold a binding against a message."""
-    envelope.check(message, binding, envelope.checked_encoder(form_of(message), binding.hdr))
+    envelope.check(
+        message, binding, envelope.checked_encoder(form_of(message), binding.hdr)
+    )
 
 
 def test_only_what_changes_with_each_delivery_is_broker_written() -> None:

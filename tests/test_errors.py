@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from mqauth import Cause, MqauthError, Reason, Rejection, RejectNow, RetryLater, Unavailable, errors
+from mqauth import (
+    Cause,
+    MqauthError,
+    Reason,
+    Rejection,
+    RejectNow,
+    RetryLater,
+    Unavailable,
+    errors,
+)
 
 REASONS = [
     "token_missing",
@@ -52,13 +61,21 @@ def test_reasons_are_the_closed_set_of_the_profile() -> None:
 
 def test_every_error_has_one_root_and_a_code_of_its_own() -> None:
     """Every error derives from MqauthError and can be told from the others by its code."""
-    found = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    found = [
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, Exception)
+    ]
     assert all(issubclass(kind, MqauthError) for kind in found)
     assert len({kind.code for kind in found}) == len(found) == 9
 
 
-@pytest.mark.parametrize("error", [Rejection(Reason.EXPIRED, "late"), Unavailable(Cause.KEY_PENDING, "late")])
-def test_the_text_of_a_verdict_is_its_code_and_detail(error: Rejection | Unavailable) -> None:
+@pytest.mark.parametrize(
+    "error", [Rejection(Reason.EXPIRED, "late"), Unavailable(Cause.KEY_PENDING, "late")]
+)
+def test_the_text_of_a_verdict_is_its_code_and_detail(
+    error: Rejection | Unavailable,
+) -> None:
     """Rejection and Unavailable read as code, colon, detail."""
     code = error.reason if isinstance(error, Rejection) else error.cause
     assert str(error) == f"{code.value}: late"

@@ -31,7 +31,16 @@ from pamqp import commands
 from pamqp.header import ContentHeader
 
 from integration.documentation import blocks
-from mqauth import AuditFile, ConfigurationError, MemoryReplayStore, Message, Origin, Pipeline, Reason, Verified
+from mqauth import (
+    AuditFile,
+    ConfigurationError,
+    MemoryReplayStore,
+    Message,
+    Origin,
+    Pipeline,
+    Reason,
+    Verified,
+)
 from mqauth.brokers.event_loop import letters_on_thread
 from mqauth.brokers.rabbitmq.translate import headers_out
 from mqauth.errors import Cause, RetryLater, Unavailable
@@ -78,7 +87,9 @@ class Channel:
         return active
 
 
-def delivered(message: Message, *, redelivered: bool = False) -> tuple[IncomingMessage, Channel]:
+def delivered(
+    message: Message, *, redelivered: bool = False
+) -> tuple[IncomingMessage, Channel]:
     """Return a message as aio-pika delivers it, and its channel."""
     channel: Any = Channel()
     named = {
@@ -87,7 +98,11 @@ def delivered(message: Message, *, redelivered: bool = False) -> tuple[IncomingM
     }
     found = DeliveredMessage(
         delivery=commands.Basic.Deliver("tag", 1, redelivered, "", "orders"),
-        header=ContentHeader(properties=commands.Basic.Properties(headers=headers_out(message.headers), **named)),
+        header=ContentHeader(
+            properties=commands.Basic.Properties(
+                headers=headers_out(message.headers), **named
+            )
+        ),
         body=message.body or b"",
         channel=channel,
     )
@@ -120,10 +135,15 @@ class Service:
             **(wanted | settings),
         )
         self.broker: Any = protect(
-            broker or RabbitBroker(), guard=self.guard, dead_letters=self.letters, signer=self.forge.signer()
+            broker or RabbitBroker(),
+            guard=self.guard,
+            dead_letters=self.letters,
+            signer=self.forge.signer(),
         )
 
-    def subscribe(self, handler: Callable[..., Any] | None = None, **settings: Any) -> None:
+    def subscribe(
+        self, handler: Callable[..., Any] | None = None, **settings: Any
+    ) -> None:
         """Have the queue ``orders`` handled, by default by remembering the calls."""
         calls = self.calls
 
@@ -134,7 +154,9 @@ class Service:
 
     def honest(self, body: bytes = b'{"order": 1}', **properties: str) -> Message:
         """Return a signed message."""
-        return self.forge.signer().sign(Message(destination=self.place, body=body, properties=properties))
+        return self.forge.signer().sign(
+            Message(destination=self.place, body=body, properties=properties)
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Any]:
@@ -151,7 +173,9 @@ class Service:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    async def deliver(self, message: Message, error: Any = None, match: str | None = None) -> Channel:
+    async def deliver(
+        self, message: Message, error: Any = None, match: str | None = None
+    ) -> Channel:
         """Deliver a message, where an error is named to an end by that one; return its channel."""
         native, channel = delivered(message)
         async with self.running() as deliver:
@@ -173,13 +197,19 @@ def service(audit: AuditFile) -> Service:
 
 def forgery(service: Service) -> Message:
     """Return a message signed by a stranger."""
-    return service.forge.seal(Message(destination=PLACE, body=b"{"), key=service.forge.stranger)
+    return service.forge.seal(
+        Message(destination=PLACE, body=b"{"), key=service.forge.stranger
+    )
 
 
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        pytest.param(lambda _: Message(destination=PLACE, body=b"{}"), Reason.TOKEN_MISSING, id="unsigned"),
+        pytest.param(
+            lambda _: Message(destination=PLACE, body=b"{}"),
+            Reason.TOKEN_MISSING,
+            id="unsigned",
+        ),
         pytest.param(forgery, Reason.KEY_UNKNOWN, id="forged"),
     ],
 )
@@ -197,14 +227,18 @@ async def test_rejected_reaches_nothing_of_the_application(
         seen.append(found)
         return True
 
-    service.broker.subscriber("orders", parser=look, decoder=look)(filter=choose)(seen.append)
+    service.broker.subscriber("orders", parser=look, decoder=look)(filter=choose)(
+        seen.append
+    )
     channel = await service.deliver(
         message(service), NotHandledError, match=f"not handled: rejected: {reason.value}"
     )
     assert (seen, service.reasons, channel.settled) == ([], [reason], ["ack"])
 
 
-async def test_a_consumer_with_a_hole_does_not_start(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_consumer_with_a_hole_does_not_start(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A broker whose pipeline lets an unsigned message in is not started."""
     service.subscribe()
     monkeypatch.setattr("mqauth.judging.judge.Judge.prepare", lambda *_: None)
@@ -223,7 +257,9 @@ async def test_settled_after_the_result_is_published(service: Service) -> None:
             return await call_next(cmd)
 
     service.broker.add_middleware(Watch)
-    service.broker.publisher("invoices")(service.broker.subscriber("orders")(lambda order: order))
+    service.broker.publisher("invoices")(
+        service.broker.subscriber("orders")(lambda order: order)
+    )
     subscriber = next(iter(service.broker.subscribers))
     async with TestRabbitBroker(service.broker):
         await subscriber.process_message(native)
@@ -243,7 +279,11 @@ async def test_handler_that_fails(service: Service) -> None:
     async with service.running() as deliver:
         with pytest.raises(NotHandledError, match="handler_failed"):
             await deliver(native)
-        assert (len(service.calls), service.reasons, channel.settled) == (3, [Reason.HANDLER_FAILED], ["ack"])
+        assert (len(service.calls), service.reasons, channel.settled) == (
+            3,
+            [Reason.HANDLER_FAILED],
+            ["ack"],
+        )
         assert "secret" not in str(service.letters.found[0].rejection.detail)
         # the claim was released: the same message is no replay
         with pytest.raises(NotHandledError, match="handler_failed"):
@@ -271,7 +311,9 @@ def raising(error: Exception) -> Callable[[RabbitMessage], Any]:
         (methodcaller("reject"), 1, NotHandledError, [Reason.HANDLER_FAILED]),
     ],
 )
-async def test_handler_that_settles(audit: AuditFile, end: Any, calls: int, error: Any, reasons: Any) -> None:
+async def test_handler_that_settles(
+    audit: AuditFile, end: Any, calls: int, error: Any, reasons: Any
+) -> None:
     """Acks are a success, nacks put off, rejects fail at once, raised or called; mqauth settles, at the end."""
     service = Service(audit, attempts=Attempts(limit=1 if calls == 2 else 3, wait=0))
     native, channel = delivered(service.honest())
@@ -286,7 +328,11 @@ async def test_handler_that_settles(audit: AuditFile, end: Any, calls: int, erro
     async with service.running() as deliver:
         with pytest.raises(error) if error else nullcontext():
             await deliver(native)
-    assert (len(service.calls), service.reasons, channel.settled) == (calls, reasons, ["ack"])
+    assert (len(service.calls), service.reasons, channel.settled) == (
+        calls,
+        reasons,
+        ["ack"],
+    )
 
 
 class Down(Letters):
@@ -315,7 +361,11 @@ async def test_dead_letter_comes_before_the_ack(service: Service) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert (channel.settled, service.letters.found, service.calls) == (["requeue"], [], [])
+    assert (channel.settled, service.letters.found, service.calls) == (
+        ["requeue"],
+        [],
+        [],
+    )
 
 
 @pytest.mark.parametrize("origin", [Origin(queue="orders"), Origin(topic="orders")])
@@ -323,7 +373,9 @@ async def test_letters_to_where_their_messages_came_from(origin: Origin) -> None
     """None is published: it would be read, rejected and written again, without end."""
     letters = Letters()
     letters.name = "orders"
-    letter: Any = SimpleNamespace(message=Message(destination=PLACE, body=b"", origin=origin))
+    letter: Any = SimpleNamespace(
+        message=Message(destination=PLACE, body=b"", origin=origin)
+    )
     with pytest.raises(Unavailable, match="dead letters must go elsewhere"):
         await LateLetters(letters).publish(letter)
     assert letters.found == []
@@ -463,7 +515,11 @@ class Publishing(BaseMiddleware[Any, Any]):
     [
         (exceptions.AMQPConnectionError("lost"), ["requeue"], []),
         (Unavailable(Cause.KEYS_UNAVAILABLE, "down"), ["requeue"], []),
-        (exceptions.DeliveryError(None, commands.Basic.Nack()), ["ack"], [Reason.HANDLER_FAILED]),
+        (
+            exceptions.DeliveryError(None, commands.Basic.Nack()),
+            ["ack"],
+            [Reason.HANDLER_FAILED],
+        ),
     ],
 )
 async def test_result_that_cannot_be_published(
@@ -472,12 +528,16 @@ async def test_result_that_cannot_be_published(
     """A message whose result meets a lost connection goes back; one whose result is refused is dead-lettered."""
     service.subscribe(lambda: b"result")
     service.broker.add_middleware(type("Failing", (Publishing,), {"error": error}))
-    channel = await service.deliver(service.honest(**{"reply-to": "mailbox"}), type(error))
+    channel = await service.deliver(
+        service.honest(**{"reply-to": "mailbox"}), type(error)
+    )
     assert (channel.settled, service.reasons) == (settled, reasons)
 
 
 @pytest.mark.parametrize("error", [ValueError, FileNotFoundError])
-async def test_message_that_cannot_be_parsed(service: Service, error: type[Exception]) -> None:
+async def test_message_that_cannot_be_parsed(
+    service: Service, error: type[Exception]
+) -> None:
     """A verified message that FastStream cannot parse is dead-lettered at once, whatever the parser raised."""
 
     def refuse(_: Any) -> Any:
@@ -485,12 +545,18 @@ async def test_message_that_cannot_be_parsed(service: Service, error: type[Excep
 
     service.subscribe(parser=refuse)
     channel = await service.deliver(service.honest(), error)
-    assert (channel.settled, service.reasons, service.calls) == (["ack"], [Reason.HANDLER_FAILED], [])
+    assert (channel.settled, service.reasons, service.calls) == (
+        ["ack"],
+        [Reason.HANDLER_FAILED],
+        [],
+    )
     # not after the last of several attempts
     assert service.letters.found[0].rejection.detail == error.__name__
 
 
-async def test_pipeline_that_cannot_settle(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+async def test_pipeline_that_cannot_settle(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
     """An error of ours stops the subscriber, and its message is not settled."""
     service.subscribe()
     service.guard.audit = None
@@ -524,10 +590,17 @@ async def test_published_is_signed_as_it_is_sent(service: Service, exchange: str
 
     async with TestRabbitBroker(service.broker):
         await service.broker.publish(
-            {"order": 1}, "orders", exchange, headers={"tenant": "acme"}, message_type="new"
+            {"order": 1},
+            "orders",
+            exchange,
+            headers={"tenant": "acme"},
+            message_type="new",
         )
     ((sent,), (verified,)) = seen, handled
-    assert (sent.content_type, verified.headers) == ("application/json", (("tenant", "acme"),))
+    assert (sent.content_type, verified.headers) == (
+        "application/json",
+        (("tenant", "acme"),),
+    )
     assert verified.properties["message-id"] == sent.message_id
     assert dict(verified.native.headers)["traceparent"] == "00-1"
 
@@ -582,10 +655,15 @@ async def test_one_side_alone(service: Service) -> None:
     [
         ({"queue": "orders", "ack_policy": AckPolicy.ACK_FIRST}, "AckPolicy.MANUAL"),
         ({"queue": "orders", "ack_policy": AckPolicy.ACK}, "AckPolicy.MANUAL"),
-        ({"queue": RabbitQueue("orders", queue_type=QueueType.STREAM, durable=True)}, "is a stream"),
+        (
+            {"queue": RabbitQueue("orders", queue_type=QueueType.STREAM, durable=True)},
+            "is a stream",
+        ),
     ],
 )
-async def test_subscriber_that_cannot_be_protected(service: Service, settings: Any, text: str) -> None:
+async def test_subscriber_that_cannot_be_protected(
+    service: Service, settings: Any, text: str
+) -> None:
     """A broker does not start with a subscriber, of a router too, whose messages others settle."""
     router = RabbitRouter(ack_policy=AckPolicy.MANUAL)
     service.broker.include_router(router)
@@ -594,7 +672,9 @@ async def test_subscriber_that_cannot_be_protected(service: Service, settings: A
         await service.broker.start()
 
 
-@pytest.mark.parametrize("policy", [policy for policy in AckPolicy if policy is not AckPolicy.MANUAL])
+@pytest.mark.parametrize(
+    "policy", [policy for policy in AckPolicy if policy is not AckPolicy.MANUAL]
+)
 def test_policy_that_settles(service: Service, policy: AckPolicy) -> None:
     """A subscriber with an acknowledgement of FastStream's is refused where it is declared."""
     with pytest.raises(ConfigurationError, match=r"AckPolicy\.MANUAL"):
@@ -687,8 +767,12 @@ async def test_middleware_that_publishes_again(service: Service) -> None:
 async def test_result_for_another_broker_that_is_out_of_reach(service: Service) -> None:
     """A message whose result meets a lost connection goes back, also where the result is of another broker."""
     invoices = KafkaBroker()
-    invoices.publisher("invoices")(service.broker.subscriber("orders")(lambda order: order))
-    service.broker.add_middleware(type("Failing", (Publishing,), {"error": KafkaConnectionError()}))
+    invoices.publisher("invoices")(
+        service.broker.subscriber("orders")(lambda order: order)
+    )
+    service.broker.add_middleware(
+        type("Failing", (Publishing,), {"error": KafkaConnectionError()})
+    )
     native, channel = delivered(service.honest())
     (subscriber,) = service.broker.subscribers
     async with TestRabbitBroker(service.broker), TestKafkaBroker(invoices):
@@ -697,11 +781,19 @@ async def test_result_for_another_broker_that_is_out_of_reach(service: Service) 
     assert (channel.settled, service.reasons) == (["requeue"], [])
 
 
-async def test_no_handler_takes_it(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_handler_takes_it(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
     """A message that no filter takes is dead-lettered; FastStream does not log its token."""
     service.broker.subscriber("orders")(filter=lambda _: False)(service.calls.append)
-    channel = await service.deliver(service.honest(), NotHandledError, match="handler_failed")
-    assert (channel.settled, service.reasons, service.calls) == (["ack"], [Reason.HANDLER_FAILED], [])
+    channel = await service.deliver(
+        service.honest(), NotHandledError, match="handler_failed"
+    )
+    assert (channel.settled, service.reasons, service.calls) == (
+        ["ack"],
+        [Reason.HANDLER_FAILED],
+        [],
+    )
     assert "eyJ" not in caplog.text
 
 
@@ -750,7 +842,9 @@ def test_protect_refuses(service: Service) -> None:
     late = RabbitBroker()
     late.subscriber("orders")(service.calls.append)
     blind = Pipeline(
-        verifier=service.forge.verifier(), policy=service.forge.policy(PLACE), replay=MemoryReplayStore()
+        verifier=service.forge.verifier(),
+        policy=service.forge.policy(PLACE),
+        replay=MemoryReplayStore(),
     )
     wrong: list[tuple[Any, dict[str, Any], str]] = [
         (RabbitBroker(), {}, "guard=, signer= or both"),
@@ -776,13 +870,20 @@ def test_page_says_what_is_signed(service: Service) -> None:
     for _ in range(2):
         channels: Any = AsyncAPI(service.broker).to_specification().channels
         texts = sorted(channel.description for channel in channels.values())
-        assert texts == sorted([faststream.SIGNED, f"Take an order.\n\n{faststream.SIGNED}"])
+        assert texts == sorted(
+            [faststream.SIGNED, f"Take an order.\n\n{faststream.SIGNED}"]
+        )
 
 
 def lenient(**settings: Any) -> Rollout:
     """Return a rollout that observes the queue, or exempts something there."""
     observed = RolloutEntry(
-        destinations=(PLACE,), rung=Rung.OBSERVE, since=DAY, until=DAY + timedelta(9), owner="team", window=WEEK
+        destinations=(PLACE,),
+        rung=Rung.OBSERVE,
+        since=DAY,
+        until=DAY + timedelta(9),
+        owner="team",
+        window=WEEK,
     )
     return Rollout(**(settings or {"entries": [observed]}))
 
@@ -802,7 +903,9 @@ async def test_second_handler(audit: AuditFile) -> None:
     async def new(order: dict[str, int], verified: VerifiedMessage) -> None:
         service.calls.append(verified.subject)
 
-    asking = Message(destination=PLACE, body=b'{"order": 2}', properties={"reply-to": "answers"})
+    asking = Message(
+        destination=PLACE, body=b'{"order": 2}', properties={"reply-to": "answers"}
+    )
     native, channel = delivered(asking)
     published: list[Any] = []
     async with service.running() as deliver:
@@ -810,7 +913,11 @@ async def test_second_handler(audit: AuditFile) -> None:
         await deliver(native)
         await deliver(delivered(service.honest())[0])
     assert proofless == [({"order": 2}, "token_missing")]
-    assert (service.calls, service.letters.found, channel.settled) == (["orders-api"], [], ["ack"])
+    assert (service.calls, service.letters.found, channel.settled) == (
+        ["orders-api"],
+        [],
+        ["ack"],
+    )
     # Nobody knows who has asked for an answer.
     assert published == []
 
@@ -845,14 +952,18 @@ async def test_second_handler_that_fails(audit: AuditFile) -> None:
         calls.append(message)
         raise ValueError
 
-    channel = await service.deliver(Message(destination=PLACE, body=b"{}"), NotHandledError)
+    channel = await service.deliver(
+        Message(destination=PLACE, body=b"{}"), NotHandledError
+    )
     assert len(calls) > 1
     assert (service.reasons, channel.settled) == ([Reason.HANDLER_FAILED], ["ack"])
 
 
 async def test_kind_of_exemption(audit: AuditFile) -> None:
     """What an exemption lets pass reaches the handler of its kind; a subscriber without one does not start."""
-    exempt = Exemption(destination=PLACE, until=DAY, why="old devices", kinds=frozenset({"heartbeat"}))
+    exempt = Exemption(
+        destination=PLACE, until=DAY, why="old devices", kinds=frozenset({"heartbeat"})
+    )
     service = Service(audit, rollout=lenient(exemptions=[exempt]))
     orders = service.broker.subscriber("orders")
 
@@ -881,7 +992,9 @@ async def test_kind_of_exemption(audit: AuditFile) -> None:
 
 
 @pytest.mark.parametrize("chosen", [{"filter": unverified}, {}], ids=["second", "first"])
-async def test_handler_that_asks_for_the_other_kind(audit: AuditFile, chosen: Any) -> None:
+async def test_handler_that_asks_for_the_other_kind(
+    audit: AuditFile, chosen: Any
+) -> None:
     """A handler that asks for a message of a kind that it never gets is refused at the start."""
     service = Service(audit, rollout=lenient())
     orders = service.broker.subscriber("orders")
@@ -916,8 +1029,14 @@ def test_page_tells_of_a_rollout(audit: AuditFile) -> None:
 
 def test_page_counts_the_lines() -> None:
     """A converted application has as many lines more as the page says, and all of its old ones."""
-    texts = {block.name: block.text for block in blocks("docs/faststream.md") if "invoices" in block.text}
-    before, after = ([line for line in text.splitlines() if line] for text in texts.values())
+    texts = {
+        block.name: block.text
+        for block in blocks("docs/faststream.md")
+        if "invoices" in block.text
+    }
+    before, after = (
+        [line for line in text.splitlines() if line] for text in texts.values()
+    )
     named = "# faststream_converted.py"
     assert [line for line in before if line not in after] == []
     assert len([line for line in after if line not in (*before, named)]) == 7

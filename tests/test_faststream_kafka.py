@@ -14,7 +14,11 @@ from typing import Any
 
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
-from aiokafka.errors import CommitFailedError, KafkaConnectionError, MessageSizeTooLargeError
+from aiokafka.errors import (
+    CommitFailedError,
+    KafkaConnectionError,
+    MessageSizeTooLargeError,
+)
 from confluent_kafka import KafkaError, KafkaException
 from faststream import AckPolicy, BaseMiddleware
 from faststream.confluent.testing import MockConfluentMessage
@@ -97,7 +101,9 @@ class Inner(Consumer):
 
     def assignment(self) -> Any:
         """Return what is assigned."""
-        return [SimpleNamespace(topic=topic, partition=number) for topic, number in self.ours]
+        return [
+            SimpleNamespace(topic=topic, partition=number) for topic, number in self.ours
+        ]
 
     def commit(self, *, offsets: Any, asynchronous: bool) -> Any:
         """Remember a commit."""
@@ -133,7 +139,15 @@ class AioKafka:
         """Return a message as the client gives it."""
         sizes: Any = (0, 0, 0)
         return ConsumerRecord(
-            "orders", 0, offset, 1_000, 0, message.key, message.body, *sizes, headers=tuple(message.headers)
+            "orders",
+            0,
+            offset,
+            1_000,
+            0,
+            message.key,
+            message.body,
+            *sizes,
+            headers=tuple(message.headers),
         )
 
 
@@ -147,13 +161,17 @@ class Confluent:
 
     def __init__(self) -> None:
         self.inner = Inner()
-        self.consumer = SimpleNamespace(consumer=self.inner, _thread_pool=None, _on_assign=None, config={})
+        self.consumer = SimpleNamespace(
+            consumer=self.inner, _thread_pool=None, _on_assign=None, config={}
+        )
 
     def record(self, message: Message, offset: int) -> Any:
         """Return a message as the client gives it."""
         headers: Any = list(message.headers)
         key: Any = message.key
-        return MockConfluentMessage(message.body, "orders", key, headers, offset, 0, 1, 1_000)
+        return MockConfluentMessage(
+            message.body, "orders", key, headers, offset, 0, 1, 1_000
+        )
 
 
 class Service(OnRabbitMQ):
@@ -191,7 +209,9 @@ class Service(OnRabbitMQ):
             finally:
                 subscriber.consumer = None
 
-    async def deliver(self, message: Message, error: Any = None, match: str | None = None) -> Any:
+    async def deliver(
+        self, message: Message, error: Any = None, match: str | None = None
+    ) -> Any:
         """Deliver one message, where an error is named to an end by that one."""
         async with self.running() as deliver:
             with pytest.raises(error, match=match) if error else nullcontext():
@@ -202,7 +222,9 @@ class Service(OnRabbitMQ):
         positions = self.broker._mqauth.processor(subscriber).positions
         place = positions._client.partition(self.client.record(self.honest(), 7))
         positions._generation = self.client.inner._coordinator.generation
-        positions._places[place] = Position(7, Committed(7, "mqauth partitions=1"), sought=False)
+        positions._places[place] = Position(
+            7, Committed(7, "mqauth partitions=1"), sought=False
+        )
 
 
 @pytest.fixture(params=[AioKafka, Confluent])
@@ -240,19 +262,28 @@ async def test_cancelled_is_read_again(service: Service) -> None:
         assert service.client.inner.calls == [("seek", 7)]
         service.clock.advance(3_600)
         await deliver(message)
-    assert (service.client.inner.calls, service.reasons) == ([("seek", 7), ("commit", 8)], [])
+    assert (service.client.inner.calls, service.reasons) == (
+        [("seek", 7), ("commit", 8)],
+        [],
+    )
 
 
 async def test_lost_partition(service: Service) -> None:
     """What is rejected after its partition was lost is neither dead-lettered nor committed."""
     service.subscribe()
     service.client.inner.ours = []
-    await service.deliver(Message(destination=PLACE, body=b""), NotHandledError, match="no longer ours")
+    await service.deliver(
+        Message(destination=PLACE, body=b""), NotHandledError, match="no longer ours"
+    )
     assert (service.client.inner.calls, service.reasons) == ([], [])
 
 
-@pytest.mark.parametrize(("lost", "error", "calls"), [(True, None, []), (False, StopConsume, [("seek", 7)])])
-async def test_ended_while_handled(service: Service, lost: bool, error: Any, calls: list[Any]) -> None:
+@pytest.mark.parametrize(
+    ("lost", "error", "calls"), [(True, None, []), (False, StopConsume, [("seek", 7)])]
+)
+async def test_ended_while_handled(
+    service: Service, lost: bool, error: Any, calls: list[Any]
+) -> None:
     """A partition that is lost meanwhile is not committed; a handler that stops has its record read again."""
 
     async def end() -> None:
@@ -267,7 +298,9 @@ async def test_ended_while_handled(service: Service, lost: bool, error: Any, cal
 
 
 @pytest.mark.parametrize("signal", [None, RetryLater("later")])
-async def test_looked_at_while_handled(audit: AuditFile, signal: Exception | None) -> None:
+async def test_looked_at_while_handled(
+    audit: AuditFile, signal: Exception | None
+) -> None:
     """confluent-kafka answers on its thread what is assigned: until it does, a record is ours as before."""
     service, answers = Service(Confluent, audit), threading.Event()
     assignment = service.client.inner.assignment
@@ -324,7 +357,10 @@ async def test_refused_commit(service: Service, caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize(
     ("error", "calls", "reasons"),
-    [("out_of_reach", [("seek", 7)], []), ("refused", [("commit", 8)], [Reason.HANDLER_FAILED])],
+    [
+        ("out_of_reach", [("seek", 7)], []),
+        ("refused", [("commit", 8)], [Reason.HANDLER_FAILED]),
+    ],
 )
 async def test_result_that_cannot_be_published(
     service: Service, error: str, calls: list[tuple[str, int]], reasons: list[Reason]
@@ -352,9 +388,15 @@ async def test_result_that_cannot_be_published(
 
 @pytest.mark.parametrize(
     ("settings", "text"),
-    [({"batch": True}, "leave batch="), ({"max_workers": 2}, "max_workers="), ({"group_id": None}, "group_id=")],
+    [
+        ({"batch": True}, "leave batch="),
+        ({"max_workers": 2}, "max_workers="),
+        ({"group_id": None}, "group_id="),
+    ],
 )
-async def test_subscriber_that_cannot_be_protected(service: Service, settings: Any, text: str) -> None:
+async def test_subscriber_that_cannot_be_protected(
+    service: Service, settings: Any, text: str
+) -> None:
     """A broker does not start with a batch, several workers, no group, or another way to commit."""
     service.subscribe(**settings)
     with pytest.raises(ConfigurationError, match=text):
@@ -389,15 +431,29 @@ async def test_published_is_signed_as_it_is_sent(service: Service) -> None:
     service.subscribe()
     async with service.package.TestKafkaBroker(service.broker):
         await service.broker.publish(
-            {"order": 1}, "orders", key=b"42", headers={"tenant": "acme"}, reply_to="answers", correlation_id="c"
+            {"order": 1},
+            "orders",
+            key=b"42",
+            headers={"tenant": "acme"},
+            reply_to="answers",
+            correlation_id="c",
         )
     verified: Verified = service.calls[0][1]
-    assert (verified.key, verified.properties["content-type"]) == (b"42", "application/json")
-    assert sorted(verified.headers) == [("correlation_id", b"c"), ("reply_to", b"answers"), ("tenant", b"acme")]
+    assert (verified.key, verified.properties["content-type"]) == (
+        b"42",
+        "application/json",
+    )
+    assert sorted(verified.headers) == [
+        ("correlation_id", b"c"),
+        ("reply_to", b"answers"),
+        ("tenant", b"acme"),
+    ]
 
 
 @pytest.mark.parametrize(("key", "body"), [(b"42", None), (None, b"")])
-async def test_record_without_a_value(service: Service, key: bytes | None, body: bytes | None) -> None:
+async def test_record_without_a_value(
+    service: Service, key: bytes | None, body: bytes | None
+) -> None:
     """``None`` with a key is signed as a record without a value, and without a key as an empty one."""
 
     async def take(verified: VerifiedMessage) -> None:
@@ -431,7 +487,9 @@ async def test_publisher_of_batches_is_refused(service: Service) -> None:
 async def test_codec_of_ones_own(service: Service) -> None:
     """A codec would encode what is signed once more, so it is refused."""
     codec = SimpleNamespace(encode=None, decode=None)
-    broker: Any = protect(service.package.KafkaBroker(codec=codec), signer=service.forge.signer())
+    broker: Any = protect(
+        service.package.KafkaBroker(codec=codec), signer=service.forge.signer()
+    )
     async with service.package.TestKafkaBroker(broker):
         with pytest.raises(ConfigurationError, match="codec"):
             await broker.publish(b"", "orders")
@@ -473,12 +531,22 @@ async def test_answer_goes_where_the_token_says(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "text"), [({"enable.auto.commit": True}, "enable.auto.commit"), ({"group.id": "other"}, "group.id")]
+    ("config", "text"),
+    [
+        ({"enable.auto.commit": True}, "enable.auto.commit"),
+        ({"group.id": "other"}, "group.id"),
+    ],
 )
-async def test_confluent_config_that_settles(audit: AuditFile, config: Any, text: str) -> None:
+async def test_confluent_config_that_settles(
+    audit: AuditFile, config: Any, text: str
+) -> None:
     """Confluent's ``config=`` overrides what FastStream sets: what would commit before the verdict is refused."""
     service = Service(Confluent, audit)
-    broker = protect(service.package.KafkaBroker(config=config), guard=service.guard, dead_letters=service.letters)
+    broker = protect(
+        service.package.KafkaBroker(config=config),
+        guard=service.guard,
+        dead_letters=service.letters,
+    )
     broker.subscriber("orders", group_id="billing")(service.calls.append)
     with pytest.raises(ConfigurationError, match=text):
         await broker.start()
@@ -513,7 +581,9 @@ class Group:
         """Return what is committed."""
         return dict.fromkeys(places, Committed(50, "mqauth partitions=1"))
 
-    async def left_out(self, _place: Any, expected: int, _offset: int | None) -> int | None:
+    async def left_out(
+        self, _place: Any, expected: int, _offset: int | None
+    ) -> int | None:
         """Return the first offset that is left."""
         return 40 if expected < 40 else None
 

@@ -44,7 +44,9 @@ from mqauth.testing.store_contract import (
 )
 from tests.kit.store_machine import machine
 
-STEPS = settings(max_examples=nightly(100, otherwise=20), stateful_step_count=40, deadline=None)
+STEPS = settings(
+    max_examples=nightly(100, otherwise=20), stateful_step_count=40, deadline=None
+)
 PLACE = "rabbitmq:shop/orders"
 Opener = Callable[..., Any]
 
@@ -108,16 +110,27 @@ def test_machine(tmp_path: Path) -> None:
 
 def test_a_restart_forgets_nothing(opened: Opener) -> None:
     """What was done stays done, also in a batch, with its place; a copy of it is told where it was first."""
-    requests = [wish(place=HERE), *(sibling(index, place=("c", "orders", 1, index)) for index in (0, 31, 32, 900))]
+    requests = [
+        wish(place=HERE),
+        *(sibling(index, place=("c", "orders", 1, index)) for index in (0, 31, 32, 900)),
+    ]
     store = opened()
     store.claim_many(requests)
     for request in requests:
         store.confirm(request)
     store.close()
     store = opened()
-    assert store.claim_many([replace(each, owner="again") for each in requests]) == [REREAD] * 5
-    assert store.claim_many([replace(each, owner="copy", place=THERE) for each in requests]) == [REPLAYED] * 5
-    assert [store.first_place(each) for each in requests] == [each.place for each in requests]
+    assert (
+        store.claim_many([replace(each, owner="again") for each in requests])
+        == [REREAD] * 5
+    )
+    assert (
+        store.claim_many([replace(each, owner="copy", place=THERE) for each in requests])
+        == [REPLAYED] * 5
+    )
+    assert [store.first_place(each) for each in requests] == [
+        each.place for each in requests
+    ]
 
 
 def test_a_message_that_is_confirmed_twice_in_one_call_is_done(store: Any) -> None:
@@ -125,11 +138,16 @@ def test_a_message_that_is_confirmed_twice_in_one_call_is_done(store: Any) -> No
     requests = [sibling(index, place=HERE) for index in (0, 1, 0)]
     store.claim_many(requests)
     store.confirm_many(requests)
-    assert store.claim_many([replace(each, owner="again") for each in requests]) == [REREAD] * 3
+    assert (
+        store.claim_many([replace(each, owner="again") for each in requests])
+        == [REREAD] * 3
+    )
 
 
 @pytest.mark.parametrize("drift", [0, -1_000_000, 3000])
-def test_what_a_dead_process_held_is_over(opened: Opener, clock: FakeClock, drift: int) -> None:
+def test_what_a_dead_process_held_is_over(
+    opened: Opener, clock: FakeClock, drift: int
+) -> None:
     """A redelivery of what was being handled is handled at once, whatever both clocks say; a copy is a replay."""
     store = opened()
     store.claim_many([wish(), wish(id=bytes(16), place=HERE)])
@@ -191,7 +209,9 @@ def test_a_batch_is_no_single_token(store: Any) -> None:
 
 
 @pytest.mark.parametrize("step", [10_000_000.0, -10_000_000.0])
-def test_a_clock_that_is_wrong_for_a_while_forgets_nothing(store: Any, clock: FakeClock, step: float) -> None:
+def test_a_clock_that_is_wrong_for_a_while_forgets_nothing(
+    store: Any, clock: FakeClock, step: float
+) -> None:
     """A wall clock that is set forward or back, and right again later, lets no copy in."""
     store.claim(wish())
     clock.step(step)
@@ -242,7 +262,9 @@ def test_each_process_begins_its_round_elsewhere(opened: Opener) -> None:
 def test_rows_are_small(opened: Opener, tmp_path: Path) -> None:
     """A thousand done ids take no more than the page says, and 64 messages of a batch two rows."""
     store = opened()
-    requests = [wish(id=os.urandom(16), place=("", "orders", 0, n)) for n in range(20_000)]
+    requests = [
+        wish(id=os.urandom(16), place=("", "orders", 0, n)) for n in range(20_000)
+    ]
     store.claim_many(requests)
     store.claim_many([sibling(n) for n in range(64)])
     store.confirm(requests[0])
@@ -257,7 +279,10 @@ def test_rows_are_small(opened: Opener, tmp_path: Path) -> None:
 def test_a_second_store_of_a_file_is_refused(opened: Opener, tmp_path: Path) -> None:
     """While one has the file, the line says who else might, and what several processes use; then it opens."""
     store = opened()
-    with pytest.raises(ConfigurationError, match=r"already open, here or in another process; .*Redis or Valkey$"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"already open, here or in another process; .*Redis or Valkey$",
+    ):
         opened()
     store.close()
     assert opened().claim(wish()) is FRESH
@@ -291,14 +316,18 @@ def in_a_child(action: Callable[[], object]) -> str:
 
 def pipeline(store: Any, forge: Forge, clock: FakeClock) -> Pipeline:
     """Return a pipeline on a store."""
-    return Pipeline(verifier=forge.verifier(), policy=forge.policy(PLACE), replay=store, clock=clock)
+    return Pipeline(
+        verifier=forge.verifier(), policy=forge.policy(PLACE), replay=store, clock=clock
+    )
 
 
 def test_a_child_after_a_fork_refuses(store: Any, forge: Forge, clock: FakeClock) -> None:
     """A child can neither claim nor start a consumer, and closes nothing of its parent's."""
     guard = pipeline(store, forge, clock)
     refused = "opened before a fork; several processes (prefork, replicas) share a store on Redis or Valkey"
-    assert in_a_child(lambda: store.claim(wish())).startswith("Unavailable: replay_store_unavailable: ")
+    assert in_a_child(lambda: store.claim(wish())).startswith(
+        "Unavailable: replay_store_unavailable: "
+    )
     assert refused in in_a_child(lambda: store.claim(wish()))
     assert refused in in_a_child(lambda: run(starting(guard)))
     assert in_a_child(lambda: run(starting(guard))).startswith("ConfigurationError: ")
@@ -327,9 +356,15 @@ def test_a_child_does_not_keep_the_lock(opened: Opener) -> None:
         os.waitpid(child, 0)
 
 
-@pytest.mark.parametrize(("kind", "refused"), [("nfs4", True), ("cifs", True), ("ext4", False), ("", False)])
+@pytest.mark.parametrize(
+    ("kind", "refused"), [("nfs4", True), ("cifs", True), ("ext4", False), ("", False)]
+)
 def test_a_network_file_system_is_refused(
-    opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, refused: bool
+    opened: Opener,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    refused: bool,
 ) -> None:
     """On a disk that other machines may have, too, no lock proves anything; any other disk is taken."""
     device = tmp_path.stat().st_dev
@@ -338,7 +373,9 @@ def test_a_network_file_system_is_refused(
     mounts.write_text("25 1 0:21 / /proc rw - nfs proc rw\n" + (mount if kind else ""))
     monkeypatch.setattr(sqlite_file, "MOUNTS", mounts)
     if refused:
-        with pytest.raises(ConfigurationError, match=rf"needs a local disk, and this is {kind}; .*Redis"):
+        with pytest.raises(
+            ConfigurationError, match=rf"needs a local disk, and this is {kind}; .*Redis"
+        ):
             opened()
     else:
         assert opened().claim(wish()) is FRESH
@@ -360,18 +397,25 @@ def overwritten(path: Path, start: int, size: int) -> None:
         lambda path: overwritten(path, 0, 100),
         lambda path: overwritten(path, 5 * 4096, 4096),
         lambda path: os.truncate(path, path.stat().st_size - 8192),
-        lambda path: path.write_bytes(b"no database at all, and longer than a header" * 100),
+        lambda path: path.write_bytes(
+            b"no database at all, and longer than a header" * 100
+        ),
     ],
     ids=["header", "page", "cut short", "not a database"],
 )
-def test_a_damaged_file_stops_the_start(opened: Opener, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+def test_a_damaged_file_stops_the_start(
+    opened: Opener, tmp_path: Path, damage: Callable[[Path], Any]
+) -> None:
     """The line says what to do, and what that costs; and the file is not locked by the attempt."""
     store, path = opened(), tmp_path / "replay.sqlite"
     store.claim_many([wish(id=os.urandom(16)) for _ in range(2000)])
     store.close()
     damage(path)
     for _ in range(2):
-        with pytest.raises(ConfigurationError, match=r"replay\.sqlite: damaged\. Move it away, with its -wal and"):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"replay\.sqlite: damaged\. Move it away, with its -wal and",
+        ):
             opened()
     path.rename(tmp_path / "damaged.sqlite")
     assert opened().claim(wish()) is FRESH
@@ -386,7 +430,11 @@ def test_damage_under_a_running_store_defers(opened: Opener, tmp_path: Path) -> 
         store.confirm(wish(id=each))
     store._tend()
     store._file.connection.execute("PRAGMA cache_size = 1")
-    overwritten(tmp_path / "replay.sqlite", 4096, (tmp_path / "replay.sqlite").stat().st_size - 4096)
+    overwritten(
+        tmp_path / "replay.sqlite",
+        4096,
+        (tmp_path / "replay.sqlite").stat().st_size - 4096,
+    )
     store._file.begin_anew()
     with pytest.raises(Unavailable, match=r"damaged\. Move it away") as caught:
         store.claim_many([wish("second", id=each) for each in ids])
@@ -444,7 +492,12 @@ def test_an_event_loop_does_not_wait_for_the_disk(store: Any) -> None:
             asked = [store.confirm(wish()), store.release(sibling(1))]
             assert all(map(asyncio.iscoroutine, asked))
             assert store.first_place(wish()) is None
-        return [*found, *[await each for each in asked], store.claim(wish("copy")), store.claim(sibling(1, "b"))]
+        return [
+            *found,
+            *[await each for each in asked],
+            store.claim(wish("copy")),
+            store.claim(sibling(1, "b")),
+        ]
 
     assert asyncio.run(calls()) == [FRESH, [FRESH, FRESH], None, None, REPLAYED, FRESH]
 
@@ -462,9 +515,21 @@ def test_a_thread_waits_for_the_disk(store: Any) -> None:
 @pytest.mark.parametrize(
     ("error", "cause", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), Cause.REPLAY_STORE_FULL, "the disk is full"),
-        (OSError(errno.EIO, "Input/output error"), Cause.REPLAY_STORE_UNAVAILABLE, "Input/output error"),
-        (sqlite3.OperationalError("disk I/O error"), Cause.REPLAY_STORE_UNAVAILABLE, "disk I/O error"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            Cause.REPLAY_STORE_FULL,
+            "the disk is full",
+        ),
+        (
+            OSError(errno.EIO, "Input/output error"),
+            Cause.REPLAY_STORE_UNAVAILABLE,
+            "Input/output error",
+        ),
+        (
+            sqlite3.OperationalError("disk I/O error"),
+            Cause.REPLAY_STORE_UNAVAILABLE,
+            "disk I/O error",
+        ),
     ],
 )
 def test_a_disk_that_does_not_sync_defers(
@@ -505,8 +570,12 @@ class Disk:
         return getattr(self._connection, name)
 
 
-@pytest.mark.parametrize("failing", ["BEGIN", "COMMIT", "REPLACE", "UPDATE", "DELETE", "INSERT"])
-def test_a_write_that_fails_is_made_again(opened: Opener, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+@pytest.mark.parametrize(
+    "failing", ["BEGIN", "COMMIT", "REPLACE", "UPDATE", "DELETE", "INSERT"]
+)
+def test_a_write_that_fails_is_made_again(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
     """Whichever write fails, the same calls by the same owners succeed later, and all of it is on the disk."""
     store = opened()
     calls: list[tuple[str, Any]] = [
@@ -522,7 +591,12 @@ def test_a_write_that_fails_is_made_again(opened: Opener, monkeypatch: pytest.Mo
         getattr(store, name)(given)
     store.close()
     store = opened()
-    again: list[ClaimRequest] = [wish("b"), sibling(1, "b", place=HERE), sibling(2, "b"), sibling(40, "b")]
+    again: list[ClaimRequest] = [
+        wish("b"),
+        sibling(1, "b", place=HERE),
+        sibling(2, "b"),
+        sibling(40, "b"),
+    ]
     assert store.claim_many(again) == [REPLAYED, REREAD, FRESH, FRESH]
 
 
@@ -534,10 +608,14 @@ def test_a_closed_store_defers(store: Any) -> None:
         store.claim(wish())
 
 
-def test_the_log_begins_anew(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_begins_anew(
+    store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SQLite's log does not grow for ever where messages come all the time, also while it is copied."""
     monkeypatch.setattr(sqlite_file, "_FRAMES", 100)
-    claims = threading.Thread(target=lambda: [store.claim(wish(id=os.urandom(16))) for _ in range(6000)])
+    claims = threading.Thread(
+        target=lambda: [store.claim(wish(id=os.urandom(16))) for _ in range(6000)]
+    )
     claims.start()
     while claims.is_alive():
         store._tend()
@@ -550,5 +628,10 @@ def test_a_deferral_names_the_file(store: Any, forge: Forge, clock: FakeClock) -
     """What a consumer's log and ``health()`` say of a full disk is which file it is."""
     store._trouble = (Cause.REPLAY_STORE_FULL, f"{store.where}: the disk is full")
     guard = pipeline(store, forge, clock)
-    outcome = run(guard.judge(guard.receive(forge.seal(Message(destination=PLACE, body=b"")))))
-    assert (outcome.cause, outcome.detail) == (Cause.REPLAY_STORE_FULL, f"{store.where}: the disk is full")
+    outcome = run(
+        guard.judge(guard.receive(forge.seal(Message(destination=PLACE, body=b""))))
+    )
+    assert (outcome.cause, outcome.detail) == (
+        Cause.REPLAY_STORE_FULL,
+        f"{store.where}: the disk is full",
+    )

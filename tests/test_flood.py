@@ -8,13 +8,23 @@ from dataclasses import replace
 
 import pytest
 
-from mqauth import Alert, CallableSink, ConfigurationError, Detector, FloodGate, MisuseWatch, Thresholds
+from mqauth import (
+    Alert,
+    CallableSink,
+    ConfigurationError,
+    Detector,
+    FloodGate,
+    MisuseWatch,
+    Thresholds,
+)
 from mqauth.audit.record import AuditRecord
 from mqauth.wire import strict_json as strictjson
 from tests.conftest import Sink, audit_record
 
 
-def record(number: int = 0, *, verdict: str = "rejected", kid: str = "k", at: float = 0.0) -> AuditRecord:
+def record(
+    number: int = 0, *, verdict: str = "rejected", kid: str = "k", at: float = 0.0
+) -> AuditRecord:
     """Return a record of a forgery."""
     return audit_record(
         number, time=1_900_000_000.0 + at, verdict=verdict, reason="signature_invalid", body_sha256="00",
@@ -48,16 +58,22 @@ def gated(threshold: int, records: Iterable[AuditRecord]) -> list[AuditRecord]:
                      id="accepted verdicts are no flood"),
     ],
 )  # fmt: skip
-def test_how_many_are_told_whole(threshold: int, records: Iterable[AuditRecord], whole: Iterable[int]) -> None:
+def test_how_many_are_told_whole(
+    threshold: int, records: Iterable[AuditRecord], whole: Iterable[int]
+) -> None:
     """Kinds of records do not flood each other, and a kind is one flood for a minute, whatever it varies."""
     found = gated(threshold, records)
-    assert [number for number, each in enumerate(found) if each.detail == "why"] == list(whole)
+    assert [number for number, each in enumerate(found) if each.detail == "why"] == list(
+        whole
+    )
 
 
 def test_facts_are_never_dropped() -> None:
     """Every rejection of a flood leaves a record with its own id and dead letter."""
     records = gated(5, map(record, range(100)))
-    assert [found.dead_letter for found in records] == [f"dead-{number}" for number in range(100)]
+    assert [found.dead_letter for found in records] == [
+        f"dead-{number}" for number in range(100)
+    ]
     assert {found.reason for found in records} == {"signature_invalid"}
 
 
@@ -72,10 +88,15 @@ def test_detail_goes_after_the_threshold() -> None:
 def test_detectors_see_what_the_gate_drops() -> None:
     """A watch around the gate counts every record, also those whose detail is dropped."""
     sink, told = Sink(), list[Alert]()
-    watch = MisuseWatch(FloodGate(sink, 2), Detector(Thresholds(burst=50)), on_alert=told.append)
+    watch = MisuseWatch(
+        FloodGate(sink, 2), Detector(Thresholds(burst=50)), on_alert=told.append
+    )
     for number in range(60):
         watch.write(record(number))
-    assert [alert.kind for alert in told] == ["burst", "burst"]  # for the kid and for the destination
+    assert [alert.kind for alert in told] == [
+        "burst",
+        "burst",
+    ]  # for the kid and for the destination
 
 
 def test_threshold_is_positive() -> None:
@@ -116,5 +137,7 @@ def test_asynchronous_sink_counts_too() -> None:
 
 def test_flooded_record_is_small() -> None:
     """A record of a flood is under half a kilobyte, whatever the sender wrote."""
-    large = replace(record(kid="k" * 256), detail="x" * 256, broker={"destination": "d" * 256})
+    large = replace(
+        record(kid="k" * 256), detail="x" * 256, broker={"destination": "d" * 256}
+    )
     assert len(strictjson.dumps(gated(1, [large] * 2)[1].as_dict())) < 512

@@ -30,9 +30,13 @@ class Failures:
         raise error
 
 
-def attempt(function: Callable[[Any], Any], argument: Any, attempts: Attempts) -> Flow[int]:
+def attempt(
+    function: Callable[[Any], Any], argument: Any, attempts: Attempts
+) -> Flow[int]:
     """Call a handler as the pipeline does, until it has returned; return how often it failed."""
-    delivery = Delivery(message=honest_message("kafka:orders"), received=0.0, step=Step.HANDLE)
+    delivery = Delivery(
+        message=honest_message("kafka:orders"), received=0.0, step=Step.HANDLE
+    )
     pipeline: Any = SimpleNamespace(attempts=attempts, journal=Failures())
     while delivery.step is Step.HANDLE:
         yield from Pipeline._handled(pipeline, delivery, function, argument, Step.CONFIRM)
@@ -119,8 +123,12 @@ def test_run_refuses_any_awaitable() -> None:
         flow.run(flow.call(Later))
 
 
-@pytest.mark.parametrize(("failures", "limit", "calls"), [(0, 3, 1), (1, 3, 2), (2, 3, 3), (1, 2, 2)])
-def test_attempts_are_made_until_one_succeeds(failures: int, limit: int, calls: int, runner: Runner) -> None:
+@pytest.mark.parametrize(
+    ("failures", "limit", "calls"), [(0, 3, 1), (1, 3, 2), (2, 3, 3), (1, 2, 2)]
+)
+def test_attempts_are_made_until_one_succeeds(
+    failures: int, limit: int, calls: int, runner: Runner
+) -> None:
     """A handler that fails fewer times than its limit succeeds."""
     handler = Flaky(failures)
     assert runner(attempt(handler, "ok", Attempts(limit=limit, wait=0))) == failures
@@ -181,7 +189,9 @@ async def test_a_call_that_may_block_is_not_made_while_beginning() -> None:
     assert await flow.resume(plain) == "V"
 
 
-@pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize(
+    "error", [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit]
+)
 async def test_what_is_no_exception_is_kept(error: type[BaseException]) -> None:
     """A plain call that raises it is not tried again: who goes on has its delivery in hand, and is told."""
     handler = Flaky(3, error())  # type: ignore[arg-type]
@@ -250,10 +260,14 @@ def test_plain_calls_are_made_once(runner: Runner) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-def test_a_handler_that_raises_stop_iteration_has_failed(limit: int, runner: Runner) -> None:
+def test_a_handler_that_raises_stop_iteration_has_failed(
+    limit: int, runner: Runner
+) -> None:
     """StopIteration out of a handler must not end the flow as if it had returned."""
     with pytest.raises(RuntimeError):
-        runner(attempt(Flaky(9, StopIteration("value")), 1, Attempts(limit=limit, wait=0)))
+        runner(
+            attempt(Flaky(9, StopIteration("value")), 1, Attempts(limit=limit, wait=0))
+        )
 
 
 async def test_cancelling_a_handler_cancels_it() -> None:
@@ -285,7 +299,10 @@ def test_attempts_out_of_bounds_are_refused(settings: dict[str, Any]) -> None:
 
 def test_the_limits_of_attempts_pass() -> None:
     """1 and 100 attempts, and no wait at all, are allowed."""
-    assert [Attempts(limit=limit, wait=0, wait_max=0).limit for limit in (1, 100)] == [1, 100]
+    assert [Attempts(limit=limit, wait=0, wait_max=0).limit for limit in (1, 100)] == [
+        1,
+        100,
+    ]
 
 
 class Callables:
@@ -300,7 +317,9 @@ class Callables:
 
 def test_colours_are_told_apart() -> None:
     """Coroutine functions, methods and callable objects are asynchronous; their plain likes are not."""
-    assert [flow.is_async(thing) for thing in (later, Callables().method, Callables())] == [True] * 3
+    assert [
+        flow.is_async(thing) for thing in (later, Callables().method, Callables())
+    ] == [True] * 3
     assert [flow.is_async(thing) for thing in (len, Flaky(0), Flaky, 3)] == [False] * 4
 
 
@@ -315,5 +334,9 @@ async def test_settled_results_are_returned_and_awaitables_awaited() -> None:
     """Wrappers take plug-ins of either colour by one helper."""
     assert [await flow.settled(found) for found in (1, later(2))] == [1, 2]
     coroutine = later(3)
-    assert [flow.is_awaitable(found) for found in (coroutine, 3, None)] == [True, False, False]
+    assert [flow.is_awaitable(found) for found in (coroutine, 3, None)] == [
+        True,
+        False,
+        False,
+    ]
     assert await coroutine == 3

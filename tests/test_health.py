@@ -31,7 +31,15 @@ from mqauth.keystore import Keystore
 from mqauth.telemetry.prometheus import Endpoint
 from mqauth.testing import FakeClock
 
-WELL = Health(consuming=True, in_flight=0, deferred=0, stalled_since=None, cause=None, detail=None, at=1000.0)
+WELL = Health(
+    consuming=True,
+    in_flight=0,
+    deferred=0,
+    stalled_since=None,
+    cause=None,
+    detail=None,
+    at=1000.0,
+)
 WAITING = replace(
     WELL, deferred=3, cause=Cause.REPLAY_STORE_UNAVAILABLE, detail="OSError (redis cache.example:6379/0)",
 )  # fmt: skip
@@ -58,8 +66,14 @@ def get(endpoint: Endpoint, path: str) -> tuple[int, Any]:
     ("health", "state"),
     [
         (WELL, State.OK),
-        (replace(WELL, deferred=1, stalled_since=950.0, cause=Cause.CLAIM_HELD), State.DEGRADED),
-        (replace(WELL, deferred=1, stalled_since=939.0, cause=Cause.CLAIM_HELD), State.STALLED),
+        (
+            replace(WELL, deferred=1, stalled_since=950.0, cause=Cause.CLAIM_HELD),
+            State.DEGRADED,
+        ),
+        (
+            replace(WELL, deferred=1, stalled_since=939.0, cause=Cause.CLAIM_HELD),
+            State.STALLED,
+        ),
         (replace(WELL, cause=Cause.BROKER_UNAVAILABLE), State.DEGRADED),
         (replace(WELL, rollout={"kafka:orders": "observe"}), State.DEGRADED),
         (replace(WELL, silent=61.0), State.DEGRADED),
@@ -74,7 +88,9 @@ def test_state(health: Health, state: State) -> None:
 
 def test_it_names_what(endpoint: Endpoint) -> None:
     """What is out of reach for five minutes makes it stalled by name, and live and ready all the same."""
-    endpoint.telemetry.watch_consumer("billing", lambda: replace(WAITING, stalled_since=700.0))
+    endpoint.telemetry.watch_consumer(
+        "billing", lambda: replace(WAITING, stalled_since=700.0)
+    )
     status, told = get(endpoint, "/health")
     assert (status, told["state"]) == (200, "stalled")
     assert told["consumers"]["billing"]["reasons"] == [
@@ -110,7 +126,9 @@ def test_metrics_are_still_there(endpoint: Endpoint) -> None:
     """Every other path answers as before."""
     endpoint.telemetry.watch_consumer("billing", lambda: WELL)
     with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/metrics") as answer:
-        assert b'mqauth_deferred{consumer="billing"' in answer.read().replace(b'otel_scope_name="mqauth",', b"")
+        assert b'mqauth_deferred{consumer="billing"' in answer.read().replace(
+            b'otel_scope_name="mqauth",', b""
+        )
 
 
 def test_it_changed_at_that_moment(endpoint: Endpoint) -> None:
@@ -164,7 +182,9 @@ def test_both_brokers_have_one_shape(clock: FakeClock) -> None:
     """What both tell has one name; a queue has its connection beside it, and a log its partitions."""
     log = Assignment(clock).health(True)
     hold = Hold(clock, seconds=60, consumer_timeout=1800)
-    queue = Window("billing", clock, hold, 1).health(in_flight=0, unsettled=0, blocked=False)
+    queue = Window("billing", clock, hold, 1).health(
+        in_flight=0, unsettled=0, blocked=False
+    )
     assert isinstance(log, LogHealth)
     assert isinstance(queue, QueueHealth)
     common = WELL.as_dict().keys()
@@ -191,15 +211,25 @@ def test_rungs() -> None:
         until=date(2026, 12, 1), owner="orders-team", window=86_400.0,
     )  # fmt: skip
     nobody: Any = SimpleNamespace(aliases={})
-    assert told_of(Rollout([entry]), nobody)["rollout"] == {"kafka:orders": "observe", "kafka:refunds": "observe"}
+    assert told_of(Rollout([entry]), nobody)["rollout"] == {
+        "kafka:orders": "observe",
+        "kafka:refunds": "observe",
+    }
     assert told_of(None, nobody) == {"rollout": {}, "aliases": {}}
 
 
 @pytest.mark.parametrize(
     ("health", "code"),
-    [(WELL, 0), (WAITING, 0), (replace(WAITING, stalled_since=0.0), 3), (replace(WELL, running=False), 1)],
+    [
+        (WELL, 0),
+        (WAITING, 0),
+        (replace(WAITING, stalled_since=0.0), 3),
+        (replace(WELL, running=False), 1),
+    ],
 )
-def test_command(health: Health, code: int, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(
+    health: Health, code: int, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
     """``mqauth health`` says the state and why, and exits by it."""
     endpoint.telemetry.watch_consumer("billing", lambda: health)
     assert run(["health", f"http://127.0.0.1:{endpoint.port}/health"]) == code
@@ -210,13 +240,30 @@ def test_command(health: Health, code: int, endpoint: Endpoint, capsys: pytest.C
 
 @pytest.mark.parametrize(("fine", "code"), [(True, 0), (False, 1)])
 def test_a_key_server_can_be_asked(
-    fine: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fine: bool,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """``mqauth health`` knows ``/healthz`` of ``keys serve`` too, and takes the URL from ``MQAUTH_HEALTH``."""
     keys = Keystore(folder=tmp_path / "keys")
     keys.create(subjects=["orders-api"])
-    command = [sys.executable, "-m", "mqauth", "keys", "serve", "--dir", f"{keys.folder}", "--port", "0", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "mqauth",
+        "keys",
+        "serve",
+        "--dir",
+        f"{keys.folder}",
+        "--port",
+        "0",
+        "--json",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         told = json.loads(process.stdout.readline())
         if not fine:
             (tmp_path / "keys").rename(tmp_path / "gone")
@@ -228,7 +275,9 @@ def test_a_key_server_can_be_asked(
     assert capsys.readouterr().out.splitlines()[0] == ("ok" if fine else "stopped")
 
 
-def test_command_without_an_answer(endpoint: Endpoint, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_without_an_answer(
+    endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nobody at the port is 1, with host and port named; what is no URL is 2."""
     port = endpoint.port
     endpoint.close()

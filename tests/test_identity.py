@@ -27,7 +27,12 @@ from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.batchforge import forge_batch
-from mqauth.testing.identity import TRUST_DOMAIN, WORKLOAD, BatchIdentityForge, IdentityForge
+from mqauth.testing.identity import (
+    TRUST_DOMAIN,
+    WORKLOAD,
+    BatchIdentityForge,
+    IdentityForge,
+)
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import jwk
 from mqauth.wire.identity import opened_token
@@ -55,7 +60,9 @@ def judged(pipe: Pipeline, message: Message) -> Outcome:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "ES384"])
-def test_a_signed_message_is_verified_with_its_identity(form: str, place: str, algorithm: str) -> None:
+def test_a_signed_message_is_verified_with_its_identity(
+    form: str, place: str, algorithm: str
+) -> None:
     """What a producer with an WITKey signs is accepted, and shows whose it is."""
     clock = FakeClock(1_900_000_000)
     forge = FORMS[form](clock, algorithm=algorithm)
@@ -75,8 +82,13 @@ def test_a_handler_changes_no_later_message() -> None:
     pipe = pipeline(forge, clock)
     for number in range(3):
         message = replace(honest_message(PLACES[0]), body=b"%d" % number)
-        outcome = judged(pipe, forge.seal(message, wit=wit, claims={"trace": {"spans": []}}))
-        said, extra = outcome.verified.identity.claims["teams"], outcome.verified.claims.extra["trace"]
+        outcome = judged(
+            pipe, forge.seal(message, wit=wit, claims={"trace": {"spans": []}})
+        )
+        said, extra = (
+            outcome.verified.identity.claims["teams"],
+            outcome.verified.claims.extra["trace"],
+        )
         assert (said, extra) == ({"shop": ["orders"]}, {"spans": []})
         said["shop"].append("payments")
         extra["spans"].append(number)
@@ -91,13 +103,21 @@ def test_what_is_remembered_is_bounded() -> None:
     assert known is not None
     for number in range(200):
         forged = forge.wit(
-            key=forge.stranger, header={"kid": forge.authority.key.kid}, claims={"jti": f"{number}"}
+            key=forge.stranger,
+            header={"kid": forge.authority.key.kid},
+            claims={"jti": f"{number}"},
         )
-        assert judged(pipe, forge.seal(honest_message(PLACES[0]), wit=forged)).reason is Reason.SIGNATURE_INVALID
+        assert (
+            judged(pipe, forge.seal(honest_message(PLACES[0]), wit=forged)).reason
+            is Reason.SIGNATURE_INVALID
+        )
     assert not known._held
     wits = [forge.wit(claims={"jti": f"{number}"}) for number in range(3)]
     for wit in wits:
-        assert judged(pipe, forge.seal(honest_message(PLACES[0]), wit=wit)).verdict is Verdict.ACCEPTED
+        assert (
+            judged(pipe, forge.seal(honest_message(PLACES[0]), wit=wit)).verdict
+            is Verdict.ACCEPTED
+        )
     assert [text.decode() for text in known._held] == wits[1:]
 
 
@@ -107,21 +127,41 @@ def test_a_release_waives_an_end_and_no_cut_off(form: str, place: str) -> None:
     """A released letter passes though its identity ended; cut off, or under another WIT, it does not."""
     clock, reviewer = FakeClock(1_900_000_000), Key.generate(subjects=["ada"])
     forge = FORMS[form](clock)
-    trusted = ReleaseAuthorities({"review": Authority(keys=KeySet([reviewer]), waive=frozenset(WAIVABLE))})
-    pipe, message = pipeline(forge, clock, release=trusted), forge.seal(honest_message(place))
+    trusted = ReleaseAuthorities(
+        {"review": Authority(keys=KeySet([reviewer]), waive=frozenset(WAIVABLE))}
+    )
+    pipe, message = (
+        pipeline(forge, clock, release=trusted),
+        forge.seal(honest_message(place)),
+    )
     clock.advance(4000)
     assert judged(pipe, message).reason is Reason.EXPIRED
     releaser = Releaser(key=reviewer, issuer="review", reviewer="ada", clock=clock)
     letter = letter_id(message, "billing")
-    released = releaser.release(message, waive=WAIVABLE, letter=letter, scope="billing", reason="skew")[0]
-    position, (name, value) = next((n, pair) for n, pair in enumerate(released.headers) if pair[0] == TOKEN_HEADER)
+    released = releaser.release(
+        message, waive=WAIVABLE, letter=letter, scope="billing", reason="skew"
+    )[0]
+    position, (name, value) = next(
+        (n, pair) for n, pair in enumerate(released.headers) if pair[0] == TOKEN_HEADER
+    )
     token = value if isinstance(value, bytes) else str(value).encode()
-    other = forge.wit(claims={"jti": "another"}).encode() + b"~" + token.partition(b"~")[2]
+    other = (
+        forge.wit(claims={"jti": "another"}).encode() + b"~" + token.partition(b"~")[2]
+    )
     changed: HeaderValue = other if isinstance(value, bytes) else other.decode()
-    headers = (*released.headers[:position], (name, changed), *released.headers[position + 1 :])
-    assert judged(pipe, replace(released, headers=headers)).reason is Reason.IDENTITY_MISMATCH
+    headers = (
+        *released.headers[:position],
+        (name, changed),
+        *released.headers[position + 1 :],
+    )
+    assert (
+        judged(pipe, replace(released, headers=headers)).reason
+        is Reason.IDENTITY_MISMATCH
+    )
     cut = KeySet(forge.authority.keys, (), {WORKLOAD: Cutoff(before=1_900_000_001)})
-    cut_off = pipeline(forge, clock, release=trusted, keys={TRUST_DOMAIN: TrustDomain(keys=cut)})
+    cut_off = pipeline(
+        forge, clock, release=trusted, keys={TRUST_DOMAIN: TrustDomain(keys=cut)}
+    )
     assert judged(cut_off, released).reason is Reason.KEY_REVOKED
     assert judged(pipe, released).verdict is Verdict.ACCEPTED
 
@@ -130,15 +170,29 @@ def test_identities_that_are_good_for_nothing_push_none_out() -> None:
     """Whoever kept old messages, or has a WIT and no key, cannot make a consumer forget the WITs in use."""
     clock = FakeClock(1_900_000_000)
     forge = IdentityForge(clock)
-    old = [forge.seal(honest_message(PLACES[0]), wit=forge.wit(claims={"jti": f"{n}"})) for n in range(8)]
+    old = [
+        forge.seal(honest_message(PLACES[0]), wit=forge.wit(claims={"jti": f"{n}"}))
+        for n in range(8)
+    ]
     live = forge.wit(claims={"iat": 1_900_003_600, "exp": 1_900_007_200})
     clock.advance(3700)
     pipe = pipeline(forge, clock, identities=2)
-    assert judged(pipe, forge.seal(honest_message(PLACES[0]), wit=live)).verdict is Verdict.ACCEPTED
+    assert (
+        judged(pipe, forge.seal(honest_message(PLACES[0]), wit=live)).verdict
+        is Verdict.ACCEPTED
+    )
     assert {judged(pipe, message).reason for message in old} == {Reason.EXPIRED}
-    stolen = [forge.wit(claims={"iat": 1_900_003_600, "exp": 1_900_007_200, "jti": f"{n}"}) for n in range(8)]
-    forged = [forge.seal(honest_message(PLACES[0]), wit=wit, key=forge.stranger) for wit in stolen]
-    assert {judged(pipe, message).reason for message in forged} == {Reason.SIGNATURE_INVALID}
+    stolen = [
+        forge.wit(claims={"iat": 1_900_003_600, "exp": 1_900_007_200, "jti": f"{n}"})
+        for n in range(8)
+    ]
+    forged = [
+        forge.seal(honest_message(PLACES[0]), wit=wit, key=forge.stranger)
+        for wit in stolen
+    ]
+    assert {judged(pipe, message).reason for message in forged} == {
+        Reason.SIGNATURE_INVALID
+    }
     assert [*pipe.verifier.identities._held] == [live.encode()]
 
 
@@ -186,7 +240,9 @@ def configured(folder: Path, text: str) -> Path:
     ('issuer = "https://auth.example"', 'issuer = "wimse://prod.example/a"', "lies in a trust domain"),
     ('subject = "orders-api"', 'subject = "orders-api"\nclaims = { a = "b" }', "only for the subject"),
 ])  # fmt: skip
-def test_a_contradiction_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_a_contradiction_is_refused(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
     """Never both forms in one table, and nothing that would have no effect."""
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         load(configured(tmp_path, HEAD.replace(old, new)))
@@ -207,9 +263,18 @@ def test_a_direct_issuer_that_is_to_go_is_loud_and_its_messages_are_accepted(
     for seconds in (0, 3599, 61, 86_401):
         clock.advance(seconds)
         run(pipe.tick())
-        assert judged(pipe, forge.seal(honest_message(PLACES[0]))).verdict is Verdict.ACCEPTED
-    said = [(one.event, one.levelname) for one in caplog.records if one.event.startswith("issuer.")]
-    assert said == ([] if event is None else [(event, level)] * (2 if level == "WARNING" else 3))
+        assert (
+            judged(pipe, forge.seal(honest_message(PLACES[0]))).verdict
+            is Verdict.ACCEPTED
+        )
+    said = [
+        (one.event, one.levelname)
+        for one in caplog.records
+        if one.event.startswith("issuer.")
+    ]
+    assert said == (
+        [] if event is None else [(event, level)] * (2 if level == "WARNING" else 3)
+    )
 
 
 def test_a_producer_stops_before_its_identity_ends() -> None:
@@ -222,10 +287,15 @@ def test_a_producer_stops_before_its_identity_ends() -> None:
     with pytest.raises(Unavailable, match="ends too soon"):
         signer.sign(honest_message(PLACES[0]))
     held.renew(forge.wit(), forge.key)
-    assert judged(pipeline(forge, clock), signer.sign(honest_message(PLACES[0]))).verdict is Verdict.ACCEPTED
+    assert (
+        judged(pipeline(forge, clock), signer.sign(honest_message(PLACES[0]))).verdict
+        is Verdict.ACCEPTED
+    )
 
 
-@pytest.mark.parametrize("changes", [{"issuer": "wimse://other.example"}, {"subject": f"{TRUST_DOMAIN}/other"}])
+@pytest.mark.parametrize(
+    "changes", [{"issuer": "wimse://other.example"}, {"subject": f"{TRUST_DOMAIN}/other"}]
+)
 def test_a_producer_is_whom_its_identity_names(changes: dict[str, str]) -> None:
     """Another trust domain or subject is refused when the signer is made."""
     with pytest.raises(ConfigurationError):
@@ -236,7 +306,12 @@ def test_an_identity_of_another_key_is_none() -> None:
     """WITKey takes no WIT that vouches for another key, no token that is no WIT, and none that has ended."""
     clock = FakeClock(1_900_000_000)
     forge = IdentityForge(clock)
-    for wit in (forge.authority.wit(WORKLOAD, forge.neighbour), "a.b.c", "\u00e9", forge.wit(claims={"exp": 1})):
+    for wit in (
+        forge.authority.wit(WORKLOAD, forge.neighbour),
+        "a.b.c",
+        "\u00e9",
+        forge.wit(claims={"exp": 1}),
+    ):
         with pytest.raises(ConfigurationError):
             WITKey(wit, forge.key, clock=clock)
 
@@ -247,12 +322,22 @@ def test_a_cut_off_travels_with_its_set() -> None:
     again = jwk.load_key_set(jwk.dump_key_set(cut))
     assert (again.cutoffs, again.version) == (cut.cutoffs, cut.version)
     assert again.version != KeySet(cut.keys).version
-    for bad in ({}, [{}], [{"sub": WORKLOAD, "before": "x"}], [{"sub": WORKLOAD, "before": 1}] * 1025):
-        broken = jwk.load_key_set(jwk.dump_key_set(KeySet(cut.keys)) | {"mqauth_cutoff": bad})
+    for bad in (
+        {},
+        [{}],
+        [{"sub": WORKLOAD, "before": "x"}],
+        [{"sub": WORKLOAD, "before": 1}] * 1025,
+    ):
+        broken = jwk.load_key_set(
+            jwk.dump_key_set(KeySet(cut.keys)) | {"mqauth_cutoff": bad}
+        )
         assert any("mqauth_cutoff" in line for line in broken.skipped)
         assert broken.after(cut).cutoffs == cut.cutoffs
         assert merge(cut, broken, frozenset(), outdated=False).keys.cutoffs == cut.cutoffs
-    assert merge(cut, KeySet(cut.keys), frozenset(), outdated=True).keys.cutoffs == cut.cutoffs
+    assert (
+        merge(cut, KeySet(cut.keys), frozenset(), outdated=True).keys.cutoffs
+        == cut.cutoffs
+    )
     assert merge(cut, KeySet(cut.keys), frozenset(), outdated=False).keys.cutoffs == {}
 
 
@@ -261,7 +346,11 @@ def test_a_letter_shows_what_its_identity_claims() -> None:
     for form in FORMS.values():
         forge = form(FakeClock(1_900_000_000))
         opened, said = opened_token(forge.token(honest_message(PLACES[0])).encode())
-        assert (opened.kid, said.iss, said.sub) == (forge.authority.key.kid, TRUST_DOMAIN, WORKLOAD)
+        assert (opened.kid, said.iss, said.sub) == (
+            forge.authority.key.kid,
+            TRUST_DOMAIN,
+            WORKLOAD,
+        )
 
 
 def test_a_sibling_ends_with_its_identity() -> None:
@@ -269,7 +358,9 @@ def test_a_sibling_ends_with_its_identity() -> None:
     clock = FakeClock(1_900_000_000)
     forge = IdentityForge(clock)
     wit = forge.wit(claims={"exp": 1_900_000_030})
-    messages = [replace(honest_message(PLACES[0]), body=b"%d" % number) for number in range(3)]
+    messages = [
+        replace(honest_message(PLACES[0]), body=b"%d" % number) for number in range(3)
+    ]
     found = forge_batch(forge, messages, wit=wit, claims={"exp": 1_900_000_600})
     pipe = pipeline(forge, clock)
     for place, seconds, reason in ((0, 0, None), (1, 34, None), (2, 1, Reason.EXPIRED)):
@@ -291,7 +382,11 @@ def mutants(token: bytes, rng: random.Random) -> Iterator[bytes]:
         start, end = sorted(rng.sample(range(len(token)), 2))
         kind = rng.randrange(6)
         if kind == 0:
-            yield token[:start] + bytes([token[start] ^ 1 << rng.randrange(8)]) + token[start + 1 :]
+            yield (
+                token[:start]
+                + bytes([token[start] ^ 1 << rng.randrange(8)])
+                + token[start + 1 :]
+            )
         elif kind == 1:
             yield token[:start] + rng.choice(alphabet).to_bytes(1) + token[start + 1 :]
         elif kind == 2:
@@ -318,7 +413,15 @@ def tried(form: str, count: int, seed: int) -> list[int]:
     assert isinstance(token, bytes)
     warm, places = pipeline(forge, clock), list[int]()
     assert (
-        run(warm.judge(warm.receive(forge.seal(honest_message(PLACES[0]), wit=token.split(b"~")[0].decode()))))
+        run(
+            warm.judge(
+                warm.receive(
+                    forge.seal(
+                        honest_message(PLACES[0]), wit=token.split(b"~")[0].decode()
+                    )
+                )
+            )
+        )
         is not None
     )
     found = mutants(token, random.Random(seed))
@@ -326,13 +429,20 @@ def tried(form: str, count: int, seed: int) -> list[int]:
         mutant = next(found)
         if mutant == token:
             continue
-        headers = tuple((name, mutant if name == TOKEN_HEADER else value) for name, value in sealed.headers)
+        headers = tuple(
+            (name, mutant if name == TOKEN_HEADER else value)
+            for name, value in sealed.headers
+        )
         pipe = pipeline(forge, clock) if number % 2 else warm
         outcome = run(pipe.judge(pipe.receive(replace(sealed, headers=headers))))
         assert outcome.verdict in (Verdict.ACCEPTED, Verdict.REJECTED), outcome
         if outcome.verdict is Verdict.ACCEPTED:
             assert len(mutant) == len(token)
-            places += [at for at, (old, new) in enumerate(zip(token, mutant, strict=True)) if old != new]
+            places += [
+                at
+                for at, (old, new) in enumerate(zip(token, mutant, strict=True))
+                if old != new
+            ]
     begin = token.rindex(b".") + 1
     return [at for at in places if form == "single" or not begin <= at < begin + TWELVE]
 

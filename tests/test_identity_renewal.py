@@ -39,8 +39,12 @@ NOW = Moment(1000.0, 1_900_000_000.0)
 def grant(life: int = 3600, renew_in: int | None = None) -> Grant:
     """Return what an authority gave."""
     key, authority = Key.generate(), WITSigner(clock=FakeClock(NOW.wall), lifetime=life)
-    held = WorkloadKey(authority.wit(WORKLOAD, key), LocalSigningKey(key), key.public, HOST)
-    return Grant(key=held, expires_in=life, renew_in=life // 2 if renew_in is None else renew_in)
+    held = WorkloadKey(
+        authority.wit(WORKLOAD, key), LocalSigningKey(key), key.public, HOST
+    )
+    return Grant(
+        key=held, expires_in=life, renew_in=life // 2 if renew_in is None else renew_in
+    )
 
 
 GRANT = grant()
@@ -58,7 +62,9 @@ def bench() -> Bench:
 
 
 @given(JITTER, st.integers(300, 86_400), st.data())
-def test_an_identity_is_renewed_at_half_its_life(jitter: float, life: int, data: st.DataObject) -> None:
+def test_an_identity_is_renewed_at_half_its_life(
+    jitter: float, life: int, data: st.DataObject
+) -> None:
     """The next request is due from 45 to 50 % of the life on, or earlier where the authority says so."""
     wanted = data.draw(st.integers(1, life))
     given_ = Grant(key=GRANT.key, expires_in=life, renew_in=wanted)
@@ -70,7 +76,9 @@ def test_an_identity_is_renewed_at_half_its_life(jitter: float, life: int, data:
 
 
 @given(JITTER, st.integers(0, 1000), st.floats(0, 1e9))
-def test_a_pause_is_1_to_60_seconds(jitter: float, failures: int, retry_after: float) -> None:
+def test_a_pause_is_1_to_60_seconds(
+    jitter: float, failures: int, retry_after: float
+) -> None:
     """Whatever an authority asks for, a pause is within 1 and 60 s, and as long as it asks for up to that."""
     found = renewal.pause(failures, jitter=jitter, retry_after=retry_after)
     assert min(60, max(1, retry_after)) <= found <= 60
@@ -96,12 +104,18 @@ def test_failures_never_shorten_an_identity(outages: list[tuple[float, float]]) 
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 7200))
-def test_a_clock_that_is_set_never_lengthens_an_identity(stepped: float, seconds: float) -> None:
+def test_a_clock_that_is_set_never_lengthens_an_identity(
+    stepped: float, seconds: float
+) -> None:
     """A clock set back changes nothing; one set forward, as after a sleep, ends the identity earlier."""
     state = renewal.granted(GRANT, asked=NOW, jitter=0)
     aged = seconds + max(0, stepped)
-    assert (renewal.usable(state, later(seconds, stepped)) is None) == (aged >= 3600) or abs(aged - 3600) < 1e-3
-    assert (renewal.wait(state, later(seconds, stepped)) <= 0) == (aged >= 1800) or abs(aged - 1800) < 1e-3
+    assert (renewal.usable(state, later(seconds, stepped)) is None) == (
+        aged >= 3600
+    ) or abs(aged - 3600) < 1e-3
+    assert (renewal.wait(state, later(seconds, stepped)) <= 0) == (aged >= 1800) or abs(
+        aged - 1800
+    ) < 1e-3
 
 
 @given(JITTER)
@@ -121,7 +135,9 @@ def test_without_an_identity_a_request_is_due_at_once() -> None:
 
 def test_giving_up_keeps_the_pause() -> None:
     """An authority that fails is not asked at once because its set says that a key is revoked."""
-    state = renewal.failed(renewal.granted(GRANT, asked=NOW, jitter=0), "503", now=NOW, jitter=0)
+    state = renewal.failed(
+        renewal.granted(GRANT, asked=NOW, jitter=0), "503", now=NOW, jitter=0
+    )
     assert renewal.wait(renewal.given_up(state, "revoked"), NOW) == 1
 
 
@@ -136,15 +152,26 @@ def test_giving_up_keeps_the_pause() -> None:
         ([None], {OTHER_WORKLOAD: 1_900_000_001}, None),
     ],
 )
-def test_what_consumers_refuse(keys: list[Any], cutoffs: dict[str, int], why: str | None) -> None:
+def test_what_consumers_refuse(
+    keys: list[Any], cutoffs: dict[str, int], why: str | None
+) -> None:
     """An identity is refused by a revocation of its kid and a cut-off after its iat, not by a missing kid."""
     one = Key.generate()
     signed = [
-        Key(kid=GRANT.key.identity.kid, algorithm="EdDSA", public=one.public, revocation=found) for found in keys
+        Key(
+            kid=GRANT.key.identity.kid,
+            algorithm="EdDSA",
+            public=one.public,
+            revocation=found,
+        )
+        for found in keys
     ]
     found = renewal.refusal(
         GRANT.key.identity,
-        KeySet(signed, cutoffs={name: Cutoff(before=before) for name, before in cutoffs.items()}),
+        KeySet(
+            signed,
+            cutoffs={name: Cutoff(before=before) for name, before in cutoffs.items()},
+        ),
     )
     assert found is None if why is None else found is not None and why in found
 
@@ -176,7 +203,9 @@ class Bench:
         if self.answer is not None:
             raise self.answer
         key = Key.generate()
-        held = WorkloadKey(self.authority.wit(WORKLOAD, key), LocalSigningKey(key), key.public, HOST)
+        held = WorkloadKey(
+            self.authority.wit(WORKLOAD, key), LocalSigningKey(key), key.public, HOST
+        )
         return Grant(key=held, expires_in=3600, renew_in=1800)
 
     def keys(self) -> JWKS:
@@ -189,7 +218,12 @@ class Bench:
 
     def signer(self, **settings: Any) -> Signer:
         """Return a signer with the key."""
-        wanted = {"issuer": TRUST_DOMAIN, "subject": WORKLOAD, "audience": "billing", "clock": self.clock}
+        wanted = {
+            "issuer": TRUST_DOMAIN,
+            "subject": WORKLOAD,
+            "audience": "billing",
+            "clock": self.clock,
+        }
         return Signer(key=self.key, **(wanted | settings))
 
     def tick(self, seconds: float) -> None:
@@ -236,13 +270,19 @@ def test_an_outage_changes_nothing_until_the_identity_ends(bench: Bench) -> None
     bench.tick(3600 - 1800 - 60 - 30)
     assert signer.sign(honest_message("kafka:orders")).headers
     bench.tick(1)
-    with pytest.raises(Unavailable, match=f"{HOST}: the identity ends too soon") as caught:
+    with pytest.raises(
+        Unavailable, match=f"{HOST}: the identity ends too soon"
+    ) as caught:
         signer.sign(honest_message("kafka:orders"))
     assert caught.value.cause is Cause.KEYS_UNAVAILABLE
     bench.tick(89)
     assert why(bench.key) == f"{HOST}: out of reach: Connection refused"
     health = bench.key.health()
-    assert (health.state, health.expires_in, health.failing_for) == ("unavailable", None, 1800)
+    assert (health.state, health.expires_in, health.failing_for) == (
+        "unavailable",
+        None,
+        1800,
+    )
     bench.answer = None
     bench.tick(60)
     assert signer.sign(honest_message("kafka:orders")).headers
@@ -271,7 +311,12 @@ def test_a_slow_down_is_heeded(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [FetchFailed("no"), ConfigurationError("token: missing"), Unavailable(Cause.KEYS_UNAVAILABLE, "hsm")]
+    "error",
+    [
+        FetchFailed("no"),
+        ConfigurationError("token: missing"),
+        Unavailable(Cause.KEYS_UNAVAILABLE, "hsm"),
+    ],
 )
 def test_a_producer_starts_without_its_authority(bench: Bench, error: Exception) -> None:
     """A signer is made while nothing can be had, and signs once there is an identity."""
@@ -284,18 +329,24 @@ def test_a_producer_starts_without_its_authority(bench: Bench, error: Exception)
     assert signer.sign(honest_message("kafka:orders")).headers
 
 
-def test_a_request_that_breaks_is_a_failure(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_that_breaks_is_a_failure(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     """An error that nobody expected is logged, and is one more failure."""
     bench.answer = RuntimeError("secret")
     assert why(bench.key) == f"{HOST}: the request broke: RuntimeError"
-    assert "keys.fetch_failed" in [getattr(record, "event", "") for record in caplog.records]
+    assert "keys.fetch_failed" in [
+        getattr(record, "event", "") for record in caplog.records
+    ]
 
 
 def test_a_revoked_authority_key_is_renewed_at_once(bench: Bench) -> None:
     """When the set says that the kid is revoked, the next thing signed is by an identity of another kid."""
     first, old = bench.key.signing_key(), bench.authority.key
     bench.authority.key = Key.generate()
-    revoked = Key(kid=old.kid, algorithm="EdDSA", public=old.public, revocation=Revocation())
+    revoked = Key(
+        kid=old.kid, algorithm="EdDSA", public=old.public, revocation=Revocation()
+    )
     bench.publish(revoked, bench.authority.key)
     bench.tick(60)
     assert bench.asked == 2
@@ -303,13 +354,20 @@ def test_a_revoked_authority_key_is_renewed_at_once(bench: Bench) -> None:
     assert bench.asked == 2
 
 
-def test_an_authority_that_vouches_with_a_revoked_key_is_not_believed(bench: Bench) -> None:
+def test_an_authority_that_vouches_with_a_revoked_key_is_not_believed(
+    bench: Bench,
+) -> None:
     """Where the authority goes on with its revoked key, nothing is signed, and it is asked with pauses."""
     bench.key.start()
     old = bench.authority.key
-    bench.publish(Key(kid=old.kid, algorithm="EdDSA", public=old.public, revocation=Revocation()))
+    bench.publish(
+        Key(kid=old.kid, algorithm="EdDSA", public=old.public, revocation=Revocation())
+    )
     bench.tick(60)
-    assert why(bench.key) == f"{HOST}: the authority's key that signed the identity is revoked"
+    assert (
+        why(bench.key)
+        == f"{HOST}: the authority's key that signed the identity is revoked"
+    )
     assert bench.asked == 2
     for _ in range(120):
         bench.tick(1)
@@ -322,13 +380,16 @@ def test_a_subject_that_is_cut_off_stops(bench: Bench) -> None:
     bench.clock.advance(10)
     bench.answer = Refused("refused, 403 access_denied", 0)
     bench.publish(
-        bench.authority.key, cutoffs={WORKLOAD: Cutoff(before=int(bench.clock.now()) + 1, reason="stolen")}
+        bench.authority.key,
+        cutoffs={WORKLOAD: Cutoff(before=int(bench.clock.now()) + 1, reason="stolen")},
     )
     bench.tick(50)
     assert why(bench.key) == f"{HOST}: refused, 403 access_denied"
 
 
-def test_a_cut_off_in_the_middle_of_a_renewal_stops(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_off_in_the_middle_of_a_renewal_stops(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A set that comes between the look at a new identity and its first use ends that identity, too."""
     bench.key.start()
     bench.clock.advance(1800)
@@ -338,7 +399,10 @@ def test_a_cut_off_in_the_middle_of_a_renewal_stops(bench: Bench, monkeypatch: p
         found, moment = look(key), int(bench.clock.now()) + 1
         monkeypatch.undo()
         bench.answer = Refused("refused, 403 access_denied", 0)
-        bench.publish(bench.authority.key, cutoffs={WORKLOAD: Cutoff(before=moment, reason="stolen")})
+        bench.publish(
+            bench.authority.key,
+            cutoffs={WORKLOAD: Cutoff(before=moment, reason="stolen")},
+        )
         bench.clock.advance(60)
         bench.watch.start()
         return found
@@ -357,10 +421,14 @@ def test_a_set_that_cannot_be_had_changes_nothing(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("lifetime", "good"), [(1770, True), (1771, False)])
-def test_tokens_live_for_half_an_identity_at_most(bench: Bench, lifetime: int, good: bool) -> None:
+def test_tokens_live_for_half_an_identity_at_most(
+    bench: Bench, lifetime: int, good: bool
+) -> None:
     """A lifetime of tokens over half of the identity's is a configuration error, at the start."""
     if good:
-        assert bench.signer(lifetime=lifetime).sign(honest_message("kafka:orders")).headers
+        assert (
+            bench.signer(lifetime=lifetime).sign(honest_message("kafka:orders")).headers
+        )
     else:
         with pytest.raises(ConfigurationError, match="half of the identity's 3600 s"):
             bench.signer(lifetime=lifetime)
@@ -370,7 +438,11 @@ async def test_an_event_loop_is_never_blocked(monkeypatch: pytest.MonkeyPatch) -
     """In an event loop the first use asks in the background and does not wait."""
     waits: list[float] = []
     start = IdentityKey.start
-    monkeypatch.setattr(IdentityKey, "start", lambda key, wait=5: (waits.append(wait), start(key, wait))[1])
+    monkeypatch.setattr(
+        IdentityKey,
+        "start",
+        lambda key, wait=5: (waits.append(wait), start(key, wait))[1],
+    )
     begun, go = threading.Event(), threading.Event()
     bench = Bench(refresher=ThreadRefresher)
     bench.before = lambda: (begun.set(), go.wait(5))
@@ -421,7 +493,9 @@ def test_a_child_after_a_fork_goes_on() -> None:
         bench.clock.advance(1800)
         bench.key._refresher.wake()
         with bench.key._condition:
-            good &= bench.key._condition.wait_for(lambda: bench.key._counters["renewed"] == 2, 5)
+            good &= bench.key._condition.wait_for(
+                lambda: bench.key._counters["renewed"] == 2, 5
+            )
         os._exit(0 if good and bench.key.signing_key() is not first else 1)
     go.set()
     holder.join()
@@ -439,7 +513,9 @@ def test_a_child_after_a_fork_goes_on() -> None:
         (URL, {"algorithm": "RS256"}, "algorithm is one of"),
     ],
 )
-def test_wrong_arguments_are_refused(url: str, settings: dict[str, Any], text: str) -> None:
+def test_wrong_arguments_are_refused(
+    url: str, settings: dict[str, Any], text: str
+) -> None:
     """What no authority could take is a configuration error."""
     wanted: dict[str, Any] = {"subject": WORKLOAD, "credential": TokenFile("token")}
     with pytest.raises(ConfigurationError, match=text):

@@ -59,7 +59,14 @@ class Fake(ThreadingHTTPServer):
         """Judge a request as an authority does, and answer it."""
         scheme, _, credential = headers["authorization"].partition(" ")
         key = self.proven(headers["dpop"], "/v1/identity", credential)
-        self.asked.append({"scheme": scheme, "credential": credential, "sub": body["sub"], "jkt": key.kid})
+        self.asked.append(
+            {
+                "scheme": scheme,
+                "credential": credential,
+                "sub": body["sub"],
+                "jkt": key.kid,
+            }
+        )
         wit = self.signer.wit(self.issues or body["sub"], key)
         return {"wit": wit, "sub": body["sub"], "expires_in": 3600, "renew_in": 1800}
 
@@ -68,7 +75,9 @@ class Fake(ThreadingHTTPServer):
         header = jwt.get_unverified_header(proof)
         assert header.keys() == {"typ", "alg", "jwk"}
         assert header["typ"] == "dpop+jwt"
-        said = jwt.decode(proof, jwt.PyJWK(header["jwk"], header["alg"]).key, algorithms=[header["alg"]])
+        said = jwt.decode(
+            proof, jwt.PyJWK(header["jwk"], header["alg"]).key, algorithms=[header["alg"]]
+        )
         assert (said["htm"], said["htu"]) == ("POST", self.url + path)
         if credential is not None:
             digest = hashlib.sha256(credential.encode()).digest()
@@ -92,7 +101,10 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
         if self.path == "/token":
-            self.answer(self.server.token_status, self.server.given(headers, parse_qs(raw.decode())))
+            self.answer(
+                self.server.token_status,
+                self.server.given(headers, parse_qs(raw.decode())),
+            )
             return
         answer = self.server.identity(headers, json.loads(raw))
         self.answer(self.server.status, self.server.change(answer))
@@ -143,31 +155,48 @@ def asking(fake: Fake, credential: Credential, **settings: Any) -> IdentityReque
 
 
 @pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "ES384"])
-def test_each_request_has_a_new_key_and_the_token_of_now(fake: Fake, token: Path, algorithm: str) -> None:
+def test_each_request_has_a_new_key_and_the_token_of_now(
+    fake: Fake, token: Path, algorithm: str
+) -> None:
     """A token file is read for each request, and each WIT vouches for a key of its own."""
     ask = asking(fake, TokenFile(token), algorithm=algorithm)
     first = ask()
     token.write_text("four.five.six", "ascii")
     second = ask()
-    assert [found["credential"] for found in fake.asked] == ["one.two.three", "four.five.six"]
+    assert [found["credential"] for found in fake.asked] == [
+        "one.two.three",
+        "four.five.six",
+    ]
     assert {found["scheme"] for found in fake.asked} == {"Bearer"}
     assert first.key.identity.jkt != second.key.identity.jkt
-    assert (first.expires_in, first.renew_in, first.key.algorithm) == (3600, 1800, algorithm)
+    assert (first.expires_in, first.renew_in, first.key.algorithm) == (
+        3600,
+        1800,
+        algorithm,
+    )
 
 
 def test_a_producers_own_key_signs_a_credential(fake: Fake, tmp_path: Path) -> None:
     """The credential of a keystore names the authority, and is by the active key."""
     keystore = Keystore(folder=tmp_path / "keys")
     keystore.create(subjects=["orders-api"])
-    own = OwnKey(ActiveKey(tmp_path / "keys"), issuer="https://orders.example", subject="orders-api")
+    own = OwnKey(
+        ActiveKey(tmp_path / "keys"),
+        issuer="https://orders.example",
+        subject="orders-api",
+    )
     asking(fake, own)()
     credential = fake.asked[0]["credential"]
     active = keystore.ring().active
-    said = jwt.decode(credential, active.key.public, algorithms=["EdDSA"], audience=fake.url)
+    said = jwt.decode(
+        credential, active.key.public, algorithms=["EdDSA"], audience=fake.url
+    )
     assert jwt.get_unverified_header(credential)["typ"] == "mqauth-enrol+jwt"
     assert (said["iss"], said["sub"]) == ("https://orders.example", "orders-api")
     with pytest.raises(ConfigurationError, match="does not speak"):
-        asking(fake, OwnKey(ActiveKey(tmp_path / "keys"), issuer="i", subject="stock-api"))()
+        asking(
+            fake, OwnKey(ActiveKey(tmp_path / "keys"), issuer="i", subject="stock-api")
+        )()
 
 
 def credentials(fake: Fake, folder: Path, mode: int = 0o600) -> ClientCredentials:
@@ -176,12 +205,19 @@ def credentials(fake: Fake, folder: Path, mode: int = 0o600) -> ClientCredential
     secret.write_text(SECRET + "\n", "ascii")
     secret.chmod(mode)
     return ClientCredentials(
-        f"{fake.url}/token", client_id="orders", client_secret_file=secret, unsafe_http_loopback=True
+        f"{fake.url}/token",
+        client_id="orders",
+        client_secret_file=secret,
+        unsafe_http_loopback=True,
     )
 
 
-@pytest.mark.parametrize(("kind", "scheme"), [("DPoP", "DPoP"), ("dpop", "DPoP"), ("Bearer", "Bearer")])
-def test_client_credentials_bring_a_token(fake: Fake, tmp_path: Path, kind: str, scheme: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "scheme"), [("DPoP", "DPoP"), ("dpop", "DPoP"), ("Bearer", "Bearer")]
+)
+def test_client_credentials_bring_a_token(
+    fake: Fake, tmp_path: Path, kind: str, scheme: str
+) -> None:
     """An access token of a provider is shown with the scheme of its type; id and secret are encoded for Basic."""
     fake.token["token_type"] = kind
     asking(fake, credentials(fake, tmp_path))()
@@ -197,7 +233,9 @@ def test_client_credentials_bring_a_token(fake: Fake, tmp_path: Path, kind: str,
         {"access_token": "a" * 16_385, "token_type": "Bearer"},
     ],
 )  # fmt: skip
-def test_a_provider_that_gives_no_token_is_a_failure(fake: Fake, tmp_path: Path, answer: dict[str, Any]) -> None:
+def test_a_provider_that_gives_no_token_is_a_failure(
+    fake: Fake, tmp_path: Path, answer: dict[str, Any]
+) -> None:
     """Without a token of a known type nothing is asked of the authority."""
     fake.token = answer
     with pytest.raises(FetchFailed, match="token endpoint"):
@@ -208,7 +246,11 @@ def test_a_provider_that_gives_no_token_is_a_failure(fake: Fake, tmp_path: Path,
 @pytest.mark.parametrize(
     ("status", "answer", "says"),
     [
-        (401, {"error": "unauthorized_client", "error_description": SECRET}, "refused, 401 unauthorized_client"),
+        (
+            401,
+            {"error": "unauthorized_client", "error_description": SECRET},
+            "refused, 401 unauthorized_client",
+        ),
         (400, {"error": "use_dpop_nonce"}, "refused, 400 use_dpop_nonce"),
         (400, {"error": f"x {SECRET}"}, "refused, 400 no error of its kind"),
         (500, {"error": "unknown_error"}, "status 500"),
@@ -224,7 +266,9 @@ def test_a_provider_that_says_no_is_named(
     secret.chmod(0o600)
     fake.token, fake.token_status = answer, status or 200
     url = f"{fake.url}/token" if status else "http://127.0.0.1:1/token"
-    given = ClientCredentials(url, client_id="orders", client_secret_file=secret, unsafe_http_loopback=True)
+    given = ClientCredentials(
+        url, client_id="orders", client_secret_file=secret, unsafe_http_loopback=True
+    )
     with pytest.raises(FetchFailed) as caught:
         asking(fake, given)()
     assert str(caught.value).startswith(f"the token endpoint {url.split('/')[2]}: {says}")
@@ -239,12 +283,18 @@ def test_a_provider_that_says_no_is_named(
         (401, {"error": "invalid_client"}, "refused, 401 invalid_client"),
         (403, {"error": "access_denied"}, "refused, 403 access_denied"),
         (429, {"error": "slow_down"}, "refused, 429 slow_down"),
-        (503, {"error": "temporarily_unavailable"}, "refused, 503 temporarily_unavailable"),
+        (
+            503,
+            {"error": "temporarily_unavailable"},
+            "refused, 503 temporarily_unavailable",
+        ),
         (403, {"error": "\x1b[2J one.two.three"}, "refused, 403 no error of its kind"),
         (403, {}, "refused, 403 no error of its kind"),
     ],
 )
-def test_a_refusal_says_status_and_error(fake: Fake, token: Path, status: int, body: Any, said: str) -> None:
+def test_a_refusal_says_status_and_error(
+    fake: Fake, token: Path, status: int, body: Any, said: str
+) -> None:
     """A refusal names its status and error, nothing else of the answer, and how long to wait."""
     fake.status, fake.change, fake.headers = status, lambda _: body, {"Retry-After": "7"}
     with pytest.raises(Refused) as caught:
@@ -261,10 +311,14 @@ def test_a_refusal_says_status_and_error(fake: Fake, token: Path, status: int, b
         b"[]", b"{", b'{"wit":1,"wit":2}', b"{}" + b" " * 20_000,
     ],
 )  # fmt: skip
-def test_an_answer_that_is_none_is_a_failure(fake: Fake, token: Path, change: Any) -> None:
+def test_an_answer_that_is_none_is_a_failure(
+    fake: Fake, token: Path, change: Any
+) -> None:
     """An answer with a wrong WIT, subject or life, and one that is no object within 16 KiB, is none."""
     fake.change = lambda answer: change if isinstance(change, bytes) else answer | change
-    with pytest.raises(FetchFailed, match=None if isinstance(change, bytes) else "it answered with"):
+    with pytest.raises(
+        FetchFailed, match=None if isinstance(change, bytes) else "it answered with"
+    ):
         asking(fake, TokenFile(token))()
 
 
@@ -280,7 +334,9 @@ def test_an_identity_of_another_is_none(fake: Fake, token: Path) -> None:
     fake.issues = OTHER_WORKLOAD
     with pytest.raises(FetchFailed, match="it answered with another subject"):
         asking(fake, TokenFile(token))()
-    fake.change = lambda answer: answer | {"wit": fake.signer.wit(WORKLOAD, Key.generate())}
+    fake.change = lambda answer: (
+        answer | {"wit": fake.signer.wit(WORKLOAD, Key.generate())}
+    )
     with pytest.raises(FetchFailed, match="it answered with no identity of ours"):
         asking(fake, TokenFile(token))()
 
@@ -330,7 +386,9 @@ def test_a_configured_producer_signs_with_an_identity(
     config.identity.close()
     assert (signer.issuer, signer.subject) == (TRUST_DOMAIN, WORKLOAD)
     if refuses:
-        with pytest.raises(Unavailable, match=r"127\.0\.0\.1:\d+: refused, 403 access_denied"):
+        with pytest.raises(
+            Unavailable, match=r"127\.0\.0\.1:\d+: refused, 403 access_denied"
+        ):
             signer.sign(honest_message("kafka:orders"))
     else:
         assert signer.sign(honest_message("kafka:orders")).headers
@@ -343,22 +401,72 @@ GOOD = f'authority = "https://a.example"\nsubject = "{WORKLOAD}"\n'
 @pytest.mark.parametrize(
     ("head", "identity", "said"),
     [
-        ('keys = "keys"\n', GOOD + 'credential = { token_file = "t" }', "keys: contradicts identity"),
-        ('issuer = "i"\n', GOOD + 'credential = { token_file = "t" }', "issuer: contradicts identity"),
-        ('subject = "s"\n', GOOD + 'credential = { token_file = "t" }', "subject: contradicts identity"),
-        ("lifetime = 43171\n", GOOD + 'credential = { token_file = "t" }', "lifetime: must be at most 43170"),
+        (
+            'keys = "keys"\n',
+            GOOD + 'credential = { token_file = "t" }',
+            "keys: contradicts identity",
+        ),
+        (
+            'issuer = "i"\n',
+            GOOD + 'credential = { token_file = "t" }',
+            "issuer: contradicts identity",
+        ),
+        (
+            'subject = "s"\n',
+            GOOD + 'credential = { token_file = "t" }',
+            "subject: contradicts identity",
+        ),
+        (
+            "lifetime = 43171\n",
+            GOOD + 'credential = { token_file = "t" }',
+            "lifetime: must be at most 43170",
+        ),
         ("", GOOD, "credential: required"),
-        ("", GOOD + "credential = {}", "needs one of token_file, keys and token_url, not none"),
-        ("", GOOD + 'credential = { token_file = "t", keys = "k" }', "not token_file and keys"),
-        ("", GOOD + 'credential = { keys = "k", subject = "s" }', "issuer: required with keys"),
-        ("", GOOD + 'credential = { token_file = "t", issuer = "i" }', "issuer: only with keys"),
-        ("", GOOD + 'credential = { token_url = "https://a/t", client_id = "c" }', "client_secret_file: required"),
-        ("", 'authority = "https://a.example"\ncredential = { token_file = "t" }', "subject: required"),
-        ("", GOOD.replace(WORKLOAD, "orders-api") + 'credential = { token_file = "t" }', "subject: must be wimse"),
-        ("", GOOD + 'algorithm = "RS256"\ncredential = { token_file = "t" }', "algorithm: must be"),
+        (
+            "",
+            GOOD + "credential = {}",
+            "needs one of token_file, keys and token_url, not none",
+        ),
+        (
+            "",
+            GOOD + 'credential = { token_file = "t", keys = "k" }',
+            "not token_file and keys",
+        ),
+        (
+            "",
+            GOOD + 'credential = { keys = "k", subject = "s" }',
+            "issuer: required with keys",
+        ),
+        (
+            "",
+            GOOD + 'credential = { token_file = "t", issuer = "i" }',
+            "issuer: only with keys",
+        ),
+        (
+            "",
+            GOOD + 'credential = { token_url = "https://a/t", client_id = "c" }',
+            "client_secret_file: required",
+        ),
+        (
+            "",
+            'authority = "https://a.example"\ncredential = { token_file = "t" }',
+            "subject: required",
+        ),
+        (
+            "",
+            GOOD.replace(WORKLOAD, "orders-api") + 'credential = { token_file = "t" }',
+            "subject: must be wimse",
+        ),
+        (
+            "",
+            GOOD + 'algorithm = "RS256"\ncredential = { token_file = "t" }',
+            "algorithm: must be",
+        ),
     ],
 )
-def test_contradictions_are_refused(tmp_path: Path, head: str, identity: str, said: str) -> None:
+def test_contradictions_are_refused(
+    tmp_path: Path, head: str, identity: str, said: str
+) -> None:
     """What contradicts itself is refused before anything is asked, with table and key."""
     with pytest.raises(ConfigurationError, match=r"producer") as caught:
         load(written(tmp_path, f"{HEAD}{head}[producer.identity]\n{identity}\n"))
@@ -376,7 +484,9 @@ ALGORITHMS = ("EdDSA", "ES256", "ES384")
 
 def seen(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return header and claims of a JWS, read by PyJWT."""
-    return jwt.get_unverified_header(token), jwt.decode(token, options={"verify_signature": False})
+    return jwt.get_unverified_header(token), jwt.decode(
+        token, options={"verify_signature": False}
+    )
 
 
 def proof(key: Key, *, url: str = URL, credential: str = "token") -> str:
@@ -421,7 +531,11 @@ def test_a_credential_is_a_jws_by_the_producers_key(algorithm: str) -> None:
         token, key.public, algorithms=[algorithm], audience="https://authority.prod.example",
         options={"verify_exp": False, "verify_iat": False},
     )  # fmt: skip
-    assert jwt.get_unverified_header(token) == {"typ": "mqauth-enrol+jwt", "alg": algorithm, "kid": key.kid}
+    assert jwt.get_unverified_header(token) == {
+        "typ": "mqauth-enrol+jwt",
+        "alg": algorithm,
+        "kid": key.kid,
+    }
     assert json.loads(json.dumps(said)) == {
         "iss": "https://orders.example", "sub": "orders-api", "aud": "https://authority.prod.example", "iat": NOW,
         "exp": NOW + 60, "jti": said["jti"], "cnf": {"jkt": JKT},

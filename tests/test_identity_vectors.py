@@ -26,7 +26,9 @@ def test_each_message_gets_its_verdict(vector: Any) -> None:
 
 
 @pytest.mark.parametrize("vector", ATTACKS, ids=lambda vector: vector["name"])
-def test_each_attack_gets_its_reason_where_the_identity_is_remembered(vector: Any) -> None:
+def test_each_attack_gets_its_reason_where_the_identity_is_remembered(
+    vector: Any,
+) -> None:
     """An honest message before it, in both forms, changes no verdict."""
     consumer = IdentityConsumer(FILE, vector["consumer"])
     for honest in HONEST.values():
@@ -34,7 +36,9 @@ def test_each_attack_gets_its_reason_where_the_identity_is_remembered(vector: An
     consumer.check(vector)
 
 
-@pytest.mark.parametrize("sequence", FILE["sequences"], ids=lambda sequence: sequence["name"])
+@pytest.mark.parametrize(
+    "sequence", FILE["sequences"], ids=lambda sequence: sequence["name"]
+)
 def test_each_sequence_of_deliveries_gets_its_verdicts(sequence: Any) -> None:
     """What is remembered of an identity says nothing of keys, cut-off and time now."""
     checks.deliver(FILE, sequence)

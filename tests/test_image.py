@@ -24,15 +24,23 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_hadolint_has_nothing_to_say() -> None:
     """hadolint finds nothing in the Dockerfile, warnings and notes included."""
-    found = run(str(Path(sys.executable).parent / "hadolint"), "--failure-threshold", "style", "Dockerfile")
+    found = run(
+        str(Path(sys.executable).parent / "hadolint"),
+        "--failure-threshold",
+        "style",
+        "Dockerfile",
+    )
     assert (found.returncode, found.stdout) == (0, "")
 
 
 def test_the_image_runs_as_nobody_in_particular() -> None:
     """The last stage runs ``mqauth`` as user 10001 in ``/data``, its one volume, with a health check."""
-    assert {"USER 10001:10001", "WORKDIR /data", "VOLUME /data", 'ENTRYPOINT ["mqauth"]'} <= set(
-        LAST_STAGE.splitlines()
-    )
+    assert {
+        "USER 10001:10001",
+        "WORKDIR /data",
+        "VOLUME /data",
+        'ENTRYPOINT ["mqauth"]',
+    } <= set(LAST_STAGE.splitlines())
     assert "HEALTHCHECK " in LAST_STAGE
 
 
@@ -45,12 +53,17 @@ def test_nothing_but_the_package_goes_to_the_build() -> None:
         for word in line.split()
     }
     assert first == "*"
-    assert {word.removeprefix("!") for word in rest if word.startswith("!")} == {*copied, "Dockerfile"}
+    assert {word.removeprefix("!") for word in rest if word.startswith("!")} == {
+        *copied,
+        "Dockerfile",
+    }
 
 
 def test_the_image_has_what_the_tests_had() -> None:
     """Every package of the image has the version and a hash in its lock that the tests' lock has."""
-    tested, image = ((ROOT / f"requirements{name}.lock").read_text("utf-8") for name in ("", "-image"))
+    tested, image = (
+        (ROOT / f"requirements{name}.lock").read_text("utf-8") for name in ("", "-image")
+    )
     assert set(PIN.findall(image)) <= set(PIN.findall(tested))
     assert len(PIN.findall(image)) > 20
     assert set(re.findall(r"sha256:\w+", image)) <= set(re.findall(r"sha256:\w+", tested))
@@ -65,8 +78,17 @@ if docker_answers():
         built = run("docker", "build", "--quiet", "--tag", name, ".")
         assert built.returncode == 0, built.stderr
         try:
-            command = ["docker", "run", "--rm", "--read-only", "--volume", f"{name}:/data"]
-            made = run(*command, name, "keys", "new", "--dir", "keys", "--subject", "orders-api")
+            command = [
+                "docker",
+                "run",
+                "--rm",
+                "--read-only",
+                "--volume",
+                f"{name}:/data",
+            ]
+            made = run(
+                *command, name, "keys", "new", "--dir", "keys", "--subject", "orders-api"
+            )
             assert made.returncode == 0, made.stderr
             owner = run(*command, "--entrypoint", "stat", name, "-c", "%u", "keys")
             assert owner.stdout.strip() == "10001"

@@ -24,7 +24,13 @@ HEAVY = (
 def imported(program: str) -> set[str]:
     """Return the modules that a new process has imported when it has run a program."""
     script = f"import json, sys\n{program}\nprint(json.dumps(sorted(sys.modules)))"
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     return set(json.loads(ran.stdout.splitlines()[-1]))
 
 
@@ -42,7 +48,9 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_what_is_imported_late_is_still_found() -> None:
     """The check is not blind: the first use of a name imports its module, and what that one needs."""
-    assert {"jwt", "cryptography", "mqauth.signer"} <= imported("import mqauth\nmqauth.Signer")
+    assert {"jwt", "cryptography", "mqauth.signer"} <= imported(
+        "import mqauth\nmqauth.Signer"
+    )
 
 
 def names_for_type_checkers() -> dict[str, str]:
@@ -97,7 +105,10 @@ for library, module in {list(LIBRARIES.values())}:
         print(error)
     del sys.modules[library]
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines() == [
-        f"no module {library!r}: pip install 'mqauth[{extra}]'" for extra, (library, _) in LIBRARIES.items()
+        f"no module {library!r}: pip install 'mqauth[{extra}]'"
+        for extra, (library, _) in LIBRARIES.items()
     ]

@@ -34,7 +34,9 @@ class Broker:
         self.answers = list(answers)
         self.asked: list[tuple[Mapping[str, Any], bytes]] = []
 
-    async def ask(self, _connection: object, headers: dict[str, Any], body: bytes) -> Mapping[str, Any]:
+    async def ask(
+        self, _connection: object, headers: dict[str, Any], body: bytes
+    ) -> Mapping[str, Any]:
         """Take the next answer."""
         self.asked.append((headers, body))
         answer = self.answers.pop(0)
@@ -46,7 +48,10 @@ class Broker:
 @pytest.mark.parametrize("stamp", [1_700_000_000_000, Long(1_700_000_000_000)])
 async def test_another_stamp_is_a_proof_once_a_connection(stamp: int) -> None:
     """Several deliveries of a connection ask once, and a new connection asks anew."""
-    broker, connection = Broker({APPEND_HEADER: stamp}, {APPEND_HEADER: stamp}), Connection()
+    broker, connection = (
+        Broker({APPEND_HEADER: stamp}, {APPEND_HEADER: stamp}),
+        Connection(),
+    )
     await asyncio.gather(*(prove(TIMES, connection, broker.ask) for _ in range(3)))
     assert is_proved(TIMES, connection)
     await prove(TIMES, Connection(), broker.ask)
@@ -54,12 +59,16 @@ async def test_another_stamp_is_a_proof_once_a_connection(stamp: int) -> None:
     assert len({body for _, body in broker.asked}) == 2
 
 
-@pytest.mark.parametrize("stamp", [FALSE_STAMP, Long(FALSE_STAMP), None, "1700000000000", True, -1])
+@pytest.mark.parametrize(
+    "stamp", [FALSE_STAMP, Long(FALSE_STAMP), None, "1700000000000", True, -1]
+)
 async def test_anything_else_is_none(stamp: object) -> None:
     """The false stamp, none, or no number: the error says what to set, and the next delivery asks again."""
     broker, connection = Broker(*[{APPEND_HEADER: stamp}] * 2), Connection()
     for _ in range(2):
-        with pytest.raises(ConfigurationError, match=r"overwrite = true on each of its nodes"):
+        with pytest.raises(
+            ConfigurationError, match=r"overwrite = true on each of its nodes"
+        ):
             await prove(TIMES, connection, broker.ask)
     assert not is_proved(TIMES, connection)
 
@@ -79,18 +88,27 @@ async def test_nobody_is_asked_in_vain(caplog: pytest.LogCaptureFixture) -> None
     broker, connection = Broker(), Connection()
     for times in (Times(), Times(at="append", max_queue_age=60)):
         await prove(times, connection, broker.ask)
-    unsafe = Times(at="append", max_queue_age=60, append_evidence="interceptor", unsafe_append_evidence=True)
+    unsafe = Times(
+        at="append",
+        max_queue_age=60,
+        append_evidence="interceptor",
+        unsafe_append_evidence=True,
+    )
     for _ in range(2):
         await prove(unsafe, connection, broker.ask)
     said = [
-        record.levelname for record in caplog.records if getattr(record, "event", "") == "client.append_unproved"
+        record.levelname
+        for record in caplog.records
+        if getattr(record, "event", "") == "client.append_unproved"
     ]
     assert (broker.asked, said) == ([], ["WARNING"])
 
 
 def test_unsafe_goes_with_evidence() -> None:
     """Alone it would say nothing."""
-    with pytest.raises(ConfigurationError, match="unsafe_append_evidence goes with append_evidence"):
+    with pytest.raises(
+        ConfigurationError, match="unsafe_append_evidence goes with append_evidence"
+    ):
         Times(unsafe_append_evidence=True)
 
 

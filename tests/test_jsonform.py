@@ -36,10 +36,17 @@ def test_writing_a_bottomless_value_cuts_it() -> None:
 @pytest.mark.usefixtures("other_zone")
 def test_a_time_without_zone_is_written_as_utc() -> None:
     """As the clients mean it, wherever the machine stands."""
-    assert jsonform.value_to_form(datetime(2030, 1, 2)) == {"time": "2030-01-02T00:00:00Z"}
+    assert jsonform.value_to_form(datetime(2030, 1, 2)) == {
+        "time": "2030-01-02T00:00:00Z"
+    }
 
 
 def test_hostile_names_are_written_as_escapes() -> None:
     """A message an adapter carried over byte for byte is still valid JSON."""
-    message = Message(destination="rabbitmq:/q", body=b"", properties={"type": "\ud800"}, headers=(("\ud800", 1),))
+    message = Message(
+        destination="rabbitmq:/q",
+        body=b"",
+        properties={"type": "\ud800"},
+        headers=(("\ud800", 1),),
+    )
     assert b"\\\\ud800" in strictjson.dumps(jsonform.to_form(message))

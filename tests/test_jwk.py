@@ -24,7 +24,11 @@ GONE = object()
 
 def bent(algorithm: str = "EdDSA", **changes: Any) -> dict[str, Any]:
     """Return a good JWK with changes."""
-    return {name: value for name, value in (GOOD[algorithm] | changes).items() if value is not GONE}
+    return {
+        name: value
+        for name, value in (GOOD[algorithm] | changes).items()
+        if value is not GONE
+    }
 
 
 def octets(raw: bytes) -> str:
@@ -65,10 +69,12 @@ def test_points_of_small_order_are_skipped(point: bytes) -> None:
 
 def test_a_revocation_is_read_with_its_time_and_reason() -> None:
     """A reason that is no text is dropped, the revocation is not."""
-    assert jwk.load_key(bent(revoked={"revoked_at": 7, "reason": "lost"})).revocation == Revocation(
-        revoked_at=7, reason="lost"
-    )
-    assert jwk.load_key(bent(revoked={"revoked_at": 7, "reason": 1})).revocation == Revocation(revoked_at=7)
+    assert jwk.load_key(
+        bent(revoked={"revoked_at": 7, "reason": "lost"})
+    ).revocation == Revocation(revoked_at=7, reason="lost")
+    assert jwk.load_key(
+        bent(revoked={"revoked_at": 7, "reason": 1})
+    ).revocation == Revocation(revoked_at=7)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +139,9 @@ def configured(folder: Path, issuer: str, bundle: dict[str, Any]) -> Path:
     ],
     ids=str,
 )  # fmt: skip
-def test_keys_of_a_bundle_for_something_else(use: str, svid: jwk.Svid | None, other: bool) -> None:
+def test_keys_of_a_bundle_for_something_else(
+    use: str, svid: jwk.Svid | None, other: bool
+) -> None:
     """Keys of the other uses of a SPIFFE bundle are left out without a word, where one of them is read."""
     assert jwk.is_other_svid({"use": use}, svid) is other
     keys = jwk.load_key_set({"keys": [bent(use=use)]}, svid=svid)
@@ -143,22 +151,30 @@ def test_keys_of_a_bundle_for_something_else(use: str, svid: jwk.Svid | None, ot
 def test_cutoffs_that_cannot_be_read() -> None:
     """A JWK Set whose cut-offs cannot be read says so, and its keys are used."""
     keys = jwk.load_key_set({"keys": [GOOD["EdDSA"]], "mqauth_cutoff": "x"})
-    assert list(keys.skipped) == ["mqauth_cutoff cannot be read; the cut-offs before it stay"]
+    assert list(keys.skipped) == [
+        "mqauth_cutoff cannot be read; the cut-offs before it stay"
+    ]
     assert set(keys.by_kid) == {KEYS["EdDSA"].kid}
 
 
 @pytest.mark.parametrize("svid", ["wit-svid", "jwt-svid"])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_source_of_a_bundle_is_refused_for_a_direct_issuer(wrapped: bool, svid: jwk.Svid) -> None:
+def test_a_source_of_a_bundle_is_refused_for_a_direct_issuer(
+    wrapped: bool, svid: jwk.Svid
+) -> None:
     """Whoever gives a source of either use to an issuer of the direct form gets no verifier."""
     source = JWKS(URL, svid=svid)
     with pytest.raises(ConfigurationError, match="SPIFFE bundle"):
-        Verifier(keys={"a": Issuer(keys=source) if wrapped else source}, audience="billing")
+        Verifier(
+            keys={"a": Issuer(keys=source) if wrapped else source}, audience="billing"
+        )
 
 
 def issuer(source: JWKS, enrolment: bool = False) -> CredentialIssuer:
     """Return an issuer of credentials with this source of keys."""
-    return CredentialIssuer(name="spire", issuer="a", keys=source, max_lifetime=300, enrolment=enrolment)
+    return CredentialIssuer(
+        name="spire", issuer="a", keys=source, max_lifetime=300, enrolment=enrolment
+    )
 
 
 def test_a_configured_trust_domain_reads_a_bundle(tmp_path: Path) -> None:
@@ -174,10 +190,21 @@ def described(folder: Path, enrolment: str) -> int:
     (folder / "bundle.json").write_text(json.dumps(spire.bundle()))
     (folder / "mqauth.toml").write_text(CREDENTIALS.format(enrolment=enrolment))
     (folder / "token").write_text("a.b.c")
-    return main(["authority", "grants", "--config", str(folder / "mqauth.toml"), "--token", str(folder / "token")])
+    return main(
+        [
+            "authority",
+            "grants",
+            "--config",
+            str(folder / "mqauth.toml"),
+            "--token",
+            str(folder / "token"),
+        ]
+    )
 
 
-def test_a_configured_authority_reads_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_configured_authority_reads_a_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With ``enrolment = false`` the bundle in a file is taken; else it holds no producer's key, and says so."""
     assert described(tmp_path, "enrolment = false") == 1
     assert "no key that can be used" not in capsys.readouterr().err

@@ -111,7 +111,9 @@ class Bench:
         self.jwks = JWKS(URL, **(wanted | settings))
         self.jwks.subscribe(self.sets.append)
 
-    def _refresher(self, condition: threading.Condition, work: Callable[[], float]) -> Inline:
+    def _refresher(
+        self, condition: threading.Condition, work: Callable[[], float]
+    ) -> Inline:
         self.inline.work = work
         return self.inline
 
@@ -203,7 +205,9 @@ def look(request: pytest.FixtureRequest) -> Callable[[Bench, str], KeySet]:
     return found
 
 
-def test_a_new_key_is_found_at_once(warm: Bench, look: Callable[[Bench, str], KeySet]) -> None:
+def test_a_new_key_is_found_at_once(
+    warm: Bench, look: Callable[[Bench, str], KeySet]
+) -> None:
     """A kid that the issuer published since the last fetch is there after one look."""
     warm.issuer.serve(A, B, C)
     assert look(warm, C.kid).get(C.kid) == C.public_only
@@ -216,14 +220,18 @@ def test_an_unknown_kid_is_in_no_request(warm: Bench) -> None:
     assert warm.issuer.asked[-1] == '"1"'
 
 
-def test_a_kid_the_issuer_lacks_is_unknown(warm: Bench, look: Callable[[Bench, str], KeySet]) -> None:
+def test_a_kid_the_issuer_lacks_is_unknown(
+    warm: Bench, look: Callable[[Bench, str], KeySet]
+) -> None:
     """After one look the set comes back without the kid, and a second message makes no second look."""
     for _ in range(20):
         assert look(warm, C.kid).get(C.kid) is None
     assert len(warm.issuer.asked) == 2
 
 
-def test_an_outage_defers_unknown_kids_for_a_minute(warm: Bench, look: Callable[[Bench, str], KeySet]) -> None:
+def test_an_outage_defers_unknown_kids_for_a_minute(
+    warm: Bench, look: Callable[[Bench, str], KeySet]
+) -> None:
     """``key_pending`` for 60 s from the first failed attempt, then ``key_unknown``; three attempts in all."""
     warm.issuer.fail()
     seen = []
@@ -262,11 +270,15 @@ class Gate:
             assert self.opened.wait(10)
         return self.issuer(etag)
 
-    async def waiting(self, jwks: JWKS, clock: FakeClock, count: int) -> list[asyncio.Task[KeySet]]:
+    async def waiting(
+        self, jwks: JWKS, clock: FakeClock, count: int
+    ) -> list[asyncio.Task[KeySet]]:
         """Return tasks that wait for C."""
         await jwks.arefresh(A.kid, clock.now())
         clock.advance(60)
-        tasks = [asyncio.create_task(jwks.arefresh(C.kid, clock.now())) for _ in range(count)]
+        tasks = [
+            asyncio.create_task(jwks.arefresh(C.kid, clock.now())) for _ in range(count)
+        ]
         await asyncio.sleep(0)
         assert not any(task.done() for task in tasks)
         return tasks
@@ -288,7 +300,9 @@ def test_one_waiter_that_is_cancelled_ends_nobody_elses_wait(clock: FakeClock) -
         assert asyncio.run(main(jwks)).get(C.kid) == C.public_only
 
 
-def test_an_attempt_may_outlive_the_loop_that_waits(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_attempt_may_outlive_the_loop_that_waits(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
     """A loop that was closed while it waited is not called when the attempt ends, and nothing is logged."""
     gate = Gate()
 
@@ -328,7 +342,9 @@ def test_a_stepped_wall_clock_changes_no_age(warm: Bench) -> None:
     assert len(warm.issuer.asked) == 2
 
 
-def test_a_fetch_that_breaks_is_a_failure_and_not_the_end(warm: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fetch_that_breaks_is_a_failure_and_not_the_end(
+    warm: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     """Any exception of the fetch is a failed attempt; the next one is made all the same."""
     warm.issuer.fail(RuntimeError("secret"))
     warm.tick(200)
@@ -343,10 +359,16 @@ def test_a_fetch_that_breaks_is_a_failure_and_not_the_end(warm: Bench, caplog: p
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return the lines of the log about what a cache holds."""
-    return [record.getMessage() for record in caplog.records if vars(record).get("event") == "keys.changed"]
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if vars(record).get("event") == "keys.changed"
+    ]
 
 
-def test_a_change_is_a_line_with_source_and_keys(warm: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_change_is_a_line_with_source_and_keys(
+    warm: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     """A change of the set is a line of the log that names the source and the keys."""
     warm.issuer.serve(A, C)
     with caplog.at_level(logging.INFO, "mqauth.keys"):
@@ -362,11 +384,16 @@ def test_subscribers_get_each_new_set_once(warm: Bench) -> None:
     warm.issuer.serve(A, B, C)
     leave()
     warm.tick(300)
-    assert [set(keys.by_kid) for keys in warm.sets] == [{A.kid, B.kid}, {A.kid, B.kid, C.kid}]
+    assert [set(keys.by_kid) for keys in warm.sets] == [
+        {A.kid, B.kid},
+        {A.kid, B.kid, C.kid},
+    ]
     assert left == []
 
 
-def test_an_owner_who_raises_changes_nothing(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_owner_who_raises_changes_nothing(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
     """What a subscriber raises is logged, and the set is in use."""
 
     def broken(_thing: object) -> None:
@@ -395,8 +422,17 @@ def test_health_tells_state_ages_and_counters(warm: Bench) -> None:
     warm.tick(200)
     warm.tick(60)
     found = warm.jwks.health()
-    assert (found.state, found.keys, found.age, found.serves_for) == ("stale", 2, 320, 3280)
-    assert (found.attempt_age, found.failing_for, found.last_failure) == (0, 60, "out of reach")
+    assert (found.state, found.keys, found.age, found.serves_for) == (
+        "stale",
+        2,
+        320,
+        3280,
+    )
+    assert (found.attempt_age, found.failing_for, found.last_failure) == (
+        0,
+        60,
+        "out of reach",
+    )
     assert found.counters == {"attempts": 3, "refreshed": 1, "failed": 2}
 
 
@@ -466,15 +502,23 @@ def judged(
 ) -> tuple[Verdict, Any, AuditRecord]:
     """Judge a message against the cache, and return verdict, reason or cause, and the audit record."""
     records: list[AuditRecord] = []
-    audit: Any = type("Audit", (), {"write": lambda self, record: records.append(record)})()
+    audit: Any = type(
+        "Audit", (), {"write": lambda self, record: records.append(record)}
+    )()
     pipeline = Pipeline(
         verifier=forge.verifier(keys={ISSUER: Issuer(keys=world.jwks)}), policy=forge.policy("kafka:orders"),
         replay=MemoryReplayStore(clock=world.clock), audit=audit, record="all", clock=world.clock,
     )  # fmt: skip
-    letters: Any = type("Letters", (), {"name": "dead", "publish": lambda self, letter: None})()
+    letters: Any = type(
+        "Letters", (), {"name": "dead", "publish": lambda self, letter: None}
+    )()
     wish = pipeline.process(pipeline.receive(message), lambda verified: None, letters)
     outcome = asyncio.run(flow.arun(wish)) if asynchronous else flow.run(wish)
-    return outcome.verdict, outcome.reason or outcome.cause, records[0] if records else None  # type: ignore[return-value]
+    return (
+        outcome.verdict,
+        outcome.reason or outcome.cause,
+        records[0] if records else None,
+    )  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -504,7 +548,9 @@ def saved(clock: FakeClock, path: Path, *keys: Key) -> None:
     bench.jwks.start()
 
 
-def test_a_snapshot_survives_a_restart_during_an_outage(clock: FakeClock, tmp_path: Path) -> None:
+def test_a_snapshot_survives_a_restart_during_an_outage(
+    clock: FakeClock, tmp_path: Path
+) -> None:
     """A new process whose issuer is down serves the last good set, and no longer than ``max_stale`` in all."""
     path = tmp_path / "set.json"
     saved(clock, path, A, B)
@@ -519,7 +565,9 @@ def test_a_snapshot_survives_a_restart_during_an_outage(clock: FakeClock, tmp_pa
         after.jwks.key_set()
 
 
-def test_a_snapshot_is_refreshed_at_once_and_guarded(clock: FakeClock, tmp_path: Path) -> None:
+def test_a_snapshot_is_refreshed_at_once_and_guarded(
+    clock: FakeClock, tmp_path: Path
+) -> None:
     """The set of a snapshot counts as good: the first answer replaces it, an empty one only when seen twice."""
     saved(clock, tmp_path / "set.json", A, B)
     clock.advance(100)
@@ -531,7 +579,13 @@ def test_a_snapshot_is_refreshed_at_once_and_guarded(clock: FakeClock, tmp_path:
 
 def _other_url(path: Path) -> None:
     keys, _, delay = load_snapshot(path, source=URL, now=2e9, max_age=1e9)
-    save_snapshot(path, keys, source="https://other.example/jwks.json", asked=2e9, publish_delay=delay)
+    save_snapshot(
+        path,
+        keys,
+        source="https://other.example/jwks.json",
+        asked=2e9,
+        publish_delay=delay,
+    )
 
 
 def _edited(path: Path) -> None:
@@ -552,7 +606,11 @@ def _edited(path: Path) -> None:
     ],
 )
 def test_a_bad_snapshot_is_refused_and_told_of(
-    clock: FakeClock, tmp_path: Path, spoil: Callable[[Path], object], why: str, caplog: pytest.LogCaptureFixture
+    clock: FakeClock,
+    tmp_path: Path,
+    spoil: Callable[[Path], object],
+    why: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A snapshot open to others, torn, edited or of another URL serves nothing, with a line that says why."""
     path = tmp_path / "set.json"
@@ -568,7 +626,9 @@ def test_a_bad_snapshot_is_refused_and_told_of(
 
 
 @pytest.mark.parametrize("age", [3601, -61])
-def test_a_snapshot_is_bounded_in_age(clock: FakeClock, tmp_path: Path, age: float) -> None:
+def test_a_snapshot_is_bounded_in_age(
+    clock: FakeClock, tmp_path: Path, age: float
+) -> None:
     """One older than ``max_stale``, or of the future, is refused."""
     path = tmp_path / "set.json"
     saved(clock, path, A)
@@ -603,7 +663,9 @@ def test_a_failed_write_leaves_the_old_snapshot(
 class Wire:
     """A connected socket that gives scripted bytes, each read taking its time on the fake clock."""
 
-    def __init__(self, raw: bytes, clock: FakeClock, *, step: int = 65536, pause: float = 0.0) -> None:
+    def __init__(
+        self, raw: bytes, clock: FakeClock, *, step: int = 65536, pause: float = 0.0
+    ) -> None:
         self.raw, self.clock, self.step, self.pause = raw, clock, step, pause
         self.sent = b""
         self.closed = False
@@ -617,7 +679,10 @@ class Wire:
 
     def recv_into(self, buffer: memoryview) -> int:
         self.clock.advance(self.pause)
-        chunk, self.raw = self.raw[: min(self.step, len(buffer))], self.raw[min(self.step, len(buffer)) :]
+        chunk, self.raw = (
+            self.raw[: min(self.step, len(buffer))],
+            self.raw[min(self.step, len(buffer)) :],
+        )
         buffer[: len(chunk)] = chunk
         return len(chunk)
 
@@ -625,7 +690,9 @@ class Wire:
         self.closed = True
 
 
-def response(body: bytes | None = None, *, status: str = "200 OK", **headers: str | None) -> bytes:
+def response(
+    body: bytes | None = None, *, status: str = "200 OK", **headers: str | None
+) -> bytes:
     """Return an HTTP answer as bytes; a header given as ``None`` is left out."""
     body = document(A) if body is None else body
     found: dict[str, str | None] = {
@@ -641,20 +708,36 @@ def document(*keys: Key, **members: Any) -> bytes:
     return json.dumps(dump_key_set(KeySet(keys)) | members).encode()
 
 
-def ask(wire: Any, clock: FakeClock, *, etag: str | None = None, url: str = URL) -> Response:
+def ask(
+    wire: Any, clock: FakeClock, *, etag: str | None = None, url: str = URL
+) -> Response:
     """Make one request over a scripted socket."""
     endpoint = Endpoint.parse(url, unsafe_http_loopback=True)
-    return request(endpoint, deadline=Deadline(clock, 5), context=None, etag=etag, dial=lambda *_: wire)
+    return request(
+        endpoint,
+        deadline=Deadline(clock, 5),
+        context=None,
+        etag=etag,
+        dial=lambda *_: wire,
+    )
 
 
 def test_a_good_answer_is_read_whole(clock: FakeClock) -> None:
     """Status, document, entity tag, freshness, age and date come out as the issuer sent them."""
     raw = response(
-        ETag='"7"', Cache_Control='public, max-age="600"', Age="20", Date="Wed, 21 Oct 2015 07:28:00 GMT"
+        ETag='"7"',
+        Cache_Control='public, max-age="600"',
+        Age="20",
+        Date="Wed, 21 Oct 2015 07:28:00 GMT",
     )
     wire = Wire(raw, clock)
     found = ask(wire, clock)
-    assert (found.etag, found.max_age, found.age, found.date) == ('"7"', 600, 20, 1445412480)
+    assert (found.etag, found.max_age, found.age, found.date) == (
+        '"7"',
+        600,
+        20,
+        1445412480,
+    )
     assert found.document == dump_key_set(KeySet([A]))
     assert wire.closed
 
@@ -665,9 +748,12 @@ def test_the_request_is_small_and_plain(clock: FakeClock) -> None:
     assert ask(wire, clock, etag='"7"', url=URL + "?tenant=1").document is None
     head = wire.sent.decode().split("\r\n")
     assert head[0] == "GET /jwks.json?tenant=1 HTTP/1.1"
-    assert {"Host: auth.example", "Accept-Encoding: identity", "Connection: close", 'If-None-Match: "7"'} <= set(
-        head
-    )
+    assert {
+        "Host: auth.example",
+        "Accept-Encoding: identity",
+        "Connection: close",
+        'If-None-Match: "7"',
+    } <= set(head)
 
 
 @pytest.mark.parametrize("drip", ["status", "headers", "body", "chunks", "100-continue"])
@@ -677,7 +763,9 @@ def test_five_seconds_bound_the_whole_exchange(clock: FakeClock, drip: str) -> N
         "status": b"HTTP/1.1 200 " + b"O" * 6000,
         "headers": b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 90,
         "body": response(b" " * 1000),
-        "chunks": response(b"1\r\n \r\n" * 1000, Content_Length=None, Transfer_Encoding="chunked"),
+        "chunks": response(
+            b"1\r\n \r\n" * 1000, Content_Length=None, Transfer_Encoding="chunked"
+        ),
         "100-continue": b"HTTP/1.1 100 Continue\r\n\r\n" * 1000,
     }[drip]
     wire, began = Wire(raw, clock, step=1, pause=0.1), clock.monotonic()
@@ -692,13 +780,18 @@ def test_five_seconds_bound_the_whole_exchange(clock: FakeClock, drip: str) -> N
 def test_the_body_is_capped_while_streaming(clock: FakeClock, length: str) -> None:
     """256 KiB is read, one byte more is refused, and no more than a chunk beyond the cap is taken in."""
     whole = document(A)
-    fits, over = whole + b" " * (MAX_DOCUMENT - len(whole)), b" " * (MAX_DOCUMENT + 10_000_000)
+    fits, over = (
+        whole + b" " * (MAX_DOCUMENT - len(whole)),
+        b" " * (MAX_DOCUMENT + 10_000_000),
+    )
 
     def raw(body: bytes) -> bytes:
         if length == "chunked":
             chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
             return response(chunks, Content_Length=None, Transfer_Encoding="chunked")
-        return response(body, Content_Length=str(len(body)) if length == "declared" else None)
+        return response(
+            body, Content_Length=str(len(body)) if length == "declared" else None
+        )
 
     assert ask(Wire(raw(fits), clock), clock).document is not None
     wire = Wire(raw(over), clock)
@@ -710,7 +803,10 @@ def test_the_body_is_capped_while_streaming(clock: FakeClock, length: str) -> No
 def test_gzip_is_unpacked_within_the_same_cap(clock: FakeClock) -> None:
     """A server that compresses unasked is understood, and a bomb is refused after 256 KiB."""
     packed = gzip.compress(document(A))
-    assert ask(Wire(response(packed, Content_Encoding="gzip"), clock), clock).document is not None
+    assert (
+        ask(Wire(response(packed, Content_Encoding="gzip"), clock), clock).document
+        is not None
+    )
     bomb = gzip.compress(b" " * 20_000_000)
     assert len(bomb) < MAX_DOCUMENT
     with pytest.raises(FetchFailed, match="over 262144 bytes"):
@@ -741,16 +837,24 @@ def test_gzip_is_unpacked_within_the_same_cap(clock: FakeClock) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_anything_but_a_good_answer_is_a_failure(clock: FakeClock, raw: bytes, why: str) -> None:
+def test_anything_but_a_good_answer_is_a_failure(
+    clock: FakeClock, raw: bytes, why: str
+) -> None:
     """Redirects, other statuses, other types, broken bodies and no HTTP at all are failures that say why."""
     with pytest.raises(FetchFailed, match=why):
         ask(Wire(raw, clock), clock)
 
 
-@pytest.mark.parametrize("content_type", ["application/jwk-set+json", "Application/JSON;charset=UTF-8", None])
-def test_json_by_any_of_its_names_is_read(clock: FakeClock, content_type: str | None) -> None:
+@pytest.mark.parametrize(
+    "content_type", ["application/jwk-set+json", "Application/JSON;charset=UTF-8", None]
+)
+def test_json_by_any_of_its_names_is_read(
+    clock: FakeClock, content_type: str | None
+) -> None:
     """JSON types, and an answer that names none, are read."""
-    assert ask(Wire(response(Content_Type=content_type), clock), clock).document is not None
+    assert (
+        ask(Wire(response(Content_Type=content_type), clock), clock).document is not None
+    )
 
 
 @pytest.mark.parametrize(
@@ -762,28 +866,38 @@ def test_json_by_any_of_its_names_is_read(clock: FakeClock, content_type: str | 
         ({}, None),
     ],
 )
-def test_cache_control_is_read_with_suspicion(clock: FakeClock, headers: dict[str, Any], expected: float) -> None:
+def test_cache_control_is_read_with_suspicion(
+    clock: FakeClock, headers: dict[str, Any], expected: float
+) -> None:
     """``no-store`` and ``no-cache`` mean no freshness, and what is no number of seconds says nothing."""
     assert ask(Wire(response(**headers), clock), clock).max_age == expected
 
 
 def test_odd_headers_say_nothing(clock: FakeClock) -> None:
     """An ``ETag`` that could not be sent back, an ``Age`` and a ``Date`` that are none, are passed over."""
-    found = ask(Wire(response(ETag='"' + "x" * 300 + '"', Age="-5", Date="yesterday"), clock), clock)
+    found = ask(
+        Wire(response(ETag='"' + "x" * 300 + '"', Age="-5", Date="yesterday"), clock),
+        clock,
+    )
     assert (found.etag, found.age, found.date) == (None, 0, None)
 
 
 @pytest.mark.parametrize(
     ("error", "why"),
     [
-        (ConnectionRefusedError(111, "Connection refused"), "out of reach: Connection refused"),
+        (
+            ConnectionRefusedError(111, "Connection refused"),
+            "out of reach: Connection refused",
+        ),
         (ConnectionResetError(104, "Connection reset by peer"), "out of reach"),
         (TimeoutError("timed out"), "timed out"),
         (ssl.SSLError(1, "wrong version number"), "TLS failed"),
         (ssl.SSLCertVerificationError(1, "certificate verify failed"), "certificate"),
     ],
 )
-def test_what_the_network_does_is_named_without_detail(clock: FakeClock, error: Exception, why: str) -> None:
+def test_what_the_network_does_is_named_without_detail(
+    clock: FakeClock, error: Exception, why: str
+) -> None:
     """Every error of the network is one failure with a short reason."""
 
     def dial(*_arguments: object) -> socket.socket:
@@ -808,7 +922,9 @@ def test_only_https_is_a_source_of_keys(url: Any) -> None:
         JWKS(url, unsafe_http_loopback=True)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8080/k", "http://[::1]/k", "http://localhost/k"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8080/k", "http://[::1]/k", "http://localhost/k"]
+)
 def test_http_on_loopback_needs_its_flag(url: str) -> None:
     """Plain http is allowed to this machine alone, and only by name."""
     with pytest.raises(ConfigurationError, match="unsafe_http_loopback"):
@@ -852,9 +968,19 @@ def test_a_fetch_gives_keys_and_what_the_document_announces(clock: FakeClock) ->
         Wire(response(b"", status="304 Not Modified"), clock),
         Wire(response(b'{"keys": 1}'), clock),
     ]
-    fetch = URLFetch(Endpoint.parse(URL), timeout=5, context=None, clock=clock, dial=lambda *_: wires.pop(0))  # type: ignore[arg-type]
+    fetch = URLFetch(
+        Endpoint.parse(URL),
+        timeout=5,
+        context=None,
+        clock=clock,
+        dial=lambda *_: wires.pop(0),
+    )  # type: ignore[arg-type]
     first = fetch(None)
-    assert (set(first.keys.by_kid), first.publish_delay, first.etag) == ({A.kid}, 600, '"1"')
+    assert (set(first.keys.by_kid), first.publish_delay, first.etag) == (
+        {A.kid},
+        600,
+        '"1"',
+    )
     assert fetch('"1"').keys is None
     with pytest.raises(FetchFailed, match="list of keys"):
         fetch(None)
@@ -873,12 +999,20 @@ class Site:
 
     def dial(self, endpoint: Endpoint, _deadline: Deadline, _context: object) -> Any:
         self.asked.append(endpoint.shown)
-        return Wire(self.documents.get(endpoint.shown, response(b"{}", status="404 Not Found")), self.clock)
+        return Wire(
+            self.documents.get(endpoint.shown, response(b"{}", status="404 Not Found")),
+            self.clock,
+        )
 
     def fetch(self, issuer: str = "https://auth.example") -> DiscoveredFetch:
         """Return the fetch of an issuer on this site."""
         return DiscoveredFetch(
-            issuer, unsafe_http_loopback=False, timeout=5, context=None, clock=self.clock, dial=self.dial
+            issuer,
+            unsafe_http_loopback=False,
+            timeout=5,
+            context=None,
+            clock=self.clock,
+            dial=self.dial,
         )
 
 
@@ -889,11 +1023,21 @@ ELSEWHERE = "https://keys.example/set"
 @pytest.fixture
 def site(clock: FakeClock) -> Site:
     """An issuer whose keys are on another host."""
-    configuration = json.dumps({"issuer": "https://auth.example", "jwks_uri": ELSEWHERE}).encode()
-    return Site(clock, {CONFIGURATION: response(configuration), ELSEWHERE: response(document(A), ETag='"1"')})
+    configuration = json.dumps(
+        {"issuer": "https://auth.example", "jwks_uri": ELSEWHERE}
+    ).encode()
+    return Site(
+        clock,
+        {
+            CONFIGURATION: response(configuration),
+            ELSEWHERE: response(document(A), ETag='"1"'),
+        },
+    )
 
 
-def test_discovery_finds_the_keys_and_remembers_where_for_an_hour(site: Site, clock: FakeClock) -> None:
+def test_discovery_finds_the_keys_and_remembers_where_for_an_hour(
+    site: Site, clock: FakeClock
+) -> None:
     """The configuration is read first, then the set alone for an hour, then the configuration again."""
     fetch = site.fetch()
     for at in (0, 1, 3598, 1):
@@ -906,8 +1050,13 @@ def test_discovery_starts_over_after_a_failure(site: Site) -> None:
     """A set that is no longer where it was makes the next attempt read the configuration again."""
     fetch = site.fetch()
     fetch(None)
-    moved = json.dumps({"issuer": "https://auth.example", "jwks_uri": ELSEWHERE + "2"}).encode()
-    site.documents = {CONFIGURATION: response(moved), ELSEWHERE + "2": response(document(B))}
+    moved = json.dumps(
+        {"issuer": "https://auth.example", "jwks_uri": ELSEWHERE + "2"}
+    ).encode()
+    site.documents = {
+        CONFIGURATION: response(moved),
+        ELSEWHERE + "2": response(document(B)),
+    }
     with pytest.raises(FetchFailed, match="404"):
         fetch(None)
     found = fetch('"1"').keys
@@ -921,11 +1070,16 @@ def test_discovery_starts_over_after_a_failure(site: Site) -> None:
         ({"issuer": "https://auth.example/", "jwks_uri": ELSEWHERE}, "another issuer's"),
         ({"jwks_uri": ELSEWHERE}, "another issuer's"),
         ({"issuer": "https://auth.example"}, "jwks_uri"),
-        ({"issuer": "https://auth.example", "jwks_uri": "http://keys.example/set"}, "jwks_uri"),
+        (
+            {"issuer": "https://auth.example", "jwks_uri": "http://keys.example/set"},
+            "jwks_uri",
+        ),
         ({"issuer": "https://auth.example", "jwks_uri": 7}, "jwks_uri"),
     ],
 )
-def test_a_configuration_that_is_not_the_issuers_is_refused(site: Site, configuration: Any, why: str) -> None:
+def test_a_configuration_that_is_not_the_issuers_is_refused(
+    site: Site, configuration: Any, why: str
+) -> None:
     """The configuration must repeat the issuer exactly and name an https URL (OIDC Discovery, 4.3)."""
     site.documents[CONFIGURATION] = response(json.dumps(configuration).encode())
     with pytest.raises(FetchFailed, match=why):
@@ -934,7 +1088,10 @@ def test_a_configuration_that_is_not_the_issuers_is_refused(site: Site, configur
 
 def test_a_discovered_source_is_a_cache_like_any_other() -> None:
     """``discovery`` shows the issuer, and refuses what is no https issuer."""
-    assert repr(JWKS("https://auth.example/tenant", discovery=True)) == "JWKS('https://auth.example/tenant')"
+    assert (
+        repr(JWKS("https://auth.example/tenant", discovery=True))
+        == "JWKS('https://auth.example/tenant')"
+    )
     for bad in ("http://auth.example", "https://auth.example?x", "auth.example"):
         with pytest.raises(ConfigurationError):
             JWKS(bad, discovery=True)
@@ -960,7 +1117,9 @@ def configured(folder: Path, source: str) -> mqauth.Pipeline:
         ('jwks = "http://127.0.0.1:8080/k"\nunsafe_http_loopback = true\nsnapshot = "s.json"', "http://127.0.0.1:8080/k"),
     ],
 )  # fmt: skip
-def test_a_file_configures_a_cache_and_fetches_nothing(tmp_path: Path, source: str, shown: str) -> None:
+def test_a_file_configures_a_cache_and_fetches_nothing(
+    tmp_path: Path, source: str, shown: str
+) -> None:
     """``jwks`` and ``discovery`` give a cache that has not asked anybody yet."""
     keys: Any = configured(tmp_path, source).verifier.issuers["https://auth.example"].keys
     assert isinstance(keys, JWKS)
@@ -972,4 +1131,8 @@ def _no_thread_is_left() -> Iterator[None]:
     """Every test ends with the threads it began with."""
     before = set(threading.enumerate())
     yield
-    assert not [each for each in threading.enumerate() if each.name.startswith("mqauth") and each not in before]
+    assert not [
+        each
+        for each in threading.enumerate()
+        if each.name.startswith("mqauth") and each not in before
+    ]

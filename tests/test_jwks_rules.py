@@ -26,13 +26,21 @@ def named(key: Key, kid: str) -> Key:
 
 
 def fetched(
-    *keys: Key, at: float = 0.0, limits: Limits = LIMITS, before: Cache | None = None, **said: Any
+    *keys: Key,
+    at: float = 0.0,
+    limits: Limits = LIMITS,
+    before: Cache | None = None,
+    **said: Any,
 ) -> Cache:
     """Return a cache after a good answer asked for at a time."""
-    return step(before or Cache(), Answer(keys=KeySet(keys), **said), at=at, limits=limits)[0]
+    return step(
+        before or Cache(), Answer(keys=KeySet(keys), **said), at=at, limits=limits
+    )[0]
 
 
-def step(cache: Cache, answer: Answer | str, *, at: float, limits: Limits = LIMITS) -> rules.Step:
+def step(
+    cache: Cache, answer: Answer | str, *, at: float, limits: Limits = LIMITS
+) -> rules.Step:
     """Make one attempt with a known end, without jitter."""
     begun = rules.begin(cache, at)
     if isinstance(answer, str):
@@ -41,10 +49,18 @@ def step(cache: Cache, answer: Answer | str, *, at: float, limits: Limits = LIMI
 
 
 def ruling(
-    cache: Cache, *, now: float, received: float | None = None, kid: str = NOBODY, **changes: Any
+    cache: Cache,
+    *,
+    now: float,
+    received: float | None = None,
+    kid: str = NOBODY,
+    **changes: Any,
 ) -> Ruling:
     """Rule on a kid of a message received now, unless told otherwise."""
-    absent, limits = changes.pop("absent", Recent[str, float](ABSENT_KIDS)), changes.pop("limits", LIMITS)
+    absent, limits = (
+        changes.pop("absent", Recent[str, float](ABSENT_KIDS)),
+        changes.pop("limits", LIMITS),
+    )
     since = now if received is None else received
     return rules.rule(cache, kid, received=since, now=now, limits=limits, absent=absent)
 
@@ -71,9 +87,19 @@ def test_a_set_serves_until_max_stale_and_no_longer() -> None:
 
 @pytest.mark.parametrize(
     ("max_age", "age", "expected"),
-    [(None, 0, 300), (600, 0, 600), (600, 100, 500), (0, 0, 60), (59, 0, 60), (86400, 0, 900), (60, 9999, 60)],
+    [
+        (None, 0, 300),
+        (600, 0, 600),
+        (600, 100, 500),
+        (0, 0, 60),
+        (59, 0, 60),
+        (86400, 0, 900),
+        (60, 9999, 60),
+    ],
 )
-def test_cache_control_is_followed_within_bounds(max_age: float | None, age: float, expected: float) -> None:
+def test_cache_control_is_followed_within_bounds(
+    max_age: float | None, age: float, expected: float
+) -> None:
     """``max-age`` less ``Age`` decides freshness, between a fifth and three times ``fresh``."""
     assert fetched(A, max_age=max_age, age=age).fresh_until == expected
 
@@ -87,7 +113,9 @@ def test_freshness_never_outlasts_max_stale() -> None:
 def test_a_set_is_refreshed_ahead_of_time_with_jitter(jitter: float, due: float) -> None:
     """The next attempt begins between 80 and 90 % of the freshness, wherever jitter puts it."""
     begun = rules.begin(Cache(), 0)
-    cache, _ = rules.answered(begun, Answer(keys=KeySet([A])), limits=LIMITS, jitter=jitter)
+    cache, _ = rules.answered(
+        begun, Answer(keys=KeySet([A])), limits=LIMITS, jitter=jitter
+    )
     assert cache.due == pytest.approx(due)
 
 
@@ -114,7 +142,12 @@ def test_an_outage_leaves_the_set_and_is_counted_from_the_first_failure() -> Non
     cache = fetched(A)
     for at in (240, 270, 300):
         cache, _ = step(cache, "down", at=at)
-    assert (cache.failing_since, cache.failures, cache.failure, kids(cache)) == (240, 3, "down", {A.kid})
+    assert (cache.failing_since, cache.failures, cache.failure, kids(cache)) == (
+        240,
+        3,
+        "down",
+        {A.kid},
+    )
     cache = fetched(A, at=330, before=cache)
     assert (cache.failing_since, cache.failures, cache.failure) == (None, 0, None)
 
@@ -197,9 +230,13 @@ def down(cache: Cache, *times: float) -> Cache:
                      id="beyond max_stale a known kid is otherwise unavailable"),
     ],
 )  # fmt: skip
-def test_what_is_ruled_of_a_kid(cache: Cache, rulings: list[tuple[dict[str, Any], Ruling]]) -> None:
+def test_what_is_ruled_of_a_kid(
+    cache: Cache, rulings: list[tuple[dict[str, Any], Ruling]]
+) -> None:
     """Each bound of the rules is held at the moment before and the moment after."""
-    assert [ruling(cache, **asked) for asked, _ in rulings] == [told for _, told in rulings]
+    assert [ruling(cache, **asked) for asked, _ in rulings] == [
+        told for _, told in rulings
+    ]
 
 
 def test_kids_asked_for_in_vain_are_remembered_for_a_minute() -> None:
@@ -212,7 +249,9 @@ def test_kids_asked_for_in_vain_are_remembered_for_a_minute() -> None:
 
 
 @pytest.mark.parametrize("outage", [False, True])
-def test_a_flood_of_random_kids_costs_the_issuer_one_attempt_in_half_a_minute(outage: bool) -> None:
+def test_a_flood_of_random_kids_costs_the_issuer_one_attempt_in_half_a_minute(
+    outage: bool,
+) -> None:
     """100 random kids a second for ten minutes cause at most 21 attempts, with the issuer up and down."""
     cache, attempts, absent = fetched(A), 0, Recent[str, float](ABSENT_KIDS)
     for tick in range(60_000):
@@ -228,13 +267,17 @@ def test_a_flood_of_random_kids_costs_the_issuer_one_attempt_in_half_a_minute(ou
 
 def test_an_empty_set_must_be_seen_twice() -> None:
     """An empty answer leaves the keys in use with an alarm and is asked again in 30 s; the second one counts."""
-    cache, events = step(fetched(A, B, etag='"1"'), Answer(keys=KeySet([]), etag='"2"'), at=240)
+    cache, events = step(
+        fetched(A, B, etag='"1"'), Answer(keys=KeySet([]), etag='"2"'), at=240
+    )
     assert kids(cache) == {A.kid, B.kid}
     assert kinds(events) == ["refreshed", "loss_held"]
     assert (cache.due, cache.etag) == (270, None)
     cache, events = step(cache, Answer(keys=KeySet([])), at=270)
     assert kids(cache) == set()
-    assert [detail for _, detail in events] == [f"removed {', '.join(sorted((A.kid, B.kid)))}"]
+    assert [detail for _, detail in events] == [
+        f"removed {', '.join(sorted((A.kid, B.kid)))}"
+    ]
 
 
 def test_losing_most_keys_must_be_seen_twice_and_what_is_new_counts_at_once() -> None:
@@ -245,16 +288,31 @@ def test_losing_most_keys_must_be_seen_twice_and_what_is_new_counts_at_once() ->
 
 
 @pytest.mark.parametrize("answered", [(), (A,)], ids=["empty", "a third"])
-def test_what_an_answer_lacks_by_mishap_it_lacks_of_cutoffs_too(answered: tuple[Key, ...]) -> None:
+def test_what_an_answer_lacks_by_mishap_it_lacks_of_cutoffs_too(
+    answered: tuple[Key, ...],
+) -> None:
     """A cut-off stays until the next answer lacks it, too; a new or later one counts at once."""
     cut = {"thief": Cutoff(before=100), "late": Cutoff(before=5)}
     said = {"late": Cutoff(before=9), "new": Cutoff(before=1)}
-    first = merge(KeySet([A, B, C], (), cut), KeySet(answered, (), said), frozenset(), outdated=False)
+    first = merge(
+        KeySet([A, B, C], (), cut),
+        KeySet(answered, (), said),
+        frozenset(),
+        outdated=False,
+    )
     assert first.keys.cutoffs == cut | said
-    earlier = merge(first.keys, KeySet([A], (), {"late": Cutoff(before=8)}), frozenset(), outdated=False)
+    earlier = merge(
+        first.keys,
+        KeySet([A], (), {"late": Cutoff(before=8)}),
+        frozenset(),
+        outdated=False,
+    )
     assert earlier.keys.cutoffs == first.keys.cutoffs
     again = merge(first.keys, KeySet(answered, (), said), first.suspects, outdated=False)
-    assert (again.keys.cutoffs, set(again.keys.by_kid)) == (said, {key.kid for key in answered})
+    assert (again.keys.cutoffs, set(again.keys.by_kid)) == (
+        said,
+        {key.kid for key in answered},
+    )
 
 
 def test_losing_half_is_no_mishap() -> None:
@@ -287,8 +345,14 @@ def test_a_first_set_that_is_empty_must_be_seen_twice() -> None:
 
 @pytest.mark.parametrize(
     ("other", "told"),
-    [(named(E, A.kid), "changed"), (replace(A.public_only, revocation=Revocation(reason="stolen")), "revoked")],
-    ids=["an issuer that may add keys may exchange one", "the same public key under new terms"],
+    [
+        (named(E, A.kid), "changed"),
+        (replace(A.public_only, revocation=Revocation(reason="stolen")), "revoked"),
+    ],
+    ids=[
+        "an issuer that may add keys may exchange one",
+        "the same public key under new terms",
+    ],
 )
 def test_a_key_that_changed_under_its_kid_counts_at_once(other: Key, told: str) -> None:
     """What the first answer has under a kid that was known is used, and told of."""
@@ -309,8 +373,14 @@ def test_an_answer_dated_before_the_one_in_use_takes_nothing_away() -> None:
 
 def test_undated_answers_are_taken_in_the_order_they_were_asked_for() -> None:
     """Where either answer has no date, a later answer removes a key at once."""
-    assert kids(fetched(A, B, at=240, before=fetched(A, B, C, date=1000))) == {A.kid, B.kid}
-    assert kids(fetched(A, B, date=900, at=240, before=fetched(A, B, C))) == {A.kid, B.kid}
+    assert kids(fetched(A, B, at=240, before=fetched(A, B, C, date=1000))) == {
+        A.kid,
+        B.kid,
+    }
+    assert kids(fetched(A, B, date=900, at=240, before=fetched(A, B, C))) == {
+        A.kid,
+        B.kid,
+    }
 
 
 def test_skipped_keys_are_told_of_once() -> None:
@@ -347,6 +417,8 @@ def test_bounds_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     ("announced", "expected"),
     [(600, 600), (0, 0), (-1, None), (True, None), (1.5, None), ("9", None), (1e9, None)],
 )
-def test_only_a_sound_announcement_counts(announced: object, expected: float | None) -> None:
+def test_only_a_sound_announcement_counts(
+    announced: object, expected: float | None
+) -> None:
     """A publish delay is announced as whole seconds, at most a week; anything else is no announcement."""
     assert rules.publish_delay_of({"mqauth_publish_delay": announced}) == expected

@@ -26,7 +26,9 @@ GONE = object()
 def token(key: Key = KEY, payload: bytes = b"{}", **changes: Any) -> bytes:
     """Return a signed token whose header has changes."""
     members = {
-        name: value for name, value in (HEADER | {"alg": key.algorithm} | changes).items() if value is not GONE
+        name: value
+        for name, value in (HEADER | {"alg": key.algorithm} | changes).items()
+        if value is not GONE
     }
     return signed(strictjson.dumps(members), payload, key)
 
@@ -39,11 +41,16 @@ def signed(header: bytes, payload: bytes = b"{}", key: Key = KEY) -> bytes:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("other", ALGORITHMS)
-def test_the_key_decides_the_algorithm(algorithm: str, other: str, reason_of: ReasonOf) -> None:
+def test_the_key_decides_the_algorithm(
+    algorithm: str, other: str, reason_of: ReasonOf
+) -> None:
     """A token that names another algorithm than its key has is refused, even RS256 for a PS256 key."""
     opened = jws.take_apart(token(KEYS[algorithm], alg=other))
     if other != algorithm:
-        assert reason_of(lambda: jws.verify(opened, KEYS[algorithm])) is Reason.ALGORITHM_FORBIDDEN
+        assert (
+            reason_of(lambda: jws.verify(opened, KEYS[algorithm]))
+            is Reason.ALGORITHM_FORBIDDEN
+        )
 
 
 def test_hmac_keyed_with_the_public_key_is_no_way_in(reason_of: ReasonOf) -> None:
@@ -51,15 +58,25 @@ def test_hmac_keyed_with_the_public_key_is_no_way_in(reason_of: ReasonOf) -> Non
     public = KEY.public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     data = base64url.encode(strictjson.dumps(HEADER | {"alg": "HS256"})) + b".e30"
     mac = hmac.digest(public, data, hashlib.sha256)
-    assert reason_of(lambda: jws.take_apart(data + b"." + base64url.encode(mac))) is Reason.ALGORITHM_FORBIDDEN
-    opened = jws.take_apart(token())._replace(algorithm="HS256", signature=mac, signing_input=data)
+    assert (
+        reason_of(lambda: jws.take_apart(data + b"." + base64url.encode(mac)))
+        is Reason.ALGORITHM_FORBIDDEN
+    )
+    opened = jws.take_apart(token())._replace(
+        algorithm="HS256", signature=mac, signing_input=data
+    )
     assert reason_of(lambda: jws.verify(opened, KEY)) is Reason.ALGORITHM_FORBIDDEN
 
 
 def test_the_size_of_a_token_is_bounded_exactly(reason_of: ReasonOf) -> None:
     """8,192 bytes are looked at; one more is token_oversize, unseen."""
-    assert reason_of(lambda: jws.take_apart(b"A" * jws.MAX_TOKEN)) is Reason.TOKEN_MALFORMED
-    assert reason_of(lambda: jws.take_apart(b"A" * (jws.MAX_TOKEN + 1))) is Reason.TOKEN_OVERSIZE
+    assert (
+        reason_of(lambda: jws.take_apart(b"A" * jws.MAX_TOKEN)) is Reason.TOKEN_MALFORMED
+    )
+    assert (
+        reason_of(lambda: jws.take_apart(b"A" * (jws.MAX_TOKEN + 1)))
+        is Reason.TOKEN_OVERSIZE
+    )
 
 
 def test_a_public_key_cannot_sign() -> None:
@@ -84,7 +101,18 @@ def test_a_rejection_does_not_repeat_the_token() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [None, 1, "yes", object(), [True], ValueError(), TypeError(), RuntimeError(), MemoryError()]
+    "answer",
+    [
+        None,
+        1,
+        "yes",
+        object(),
+        [True],
+        ValueError(),
+        TypeError(),
+        RuntimeError(),
+        MemoryError(),
+    ],
 )
 def test_only_true_itself_is_a_good_signature(
     answer: object, monkeypatch: pytest.MonkeyPatch, reason_of: ReasonOf
@@ -98,4 +126,7 @@ def test_only_true_itself_is_a_good_signature(
     monkeypatch.setattr(jws, "ed25519_holds", verify)
     monkeypatch.setattr(type(jws._PYJWT["ES256"]), "verify", verify)
     for key, opened in tokens:
-        assert reason_of(lambda key=key, opened=opened: jws.verify(opened, key)) is Reason.SIGNATURE_INVALID
+        assert (
+            reason_of(lambda key=key, opened=opened: jws.verify(opened, key))
+            is Reason.SIGNATURE_INVALID
+        )

@@ -14,7 +14,16 @@ from unittest import mock
 
 import pytest
 
-from mqauth import Cause, ConfigurationError, MemoryReplayStore, Message, Pipeline, Unavailable, Verdict, Verified
+from mqauth import (
+    Cause,
+    ConfigurationError,
+    MemoryReplayStore,
+    Message,
+    Pipeline,
+    Unavailable,
+    Verdict,
+    Verified,
+)
 from mqauth.brokers.log.offsets import CODECS
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.start import Committed, Start
@@ -61,7 +70,9 @@ class Client:
         } | config  # fmt: skip
         self._subscription = Subscription(listener)
         self._coordinator: Any = SimpleNamespace(
-            rejoining=False, need_rejoin=lambda: False, fetch_committed_offsets=self.group_offsets
+            rejoining=False,
+            need_rejoin=lambda: False,
+            fetch_committed_offsets=self.group_offsets,
         )
         self.log: dict[Any, list[Any]] = {ZERO: [], ONE: []}
         self.position = {ZERO: 0, ONE: 0}
@@ -92,7 +103,10 @@ class Client:
         return dict.fromkeys(places, OffsetAndMetadata(0, "mqauth partitions=2", -1))
 
     def beginning_offsets(self, places: list[Any], timeout_ms: int) -> dict[Any, int]:
-        return {place: min([record.offset for record in self.log[place]], default=0) for place in places}
+        return {
+            place: min([record.offset for record in self.log[place]], default=0)
+            for place in places
+        }
 
     def assignment(self) -> set[Any]:
         return set(self.held)
@@ -113,14 +127,20 @@ class Client:
     def commit(self, offsets: dict[Any, Any], timeout_ms: int) -> None:
         assert timeout_ms > 0
         assert all(isinstance(offset, OffsetAndMetadata) for offset in offsets.values())
-        self.commits.append({partition: offset.offset for partition, offset in offsets.items()})
+        self.commits.append(
+            {partition: offset.offset for partition, offset in offsets.items()}
+        )
 
     def poll(self, timeout_ms: int) -> dict[Any, list[Any]]:
         if self.events:
             self.events.pop(0)()
         found = {}
         for partition in sorted(self.held - self._paused):
-            batch = [record for record in self.log[partition] if record.offset >= self.position[partition]]
+            batch = [
+                record
+                for record in self.log[partition]
+                if record.offset >= self.position[partition]
+            ]
             if batch[: self.max_records]:
                 found[partition] = batch[: self.max_records]
                 self.position[partition] = found[partition][-1].offset + 1
@@ -161,12 +181,28 @@ class Bench:
         }  # fmt: skip
         return Pipeline(**(wanted | settings))
 
-    def add(self, *bodies: bytes, partition: Any = ZERO, sealed: bool = True, headers: Any = ()) -> None:
+    def add(
+        self,
+        *bodies: bytes,
+        partition: Any = ZERO,
+        sealed: bool = True,
+        headers: Any = (),
+    ) -> None:
         for body in bodies:
-            message = Message(destination="kafka:orders", body=body, key=b"k", headers=tuple(headers))
+            message = Message(
+                destination="kafka:orders", body=body, key=b"k", headers=tuple(headers)
+            )
             message = self.forge.seal(message) if sealed else message
             log = self.client.log[partition]
-            log.append(record(partition.partition, len(log), message.body, message.key, list(message.headers)))
+            log.append(
+                record(
+                    partition.partition,
+                    len(log),
+                    message.body,
+                    message.key,
+                    list(message.headers),
+                )
+            )
 
     def make(self, guard: Pipeline | None = None, **settings: Any) -> Any:
         wanted: dict[str, Any] = {"dead_letters": self.letters, "workers": 0}
@@ -218,7 +254,9 @@ def test_assignment_unknown(bench: Bench) -> None:
     def fail() -> set[Any]:
         raise RuntimeError
 
-    bench.consumer._assignment.begin({ZERO: Start(0, Committed(0, ""), seek=False)}, {ZERO})
+    bench.consumer._assignment.begin(
+        {ZERO: Start(0, Committed(0, ""), seek=False)}, {ZERO}
+    )
     part = bench.consumer._assignment.partition(ZERO)
     bench.client.assignment = fail  # type: ignore[method-assign]
     bench.client.listener.on_partitions_revoked({ZERO})
@@ -276,12 +314,20 @@ def test_a_poll_that_is_refused_for_good(bench: Bench) -> None:
         bench.run()
 
 
-@pytest.mark.parametrize("first", [TopicAuthorizationFailedError("orders"), KeyboardInterrupt()])
-def test_the_first_error_is_raised(bench: Bench, monkeypatch: pytest.MonkeyPatch, first: BaseException) -> None:
+@pytest.mark.parametrize(
+    "first", [TopicAuthorizationFailedError("orders"), KeyboardInterrupt()]
+)
+def test_the_first_error_is_raised(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, first: BaseException
+) -> None:
     """What ended a run is raised, also where the last commit and leaving the client fail; they are noted."""
 
     def end() -> None:
-        monkeypatch.setattr(calls, "commit", mock.Mock(side_effect=TopicAuthorizationFailedError("orders")))
+        monkeypatch.setattr(
+            calls,
+            "commit",
+            mock.Mock(side_effect=TopicAuthorizationFailedError("orders")),
+        )
         raise first
 
     calls = bench.make().calls
@@ -290,13 +336,20 @@ def test_the_first_error_is_raised(bench: Bench, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(type(first)) as raised:
         bench.run()
     assert raised.value is first
-    assert first.__notes__ == ["and later: TopicAuthorizationFailedError", "and later: LookupError"]
+    assert first.__notes__ == [
+        "and later: TopicAuthorizationFailedError",
+        "and later: LookupError",
+    ]
     assert not bench.consumer.health().consuming
 
 
-def test_a_client_that_cannot_be_left_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_cannot_be_left_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without an earlier error, the one of leaving the client is raised."""
-    monkeypatch.setattr(bench.make().calls, "close", mock.Mock(side_effect=LookupError("closed")))
+    monkeypatch.setattr(
+        bench.make().calls, "close", mock.Mock(side_effect=LookupError("closed"))
+    )
     with pytest.raises(LookupError, match="closed"):
         bench.run()
 
@@ -343,14 +396,19 @@ def test_poison_stops(bench: Bench) -> None:
     """A record that cannot be parsed ends the run by default, named exactly; what came before it is committed."""
     bench.add(b"0", b"1")
     bench.client.events = [lambda: None, lambda: None, Iterated().fail]
-    with pytest.raises(kafka.PoisonRecordError, match=r"orders-0: the batch from offset 2 to 4 .*ValueError"):
+    with pytest.raises(
+        kafka.PoisonRecordError,
+        match=r"orders-0: the batch from offset 2 to 4 .*ValueError",
+    ):
         bench.run()
     assert bench.client.committed == {ZERO: 2}
     assert bench.audit.written == []
 
 
 @pytest.mark.parametrize("codec", ["zstd", "snappy", "lz4"])
-def test_a_codec_that_is_missing_here(bench: Bench, monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
+def test_a_codec_that_is_missing_here(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
     """Honest records in a codec that is missing here are not skipped: the run ends, and names the package."""
     number = {name: number for number, name in CODECS.items()}[codec]
     monkeypatch.setattr(Batch, "compression_type", number, raising=False)
@@ -358,7 +416,10 @@ def test_a_codec_that_is_missing_here(bench: Bench, monkeypatch: pytest.MonkeyPa
     bench.add(b"0", b"1")
     bench.client.events = [lambda: None, lambda: None, Iterated().fail]
     package = {"zstd": "zstandard", "snappy": "python-snappy", "lz4": "lz4"}[codec]
-    with pytest.raises(ConfigurationError, match=rf"orders-0: .*offset 2 .*{codec}.*pip install {package}$"):
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"orders-0: .*offset 2 .*{codec}.*pip install {package}$",
+    ):
         bench.run(on_poison="skip")
     assert (bench.client.committed, bench.audit.written) == ({ZERO: 2}, [])
 
@@ -375,7 +436,11 @@ def test_poison_skipped(bench: Bench) -> None:
     bench.client.events = [lambda: None, poison]
     bench.run(on_poison="skip")
     record = bench.audit.written[0].as_dict()
-    assert (record["verdict"], record["reason"], record["scope"]) == ("rejected", "message_malformed", "billing")
+    assert (record["verdict"], record["reason"], record["scope"]) == (
+        "rejected",
+        "message_malformed",
+        "billing",
+    )
     assert (record["broker"]["offset"], record["broker"]["last_offset"]) == (2, 4)
     assert (ZERO, 5) in bench.client.seeks
     assert bench.client.committed == {ZERO: 8}
@@ -503,11 +568,16 @@ class Looking(Fetcher):
         ({"of": "another version"}, ["response"], {"of": "another version"}),
     ],
 )
-def test_a_response_that_has_just_come(bench: Bench, found: Any, landed: list[str], told: Any) -> None:
+def test_a_response_that_has_just_come(
+    bench: Bench, found: Any, landed: list[str], told: Any
+) -> None:
     """While a consumer runs, its client is not told to sleep over a response; it is handed back as it was."""
     fetcher, seen = Looking(found, landed), list[Any]()
     bench.client._fetcher = fetcher  # type: ignore[attr-defined]
-    bench.client.events = [lambda: None, lambda: seen.append(fetcher.fetch_records(500, timeout_ms=200))]
+    bench.client.events = [
+        lambda: None,
+        lambda: seen.append(fetcher.fetch_records(500, timeout_ms=200)),
+    ]
     bench.run()
     assert seen == [told]
     assert vars(fetcher).keys() == vars(Looking(found, landed)).keys()
@@ -566,7 +636,10 @@ def test_context_manager_raises(bench: Bench) -> None:
 def test_signals(bench: Bench) -> None:
     """SIGTERM stops it gracefully, and the process gets its own handlers back."""
     kept = signal.getsignal(signal.SIGTERM)
-    bench.handler = lambda verified: (bench.handled.append(verified), signal.raise_signal(signal.SIGTERM))
+    bench.handler = lambda verified: (
+        bench.handled.append(verified),
+        signal.raise_signal(signal.SIGTERM),
+    )
     bench.add(b"0")
     bench.make().run(signals=True)
     assert bench.client.committed == {ZERO: 1}
@@ -647,8 +720,13 @@ def test_reply(bench: Bench) -> None:
     bench.add(b"ping", headers=[("reply-to", b"answers"), ("correlation-id", b"7")])
     bench.add(b"ping", headers=[("reply-to", b"answers")])
     bench.run(replies=replies)
-    assert replies.sent == [("answers", b"pong", [("correlation-id", b"7")]), ("answers", b"pong", [])]
-    assert [(future.get(), future.is_done) for future in futures] == [("answers", True)] * 2
+    assert replies.sent == [
+        ("answers", b"pong", [("correlation-id", b"7")]),
+        ("answers", b"pong", []),
+    ]
+    assert [(future.get(), future.is_done) for future in futures] == [
+        ("answers", True)
+    ] * 2
 
 
 @pytest.mark.parametrize("replies", [None, Replies()])
@@ -734,7 +812,10 @@ def test_resets_go_to_what_is_left(bench: Bench) -> None:
     states.request_offset_reset(ZERO)
     states.request_offset_reset(ONE, OffsetResetStrategy.LATEST)
     found = [states.assignment[place].reset_strategy for place in (ZERO, ONE)]
-    assert (found, told) == ([OffsetResetStrategy.EARLIEST, OffsetResetStrategy.LATEST], [ZERO])
+    assert (found, told) == (
+        [OffsetResetStrategy.EARLIEST, OffsetResetStrategy.LATEST],
+        [ZERO],
+    )
     kafka_repair.hand_back(bench.client)
     states.request_offset_reset(ZERO)
     assert states.assignment[ZERO].reset_strategy == OffsetResetStrategy.LATEST
@@ -854,12 +935,18 @@ def test_judge_rejected(bench: Bench) -> None:
     """A rejected record is audited and dead-lettered by ``dead_letter``, and deferred while that cannot be."""
     bench.add(b"0", sealed=False)
     judgement = kafka.judge(bench.guard(), bench.client.log[ZERO][0], scope="billing")
-    assert (judgement.verdict, str(judgement.reason)) == (Verdict.REJECTED, "token_missing")
+    assert (judgement.verdict, str(judgement.reason)) == (
+        Verdict.REJECTED,
+        "token_missing",
+    )
     bench.letters.down = True
     assert judgement.dead_letter(bench.letters).verdict is Verdict.DEFERRED
     assert judgement.cause is Cause.DEAD_LETTER_UNAVAILABLE
     bench.letters.down = False
-    assert judgement.dead_letter(bench.letters).outcome.dead_letter == bench.letters.found[0].id
+    assert (
+        judgement.dead_letter(bench.letters).outcome.dead_letter
+        == bench.letters.found[0].id
+    )
 
 
 class Changing:

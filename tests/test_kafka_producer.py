@@ -11,7 +11,15 @@ from typing import Any, cast
 import pytest
 
 from mqauth.audit.record import AuditRecord
-from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, RetryLater, Unavailable
+from mqauth.errors import (
+    Cause,
+    ConfigurationError,
+    MalformedMessage,
+    Reason,
+    Rejection,
+    RetryLater,
+    Unavailable,
+)
 from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing import Forge, verified
@@ -120,7 +128,11 @@ def test_letter() -> None:
     letters.publish(letter())
     (record,) = client.sent
     headers = dict(record["headers"])
-    assert (record["topic"], record["value"], record["key"]) == ("orders.dead", b"body", b"k")
+    assert (record["topic"], record["value"], record["key"]) == (
+        "orders.dead",
+        b"body",
+        b"k",
+    )
     assert headers["a"] == b"1"
     assert headers["mqauth-dead-token"] == b"t"
     assert headers["mqauth-dead-reason"] == b"expired"
@@ -134,7 +146,9 @@ def test_letter() -> None:
 
 def test_unknown_outcome_failed() -> None:
     """A letter that failed after all is sent again."""
-    letters, client = dead_letters(slow := Future(KafkaTimeoutError("expired"), done=False))
+    letters, client = dead_letters(
+        slow := Future(KafkaTimeoutError("expired"), done=False)
+    )
     with pytest.raises(Unavailable):
         letters.publish(letter())
     slow.complete()
@@ -157,7 +171,9 @@ def test_unknown_outcomes_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) 
 
 def test_too_large_to_stop() -> None:
     """With ``stop`` no letter goes by reference; the record waits."""
-    letters, client = dead_letters(MessageSizeTooLargeError(), MessageSizeTooLargeError(), oversize_letters="stop")
+    letters, client = dead_letters(
+        MessageSizeTooLargeError(), MessageSizeTooLargeError(), oversize_letters="stop"
+    )
     with pytest.raises(Unavailable, match="no form"):
         letters.publish(letter())
     assert client.sent == []
@@ -249,13 +265,24 @@ class Unsent:
         pass
 
 
-AWAY = [KafkaTimeoutError(), NodeNotReadyError(), ProducerFatalError(), Unavailable(Cause.KEYS_UNAVAILABLE)]
-REFUSED = [MessageSizeTooLargeError(), TopicAuthorizationFailedError(), MalformedMessage(), ConfigurationError()]
+AWAY = [
+    KafkaTimeoutError(),
+    NodeNotReadyError(),
+    ProducerFatalError(),
+    Unavailable(Cause.KEYS_UNAVAILABLE),
+]
+REFUSED = [
+    MessageSizeTooLargeError(),
+    TopicAuthorizationFailedError(),
+    MalformedMessage(),
+    ConfigurationError(),
+]
 
 
 @pytest.mark.parametrize("when_sent", [True, False])
 @pytest.mark.parametrize(
-    ("error", "verdict"), [*((e, None) for e in AWAY), *((e, "handler_failed") for e in REFUSED)]
+    ("error", "verdict"),
+    [*((e, None) for e in AWAY), *((e, "handler_failed") for e in REFUSED)],
 )
 def test_unsent_reply(error: Exception, verdict: str | None, when_sent: bool) -> None:
     """What is out of reach puts a handler off; what is refused fails it."""
@@ -269,7 +296,10 @@ def test_reply_to_no_topic() -> None:
     """Where the broker answers and knows no such topic, its client's time-out is no outage."""
     answer = Replies(cast(Any, Unsent(KafkaTimeoutError(), when_sent=True, known=False)))
     with pytest.raises(KafkaTimeoutError):
-        answer(verified(destination="kafka:orders", headers=[("reply-to", b"answers")]), b"pong")
+        answer(
+            verified(destination="kafka:orders", headers=[("reply-to", b"answers")]),
+            b"pong",
+        )
 
 
 class Dead(Unsent):

@@ -87,7 +87,11 @@ class Stand:
         self.vault = Vault(self.forge)
         self.client: Any = FakeClient(**config)
         self.producer = kafka.Producer(
-            self.client, self.forge.signer(key=self.vault), batch=batch, linger=linger, max_in_flight=max_in_flight
+            self.client,
+            self.forge.signer(key=self.vault),
+            batch=batch,
+            linger=linger,
+            max_in_flight=max_in_flight,
         )
         assert self.producer._sealing is not None
         self.sealing = self.producer._sealing
@@ -111,7 +115,12 @@ def test_few_close_records_wait_for_none() -> None:
     clock = FakeClock()
     buffer = log_sealing.ClientBuffer(0.0, 0.0, clock.monotonic)
     told = []
-    for pause in (0.0, *[log_sealing.CLOSE / 2] * (log_sealing.BURST + 2), log_sealing.CLOSE * 2, 0.0):
+    for pause in (
+        0.0,
+        *[log_sealing.CLOSE / 2] * (log_sealing.BURST + 2),
+        log_sealing.CLOSE * 2,
+        0.0,
+    ):
         clock.advance(pause)
         told.append(buffer.came())
         clock.advance(log_sealing.CLOSE * 2)
@@ -135,14 +144,21 @@ def test_as_it_comes(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     producer.flush()
     for topic, alone in {"orders": 1, "refunds": 0}.items():
         heads = [seen.headers[-1][1].partition(b"~") for seen in client.logs[topic, 0]]
-        assert [bool(proof) for *_, proof in heads] == [number >= alone for number in range(4)]
+        assert [bool(proof) for *_, proof in heads] == [
+            number >= alone for number in range(4)
+        ]
         assert len({token for token, *_ in heads}) == 1 + alone
-    shared = {client.logs[topic, 0][1].headers[-1][1].partition(b"~")[0] for topic in ("orders", "refunds")}
+    shared = {
+        client.logs[topic, 0][1].headers[-1][1].partition(b"~")[0]
+        for topic in ("orders", "refunds")
+    }
     assert len(shared) == 2
     assert alarm.times == [0]
 
 
-def test_records_that_come_slowly_are_sealed_at_once(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_that_come_slowly_are_sealed_at_once(
+    forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A record that comes long after another waits for none, though that one is in flight: no thread is woken."""
     monkeypatch.setattr(log_sealing, "CLOSE", 0.0)
     client: Any = FakeClient()
@@ -355,7 +371,9 @@ def test_another_thread_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KafkaTimeoutError):
         stand.producer.flush(timeout=0)
     assert not any(future.is_done for future in futures)
-    assert len(stand.alarm.times) == 6  # also for the two batches that were full and could not go
+    assert (
+        len(stand.alarm.times) == 6
+    )  # also for the two batches that were full and could not go
     stand.client.go.set()
     thread.join(timeout=30)
     stand.alarm.ring()
@@ -391,12 +409,21 @@ def test_settings_refused(wrong: dict[str, Any], forge: Forge) -> None:
 def test_stage() -> None:
     """What waits for a batch wakes at its end; a call that comes in between is neither lost nor made twice."""
     sealing = Stand().sealing
-    future, sent = kafka_sealing.RecordFuture(sealing), kafka_sealing.FailedFuture(OSError("gone"))
+    future, sent = (
+        kafka_sealing.RecordFuture(sealing),
+        kafka_sealing.FailedFuture(OSError("gone")),
+    )
     record: Any = ("orders", 0, None, None, future)
     calls: list[Any] = []
-    assert (sealing.is_sent(future, 0), sealing.keep(future, calls.append)) == (False, True)
+    assert (sealing.is_sent(future, 0), sealing.keep(future, calls.append)) == (
+        False,
+        True,
+    )
     tells = [*sealing.handed([record], [sent]), *sealing.handed([record], [sent])]
-    assert (sealing.is_sent(future, 0), sealing.keep(future, calls.append)) == (True, False)
+    assert (sealing.is_sent(future, 0), sealing.keep(future, calls.append)) == (
+        True,
+        False,
+    )
     for tell in tells:
         tell()
     assert calls == [sent]
@@ -441,13 +468,23 @@ def test_any_course(acts: list[Act], batch: int) -> None:
             future.add_callback(told[-1].append)
             future.add_errback(told[-1].append)
         elif act in {"down", "up"}:
-            stand.vault.error = Unavailable(Cause.KEYS_UNAVAILABLE) if act == "down" else None
+            stand.vault.error = (
+                Unavailable(Cause.KEYS_UNAVAILABLE) if act == "down" else None
+            )
         else:
-            {"ring": stand.alarm.ring, "flush": stand.producer.flush, "settle": stand.client.acknowledge}[act]()
+            {
+                "ring": stand.alarm.ring,
+                "flush": stand.producer.flush,
+                "settle": stand.client.acknowledge,
+            }[act]()
     stand.producer.close()
     assert [len(found) for found in told] == [3] * len(told)
     for partition in (0, 1):
-        sent = [body for place, body, outcome in told if place == partition and not isinstance(outcome, Exception)]
+        sent = [
+            body
+            for place, body, outcome in told
+            if place == partition and not isinstance(outcome, Exception)
+        ]
         assert stand.bodies(partition)[1 - partition :] == sent
         for seen in stand.client.logs["orders", partition]:
             assert seen.headers[-1][0] == "mqauth-token"

@@ -20,7 +20,12 @@ from tests.test_kafka_producer import letter
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
     from kafka import OffsetAndMetadata
-    from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, ProducerFencedError
+    from kafka.errors import (
+        KafkaError,
+        KafkaTimeoutError,
+        MessageSizeTooLargeError,
+        ProducerFencedError,
+    )
 
     from mqauth.brokers import kafka
 
@@ -78,7 +83,11 @@ class Producer:
             raise MessageSizeTooLargeError(len(value))
         failures = self.broker.failures.get("confirm")
         self.open.append(value)  # type: ignore[union-attr]
-        refused = MessageSizeTooLargeError(len(value)) if len(value) > self.broker.late_limit else None
+        refused = (
+            MessageSizeTooLargeError(len(value))
+            if len(value) > self.broker.late_limit
+            else None
+        )
         return Future(failures.pop(0) if failures else refused)
 
     def send_offsets_to_transaction(self, offsets: dict[Any, Any], group: Any) -> None:
@@ -111,14 +120,19 @@ class Member(Client):
         self.generations: list[int] = []
 
     def group_metadata(self) -> Any:
-        return SimpleNamespace(generation_id=self.generations.pop(0) if self.generations else 3)
+        return SimpleNamespace(
+            generation_id=self.generations.pop(0) if self.generations else 3
+        )
 
     def group_offsets(self, places: list[Any], timeout_ms: int) -> dict[Any, Any]:
         assert timeout_ms > 0
         # Where partitions begin is asked before anything is committed.
         if self.broker.metadata:
             self.broker.step("committed")
-        return {place: OffsetAndMetadata(self.broker.offsets.get(place, 0), METADATA, -1) for place in places}
+        return {
+            place: OffsetAndMetadata(self.broker.offsets.get(place, 0), METADATA, -1)
+            for place in places
+        }
 
 
 class Stand(Bench):
@@ -133,7 +147,9 @@ class Stand(Bench):
 
     def sink(self, **settings: Any) -> kafka.TransactionalDeadLetters:
         """Return a sink."""
-        return kafka.TransactionalDeadLetters(lambda: Producer(self.broker), "orders.dead", **settings)  # type: ignore
+        return kafka.TransactionalDeadLetters(
+            lambda: Producer(self.broker), "orders.dead", **settings
+        )  # type: ignore
 
     def make(self, guard: Any = None, **settings: Any) -> Any:
         return super().make(guard, **({"dead_letters": self.sink()} | settings))
@@ -141,7 +157,11 @@ class Stand(Bench):
     @property
     def plain(self) -> dict[Any, int]:
         """Return what was committed without a transaction."""
-        return {partition: offset for commit in self.client.commits for partition, offset in commit.items()}
+        return {
+            partition: offset
+            for commit in self.client.commits
+            for partition, offset in commit.items()
+        }
 
 
 @pytest.fixture
@@ -157,7 +177,10 @@ def test_letters_and_offsets_are_one(stand: Stand) -> None:
     stand.add(b"3")
     stand.add(b"other", partition=ONE)
     stand.run()
-    assert (stand.broker.committed, stand.broker.offsets) == ([b"evil", b"worse"], {ZERO: 4, ONE: 1})
+    assert (stand.broker.committed, stand.broker.offsets) == (
+        [b"evil", b"worse"],
+        {ZERO: 4, ONE: 1},
+    )
     assert [group.generation_id for group in stand.broker.metadata] == [3]
     assert (stand.plain, sorted(stand.bodies)) == ({}, [b"0", b"3", b"other"])
     # the client holds its partitions as a set: there is an order within each alone
@@ -184,7 +207,11 @@ def test_without_letters_no_transaction(stand: Stand) -> None:
     """Offsets without letters are committed plainly."""
     stand.add(b"0", b"1")
     stand.run()
-    assert (stand.plain, stand.broker.offsets, stand.broker.metadata) == ({ZERO: 2}, {}, [])
+    assert (stand.plain, stand.broker.offsets, stand.broker.metadata) == (
+        {ZERO: 2},
+        {},
+        [],
+    )
 
 
 @pytest.mark.parametrize("step", ["init", "begin", "send", "confirm", "offsets"])
@@ -194,16 +221,24 @@ def test_made_again(step: str, stand: Stand) -> None:
     stand.add(b"0")
     stand.add(b"evil", b"worse", sealed=False)
     stand.run(rounds=60, seconds=1)
-    assert (stand.broker.committed, stand.broker.offsets) == ([b"evil", b"worse"], {ZERO: 3})
+    assert (stand.broker.committed, stand.broker.offsets) == (
+        [b"evil", b"worse"],
+        {ZERO: 3},
+    )
     assert (stand.bodies, len(stand.audit.written), stand.plain) == ([b"0"], 2, {})
-    assert [producer.closed for producer in stand.broker.made] == [True] * (2 if step == "confirm" else 3)
+    assert [producer.closed for producer in stand.broker.made] == [True] * (
+        2 if step == "confirm" else 3
+    )
 
 
 @pytest.mark.parametrize("applied", [True, False])
 def test_doubt(applied: bool, stand: Stand) -> None:
     """Where a commit's outcome is not known the broker is asked: no letter twice, none lost."""
     stand.broker.applies = applied
-    stand.broker.failures = {"commit": [KafkaTimeoutError("gone")], "committed": [KafkaTimeoutError("gone")]}
+    stand.broker.failures = {
+        "commit": [KafkaTimeoutError("gone")],
+        "committed": [KafkaTimeoutError("gone")],
+    }
     stand.add(b"evil", sealed=False)
     stand.run(rounds=60, seconds=1)
     assert (stand.broker.committed, stand.broker.offsets) == ([b"evil"], {ZERO: 1})
@@ -216,7 +251,9 @@ def test_doubt_about_what_was_lost(stand: Stand) -> None:
     stand.broker.applies = False
     stand.broker.failures = {"commit": [KafkaTimeoutError("gone")]}
     stand.broker.events = [stand.client.held.clear]
-    stand.client.events = [lambda: None] * 2 + [lambda: stand.client.listener.on_partitions_lost({ZERO, ONE})]
+    stand.client.events = [lambda: None] * 2 + [
+        lambda: stand.client.listener.on_partitions_lost({ZERO, ONE})
+    ]
     stand.add(b"evil", sealed=False)
     stand.run(rounds=20, seconds=1)
     assert (stand.broker.committed, stand.broker.offsets, stand.plain) == ([], {}, {})
@@ -286,7 +323,9 @@ def test_outage_of_letters_alone(stand: Stand) -> None:
     stand.client.max_records = 2
     stand.add(b"other", partition=ONE)
     seen: list[Any] = []
-    stand.client.events = [lambda: None] * 6 + [lambda: seen.append(stand.consumer.health())]
+    stand.client.events = [lambda: None] * 6 + [
+        lambda: seen.append(stand.consumer.health())
+    ]
     stand.run(rounds=12, seconds=0.2)
     (stall,) = seen[0].stalls
     assert (stall.topic, stall.partition, stall.offset) == ("orders", 0, 0)
@@ -306,7 +345,10 @@ def test_open_for_long(stand: Stand) -> None:
     stand.broker.events = [wait]
     stand.add(b"evil", sealed=False)
     seen: list[Any] = []
-    stand.client.events = [lambda: None] * 6 + [lambda: seen.append(stand.consumer.health().detail), gate.set]
+    stand.client.events = [lambda: None] * 6 + [
+        lambda: seen.append(stand.consumer.health().detail),
+        gate.set,
+    ]
     stand.run(rounds=12, seconds=10)
     assert seen == ["a transaction is still open"]
     assert (stand.broker.committed, stand.broker.offsets) == ([b"evil"], {ZERO: 1})
@@ -320,7 +362,10 @@ def test_too_large(late: bool, stand: Stand) -> None:
     stand.add(*[b"x" * 5000] * 20, b"evil", sealed=False)
     stand.run(rounds=60, seconds=0.2)
     *references, other = stand.broker.committed
-    assert (all(b"body_size" in reference for reference in references), other) == (True, b"evil")
+    assert (all(b"body_size" in reference for reference in references), other) == (
+        True,
+        b"evil",
+    )
     assert stand.broker.offsets == {ZERO: 21}
     # The broker says of a transaction only that the largest was too large, and these have two sizes.
     assert len(stand.broker.made) == (3 if late else 1)
@@ -346,13 +391,19 @@ def test_log_went_back(stand: Stand) -> None:
     stand.add(b"evil", b"worse", sealed=False)
 
     def back() -> None:
-        stand.client.log[ZERO] = [record(0, 1, b"worse", b"k", []), record(0, 2, b"worst", b"k", [])]
+        stand.client.log[ZERO] = [
+            record(0, 1, b"worse", b"k", []),
+            record(0, 2, b"worst", b"k", []),
+        ]
         stand.client.position[ZERO] = 1
         stand.client._paused.clear()
 
     stand.client.events = [lambda: None] * 2 + [back]
     stand.run(rounds=60, seconds=1)
-    assert (stand.broker.committed, stand.broker.offsets) == ([b"evil", b"worse", b"worst"], {ZERO: 3})
+    assert (stand.broker.committed, stand.broker.offsets) == (
+        [b"evil", b"worse", b"worst"],
+        {ZERO: 3},
+    )
 
 
 def test_a_client_that_does_not_close(stand: Stand) -> None:
@@ -361,7 +412,9 @@ def test_a_client_that_does_not_close(stand: Stand) -> None:
     stand.broker.failures = {"close": [KafkaTimeoutError("flush")]}
     stand.add(b"evil", sealed=False)
     stand.make()
-    stand.broker.made[0]._sender = SimpleNamespace(force_close=lambda: forced.append(True))  # type: ignore
+    stand.broker.made[0]._sender = SimpleNamespace(
+        force_close=lambda: forced.append(True)
+    )  # type: ignore
     stand.run()
     assert (stand.broker.committed, forced) == ([b"evil"], [True])
 
@@ -390,7 +443,11 @@ def test_missing_topic_is_noticed_soon(timeout: float, block: int, stand: Stand)
 def test_settings_refused(stand: Stand) -> None:
     """A client where a function is wanted, no topic, and no time are refused."""
     producer: Any = Producer(stand.broker)
-    for arguments in ((producer, "dead"), (lambda: producer, ""), (lambda: producer, "dead", 0)):
+    for arguments in (
+        (producer, "dead"),
+        (lambda: producer, ""),
+        (lambda: producer, "dead", 0),
+    ):
         with pytest.raises(ConfigurationError):
             kafka.TransactionalDeadLetters(*arguments)
 

@@ -55,7 +55,11 @@ PAIRS = st.lists(st.one_of(st.tuples(ODD, ODD), ODD), max_size=4)
 NAMES = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 
 
-@given(st.fixed_dictionaries({field.name: ODD for field in fields(Record)} | {"headers": st.one_of(PAIRS, ODD)}))
+@given(
+    st.fixed_dictionaries(
+        {field.name: ODD for field in fields(Record)} | {"headers": st.one_of(PAIRS, ODD)}
+    )
+)
 def test_total(found: dict[str, Any]) -> None:
     """Whatever stands in a record, reading it raises nothing, and the message can be written to a dead letter."""
     message = translate.from_native(Record(**found), scope="billing")
@@ -71,14 +75,27 @@ def test_total_without_attributes(record: Any) -> None:
 
 
 @given(
-    st.lists(st.tuples(NAMES, st.binary(max_size=50)), max_size=5), st.none() | st.binary(), st.binary(min_size=1)
+    st.lists(st.tuples(NAMES, st.binary(max_size=50)), max_size=5),
+    st.none() | st.binary(),
+    st.binary(min_size=1),
 )
-def test_round_trip(headers: list[tuple[str, bytes]], body: bytes | None, key: bytes) -> None:
+def test_round_trip(
+    headers: list[tuple[str, bytes]], body: bytes | None, key: bytes
+) -> None:
     """What is sent comes back as the same message: key, tombstone or body, and every header in order."""
     sent = log_records.to_message("orders", body, key, headers)
-    record = Record(key=sent.key, value=sent.body, headers=log_records.dead_letter_headers(sent.headers))
+    record = Record(
+        key=sent.key,
+        value=sent.body,
+        headers=log_records.dead_letter_headers(sent.headers),
+    )
     seen = translate.from_native(record, scope="billing")
-    assert (seen.destination, seen.key, seen.body, seen.headers) == (sent.destination, key, body, tuple(headers))
+    assert (seen.destination, seen.key, seen.body, seen.headers) == (
+        sent.destination,
+        key,
+        body,
+        tuple(headers),
+    )
     assert seen.malformed is None
 
 
@@ -103,7 +120,10 @@ class Metadata:
 
 def test_log_of_a_topic() -> None:
     """Both ids are the metadata's, the topic's in Kafka's own spelling."""
-    assert Logs(SimpleNamespace(_cluster=Metadata())).of("t") == ("c", "AAAAAAAAAAAAAAAAAAAAAQ")
+    assert Logs(SimpleNamespace(_cluster=Metadata())).of("t") == (
+        "c",
+        "AAAAAAAAAAAAAAAAAAAAAQ",
+    )
 
 
 @pytest.mark.parametrize("unknown", [None, UUID(int=0), "x"])
@@ -118,7 +138,10 @@ def test_log_stays_while_the_metadata_say_nothing(unknown: Any) -> None:
     assert logs.of("t") == ("c", "AAAAAAAAAAAAAAAAAAAAAg")
 
 
-@pytest.mark.parametrize("client", [object(), SimpleNamespace(_cluster=None), SimpleNamespace(_cluster=object())])
+@pytest.mark.parametrize(
+    "client",
+    [object(), SimpleNamespace(_cluster=None), SimpleNamespace(_cluster=object())],
+)
 def test_log_of_a_client_without_metadata(client: Any) -> None:
     """Where a client knows nothing, nothing is made up."""
     assert Logs(client).of("t") == (None, None)
@@ -134,9 +157,17 @@ class Number(IntEnum):
 
 def test_numbers_of_a_class_below_int() -> None:
     """They are read as plain as any: without them a record has no place, and no append time."""
-    found = Record(offset=Number.OFFSET, timestamp=Number.TIMESTAMP, timestamp_type=Number.LOG_APPEND_TIME)
+    found = Record(
+        offset=Number.OFFSET,
+        timestamp=Number.TIMESTAMP,
+        timestamp_type=Number.LOG_APPEND_TIME,
+    )
     origin = translate.from_native(found, scope="g").origin
-    assert (origin.offset, origin.timestamp_ms, origin.timestamp_type) == (12, 1_700_000_000_000, "append")
+    assert (origin.offset, origin.timestamp_ms, origin.timestamp_type) == (
+        12,
+        1_700_000_000_000,
+        "append",
+    )
     assert {type(origin.offset), type(origin.timestamp_ms)} == {int}
 
 
@@ -154,7 +185,9 @@ def test_null_header() -> None:
 )  # fmt: skip
 def test_malformed(field: str, value: Any) -> None:
     """What only a deserializer, or no broker, can have made is named malformed."""
-    assert translate.from_native(Record(**{field: value}), scope="g").malformed is not None
+    assert (
+        translate.from_native(Record(**{field: value}), scope="g").malformed is not None
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,20 +227,33 @@ class Settings:
 
 
 PRODUCER = Settings(
-    enable_idempotence=False, acks="all", transactional_id=None, max_block_ms=1, batch_size=262_144, linger_ms=0
+    enable_idempotence=False,
+    acks="all",
+    transactional_id=None,
+    max_block_ms=1,
+    batch_size=262_144,
+    linger_ms=0,
 )
 CONSUMERS: dict[str, Callable[[Any, Pipeline], Any]] = {
-    "Consumer": lambda client, guard: kafka.Consumer(client, guard, print, dead_letters=Sink()),
+    "Consumer": lambda client, guard: kafka.Consumer(
+        client, guard, print, dead_letters=Sink()
+    ),
     "KafkaLetterBox": lambda client, _guard: KafkaLetterBox(client, PRODUCER, "t"),
     "KafkaRecords": lambda client, _guard: KafkaRecords(client),
 }
 PRODUCERS: dict[str, Callable[[Any, Pipeline], Any]] = {
     "Producer": lambda client, _guard: kafka.Producer(client, Forge().signer()),
-    "Producer of batches": lambda client, _guard: kafka.Producer(client, Forge().signer(), batch=8),
+    "Producer of batches": lambda client, _guard: kafka.Producer(
+        client, Forge().signer(), batch=8
+    ),
     "DeadLetters": lambda client, _guard: kafka.DeadLetters(client, "t"),
-    "TransactionalDeadLetters": lambda client, _guard: kafka.TransactionalDeadLetters(lambda: client, "t"),
+    "TransactionalDeadLetters": lambda client, _guard: kafka.TransactionalDeadLetters(
+        lambda: client, "t"
+    ),
     "AuditTopic": lambda client, _guard: kafka.AuditTopic(client, "t"),
-    "KafkaLetterBox": lambda client, _guard: KafkaLetterBox(Settings(group_id=None), client, "t"),
+    "KafkaLetterBox": lambda client, _guard: KafkaLetterBox(
+        Settings(group_id=None), client, "t"
+    ),
 }
 RECORDS = {
     "confluent_kafka.Message": confluent_kafka.Message(topic="orders", value=b"x"),
@@ -229,7 +275,10 @@ def confluent() -> Iterator[tuple[Any, Any]]:
 @pytest.fixture
 async def aio() -> AsyncIterator[tuple[Any, Any]]:
     """A consumer and a producer of aiokafka, never started."""
-    consumer, producer = aiokafka.AIOKafkaConsumer("orders", group_id="g"), aiokafka.AIOKafkaProducer()
+    consumer, producer = (
+        aiokafka.AIOKafkaConsumer("orders", group_id="g"),
+        aiokafka.AIOKafkaProducer(),
+    )
     yield consumer, producer
     await consumer.stop()
     await producer.stop()
@@ -237,7 +286,10 @@ async def aio() -> AsyncIterator[tuple[Any, Any]]:
 
 @pytest.mark.parametrize(
     ("kind", "wrap"),
-    [*(("Consumer", wrap) for wrap in CONSUMERS.values()), *(("Producer", wrap) for wrap in PRODUCERS.values())],
+    [
+        *(("Consumer", wrap) for wrap in CONSUMERS.values()),
+        *(("Producer", wrap) for wrap in PRODUCERS.values()),
+    ],
     ids=[*CONSUMERS, *PRODUCERS],
 )
 async def test_another_client(
@@ -253,7 +305,10 @@ async def test_another_client(
         (confluent[at], f"confluent_kafka.{kind}"), (aio[at], f"aiokafka.AIOKafka{kind}"),
         (other, "tests.Settings"),
     ):  # fmt: skip
-        with pytest.raises(ConfigurationError, match=rf"Kafka{kind} of kafka-python is needed, not {name}"):
+        with pytest.raises(
+            ConfigurationError,
+            match=rf"Kafka{kind} of kafka-python is needed, not {name}",
+        ):
             wrap(client, guard)
 
 
@@ -264,5 +319,8 @@ def test_record_of_another_client(name: str, guard: Pipeline) -> None:
         lambda record: kafka.judge(guard, record, scope="g"),
         lambda record: kafka.from_native(record, scope="g"),
     ):
-        with pytest.raises(ConfigurationError, match=f"ConsumerRecord of kafka-python is needed, not {name}$"):
+        with pytest.raises(
+            ConfigurationError,
+            match=f"ConsumerRecord of kafka-python is needed, not {name}$",
+        ):
             read(RECORDS[name])

@@ -67,7 +67,14 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_words: Any) -> None:
         """Say nothing."""
 
-    def answer(self, body: bytes = GOOD, *, length: int | None = None, status: int = 200, **headers: str) -> None:
+    def answer(
+        self,
+        body: bytes = GOOD,
+        *,
+        length: int | None = None,
+        status: int = 200,
+        **headers: str,
+    ) -> None:
         """Send an answer."""
         self.send_response(status)
         for name, value in headers.items():
@@ -84,7 +91,9 @@ def good(handler: Handler) -> None:
 
 def resets(handler: Handler) -> None:
     """Reset the connection without an answer."""
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    handler.connection.setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+    )
     handler.connection.close()
     handler.close_connection = True
 
@@ -108,7 +117,9 @@ def too_much(handler: Handler) -> None:
 def server() -> Iterator[Server]:
     """A server in a thread."""
     with Server() as found:
-        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+        thread = threading.Thread(
+            target=found.serve_forever, kwargs={"poll_interval": 0.01}
+        )
         thread.start()
         yield found
         found.shutdown()
@@ -123,8 +134,12 @@ def kept() -> Kept:
 
 def ask(server: Server, kept: Kept) -> Any:
     """Return the number in the answer."""
-    endpoint = Endpoint.parse(f"http://127.0.0.1:{server.server_address[1]}/x", unsafe_http_loopback=True)
-    document = request(endpoint, deadline=Deadline(SYSTEM_CLOCK, 5), context=None, kept=kept).document
+    endpoint = Endpoint.parse(
+        f"http://127.0.0.1:{server.server_address[1]}/x", unsafe_http_loopback=True
+    )
+    document = request(
+        endpoint, deadline=Deadline(SYSTEM_CLOCK, 5), context=None, kept=kept
+    ).document
     return document["n"]
 
 
@@ -137,7 +152,9 @@ def test_half_an_answer_is_not_asked_for_again(server: Server, kept: Kept) -> No
     assert server.requests == [1, 1]
 
 
-def test_an_answer_that_nobody_asked_for_is_never_read(server: Server, kept: Kept) -> None:
+def test_an_answer_that_nobody_asked_for_is_never_read(
+    server: Server, kept: Kept
+) -> None:
     """What a server sends beyond an answer is not taken for the next one."""
     server.plans = [too_much, good, too_much, good]
     assert [ask(server, kept) for _ in range(4)] == [1] * 4
@@ -157,7 +174,8 @@ def test_bytes_that_came_meanwhile_end_a_connection() -> None:
 def test_bytes_that_tls_holds_end_a_connection() -> None:
     """What came in one TLS record with an answer, and waits decrypted, ends a connection, too."""
     ours, theirs = (
-        _secured(wire, server) for wire, server in zip(socket.socketpair(), (False, True), strict=True)
+        _secured(wire, server)
+        for wire, server in zip(socket.socketpair(), (False, True), strict=True)
     )
     with ThreadPoolExecutor(1) as other:
         done = other.submit(theirs.do_handshake)
@@ -173,7 +191,9 @@ def test_bytes_that_tls_holds_end_a_connection() -> None:
 
 def _secured(wire: socket.socket, server: bool) -> ssl.SSLSocket:
     """Return one end of a connection with TLS, of a suite that needs no certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context = ssl.SSLContext(
+        ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT
+    )
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("aNULL:@SECLEVEL=0")

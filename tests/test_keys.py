@@ -24,13 +24,17 @@ KEY = Key.generate(subjects=["orders-api"])
 def pem(private: object) -> bytes:
     """Return any private key as PEM."""
     return private.private_bytes(  # type: ignore[attr-defined,no-any-return]
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
     )
 
 
 def test_the_thumbprint_is_that_of_rfc_8037() -> None:
     """The kid of the example key of RFC 8037, appendix A.3, is the one printed there."""
-    raw = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
+    raw = bytes.fromhex(
+        "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+    )
     public = ed25519.Ed25519PublicKey.from_public_bytes(raw)
     assert thumbprint(public) == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
 
@@ -40,7 +44,9 @@ def test_generated_keys_sign_with_their_algorithm(algorithm: str) -> None:
     """Each algorithm has a key, which allows that algorithm alone."""
     key = Key.generate(algorithm, subjects=["a"])
     assert key.kid == thumbprint(key.public)
-    allowed = {name for name in (*ALGORITHMS, "Ed25519", "HS256", "none", "") if key.allows(name)}
+    allowed = {
+        name for name in (*ALGORITHMS, "Ed25519", "HS256", "none", "") if key.allows(name)
+    }
     assert allowed == ({"EdDSA", "Ed25519"} if algorithm == "EdDSA" else {algorithm})
 
 
@@ -94,7 +100,9 @@ def test_a_kid_has_1_to_128_characters(kid: str) -> None:
         (pem(x25519.X25519PrivateKey.generate()), None, "keys are Ed25519"),
     ],
 )
-def test_a_bad_key_file_is_one_clear_line(raw: bytes, passphrase: bytes | None, what: str) -> None:
+def test_a_bad_key_file_is_one_clear_line(
+    raw: bytes, passphrase: bytes | None, what: str
+) -> None:
     """What is wrong with a PEM is said with its name, and no byte of it."""
     with pytest.raises(ConfigurationError, match=what) as caught:
         Key.from_pem(raw, passphrase=passphrase, name="orders.pem")
@@ -134,7 +142,9 @@ def test_one_kid_cannot_stand_for_two_keys() -> None:
      {"subjects": frozenset(["b"])}, {"kid": "other"}],
     ids=repr,
 )  # fmt: skip
-def test_the_version_changes_with_whatever_a_verdict_depends_on(changes: dict[str, object]) -> None:
+def test_the_version_changes_with_whatever_a_verdict_depends_on(
+    changes: dict[str, object],
+) -> None:
     """A key's end, revocation, subjects and kid all show in the set's version; order does not."""
     other = Key.generate()
     before = KeySet([KEY, other]).version

@@ -18,7 +18,15 @@ from mqauth.keystore import KeyRing, Keystore
 from mqauth.keystore.disk import folder, ring
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE
 from mqauth.keystore.remote import keyserver
-from mqauth.keystore.remote.keyserver import HEALTH, MAX_AGE, PATHS, KeyServer, max_age, publish, publish_delay
+from mqauth.keystore.remote.keyserver import (
+    HEALTH,
+    MAX_AGE,
+    PATHS,
+    KeyServer,
+    max_age,
+    publish,
+    publish_delay,
+)
 from mqauth.keystore.remote.rules import publish_delay_of
 from mqauth.testing.clock import START, FakeClock
 from mqauth.wire.jwk import load_key_set
@@ -54,7 +62,12 @@ def test_delay_is_what_every_pending_key_keeps() -> None:
 
 def test_delay_beyond_what_caches_read_is_cut() -> None:
     """A longer delay than caches accept is announced as the longest they do."""
-    assert publish_delay_of({"mqauth_publish_delay": publish_delay([ring_of(1, delay=30 * 86_400)])}) == 7 * 86_400
+    assert (
+        publish_delay_of(
+            {"mqauth_publish_delay": publish_delay([ring_of(1, delay=30 * 86_400)])}
+        )
+        == 7 * 86_400
+    )
 
 
 def test_entity_tag_is_the_documents() -> None:
@@ -65,7 +78,11 @@ def test_entity_tag_is_the_documents() -> None:
 
 
 def _fields(found: KeyRing) -> dict[str, Any]:
-    return {"keys": found.keys, "publish_delay": found.publish_delay, "retain": found.retain}
+    return {
+        "keys": found.keys,
+        "publish_delay": found.publish_delay,
+        "retain": found.retain,
+    }
 
 
 @pytest.mark.parametrize(
@@ -133,12 +150,17 @@ def revoked_ahead() -> KeyRing:
     [
         (lambda: ring_of(2), NOW + DELAY),
         (lambda: ring.rotate(ring_of(2), NOW + DELAY), NOW + DELAY + RETIREMENT_GRACE),
-        (lambda: ring.rotate(ring_of(2), NOW + DELAY), NOW + DELAY + RETIREMENT_GRACE + 1000),
+        (
+            lambda: ring.rotate(ring_of(2), NOW + DELAY),
+            NOW + DELAY + RETIREMENT_GRACE + 1000,
+        ),
         (revoked_ahead, NOW + 5000),
     ],
     ids=["pending", "retired", "gone", "revoked"],
 )
-def test_not_fresh_beyond_the_next_change(made: Callable[[], KeyRing], moment: int) -> None:
+def test_not_fresh_beyond_the_next_change(
+    made: Callable[[], KeyRing], moment: int
+) -> None:
     """A copy taken ten seconds before a key signs, ends, goes, or is revoked is fresh for ten seconds."""
     found = made()
     assert max_age([found], moment - 10) == 10
@@ -158,11 +180,21 @@ class World:
         self.first = self.store.create(publish_delay=DELAY, subjects=["a"])
         self.server = KeyServer([place], clock=self.clock)
 
-    def ask(self, path: str = PATHS[0], method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    def ask(
+        self, path: str = PATHS[0], method: str = "GET", **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers and body of an answer."""
         sent: list[Any] = []
-        pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        scope: dict[str, Any] = {"type": "http", "path": path, "method": method, "headers": pairs}
+        pairs = [
+            (name.replace("_", "-").encode(), value.encode())
+            for name, value in headers.items()
+        ]
+        scope: dict[str, Any] = {
+            "type": "http",
+            "path": path,
+            "method": method,
+            "headers": pairs,
+        }
 
         async def send(event: Any) -> None:
             sent.append(event)
@@ -183,7 +215,11 @@ def world(tmp_path: Path) -> World:
 
 @pytest.fixture
 def alarms(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    return lambda: [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno >= logging.ERROR
+    ]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -207,7 +243,11 @@ def test_known_set_is_not_sent_again(world: World, given: str) -> None:
     etag = world.server.current.etag
     status, headers, body = world.ask(if_none_match=given.format(etag))
     assert (status, body) == (304, b"")
-    assert headers == {"cache-control": "public, max-age=300", "etag": etag, "x-content-type-options": "nosniff"}
+    assert headers == {
+        "cache-control": "public, max-age=300",
+        "etag": etag,
+        "x-content-type-options": "nosniff",
+    }
 
 
 def test_another_tag_gets_the_set(world: World) -> None:
@@ -227,14 +267,18 @@ def test_rotation_is_out_with_the_next_request(world: World) -> None:
     world.clock.advance(20)
     world.store.change(ring.rotate)
     tags.append(world.ask()[1]["etag"])
-    world.store.change(lambda found, now: ring.revoke(found, second.kid, now, reason="stolen"))
+    world.store.change(
+        lambda found, now: ring.revoke(found, second.kid, now, reason="stolen")
+    )
     _, headers, body = world.ask()
     tags.append(headers["etag"])
     assert json.loads(body)["keys"][1]["revoked"] == {"revoked_at": 0, "reason": "stolen"}
     assert len(set(tags)) == 4
 
 
-def test_unchanged_folder_is_not_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_folder_is_not_read_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A request costs one ``stat`` a folder while nothing changes."""
     monkeypatch.setattr(Keystore, "ring", lambda self: pytest.fail("read"))
     assert world.ask()[0] == 200
@@ -250,7 +294,11 @@ def test_head_is_get_without_the_body(world: World) -> None:
 def test_other_methods_and_paths(world: World) -> None:
     """Anything but GET and HEAD is 405 with ``Allow``; anything else is 404; no cache keeps either."""
     status, headers, _ = world.ask(method="POST")
-    assert (status, headers["allow"], headers["cache-control"]) == (405, "GET, HEAD", "no-store")
+    assert (status, headers["allow"], headers["cache-control"]) == (
+        405,
+        "GET, HEAD",
+        "no-store",
+    )
     status, headers, _ = world.ask("/keyset.json")
     assert (status, headers["cache-control"]) == (404, "no-store")
 
@@ -260,11 +308,15 @@ def test_health(world: World) -> None:
     status, headers, body = world.ask(HEALTH)
     assert (status, headers["cache-control"]) == (200, "no-store")
     assert json.loads(body) == {"status": "ok", "keys": 1, "active": 1}
-    world.store.change(lambda found, now: ring.revoke(found, world.first.kid, now, reason=""))
+    world.store.change(
+        lambda found, now: ring.revoke(found, world.first.kid, now, reason="")
+    )
     assert json.loads(world.ask(HEALTH)[2])["active"] == 0
 
 
-def test_private_member_in_the_keyset_is_500_and_loud(world: World, alarms: Callable[[], list[str]]) -> None:
+def test_private_member_in_the_keyset_is_500_and_loud(
+    world: World, alarms: Callable[[], list[str]]
+) -> None:
     """A private member somebody put into keyset.json is not served: 500, an alarm, health 503; until mended."""
     path = world.store.folder / folder.KEYSET
     whole = path.read_bytes()

@@ -51,7 +51,9 @@ def test_first_key_is_active_and_later_ones_wait() -> None:
     assert [key.ready - NOW for key in found.keys] == [0, 10, 10]
 
 
-def first(act: Callable[..., KeyRing], **settings: Any) -> Callable[[KeyRing, float], KeyRing]:
+def first(
+    act: Callable[..., KeyRing], **settings: Any
+) -> Callable[[KeyRing, float], KeyRing]:
     """Return an act on the first key of a ring."""
     return lambda found, now: act(found, found.keys[0].kid, now, **settings)
 
@@ -75,7 +77,9 @@ def first(act: Callable[..., KeyRing], **settings: Any) -> Callable[[KeyRing, fl
                      id="where a pending key is ready it signs from the revocation on"),
     ],
 )  # fmt: skip
-def test_states_after_an_act(before: KeyRing, act: Any, after: int, told: list[str]) -> None:
+def test_states_after_an_act(
+    before: KeyRing, act: Any, after: int, told: list[str]
+) -> None:
     """An act changes the states of keys, and rotation a second time changes nothing more."""
     found = act(before, NOW + after)
     assert (states(found), found.active is not None) == (told, "active" in told)
@@ -107,7 +111,10 @@ def test_retire_of_an_ended_key_changes_nothing() -> None:
 
 def test_unknown_kid_is_refused() -> None:
     """Retire and revoke name a key that exists."""
-    for act in (lambda: ring.retire(ring_of(1), "x", NOW), lambda: ring.revoke(ring_of(1), "x", NOW, reason="")):
+    for act in (
+        lambda: ring.retire(ring_of(1), "x", NOW),
+        lambda: ring.revoke(ring_of(1), "x", NOW, reason=""),
+    ):
         with pytest.raises(ConfigurationError, match="no key has the kid 'x'"):
             act()
 
@@ -161,9 +168,26 @@ def tampered(change: Callable[[dict[str, Any]], object]) -> bytes:
         (tampered(lambda found: found["keys"][0]["public"].update(d="AA")), "private"),
         (tampered(lambda found: found["keys"][0].update(subjects=[1])), "mqauth_sub"),
         (tampered(lambda found: found["keys"][0].update(extra=1)), "members"),
-        (tampered(lambda found: found["keys"][0].update(state="revoked", revoked=1)), "revocation"),
-        (tampered(lambda found: found["keys"][0].update(revocation={"revoked_at": 1, "reason": ""})), "revoked"),
-        (tampered(lambda found: found["keys"][0].update(state="revoked", revoked=1, revocation={})), "reason"),
+        (
+            tampered(lambda found: found["keys"][0].update(state="revoked", revoked=1)),
+            "revocation",
+        ),
+        (
+            tampered(
+                lambda found: found["keys"][0].update(
+                    revocation={"revoked_at": 1, "reason": ""}
+                )
+            ),
+            "revoked",
+        ),
+        (
+            tampered(
+                lambda found: found["keys"][0].update(
+                    state="revoked", revoked=1, revocation={}
+                )
+            ),
+            "reason",
+        ),
         (tampered(lambda found: found["keys"].append(found["keys"][0])), "two keys"),
     ],
 )
@@ -194,13 +218,19 @@ def test_modes_are_private_whatever_the_umask(store: Keystore) -> None:
     finally:
         os.umask(before)
     assert oct(store.folder.stat().st_mode & 0o777) == "0o700"
-    assert {oct(path.stat().st_mode & 0o777) for path in store.folder.iterdir()} == {"0o600"}
+    assert {oct(path.stat().st_mode & 0o777) for path in store.folder.iterdir()} == {
+        "0o600"
+    }
 
 
 def test_nothing_is_left_lying_around(store: Keystore) -> None:
     """After a write the folder holds the PEM, the keyset and the lock, and no temporary file."""
     made = store.create()
-    assert {path.name for path in store.folder.iterdir()} == {f"{made.kid}.pem", "keyset.json", ".lock"}
+    assert {path.name for path in store.folder.iterdir()} == {
+        f"{made.kid}.pem",
+        "keyset.json",
+        ".lock",
+    }
 
 
 def test_leftover_of_a_crash_is_removed(store: Keystore) -> None:
@@ -229,7 +259,9 @@ def test_later_key_speaks_for_the_same_subjects(store: Keystore) -> None:
     assert store.create().key.subjects == {"b"}
 
 
-def test_what_root_writes_belongs_to_the_folders_owner(store: Keystore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_root_writes_belongs_to_the_folders_owner(
+    store: Keystore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A cron job of root does not lock the producer out: lock and new files get the folder's owner."""
     given: dict[int, tuple[int, int]] = {}
 
@@ -240,7 +272,10 @@ def test_what_root_writes_belongs_to_the_folders_owner(store: Keystore, monkeypa
     monkeypatch.setattr(os, "fchown", give)
     store.create()
     owner = store.folder.stat()
-    assert given == {path.stat().st_ino: (owner.st_uid, owner.st_gid) for path in store.folder.iterdir()}
+    assert given == {
+        path.stat().st_ino: (owner.st_uid, owner.st_gid)
+        for path in store.folder.iterdir()
+    }
 
 
 def pem(store: Keystore) -> Path:
@@ -338,7 +373,9 @@ def test_single_pem_serves_as_keystore(tmp_path: Path) -> None:
         public_keys(path)
 
 
-def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the disk refuses, the file that was there stays whole and no temporary one remains."""
     path = tmp_path / "keyset.json"
     disk.write_whole(path, b"old")
@@ -347,7 +384,9 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ConfigurationError, match=r"keyset\.json: No space left on device"):
+    with pytest.raises(
+        ConfigurationError, match=r"keyset\.json: No space left on device"
+    ):
         disk.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert [found.name for found in tmp_path.iterdir()] == ["keyset.json"]
@@ -367,7 +406,9 @@ def test_what_is_no_small_file_is_not_read(tmp_path: Path, make: Any, said: str)
         disk.read_bounded(tmp_path / "odd", 100)
 
 
-def test_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the owner decides what is believed, root does not read the private file of somebody else."""
     (tmp_path / "own").write_bytes(b"x")
     (tmp_path / "own").chmod(0o600)
@@ -397,7 +438,9 @@ def test_processes_at_once_do_not_corrupt(tmp_path: Path) -> None:
     found = Keystore(folder=folder).ring()
     assert [worker.returncode for worker in workers] == [0, 0, 0, 0]
     assert sorted(states(found)) == ["active"] + ["pending"] * 19
-    assert {f"{key.kid}.pem" for key in found.keys} == {path.name for path in folder.glob("*.pem")}
+    assert {f"{key.kid}.pem" for key in found.keys} == {
+        path.name for path in folder.glob("*.pem")
+    }
 
 
 def test_active_state_is_one_of_the_enum() -> None:
@@ -428,10 +471,16 @@ OLD, NEW = Key.generate(), Key.generate()
     [
         pytest.param(False, (OLD, NEW), id="a new key serves at once"),
         pytest.param(True, (NEW,), id="after a bad state the next good one is taken"),
-        pytest.param(False, (), id="a set emptied on purpose means what it says: no key serves any more"),
+        pytest.param(
+            False,
+            (),
+            id="a set emptied on purpose means what it says: no key serves any more",
+        ),
     ],
 )
-def test_file_that_changed_is_read_at_once(jwks: Path, bad: bool, keys: tuple[Key, ...]) -> None:
+def test_file_that_changed_is_read_at_once(
+    jwks: Path, bad: bool, keys: tuple[Key, ...]
+) -> None:
     """``refresh`` reads a file that changed, with no waiting."""
     write_jwks(jwks, OLD)
     source = JWKSFile(jwks, clock=FakeClock())
@@ -439,7 +488,9 @@ def test_file_that_changed_is_read_at_once(jwks: Path, bad: bool, keys: tuple[Ke
         jwks.write_text("{")
         source.refresh("unknown", 0.0)
     write_jwks(jwks, *keys)
-    assert [key.kid for key in source.refresh("unknown", 0.0)] == [key.kid for key in keys]
+    assert [key.kid for key in source.refresh("unknown", 0.0)] == [
+        key.kid for key in keys
+    ]
 
 
 def test_known_kid_sees_a_revocation_within_a_second(jwks: Path) -> None:
@@ -454,23 +505,33 @@ def test_known_kid_sees_a_revocation_within_a_second(jwks: Path) -> None:
     assert source.key_set().get(gone.kid) is None
 
 
-def test_file_that_did_not_change_is_not_read(jwks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_did_not_change_is_not_read(
+    jwks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A flood of unknown kids costs one stat each, not a parse."""
     write_jwks(jwks, Key.generate())
     source = JWKSFile(jwks, clock=FakeClock())
-    monkeypatch.setattr(disk, "read_bounded", lambda *_arguments: pytest.fail("read again"))
+    monkeypatch.setattr(
+        disk, "read_bounded", lambda *_arguments: pytest.fail("read again")
+    )
     assert source.refresh("unknown", 0.0) is source.refresh("other", 0.0)
 
 
 @pytest.mark.parametrize("damage", ["garbage", "missing", "unusable", "oversize"])
-def test_last_good_set_stays_and_it_is_loud(jwks: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_last_good_set_stays_and_it_is_loud(
+    jwks: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """A file that goes bad or missing later leaves the last good set in use, logged as one error a change."""
     key = Key.generate()
     write_jwks(jwks, key)
     source = JWKSFile(jwks, clock=FakeClock())
     jwks.unlink()
     if damage != "missing":
-        text = {"garbage": "{", "unusable": '{"keys":[{"kty":"oct","k":"AA"}]}', "oversize": " " * 300_000}
+        text = {
+            "garbage": "{",
+            "unusable": '{"keys":[{"kty":"oct","k":"AA"}]}',
+            "oversize": " " * 300_000,
+        }
         jwks.write_text(text[damage])
     with caplog.at_level(logging.ERROR, "mqauth.keystore"):
         for _ in range(3):
@@ -479,7 +540,9 @@ def test_last_good_set_stays_and_it_is_loud(jwks: Path, damage: str, caplog: pyt
     assert "the last good set of 1 keys stays in use" in caplog.text
 
 
-@pytest.mark.parametrize("text", [None, "{", '{"keys": []}', '{"keys":[{"kty":"oct","k":"AA"}]}', "[]"])
+@pytest.mark.parametrize(
+    "text", [None, "{", '{"keys": []}', '{"keys":[{"kty":"oct","k":"AA"}]}', "[]"]
+)
 def test_unusable_file_at_the_start_is_refused(jwks: Path, text: str | None) -> None:
     """A file that is missing or has no usable key at the start is a configuration error of one line."""
     if text is not None:

@@ -45,7 +45,10 @@ def bureau(request: pytest.FixtureRequest, clock: FakeClock, forge: Forge) -> Bu
 def lines(letter: Message) -> dict[str, Any]:
     """Return what a letter tells of those before it."""
     found = {name: value for name, value in letter.headers if name.startswith(PREFIX)}
-    return {"count": int(found[f"{PREFIX}count"]), "history": json.loads(found[f"{PREFIX}history"])}
+    return {
+        "count": int(found[f"{PREFIX}count"]),
+        "history": json.loads(found[f"{PREFIX}history"]),
+    }
 
 
 def rejected(bureau: Bureau, *messages: Message) -> Message:
@@ -54,7 +57,9 @@ def rejected(bureau: Bureau, *messages: Message) -> Message:
     return bureau.letters()[-1]
 
 
-def test_count_and_history_grow_with_each_redrive_and_stay_bounded(bureau: Bureau) -> None:
+def test_count_and_history_grow_with_each_redrive_and_stay_bounded(
+    bureau: Bureau,
+) -> None:
     """Twelve times refused and redriven: thirteen counted, the newest eight told, oldest first."""
     letter, ids = rejected(bureau, bureau.forge.seal(bureau.message())), []
     for number in range(12):
@@ -74,11 +79,16 @@ def test_count_and_history_grow_with_each_redrive_and_stay_bounded(bureau: Burea
 def test_a_release_of_somebody_elses_adds_nothing(bureau: Bureau) -> None:
     """A release of no authority of ours, whatever past it tells, neither counts nor is believed later."""
     stranger = Releaser(
-        key=Key.generate(subjects=["ada"]), issuer=bureau.releaser.issuer, reviewer="ada", clock=bureau.clock
+        key=Key.generate(subjects=["ada"]),
+        issuer=bureau.releaser.issuer,
+        reviewer="ada",
+        clock=bureau.clock,
     )
     past = Past(count=50, hops=(HOP,))
     sealed = bureau.forge.seal(bureau.message())
-    forged, _ = stranger.release(sealed, letter="b" * 64, scope="billing", reason="x", past=past)
+    forged, _ = stranger.release(
+        sealed, letter="b" * 64, scope="billing", reason="x", past=past
+    )
     letter = rejected(bureau, forged)
     assert lines(letter) == {"count": 1, "history": []}
     assert read(Letter(message=letter)).reason == "release_invalid"
@@ -94,7 +104,9 @@ def test_a_release_of_another_message_adds_nothing(bureau: Bureau) -> None:
     """Our own release moved to another message does not lend it its past."""
     other = bureau.forge.seal(bureau.message(b"other"))
     past = Past(count=50, hops=(HOP,))
-    good, _ = bureau.releaser.release(other, letter="b" * 64, scope="billing", reason="x", past=past)
+    good, _ = bureau.releaser.release(
+        other, letter="b" * 64, scope="billing", reason="x", past=past
+    )
     release = next(pair for pair in good.headers if pair[0] == RELEASE_HEADER)
     sealed = bureau.forge.seal(bureau.message())
     letter = rejected(bureau, replace(sealed, headers=(*sealed.headers, release)))
@@ -111,7 +123,10 @@ def test_what_a_letter_says_is_not_signed(bureau: Bureau) -> None:
     bureau.plant(lying(letter, count="500", history=told))
     with bureau.survey() as index:
         shown = index.reading(index.page()[0].number).as_dict()
-    assert (shown["count"], shown["history"]) == (500, [{"id": "x", "reason": "y", "released": "z"}])
+    assert (shown["count"], shown["history"]) == (
+        500,
+        [{"id": "x", "reason": "y", "released": "z"}],
+    )
     assert bureau.redrive()["done"] == 1
     assert lines(rejected(bureau))["count"] == 2
 
@@ -143,7 +158,9 @@ def test_any_history_can_be_read(told: str, bureau: Bureau) -> None:
 def test_a_release_without_a_past_counts_its_letter(bureau: Bureau) -> None:
     """A reviewer's tool that tells no past: two letters, of the first the release's own word."""
     sealed = bureau.forge.seal(bureau.message())
-    released, release = bureau.releaser.release(sealed, letter="b" * 64, scope="billing", reason="x")
+    released, release = bureau.releaser.release(
+        sealed, letter="b" * 64, scope="billing", reason="x"
+    )
     assert release.past is None
     found = lines(rejected(bureau, released))
     assert found["count"] == 2
@@ -157,7 +174,9 @@ def test_a_past_that_does_not_fit_is_counted(bureau: Bureau) -> None:
         headers = tuple((name, value.encode()) for name, value in headers)  # type: ignore[assignment]
     sealed = bureau.forge.seal(replace(bureau.message(), headers=headers))
     past = Past(count=9, hops=(HOP,) * MAX_HOPS)
-    _, release = bureau.releaser.release(sealed, letter="b" * 64, scope="billing", reason="x", past=past)
+    _, release = bureau.releaser.release(
+        sealed, letter="b" * 64, scope="billing", reason="x", past=past
+    )
     assert release.past == Past(count=9)
 
 

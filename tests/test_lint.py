@@ -15,6 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_clean(tool: str) -> None:
     """Lint, format and ``mypy --strict`` are clean, as ``pyproject.toml`` sets them up."""
     done = subprocess.run(
-        [sys.executable, "-m", *tool.split()], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", *tool.split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

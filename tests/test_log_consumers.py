@@ -46,7 +46,9 @@ def test_no_right_to_the_offsets(play: LogPlay) -> None:
     play.send(1)
     member = play.start()
     play.stage.sleep(5)
-    with pytest.raises(OffsetsRefusedError, match="group billing read and commit its offsets of orders"):
+    with pytest.raises(
+        OffsetsRefusedError, match="group billing read and commit its offsets of orders"
+    ):
         play.stop(member)
     assert play.bodies == []
 
@@ -63,7 +65,9 @@ def test_a_commit_that_is_refused_for_good(play: LogPlay) -> None:
     assert play.stage.leaf.is_final(member.failure)
 
 
-def test_a_group_that_begins_at_the_end(play: LogPlay, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_group_that_begins_at_the_end(
+    play: LogPlay, caplog: pytest.LogCaptureFixture
+) -> None:
     """A new group begins at the end, says so, and commits that before it handles anything."""
     commits: list[Any] = []
     play.stage.broker.reset = "latest"
@@ -73,7 +77,10 @@ def test_a_group_that_begins_at_the_end(play: LogPlay, caplog: pytest.LogCapture
     play.wait(lambda: len(commits) == len(PLACES))
     (body,) = play.send(1, key=b"k")
     play.wait(play.all_committed)
-    assert (sorted(commits), play.bodies) == ([(0, 0, []), (1, 0, []), (2, 2, []), (2, 3, [body])], [body])
+    assert (sorted(commits), play.bodies) == (
+        [(0, 0, []), (1, 0, []), (2, 2, []), (2, 3, [body])],
+        [body],
+    )
     assert events(caplog) == ["client.offsets_latest"]
 
 
@@ -99,11 +106,16 @@ def test_out_of_range(play: LogPlay, caplog: pytest.LogCaptureFixture) -> None:
     play.wait(play.all_committed)
     assert [seen.origin.offset for seen in play.handled] == [0, 4, 5, 6, 7]
     assert events(caplog) == ["client.offset_out_of_range"]
-    assert "offset 1 of orders-2 is out of range, its records are lost; it goes on at 4" in caplog.text
+    assert (
+        "offset 1 of orders-2 is out of range, its records are lost; it goes on at 4"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("lease", [0.6, 60.0])
-def test_a_long_handler_keeps_its_claim(play: LogPlay, lease: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_handler_keeps_its_claim(
+    play: LogPlay, lease: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a handler runs its claim is renewed before its lease is over, however short that is."""
     claim, times = play.store.claim, list[float]()
 
@@ -112,7 +124,11 @@ def test_a_long_handler_keeps_its_claim(play: LogPlay, lease: float, monkeypatch
         return claim(request)
 
     monkeypatch.setattr(play.store, "claim", noted)
-    monkeypatch.setattr(play.store, "claim_many", lambda requests: [noted(request) for request in requests])
+    monkeypatch.setattr(
+        play.store,
+        "claim_many",
+        lambda requests: [noted(request) for request in requests],
+    )
     play.start(lambda _: play.stage.sleep(4 * lease), lease=lease)
     play.send(1)
     play.wait(play.all_committed, 5 * lease + 10)
@@ -130,7 +146,10 @@ def test_health(play: LogPlay) -> None:
     play.stage.sleep(20)
     health = member.health()
     assert (health.consuming, health.cause) == (True, Cause.DEAD_LETTER_UNAVAILABLE)
-    assert "(orders.dead); its verdict is token_missing: no token header: headers 2" in health.detail
+    assert (
+        "(orders.dead); its verdict is token_missing: no token header: headers 2"
+        in health.detail
+    )
     assert start - 10 < health.stalled_since <= start
     (stall,) = health.stalls
     assert (stall.topic, stall.partition, stall.offset) == ("orders", 2, 0)

@@ -20,7 +20,14 @@ from mqauth.brokers.confluent.client import carries as confluent_carries
 from mqauth.brokers.confluent.positions import Place
 from mqauth.brokers.log.records import carries as log_carries
 from mqauth.delivery.start import Committed
-from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, RetryLater, Unavailable
+from mqauth.errors import (
+    Cause,
+    ConfigurationError,
+    MalformedMessage,
+    Reason,
+    RetryLater,
+    Unavailable,
+)
 from mqauth.testing import Forge
 from mqauth.wire.message import TOKEN_HEADER, Message, Origin
 from tests.conftest import KAFKA
@@ -89,8 +96,15 @@ def test_fields(module: Any, record: Any) -> None:
 @RECORDS
 def test_no_fields(module: Any, record: Any) -> None:
     """A record without headers, key, body or timestamp is one all the same."""
-    message = module.from_native(record(key=None, value=None, timestamp=-1), scope="billing")
-    assert (message.body, message.key, message.headers, message.malformed) == (None, None, (), None)
+    message = module.from_native(
+        record(key=None, value=None, timestamp=-1), scope="billing"
+    )
+    assert (message.body, message.key, message.headers, message.malformed) == (
+        None,
+        None,
+        (),
+        None,
+    )
     assert message.origin.timestamp_ms is None
 
 
@@ -117,7 +131,9 @@ async def test_judge(module: Any, record: Any, guard: Pipeline, forge: Forge) ->
     assert (await done(judgement.release())).verdict is Verdict.DEFERRED
     assert (await done(judgement.again())).verdict is Verdict.ACCEPTED
     assert (await done(judgement.confirm())).verdict is Verdict.ACCEPTED
-    copy = await done(module.judge(guard, record(headers=headers, offset=8), scope="billing"))
+    copy = await done(
+        module.judge(guard, record(headers=headers, offset=8), scope="billing")
+    )
     assert copy.reason is Reason.REPLAYED
     assert (await done(copy.dead_letter(Sink()))).verdict is Verdict.REJECTED
     with pytest.raises(ConfigurationError, match=r"is needed"):
@@ -139,9 +155,13 @@ async def test_judge(module: Any, record: Any, guard: Pipeline, forge: Forge) ->
 async def test_clients_refused(leaf: LogLeaf, wrong: Any, forge: Forge) -> None:
     """A client of another library, or whose serializer would change what was signed, is refused by name."""
     client = wrong()
-    with pytest.raises(ConfigurationError, match=rf"_serializer|is needed, not .*{type(client).__name__}"):
+    with pytest.raises(
+        ConfigurationError, match=rf"_serializer|is needed, not .*{type(client).__name__}"
+    ):
         leaf.producer(client, forge)
-    with pytest.raises(ConfigurationError, match=r"_serializer|is needed, not|confirms need"):
+    with pytest.raises(
+        ConfigurationError, match=r"_serializer|is needed, not|confirms need"
+    ):
         leaf.letters(client)
 
 
@@ -154,14 +174,20 @@ async def test_clients_refused(leaf: LogLeaf, wrong: Any, forge: Forge) -> None:
     ],
 )  # fmt: skip
 async def test_retries(
-    leaf: LogLeaf, settings: Any, warned: bool, forge: Forge, caplog: pytest.LogCaptureFixture
+    leaf: LogLeaf,
+    settings: Any,
+    warned: bool,
+    forge: Forge,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Who lets the client's own retries make second copies is told once; an idempotent one is not."""
     if leaf is CONFLUENT:
         leaf.producer(leaf.client(), forge, config=settings)
     else:
         leaf.producer(leaf.client(**settings), forge)
-    assert ["idempotence" in each.getMessage() for each in caplog.records] == [True] * warned
+    assert ["idempotence" in each.getMessage() for each in caplog.records] == [
+        True
+    ] * warned
 
 
 async def test_producer_settings_refused(leaf: LogLeaf, forge: Forge) -> None:
@@ -193,14 +219,18 @@ async def test_send(batch: int, leaf: LogLeaf, forge: Forge) -> None:
         "orders", b"x", b"k", 3, 5,
     )  # fmt: skip
     assert [name for name, _ in first["headers"]] == ["content-type", "a", TOKEN_HEADER]
-    assert (second["partition"], second[stamp]) == ((-1, 0) if leaf is CONFLUENT else (None, None))
+    assert (second["partition"], second[stamp]) == (
+        (-1, 0) if leaf is CONFLUENT else (None, None)
+    )
     assert headers == [("content-type", b"a/b"), ("a", b"1")]
     verifier, places = forge.verifier(), set()
     for sent in client.sent:
         message = Message(
             destination=KAFKA, body=sent["value"], key=sent["key"], headers=tuple(sent["headers"]),
         )  # fmt: skip
-        seen = verifier.verify(message, verifier.open(message), forge.keys, forge.clock.now())
+        seen = verifier.verify(
+            message, verifier.open(message), forge.keys, forge.clock.now()
+        )
         places.add(seen.jti)
     assert len(places) == 2
 
@@ -226,9 +256,14 @@ async def test_a_failure_for_good(leaf: LogLeaf, forge: Forge) -> None:
         client.outcomes = [kafka_error(KafkaError._FATAL)]
     else:
         error = leaf.errors["refused"]
-        client._transaction_manager = SimpleNamespace(last_error=error, has_fatal_error=lambda: True)
+        client._transaction_manager = SimpleNamespace(
+            last_error=error, has_fatal_error=lambda: True
+        )
     for _ in range(2):
-        with pytest.raises(leaf.module.ProducerFatalError, match=r"ProducerFenced|_FATAL|TopicAuthorization"):
+        with pytest.raises(
+            leaf.module.ProducerFatalError,
+            match=r"ProducerFenced|_FATAL|TopicAuthorization",
+        ):
             await done(leaf.send(producer, "orders", b"x"))
     assert client.sent == []
 
@@ -236,7 +271,9 @@ async def test_a_failure_for_good(leaf: LogLeaf, forge: Forge) -> None:
 async def test_a_record_refused(leaf: LogLeaf, forge: Forge) -> None:
     """What the client refuses of one record says nothing about the next, and takes no place in flight."""
     client = leaf.client()
-    producer = leaf.producer(client, forge, batch=1, **({} if leaf is AIOKAFKA else {"max_in_flight": 1}))
+    producer = leaf.producer(
+        client, forge, batch=1, **({} if leaf is AIOKAFKA else {"max_in_flight": 1})
+    )
     leaf.expects(client, *[leaf.at_once(leaf.errors["too large"])] * 2)
     for _ in range(2):
         with leaf.raises("too large"):
@@ -253,17 +290,24 @@ async def test_a_batch_fails_alone(sealing: LogLeaf, forge: Forge) -> None:
     await done(sealing.send(producer, "orders", b"first"))
     client.deaf = False
     client.outcomes = [sealing.at_once(errors["too large"]), errors["late"], None]
-    results = [await done(sealing.send(producer, "orders", b"%d" % number)) for number in range(3)]
+    results = [
+        await done(sealing.send(producer, "orders", b"%d" % number))
+        for number in range(3)
+    ]
     for result, name in zip(results, ("too large", "late", None), strict=True):
         with sealing.raises(name) if name else nullcontext():
             await done(result.result())
 
 
-async def test_a_batch_without_key(sealing: LogLeaf, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_batch_without_key(
+    sealing: LogLeaf, forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Records of a batch that cannot be sealed fail, and are never sent."""
     client, signer = sealing.client(), forge.signer()
     client.deaf = True
-    producer = sealing.module.Producer(client, signer, batch=4, linger=10, **sealing.config)
+    producer = sealing.module.Producer(
+        client, signer, batch=4, linger=10, **sealing.config
+    )
     await done(sealing.send(producer, "orders", b"0"))
     waiting = await done(sealing.send(producer, "orders", b"1"))
 
@@ -300,7 +344,9 @@ async def test_transactions(sealing: LogLeaf, forge: Forge) -> None:
     client = AioClient(transactional_id="t") if sealing is AIOKAFKA else sealing.client()
     config = {"config": {"transactional.id": "t"}} if sealing is CONFLUENT else {}
     producer = sealing.producer(client, forge, batch=4, linger=10, **config)
-    with pytest.raises(ConfigurationError, match="begin and end transactions by the producer"):
+    with pytest.raises(
+        ConfigurationError, match="begin and end transactions by the producer"
+    ):
         await done(sealing.send(producer, "orders", b"0"))
     await done(producer.begin_transaction())
     for body in (b"0", b"1"):
@@ -323,7 +369,11 @@ async def test_debug_says_no_body(
     """Neither token nor body is in what is logged at debug level."""
     caplog.set_level(logging.DEBUG)
     result = await done(
-        sealing.send(sealing.producer(sealing.client(), forge, batch=batch), "orders", b"a secret body")
+        sealing.send(
+            sealing.producer(sealing.client(), forge, batch=batch),
+            "orders",
+            b"a secret body",
+        )
     )
     await done(result.result())
     assert "secret" not in caplog.text
@@ -356,23 +406,39 @@ _NOT_ALL: list[dict[str, Any]] = [
     [
         *(
             (leaf, partial, {})
-            for leaf, extra in ((LEAVES["kafka-python"], {"value_serializer": str.encode}), (AIOKAFKA, None))
-            for partial in ({"acks": 1}, {"acks": 0}, {"acks": "all", "enable_idempotence": True}, extra)
+            for leaf, extra in (
+                (LEAVES["kafka-python"], {"value_serializer": str.encode}),
+                (AIOKAFKA, None),
+            )
+            for partial in (
+                {"acks": 1},
+                {"acks": 0},
+                {"acks": "all", "enable_idempotence": True},
+                extra,
+            )
             if partial is not None
         ),
         *((CONFLUENT, {}, {"config": config}) for config in _NOT_ALL),
     ],
     ids=str,
 )
-async def test_unconfirmed_refused(leaf: LogLeaf, client: dict[str, Any], config: Any) -> None:
+async def test_unconfirmed_refused(
+    leaf: LogLeaf, client: dict[str, Any], config: Any
+) -> None:
     """Letters and audit records go by no client that confirms less than all, or fails for good at a refusal."""
-    made = leaf.client(**({} if leaf is CONFLUENT else {"enable_idempotence": False} | client))
+    made = leaf.client(
+        **({} if leaf is CONFLUENT else {"enable_idempotence": False} | client)
+    )
     for make in (leaf.letters, leaf.audit):
         with pytest.raises(ConfigurationError, match=r"confirms need|serializer"):
             make(made, **config)
 
 
-@pytest.mark.parametrize("config", [{}, {"acks": "all"}, {"acks": -1}, {"request.required.acks": "-1"}], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"acks": "all"}, {"acks": -1}, {"request.required.acks": "-1"}],
+    ids=str,
+)
 def test_confirmed_taken(config: dict[str, Any]) -> None:
     """What every replica confirms is taken; it is librdkafka's default."""
     assert CONFLUENT.letters(ConfluentClient(), config=config).name == "dead"
@@ -422,7 +488,9 @@ async def test_letter_refused(name: str, at_once: bool, leaf: LogLeaf) -> None:
     with pytest.raises(Unavailable) as caught:
         await done(sink.publish(letter()))
     assert caught.value.cause is Cause.DEAD_LETTER_UNAVAILABLE
-    assert caught.value.detail == (error.name() if leaf is CONFLUENT else type(error).__name__)
+    assert caught.value.detail == (
+        error.name() if leaf is CONFLUENT else type(error).__name__
+    )
     await done(sink.publish(letter()))
     assert len(client.sent) == (1 if at_once else 2)
 
@@ -430,13 +498,21 @@ async def test_letter_refused(name: str, at_once: bool, leaf: LogLeaf) -> None:
 @pytest.mark.parametrize("name", [None, "late", "unknown topic", "too large"])
 async def test_answers(name: str | None, sealing: LogLeaf, forge: Forge) -> None:
     """An answer waits for its ack: out of reach it puts its request off, and one that is refused fails it."""
-    request: Any = SimpleNamespace(properties={"reply-to": "answers", "correlation-id": "7"})
+    request: Any = SimpleNamespace(
+        properties={"reply-to": "answers", "correlation-id": "7"}
+    )
     client = sealing.client()
     replies = sealing.replies(sealing.producer(client, forge))
     if name is not None:
         sealing.expects(client, sealing.later(sealing.errors[name]))
     answering = replies(request, b"yes")
-    with nullcontext() if name is None else pytest.raises(RetryLater) if name == "late" else sealing.raises(name):
+    with (
+        nullcontext()
+        if name is None
+        else pytest.raises(RetryLater)
+        if name == "late"
+        else sealing.raises(name)
+    ):
         await (answering if sealing is AIOKAFKA else asyncio.to_thread(answering.get, 1))
     assert client.sent[0]["topic"] == "answers"
     assert dict(client.sent[0]["headers"])["correlation-id"] == b"7"
@@ -451,8 +527,12 @@ def transactional(leaf: LogLeaf, timeout: float = 1, **config: Any) -> tuple[Any
         client: Any = AioClient(**({"transactional_id": "a"} | config))
         return aiokafka.TransactionalDeadLetters(lambda: client, "dead", timeout), client
     client = ConfluentClient()
-    config = {"transactional.id": "a"} | {name.replace("_", "."): value for name, value in config.items()}
-    return confluent.TransactionalDeadLetters(lambda: client, "dead", timeout, config=config), client
+    config = {"transactional.id": "a"} | {
+        name.replace("_", "."): value for name, value in config.items()
+    }
+    return confluent.TransactionalDeadLetters(
+        lambda: client, "dead", timeout, config=config
+    ), client
 
 
 def content(leaf: LogLeaf, *bodies: bytes) -> tuple[Any, ...]:
@@ -474,9 +554,23 @@ async def test_transactional_letters(sealing: LogLeaf) -> None:
         sink.discard()
 
     await asyncio.to_thread(once)
-    offset = ("orders", Committed(4, METADATA)) if sealing is AIOKAFKA else ("orders", 4, METADATA)
-    assert client.calls == ["start", "begin", [offset], "commit", "stop" if sealing is AIOKAFKA else "purge"]
-    assert (sink.client, sink.longest, [sent["topic"] for sent in client.sent]) == (None, 5, ["dead"])
+    offset = (
+        ("orders", Committed(4, METADATA))
+        if sealing is AIOKAFKA
+        else ("orders", 4, METADATA)
+    )
+    assert client.calls == [
+        "start",
+        "begin",
+        [offset],
+        "commit",
+        "stop" if sealing is AIOKAFKA else "purge",
+    ]
+    assert (sink.client, sink.longest, [sent["topic"] for sent in client.sent]) == (
+        None,
+        5,
+        ["dead"],
+    )
     await asyncio.to_thread(sink.prepare)
     assert client.calls[-1] == "start"
     if sealing is AIOKAFKA:
@@ -491,7 +585,12 @@ async def test_transaction_too_large(sealing: LogLeaf) -> None:
     with pytest.raises(sink.too_large):
         await asyncio.to_thread(sink.write, *both)
     await asyncio.to_thread(sink.write, *both)
-    assert [len(sent["value"]) == 5000 for sent in client.sent] == [False, True, False, False]
+    assert [len(sent["value"]) == 5000 for sent in client.sent] == [
+        False,
+        True,
+        False,
+        False,
+    ]
     assert client.sent[2]["value"] == b"x"
 
 
@@ -499,15 +598,30 @@ async def test_transaction_too_large(sealing: LogLeaf) -> None:
 async def test_what_follows_a_letter_too_large(fenced: bool, sealing: LogLeaf) -> None:
     """A letter that is too large is made smaller where what follows it is refused, but for a fenced producer's."""
     sink, client = transactional(sealing)
-    fence = aio_errors.ProducerFenced() if sealing is AIOKAFKA else KafkaError(KafkaError._FENCED)
-    client.outcomes = [sealing.errors["too large"], fence if fenced else sealing.errors["refused"]]
+    fence = (
+        aio_errors.ProducerFenced()
+        if sealing is AIOKAFKA
+        else KafkaError(KafkaError._FENCED)
+    )
+    client.outcomes = [
+        sealing.errors["too large"],
+        fence if fenced else sealing.errors["refused"],
+    ]
     both = content(sealing, b"x" * 5000, b"x")
     with pytest.raises(Exception) as caught:  # noqa: PT011 - of two clients
         await asyncio.to_thread(sink.write, *both)
-    assert (sink.fenced(caught.value), isinstance(caught.value, sink.too_large)) == (fenced, not fenced)
+    assert (sink.fenced(caught.value), isinstance(caught.value, sink.too_large)) == (
+        fenced,
+        not fenced,
+    )
     if not fenced:
         await asyncio.to_thread(sink.write, *both)
-        assert [len(sent["value"]) == 5000 for sent in client.sent] == [True, False, False, False]
+        assert [len(sent["value"]) == 5000 for sent in client.sent] == [
+            True,
+            False,
+            False,
+            False,
+        ]
 
 
 @pytest.mark.parametrize(
@@ -532,9 +646,13 @@ async def test_fenced(leaf: LogLeaf, error: Exception, first: Any, fenced: bool)
 async def test_transactional_letters_refused(sealing: LogLeaf, guard: Pipeline) -> None:
     """No transactional id, a consumer that reads open transactions, a letter without its offset: refused."""
     with pytest.raises(ConfigurationError, match=r"transactional[._]id"):
-        transactional(sealing, **{"transactional_id": None if sealing is AIOKAFKA else ""})
+        transactional(
+            sealing, **{"transactional_id": None if sealing is AIOKAFKA else ""}
+        )
     sink, _ = transactional(sealing)
-    with pytest.raises(ConfigurationError, match=r"commits the offsets|mqauth's Consumer"):
+    with pytest.raises(
+        ConfigurationError, match=r"commits the offsets|mqauth's Consumer"
+    ):
         sink.publish(letter())
     topics: dict[str, Any]
     if sealing is AIOKAFKA:

@@ -88,10 +88,15 @@ class Client(OffsetCalls):
 
 
 def begun(
-    client: Client, *places: At, early: dict[Any, int] | None = None, unchanged: Callable[[], bool] = lambda: True
+    client: Client,
+    *places: At,
+    early: dict[Any, int] | None = None,
+    unchanged: Callable[[], bool] = lambda: True,
 ) -> dict[Any, Start]:
     """Begin partitions."""
-    found: dict[Any, Start] = run(beginning(client, set(places), {} if early is None else early, unchanged))
+    found: dict[Any, Start] = run(
+        beginning(client, set(places), {} if early is None else early, unchanged)
+    )
     return found
 
 
@@ -103,7 +108,9 @@ def events(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_known_partitions_cost_one_question() -> None:
     """Partitions with a commit of ours begin where it says, by one question for all, and nothing is committed."""
     client = Client(dict.fromkeys(ALL, Committed(15, METADATA)))
-    assert begun(client, *ALL) == dict.fromkeys(ALL, Start(15, Committed(15, METADATA), seek=False))
+    assert begun(client, *ALL) == dict.fromkeys(
+        ALL, Start(15, Committed(15, METADATA), seek=False)
+    )
     assert client.calls == [("committed", ALL)]
 
 
@@ -118,12 +125,16 @@ def test_where_the_client_stands() -> None:
 
 
 @pytest.mark.parametrize(("reset", "offset"), [("latest", 20), ("earliest", 10)])
-def test_a_group_that_begins(caplog: pytest.LogCaptureFixture, reset: str, offset: int) -> None:
+def test_a_group_that_begins(
+    caplog: pytest.LogCaptureFixture, reset: str, offset: int
+) -> None:
     """A new group begins where its clients say, and commits that at once."""
     client = Client()
     client.reset = reset
     commit = Committed(offset, METADATA)
-    assert begun(client, ZERO, ONE) == dict.fromkeys((ZERO, ONE), Start(offset, commit, seek=True))
+    assert begun(client, ZERO, ONE) == dict.fromkeys(
+        (ZERO, ONE), Start(offset, commit, seek=True)
+    )
     assert client.calls[-1] == ("commit", {ZERO: commit, ONE: commit})
     assert events(caplog) == (["client.offsets_latest"] if reset == "latest" else [])
 
@@ -168,7 +179,9 @@ def test_nothing_is_skipped_without_records(caplog: pytest.LogCaptureFixture) ->
     client = Client({ZERO: Committed(15, "")})
     client.positions = {ONE: 10}
     begun(client, ONE)
-    assert [record.levelname for record in caplog.records if record.levelname == "CRITICAL"] == []
+    assert [
+        record.levelname for record in caplog.records if record.levelname == "CRITICAL"
+    ] == []
 
 
 def test_a_commit_that_fails(caplog: pytest.LogCaptureFixture) -> None:
@@ -179,11 +192,15 @@ def test_a_commit_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     assert events(caplog) == ["client.commit_failed"]
     client.bounds = lambda places, _end, /: dict.fromkeys(places, 30)  # type: ignore[method-assign]
     client.fails = {}
-    assert begun(client, ZERO, early=early) == {ZERO: Start(20, Committed(20, METADATA), seek=True)}
+    assert begun(client, ZERO, early=early) == {
+        ZERO: Start(20, Committed(20, METADATA), seek=True)
+    }
 
 
 @pytest.mark.parametrize("call", ["committed", "places", "bounds", "commit"])
-def test_an_answer_that_does_not_come(call: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_answer_that_does_not_come(
+    call: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """While the broker does not answer, partitions wait whose start is not known; the others begin."""
     client = Client({ONE: Committed(15, METADATA)})
     client.fails = {call: AwayError()}
@@ -196,7 +213,9 @@ def test_a_refusal(call: str) -> None:
     """Where the broker refuses for good, the error names the group, its topics, and what is to be granted."""
     client = Client()
     client.fails = {call: RefusedError("secret")}
-    with pytest.raises(OffsetsRefusedError, match=r"group billing .* of orders \(RefusedError\).* READ") as found:
+    with pytest.raises(
+        OffsetsRefusedError, match=r"group billing .* of orders \(RefusedError\).* READ"
+    ) as found:
         begun(client, ZERO)
     assert "secret" not in str(found.value)
 
@@ -205,7 +224,12 @@ def test_a_rebalance_meanwhile(caplog: pytest.LogCaptureFixture) -> None:
     """After a rebalance nothing is committed: somebody else may have begun, and got further."""
     client = Client()
     assert begun(client, ZERO, unchanged=lambda: False) == {}
-    assert [name for name, *_ in client.calls] == ["committed", "places", "committed", "bounds"]
+    assert [name for name, *_ in client.calls] == [
+        "committed",
+        "places",
+        "committed",
+        "bounds",
+    ]
     assert events(caplog) == ["client.commit_failed"]
 
 
@@ -214,7 +238,10 @@ def test_no_reset(commits: dict[Any, Committed]) -> None:
     """A client with ``none`` begins nowhere without an offset, nor at an added partition; it says what to do."""
     client = Client(commits)
     client.reset = "none"
-    with pytest.raises(ConfigurationError, match=r"billing has no offset of orders-3.* commit one, or choose"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"billing has no offset of orders-3.* commit one, or choose",
+    ):
         begun(client, THREE)
     client.positions = {THREE: 12}
     if not commits:
@@ -229,7 +256,9 @@ def test_lines_are_short(caplog: pytest.LogCaptureFixture) -> None:
     assert record.getMessage().endswith("orders-19 at 20, and 5 more")
 
 
-def test_a_client_that_went_to_the_end_before_it_was_ours(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_went_to_the_end_before_it_was_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Where what the group committed is gone, it begins at the first record that is left, and says so."""
     client = Client({ZERO: Committed(5, METADATA), ONE: Committed(12, METADATA)})
     # The client went to the end of one; of the other its user passes over two records.
@@ -246,7 +275,8 @@ def test_a_client_that_went_to_the_end_before_it_was_ours(caplog: pytest.LogCapt
 
 
 @pytest.fixture(
-    params=[("confluent", 1), ("confluent", 0), ("confluent-aio", 1)], ids=["threads", "no workers", "aio"]
+    params=[("confluent", 1), ("confluent", 0), ("confluent-aio", 1)],
+    ids=["threads", "no workers", "aio"],
 )
 def member(request: pytest.FixtureRequest) -> Iterator[LogMember]:
     """A consumer of each kind that was asked to commit, and waits for its client."""
@@ -260,7 +290,10 @@ def member(request: pytest.FixtureRequest) -> Iterator[LogMember]:
 
         play = Play(stage, Sink(), stage.clock)  # type: ignore[arg-type]
         found = stage.second(
-            play.guard(), lambda _: setattr(found.client, "commit", commit), workers=workers, grace=0
+            play.guard(),
+            lambda _: setattr(found.client, "commit", commit),
+            workers=workers,
+            grace=0,
         )
         play.inject(key=b"k")
         while not asked:

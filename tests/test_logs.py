@@ -16,7 +16,15 @@ from typing import Any
 import pytest
 
 import mqauth
-from mqauth import CallableSink, Cause, Detector, Message, MisuseWatch, Thresholds, Unavailable
+from mqauth import (
+    CallableSink,
+    Cause,
+    Detector,
+    Message,
+    MisuseWatch,
+    Thresholds,
+    Unavailable,
+)
 from mqauth.logs import EVENTS, KINDS, AddMessage, JSONFormatter, Rate
 from mqauth.testing import ATTACKS, FakeClock, Forge
 from mqauth.testing.token_attacks import honest_message
@@ -31,13 +39,19 @@ PACKAGE = Path(mqauth.__file__).parent
 def said(caplog: pytest.LogCaptureFixture) -> Records:
     """The records of an event so far."""
     caplog.set_level(logging.DEBUG, "mqauth")
-    return lambda event: [each for each in caplog.records if getattr(each, "event", None) == event]
+    return lambda event: [
+        each for each in caplog.records if getattr(each, "event", None) == event
+    ]
 
 
 def events_in(tree: ast.AST) -> Iterator[ast.expr]:
     """Yield what calls of ``emit`` name as their events."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "emit":
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "emit"
+        ):
             yield node.args[0]
 
 
@@ -46,9 +60,16 @@ def test_one_module_writes() -> None:
     takers, named = set(), set[str]()
     for path in PACKAGE.rglob("*.py"):
         source = path.read_text("utf-8")
-        if re.search(r"\b_?log(ger)?\.(debug|info|warning|error|critical|exception)\(|\b_LOG\b", source):
+        if re.search(
+            r"\b_?log(ger)?\.(debug|info|warning|error|critical|exception)\(|\b_LOG\b",
+            source,
+        ):
             takers.add(path.name)
-        named |= {found.value for found in events_in(ast.parse(source)) if isinstance(found, ast.Constant)}
+        named |= {
+            found.value
+            for found in events_in(ast.parse(source))
+            if isinstance(found, ast.Constant)
+        }
     assert takers == set()
     assert named <= EVENTS.keys()
     assert len(named) > 50
@@ -64,8 +85,15 @@ def test_page_lists_the_events() -> None:
     """The page names each event beside its logger and level, and no other."""
     page = (PACKAGE.parent / "docs" / "logs.md").read_text("utf-8")
     rows = re.findall(r"^\| `(mqauth[\w.]*)` \| (\w+) \| (.*) \|$", page, re.MULTILINE)
-    listed = {event: (name, level) for name, level, events in rows for event in re.findall(r"`([^`]+)`", events)}
-    assert listed == {event: (name, logging.getLevelName(level)) for event, (name, level) in EVENTS.items()}
+    listed = {
+        event: (name, level)
+        for name, level, events in rows
+        for event in re.findall(r"`([^`]+)`", events)
+    }
+    assert listed == {
+        event: (name, logging.getLevelName(level))
+        for event, (name, level) in EVENTS.items()
+    }
 
 
 class TestOutcomes:
@@ -74,12 +102,19 @@ class TestOutcomes:
     @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
     def test_rejected(self, attack: Any, world: World, said: Records) -> None:
         """Each attack is one warning, with its reason, ids of letter and record, and where it was."""
-        place = "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
+        place = (
+            "kafka:orders"
+            if attack.fits("kafka:orders")
+            else "rabbitmq:shop/orders.created"
+        )
         outcome = world.process(attack.mount(world.forge, honest_message(place)))
         (record,) = said("message.rejected")
         assert (record.levelname, record.name) == ("WARNING", "mqauth.messages")
         found = vars(record)
-        assert (found["reason"], found["dead_letter"]) == (attack.reason.value, outcome.dead_letter)
+        assert (found["reason"], found["dead_letter"]) == (
+            attack.reason.value,
+            outcome.dead_letter,
+        )
         assert found["audit"] == world.records[0]["id"]
         assert attack.reason.value in record.getMessage()
 
@@ -105,15 +140,21 @@ class TestOutcomes:
         (record,) = said("message.accepted")
         assert (record.levelname, vars(record)["subject"]) == ("DEBUG", "orders-api")
 
-    @pytest.mark.parametrize("cause", [Cause.REPLAY_STORE_UNAVAILABLE, Cause.REPLAY_STORE_FULL])
-    def test_deferred(self, cause: Cause, world: World, clock: FakeClock, said: Records) -> None:
+    @pytest.mark.parametrize(
+        "cause", [Cause.REPLAY_STORE_UNAVAILABLE, Cause.REPLAY_STORE_FULL]
+    )
+    def test_deferred(
+        self, cause: Cause, world: World, clock: FakeClock, said: Records
+    ) -> None:
         """A deferral is said at its start, every five minutes, and at its end."""
         delivery = world.receive(world.sealed())
         world.store.claim.failure = Unavailable(cause, "refused")
         for _ in range(62):
             world.process(delivery)
             clock.advance(5)
-        assert [vars(each)["cause"] for each in said("message.deferred")] == [cause.value] * 2
+        assert [vars(each)["cause"] for each in said("message.deferred")] == [
+            cause.value
+        ] * 2
         assert {each.levelname for each in said("message.deferred")} == {"WARNING"}
         world.store.claim.failure = None
         world.process(delivery)
@@ -122,10 +163,14 @@ class TestOutcomes:
 
     def test_alert(self, world: World, said: Records) -> None:
         """An alert is an error with what it is about; of a key that was revoked it is critical."""
-        watch = MisuseWatch(CallableSink(lambda record: None), Detector(Thresholds(burst=2)))
+        watch = MisuseWatch(
+            CallableSink(lambda record: None), Detector(Thresholds(burst=2))
+        )
         for attack in ATTACKS:
             if attack.reason.value in ("key_revoked", "producer_forbidden"):
-                made = world.pipeline.receive(attack.mount(world.forge, honest_message("kafka:orders")))
+                made = world.pipeline.receive(
+                    attack.mount(world.forge, honest_message("kafka:orders"))
+                )
                 world.run(world.pipeline.process(made, None, world.letters))
         for record in world.audit.write.done:
             watch.write(record)
@@ -143,13 +188,21 @@ class TestSecrets:
     """What no line holds."""
 
     @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-    def test_none_of_it(self, attack: Any, world: World, caplog: pytest.LogCaptureFixture) -> None:
+    def test_none_of_it(
+        self, attack: Any, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """No body, token, record key or value of a header of an attack is in any line or field, at any level."""
         caplog.set_level(logging.DEBUG, "mqauth")
-        place = "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
+        place = (
+            "kafka:orders"
+            if attack.fits("kafka:orders")
+            else "rabbitmq:shop/orders.created"
+        )
         message = attack.mount(world.forge, marked(honest_message(place)))
         world.process(message)
-        text = "".join(repr(vars(record)) + record.getMessage() for record in caplog.records)
+        text = "".join(
+            repr(vars(record)) + record.getMessage() for record in caplog.records
+        )
         assert "MARK-" not in text
         assert tokens_in(text, message) == []
         assert text
@@ -168,12 +221,21 @@ class TestSecrets:
 
 def marked(message: Message) -> Message:
     """Return a message whose secrets have a mark."""
-    value: Any = b"MARK-header" if message.destination.startswith("kafka") else "MARK-header"
+    value: Any = (
+        b"MARK-header" if message.destination.startswith("kafka") else "MARK-header"
+    )
     key = message.key and b"MARK-key"
-    return replace(message, body=b'{"order": "MARK-body"}', key=key, headers=(*message.headers, ("secret", value)))
+    return replace(
+        message,
+        body=b'{"order": "MARK-body"}',
+        key=key,
+        headers=(*message.headers, ("secret", value)),
+    )
 
 
-def test_flood_through_the_pipeline(world: World, clock: FakeClock, said: Records) -> None:
+def test_flood_through_the_pipeline(
+    world: World, clock: FakeClock, said: Records
+) -> None:
     """Forgeries to random destinations are bounded, and the one handler that fails among them is seen."""
     for number in range(600):
         world.process(honest_message(f"kafka:orders{number}"))
@@ -210,7 +272,10 @@ class TestFloodCost:
 
         Calls are counted, because times differ by more than that from run to run.
         """
-        honest = (honest_message(f"rabbitmq:shop/orders.{number}") for number in range(2 * KINDS + 40))
+        honest = (
+            honest_message(f"rabbitmq:shop/orders.{number}")
+            for number in range(2 * KINDS + 40)
+        )
         messages = [forge.seal(message, signature=bytes(64)) for message in honest]
         self.calls(World(clock, forge), messages)
         logged = self.calls(World(clock, forge), messages)
@@ -229,7 +294,9 @@ class TestForms:
         handler.addFilter(AddMessage())
         logger.addHandler(handler)
         try:
-            world.handler.function = lambda verified: logger.warning("no stock", extra={"sku": 7})
+            world.handler.function = lambda verified: logger.warning(
+                "no stock", extra={"sku": 7}
+            )
             world.process(world.sealed())
             logger.warning("idle")
         finally:

@@ -20,7 +20,9 @@ from tests.conftest import together
 def counted() -> tuple[list[str], Memo[str, str]]:
     """Return what a memo's function was called with, and the memo, which has room for ten."""
     calls: list[str] = []
-    return calls, Memo(lambda key: calls.append(key) or key.upper(), size=lambda _: 100, capacity=1000)
+    return calls, Memo(
+        lambda key: calls.append(key) or key.upper(), size=lambda _: 100, capacity=1000
+    )
 
 
 def test_when_it_is_full_all_is_forgotten() -> None:
@@ -38,7 +40,9 @@ def test_when_it_is_full_all_is_forgotten() -> None:
 def test_an_entry_over_its_share_is_not_remembered() -> None:
     """An eighth of the capacity is kept, a byte more is not, and it makes nobody else go."""
     calls: list[int] = []
-    memo = Memo[int, int](lambda key: calls.append(key) or key, size=lambda key: key, capacity=800)
+    memo = Memo[int, int](
+        lambda key: calls.append(key) or key, size=lambda key: key, capacity=800
+    )
     assert [memo[100], memo[101], memo[101], memo[100]] == [100, 101, 101, 100]
     assert calls == [100, 101, 101]
     assert not memo.charge(101)
@@ -92,7 +96,10 @@ def test_threads_keep_the_count() -> None:
     assert memo._held == sum(10 + key % 7 for key in memo) <= 400
 
 
-@pytest.mark.parametrize("again", [lambda made: pickle.loads(pickle.dumps(made)), copy.deepcopy])  # noqa: S301
+@pytest.mark.parametrize(
+    "again",
+    [lambda made: pickle.loads(pickle.dumps(made)), copy.deepcopy],  # noqa: S301
+)
 def test_what_has_a_memo_can_be_copied(again: Callable[[Any], Any]) -> None:
     """A policy that was used is copied and pickled: its memo is empty then, and asks the copy."""
     policy = Allow({"a": ["kafka:x"]})
@@ -108,7 +115,11 @@ def header(number: int) -> Any:
     """Return a token's first segment, as large as a hostile sender may make it, and its type."""
     kid = f"{number:0128d}"
     blanks = b" " * 3000
-    raw = b'{%s"alg":"EdDSA","typ":"%s","kid":"%s"}' % (blanks, jws.TOKEN_TYPE.encode(), kid.encode())
+    raw = b'{%s"alg":"EdDSA","typ":"%s","kid":"%s"}' % (
+        blanks,
+        jws.TOKEN_TYPE.encode(),
+        kid.encode(),
+    )
     return base64url.encode(raw), jws.TOKEN_TYPE
 
 
@@ -120,13 +131,18 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], Callable[[int], Any]]] = {
     "topics": (lambda: destination.kafka.__self__, lambda n: f"{n}{chr(0x1F600) * 200}"),  # type: ignore[attr-defined]
     "routes": (lambda: destination._ROUTES, lambda n: (f"{n}", chr(0x1F600) * 200)),
     "headers": (lambda: jws._HEADERS, header),
-    "decisions": (lambda: Allow({"a": ["kafka:#"]})._decisions, lambda n: ("i", "a", f"kafka:{n}{'a.' * 100}b")),
+    "decisions": (
+        lambda: Allow({"a": ["kafka:#"]})._decisions,
+        lambda n: ("i", "a", f"kafka:{n}{'a.' * 100}b"),
+    ),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
-def test_what_a_sender_chooses_is_bounded_in_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_sender_chooses_is_bounded_in_bytes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Arguments that are made to take as much as they can keep no more than the capacity."""
     find, argument = ARGUMENTS[name]
     memo, capacity = find(), 256 * 1024

@@ -39,7 +39,9 @@ def _split(n: int) -> int:
     return 1 << (n - 1).bit_length() - 1
 
 
-def rfc_verifies(leaf: bytes, index: int, size: int, path: list[bytes], root: bytes) -> bool:
+def rfc_verifies(
+    leaf: bytes, index: int, size: int, path: list[bytes], root: bytes
+) -> bool:
     """Verify an inclusion proof by the steps of RFC 9162, 2.1.3.2."""
     if index >= size:
         return False
@@ -90,9 +92,13 @@ def test_remembering_changes_no_answer(size: int, data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 12))):
         index = data.draw(st.integers(0, size - 1))
         leaf, path = leaf_hash(leaves[index]), bytearray(tree.paths()[index])
-        bend = data.draw(st.sampled_from(["none", "none", "bit", "leaf", "other", "swap"]))
+        bend = data.draw(
+            st.sampled_from(["none", "none", "bit", "leaf", "other", "swap"])
+        )
         if bend == "bit" and path:
-            path[data.draw(st.integers(0, len(path) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+            path[data.draw(st.integers(0, len(path) - 1))] ^= 1 << data.draw(
+                st.integers(0, 7)
+            )
         elif bend == "leaf":
             leaf = leaf_hash(leaves[data.draw(st.integers(0, size - 1))])
         elif bend == "other":

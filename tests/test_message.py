@@ -14,7 +14,11 @@ from mqauth.testing import Forge
 from mqauth.wire.message import Message, Origin, kafka_origin, message_of
 
 OLD, NEW = "dAuV3yR2SqOqyRXx7m3ZkA", "f5zTnBvXQ5mYxPqV2a0hLw"
-RABBIT = Message(destination="rabbitmq:shop/orders", body=b"secret-body", properties={"content-type": "a"})
+RABBIT = Message(
+    destination="rabbitmq:shop/orders",
+    body=b"secret-body",
+    properties={"content-type": "a"},
+)
 KAFKA = Message(
     destination="kafka:orders",
     body=None,
@@ -59,7 +63,14 @@ def test_source_of_a_record_names_its_place_exactly(
     cluster: str | None, topic_id: str | None, source: str
 ) -> None:
     """What is known of cluster and topic stands in the source, and is read back from it."""
-    origin = Origin(scope="g", topic="t.x-1", partition=1, offset=2, cluster=cluster, topic_id=topic_id)
+    origin = Origin(
+        scope="g",
+        topic="t.x-1",
+        partition=1,
+        offset=2,
+        cluster=cluster,
+        topic_id=topic_id,
+    )
     assert origin.source == source
     assert Origin.of_record(source, scope="g") == origin
 
@@ -121,14 +132,28 @@ def test_a_handler_sees_what_was_signed(forge: Forge, kafka: Maker) -> None:
     found = judged(forge, kafka(native="the client's own"))
     assert found.native == "the client's own"
     assert (found.body, found.key, found.destination) == (b"hello", b"42", "kafka:orders")
-    assert (found.issuer, found.subject, found.audience) == ("https://auth.example", "orders-api", "billing")
-    assert (found.jti, found.kid, found.key_set) == (found.claims.jti, forge.key.kid, forge.keys.version)
+    assert (found.issuer, found.subject, found.audience) == (
+        "https://auth.example",
+        "orders-api",
+        "billing",
+    )
+    assert (found.jti, found.kid, found.key_set) == (
+        found.claims.jti,
+        forge.key.kid,
+        forge.keys.version,
+    )
     assert found.headers == (("tenant", b"acme"), ("tag", b"1"), ("tag", b"2"))
     assert (found.header("tag"), found.header("absent")) == (b"2", None)
-    assert (found.received, found.origin, found.value) == (forge.clock.now(), kafka().origin, None)
+    assert (found.received, found.origin, found.value) == (
+        forge.clock.now(),
+        kafka().origin,
+        None,
+    )
 
 
-def test_it_cannot_be_made_changed_or_copied_into_another(forge: Forge, rabbit: Maker) -> None:
+def test_it_cannot_be_made_changed_or_copied_into_another(
+    forge: Forge, rabbit: Maker
+) -> None:
     """Only the verifier makes one, and nobody changes one."""
     found = judged(forge, rabbit())
     with pytest.raises(ConfigurationError):
@@ -146,4 +171,7 @@ def test_it_cannot_be_made_changed_or_copied_into_another(forge: Forge, rabbit: 
 def test_repr_shows_who_and_where(forge: Forge, rabbit: Maker) -> None:
     """It can be logged: neither body nor headers nor token."""
     text = repr(judged(forge, rabbit()))
-    assert text == "Verified('rabbitmq:shop/orders.created', issuer='https://auth.example', subject='orders-api')"
+    assert (
+        text
+        == "Verified('rabbitmq:shop/orders.created', issuer='https://auth.example', subject='orders-api')"
+    )

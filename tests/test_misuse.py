@@ -18,10 +18,19 @@ START = 1_900_000_000
 
 
 def record(
-    at: float, reason: str | None = None, *, destination: str = "kafka:orders", **said: str
+    at: float,
+    reason: str | None = None,
+    *,
+    destination: str = "kafka:orders",
+    **said: str,
 ) -> Mapping[str, Any]:
     """Return the members of an audit record at so many seconds."""
-    token = {"iss": "https://auth.example", "sub": "orders-api", "kid": "k1", "jti": "j"} | said
+    token = {
+        "iss": "https://auth.example",
+        "sub": "orders-api",
+        "kid": "k1",
+        "jti": "j",
+    } | said
     return {
         "time": iso_time(START + at),
         "verdict": "accepted" if reason is None else "rejected",
@@ -91,14 +100,19 @@ def test_burst_fires_once() -> None:
                      id="after a clock was set back an hour, rejections a minute apart do not add up"),
     ],
 )  # fmt: skip
-def test_what_is_told(records: list[Mapping[str, Any]], thresholds: dict[str, Any], told: list[str]) -> None:
+def test_what_is_told(
+    records: list[Mapping[str, Any]], thresholds: dict[str, Any], told: list[str]
+) -> None:
     """Each detector fires on its attack, and is silent on what is honest."""
     assert kinds(records, **thresholds) == told
 
 
 def test_burst_again_after_quiet() -> None:
     """A burst that lasts is told again after the quiet time."""
-    records = [record(n, "token_type", destination=f"kafka:d{n}", kid=f"k{n}", sub=f"s{n}") for n in range(1200)]
+    records = [
+        record(n, "token_type", destination=f"kafka:d{n}", kid=f"k{n}", sub=f"s{n}")
+        for n in range(1200)
+    ]
     assert kinds(records, burst=10, quiet=600).count("burst") == 2
 
 
@@ -112,7 +126,10 @@ def test_repeated_replay() -> None:
 def test_window_is_bounded_and_keeps_heavy_hitters() -> None:
     """A flood of different keys neither grows a window nor hides the one that repeats."""
     window = Window(60, 16)
-    counts = [window.add((("heavy",) if n % 2 else (f"random-{n}",)), 0.0) for n in range(10_000)]
+    counts = [
+        window.add((("heavy",) if n % 2 else (f"random-{n}",)), 0.0)
+        for n in range(10_000)
+    ]
     assert len(window.counts) <= 16
     assert max(counts) > 1000
 
@@ -122,7 +139,16 @@ def test_detector_is_bounded() -> None:
     detector = Detector(Thresholds(capacity=64, burst=5, learn=0))
     for n in range(20_000):
         reason = (None, "key_unknown", "replayed", "key_revoked")[n % 4]
-        detector.observe(record(n / 100, reason, kid=f"k{n}", jti=f"j{n}", sub=f"s{n}", destination=f"kafka:d{n}"))
+        detector.observe(
+            record(
+                n / 100,
+                reason,
+                kid=f"k{n}",
+                jti=f"j{n}",
+                sub=f"s{n}",
+                destination=f"kafka:d{n}",
+            )
+        )
     tables = (detector._pairs, detector._subjects, detector._silent,
               *(window.counts for window in detector._windows.values()))  # fmt: skip
     assert max(len(table) for table in tables) <= 64
@@ -142,7 +168,9 @@ def test_thresholds_are_positive(name: str, value: float) -> None:
 @pytest.mark.parametrize("reason", ["expired", "queue_age_exceeded", "handler_failed"])
 def test_backlog_is_no_burst(reason: str) -> None:
     """Thousands of messages that a backlog or a broken handler condemns are no burst of forgeries."""
-    assert "burst" not in kinds([record(n / 100, reason, sub=f"s{n % 4}") for n in range(2000)], burst=10)
+    assert "burst" not in kinds(
+        [record(n / 100, reason, sub=f"s{n % 4}") for n in range(2000)], burst=10
+    )
 
 
 def test_clock_set_back_does_not_silence() -> None:
@@ -170,9 +198,12 @@ def test_alert_says_whether_it_was_signed(member: str, verified: bool) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(
-    "reason", [None, "expired", "replayed", "key_unknown", "key_revoked", "signature_invalid"]
+    "reason",
+    [None, "expired", "replayed", "key_unknown", "key_revoked", "signature_invalid"],
 )
-def test_edited_log_breaks_no_detector(reason: str | None, change: dict[str, Any]) -> None:
+def test_edited_log_breaks_no_detector(
+    reason: str | None, change: dict[str, Any]
+) -> None:
     """Whatever an editor put into a record, detectors read on."""
     found = kinds([{**record(0, reason), **change}, record(1, "key_revoked", kid="k9")])
     assert "resurrected_key" in found
@@ -197,7 +228,9 @@ def test_documented_thresholds_are_the_defaults() -> None:
 
 def test_documented_alerts_are_the_detectors() -> None:
     """The page's table has every kind of alert, and no other."""
-    kinds = set(re.findall(r'fact\.alert\(\s*"(\w+)"', Path(misuse.__file__).read_text("utf-8")))
+    kinds = set(
+        re.findall(r'fact\.alert\(\s*"(\w+)"', Path(misuse.__file__).read_text("utf-8"))
+    )
     kinds |= {kind for kind, *_ in AT_ONCE.values()} | {"rung_lowered", "unsigned_again"}
     kinds |= set(re.findall(r'yield "(\w+)", ', Path(misuse.__file__).read_text("utf-8")))
     table = DOCS.partition("| alert |")[2].partition("The detectors learn habits")[0]

@@ -53,7 +53,9 @@ for fault, told in Trials(traced=False).run(found):
 @cache
 def keys(module: str) -> frozenset[Key]:
     """Return the keys of every fault of a module."""
-    return frozenset(fault.key for fault in faults(module, path_of(module).read_text("utf-8")))
+    return frozenset(
+        fault.key for fault in faults(module, path_of(module).read_text("utf-8"))
+    )
 
 
 def test_the_sample_is_told_of_by_vectors_alone() -> None:
@@ -71,7 +73,10 @@ def test_the_sample_is_told_of_by_vectors_alone() -> None:
     told = {Key(*key): vector for key, vector in map(json.loads, run.stdout.splitlines())}
     assert told.pop(SILENT) == ""
     assert told.keys() == set(SAMPLE)
-    assert all(": " in vector and not vector.startswith("it does not") for vector in told.values()), told
+    assert all(
+        ": " in vector and not vector.startswith("it does not")
+        for vector in told.values()
+    ), told
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -82,12 +87,18 @@ def test_each_fault_has_a_key_of_its_own(module: str) -> None:
     assert len(set(found)) == len(found)
 
 
-@pytest.mark.parametrize("entry", entries(), ids=lambda entry: f"{entry['module']}:{entry['function']}")
+@pytest.mark.parametrize(
+    "entry", entries(), ids=lambda entry: f"{entry['module']}:{entry['function']}"
+)
 def test_each_survivor_is_still_there(entry: dict[str, Any]) -> None:
     """What is explained is of a function with as many faults, and has a reason and a sentence or test."""
     assert entry["why"] in WHY
     assert entry["note"]
-    assert sum(key.function == entry["function"] for key in keys(entry["module"])) >= entry.get("faults", 1) > 0
+    assert (
+        sum(key.function == entry["function"] for key in keys(entry["module"]))
+        >= entry.get("faults", 1)
+        > 0
+    )
 
 
 def test_the_tests_that_survivors_name_exist() -> None:

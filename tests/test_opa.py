@@ -25,7 +25,13 @@ from mqauth.policies.opa import MAX_MEMORY, version_of
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import Forge, IdentityForge
 from mqauth.testing.forge import ISSUER, SUBJECT
-from mqauth.testing.policy_contract import ELSEWHERE, PLACE, AskedPolicyContract, PolicyContract, honest
+from mqauth.testing.policy_contract import (
+    ELSEWHERE,
+    PLACE,
+    AskedPolicyContract,
+    PolicyContract,
+    honest,
+)
 from mqauth.wire.message import Message, Origin
 from tests.conftest import Sink
 from tests.opa_agent import PATH, UNDEFINED, URL, Agent
@@ -89,16 +95,24 @@ def test_a_url_may_have_a_path(agent: Agent) -> None:
         (Origin(topic="orders", partition=0, offset=1, scope="group-a"), None, "group-a"),
         (Origin(queue="orders.q"), None, "orders.q"),
         (Origin(), None, "default"),
-        (Origin(topic="orders", partition=0, offset=1, scope="group-a"), "billing", "billing"),
+        (
+            Origin(topic="orders", partition=0, offset=1, scope="group-a"),
+            "billing",
+            "billing",
+        ),
     ],
 )
-def test_the_scope_is_the_judges(origin: Origin, scope: str | None, expected: str) -> None:
+def test_the_scope_is_the_judges(
+    origin: Origin, scope: str | None, expected: str
+) -> None:
     """The scope that is asked is the one that the judge claims for."""
     forge = Forge()
     message = forge.signer().sign(Message(destination=PLACE, body=b"x", origin=origin))
     agent = Agent()
     opa = agent.opa(scope=scope)
-    guard = Pipeline(verifier=forge.verifier(), policy=opa, replay=MemoryReplayStore(8), scope=scope)
+    guard = Pipeline(
+        verifier=forge.verifier(), policy=opa, replay=MemoryReplayStore(8), scope=scope
+    )
     assert run(guard.judge(guard.receive(message))).verdict is Verdict.ACCEPTED
     assert agent.asked[0]["scope"] == expected == guard.scope_of(message)
 
@@ -107,7 +121,9 @@ def test_claims_are_the_authoritys() -> None:
     """In the identity form the claims of the WIT are asked, and none that its producer wrote."""
     forge, agent = IdentityForge(), Agent()
     agent.says = lambda question: question["claims"].get("env") == "prod"
-    guard = Pipeline(verifier=forge.verifier(), policy=agent.opa(), replay=MemoryReplayStore(8))
+    guard = Pipeline(
+        verifier=forge.verifier(), policy=agent.opa(), replay=MemoryReplayStore(8)
+    )
     plain = Message(destination=PLACE, body=b"x")
     token = forge.jws(plain, wit=forge.wit(claims={"env": "prod"})).encode()
     signed = Message(destination=PLACE, body=b"x", headers=(("mqauth-token", token),))
@@ -119,7 +135,9 @@ def test_claims_are_the_authoritys() -> None:
 # What counts as an answer.
 
 
-@pytest.mark.parametrize("says", [UNDEFINED, None, "true", 1, 0, [True], {"allow": True}, 1.5], ids=repr)
+@pytest.mark.parametrize(
+    "says", [UNDEFINED, None, "true", 1, 0, [True], {"allow": True}, 1.5], ids=repr
+)
 def test_nothing_else_is_an_answer(agent: Agent, says: object) -> None:
     """An undefined result, a text, a number or a document is neither allowed nor refused."""
     agent.says = lambda _: says
@@ -138,11 +156,21 @@ def test_nothing_else_is_an_answer(agent: Agent, says: object) -> None:
         (404, b'{"result": true}', "status 404"),
         (429, b'{"result": true}', "status 429"),
         (503, b'{"result": true}', "status 503"),
-        (500, b'{"result": true, "code": "internal_error"}', "the answer is neither true nor false"),
-        (400, b'{"result": true, "code": "invalid_parameter"}', "the answer is neither true nor false"),
+        (
+            500,
+            b'{"result": true, "code": "internal_error"}',
+            "the answer is neither true nor false",
+        ),
+        (
+            400,
+            b'{"result": true, "code": "invalid_parameter"}',
+            "the answer is neither true nor false",
+        ),
     ],
 )
-def test_broken_answers_are_none(agent: Agent, status: int, body: bytes, why: str) -> None:
+def test_broken_answers_are_none(
+    agent: Agent, status: int, body: bytes, why: str
+) -> None:
     """Another status, too many bytes and what is no JSON object decide nothing, whatever result they name."""
     agent.status, agent.body = status, body
     assert failure(agent.opa()).startswith(why)
@@ -235,7 +263,9 @@ def test_a_slow_answer_of_the_bundle_before_is_not_remembered(agent: Agent) -> N
     assert opa.remembered(honest(destination=ELSEWHERE)) is DENY
 
 
-def test_an_answer_without_a_decision_says_nothing_of_bundles(opa: Any, agent: Agent) -> None:
+def test_an_answer_without_a_decision_says_nothing_of_bundles(
+    opa: Any, agent: Agent
+) -> None:
     """A 500, which names no bundle, leaves version and memory as they are."""
     agent.bundles = {"authz": {"revision": "r1"}}
     opa.decide(honest())
@@ -248,11 +278,15 @@ def test_an_answer_without_a_decision_says_nothing_of_bundles(opa: Any, agent: A
 def test_the_memory_is_bounded_in_bytes(agent: Agent) -> None:
     """Whoever varies long routing keys fills no memory: the oldest decision is asked for again."""
     opa, length = agent.opa(), 2048
-    places = [f"kafka:{number}-{'x' * length}" for number in range(MAX_MEMORY // (4 * length))]
+    places = [
+        f"kafka:{number}-{'x' * length}" for number in range(MAX_MEMORY // (4 * length))
+    ]
     for place in places:
         opa.decide(honest(destination=place))
     assert 0 < opa.health().remembered < len(places)
-    assert [opa.remembered(honest(destination=place)) for place in (places[0], places[-1])] == [None, DENY]
+    assert [
+        opa.remembered(honest(destination=place)) for place in (places[0], places[-1])
+    ] == [None, DENY]
 
 
 def test_who_varies_routing_keys_pushes_out_no_other_decision(
@@ -293,9 +327,13 @@ def test_nobody_asks_for_a_while_after_a_failure(opa: Any, agent: Agent) -> None
     assert opa.decide(honest(destination=ELSEWHERE)) is DENY
 
 
-def test_one_question_without_a_decision_holds_nobody_else_up(opa: Any, agent: Agent) -> None:
+def test_one_question_without_a_decision_holds_nobody_else_up(
+    opa: Any, agent: Agent
+) -> None:
     """Where a rule is undefined for one producer, others are decided; it alone is asked for again."""
-    agent.says = lambda question: UNDEFINED if question["subject"] == "stock-api" else True
+    agent.says = lambda question: (
+        UNDEFINED if question["subject"] == "stock-api" else True
+    )
     for number in range(1, 4):
         assert failure(opa, subject="stock-api") == "the answer is neither true nor false"
         assert opa.decide(honest()) is ALLOW
@@ -303,7 +341,9 @@ def test_one_question_without_a_decision_holds_nobody_else_up(opa: Any, agent: A
     assert opa.health().state == "ok"
 
 
-def test_a_question_that_waits_for_a_thread_takes_the_answer_that_came_meanwhile(opa: Any, agent: Agent) -> None:
+def test_a_question_that_waits_for_a_thread_takes_the_answer_that_came_meanwhile(
+    opa: Any, agent: Agent
+) -> None:
     """However many deliveries ask the same at once, no more are asked than there are threads."""
     agent.open.clear()
 
@@ -334,7 +374,11 @@ def test_an_event_loop_runs_on_while_it_is_asked(opa: Any, agent: Agent) -> None
 
 def no_thread_starts(_opa: OPA, patch: pytest.MonkeyPatch) -> None:
     """Have the process at its limit of threads."""
-    patch.setattr(threading.Thread, "start", mock.Mock(side_effect=RuntimeError("can't start new thread")))
+    patch.setattr(
+        threading.Thread,
+        "start",
+        mock.Mock(side_effect=RuntimeError("can't start new thread")),
+    )
 
 
 def the_interpreter_ends(opa: OPA, _patch: pytest.MonkeyPatch) -> None:
@@ -353,7 +397,9 @@ def test_where_no_thread_starts_nobody_waits(
         with monkeypatch.context() as patch:
             breaks(opa, patch)
             for _ in range(2):
-                with pytest.raises(Unavailable, match="policy_unavailable: nobody can ask: "):
+                with pytest.raises(
+                    Unavailable, match="policy_unavailable: nobody can ask: "
+                ):
                     await asyncio.wait_for(opa.adecide(honest()), 5)
         assert opa.decide(honest()) is ALLOW
         if breaks is no_thread_starts:
@@ -383,7 +429,10 @@ def test_during_a_pause_nobody_waits_for_a_thread(opa: Any, agent: Agent) -> Non
     agent.open.clear()
 
     async def ask() -> None:
-        hanging = [asyncio.create_task(opa.adecide(honest(subject=f"s{number}"))) for number in range(8)]
+        hanging = [
+            asyncio.create_task(opa.adecide(honest(subject=f"s{number}")))
+            for number in range(8)
+        ]
         await asyncio.to_thread(agent.reached.wait)
         agent.vanish()
         failure(opa)
@@ -399,7 +448,9 @@ def test_many_threads_meet_one_outage(opa: Any, agent: Agent) -> None:
     """Threads that ask at once during an outage all defer, and the failures count as one."""
     agent.vanish()
     with ThreadPoolExecutor(8) as pool:
-        said = list(pool.map(lambda number: failure(opa, subject=f"s{number}"), range(32)))
+        said = list(
+            pool.map(lambda number: failure(opa, subject=f"s{number}"), range(32))
+        )
     assert set(said) == {"out of reach: Connection refused"}
     assert opa.health().failing_for >= 0
     agent.clock.advance(1.0)
@@ -421,7 +472,12 @@ def test_a_broken_connection_of_any_kind_is_no_decision(agent: Agent) -> None:
 
 def guard_of(opa: OPA, forge: Forge | None = None, **settings: Any) -> Pipeline:
     """Return a pipeline that asks OPA."""
-    return Pipeline(verifier=(forge or Forge()).verifier(), policy=opa, replay=MemoryReplayStore(8), **settings)
+    return Pipeline(
+        verifier=(forge or Forge()).verifier(),
+        policy=opa,
+        replay=MemoryReplayStore(8),
+        **settings,
+    )
 
 
 def test_a_start_probes(agent: Agent) -> None:
@@ -437,14 +493,19 @@ def test_a_start_probes(agent: Agent) -> None:
 def test_a_start_ends_at_a_wrong_path(agent: Agent, says: object) -> None:
     """A path that is misspelt, or a rule without a default, stops the consumer before a message does."""
     agent.says = lambda _: says
-    with pytest.raises(ConfigurationError, match="neither true nor false: is the path misspelt, or the rule"):
+    with pytest.raises(
+        ConfigurationError,
+        match="neither true nor false: is the path misspelt, or the rule",
+    ):
         run(starting(guard_of(agent.opa())))
 
 
 def test_a_start_ends_where_everything_is_allowed(agent: Agent) -> None:
     """A policy that allows what names no producer allows everything by mistake: the consumer does not start."""
     agent.says = lambda _: True
-    with pytest.raises(ConfigurationError, match="allows what names no producer: is its default true"):
+    with pytest.raises(
+        ConfigurationError, match="allows what names no producer: is its default true"
+    ):
         run(starting(guard_of(agent.opa())))
 
 
@@ -503,7 +564,10 @@ def test_a_refusal_is_recorded_with_the_revision(agent: Agent) -> None:
     guard = guard_of(agent.opa(), forge, audit=sink)
     message = forge.signer().sign(Message(destination=ELSEWHERE, body=b"x"))
     found = run(guard.process(guard.receive(message), lambda _: None, Letters()))
-    assert (found.reason, sink.records[0].policy) == (Reason.PRODUCER_FORBIDDEN, "opa authz@r7")
+    assert (found.reason, sink.records[0].policy) == (
+        Reason.PRODUCER_FORBIDDEN,
+        "opa authz@r7",
+    )
 
 
 def test_an_outage_defers_and_names_the_agent(agent: Agent) -> None:
@@ -514,7 +578,10 @@ def test_an_outage_defers_and_names_the_agent(agent: Agent) -> None:
     delivery = guard.receive(forge.signer().sign(Message(destination=PLACE, body=b"x")))
     waits = run(guard.judge(delivery))
     assert (waits.verdict, waits.cause) == (Verdict.DEFERRED, Cause.POLICY_UNAVAILABLE)
-    assert waits.detail == "out of reach: Connection refused (http://127.0.0.1:8181/v1/data/mqauth/allow)"
+    assert (
+        waits.detail
+        == "out of reach: Connection refused (http://127.0.0.1:8181/v1/data/mqauth/allow)"
+    )
     agent.away = False
     agent.clock.advance(1)
     assert run(guard.judge(delivery)).verdict is Verdict.ACCEPTED
@@ -571,7 +638,10 @@ def test_a_token_is_read_for_each_request(agent: Agent, tmp_path: Path) -> None:
     [
         ({}, "opa, no bundle"),
         ({"provenance": {"version": "1.22.4"}}, "opa, no bundle"),
-        ({"provenance": {"bundles": {"b": {"revision": "2"}, "a": {"revision": "1"}}}}, "opa a@1 b@2"),
+        (
+            {"provenance": {"bundles": {"b": {"revision": "2"}, "a": {"revision": "1"}}}},
+            "opa a@1 b@2",
+        ),
         ({"provenance": {"bundles": {"a": {}}}}, "opa a@?"),
         ({"provenance": {"bundles": {"a": None}}}, "opa a@?"),
         ({"provenance": {"bundles": []}}, "opa, no bundle"),
@@ -596,7 +666,13 @@ def test_health_says_how_it_is(opa: Any, agent: Agent) -> None:
     assert opa.health().state == "unasked"
     opa.decide(honest())
     found = opa.health()
-    assert (found.state, found.asked, found.failed, found.remembered, found.failing_for) == ("ok", 1, 0, 1, 0)
+    assert (
+        found.state,
+        found.asked,
+        found.failed,
+        found.remembered,
+        found.failing_for,
+    ) == ("ok", 1, 0, 1, 0)
     agent.vanish()
     failure(opa, destination=ELSEWHERE)
     agent.clock.advance(7)
@@ -666,4 +742,6 @@ class TestOPAWithin(PolicyContract):
         """Only what the rules allow is asked."""
         agent = Agent()
         agent.says = lambda _: True
-        return agent.opa(within=Allow([Rule(subject=SUBJECT, issuer=ISSUER, destinations=(PLACE,))]))
+        return agent.opa(
+            within=Allow([Rule(subject=SUBJECT, issuer=ISSUER, destinations=(PLACE,))])
+        )

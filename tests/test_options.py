@@ -25,16 +25,25 @@ QUEUES = (rabbitmq.Consumer, pika.Consumer)
 
 def keywords(call: Any) -> set[str]:
     """Return the keywords that a call takes by name."""
-    return {name for name, each in inspect.signature(call).parameters.items() if each.kind is each.KEYWORD_ONLY}
+    return {
+        name
+        for name, each in inspect.signature(call).parameters.items()
+        if each.kind is each.KEYWORD_ONLY
+    }
 
 
 def test_the_engines_take_what_is_told() -> None:
     """Each option that is told has a default in the engine that takes it, and none is told twice."""
     assert keywords(LogEngine) >= LogOptions.__optional_keys__
-    assert keywords(QueueConsumer) | keywords(Subscription) | keywords(Processor) >= QueueOptions.__optional_keys__
+    assert (
+        keywords(QueueConsumer) | keywords(Subscription) | keywords(Processor)
+        >= QueueOptions.__optional_keys__
+    )
     assert keywords(Processor) >= DeliveryOptions.__optional_keys__
     for consumer in (*LOGS, *QUEUES):
-        assert not keywords(consumer) & (LogOptions.__optional_keys__ | QueueOptions.__optional_keys__)
+        assert not keywords(consumer) & (
+            LogOptions.__optional_keys__ | QueueOptions.__optional_keys__
+        )
 
 
 @pytest.mark.parametrize("consumer", [*LOGS, *QUEUES, rabbitmq.guarded], ids=str)
@@ -42,8 +51,16 @@ def test_every_client_takes_the_same_options(consumer: Any) -> None:
     """A consumer takes the options of its broker as they are told, whatever its client."""
     call = consumer.__init__ if inspect.isclass(consumer) else consumer
     # A client that old releases lack, and producers of answers, are imported for type checkers alone.
-    options = get_type_hints(call, localns={"Client": Any, "Producer": Any})["options"].__args__[0]
-    wanted = LogOptions if consumer in LOGS else QueueOptions if consumer in QUEUES else DeliveryOptions
+    options = get_type_hints(call, localns={"Client": Any, "Producer": Any})[
+        "options"
+    ].__args__[0]
+    wanted = (
+        LogOptions
+        if consumer in LOGS
+        else QueueOptions
+        if consumer in QUEUES
+        else DeliveryOptions
+    )
     assert (get_origin(options) or options) is wanted
 
 

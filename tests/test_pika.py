@@ -23,10 +23,18 @@ from mqauth.brokers import pika as leaf
 from mqauth.brokers.event_loop import on_thread
 from mqauth.brokers.pika.confirmed import Publisher
 from mqauth.brokers.pika.link import link_of
-from mqauth.brokers.pika.translate import carries, check_properties, read, to_message, to_properties
+from mqauth.brokers.pika.translate import (
+    carries,
+    check_properties,
+    read,
+    to_message,
+    to_properties,
+)
 from mqauth.testing import Forge
 
-METHOD = SimpleNamespace(exchange="shop", routing_key="k", redelivered=False, delivery_tag=1, consumer_tag="c")
+METHOD = SimpleNamespace(
+    exchange="shop", routing_key="k", redelivered=False, delivery_tag=1, consumer_tag="c"
+)
 
 
 def test_private_names() -> None:
@@ -65,7 +73,9 @@ async def test_nothing_is_published_while_the_broker_blocks() -> None:
     publisher._line = line = Mock(is_open=True)
     publisher.link._on_blocked(True)
     properties = BasicProperties(message_id="m")
-    publishing = asyncio.create_task(publisher.publish("", "q", b"x", properties, mandatory=True))
+    publishing = asyncio.create_task(
+        publisher.publish("", "q", b"x", properties, mandatory=True)
+    )
     await asyncio.wait([publishing], timeout=0)
     line.native.basic_publish.assert_not_called()
     publisher.link._on_blocked(False)
@@ -82,21 +92,32 @@ async def test_what_was_not_sent_has_no_number() -> None:
     publisher = Publisher(connection)
     publisher.link.attach = Mock()  # type: ignore[method-assign]
     publisher._line = line = Mock(is_open=True)
-    line.native.basic_publish.side_effect = [ValueError("an exchange's name is too long"), None]
+    line.native.basic_publish.side_effect = [
+        ValueError("an exchange's name is too long"),
+        None,
+    ]
     with pytest.raises(ValueError, match="too long"):
-        await publisher.publish("", "q", b"x", BasicProperties(message_id="refused"), mandatory=True)
+        await publisher.publish(
+            "", "q", b"x", BasicProperties(message_id="refused"), mandatory=True
+        )
     publishing = asyncio.create_task(
-        publisher.publish("", "q", b"x", BasicProperties(message_id="sent"), mandatory=True)
+        publisher.publish(
+            "", "q", b"x", BasicProperties(message_id="sent"), mandatory=True
+        )
     )
     await asyncio.wait([publishing], timeout=0)
-    assert {number: name for number, (name, *_) in publisher._unconfirmed.items()} == {1: "sent"}
+    assert {number: name for number, (name, *_) in publisher._unconfirmed.items()} == {
+        1: "sent"
+    }
     publisher._on_confirm(SimpleNamespace(method=spec.Basic.Ack(delivery_tag=1)))
     await publishing
 
 
 def test_only_pikas_connection_is_taken() -> None:
     """What is no blocking connection of pika's is refused, by its name."""
-    with pytest.raises(ConfigurationError, match="BlockingConnection is needed, not Forge"):
+    with pytest.raises(
+        ConfigurationError, match="BlockingConnection is needed, not Forge"
+    ):
         link_of(Forge())  # type: ignore[arg-type]
 
 
@@ -119,26 +140,37 @@ def test_what_is_bound_is_what_pika_reads(value: Any) -> None:
     pieces: list[bytes] = []
     encode_table(pieces, {"x": value})
     headers, _ = decode_table(b"".join(pieces), 0)
-    sent = to_message(BasicProperties(headers={"x": value}), b"", exchange="shop", routing_key="k")
+    sent = to_message(
+        BasicProperties(headers={"x": value}), b"", exchange="shop", routing_key="k"
+    )
     found = leaf.from_native(METHOD, BasicProperties(headers=headers), b"", queue="q")
     assert (found.headers, found.malformed) == (sent.headers, None)
-    assert [type(each) for _, each in found.headers] == [type(each) for _, each in sent.headers]
+    assert [type(each) for _, each in found.headers] == [
+        type(each) for _, each in sent.headers
+    ]
 
 
 def test_integers_are_pythons_own() -> None:
     """An integer of 64 bits is an ``int``, and no ``long`` of pika's, so that a letter carries it."""
-    found = leaf.from_native(METHOD, BasicProperties(headers={"x": [long(5)]}), b"", queue="q")
+    found = leaf.from_native(
+        METHOD, BasicProperties(headers={"x": [long(5)]}), b"", queue="q"
+    )
     ((_, value),) = found.headers
     assert isinstance(value, tuple)
     assert type(value[0]) is int
     assert carries("x", value)
 
 
-@pytest.mark.parametrize("headers", [{"x": 1.5}, {"x": object()}, {"x" * 129: 1}, {"x": 2**63}, {"x": {"y": 1.5}}])
+@pytest.mark.parametrize(
+    "headers",
+    [{"x": 1.5}, {"x": object()}, {"x" * 129: 1}, {"x": 2**63}, {"x": {"y": 1.5}}],
+)
 def test_what_cannot_arrive_is_refused(headers: Any) -> None:
     """What pika cannot send, or would read as something else, is refused before it is signed."""
     with pytest.raises(MalformedMessage):
-        to_message(BasicProperties(headers=headers), b"", exchange="shop", routing_key="k")
+        to_message(
+            BasicProperties(headers=headers), b"", exchange="shop", routing_key="k"
+        )
 
 
 @pytest.mark.parametrize("size", [131_064, 2**20])
@@ -152,7 +184,13 @@ def test_a_header_frame_has_a_limit(size: int) -> None:
 def test_properties_come_back() -> None:
     """A message's properties are those that pika sends for it."""
     properties = BasicProperties(
-        content_type="a/b", message_id="m", priority=3, timestamp=5, expiration="60", reply_to="r", delivery_mode=2
+        content_type="a/b",
+        message_id="m",
+        priority=3,
+        timestamp=5,
+        expiration="60",
+        reply_to="r",
+        delivery_mode=2,
     )
     found = leaf.from_native(METHOD, properties, b"x", queue="q")
     again = to_properties(found)
@@ -165,9 +203,18 @@ def test_properties_come_back() -> None:
 @pytest.mark.parametrize(
     ("parts", "fault"),
     [
-        ((METHOD, BasicProperties(expiration="soon"), b""), "the expiration is no number"),
-        ((METHOD, BasicProperties(headers={b"\xff": 1}), b""), "a header name is no UTF-8 text"),
-        ((METHOD, BasicProperties(content_type=b"\xff"), b""), "property content-type is no text"),
+        (
+            (METHOD, BasicProperties(expiration="soon"), b""),
+            "the expiration is no number",
+        ),
+        (
+            (METHOD, BasicProperties(headers={b"\xff": 1}), b""),
+            "a header name is no UTF-8 text",
+        ),
+        (
+            (METHOD, BasicProperties(content_type=b"\xff"), b""),
+            "property content-type is no text",
+        ),
         ((METHOD, None, b""), "the delivery could not be read: AttributeError"),
         ((), "the delivery could not be read: ValueError"),
     ],
@@ -183,11 +230,18 @@ def test_a_consumer_refuses(tmp_path: Any) -> None:
     connection._impl = Mock()
     letters = leaf.DeadLetters(connection, "orders")
     for queue, message in (("orders", "audit="), ("other", "audit=")):
-        guard = Pipeline(verifier=forge.verifier(), policy=forge.policy("rabbitmq:/q"), replay=MemoryReplayStore())
+        guard = Pipeline(
+            verifier=forge.verifier(),
+            policy=forge.policy("rabbitmq:/q"),
+            replay=MemoryReplayStore(),
+        )
         with pytest.raises(ConfigurationError, match=message):
             leaf.Consumer(connection, queue, guard, print, dead_letters=letters)
     guard = Pipeline(
-        verifier=forge.verifier(), policy=forge.policy("rabbitmq:/q"), replay=MemoryReplayStore(), audit=Mock()
+        verifier=forge.verifier(),
+        policy=forge.policy("rabbitmq:/q"),
+        replay=MemoryReplayStore(),
+        audit=Mock(),
     )
     with pytest.raises(ConfigurationError, match="another queue"):
         leaf.Consumer(connection, "orders", guard, print, dead_letters=letters)
@@ -206,7 +260,12 @@ def test_it_runs_until_another_thread_stops_it() -> None:
 
     consumer = leaf.Consumer.__new__(leaf.Consumer)
     consumer._engine = SimpleNamespace(run=run, stop=stop)  # type: ignore[assignment]
-    consumer._links, consumer._watched, consumer._threads, consumer._stopped = [], [], 1, False
+    consumer._links, consumer._watched, consumer._threads, consumer._stopped = (
+        [],
+        [],
+        1,
+        False,
+    )
     running = threading.Thread(target=consumer.run, daemon=True)
     running.start()
     assert begun.wait(30)
@@ -246,7 +305,10 @@ async def test_what_a_plain_handler_returns_is_awaited() -> None:
         await asyncio.sleep(0)
         return verified, threading.current_thread()
 
-    assert await on_thread(lambda verified: later(verified + "w"))("v") == ("vw", threading.current_thread())
+    assert await on_thread(lambda verified: later(verified + "w"))("v") == (
+        "vw",
+        threading.current_thread(),
+    )
 
 
 @pytest.mark.parametrize("awaits", [False, True])

@@ -44,32 +44,54 @@ def counts(world: World) -> tuple[int, int, int]:
 
 def assert_rejected(outcome: Outcome, reason: Reason) -> None:
     """Check that an outcome is a rejection for a reason, dead-lettered."""
-    assert (outcome.verdict, outcome.reason, outcome.cause) == (Verdict.REJECTED, reason, None)
+    assert (outcome.verdict, outcome.reason, outcome.cause) == (
+        Verdict.REJECTED,
+        reason,
+        None,
+    )
     assert outcome.dead_letter is not None
     assert outcome.verified is None
 
 
 def assert_deferred(outcome: Outcome, cause: Cause) -> None:
     """Check that an outcome is a deferral for a cause, with neither reason nor letter."""
-    assert (outcome.verdict, outcome.cause, outcome.reason) == (Verdict.DEFERRED, cause, None)
+    assert (outcome.verdict, outcome.cause, outcome.reason) == (
+        Verdict.DEFERRED,
+        cause,
+        None,
+    )
     assert outcome.dead_letter is None
 
 
 class TestOutcomes:
     """What becomes of one message."""
 
-    def test_an_honest_message_is_claimed_handled_and_confirmed(self, world: World) -> None:
+    def test_an_honest_message_is_claimed_handled_and_confirmed(
+        self, world: World
+    ) -> None:
         """Accepted: the handler sees it once, the claim is done, nothing is audited or dead-lettered."""
         outcome = world.process(world.sealed())
         assert outcome.verdict is Verdict.ACCEPTED
         assert outcome.verified is world.handler.done[0]
         assert counts(world) == (1, 0, 0)
-        assert (world.store.claim.calls, world.store.confirm.calls, world.store.release.calls) == (1, 1, 0)
+        assert (
+            world.store.claim.calls,
+            world.store.confirm.calls,
+            world.store.release.calls,
+        ) == (1, 1, 0)
 
-    @pytest.mark.parametrize("attack", [*ATTACKS, *BATCH_ATTACKS], ids=lambda attack: attack.name)
-    def test_every_attack_is_audited_and_dead_lettered(self, attack: Any, world: World) -> None:
+    @pytest.mark.parametrize(
+        "attack", [*ATTACKS, *BATCH_ATTACKS], ids=lambda attack: attack.name
+    )
+    def test_every_attack_is_audited_and_dead_lettered(
+        self, attack: Any, world: World
+    ) -> None:
         """Rejected: the handler never sees it, one record and one letter name the reason."""
-        place = "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
+        place = (
+            "kafka:orders"
+            if attack.fits("kafka:orders")
+            else "rabbitmq:shop/orders.created"
+        )
         message = attack.mount(world.forge, honest_message(place))
         assert_rejected(world.process(message), attack.reason)
         assert counts(world) == (0, 1, 1)
@@ -83,7 +105,9 @@ class TestOutcomes:
     def test_a_batchs_record_names_the_place(self, make_world: Any, forge: Forge) -> None:
         """Token and index name a message of a batch, claimed or verified; the thumbprint is of its own header."""
         world = make_world(record="all")
-        found = forge_batch(forge, [honest_message("kafka:orders", number) for number in range(3)])
+        found = forge_batch(
+            forge, [honest_message("kafka:orders", number) for number in range(3)]
+        )
         wrong = found.seal(1, proof=found.proof(1, path=bytes(64)))
         edited = found.seal(2, replace(found.messages[2], body=b"evil"))
         for message in (found.seal(0), wrong, edited):
@@ -107,10 +131,14 @@ class TestOutcomes:
         reached = {attack.reason for attack in (*ATTACKS, *BATCH_ATTACKS)}
         assert reached | elsewhere | {Reason.RELEASE_INVALID} == set(Reason)
 
-    def test_the_claim_comes_before_the_handler_and_confirm_after(self, world: World) -> None:
+    def test_the_claim_comes_before_the_handler_and_confirm_after(
+        self, world: World
+    ) -> None:
         """While the handler runs the claim is held and not done."""
         seen: list[tuple[int, int]] = []
-        world.handler.function = lambda verified: seen.append((world.store.claim.calls, world.store.confirm.calls))
+        world.handler.function = lambda verified: seen.append(
+            (world.store.claim.calls, world.store.confirm.calls)
+        )
         world.process(world.sealed())
         assert seen == [(1, 0)]
 
@@ -122,9 +150,20 @@ class TestOutcomes:
         assert world.store.claim.calls == 0
 
     @pytest.mark.parametrize(
-        "answer", [None, True, False, "fresh", object(), Unhashable("Odd", (), {})(), ClaimStatus.LOST]
+        "answer",
+        [
+            None,
+            True,
+            False,
+            "fresh",
+            object(),
+            Unhashable("Odd", (), {})(),
+            ClaimStatus.LOST,
+        ],
     )
-    def test_only_a_claim_status_lets_a_message_through(self, answer: object, world: World) -> None:
+    def test_only_a_claim_status_lets_a_message_through(
+        self, answer: object, world: World
+    ) -> None:
         """A store that answers anything else is out of order: deferred, and not handled."""
         world.store.claim.function = lambda request: answer
         assert_deferred(world.process(world.sealed()), Cause.REPLAY_STORE_UNAVAILABLE)
@@ -132,9 +171,14 @@ class TestOutcomes:
 
     def test_without_audit_an_accepted_message_is_settled(self, make_world: Any) -> None:
         """A pipeline that only verifies needs no audit for what it accepts."""
-        assert make_world(audit=None, record="all").process(make_world().sealed()).verdict is Verdict.ACCEPTED
+        assert (
+            make_world(audit=None, record="all").process(make_world().sealed()).verdict
+            is Verdict.ACCEPTED
+        )
 
-    def test_without_audit_a_rejected_message_cannot_be_settled(self, make_world: Any, rabbit: Maker) -> None:
+    def test_without_audit_a_rejected_message_cannot_be_settled(
+        self, make_world: Any, rabbit: Maker
+    ) -> None:
         """A rejection nobody recorded is a configuration error, not a loss."""
         world = make_world(audit=None)
         with pytest.raises(ConfigurationError):
@@ -149,7 +193,9 @@ class TestOutcomes:
         world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=source)}))
         assert world.process(world.sealed()).verdict is Verdict.ACCEPTED
         assert source.looked == [(forge.key.kid, forge.clock.now())]
-        assert_rejected(world.process(world.sealed(key=forge.stranger)), Reason.KEY_UNKNOWN)
+        assert_rejected(
+            world.process(world.sealed(key=forge.stranger)), Reason.KEY_UNKNOWN
+        )
 
     def test_a_verifier_that_breaks_condemns_one_message_only(
         self, world: World, monkeypatch: pytest.MonkeyPatch
@@ -181,7 +227,9 @@ class TestHostileMessages:
     """Nothing a sender puts in a message crashes, stalls or loops a consumer."""
 
     @pytest.mark.parametrize(
-        "value", [*HOSTILE, bottomless(40), bottomless(400), bottomless(50_000)], ids=lambda v: type(v).__name__
+        "value",
+        [*HOSTILE, bottomless(40), bottomless(400), bottomless(50_000)],
+        ids=lambda v: type(v).__name__,
     )
     def test_any_covered_value_is_settled(self, value: Any, world: World) -> None:
         """A covered header of any type, size or depth is headers_mismatch, audited and buried."""
@@ -190,11 +238,15 @@ class TestHostileMessages:
         assert_rejected(world.process(hostile), Reason.HEADERS_MISMATCH)
         assert counts(world) == (0, 1, 1)
 
-    @pytest.mark.parametrize("value", [*HOSTILE, bottomless(50_000)], ids=lambda v: type(v).__name__)
+    @pytest.mark.parametrize(
+        "value", [*HOSTILE, bottomless(50_000)], ids=lambda v: type(v).__name__
+    )
     def test_any_uncovered_value_is_hidden(self, value: Any, world: World) -> None:
         """An added header of any type does no harm: the message is accepted without it."""
         sealed = world.sealed()
-        outcome = world.process(replace(sealed, headers=(*sealed.headers, ("evil", value))))
+        outcome = world.process(
+            replace(sealed, headers=(*sealed.headers, ("evil", value)))
+        )
         assert outcome.verdict is Verdict.ACCEPTED
         assert outcome.verified.header("evil") is None
 
@@ -205,16 +257,22 @@ class TestHostileMessages:
          {"malformed": "\ud800\n"}],
         ids=lambda value: next(iter(value)),
     )  # fmt: skip
-    def test_text_without_utf8_form_is_settled(self, changes: dict[str, Any], world: World, rabbit: Maker) -> None:
+    def test_text_without_utf8_form_is_settled(
+        self, changes: dict[str, Any], world: World, rabbit: Maker
+    ) -> None:
         """Surrogates in properties, names and places end in an audit record and a letter."""
         assert world.process(rabbit(**changes)).verdict is Verdict.REJECTED
         assert counts(world) == (0, 1, 1)
 
-    def test_hostile_text_is_harmless_in_audit_and_letter(self, world: World, forge: Forge, rabbit: Maker) -> None:
+    def test_hostile_text_is_harmless_in_audit_and_letter(
+        self, world: World, forge: Forge, rabbit: Maker
+    ) -> None:
         """Bidi controls, line breaks and escapes an attacker signs as names appear escaped."""
         bad = "a\u202eb"
         message = world.sealed(claims={"sub": bad, "aud": bad})
-        message = replace(message, origin=replace(message.origin, queue="q\x1b[2J\nfake: line"))
+        message = replace(
+            message, origin=replace(message.origin, queue="q\x1b[2J\nfake: line")
+        )
         assert_rejected(world.process(message), Reason.AUDIENCE_MISMATCH)
         text = repr(world.records) + repr(world.published[0].headers)
         assert "\u202e" not in text
@@ -222,11 +280,17 @@ class TestHostileMessages:
         assert "\x1b" not in text
         assert "\nfake" not in text
 
-    def test_what_a_token_says_is_claimed_until_its_signature_holds(self, world: World) -> None:
+    def test_what_a_token_says_is_claimed_until_its_signature_holds(
+        self, world: World
+    ) -> None:
         """Before step 7 a record's token is claimed; after it, verified, though the message was rejected."""
         early = set()
         for attack in ATTACKS:
-            place = "kafka:orders" if attack.fits("kafka:orders") else "rabbitmq:shop/orders.created"
+            place = (
+                "kafka:orders"
+                if attack.fits("kafka:orders")
+                else "rabbitmq:shop/orders.created"
+            )
             world.process(attack.mount(world.forge, honest_message(place)))
             early |= {attack.reason} if "claimed" in world.records[-1]["token"] else set()
         world.handler.failure = ValueError()
@@ -239,11 +303,17 @@ class TestHostileMessages:
             Reason.SIGNATURE_INVALID,
         }  # fmt: skip
 
-    def test_records_never_hold_token_body_or_key(self, world: World, kafka: Maker) -> None:
+    def test_records_never_hold_token_body_or_key(
+        self, world: World, kafka: Maker
+    ) -> None:
         """Whatever the verdict, a record has digests only."""
         segments = set[str]()
         for attack in ATTACKS:
-            message = kafka(body=b"BODY-SECRET", key=b"KEY-SECRET", headers=(("tenant", b"HEADER-SECRET"),))
+            message = kafka(
+                body=b"BODY-SECRET",
+                key=b"KEY-SECRET",
+                headers=(("tenant", b"HEADER-SECRET"),),
+            )
             attacked = attack.mount(world.forge, message)
             world.process(attacked)
             segments |= set(re.findall(r"eyJ[\w-]{20,}", repr(attacked.headers)))
@@ -275,14 +345,21 @@ class TestReplay:
         assert outcome.verdict is Verdict.DUPLICATE
         assert outcome.verified is not None
         assert counts(world) == (1, 2, 0)
-        assert [record["verdict"] for record in world.records] == ["accepted", "duplicate"]
+        assert [record["verdict"] for record in world.records] == [
+            "accepted",
+            "duplicate",
+        ]
 
-    def test_a_redelivery_waits_for_a_held_claim_and_inherits_it(self, world: World, clock: FakeClock) -> None:
+    def test_a_redelivery_waits_for_a_held_claim_and_inherits_it(
+        self, world: World, clock: FakeClock
+    ) -> None:
         """While an earlier delivery may still be handled: deferred; once its lease is over: handled."""
         message = world.sealed()
         crashed = world.receive(message)
         world.run(world.pipeline.judge(crashed))
-        again = world.receive(replace(message, origin=replace(message.origin, redelivered=True)))
+        again = world.receive(
+            replace(message, origin=replace(message.origin, redelivered=True))
+        )
         assert_deferred(world.process(again), Cause.CLAIM_HELD)
         clock.advance(59.9)
         assert_deferred(world.process(again), Cause.CLAIM_HELD)
@@ -298,7 +375,9 @@ class TestReplay:
         assert request.expires == world.clock.now() + 60 + 5
         assert request.lease == 60
 
-    def test_copies_that_were_deferred_together_are_handled_once(self, world: World, clock: FakeClock) -> None:
+    def test_copies_that_were_deferred_together_are_handled_once(
+        self, world: World, clock: FakeClock
+    ) -> None:
         """An outage longer than a token's life must not let every copy in once it is over."""
         message = world.sealed()
         deliveries = [world.receive(message) for _ in range(10)]
@@ -337,7 +416,9 @@ class TestDeferral:
         [("policy.decide", Cause.POLICY_UNAVAILABLE), ("store.claim", Cause.REPLAY_STORE_UNAVAILABLE),
          ("store.confirm", Cause.REPLAY_STORE_UNAVAILABLE)],
     )  # fmt: skip
-    @pytest.mark.parametrize("failure", [DOWN, ValueError("bug"), RecursionError(), StopIteration(1)], ids=repr)
+    @pytest.mark.parametrize(
+        "failure", [DOWN, ValueError("bug"), RecursionError(), StopIteration(1)], ids=repr
+    )
     def test_an_accepted_message_is_handled_exactly_once(
         self, plug: str, cause: Cause, failure: Exception, world: World
     ) -> None:
@@ -361,10 +442,17 @@ class TestDeferral:
         """
         delivery = world.receive(world.sealed())
         world.handler.failure = ValueError()
-        plugs = [world.store.claim, world.store.release, world.audit.write, world.letters.publish]
+        plugs = [
+            world.store.claim,
+            world.store.release,
+            world.audit.write,
+            world.letters.publish,
+        ]
         for plug in plugs:
             plug.failure = DOWN
-        world.letters.publish.failure = Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "unroutable")
+        world.letters.publish.failure = Unavailable(
+            Cause.DEAD_LETTER_UNAVAILABLE, "unroutable"
+        )
         causes = [
             Cause.REPLAY_STORE_UNAVAILABLE, Cause.REPLAY_STORE_UNAVAILABLE, Cause.AUDIT_UNAVAILABLE,
             Cause.DEAD_LETTER_UNAVAILABLE,
@@ -377,7 +465,9 @@ class TestDeferral:
             if cause is Cause.AUDIT_UNAVAILABLE:
                 identity = delivery.record_id
             plug.failure = None
-        assert "unroutable (orders.dead); its verdict is handler_failed: " in str(outcome.detail)
+        assert "unroutable (orders.dead); its verdict is handler_failed: " in str(
+            outcome.detail
+        )
         assert_rejected(world.process(delivery), Reason.HANDLER_FAILED)
         assert counts(world) == (0, 1, 1)
         assert world.records[0]["id"] == identity
@@ -397,7 +487,8 @@ class TestDeferral:
     def test_keys_out_of_reach(self, make_world: Any, forge: Forge) -> None:
         """A source that has no set is asked to look once; what it raises then, whatever it is, defers."""
         source = Source(
-            Unavailable(Cause.KEYS_UNAVAILABLE, "unreachable"), Unavailable(Cause.KEYS_UNAVAILABLE, "stale")
+            Unavailable(Cause.KEYS_UNAVAILABLE, "unreachable"),
+            Unavailable(Cause.KEYS_UNAVAILABLE, "stale"),
         )
         world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=source)}))
         delivery = world.receive(world.sealed())
@@ -411,14 +502,18 @@ class TestDeferral:
         assert world.process(delivery).verdict is Verdict.ACCEPTED
 
     @pytest.mark.parametrize("answer", [None, {}, True])
-    def test_what_is_no_key_set_condemns_nothing(self, make_world: Any, forge: Forge, answer: Any) -> None:
+    def test_what_is_no_key_set_condemns_nothing(
+        self, make_world: Any, forge: Forge, answer: Any
+    ) -> None:
         """A source of keys that answers with something else is the world's fault, and the message waits."""
         source = Source(answer)
         source.held = answer
         world = make_world(verifier=forge.verifier(keys={ISSUER: Issuer(keys=source)}))
         assert_deferred(world.process(world.sealed()), Cause.KEYS_UNAVAILABLE)
 
-    def test_a_source_that_blocks_may_have_a_twin_for_event_loops(self, clock: FakeClock, forge: Forge) -> None:
+    def test_a_source_that_blocks_may_have_a_twin_for_event_loops(
+        self, clock: FakeClock, forge: Forge
+    ) -> None:
         """run asks refresh, arun its asynchronous twin."""
         asked: list[str] = []
 
@@ -449,7 +544,9 @@ class TestDeferral:
 class TestHandler:
     """What a handler may do."""
 
-    def test_it_is_not_tried_again_for_another_consumers_delivery(self, world: World) -> None:
+    def test_it_is_not_tried_again_for_another_consumers_delivery(
+        self, world: World
+    ) -> None:
         """Where the broker gave the delivery away while an attempt ran, no further one begins."""
         delivery = world.receive(world.sealed())
         given_away = False
@@ -466,7 +563,11 @@ class TestHandler:
         delivery.fence, world.handler.function = fence, failing
         with pytest.raises(StaleDelivery):
             world.process(delivery)
-        assert (world.handler.calls, counts(world), delivery.rejection) == (1, (0, 0, 0), None)
+        assert (world.handler.calls, counts(world), delivery.rejection) == (
+            1,
+            (0, 0, 0),
+            None,
+        )
 
     @pytest.mark.parametrize(
         "failure",
@@ -474,7 +575,9 @@ class TestHandler:
          Unavailable(Cause.KEY_PENDING), ConfigurationError()],
         ids=repr,
     )  # fmt: skip
-    def test_its_last_failure_is_handler_failed(self, failure: Exception, world: World) -> None:
+    def test_its_last_failure_is_handler_failed(
+        self, failure: Exception, world: World
+    ) -> None:
         """Whatever it raises, even our own errors: dead-lettered by type name only, and the claim released."""
         world.handler.failure = failure
         outcome = world.process(world.sealed())
@@ -499,7 +602,11 @@ class TestHandler:
         world.handler.failure = RejectNow("no such order")
         outcome = world.process(world.sealed())
         assert_rejected(outcome, Reason.HANDLER_FAILED)
-        assert (outcome.detail, world.handler.calls, len(world.memory)) == ("no such order", 1, 0)
+        assert (outcome.detail, world.handler.calls, len(world.memory)) == (
+            "no such order",
+            1,
+            0,
+        )
 
     def test_what_ends_the_process_leaves_the_claim_held(self, world: World) -> None:
         """A killed handler is neither confirmed nor released: its lease runs out, and no letter is written."""
@@ -539,7 +646,9 @@ class TestByHand:
         assert outcome.verdict is Verdict.ACCEPTED
         assert world.run(world.pipeline.judge(delivery)).verdict is Verdict.ACCEPTED
         world.store.confirm.failure = DOWN
-        assert_deferred(world.run(world.pipeline.confirm(delivery)), Cause.REPLAY_STORE_UNAVAILABLE)
+        assert_deferred(
+            world.run(world.pipeline.confirm(delivery)), Cause.REPLAY_STORE_UNAVAILABLE
+        )
         world.store.confirm.failure = None
         for _ in range(2):
             assert world.run(world.pipeline.confirm(delivery)).verdict is Verdict.ACCEPTED
@@ -551,23 +660,36 @@ class TestByHand:
         message = world.sealed()
         delivery, _ = self.judge(world, message)
         world.store.release.failure = DOWN
-        assert_deferred(world.run(world.pipeline.release(delivery)), Cause.REPLAY_STORE_UNAVAILABLE)
+        assert_deferred(
+            world.run(world.pipeline.release(delivery)), Cause.REPLAY_STORE_UNAVAILABLE
+        )
         world.store.release.failure = None
         for _ in range(2):
-            assert_deferred(world.run(world.pipeline.release(delivery)), Cause.HANDLER_DEFERRED)
+            assert_deferred(
+                world.run(world.pipeline.release(delivery)), Cause.HANDLER_DEFERRED
+            )
         assert world.store.release.calls == 2
         assert world.process(message).verdict is Verdict.ACCEPTED
 
     def test_judge_and_bury(self, world: World, rabbit: Maker) -> None:
         """A rejected message is audited and dead-lettered by bury alone, once."""
         delivery, outcome = self.judge(world, rabbit())
-        assert (outcome.verdict, outcome.reason) == (Verdict.REJECTED, Reason.TOKEN_MISSING)
+        assert (outcome.verdict, outcome.reason) == (
+            Verdict.REJECTED,
+            Reason.TOKEN_MISSING,
+        )
         assert counts(world) == (0, 0, 0)
         world.letters.publish.failure = DOWN
-        assert_deferred(world.run(world.pipeline.bury(delivery, world.letters)), Cause.DEAD_LETTER_UNAVAILABLE)
+        assert_deferred(
+            world.run(world.pipeline.bury(delivery, world.letters)),
+            Cause.DEAD_LETTER_UNAVAILABLE,
+        )
         world.letters.publish.failure = None
         for _ in range(2):
-            assert_rejected(world.run(world.pipeline.bury(delivery, world.letters)), Reason.TOKEN_MISSING)
+            assert_rejected(
+                world.run(world.pipeline.bury(delivery, world.letters)),
+                Reason.TOKEN_MISSING,
+            )
         assert counts(world) == (0, 1, 1)
 
     @pytest.mark.parametrize("deferred", [False, True])
@@ -577,7 +699,10 @@ class TestByHand:
         if deferred:
             world.policy.decide.failure = DOWN
             world.run(world.pipeline.judge(delivery))
-        for flow in (world.pipeline.confirm(delivery), world.pipeline.bury(delivery, world.letters)):
+        for flow in (
+            world.pipeline.confirm(delivery),
+            world.pipeline.bury(delivery, world.letters),
+        ):
             with pytest.raises(ConfigurationError, match="judged"):
                 world.run(flow)
         assert (world.store.confirm.calls, counts(world)) == (0, (0, 0, 0))
@@ -589,7 +714,9 @@ class TestByHand:
             world.run(world.pipeline.release(delivery))
         world.policy.decide.failure = DOWN
         world.run(world.pipeline.judge(delivery))
-        assert_deferred(world.run(world.pipeline.release(delivery)), Cause.HANDLER_DEFERRED)
+        assert_deferred(
+            world.run(world.pipeline.release(delivery)), Cause.HANDLER_DEFERRED
+        )
 
     def test_a_verdict_is_not_ended_as_another(self, world: World, rabbit: Maker) -> None:
         """A rejected delivery cannot be confirmed away, nor an accepted one buried unhandled."""
@@ -600,8 +727,12 @@ class TestByHand:
         with pytest.raises(ConfigurationError, match="confirm"):
             world.run(world.pipeline.bury(accepted, world.letters))
         assert counts(world) == (0, 0, 0)
-        assert_deferred(world.run(world.pipeline.release(rejected)), Cause.HANDLER_DEFERRED)
-        assert_rejected(world.run(world.pipeline.bury(rejected, world.letters)), Reason.TOKEN_MISSING)
+        assert_deferred(
+            world.run(world.pipeline.release(rejected)), Cause.HANDLER_DEFERRED
+        )
+        assert_rejected(
+            world.run(world.pipeline.bury(rejected, world.letters)), Reason.TOKEN_MISSING
+        )
 
     def test_a_duplicate_ends_either_way(self, world: World, rabbit: Maker) -> None:
         """A duplicate has nothing to confirm or bury and may be settled."""
@@ -611,17 +742,24 @@ class TestByHand:
         delivery, outcome = self.judge(world, again)
         assert outcome.verdict is Verdict.DUPLICATE
         assert world.run(world.pipeline.confirm(delivery)).verdict is Verdict.DUPLICATE
-        assert world.run(world.pipeline.bury(delivery, world.letters)).verdict is Verdict.DUPLICATE
+        assert (
+            world.run(world.pipeline.bury(delivery, world.letters)).verdict
+            is Verdict.DUPLICATE
+        )
         assert world.store.confirm.calls == 1
 
-    def test_renew_holds_a_claim_while_its_handler_runs(self, world: World, clock: FakeClock) -> None:
+    def test_renew_holds_a_claim_while_its_handler_runs(
+        self, world: World, clock: FakeClock
+    ) -> None:
         """A renewed lease keeps a redelivery waiting; a claim that is not held, or was lost, is not renewed."""
         message = world.sealed()
         delivery, _ = self.judge(world, message)
         clock.advance(50)
         assert world.run(world.pipeline.renew(delivery)) is True
         clock.advance(50)
-        again = world.receive(replace(message, origin=replace(message.origin, redelivered=True)))
+        again = world.receive(
+            replace(message, origin=replace(message.origin, redelivered=True))
+        )
         delivery_again = replace(again, received=delivery.received)
         assert_deferred(world.process(delivery_again), Cause.CLAIM_HELD)
         clock.advance(10)
@@ -643,14 +781,18 @@ class TestByHand:
 class TestObservers:
     """Metrics see every outcome and change none."""
 
-    def test_an_observer_that_fails_is_logged(self, make_world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def test_an_observer_that_fails_is_logged(
+        self, make_world: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """A broken metric loses no message and stops no other observer."""
         seen: list[Outcome] = []
 
         def broken(outcome: Outcome, message: Message, seconds: float) -> None:
             raise ValueError
 
-        world = make_world(observers=[broken, lambda outcome, message, seconds: seen.append(outcome)])
+        world = make_world(
+            observers=[broken, lambda outcome, message, seconds: seen.append(outcome)]
+        )
         assert world.process(world.sealed()).verdict is Verdict.ACCEPTED
         assert len(seen) == 1
         assert "observer" in caplog.text
@@ -660,21 +802,29 @@ class TestSettings:
     """What a pipeline refuses to be."""
 
     @pytest.mark.parametrize(
-        "settings", [{"record": "some"}, {"reread": "skip"}, {"lease": 0}, {"lease": -1}], ids=repr
+        "settings",
+        [{"record": "some"}, {"reread": "skip"}, {"lease": 0}, {"lease": -1}],
+        ids=repr,
     )
-    def test_unknown_settings_are_refused(self, settings: dict[str, Any], make_world: Any) -> None:
+    def test_unknown_settings_are_refused(
+        self, settings: dict[str, Any], make_world: Any
+    ) -> None:
         """No silent option."""
         with pytest.raises(ConfigurationError):
             make_world(**settings)
 
-    def test_a_pipeline_names_itself_in_its_records(self, make_world: Any, rabbit: Maker) -> None:
+    def test_a_pipeline_names_itself_in_its_records(
+        self, make_world: Any, rabbit: Maker
+    ) -> None:
         """By a random name unless told."""
         world = make_world(instance=None, randomness=lambda size: b"\0" * size)
         world.process(rabbit())
         assert world.records[0]["instance"] == "AAAAAAAA"
 
 
-def test_a_change_of_keys_is_passed_on(make_world: Callable[..., World], forge: Forge) -> None:
+def test_a_change_of_keys_is_passed_on(
+    make_world: Callable[..., World], forge: Forge
+) -> None:
     """The callback runs once for each change of an issuer that tells of changes, and not after its end."""
     listeners: list[Callable[[KeySet], None]] = []
 
@@ -684,7 +834,10 @@ def test_a_change_of_keys_is_passed_on(make_world: Callable[..., World], forge: 
             return lambda: listeners.remove(listener)
 
     calls: list[str] = []
-    issuers = {ISSUER: Issuer(keys=Telling([])), "https://two.example": Issuer(keys=forge.keys)}
+    issuers = {
+        ISSUER: Issuer(keys=Telling([])),
+        "https://two.example": Issuer(keys=forge.keys),
+    }
     pipeline = make_world(verifier=forge.verifier(keys=issuers)).pipeline
     end = pipeline.on_change(lambda: calls.append("changed"))
     for listener in listeners:

@@ -58,10 +58,19 @@ def told(outcome: Outcome) -> tuple[Any, ...]:
     body = None if outcome.verified is None else outcome.verified.body
     # A coroutine is one more frame, so that its fault has another id.
     detail = re.sub(r"error [0-9a-f]{12}", "error", outcome.detail or "")
-    return outcome.verdict, outcome.reason, outcome.cause, detail, body, outcome.dead_letter is None
+    return (
+        outcome.verdict,
+        outcome.reason,
+        outcome.cause,
+        detail,
+        body,
+        outcome.dead_letter is None,
+    )
 
 
-def course(world: World, scenario: Callable[[World], None], *, warm: bool = True) -> Course:
+def course(
+    world: World, scenario: Callable[[World], None], *, warm: bool = True
+) -> Course:
     """Return what a message goes through while something is wrong and then is not."""
     if warm:
         world.process(message(world, 2))
@@ -73,7 +82,13 @@ def course(world: World, scenario: Callable[[World], None], *, warm: bool = True
     for _ in range(2):
         outcomes.append(told(world.process(delivery)))
         steps.append(delivery.step)
-    for plug in (world.handler, world.store.claim, world.store.confirm, world.store.release, world.audit.write):
+    for plug in (
+        world.handler,
+        world.store.claim,
+        world.store.confirm,
+        world.store.release,
+        world.audit.write,
+    ):
         plug.failure = None
     while delivery.step is not Step.SETTLE:
         outcomes.append(told(world.process(delivery)))
@@ -111,7 +126,10 @@ SCENARIOS: dict[str, Callable[[World], None]] = {
 def test_the_same_end(name: str, make_world: MakeWorld, forge: Forge) -> None:
     """Whatever fails, a message after others of its kind goes through what the first goes through."""
     policy = forge.policy(RABBITMQ, KAFKA)
-    ends = [course(make_world(policy=policy), SCENARIOS[name], warm=warm) for warm in (True, False)]
+    ends = [
+        course(make_world(policy=policy), SCENARIOS[name], warm=warm)
+        for warm in (True, False)
+    ]
     assert ends[0] == ends[1]
 
 
@@ -125,7 +143,9 @@ def test_the_same_end_on_the_spot(
     policy = forge.policy(RABBITMQ, KAFKA)
     world = BegunWorld(clock, forge, asynchronous, policy=policy)
     found = course(world, SCENARIOS[name], warm=warm)
-    assert found == course(World(clock, forge, policy=policy), SCENARIOS[name], warm=False)
+    assert found == course(
+        World(clock, forge, policy=policy), SCENARIOS[name], warm=False
+    )
     assert (world.waited > 0) == (asynchronous or name == "handler fails")
 
 
@@ -133,11 +153,19 @@ def test_a_store_out_of_reach_is_asked_once(make_world: MakeWorld, forge: Forge)
     """Each attempt asks a store that is down once, for it may take its time to say so."""
     world = make_world(policy=forge.policy(RABBITMQ, KAFKA))
     assert world.process(message(world, 0)).verdict is Verdict.ACCEPTED
-    delivery, world.store.claim.failure, calls = world.receive(message(world, 1)), DOWN, world.store.claim.calls
+    delivery, world.store.claim.failure, calls = (
+        world.receive(message(world, 1)),
+        DOWN,
+        world.store.claim.calls,
+    )
     for number in range(1, 4):
         assert world.process(delivery).verdict is Verdict.DEFERRED
         assert world.store.claim.calls == calls + number
-    world.store.claim.failure, world.store.confirm.failure, calls = None, DOWN, world.store.confirm.calls
+    world.store.claim.failure, world.store.confirm.failure, calls = (
+        None,
+        DOWN,
+        world.store.confirm.calls,
+    )
     assert world.process(delivery).verdict is Verdict.DEFERRED
     assert (world.store.confirm.calls, world.handler.calls) == (calls + 1, 2)
 
@@ -161,7 +189,9 @@ def ahead(world: World) -> Delivery:
 
 def end(world: World, delivery: Delivery) -> Outcome:
     """Run a delivery to its end."""
-    outcome: Outcome = flow.run(world.pipeline.process(delivery, world.handler, world.letters))
+    outcome: Outcome = flow.run(
+        world.pipeline.process(delivery, world.handler, world.letters)
+    )
     return outcome
 
 
@@ -202,15 +232,29 @@ UNSIGNED: list[tuple[dict[str, Any], Reason]] = [
 
 @pytest.mark.parametrize(("bends", "reason"), UNSIGNED)
 def test_without_a_good_token_no_authority_is_asked(
-    make_world: MakeWorld, clock: FakeClock, forge: Forge, bends: dict[str, Any], reason: Reason
+    make_world: MakeWorld,
+    clock: FakeClock,
+    forge: Forge,
+    bends: dict[str, Any],
+    reason: Reason,
 ) -> None:
     """A message that no producer signed is rejected while the authority is out of reach, which nobody asks."""
     source = away(OSError("down"))
-    world = make_world(verifier=forge.verifier(release=ReleaseAuthorities({REVIEW: Authority(keys=source)})))
+    world = make_world(
+        verifier=forge.verifier(
+            release=ReleaseAuthorities({REVIEW: Authority(keys=source)})
+        )
+    )
     releaser = Releaser(key=Key.generate(), issuer=REVIEW, reviewer="ada", clock=clock)
-    message, _ = releaser.release(world.sealed(**bends), letter="0" * 64, scope="orders", reason="hostile")
+    message, _ = releaser.release(
+        world.sealed(**bends), letter="0" * 64, scope="orders", reason="hostile"
+    )
     outcome = world.process(message)
-    assert (outcome.verdict, outcome.reason, source.asked) == (Verdict.REJECTED, reason, 0)
+    assert (outcome.verdict, outcome.reason, source.asked) == (
+        Verdict.REJECTED,
+        reason,
+        0,
+    )
 
 
 @pytest.mark.parametrize("plug", ["policy.decide", "store.claim", "store.confirm"])

@@ -83,25 +83,39 @@ def test_a_rule_out_of_form_is_refused(rule: Any) -> None:
 def test_an_empty_policy_refuses_everything() -> None:
     """No rule, no destination, or another subject: denied."""
     message = verified(subject="orders-api", destination="kafka:orders")
-    for rules in ({}, {"orders-api": []}, {"Orders-api": ["kafka:#"]}, {"orders-ap": ["kafka:#"]}):
+    for rules in (
+        {},
+        {"orders-api": []},
+        {"Orders-api": ["kafka:#"]},
+        {"orders-ap": ["kafka:#"]},
+    ):
         assert Allow(rules).decide(message) is Decision.DENY
 
 
 def test_a_rule_allows_what_it_names() -> None:
     """Several rules of a subject add up."""
     policy = Allow(
-        [Rule(subject="me", destinations=("kafka:a",)), Rule(subject="me", destinations=("kafka:b", "kafka:c"))]
+        [
+            Rule(subject="me", destinations=("kafka:a",)),
+            Rule(subject="me", destinations=("kafka:b", "kafka:c")),
+        ]
     )
     found = {
         place: policy.decide(verified(subject="me", destination=place))
         for place in ("kafka:a", "kafka:c", "kafka:d")
     }
-    assert found == {"kafka:a": Decision.ALLOW, "kafka:c": Decision.ALLOW, "kafka:d": Decision.DENY}
+    assert found == {
+        "kafka:a": Decision.ALLOW,
+        "kafka:c": Decision.ALLOW,
+        "kafka:d": Decision.DENY,
+    }
 
 
 def test_a_rule_may_name_its_issuer() -> None:
     """The same subject of another issuer is another producer."""
-    policy = Allow([Rule(subject="me", destinations=("kafka:a",), issuer="https://one.example")])
+    policy = Allow(
+        [Rule(subject="me", destinations=("kafka:a",), issuer="https://one.example")]
+    )
     one = verified(subject="me", destination="kafka:a", issuer="https://one.example")
     two = verified(subject="me", destination="kafka:a", issuer="https://two.example")
     assert (policy.decide(one), policy.decide(two)) == (Decision.ALLOW, Decision.DENY)
@@ -109,5 +123,8 @@ def test_a_rule_may_name_its_issuer() -> None:
 
 def test_the_version_changes_with_the_rules() -> None:
     """Equal rules have one version, others another."""
-    assert Allow({"a": ["kafka:a"]}).version == Allow([Rule(subject="a", destinations=("kafka:a",))]).version
+    assert (
+        Allow({"a": ["kafka:a"]}).version
+        == Allow([Rule(subject="a", destinations=("kafka:a",))]).version
+    )
     assert Allow({"a": ["kafka:a"]}).version != Allow({"a": ["kafka:b"]}).version

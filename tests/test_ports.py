@@ -27,7 +27,9 @@ def test_no_client_is_given_it(port: Port) -> None:
     assert port.number < first
 
 
-def test_released_while_another_claims_it(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_released_while_another_claims_it(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever locks a file that its owner has just removed has not claimed the port: a third one may have."""
     lock = fcntl.flock
 

@@ -67,7 +67,10 @@ TESTS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
             "test_both_judge_alike_over_rabbitmq",
         ),
     ),
-    ("An authority MUST NOT have the name of an issuer", ("test_an_authority_has_no_issuers_name",)),
+    (
+        "An authority MUST NOT have the name of an issuer",
+        ("test_an_authority_has_no_issuers_name",),
+    ),
     (
         "It MUST bound what it remembers in bytes",
         (
@@ -81,7 +84,10 @@ TESTS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ),
     (
         "A consumer MUST NOT show its handler an uncovered header",
-        ("test_any_uncovered_value_is_hidden", "test_only_covered_headers_are_shown_and_required_ones_must_be"),
+        (
+            "test_any_uncovered_value_is_hidden",
+            "test_only_covered_headers_are_shown_and_required_ones_must_be",
+        ),
     ),
     ("It MUST bound how many WITs it remembers", ("test_what_is_remembered_is_bounded",)),
     ("it MUST NOT become part of a URL", ("test_an_unknown_kid_is_in_no_request",)),
@@ -113,14 +119,22 @@ def names() -> set[str]:
         test_vectors.HDS,
     )
     kinds = ("vectors", "sequences", "covers", "refused")
-    return {vector["name"] for file in files for kind in kinds for vector in file.get(kind, ())}
+    return {
+        vector["name"]
+        for file in files
+        for kind in kinds
+        for vector in file.get(kind, ())
+    }
 
 
 @cache
 def functions() -> set[str]:
     """Return the names of all tests."""
     found: set[str] = set()
-    for path in [*(ROOT / "tests").glob("test_*.py"), *(ROOT / "integration").rglob("test_*.py")]:
+    for path in [
+        *(ROOT / "tests").glob("test_*.py"),
+        *(ROOT / "integration").rglob("test_*.py"),
+    ]:
         nodes: list[Any] = list(ast.walk(ast.parse(path.read_text("utf-8"))))
         found |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
     return found
@@ -143,7 +157,9 @@ def test_the_vectors_of_each_must_exist(snippet: str, shown: tuple[str, ...]) ->
     assert set(shown) <= names(), snippet
 
 
-@pytest.mark.parametrize(("snippet", "shown"), [*TESTS, *BESIDE.items()], ids=lambda found: str(found)[:40])
+@pytest.mark.parametrize(
+    ("snippet", "shown"), [*TESTS, *BESIDE.items()], ids=lambda found: str(found)[:40]
+)
 def test_the_tests_of_each_other_must_exist(snippet: str, shown: tuple[str, ...]) -> None:
     """Each is a test, and of a MUST that is on the page."""
     assert set(shown) <= functions(), snippet

@@ -21,7 +21,14 @@ from mqauth.wire import base64url, claims, destination, envelope, jws
 from mqauth.wire import json_form as jsonform
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.envelope import add_named
-from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderValue, Message, Origin, fold, form_of
+from mqauth.wire.message import (
+    PROTECTED_PROPERTIES,
+    HeaderValue,
+    Message,
+    Origin,
+    fold,
+    form_of,
+)
 from tests.test_merkle import path_length
 
 CLOCK = FakeClock()
@@ -34,14 +41,27 @@ VERIFIER = FORGE.verifier()
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
-TIMES = st.integers(0, 4_000_000_000).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
-DECIMALS = st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**6), max_value=10**6)
+TIMES = st.integers(0, 4_000_000_000).map(
+    lambda seconds: datetime.fromtimestamp(seconds, UTC)
+)
+DECIMALS = st.decimals(
+    allow_nan=False, allow_infinity=False, places=3, min_value=-(10**6), max_value=10**6
+)
 SCALARS = st.one_of(
-    st.none(), st.booleans(), INTEGERS, st.floats(width=32), TEXT, st.binary(max_size=12), TIMES, DECIMALS
+    st.none(),
+    st.booleans(),
+    INTEGERS,
+    st.floats(width=32),
+    TEXT,
+    st.binary(max_size=12),
+    TIMES,
+    DECIMALS,
 )
 VALUES: st.SearchStrategy[Any] = st.recursive(
     SCALARS,
-    lambda inner: st.one_of(st.lists(inner, max_size=3).map(tuple), st.dictionaries(TEXT, inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(tuple), st.dictionaries(TEXT, inner, max_size=3)
+    ),
     max_leaves=6,
 )
 RESERVED = {"mqauth-token", *PROTECTED_PROPERTIES}
@@ -57,8 +77,14 @@ def distinct(names: list[str]) -> bool:
 def rabbitmq_messages(draw: st.DrawFn) -> Message:
     """Messages as RabbitMQ can carry them: names once, every value type, nested tables."""
     place = destination.rabbitmq(draw(TEXT), draw(TEXT))
-    table = draw(st.dictionaries(NAMES, VALUES, max_size=4).filter(lambda found: distinct(list(found))))
-    properties = draw(st.dictionaries(st.sampled_from(PROTECTED_PROPERTIES), TEXT, max_size=4))
+    table = draw(
+        st.dictionaries(NAMES, VALUES, max_size=4).filter(
+            lambda found: distinct(list(found))
+        )
+    )
+    properties = draw(
+        st.dictionaries(st.sampled_from(PROTECTED_PROPERTIES), TEXT, max_size=4)
+    )
     return Message(
         destination=place, body=draw(st.binary(max_size=40)), properties=properties, headers=tuple(table.items()),
         origin=Origin(queue=draw(TEXT)),
@@ -69,9 +95,13 @@ def rabbitmq_messages(draw: st.DrawFn) -> Message:
 def kafka_messages(draw: st.DrawFn) -> Message:
     """Messages as Kafka can carry them: tombstones, null and empty keys and values, names that repeat."""
     octets = st.one_of(st.none(), st.binary(max_size=12))
-    name = st.one_of(NAMES, st.sampled_from(PROTECTED_PROPERTIES), st.sampled_from(["a", "b"]))
+    name = st.one_of(
+        NAMES, st.sampled_from(PROTECTED_PROPERTIES), st.sampled_from(["a", "b"])
+    )
     headers = draw(
-        st.lists(st.tuples(name, octets), max_size=6).filter(lambda found: distinct([pair[0] for pair in found]))
+        st.lists(st.tuples(name, octets), max_size=6).filter(
+            lambda found: distinct([pair[0] for pair in found])
+        )
     )
     topic = draw(TEXT.filter(bool))
     return Message(
@@ -110,10 +140,16 @@ def _reason(message: Message, verifier: Verifier) -> Reason | None:
 
 
 @given(SIGNERS, MESSAGES)
-def test_whatever_is_sealed_opens_to_what_was_sealed(signer: Signer, message: Message) -> None:
+def test_whatever_is_sealed_opens_to_what_was_sealed(
+    signer: Signer, message: Message
+) -> None:
     """Seal and open round trip on both brokers, and the handler sees every application header."""
     found = opened(signer.sign(message))
-    assert (found.body, found.key, found.destination) == (message.body, message.key, message.destination)
+    assert (found.body, found.key, found.destination) == (
+        message.body,
+        message.key,
+        message.destination,
+    )
     names = envelope.application_headers(form_of(message))
     expected = [pair for pair in message.headers if pair[0] in names]
     assert repr(list(found.headers)) == repr(expected)
@@ -125,7 +161,9 @@ def test_covered_names_may_stand_in_any_order_among_others(
 ) -> None:
     """A broker that reorders different names breaks nothing, as long as each name keeps its order."""
     sealed = signer.sign(message)
-    names = data.draw(st.permutations(list(dict.fromkeys(name for name, _ in sealed.headers))))
+    names = data.draw(
+        st.permutations(list(dict.fromkeys(name for name, _ in sealed.headers)))
+    )
     moved = tuple((name, value) for name in names for value in sealed.occurrences(name))
     assert reason_of(replace(sealed, headers=moved)) is None
 
@@ -157,22 +195,37 @@ def _flip(draw: Callable[[Any], Any], raw: bytes | None) -> bytes | None:
 
 
 @given(SIGNERS, MESSAGES, st.sampled_from(["x", "%20", ".", "/"]))
-def test_another_destination_is_destination_mismatch(signer: Signer, message: Message, suffix: str) -> None:
+def test_another_destination_is_destination_mismatch(
+    signer: Signer, message: Message, suffix: str
+) -> None:
     """A message moved elsewhere is refused there."""
     sealed = signer.sign(message)
-    assert reason_of(replace(sealed, destination=sealed.destination + suffix)) is Reason.DESTINATION_MISMATCH
+    assert (
+        reason_of(replace(sealed, destination=sealed.destination + suffix))
+        is Reason.DESTINATION_MISMATCH
+    )
 
 
 @given(SIGNERS, MESSAGES, st.data())
-def test_any_other_body_or_record_key_is_a_mismatch(signer: Signer, message: Message, data: st.DataObject) -> None:
+def test_any_other_body_or_record_key_is_a_mismatch(
+    signer: Signer, message: Message, data: st.DataObject
+) -> None:
     """A flipped bit, a byte more or fewer, empty or none: body_mismatch and record_key_mismatch."""
     sealed = signer.sign(message)
-    assert reason_of(replace(sealed, body=_flip(data.draw, sealed.body))) is Reason.BODY_MISMATCH
-    assert reason_of(replace(sealed, key=_flip(data.draw, sealed.key))) is Reason.RECORD_KEY_MISMATCH
+    assert (
+        reason_of(replace(sealed, body=_flip(data.draw, sealed.body)))
+        is Reason.BODY_MISMATCH
+    )
+    assert (
+        reason_of(replace(sealed, key=_flip(data.draw, sealed.key)))
+        is Reason.RECORD_KEY_MISMATCH
+    )
 
 
 @given(SIGNERS, MESSAGES, st.sampled_from(PROTECTED_PROPERTIES), TEXT)
-def test_any_other_property_is_headers_mismatch(signer: Signer, message: Message, name: str, value: str) -> None:
+def test_any_other_property_is_headers_mismatch(
+    signer: Signer, message: Message, name: str, value: str
+) -> None:
     """Each of the seven is bound, present or absent: on RabbitMQ its value, on Kafka its occurrences."""
     sealed = signer.sign(message)
     if destination.is_kafka(message.destination):
@@ -183,7 +236,12 @@ def test_any_other_property_is_headers_mismatch(signer: Signer, message: Message
     assert reason_of(changed) is Reason.HEADERS_MISMATCH
 
 
-@given(SIGNERS, MESSAGES, st.sampled_from(["value", "remove", "rename", "repeat", "twin"]), st.data())
+@given(
+    SIGNERS,
+    MESSAGES,
+    st.sampled_from(["value", "remove", "rename", "repeat", "twin"]),
+    st.data(),
+)
 def test_any_other_covered_header_is_headers_mismatch(
     signer: Signer, message: Message, kind: str, data: st.DataObject
 ) -> None:
@@ -210,10 +268,16 @@ def test_any_other_covered_header_is_headers_mismatch(
 
 
 @given(SIGNERS, kafka_messages(), st.data())
-def test_the_order_of_occurrences_is_bound(signer: Signer, message: Message, data: st.DataObject) -> None:
+def test_the_order_of_occurrences_is_bound(
+    signer: Signer, message: Message, data: st.DataObject
+) -> None:
     """Exchanging two different values of one name is headers_mismatch."""
-    values = data.draw(st.lists(st.binary(max_size=3), min_size=2, max_size=4, unique=True))
-    sealed = signer.sign(replace(message, headers=tuple(("tag", value) for value in values)))
+    values = data.draw(
+        st.lists(st.binary(max_size=3), min_size=2, max_size=4, unique=True)
+    )
+    sealed = signer.sign(
+        replace(message, headers=tuple(("tag", value) for value in values))
+    )
     order = data.draw(st.permutations(range(len(values))))
     moved = (*(sealed.headers[index] for index in order), sealed.headers[-1])
     expected = None if list(order) == sorted(order) else Reason.HEADERS_MISMATCH
@@ -232,7 +296,14 @@ def test_an_uncovered_header_is_never_shown(
     assert found.headers == opened(sealed).headers or "nan" in repr(found.headers)
 
 
-SEALED = SIGNER.sign(Message(destination="kafka:orders", body=b"hello", key=b"42", headers=(("tenant", b"acme"),)))
+SEALED = SIGNER.sign(
+    Message(
+        destination="kafka:orders",
+        body=b"hello",
+        key=b"42",
+        headers=(("tenant", b"acme"),),
+    )
+)
 TOKEN = envelope.token_of(SEALED)
 BARE = replace(SEALED, headers=SEALED.headers[:-1])
 
@@ -264,10 +335,18 @@ def test_any_flipped_bit_of_a_batch_token_is_rejected(bit: int) -> None:
     flipped[bit // 8] ^= 1 << bit % 8
     assert judged_token(BATCH_TOKEN) is None
     reason = judged_token(bytes(flipped))
-    assert reason in (None, Reason.PROOF_INVALID) if bit // 8 in TWELVE else reason is not None
+    assert (
+        reason in (None, Reason.PROOF_INVALID)
+        if bit // 8 in TWELVE
+        else reason is not None
+    )
 
 
-@given(st.one_of(st.binary(max_size=80), st.text("0123456789.~-_=AQ", max_size=60).map(str.encode)))
+@given(
+    st.one_of(
+        st.binary(max_size=80), st.text("0123456789.~-_=AQ", max_size=60).map(str.encode)
+    )
+)
 @example(b"")
 @example(PROOF + b"~")
 @example(PROOF + b"=")
@@ -279,7 +358,9 @@ def test_arbitrary_bytes_as_proof_are_a_rejection(proof: bytes) -> None:
 
 
 @given(st.sampled_from([0, 1, 2]), st.data())
-def test_each_segment_of_a_token_has_its_reasons(segment: int, data: st.DataObject) -> None:
+def test_each_segment_of_a_token_has_its_reasons(
+    segment: int, data: st.DataObject
+) -> None:
     """A changed signature is signature_invalid; a changed payload too, or its claims are malformed before."""
     parts = TOKEN.split(b".")
     raw = bytearray(base64url.decode(parts[segment]))
@@ -295,7 +376,10 @@ def test_each_segment_of_a_token_has_its_reasons(segment: int, data: st.DataObje
 
 
 SOUP = st.lists(
-    st.one_of(st.binary(max_size=20), st.sampled_from([b".", b"e30", b"eyJ", b"=", *TOKEN.split(b".")])),
+    st.one_of(
+        st.binary(max_size=20),
+        st.sampled_from([b".", b"e30", b"eyJ", b"=", *TOKEN.split(b".")]),
+    ),
     max_size=6,
 ).map(b"".join)
 
@@ -312,7 +396,10 @@ def test_arbitrary_bytes_as_token_are_a_rejection(token: bytes) -> None:
 
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20)),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=6), inner, max_size=4)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    ),
     max_leaves=10,
 )
 HONEST = FORGE.claims(BARE)
@@ -364,7 +451,9 @@ def test_arbitrary_json_as_a_batch_is_judged(mqa: dict[str, Any]) -> None:
 
 @given(
     st.one_of(
-        JSON.map(loose), st.binary(max_size=40), st.text('[]{},:"\\u0d8ef1.-eE+ naN', max_size=20).map(str.encode)
+        JSON.map(loose),
+        st.binary(max_size=40),
+        st.text('[]{},:"\\u0d8ef1.-eE+ naN', max_size=20).map(str.encode),
     )
 )
 def test_strict_json_agrees_with_json_on_what_it_accepts(raw: bytes) -> None:
@@ -396,9 +485,13 @@ def test_claims_of_arbitrary_bytes_are_parsed_or_rejected(raw: bytes) -> None:
     "exp": st.integers(-10, 4000).map(lambda offset: HONEST["iat"] + offset),
     "nbf": st.integers(-10, 10).map(lambda offset: HONEST["iat"] + offset), "role": JSON,
 }), st.sampled_from(["EdDSA", "ES256", "none"]))  # fmt: skip
-def test_what_we_accept_pyjwt_accepts_with_the_same_claims(bends: dict[str, Any], algorithm: str) -> None:
+def test_what_we_accept_pyjwt_accepts_with_the_same_claims(
+    bends: dict[str, Any], algorithm: str
+) -> None:
     """An independent library, as an oracle: a token of ours is a valid JWT wherever we take it for one."""
-    token = FORGE.token(BARE, claims=bends, payload=loose(HONEST | bends), header={"alg": algorithm})
+    token = FORGE.token(
+        BARE, claims=bends, payload=loose(HONEST | bends), header={"alg": algorithm}
+    )
     try:
         found = opened(with_token(BARE, token))
     except Rejection:
@@ -422,7 +515,11 @@ def test_the_json_form_is_the_message(message: Message) -> None:
 @given(JSON)
 def test_arbitrary_json_is_a_message_or_malformed(value: Any) -> None:
     """Reading a form raises nothing but MalformedMessage, also for its parts."""
-    forms = [value, {"destination": "kafka:a", "body": value}, {"destination": value, "body": None}]
+    forms = [
+        value,
+        {"destination": "kafka:a", "body": value},
+        {"destination": value, "body": None},
+    ]
     forms += [
         {"destination": "rabbitmq:/a", "body": "", name: value}
         for name in ("headers", "properties", "origin", "key")
@@ -457,4 +554,8 @@ def test_what_parses_as_a_destination_is_canonical(text: str) -> None:
         scheme, *names = destination.parse(text)
     except MalformedMessage:
         return
-    assert text == (destination.rabbitmq(*names) if scheme == "rabbitmq" else destination.kafka(*names))
+    assert text == (
+        destination.rabbitmq(*names)
+        if scheme == "rabbitmq"
+        else destination.kafka(*names)
+    )

@@ -19,7 +19,9 @@ from mqauth.judging.pipeline import Delivery
 from tests.conftest import Alarm, turns
 
 orders = st.integers(1, 40).flatmap(
-    lambda count: st.tuples(st.permutations(range(count)), st.lists(st.sampled_from(ACTS), min_size=count))
+    lambda count: st.tuples(
+        st.permutations(range(count)), st.lists(st.sampled_from(ACTS), min_size=count)
+    )
 )
 
 
@@ -31,7 +33,13 @@ class Side:
         self.alarm = Alarm()
         self.lost: list[Delivery] = []
         given: Any = self.channel
-        self.acks = Acks(given, sender(given, "q"), lost=self.lost.extend, window=window, timer=self.alarm)
+        self.acks = Acks(
+            given,
+            sender(given, "q"),
+            lost=self.lost.extend,
+            window=window,
+            timer=self.alarm,
+        )
 
     def deliver(self, count: int = 1) -> list[int]:
         """Deliver to these acks."""
@@ -56,7 +64,9 @@ def test_any_order(order: tuple[list[int], list[Act]], window: int) -> None:
         tags = side.deliver(len(numbers))
         wanted = list(zip(numbers, acts, strict=False))
         still = await carry_out(side.channel, side.acks, tags, wanted)
-        assert side.channel.acked == {tags[number] for number, act in wanted if act == "settle"}
+        assert side.channel.acked == {
+            tags[number] for number, act in wanted if act == "settle"
+        }
         assert set(side.channel.unacked) == still
         assert side.lost == []
 
@@ -67,7 +77,9 @@ def test_any_order(order: tuple[list[int], list[Act]], window: int) -> None:
     theirs=st.lists(st.booleans(), min_size=1, max_size=40),
     settled=st.lists(st.booleans(), min_size=40, max_size=40),
 )
-def test_a_channel_shared_with_others(theirs: Sequence[bool], settled: Sequence[bool]) -> None:
+def test_a_channel_shared_with_others(
+    theirs: Sequence[bool], settled: Sequence[bool]
+) -> None:
     """Deliveries of the channel that are somebody else's are never acked, wherever they stand."""
 
     async def run() -> None:
@@ -106,7 +118,10 @@ async def test_a_settled_one_waits_for_the_timer_at_most() -> None:
     first, second, third = side.deliver(3)
     side.settle(first, second)
     await turns()
-    assert (side.channel.frames, [seconds for seconds, _ in side.alarm.set]) == ([], [ACK_DELAY])
+    assert (side.channel.frames, [seconds for seconds, _ in side.alarm.set]) == (
+        [],
+        [ACK_DELAY],
+    )
     await side.alarm.ring()
     assert side.channel.frames == [(second, True)]
     side.settle(third)

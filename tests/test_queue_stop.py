@@ -58,9 +58,13 @@ class Client:
         """Open a channel."""
         return OpenChannel(self, self.send, self, None)  # type: ignore[arg-type]
 
-    async def consume(self, _channel: object, take: Callable[[Any], Awaitable[None]]) -> str:
+    async def consume(
+        self, _channel: object, take: Callable[[Any], Awaitable[None]]
+    ) -> str:
         """Deliver the message."""
-        asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(take(SimpleNamespace())))
+        asyncio.get_running_loop().call_soon(
+            lambda: asyncio.ensure_future(take(SimpleNamespace()))
+        )
         return "tag"
 
     async def cancel(self, _consumer: str) -> None:
@@ -111,9 +115,14 @@ class Client:
 def consumer(handler: Any, audit: AuditFile, *hangs: str) -> tuple[QueueConsumer, Client]:
     """Return a consumer without a grace, and its client, some of whose calls never return."""
     forge = Forge(lifetime=600)
-    client = Client(forge.signer().sign(Message(destination=PLACE, body=b"order")), *hangs)
+    client = Client(
+        forge.signer().sign(Message(destination=PLACE, body=b"order")), *hangs
+    )
     guard = Pipeline(
-        verifier=forge.verifier(), policy=forge.policy(PLACE), replay=MemoryReplayStore(), audit=audit
+        verifier=forge.verifier(),
+        policy=forge.policy(PLACE),
+        replay=MemoryReplayStore(),
+        audit=audit,
     )
     settings: dict[str, Any] = {
         "prefetch": 1, "coalesce_acks": True, "grace": 0, "hold": 60, "consumer_timeout": 1800,
@@ -151,7 +160,10 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=" ".join,
 )
 async def test_a_call_that_never_returns(
-    hangs: tuple[str, ...], then: list[str], audit: AuditFile, caplog: pytest.LogCaptureFixture
+    hangs: tuple[str, ...],
+    then: list[str],
+    audit: AuditFile,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A stop ends, and says so where nothing was answered; what needs no answer was sent all the same."""
     begun = asyncio.Event()
@@ -171,7 +183,9 @@ async def test_a_call_that_never_returns(
         client.answers.set()
         await running
     assert client.made == ["ready", *then]
-    assert caplog.text.count("does not answer a consumer that stops") == (hangs != ("requeue",))
+    assert caplog.text.count("does not answer a consumer that stops") == (
+        hangs != ("requeue",)
+    )
 
 
 async def test_a_thread_is_waited_for(audit: AuditFile) -> None:
@@ -256,9 +270,20 @@ class Early:
 def made(calls: Any, clock: FakeClock, sleep: Any) -> Subscription:
     """Return a subscription that takes no delivery."""
     guard: Any = SimpleNamespace(
-        clock=clock, lease=60, handlers=lambda *_: None, verifier=SimpleNamespace(times=Times(), issuers=())
+        clock=clock,
+        lease=60,
+        handlers=lambda *_: None,
+        verifier=SimpleNamespace(times=Times(), issuers=()),
     )
-    return Subscription(calls, guard, print, fail=print, dead_letters=None, coalesce_acks=False, sleep=sleep)
+    return Subscription(
+        calls,
+        guard,
+        print,
+        fail=print,
+        dead_letters=None,
+        coalesce_acks=False,
+        sleep=sleep,
+    )
 
 
 async def test_cancelled_before_its_tag_is_known() -> None:
@@ -273,7 +298,11 @@ async def test_cancelled_before_its_tag_is_known() -> None:
     running = asyncio.create_task(subscription.run())
     for _ in range(100):
         await asyncio.sleep(0)
-    assert (window.consumer, calls.started, slept) == ("consumer 1", ["consumer 0", "consumer 1"], [AFTER_CANCEL])
+    assert (window.consumer, calls.started, slept) == (
+        "consumer 1",
+        ["consumer 0", "consumer 1"],
+        [AFTER_CANCEL],
+    )
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
@@ -337,7 +366,9 @@ class Suspending:
         await asyncio.gather(self.running, return_exceptions=True)
 
 
-async def test_a_consumer_being_started_is_cancelled_before_the_queue_is_suspended() -> None:
+async def test_a_consumer_being_started_is_cancelled_before_the_queue_is_suspended() -> (
+    None
+):
     """It runs at the broker before its tag is known here; what goes back would come to it."""
     at = Suspending()
     at.calls.is_ready.set()

@@ -14,7 +14,14 @@ import pytest
 from aio_pika import exceptions
 from pamqp import commands
 
-from mqauth import Cause, ConfigurationError, MalformedMessage, Message, Signer, Unavailable
+from mqauth import (
+    Cause,
+    ConfigurationError,
+    MalformedMessage,
+    Message,
+    Signer,
+    Unavailable,
+)
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, is_untouched
 from mqauth.brokers.rabbitmq.producer import DirectPath, ExchangePath
@@ -70,7 +77,10 @@ class Table(Calls):
 
 def messages(count: int, **fields: Any) -> list[Message]:
     """Return messages of one destination."""
-    return [Message(destination=PLACE, body=b"%d" % number, **fields) for number in range(count)]
+    return [
+        Message(destination=PLACE, body=b"%d" % number, **fields)
+        for number in range(count)
+    ]
 
 
 @pytest.fixture
@@ -79,7 +89,9 @@ def table() -> Table:
     return Table()
 
 
-@pytest.mark.parametrize(("batch", "linger"), [(0, 0.1), (1025, 0.1), (True, 0.1), (2, -1), (2, 11)])
+@pytest.mark.parametrize(
+    ("batch", "linger"), [(0, 0.1), (1025, 0.1), (True, 0.1), (2, -1), (2, 11)]
+)
 def test_refused_settings(batch: int, linger: float) -> None:
     """A batch is 1 to 1,024, linger 0 to 10 seconds."""
     with pytest.raises(ConfigurationError, match="batch is 1 to 1024"):
@@ -89,16 +101,23 @@ def test_refused_settings(batch: int, linger: float) -> None:
 @pytest.mark.parametrize("kind", [aio_pika.Channel, aio_pika.RobustConnection])
 def test_a_channel_is_no_exchange(kind: Any) -> None:
     """Who gives a producer the channel or the connection is told at once what it takes."""
-    with pytest.raises(ConfigurationError, match=f"takes an exchange of aio-pika, not {kind.__name__}"):
+    with pytest.raises(
+        ConfigurationError, match=f"takes an exchange of aio-pika, not {kind.__name__}"
+    ):
         rabbitmq.Producer(kind.__new__(kind), Forge().signer())
 
 
 async def test_as_it_comes(table: Table) -> None:
     """Without any setting, what is published before the loop turns shares a token, each destination another."""
     await table.busy(100)
-    elsewhere = [Message(destination="rabbitmq:shop/refunds", body=b"x") for _ in range(2)]
+    elsewhere = [
+        Message(destination="rabbitmq:shop/refunds", body=b"x") for _ in range(2)
+    ]
     tasks = table.start(*messages(3), *elsewhere)
-    heads = [str((await task).occurrences("mqauth-token")[0]).partition("~")[0] for task in tasks]
+    heads = [
+        str((await task).occurrences("mqauth-token")[0]).partition("~")[0]
+        for task in tasks
+    ]
     assert [heads.index(head) for head in heads] == [0, 0, 0, 3, 3]
     assert table.alarm.set == []
 
@@ -127,7 +146,10 @@ async def test_held_while_many_are_unconfirmed() -> None:
     await turns()
     later = table.start(*messages(3))
     await turns()
-    assert (table.signer.sizes, [seconds for seconds, _ in table.alarm.set]) == ([], [0.002])
+    assert (table.signer.sizes, [seconds for seconds, _ in table.alarm.set]) == (
+        [],
+        [0.002],
+    )
     table.alarm.set[0][1]()
     await asyncio.gather(*early, *later)
     assert table.signer.sizes == [5]
@@ -165,9 +187,20 @@ async def test_confirms_clock_the_seals() -> None:
 async def test_what_cannot_be_signed_concerns_its_own_caller(table: Table) -> None:
     """A message with a token already, or in no form, raises to its own caller; the others are sealed."""
     good = messages(3)
-    bad = [messages(1, headers=(("mqauth-token", "x"),))[0], Message(destination="nowhere", body=b"")]
-    found = await asyncio.gather(*table.start(good[0], bad[0], good[1], bad[1], good[2]), return_exceptions=True)
-    assert [type(one) for one in found] == [Message, MalformedMessage, Message, MalformedMessage, Message]
+    bad = [
+        messages(1, headers=(("mqauth-token", "x"),))[0],
+        Message(destination="nowhere", body=b""),
+    ]
+    found = await asyncio.gather(
+        *table.start(good[0], bad[0], good[1], bad[1], good[2]), return_exceptions=True
+    )
+    assert [type(one) for one in found] == [
+        Message,
+        MalformedMessage,
+        Message,
+        MalformedMessage,
+        Message,
+    ]
     assert table.signer.sizes == [3]
 
 
@@ -176,7 +209,12 @@ async def test_a_group_too_large_concerns_no_other(table: Table) -> None:
     many = tuple((f"{number:03}" + "n" * 120, "v") for number in range(60))
     wanted = [*messages(2), *messages(2, headers=many)]
     found = await asyncio.gather(*table.start(*wanted), return_exceptions=True)
-    assert [type(one) for one in found] == [Message, Message, MalformedMessage, MalformedMessage]
+    assert [type(one) for one in found] == [
+        Message,
+        Message,
+        MalformedMessage,
+        MalformedMessage,
+    ]
     assert table.sealing.running == 2
 
 
@@ -201,7 +239,11 @@ async def test_cancelling_one_disturbs_no_other() -> None:
     table.sealing.seal_now()
     waiting[2].cancel()
     found = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [type(one) for one in found] == [Message, asyncio.CancelledError, asyncio.CancelledError]
+    assert [type(one) for one in found] == [
+        Message,
+        asyncio.CancelledError,
+        asyncio.CancelledError,
+    ]
     assert (table.signer.sizes, table.sealing.running) == ([2], 51)
 
 
@@ -254,10 +296,14 @@ class FakeExchange:
         return commands.Basic.Ack()
 
 
-def producer(exchange: FakeExchange, signer: Signer | None = None, **settings: Any) -> rabbitmq.Producer:
+def producer(
+    exchange: FakeExchange, signer: Signer | None = None, **settings: Any
+) -> rabbitmq.Producer:
     """Return a batching producer on a fake exchange."""
     given: Any = exchange
-    return rabbitmq.Producer(given, signer or Counting(Forge()), **({"batch": 64} | settings))
+    return rabbitmq.Producer(
+        given, signer or Counting(Forge()), **({"batch": 64} | settings)
+    )
 
 
 def start(*publishing: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
@@ -272,7 +318,8 @@ async def test_each_publish_has_its_own_outcome() -> None:
     sender = producer(exchange)
     keys = ("taken", "refused", "taken", "nobody")
     results = await asyncio.gather(
-        *(sender.publish(aio_pika.Message(b"x"), key) for key in keys), return_exceptions=True
+        *(sender.publish(aio_pika.Message(b"x"), key) for key in keys),
+        return_exceptions=True,
     )
     assert [type(result) for result in results] == [
         commands.Basic.Ack, exceptions.DeliveryError, commands.Basic.Ack, rabbitmq.UnroutableError,
@@ -284,7 +331,12 @@ async def test_one_id_twice_takes_turns_in_a_batch_too() -> None:
     exchange = FakeExchange()
     exchange.answers.set()
     sender = producer(exchange)
-    await asyncio.gather(*(sender.publish(aio_pika.Message(b"x", message_id="same"), "taken") for _ in range(5)))
+    await asyncio.gather(
+        *(
+            sender.publish(aio_pika.Message(b"x", message_id="same"), "taken")
+            for _ in range(5)
+        )
+    )
     assert len(exchange.published) == 5
 
 
@@ -299,7 +351,11 @@ async def test_a_message_is_taken_as_it_was() -> None:
     message.headers["a"] = "after"
     await publishing
     (sent,) = exchange.published
-    assert (sent.body, sent.headers["a"], sent.content_type) == (b"before", "before", "before")
+    assert (sent.body, sent.headers["a"], sent.content_type) == (
+        b"before",
+        "before",
+        "before",
+    )
     assert message.message_id is None
 
 
@@ -344,7 +400,9 @@ def real_exchange(kind: type[aio_pika.Exchange] = aio_pika.Exchange) -> Any:
     return kind(SimpleNamespace(), "shop")  # type: ignore[arg-type]
 
 
-def test_instrumented_exchanges_are_not_gone_past(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_instrumented_exchanges_are_not_gone_past(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """aio-pika's own publish is gone past; a subclass's, or one that was replaced, sees each message."""
 
     class Own(aio_pika.Exchange):

@@ -22,7 +22,15 @@ from aiormq.abc import DeliveredMessage
 from pamqp import commands
 from pamqp.header import ContentHeader
 
-from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipeline, Verdict, Verified
+from mqauth import (
+    AuditFile,
+    Cause,
+    ConfigurationError,
+    MemoryReplayStore,
+    Pipeline,
+    Verdict,
+    Verified,
+)
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
 from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_untouched
@@ -110,7 +118,9 @@ def ask_instead(guard: Any, decide: Any) -> Any:
 class Table:
     """A processor with everything around it, on a clock that moves while it sleeps."""
 
-    def __init__(self, audit: AuditFile, *, lifetime: int = 3600, **settings: Any) -> None:
+    def __init__(
+        self, audit: AuditFile, *, lifetime: int = 3600, **settings: Any
+    ) -> None:
         self.clock = FakeClock()
         self.forge = Forge(self.clock, lifetime=lifetime)
         self.letters = Letters()
@@ -183,8 +193,14 @@ class Spot:
     def __init__(self, audit: AuditFile, handler: Any = None, **settings: Any) -> None:
         self.table = Table(audit, **settings)
         self.tags: Any = Tags()
-        wanted = {"dead_letters": self.table.letters, "sleep": self.table.sleep, "hold": 1}
-        self.processor = processing(self.table.guard, handler or self.table.handled.append, **wanted)
+        wanted = {
+            "dead_letters": self.table.letters,
+            "sleep": self.table.sleep,
+            "hold": 1,
+        }
+        self.processor = processing(
+            self.table.guard, handler or self.table.handled.append, **wanted
+        )
         self.number = 0
 
     async def warm(self) -> None:
@@ -215,7 +231,11 @@ async def test_settled_on_the_spot(spot: Spot) -> None:
     begun = spot.processor.begin(spot.delivery(forged), spot.tags)
     assert not isinstance(begun, StartedDelivery)
     assert begun.verdict is Verdict.REJECTED
-    assert (spot.tags.settled, len(spot.table.handled), len(spot.table.letters.found)) == ([1, 2], 1, 1)
+    assert (
+        spot.tags.settled,
+        len(spot.table.handled),
+        len(spot.table.letters.found),
+    ) == ([1, 2], 1, 1)
 
 
 async def test_without_acks_nothing_is_settled_on_the_spot(spot: Spot) -> None:
@@ -224,7 +244,9 @@ async def test_without_acks_nothing_is_settled_on_the_spot(spot: Spot) -> None:
     begun = spot.processor.begin(delivery, None)
     assert isinstance(begun, StartedDelivery)
     assert (len(spot.table.handled), delivery.settled) == (1, [])
-    assert (await spot.processor.process(delivery, None, begun)).verdict is Verdict.ACCEPTED
+    assert (
+        await spot.processor.process(delivery, None, begun)
+    ).verdict is Verdict.ACCEPTED
     assert (len(spot.table.handled), delivery.settled) == (1, ["ack"])
 
 
@@ -257,7 +279,9 @@ class Far(MemoryReplayStore):
 
 
 @pytest.mark.parametrize(
-    ("handler", "settings", "handled"), [(_awaits, {}, 0), (None, {"replay": Far}, 1)], ids=["handler", "store"]
+    ("handler", "settings", "handled"),
+    [(_awaits, {}, 0), (None, {"replay": Far}, 1)],
+    ids=["handler", "store"],
 )
 async def test_what_is_awaited_is_left_to_a_task(
     audit: AuditFile, handler: Any, settings: Any, handled: int
@@ -268,7 +292,9 @@ async def test_what_is_awaited_is_left_to_a_task(
     begun = spot.processor.begin(delivery, spot.tags)
     assert isinstance(begun, StartedDelivery)
     assert (spot.tags.settled, spot.table.handled) == ([], [])
-    assert (await spot.processor.process(delivery, spot.tags, begun)).verdict is Verdict.ACCEPTED
+    assert (
+        await spot.processor.process(delivery, spot.tags, begun)
+    ).verdict is Verdict.ACCEPTED
     assert (spot.tags.settled, len(spot.table.handled)) == ([1], handled)
 
 
@@ -289,7 +315,9 @@ async def test_an_awaitable_of_a_plain_handler_is_awaited_once(audit: AuditFile)
     begun = spot.processor.begin(delivery, spot.tags)
     assert isinstance(begun, StartedDelivery)
     assert (len(calls), len(awaited)) == (2, 1)
-    assert (await spot.processor.process(delivery, spot.tags, begun)).verdict is Verdict.ACCEPTED
+    assert (
+        await spot.processor.process(delivery, spot.tags, begun)
+    ).verdict is Verdict.ACCEPTED
     assert (len(calls), len(awaited), spot.tags.settled) == (2, 2, [2])
 
 
@@ -319,7 +347,9 @@ async def test_what_was_begun_is_ended_on_a_lost_channel(audit: AuditFile) -> No
     """It is judged by what was known of an earlier delivery, and carried to its end: nobody else will."""
     spot = Spot(audit, _awaits, lifetime=60)
     honest = spot.table.honest()
-    earlier = again(from_native(spot.delivery(honest), queue="q"), spot.table.guard.receive(honest))
+    earlier = again(
+        from_native(spot.delivery(honest), queue="q"), spot.table.guard.receive(honest)
+    )
     spot.processor.work.lost((earlier,))
     spot.table.clock.advance(100)
     delivery = spot.delivery(honest)
@@ -334,12 +364,18 @@ async def test_what_was_begun_is_ended_on_a_lost_channel(audit: AuditFile) -> No
 
 async def test_a_stale_delivery_is_not_begun(spot: Spot) -> None:
     """What was delivered before a reconnect has no tag here, no handler and no task: it comes again."""
-    consumer = rabbitmq.Consumer(queue(), spot.table.guard, spot.table.handled.append, dead_letters=Letters())
+    consumer = rabbitmq.Consumer(
+        queue(), spot.table.guard, spot.table.handled.append, dead_letters=Letters()
+    )
     consumer._subscription.acks = spot.tags  # which would fail to open anything
     delivery = spot.delivery()
     delivery.channel.is_closed = True
     await consumer._subscription.take(delivery)
-    assert (spot.table.handled, spot.tags.settled, len(consumer._subscription.tasks)) == ([], [], 0)
+    assert (spot.table.handled, spot.tags.settled, len(consumer._subscription.tasks)) == (
+        [],
+        [],
+        0,
+    )
 
 
 async def test_a_delivery_has_one_context(audit: AuditFile) -> None:
@@ -357,7 +393,9 @@ async def test_a_delivery_has_one_context(audit: AuditFile) -> None:
         return work()
 
     spot = Spot(audit)
-    consumer = rabbitmq.Consumer(queue(), spot.table.guard, handler, dead_letters=Letters())
+    consumer = rabbitmq.Consumer(
+        queue(), spot.table.guard, handler, dead_letters=Letters()
+    )
     consumer._subscription.acks = spot.tags
     await consumer._subscription.take(spot.delivery())
     await asyncio.gather(*consumer._subscription.tasks._running)
@@ -369,7 +407,10 @@ async def test_a_claim_ages_from_where_it_was_made(audit: AuditFile) -> None:
     ages = list[float]()
 
     async def handler(_: Verified) -> None:
-        ages.extend(clock.monotonic() - since for _, since in spot.processor._leases._since.values())
+        ages.extend(
+            clock.monotonic() - since
+            for _, since in spot.processor._leases._since.values()
+        )
 
     spot = Spot(audit, handler)
     clock, delivery = spot.table.clock, spot.delivery()
@@ -385,9 +426,13 @@ def broken(*_: Any) -> None:
     raise ZeroDivisionError
 
 
-async def test_an_error_of_ours_on_the_spot_ends_the_consumer(spot: Spot, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_of_ours_on_the_spot_ends_the_consumer(
+    spot: Spot, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is not left to aiormq, which would log it and go on with a delivery that nobody settles."""
-    consumer = rabbitmq.Consumer(queue(), spot.table.guard, print, dead_letters=spot.table.letters)
+    consumer = rabbitmq.Consumer(
+        queue(), spot.table.guard, print, dead_letters=spot.table.letters
+    )
     monkeypatch.setattr(consumer._subscription, "begin", broken)
     await consumer._subscription.take(spot.delivery())
     assert isinstance(consumer._window.failure, ZeroDivisionError)
@@ -399,7 +444,10 @@ async def test_what_is_handled_on_the_spot_is_in_flight(audit: AuditFile) -> Non
     seen = list[int]()
     spot = Spot(audit)
     consumer = rabbitmq.Consumer(
-        queue(), spot.table.guard, lambda _: seen.append(consumer.health().in_flight), dead_letters=Letters()
+        queue(),
+        spot.table.guard,
+        lambda _: seen.append(consumer.health().in_flight),
+        dead_letters=Letters(),
     )
     consumer._subscription.acks = spot.tags
     for _ in range(2):
@@ -479,7 +527,12 @@ async def test_a_probe_leaves_the_claim_of_what_is_back(audit: AuditFile) -> Non
         probed.append(await processor.probe(table.suspended[0].delivery))
 
     processor = processing(
-        table.guard, handler, dead_letters=table.letters, sleep=table.sleep, before_requeue=table.suspend, hold=1
+        table.guard,
+        handler,
+        dead_letters=table.letters,
+        sleep=table.sleep,
+        before_requeue=table.suspend,
+        hold=1,
     )
     honest: Any = table.honest()
     assert (await processor.process(Delivery(honest))).verdict is Verdict.DEFERRED  # type: ignore[arg-type]
@@ -492,7 +545,9 @@ async def test_a_probe_leaves_the_claim_of_what_is_back(audit: AuditFile) -> Non
 
 
 @pytest.mark.parametrize("probed", [False, True])
-async def test_a_claim_whose_answer_was_lost_holds_nobody_up(audit: AuditFile, *, probed: bool) -> None:
+async def test_a_claim_whose_answer_was_lost_holds_nobody_up(
+    audit: AuditFile, *, probed: bool
+) -> None:
     """A delivery given back while the store's answers got lost is handled at once when it comes again."""
     table = Table(audit, hold=1, replay=Deaf)
     store = cast(Deaf, table.guard.replay)
@@ -502,7 +557,9 @@ async def test_a_claim_whose_answer_was_lost_holds_nobody_up(audit: AuditFile, *
     if probed:
         assert await table.processor.probe(table.suspended[0].delivery) is True
     waited = len(table.slept)
-    assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
+    assert (
+        await table.process(Delivery(honest, redelivered=True))
+    ).verdict is Verdict.ACCEPTED
     assert (len(table.handled), len(table.slept)) == (1, waited)
 
 
@@ -550,7 +607,9 @@ async def test_a_copy_does_expire(audit: AuditFile) -> None:
         await running
 
 
-async def test_a_claim_lost_is_said(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_claim_lost_is_said(
+    audit: AuditFile, caplog: pytest.LogCaptureFixture
+) -> None:
     """A handler that finds its claim taken by another is reported, once, and not stopped."""
     table = Table(audit, consumer_timeout=0)
     slow, honest = Slow(table), table.honest()
@@ -578,9 +637,15 @@ async def test_short_handlers_cost_no_renewal(audit: AuditFile) -> None:
     assert len(alarm.set) == 1
 
 
-async def test_guarded_callbacks_renew_too(audit: AuditFile, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_guarded_callbacks_renew_too(
+    audit: AuditFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The callback of guarded() keeps the claim of a long handler as the consumer does."""
-    table, begun, go_on = Table(audit, consumer_timeout=0), asyncio.Event(), asyncio.Event()
+    table, begun, go_on = (
+        Table(audit, consumer_timeout=0),
+        asyncio.Event(),
+        asyncio.Event(),
+    )
     alarm = Alarm()
     monkeypatch.setattr(asyncio.get_running_loop(), "call_later", alarm)
 
@@ -588,7 +653,9 @@ async def test_guarded_callbacks_renew_too(audit: AuditFile, monkeypatch: pytest
         begun.set()
         await go_on.wait()
 
-    callback: Any = rabbitmq.guarded(table.guard, handler, dead_letters=table.letters, queue="q")
+    callback: Any = rabbitmq.guarded(
+        table.guard, handler, dead_letters=table.letters, queue="q"
+    )
     honest = table.honest()
     running = asyncio.create_task(callback(Delivery(honest)))
     await begun.wait()
@@ -611,7 +678,9 @@ async def test_a_lost_connection_is_no_cancellation(table: Table) -> None:
             raise asyncio.CancelledError
         table.handled.append(verified)
 
-    processor = processing(table.guard, handler, dead_letters=table.letters, sleep=table.sleep)
+    processor = processing(
+        table.guard, handler, dead_letters=table.letters, sleep=table.sleep
+    )
     delivery: Any = Delivery(table.honest())
     outcome = await processor.process(delivery)
     assert outcome.verdict is Verdict.ACCEPTED
@@ -631,7 +700,10 @@ async def test_decode_runs_after_verification(audit: AuditFile) -> None:
     assert decoded == []
     await table.process(Delivery(table.honest()))
     assert decoded == [b"b"]
-    assert [letter.rejection.reason for letter in table.letters.found] == ["token_missing", "handler_failed"]
+    assert [letter.rejection.reason for letter in table.letters.found] == [
+        "token_missing",
+        "handler_failed",
+    ]
     assert table.letters.found[1].rejection.detail == "decode: ValueError"
 
 
@@ -680,7 +752,9 @@ def test_a_delivery_is_aio_pikas_own() -> None:
 
 
 @pytest.mark.parametrize("touch", ["replaced", "proxied", "wrapped"])
-def test_instrumented_queues_are_not_gone_past(touch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_instrumented_queues_are_not_gone_past(
+    touch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``consume`` is gone past where it is aio-pika's own, and never where something stands in its place.
 
     A proxy of wrapt's says of itself that it is the function it wraps, and ``functools.wraps`` copies its module.
@@ -715,13 +789,21 @@ def test_refused_settings(table: Table, settings: dict[str, Any], what: str) -> 
     """Settings out of their limits are refused at construction."""
     replies = {"replies": table.forge.signer()} if "replies" in settings else {}
     with pytest.raises(ConfigurationError, match=what):
-        rabbitmq.Consumer(queue(), table.guard, print, dead_letters=table.letters, **(settings | replies))
+        rabbitmq.Consumer(
+            queue(),
+            table.guard,
+            print,
+            dead_letters=table.letters,
+            **(settings | replies),
+        )
 
 
 def test_refused_without_audit(audit: AuditFile) -> None:
     """A pipeline without audit settles nothing, so no consumer takes it; nor one that buries in its source."""
     forge = Forge()
-    bare = Pipeline(verifier=forge.verifier(), policy=forge.policy(PLACE), replay=MemoryReplayStore())
+    bare = Pipeline(
+        verifier=forge.verifier(), policy=forge.policy(PLACE), replay=MemoryReplayStore()
+    )
     with pytest.raises(ConfigurationError, match="audit"):
         rabbitmq.Consumer(queue(), bare, print, dead_letters=Letters())
     with pytest.raises(ConfigurationError, match="audit"):
@@ -729,7 +811,9 @@ def test_refused_without_audit(audit: AuditFile) -> None:
     with pytest.raises(ConfigurationError, match="a sink of dead letters has a name"):
         rabbitmq.Consumer(queue(), Table(audit).guard, print, dead_letters=object())  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="another queue"):
-        rabbitmq.Consumer(queue(name="dead"), Table(audit).guard, print, dead_letters=Letters())
+        rabbitmq.Consumer(
+            queue(name="dead"), Table(audit).guard, print, dead_letters=Letters()
+        )
 
 
 def test_warnings(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
@@ -741,11 +825,15 @@ def test_warnings(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
     assert "no quorum queue" in caplog.text
     assert "share its connection" in caplog.text
     caplog.clear()
-    rabbitmq.Consumer(queue(arguments={}, passive=True), guard, print, dead_letters=Letters())
+    rabbitmq.Consumer(
+        queue(arguments={}, passive=True), guard, print, dead_letters=Letters()
+    )
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize("settings", [{"timeout": 0}, {"oversize_letters": "drop"}, {"name": ""}])
+@pytest.mark.parametrize(
+    "settings", [{"timeout": 0}, {"oversize_letters": "drop"}, {"name": ""}]
+)
 def test_refused_dead_letters(settings: dict[str, Any]) -> None:
     """Dead letters without a name, a time limit or a known way with oversize are refused."""
     wanted: Any = {"name": "dead"} | settings
@@ -807,7 +895,9 @@ class SlowToRelease(MemoryReplayStore):
         super().release(request)
 
 
-async def test_given_back_though_cancelled_while_its_claim_is_released(audit: AuditFile) -> None:
+async def test_given_back_though_cancelled_while_its_claim_is_released(
+    audit: AuditFile,
+) -> None:
     """A handler ends its consumer, and the grace is over while the store is slow: the delivery is given back."""
 
     class Abort(BaseException):
@@ -841,7 +931,9 @@ async def test_a_probe_that_is_cut_short_leaves_no_claim(audit: AuditFile) -> No
     """A stop ends a probe while the store's answer is on its way: the message can be handled at once."""
     table = Table(audit, replay=SlowToClaim)
     honest = table.honest()
-    waiting = table.guard.receive(replace(honest, origin=replace(honest.origin, queue="q")))
+    waiting = table.guard.receive(
+        replace(honest, origin=replace(honest.origin, queue="q"))
+    )
     probing = asyncio.create_task(table.processor.probe(waiting))
     await asyncio.sleep(0)
     probing.cancel()

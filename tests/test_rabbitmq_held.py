@@ -17,7 +17,16 @@ from mqauth.errors import Reason, RetryLater
 from mqauth.judging.pipeline import Outcome
 from tests.delivery_parts import Said
 from tests.delivery_parts import held as waiting_for
-from tests.test_rabbitmq_consumer import PLACE, Delivery, Letters, Table, Tags, audit, processing, queue
+from tests.test_rabbitmq_consumer import (
+    PLACE,
+    Delivery,
+    Letters,
+    Table,
+    Tags,
+    audit,
+    processing,
+    queue,
+)
 
 __all__ = ["audit"]
 FORGED = Message(destination=PLACE, body=b"forged")
@@ -31,8 +40,14 @@ class Waits:
         self.calls = 0
         self.until = 10**9
         self.suspended: list[HeldDelivery] = []
-        wanted: dict[str, Any] = {"sleep": self.table.sleep, "before_requeue": self.suspend, "hold": 60} | settings
-        self.processor = processing(self.table.guard, self.handler, dead_letters=self.table.letters, **wanted)
+        wanted: dict[str, Any] = {
+            "sleep": self.table.sleep,
+            "before_requeue": self.suspend,
+            "hold": 60,
+        } | settings
+        self.processor = processing(
+            self.table.guard, self.handler, dead_letters=self.table.letters, **wanted
+        )
 
     def handler(self, _: Verified) -> None:
         """Ask for another time."""
@@ -53,7 +68,9 @@ def last(table: Table, *, returns: Any = 20) -> Any:
     return delivery
 
 
-async def test_retry_later_is_not_run_again_where_another_handled_it_meanwhile(audit: AuditFile) -> None:
+async def test_retry_later_is_not_run_again_where_another_handled_it_meanwhile(
+    audit: AuditFile,
+) -> None:
     """Its process stands still for longer than the lease; on waking it asks the store before the handler."""
     waits = Waits(audit)
     waits.until = 3
@@ -82,10 +99,17 @@ async def test_retry_later_is_not_run_again_where_another_handled_it_meanwhile(a
     ],
 )  # fmt: skip
 async def test_what_is_not_the_last_delivery(
-    audit: AuditFile, returns: Any, acquired: int | None, limit: int | None, *, redelivered: bool
+    audit: AuditFile,
+    returns: Any,
+    acquired: int | None,
+    limit: int | None,
+    *,
+    redelivered: bool,
 ) -> None:
     """What is not known to be the last delivery is given back."""
-    waits = Waits(audit, consumer_timeout=0, **({} if limit is None else {"delivery_limit": limit}))
+    waits = Waits(
+        audit, consumer_timeout=0, **({} if limit is None else {"delivery_limit": limit})
+    )
     delivery = last(waits.table, returns=returns)
     delivery.redelivered = redelivered
     delivery.headers |= {} if acquired is None else {"x-acquired-count": acquired}
@@ -93,7 +117,9 @@ async def test_what_is_not_the_last_delivery(
     assert delivery.settled == ["requeue"]
 
 
-async def test_a_stop_gives_no_last_delivery_back(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_stop_gives_no_last_delivery_back(
+    audit: AuditFile, caplog: pytest.LogCaptureFixture
+) -> None:
     """At a stop one whose handler asked for another time is buried; one that waits for others is left, loudly."""
     waits = Waits(audit)
     waits.processor.hold.stopping = True
@@ -101,7 +127,9 @@ async def test_a_stop_gives_no_last_delivery_back(audit: AuditFile, caplog: pyte
     delivery = last(waits.table)
     assert (await waits.processor.process(delivery)).reason is Reason.HANDLER_FAILED  # type: ignore[union-attr]
     waits.table.letters.down = True
-    consumer = rabbitmq.Consumer(queue(), waits.table.guard, waits.handler, dead_letters=waits.table.letters)
+    consumer = rabbitmq.Consumer(
+        queue(), waits.table.guard, waits.handler, dead_letters=waits.table.letters
+    )
     delivery = last(waits.table)
     await consumer._subscription.take(delivery)
     assert (consumer.health().at_limit, consumer.health().held) == (0, {})
@@ -115,14 +143,18 @@ class Away(BaseException):
     """No ``Exception``."""
 
 
-async def test_guarded_says_critical_of_a_last_one(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
+async def test_guarded_says_critical_of_a_last_one(
+    audit: AuditFile, caplog: pytest.LogCaptureFixture
+) -> None:
     """Who cannot be stopped says at once what ``Consumer`` says at its stop."""
     table = Table(audit)
 
     async def handler(_: Verified) -> None:
         raise Away
 
-    callback = rabbitmq.guarded(table.guard, handler, dead_letters=table.letters, queue="q")
+    callback = rabbitmq.guarded(
+        table.guard, handler, dead_letters=table.letters, queue="q"
+    )
     delivery = last(table)
     with caplog.at_level(logging.CRITICAL), pytest.raises(Away):
         await callback(delivery)
@@ -136,7 +168,10 @@ async def test_guarded_holds_every_cause(audit: AuditFile) -> None:
     table.letters.down = True
     delivery = Delivery(FORGED)
     assert (await table.process(delivery)).cause is Cause.DEAD_LETTER_UNAVAILABLE
-    assert (delivery.settled, sum(table.slept) >= 0.9 * CONSUMER_TIMEOUT) == (["requeue"], True)
+    assert (delivery.settled, sum(table.slept) >= 0.9 * CONSUMER_TIMEOUT) == (
+        ["requeue"],
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,21 +183,37 @@ async def test_guarded_holds_every_cause(audit: AuditFile) -> None:
         (None, {"x-queue-type": "classic"}, -1),
     ],
 )
-def test_the_limit_of_a_queue(audit: AuditFile, told: int | None, arguments: dict[str, Any], limit: int) -> None:
+def test_the_limit_of_a_queue(
+    audit: AuditFile, told: int | None, arguments: dict[str, Any], limit: int
+) -> None:
     """It is what is told, else what the queue was declared with here, else RabbitMQ's own, of quorum queues."""
     source = queue(arguments={"x-queue-type": "quorum"} | arguments)
-    consumer = rabbitmq.Consumer(source, Table(audit).guard, print, dead_letters=Letters(), delivery_limit=told)
+    consumer = rabbitmq.Consumer(
+        source, Table(audit).guard, print, dead_letters=Letters(), delivery_limit=told
+    )
     assert consumer._subscription._limit == limit
 
 
 @pytest.mark.parametrize("on_the_spot", [False, True])
-async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFile, *, on_the_spot: bool) -> None:
+async def test_an_outage_longer_than_a_delivery_costs_one_message(
+    audit: AuditFile, *, on_the_spot: bool
+) -> None:
     """Where what stayed had to go back, one delivery at a time is taken, until a rejection was buried."""
     table, acks = Table(audit), Tags()
-    consumer = rabbitmq.Consumer(queue(), table.guard, print, dead_letters=table.letters, sleep=table.sleep)
+    consumer = rabbitmq.Consumer(
+        queue(), table.guard, print, dead_letters=table.letters, sleep=table.sleep
+    )
     slot = Slot(Delivery(FORGED), Deliveries("q"), 0, 20)
     judged = table.guard.receive(FORGED)
-    held = HeldDelivery(slot, judged, Outcome(Verdict.DEFERRED), 0, stays=True, goes_back=True, is_over=True)
+    held = HeldDelivery(
+        slot,
+        judged,
+        Outcome(Verdict.DEFERRED),
+        0,
+        stays=True,
+        goes_back=True,
+        is_over=True,
+    )
     consumer._window.stalled = held
     await consumer._subscription._until_cause_is_over(held)
     assert consumer.health().prefetch == 1
@@ -173,13 +224,18 @@ async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFi
         await consumer._subscription.take(delivery)
         await asyncio.gather(*consumer._subscription.tasks._running)
     assert acks.settled == ([0, 1] if on_the_spot else [])
-    assert (consumer.health().prefetch, consumer._subscription.interrupted.is_set()) == (10, True)
+    assert (consumer.health().prefetch, consumer._subscription.interrupted.is_set()) == (
+        10,
+        True,
+    )
 
 
 async def test_a_consumer_that_was_full_is_not_for_ever(audit: AuditFile) -> None:
     """Where all that was held is gone with its channel, the consumer of the next one is well."""
     table = Table(audit)
-    consumer = rabbitmq.Consumer(queue(), table.guard, print, dead_letters=table.letters, prefetch=1)
+    consumer = rabbitmq.Consumer(
+        queue(), table.guard, print, dead_letters=table.letters, prefetch=1
+    )
     consumer._window.consumes("first")
     waiting = waiting_for(Cause.HANDLER_DEFERRED, said=Said(tag="first"))
     consumer._subscription.hold.put(waiting)

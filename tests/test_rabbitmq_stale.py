@@ -87,7 +87,11 @@ async def test_an_answer_counts_for_who_waited() -> None:
     assert len(channel.answers) == 1
     channel.answers[0].set_result(None)
     await turns()
-    assert ([task.done() for task in first], later.done(), len(channel.answers)) == ([True, True], False, 2)
+    assert ([task.done() for task in first], later.done(), len(channel.answers)) == (
+        [True, True],
+        False,
+        2,
+    )
     channel.answers[1].set_result(None)
     assert [await task for task in (*first, later)] == [True, True, True]
 
@@ -103,7 +107,9 @@ async def test_a_round_trip_keeps_no_channel() -> None:
     assert known() is None
 
 
-@pytest.mark.parametrize("error", [Exception, exceptions.ChannelInvalidStateError, asyncio.CancelledError])
+@pytest.mark.parametrize(
+    "error", [Exception, exceptions.ChannelInvalidStateError, asyncio.CancelledError]
+)
 async def test_a_channel_that_ended_does_not_live(error: type[BaseException]) -> None:
     """However aiormq says so."""
     channel = Silent()
@@ -144,16 +150,22 @@ async def test_on_a_blocked_connection_it_waits(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("what", ["expired", "policy", "handler"])
-async def test_what_another_moment_decides_otherwise_waits_too(audit: AuditFile, what: str) -> None:
+async def test_what_another_moment_decides_otherwise_waits_too(
+    audit: AuditFile, what: str
+) -> None:
     """Rejections for the time, by policy and for a failed handler are asked about before they are recorded."""
     table = Table(audit, lifetime=60)
     honest = table.honest()
     if what == "expired":
         table.clock.advance(1000)
     if what == "policy":
-        honest = table.forge.signer().sign(Message(destination="rabbitmq:shop/other", body=b"b"))
+        honest = table.forge.signer().sign(
+            Message(destination="rabbitmq:shop/other", body=b"b")
+        )
     handler: Any = broken if what == "handler" else table.handled.append
-    processor = processing(table.guard, handler, dead_letters=table.letters, sleep=table.sleep)
+    processor = processing(
+        table.guard, handler, dead_letters=table.letters, sleep=table.sleep
+    )
     delivery: Any = Delivery(honest)
     if what == "policy":
         delivery.routing_key = "other"
@@ -167,7 +179,9 @@ def broken(_: Verified) -> None:
     raise ValueError("no")
 
 
-async def test_a_deferred_delivery_is_not_judged_after_its_channel_ended(table: Table, audit: AuditFile) -> None:
+async def test_a_deferred_delivery_is_not_judged_after_its_channel_ended(
+    table: Table, audit: AuditFile
+) -> None:
     """It waits for a policy out of reach; its channel ends in the pause, its redelivery is handled: no replay."""
     delivery = Delivery(honest := table.honest())
     down = True
@@ -183,15 +197,24 @@ async def test_a_deferred_delivery_is_not_judged_after_its_channel_ended(table: 
         nonlocal down
         delivery.channel.is_closed = True
         down = False
-        assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
+        assert (
+            await table.process(Delivery(honest, redelivered=True))
+        ).verdict is Verdict.ACCEPTED
 
-    processor: Any = processing(table.guard, table.handled.append, dead_letters=table.letters, sleep=sleep)
+    processor: Any = processing(
+        table.guard, table.handled.append, dead_letters=table.letters, sleep=sleep
+    )
     assert await processor.process(delivery) is None
-    assert (len(table.handled), table.letters.found, audit.path.read_text()) == (1, [], "")
+    assert (len(table.handled), table.letters.found, audit.path.read_text()) == (
+        1,
+        [],
+        "",
+    )
 
 
 @pytest.mark.parametrize(
-    ("failures", "seconds", "verdict"), [(3, 61, Verdict.DUPLICATE), (3, 1620, Verdict.ACCEPTED)]
+    ("failures", "seconds", "verdict"),
+    [(3, 61, Verdict.DUPLICATE), (3, 1620, Verdict.ACCEPTED)],
 )
 async def test_a_redelivery_waits_for_the_confirm_of_what_was_handled_here(
     audit: AuditFile, failures: int, seconds: float, verdict: Verdict
@@ -212,7 +235,9 @@ async def test_a_redelivery_waits_for_the_confirm_of_what_was_handled_here(
         if not later:
             first.channel.is_closed = True
             table.clock.advance(seconds)
-            later.append(asyncio.create_task(processor.process(Delivery(honest, redelivered=True))))
+            later.append(
+                asyncio.create_task(processor.process(Delivery(honest, redelivered=True)))
+            )
         await turns()
 
     store.confirm = away
@@ -226,7 +251,9 @@ async def test_a_redelivery_waits_for_the_confirm_of_what_was_handled_here(
 
 
 @pytest.mark.parametrize("probed", [False, True])
-async def test_a_claim_whose_answer_was_lost_is_released(audit: AuditFile, *, probed: bool) -> None:
+async def test_a_claim_whose_answer_was_lost_is_released(
+    audit: AuditFile, *, probed: bool
+) -> None:
     """A delivery given back, or probed with, leaves no claim behind that its neighbour would wait for."""
     table = Table(audit, hold=1)
     store: Any = table.guard.replay
@@ -262,14 +289,21 @@ def test_a_claim_whose_release_lost_its_answer_is_made_again(table: Table) -> No
     assert (delivery.step, len(store)) == (Step.JUDGE, 0)
 
 
-@pytest.mark.parametrize(("reason", "step"), [(Reason.REPLAYED, Step.JUDGE), (Reason.HANDLER_FAILED, Step.RECORD)])
-def test_a_rejection_that_was_not_proven_is_judged_anew(table: Table, reason: Reason, step: Step) -> None:
+@pytest.mark.parametrize(
+    ("reason", "step"),
+    [(Reason.REPLAYED, Step.JUDGE), (Reason.HANDLER_FAILED, Step.RECORD)],
+)
+def test_a_rejection_that_was_not_proven_is_judged_anew(
+    table: Table, reason: Reason, step: Step
+) -> None:
     """A redelivery takes over no verdict that was never recorded, except that of a handler."""
     progress = Progress(table.guard, lambda _: True)
     earlier = table.guard.receive(table.honest())
     earlier.reject(Rejection(reason, "found on a channel that ended"), Step.RECORD)
     progress.keep(earlier)
-    message = replace(earlier.message, origin=replace(earlier.message.origin, redelivered=True))
+    message = replace(
+        earlier.message, origin=replace(earlier.message.origin, redelivered=True)
+    )
     assert progress.receive(message).step is step
 
 
@@ -280,7 +314,11 @@ class Away(BaseException):
 @pytest.mark.parametrize("error", [Away, SystemExit, KeyboardInterrupt, GeneratorExit])
 @pytest.mark.parametrize("plain", [True, False])
 async def test_whatever_a_handler_raises_its_delivery_comes_back(
-    table: Table, caplog: pytest.LogCaptureFixture, error: type[BaseException], *, plain: bool
+    table: Table,
+    caplog: pytest.LogCaptureFixture,
+    error: type[BaseException],
+    *,
+    plain: bool,
 ) -> None:
     """The consumer ends with that error, once nothing is consumed; claim, slot and delivery are given back."""
 
@@ -293,10 +331,14 @@ async def test_whatever_a_handler_raises_its_delivery_comes_back(
     source = queue()
     source.cancelled = []
     source.cancel = lambda tag: _remember(source.cancelled, tag)
-    consumer = rabbitmq.Consumer(source, table.guard, now if plain else later, dead_letters=Letters())
+    consumer = rabbitmq.Consumer(
+        source, table.guard, now if plain else later, dead_letters=Letters()
+    )
     consumer._window.consumes("tag")
     delivery: Any = Delivery(honest := table.honest())
-    delivery.nack = lambda: _remember(delivery.settled, f"requeue after {source.cancelled}")
+    delivery.nack = lambda: _remember(
+        delivery.settled, f"requeue after {source.cancelled}"
+    )
     await consumer._subscription.take(delivery)
     await consumer.stop()
     assert type(consumer._window.failure) is error
@@ -304,7 +346,9 @@ async def test_whatever_a_handler_raises_its_delivery_comes_back(
     assert (consumer.health().in_flight, consumer.health().consuming) == (0, False)
     assert consumer.health().detail == f"the consumer ended: {error.__name__}"
     assert "ends" in caplog.text
-    assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
+    assert (
+        await table.process(Delivery(honest, redelivered=True))
+    ).verdict is Verdict.ACCEPTED
 
 
 async def test_whatever_a_probe_meets_ends_the_consumer(table: Table) -> None:
@@ -313,7 +357,9 @@ async def test_whatever_a_probe_meets_ends_the_consumer(table: Table) -> None:
     async def subscribed() -> None:
         raise Away
 
-    consumer = rabbitmq.Consumer(queue(), table.guard, lambda _: None, dead_letters=Letters())
+    consumer = rabbitmq.Consumer(
+        queue(), table.guard, lambda _: None, dead_letters=Letters()
+    )
     consumer._subscription.run = subscribed  # type: ignore[method-assign]
     with pytest.raises(Away):
         await asyncio.wait_for(consumer.run(), 1)
@@ -335,7 +381,9 @@ async def test_a_stop_is_one(audit: AuditFile) -> None:
             await turns(50)
             cleaned.append("up")
 
-    consumer = rabbitmq.Consumer(queue(), table.guard, handler, dead_letters=Letters(), grace=0)
+    consumer = rabbitmq.Consumer(
+        queue(), table.guard, handler, dead_letters=Letters(), grace=0
+    )
     delivery: Any = Delivery(honest := table.honest())
     await consumer._subscription.take(delivery)
     await begun.wait()
@@ -345,7 +393,9 @@ async def test_a_stop_is_one(audit: AuditFile) -> None:
     await turns(3)
     await consumer.stop()
     assert (cleaned, delivery.settled) == (["up"], ["requeue"])
-    assert (await table.process(Delivery(honest, redelivered=True))).verdict is Verdict.ACCEPTED
+    assert (
+        await table.process(Delivery(honest, redelivered=True))
+    ).verdict is Verdict.ACCEPTED
 
 
 async def test_a_handler_may_stop_its_consumer(audit: AuditFile) -> None:
@@ -356,14 +406,18 @@ async def test_a_handler_may_stop_its_consumer(audit: AuditFile) -> None:
         await consumer.stop()
         ended.append("stop")
 
-    consumer = rabbitmq.Consumer(queue(), table.guard, handler, dead_letters=Letters(), grace=3600)
+    consumer = rabbitmq.Consumer(
+        queue(), table.guard, handler, dead_letters=Letters(), grace=3600
+    )
     delivery: Any = Delivery(table.honest())
     await consumer._subscription.take(delivery)
     await asyncio.gather(*consumer._subscription.tasks._running)
     assert (ended, delivery.settled) == (["stop"], ["ack"])
 
 
-async def test_what_comes_while_stopping_is_given_back_after_the_cancel(audit: AuditFile) -> None:
+async def test_what_comes_while_stopping_is_given_back_after_the_cancel(
+    audit: AuditFile,
+) -> None:
     """Before it, it would come again at once, and spend its delivery limit."""
     table, order = Table(audit), list[str]()
     source = queue()
@@ -376,7 +430,9 @@ async def test_what_comes_while_stopping_is_given_back_after_the_cancel(audit: A
         order.append("cancelled")
 
     source.cancel = cancel
-    consumer = rabbitmq.Consumer(source, table.guard, table.handled.append, dead_letters=Letters())
+    consumer = rabbitmq.Consumer(
+        source, table.guard, table.handled.append, dead_letters=Letters()
+    )
     consumer._window.consumes("tag")
     await consumer.stop()
     assert (order, table.handled) == (["cancelled", "requeue"], [])
@@ -400,14 +456,21 @@ async def test_what_only_trying_can_tell_stays_while_suspended(audit: AuditFile)
         return held.stays
 
     processor = processing(
-        table.guard, print, dead_letters=table.letters, sleep=table.sleep, hold=1, before_requeue=suspend
+        table.guard,
+        print,
+        dead_letters=table.letters,
+        sleep=table.sleep,
+        hold=1,
+        before_requeue=suspend,
     )
     delivery: Any = Delivery(Message(destination=PLACE, body=b"forged"))
     assert (await processor.process(delivery)).verdict is Verdict.REJECTED  # type: ignore[union-attr]
     assert (delivery.settled, len(suspended), suspended[0].is_over) == (["ack"], 1, True)
 
 
-async def test_a_probe_runs_no_handler_though_its_claim_is_not_released(audit: AuditFile) -> None:
+async def test_a_probe_runs_no_handler_though_its_claim_is_not_released(
+    audit: AuditFile,
+) -> None:
     """Where the store is out of reach a delivery given back keeps its claim: the probe releases it, no more."""
     calls = list[Verified]()
 
@@ -416,7 +479,9 @@ async def test_a_probe_runs_no_handler_though_its_claim_is_not_released(audit: A
         raise RetryLater("database")
 
     table = Table(audit)
-    processor = processing(table.guard, handler, dead_letters=table.letters, sleep=table.sleep, hold=1)
+    processor = processing(
+        table.guard, handler, dead_letters=table.letters, sleep=table.sleep, hold=1
+    )
     delivery = table.guard.receive(table.honest())
     await arun(table.guard.judge(delivery))
     store: Any = table.guard.replay
@@ -427,7 +492,9 @@ async def test_a_probe_runs_no_handler_though_its_claim_is_not_released(audit: A
     assert calls == []
 
 
-async def test_a_probe_that_is_cancelled_by_the_client_is_unanswered(table: Table) -> None:
+async def test_a_probe_that_is_cancelled_by_the_client_is_unanswered(
+    table: Table,
+) -> None:
     """aiormq cancels the futures of a lost connection: the consumer probes again, and is not ended by it."""
 
     async def decide(_: Verified) -> None:
@@ -453,14 +520,20 @@ async def test_what_was_judged_is_buried_after_a_round_trip(audit: AuditFile) ->
     judged, channel = await _judged_again(table := Table(audit))
     burying = asyncio.create_task(judged.dead_letter(table.letters))
     await turns()
-    assert (len(channel.answers), audit.path.read_text(), table.letters.found) == (1, "", [])
+    assert (len(channel.answers), audit.path.read_text(), table.letters.found) == (
+        1,
+        "",
+        [],
+    )
     channel.answers[0].set_result(None)
     assert (await burying).verdict is Verdict.REJECTED
     assert len(table.letters.found) == 1
 
 
 @pytest.mark.parametrize("when", ["before", "while asked"])
-async def test_what_was_judged_is_not_buried_once_its_channel_ended(audit: AuditFile, when: str) -> None:
+async def test_what_was_judged_is_not_buried_once_its_channel_ended(
+    audit: AuditFile, when: str
+) -> None:
     """Neither where it is known, nor where the broker does not answer; nor is it judged."""
     judged, channel = await _judged_again(table := Table(audit))
     channel.is_closed = when == "before"
@@ -480,7 +553,12 @@ async def test_what_was_judged_is_not_buried_once_its_channel_ended(audit: Audit
 
 @pytest.mark.parametrize(
     "error",
-    [Exception(), RuntimeError("closed"), exceptions.AMQPConnectionError("gone"), asyncio.CancelledError()],
+    [
+        Exception(),
+        RuntimeError("closed"),
+        exceptions.AMQPConnectionError("gone"),
+        asyncio.CancelledError(),
+    ],
 )
 async def test_what_a_client_raises_because_its_connection_ended(
     error: BaseException, caplog: pytest.LogCaptureFixture
@@ -498,7 +576,9 @@ async def test_what_a_client_raises_because_its_connection_ended(
         raise ZeroDivisionError
 
 
-async def test_a_cancel_that_meets_a_bare_exception_ends_nothing(audit: AuditFile) -> None:
+async def test_a_cancel_that_meets_a_bare_exception_ends_nothing(
+    audit: AuditFile,
+) -> None:
     """A consumer whose connection ends while it cancels goes on to its next start."""
     source = queue()
 
@@ -506,7 +586,9 @@ async def test_a_cancel_that_meets_a_bare_exception_ends_nothing(audit: AuditFil
         raise Exception
 
     source.cancel = cancel
-    consumer = rabbitmq.Consumer(source, Table(audit).guard, print, dead_letters=Letters())
+    consumer = rabbitmq.Consumer(
+        source, Table(audit).guard, print, dead_letters=Letters()
+    )
     consumer._window.consumes("tag")
     await consumer._subscription.cancelled()
     assert (consumer._window.failure, consumer.health().consuming) == (None, False)

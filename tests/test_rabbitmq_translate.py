@@ -80,11 +80,16 @@ ATTRIBUTES = sorted(vars(incoming()))
 
 def given_by_aiormq(**properties: Any) -> DeliveredMessage:
     """Return a delivery as aiormq gives it, with these properties."""
-    header = ContentHeader(body_size=1, properties=commands.Basic.Properties(headers={"a": 1}, message_id="m"))
+    header = ContentHeader(
+        body_size=1,
+        properties=commands.Basic.Properties(headers={"a": 1}, message_id="m"),
+    )
     for name, value in properties.items():
         setattr(header.properties, name, value)
     deliver = commands.Basic.Deliver("c", 7, False, "shop", "k")
-    return DeliveredMessage(delivery=deliver, header=header, body=b"x", channel=SimpleNamespace())  # type: ignore[arg-type]
+    return DeliveredMessage(
+        delivery=deliver, header=header, body=b"x", channel=SimpleNamespace()
+    )  # type: ignore[arg-type]
 
 
 @example(mode=3, expiration="60000")
@@ -93,7 +98,11 @@ def test_every_delivery_has_a_message(mode: int | None, expiration: str | None) 
     """What aio-pika's own message raises for is malformed, with its body, headers, id and tag."""
     found = delivered(given_by_aiormq(delivery_mode=mode, expiration=expiration))
     message = from_native(found, queue="q")
-    assert (message.body, message.headers, message.properties["message-id"]) == (b"x", (("a", 1),), "m")
+    assert (message.body, message.headers, message.properties["message-id"]) == (
+        b"x",
+        (("a", 1),),
+        "m",
+    )
     assert found.delivery_tag == 7
     assert message.properties["delivery-mode"] == str(mode or 1)
     assert (message.malformed is None) == (not isinstance(found, Unreadable))
@@ -105,18 +114,27 @@ def test_every_delivery_has_a_message(mode: int | None, expiration: str | None) 
 
 @pytest.mark.slow
 @example(parts={"timestamp": datetime(1969, 1, 1)}, headers={})
-@given(parts=st.dictionaries(st.sampled_from(ATTRIBUTES), ANYTHING), headers=st.dictionaries(st.text(), ANYTHING))
+@given(
+    parts=st.dictionaries(st.sampled_from(ATTRIBUTES), ANYTHING),
+    headers=st.dictionaries(st.text(), ANYTHING),
+)
 def test_total(parts: dict[str, Any], headers: dict[str, Any]) -> None:
     """Whatever a delivery holds, translating it and making its dead letter never raise."""
     message = from_native(incoming(**({"headers": headers} | parts)), queue="q")
     letter = DeadLetter(
-        message=message, rejection=Rejection(Reason.MESSAGE_MALFORMED), scope="q", time=0.0, audit="a"
+        message=message,
+        rejection=Rejection(Reason.MESSAGE_MALFORMED),
+        scope="q",
+        time=0.0,
+        audit="a",
     )
     for form in (letter.whole(carries), letter.in_body(), letter.reference()):
         to_native(form, message_id="m").check()
 
 
-@pytest.mark.parametrize("make", [lambda: None, object, Hostile, lambda: SimpleNamespace(body=b"kept")])
+@pytest.mark.parametrize(
+    "make", [lambda: None, object, Hostile, lambda: SimpleNamespace(body=b"kept")]
+)
 def test_no_delivery_at_all(make: Any) -> None:
     """What is no delivery becomes a malformed message."""
     message = from_native(make(), queue="q", scope="s")
@@ -126,10 +144,17 @@ def test_no_delivery_at_all(make: Any) -> None:
 
 def test_origin_and_destination() -> None:
     """Destination and origin are the broker's words, the scope the queue unless told."""
-    message = from_native(incoming(redelivered=True, exchange="", routing_key="a b"), queue="q")
+    message = from_native(
+        incoming(redelivered=True, exchange="", routing_key="a b"), queue="q"
+    )
     assert message.destination == "rabbitmq:/a%20b"
     origin = message.origin
-    assert (origin.queue, origin.scope, origin.exchange, origin.routing_key) == ("q", "q", "", "a b")
+    assert (origin.queue, origin.scope, origin.exchange, origin.routing_key) == (
+        "q",
+        "q",
+        "",
+        "a b",
+    )
     assert origin.redelivered is True
 
 
@@ -157,8 +182,16 @@ def test_properties_have_the_json_names() -> None:
         queue="q",
     )  # fmt: skip
     assert set(message.properties) == set(PROPERTIES)
-    numbers = {name: message.properties[name] for name in ("priority", "delivery-mode", "expiration", "timestamp")}
-    assert numbers == {"priority": "3", "delivery-mode": "2", "expiration": "1500", "timestamp": "7"}
+    numbers = {
+        name: message.properties[name]
+        for name in ("priority", "delivery-mode", "expiration", "timestamp")
+    }
+    assert numbers == {
+        "priority": "3",
+        "delivery-mode": "2",
+        "expiration": "1500",
+        "timestamp": "7",
+    }
     assert from_form(to_form(message)) == message
 
 
@@ -177,13 +210,18 @@ def test_depth_is_bounded() -> None:
     for _ in range(32):
         value = [value]
     assert from_native(incoming(headers={"deep": value}), queue="q").malformed is None
-    assert "deeper" in str(from_native(incoming(headers={"deep": [value]}), queue="q").malformed)
+    assert "deeper" in str(
+        from_native(incoming(headers={"deep": [value]}), queue="q").malformed
+    )
 
 
 def test_absent_is_what_pamqp_drops() -> None:
     """An empty text property is bound as absent, since it is not sent."""
     native = aio_pika.Message(b"", content_type="", message_id="m", app_id="a")
-    assert to_message(native, exchange="", routing_key="q").properties == {"message-id": "m", "app-id": "a"}
+    assert to_message(native, exchange="", routing_key="q").properties == {
+        "message-id": "m",
+        "app-id": "a",
+    }
 
 
 SENDABLE = st.recursive(
@@ -204,7 +242,9 @@ SENDABLE = st.recursive(
 def test_bound_is_what_is_read(value: Any) -> None:
     """What is bound for a header is what a consumer reads after pamqp's encoding, and can be sent again."""
     (_, read) = decode.field_table(encode.field_table({"x": value}))
-    bound = to_message(aio_pika.Message(b"", headers={"x": value}), exchange="", routing_key="q").headers
+    bound = to_message(
+        aio_pika.Message(b"", headers={"x": value}), exchange="", routing_key="q"
+    ).headers
     assert bound == from_native(incoming(headers=read), queue="q").headers
     assert carries("x", bound[0][1])
 
@@ -261,12 +301,16 @@ def test_too_deep_to_sign() -> None:
 
 def test_struct_time() -> None:
     """A struct_time is UTC, as pamqp takes it."""
-    assert on_wire(time.gmtime(86_400), scalar_on_wire) == datetime(1970, 1, 2, tzinfo=UTC)
+    assert on_wire(time.gmtime(86_400), scalar_on_wire) == datetime(
+        1970, 1, 2, tzinfo=UTC
+    )
 
 
 def framed(size: int) -> Measured:
     """Return a message whose header frame has so many bytes."""
-    empty = ContentHeader(properties=aio_pika.Message(b"", headers={"x": ""}).properties).marshal()
+    empty = ContentHeader(
+        properties=aio_pika.Message(b"", headers={"x": ""}).properties
+    ).marshal()
     return Measured(b"", headers={"x": "a" * (size - len(empty))})
 
 
@@ -306,7 +350,10 @@ def test_a_copy_has_every_property() -> None:
         correlation_id="c", message_id="m",
     )  # fmt: skip
     copied = Measured.of(native)
-    assert (copied.properties.marshal(), copied.body) == (native.properties.marshal(), native.body)
+    assert (copied.properties.marshal(), copied.body) == (
+        native.properties.marshal(),
+        native.body,
+    )
 
 
 def test_unencodable_frame() -> None:
@@ -332,9 +379,17 @@ def test_not_carried(name: str, value: Any) -> None:
 
 def test_doubles_of_others_are_kept_as_metadata() -> None:
     """A 64-bit float of another client, which aio-pika cannot send, is kept exactly in the letter's metadata."""
-    (_, read) = decode.field_table(struct.pack(">IB1sc", 11, 1, b"x", b"d") + struct.pack(">d", 1e300))
+    (_, read) = decode.field_table(
+        struct.pack(">IB1sc", 11, 1, b"x", b"d") + struct.pack(">d", 1e300)
+    )
     message = from_native(incoming(headers=read), queue="q")
-    letter = DeadLetter(message=message, rejection=Rejection(Reason.TOKEN_MISSING), scope="q", time=0, audit="a")
+    letter = DeadLetter(
+        message=message,
+        rejection=Rejection(Reason.TOKEN_MISSING),
+        scope="q",
+        time=0,
+        audit="a",
+    )
     (metadata,) = letter.whole(carries).occurrences("mqauth-dead-metadata")
     assert '["x",{"float":1e+300}]' in str(metadata)
 
@@ -342,17 +397,32 @@ def test_doubles_of_others_are_kept_as_metadata() -> None:
 def test_digest_of_a_letter_that_was_sent() -> None:
     """Digest and id survive sending, which sorts a table and makes the letter persistent: both can be restored."""
     message = from_native(incoming(headers={"b": 1, "a": 2}, cluster_id="c"), queue="q")
-    letter = DeadLetter(message=message, rejection=Rejection(Reason.TOKEN_MISSING), scope="q", time=0, audit="a")
+    letter = DeadLetter(
+        message=message,
+        rejection=Rejection(Reason.TOKEN_MISSING),
+        scope="q",
+        time=0,
+        audit="a",
+    )
     sent = to_native(letter.whole(carries), message_id="m")
-    read = from_native(incoming(headers=dict(sorted(sent.headers.items())), delivery_mode=2), queue="dead")
+    read = from_native(
+        incoming(headers=dict(sorted(sent.headers.items())), delivery_mode=2),
+        queue="dead",
+    )
     metadata = json.loads(str(read.occurrences("mqauth-dead-metadata")[0]))
     restored = replace(
         read,
         destination=str(read.occurrences("mqauth-dead-destination")[0]),
         properties=metadata["properties"],
-        headers=tuple(pair for pair in read.headers if not pair[0].startswith("mqauth-dead-")),
+        headers=tuple(
+            pair for pair in read.headers if not pair[0].startswith("mqauth-dead-")
+        ),
     )
-    assert content_digest(restored) == read.occurrences("mqauth-dead-digest")[0] == letter.digest
+    assert (
+        content_digest(restored)
+        == read.occurrences("mqauth-dead-digest")[0]
+        == letter.digest
+    )
 
 
 def test_letter_out() -> None:
@@ -360,23 +430,43 @@ def test_letter_out() -> None:
     message = Message(
         destination="rabbitmq:/q",
         body=b"b",
-        properties={"content-type": "t", "priority": "3", "timestamp": "7", "message-id": "old"},
+        properties={
+            "content-type": "t",
+            "priority": "3",
+            "timestamp": "7",
+            "message-id": "old",
+        },
         headers=(("raw", b"\xff"), ("list", (1, {"a": b"b"}))),
     )
     native = to_native(message, message_id="new")
     assert (native.message_id, native.content_type, native.priority) == ("new", "t", 3)
     assert native.delivery_mode is aio_pika.DeliveryMode.PERSISTENT
     assert native.timestamp == datetime(1970, 1, 1, 0, 0, 7, tzinfo=UTC)
-    assert native.headers == {"raw": bytearray(b"\xff"), "list": [1, {"a": bytearray(b"b")}]}
+    assert native.headers == {
+        "raw": bytearray(b"\xff"),
+        "list": [1, {"a": bytearray(b"b")}],
+    }
 
 
 @pytest.mark.parametrize(
     ("why", "size", "may"),
     [
-        ("PRECONDITION_FAILED - message size 17 is larger than configured max size 16", 17, True),
-        ("PRECONDITION_FAILED - message size 17 is larger than configured max size 16", 16, False),
+        (
+            "PRECONDITION_FAILED - message size 17 is larger than configured max size 16",
+            17,
+            True,
+        ),
+        (
+            "PRECONDITION_FAILED - message size 17 is larger than configured max size 16",
+            16,
+            False,
+        ),
         ("PRECONDITION_FAILED - message size 17 larger than max size 16", 2, False),
-        ('PRECONDITION_FAILED - invalid message: {unacceptable_type_in_header,"CC",longstr}', 2, True),
+        (
+            'PRECONDITION_FAILED - invalid message: {unacceptable_type_in_header,"CC",longstr}',
+            2,
+            True,
+        ),
     ],
 )
 def test_whose_fault_a_closed_channel_is(why: str, size: int, may: bool) -> None:

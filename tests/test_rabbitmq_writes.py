@@ -76,7 +76,9 @@ class Direct:
     def publish(self, name: str) -> asyncio.Task[Any]:
         """Publish a message of an id."""
         sent = SimpleNamespace(id=name, raw=b"", body=name.encode(), marshal=bytes)
-        return asyncio.create_task(self.path.send(sent, "k", mandatory=True, immediate=False))
+        return asyncio.create_task(
+            self.path.send(sent, "k", mandatory=True, immediate=False)
+        )
 
     def confirm(self) -> None:
         """Confirm what was counted."""
@@ -118,11 +120,22 @@ async def test_a_message_alone_waits_for_one_turn() -> None:
 
     async def counted(count: int, **settings: Any) -> list[int]:
         direct = Direct()
-        sender = Producer(direct.exchange, Forge().signer(), **settings) if settings else direct.exchange
-        return await turns_of(direct, *(sender.publish(message(), "k") for _ in range(count)))
+        sender = (
+            Producer(direct.exchange, Forge().signer(), **settings)
+            if settings
+            else direct.exchange
+        )
+        return await turns_of(
+            direct, *(sender.publish(message(), "k") for _ in range(count))
+        )
 
     (own,) = await counted(1)
-    assert await counted(1, batch=64) == await counted(5, batch=64) == await counted(64, batch=64) == [own + 1]
+    assert (
+        await counted(1, batch=64)
+        == await counted(5, batch=64)
+        == await counted(64, batch=64)
+        == [own + 1]
+    )
     assert await counted(1, batch=1) == await counted(5, batch=1) == [own]
 
 
@@ -132,7 +145,8 @@ async def test_messages_keep_their_order() -> None:
     sender = Producer(direct.exchange, Forge().signer())
     names = [f"[{number}]" for number in range(100)]
     publishing = [
-        asyncio.create_task(sender.publish(aio_pika.Message(b"", message_id=name), "k")) for name in names
+        asyncio.create_task(sender.publish(aio_pika.Message(b"", message_id=name), "k"))
+        for name in names
     ]
     await turns(2)
     written = await direct.connection.written()
@@ -177,7 +191,12 @@ async def test_what_waits_is_written_at_once() -> None:
     # The tags are those of the broker, which counts what was written.
     assert direct.channel.message_id_delivery_tag == {"aa": 1, "bb": 2, "cc": 3, "ee": 4}
     direct.confirm()
-    assert [ack.delivery_tag for ack in await asyncio.gather(*first, later, last)] == [1, 2, 3, 4]
+    assert [ack.delivery_tag for ack in await asyncio.gather(*first, later, last)] == [
+        1,
+        2,
+        3,
+        4,
+    ]
     assert not direct.channel.message_id_delivery_tag
 
 
@@ -198,7 +217,9 @@ async def test_all_are_counted_in_the_order_of_the_wire(early: int) -> None:
         if not direct.connection.write_queue.empty():
             wire += await direct.connection.written()
             direct.connection.frame.drain()
-    assert sorted(tags, key=lambda name: wire.index(name.encode())) == sorted(tags, key=tags.__getitem__)
+    assert sorted(tags, key=lambda name: wire.index(name.encode())) == sorted(
+        tags, key=tags.__getitem__
+    )
     assert sorted(tags.values()) == list(range(1, len(publishing) + 1))
     direct.confirm()
     await asyncio.gather(*publishing)
@@ -223,7 +244,9 @@ async def test_a_connection_that_writes_nothing() -> None:
     direct = Direct()
     before = len(asyncio.all_tasks())
     for _ in range(2):
-        direct.connection.write_queue.put_nowait(ChannelFrame(b"other", should_close=False))
+        direct.connection.write_queue.put_nowait(
+            ChannelFrame(b"other", should_close=False)
+        )
     publishing = direct.publish("aa")
     await turns()
     assert not publishing.done()
@@ -240,9 +263,13 @@ async def test_a_connection_that_writes_nothing() -> None:
 async def test_a_handshake_that_nobody_answers_is_made_again() -> None:
     """With a time limit aio-pika gives up a handshake without an answer, and tries again."""
     attempts: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
-    server = await asyncio.start_server(lambda _, writer: attempts.put_nowait(writer), "127.0.0.1", 0)
+    server = await asyncio.start_server(
+        lambda _, writer: attempts.put_nowait(writer), "127.0.0.1", 0
+    )
     port = server.sockets[0].getsockname()[1]
-    connection = aio_pika.RobustConnection(URL(f"amqp://127.0.0.1:{port}/?fail_fast=0&reconnect_interval=0.01"))
+    connection = aio_pika.RobustConnection(
+        URL(f"amqp://127.0.0.1:{port}/?fail_fast=0&reconnect_interval=0.01")
+    )
     connecting = asyncio.create_task(connection.connect(timeout=0.05))
     taken: list[asyncio.StreamWriter] = []
     try:

@@ -57,7 +57,9 @@ class Slow(redis.asyncio.Redis):
 async def test_first_claims_at_once_tell_once(caplog: pytest.LogCaptureFixture) -> None:
     """First claims of five scopes at once find the server unsafe, and one of them says so."""
     store: Any = RedisReplayStore(Slow())
-    await asyncio.gather(*(store.claim(wish(scope=f"scope {number}")) for number in range(5)))
+    await asyncio.gather(
+        *(store.claim(wish(scope=f"scope {number}")) for number in range(5))
+    )
     assert [record.getMessage() for record in caplog.records] == [
         "the replay store is not safe: it keeps no append-only file and forgets claims when it restarts; set"
         " appendonly yes"
@@ -89,15 +91,28 @@ def own(number: int, **changes: Any) -> ClaimRequest:
     return wish(id=bytes([number]) * 16, **changes)
 
 
-@pytest.mark.parametrize("factory", [None, getattr(asyncio, "eager_task_factory", None)], ids=["plain", "eager"])
+@pytest.mark.parametrize(
+    "factory",
+    [None, getattr(asyncio, "eager_task_factory", None)],
+    ids=["plain", "eager"],
+)
 async def test_one_turn_is_one_round_trip(factory: Any) -> None:
     """What a loop asks in one turn is one call for each verb, and each who asked gets its own answer."""
     asyncio.get_running_loop().set_task_factory(factory)
     client = Counting(b"frhdp", b"---", b"f")
     store: Any = RedisReplayStore(client)
     claims = await asyncio.gather(*(store.claim(own(number)) for number in range(5)))
-    assert [status.value for status in claims] == ["fresh", "reread", "held", "duplicate", "replayed"]
-    assert await asyncio.gather(*(store.confirm(own(number)) for number in range(3))) == [None] * 3
+    assert [status.value for status in claims] == [
+        "fresh",
+        "reread",
+        "held",
+        "duplicate",
+        "replayed",
+    ]
+    assert (
+        await asyncio.gather(*(store.confirm(own(number)) for number in range(3)))
+        == [None] * 3
+    )
     assert await store.claim(own(0)) is ClaimStatus.FRESH
     assert [len(keys) for keys in client.keys] == [5, 3, 1]
     await store.aclose()
@@ -107,16 +122,25 @@ async def test_scopes_are_asked_apart() -> None:
     """Two scopes in one turn are two calls: on a cluster they may be on different nodes."""
     client = Counting(b"ff", b"f")
     store: Any = RedisReplayStore(client)
-    await asyncio.gather(*(store.claim(own(number, scope="ab"[number // 2])) for number in range(3)))
-    assert [[b"{a}" in key for key in keys] for keys in client.keys] == [[True, True], [False]]
+    await asyncio.gather(
+        *(store.claim(own(number, scope="ab"[number // 2])) for number in range(3))
+    )
+    assert [[b"{a}" in key for key in keys] for keys in client.keys] == [
+        [True, True],
+        [False],
+    ]
     await store.aclose()
 
 
 async def test_what_fails_together() -> None:
     """Where the call of a turn fails, each who asked is told, and the next turn asks anew."""
     store: Any = RedisReplayStore(Counting(redis.ConnectionError(), b"f"))
-    failed = await asyncio.gather(*(store.claim(own(number)) for number in range(3)), return_exceptions=True)
-    assert [getattr(error, "cause", None) for error in failed] == [Cause.REPLAY_STORE_UNAVAILABLE] * 3
+    failed = await asyncio.gather(
+        *(store.claim(own(number)) for number in range(3)), return_exceptions=True
+    )
+    assert [getattr(error, "cause", None) for error in failed] == [
+        Cause.REPLAY_STORE_UNAVAILABLE
+    ] * 3
     assert await store.claim(own(0)) is ClaimStatus.FRESH
     await store.aclose()
 
@@ -151,8 +175,13 @@ async def _start(store: RedisReplayStore) -> None:
 def test_an_asynchronous_client_needs_a_loop() -> None:
     """A consumer without an event loop refuses it at its start; one with a loop takes every client."""
     asynchronous = RedisReplayStore(redis.asyncio.Redis(socket_timeout=1))
-    others = [RedisReplayStore.from_url(NOWHERE), RedisReplayStore(redis.Redis(socket_timeout=1))]
-    with pytest.raises(ConfigurationError, match=r"no event loop: give the store no redis\.asyncio"):
+    others = [
+        RedisReplayStore.from_url(NOWHERE),
+        RedisReplayStore(redis.Redis(socket_timeout=1)),
+    ]
+    with pytest.raises(
+        ConfigurationError, match=r"no event loop: give the store no redis\.asyncio"
+    ):
         asynchronous.at_start()
     for store in others:
         store.at_start()
@@ -250,12 +279,16 @@ def test_key_life(behind: float) -> None:
     """A key lives for what the consumer's clock says is left, at least nothing, and the margin."""
     verb = redis_script.Verb.CLAIM
     requests = [wish(expires=START + behind)]
-    asked = redis_script.script_call(verb, requests, namespace="m", now=START, margin=300.0, lease_clock=None)
+    asked = redis_script.script_call(
+        verb, requests, namespace="m", now=START, margin=300.0, lease_clock=None
+    )
     assert asked.arguments[0] == ""
     assert asked.arguments[1:3] == [1, int((max(behind, 0) + 300) * 1000) + 1]
 
 
-@pytest.mark.parametrize(("place", "size"), [(("a" * 1000, "t", 0, 7), 12), (("", "", 0, 0), 12), (None, 0)])
+@pytest.mark.parametrize(
+    ("place", "size"), [(("a" * 1000, "t", 0, 7), 12), (("", "", 0, 0), 12), (None, 0)]
+)
 def test_places_are_small(place: Place | None, size: int) -> None:
     """A place of any length is sent as 12 bytes, none as none."""
     assert len(_sent(wish(place=place)).removeprefix(b"claim  30000 5 first")) == size
@@ -263,14 +296,21 @@ def test_places_are_small(place: Place | None, size: int) -> None:
 
 def test_places_are_unambiguous() -> None:
     """Places whose texts run together differ still."""
-    places = [("a/b", "c", 0, 7), ("a", "b/c", 0, 7), ("", "a/b/c", 0, 7), ("a", "b/c/0", 0, 7)]
+    places = [
+        ("a/b", "c", 0, 7),
+        ("a", "b/c", 0, 7),
+        ("", "a/b/c", 0, 7),
+        ("a", "b/c/0", 0, 7),
+    ]
     assert len({_sent(wish(place=place)) for place in places}) == len(places)
 
 
 def _sent(request: ClaimRequest) -> bytes:
     """Return the argument a claim is sent as."""
     verb = redis_script.Verb.CLAIM
-    asked = redis_script.script_call(verb, [request], namespace="m", now=START, margin=0, lease_clock=1.0)
+    asked = redis_script.script_call(
+        verb, [request], namespace="m", now=START, margin=0, lease_clock=1.0
+    )
     found = asked.arguments[-1]
     assert isinstance(found, bytes)
     return found
@@ -281,10 +321,19 @@ def test_siblings_are_asked_together() -> None:
     poll = [
         one
         for n in (3, 5, 4)
-        for one in (sibling(n, expires=START + n), sibling(n, token=b"x" * 16), wish(id=bytes([n]) * 16))
+        for one in (
+            sibling(n, expires=START + n),
+            sibling(n, token=b"x" * 16),
+            wish(id=bytes([n]) * 16),
+        )
     ]
     asked = redis_script.script_call(
-        redis_script.Verb.CLAIM, poll, namespace="m", now=START, margin=0.0, lease_clock=1.0
+        redis_script.Verb.CLAIM,
+        poll,
+        namespace="m",
+        now=START,
+        margin=0.0,
+        lease_clock=1.0,
     )
     assert len(asked.keys) == 5
     assert asked.keys[0] == b"m:{billing}:" + bytes(range(16)) + b"~"

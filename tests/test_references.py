@@ -100,7 +100,11 @@ def adopted(store: Keystore, uri: str = "held:1") -> ring.RingKey:
 def test_adopted_key_is_pending(store: Keystore, holders: Holders) -> None:
     """Even the first key of a folder is pending when it is adopted, under the thumbprint of its public half."""
     made = store.adopt("held:1", subjects=[SUBJECT])
-    assert (made.state, made.uri, made.ready - NOW) == (State.PENDING, "held:1", ring.DEFAULT_PUBLISH_DELAY)
+    assert (made.state, made.uri, made.ready - NOW) == (
+        State.PENDING,
+        "held:1",
+        ring.DEFAULT_PUBLISH_DELAY,
+    )
     assert (made.kid, made.key.algorithm) == (holders["held:1"].key.kid, "EdDSA")
     assert store.ring().get(made.kid) == made
 
@@ -130,17 +134,25 @@ def test_a_key_is_adopted_once(store: Keystore, holders: Holders) -> None:
     assert store.ring() == before
 
 
-def test_a_key_that_signs_as_another_is_not_adopted(store: Keystore, holders: Holders) -> None:
+def test_a_key_that_signs_as_another_is_not_adopted(
+    store: Keystore, holders: Holders
+) -> None:
     """A holder whose signatures do not verify with the public half that it gave is refused at once."""
     held, other = holders["held:1"], Key.generate()
     held.public = lambda: other.public  # type: ignore[method-assign]
-    with pytest.raises(ConfigurationError, match=f"held:1: signs with another key than {other.kid}"):
+    with pytest.raises(
+        ConfigurationError, match=f"held:1: signs with another key than {other.kid}"
+    ):
         store.adopt("held:1", subjects=[SUBJECT])
     assert not (store.folder / "keyset.json").exists()
 
 
-@pytest.mark.parametrize("point", [bytes(32), b"\x01" + bytes(31), b"\xee" + b"\xff" * 30 + b"\x7f"])
-def test_a_point_of_small_order_is_not_adopted(store: Keystore, holders: Holders, point: bytes) -> None:
+@pytest.mark.parametrize(
+    "point", [bytes(32), b"\x01" + bytes(31), b"\xee" + b"\xff" * 30 + b"\x7f"]
+)
+def test_a_point_of_small_order_is_not_adopted(
+    store: Keystore, holders: Holders, point: bytes
+) -> None:
     """A holder that gives a key under which anything verifies is refused: consumers would skip that key."""
     held = holders["held:1"]
     held.public = lambda: Ed25519PublicKey.from_public_bytes(point)  # type: ignore[method-assign]
@@ -179,18 +191,35 @@ def test_keyset_with_a_bad_uri(store: Keystore, uri: object) -> None:
 
 
 def test_command_adopts(
-    tmp_path: Path, holders: Holders, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    holders: Holders,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """``mqauth keys adopt`` prints the key and its state; ``keys list`` shows the URI."""
-    command = ["keys", "adopt", "--dir", str(tmp_path / "keys"), "--uri", "held:1", "--json"]
+    command = [
+        "keys",
+        "adopt",
+        "--dir",
+        str(tmp_path / "keys"),
+        "--uri",
+        "held:1",
+        "--json",
+    ]
     assert run(*command, "--subject", SUBJECT) == 0
     kid = holders["held:1"].key.kid
-    assert json.loads(capsys.readouterr().out) == {"kid": kid, "algorithm": "EdDSA", "state": "pending"}
+    assert json.loads(capsys.readouterr().out) == {
+        "kid": kid,
+        "algorithm": "EdDSA",
+        "state": "pending",
+    }
     assert run("keys", "list", "--dir", str(tmp_path / "keys"), "--json") == 0
     assert json.loads(capsys.readouterr().out)["keys"][0]["uri"] == "held:1"
 
 
-def test_command_wants_a_subject(tmp_path: Path, holders: Holders, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_wants_a_subject(
+    tmp_path: Path, holders: Holders, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The first key of a folder names whom it speaks for, or is pinned; nothing is asked before."""
     command = ["keys", "adopt", "--dir", str(tmp_path / "keys"), "--uri", "held:1"]
     assert run(*command) == 2
@@ -204,7 +233,16 @@ def test_command_says_what_is_out_of_reach(
 ) -> None:
     """A holder out of reach ends the command without a keystore, and is named."""
     holders["held:1"].failures = [out_of_reach() for _ in range(3)]
-    command = ["keys", "adopt", "--dir", str(tmp_path / "keys"), "--uri", "held:1", "--subject", SUBJECT]
+    command = [
+        "keys",
+        "adopt",
+        "--dir",
+        str(tmp_path / "keys"),
+        "--uri",
+        "held:1",
+        "--subject",
+        SUBJECT,
+    ]
     assert run(*command) == 3
     assert "keys_unavailable: hsm.example: gone" in capsys.readouterr().err
     assert not (tmp_path / "keys" / "keyset.json").exists()
@@ -225,7 +263,12 @@ def test_states_are_those_of_any_key(store: Keystore) -> None:
     store = replace(store, clock=FakeClock(NOW + ring.DEFAULT_PUBLISH_DELAY))
     after = store.change(ring.rotate)
     assert [key.state for key in after.keys] == [State.RETIRED, State.ACTIVE]
-    assert store.change(lambda found, now: ring.revoke(found, made.kid, now, reason="stolen")).active is None
+    assert (
+        store.change(
+            lambda found, now: ring.revoke(found, made.kid, now, reason="stolen")
+        ).active
+        is None
+    )
     gone = replace(store, clock=FakeClock(NOW + 30 * 86_400)).change(ring.rotate)
     assert [key.kid for key in gone.keys] == [made.kid]
     assert first.kid not in {path.stem for path in store.folder.glob("*.pem")}
@@ -243,9 +286,17 @@ def test_public_half_is_published(store: Keystore) -> None:
 def test_signing_key_is_a_reference(store: Keystore) -> None:
     """``Keystore.signing_key``, ``private_key`` and ``signing_key`` give what signs, with kid and subjects."""
     made = adopted(store)
-    for found in (store.signing_key(), store.private_key(made), signing_key(store.folder)):
+    for found in (
+        store.signing_key(),
+        store.private_key(made),
+        signing_key(store.folder),
+    ):
         assert isinstance(found, ReferenceKey)
-        assert (found.kid, found.algorithm, found.subjects) == (made.kid, "EdDSA", {SUBJECT})
+        assert (found.kid, found.algorithm, found.subjects) == (
+            made.kid,
+            "EdDSA",
+            {SUBJECT},
+        )
 
 
 def test_running_producer_follows_from_file_to_reference(store: Keystore) -> None:
@@ -258,15 +309,22 @@ def test_running_producer_follows_from_file_to_reference(store: Keystore) -> Non
     replace(store, clock=FakeClock(NOW + 600)).change(ring.rotate)
     clock.advance(60)
     assert signer.blocking
-    assert (accepted(signer.sign(MESSAGE), made.key), source.signing_key().kid) == (made.kid, made.kid)
+    assert (accepted(signer.sign(MESSAGE), made.key), source.signing_key().kid) == (
+        made.kid,
+        made.kid,
+    )
     assert first.kid != made.kid
 
 
-def test_producer_starts_while_the_holder_is_away(store: Keystore, holders: Holders) -> None:
+def test_producer_starts_while_the_holder_is_away(
+    store: Keystore, holders: Holders
+) -> None:
     """A signer is made without asking the holder; its first message is told what is out of reach."""
     adopted(store)
     asked = holders["held:1"].asked
-    signer = mqauth.Signer(key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+    signer = mqauth.Signer(
+        key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE
+    )
     assert holders["held:1"].asked == asked
     holders["held:1"].failures = [out_of_reach() for _ in range(3)]
     with pytest.raises(Unavailable, match=r"keys_unavailable: hsm\.example: gone"):
@@ -284,7 +342,9 @@ def test_producer_starts_while_the_holder_is_away(store: Keystore, holders: Hold
         pytest.param("", 0o1777, None, id="with the sticky bit nobody else can"),
     ],
 )  # fmt: skip
-def test_where_others_may_write(store: Keystore, place: str, mode: int, said: str | None) -> None:
+def test_where_others_may_write(
+    store: Keystore, place: str, mode: int, said: str | None
+) -> None:
     """A keyset with a URI is not used where others than the owner may write it, or put another in its place."""
     adopted(store)
     (store.folder / place).chmod(mode)
@@ -293,7 +353,9 @@ def test_where_others_may_write(store: Keystore, place: str, mode: int, said: st
 
 
 @pytest.mark.parametrize("place", ["", "keyset.json"])
-def test_keyset_of_another_user(store: Keystore, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_keyset_of_another_user(
+    store: Keystore, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     """Neither the keyset with a URI nor its folder may belong to another user, who could name a library."""
     adopted(store)
     real, path = os.stat, store.folder / place
@@ -308,7 +370,9 @@ def test_keyset_of_another_user(store: Keystore, monkeypatch: pytest.MonkeyPatch
         store.signing_key()
 
 
-def test_new_key_beside_a_reference_asks_nothing(store: Keystore, holders: Holders) -> None:
+def test_new_key_beside_a_reference_asks_nothing(
+    store: Keystore, holders: Holders
+) -> None:
     """``keys new`` beside an active reference needs neither its holder nor a passphrase."""
     adopted(store)
     asked = holders["held:1"].asked
@@ -350,7 +414,9 @@ def test_mixed_up_key(holders: Holders) -> None:
     other = Key.generate()
     key = reference_key(holders["held:1"], other)
     for _ in range(2):
-        with pytest.raises(ConfigurationError, match=f"held:1: signs with another key than {other.kid}"):
+        with pytest.raises(
+            ConfigurationError, match=f"held:1: signs with another key than {other.kid}"
+        ):
             key.sign(b"x")
 
 
@@ -368,7 +434,9 @@ def test_checked_again_after_a_new_connection(holders: Holders, changed: bool) -
         key.sign(b"x")
 
 
-def test_checked_where_the_call_itself_connects_anew(holders: Holders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checked_where_the_call_itself_connects_anew(
+    holders: Holders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A lost connection that is opened again within a call is not trusted by what was checked before it."""
     held = holders["held:1"]
     key = reference_key(held)
@@ -405,7 +473,11 @@ def test_tried_three_times(holders: Holders, failures: int) -> None:
     """What is out of reach once or twice costs no message; then it is ``Unavailable``, with the holder's words."""
     held = holders["held:1"]
     held.failures = [out_of_reach() for _ in range(failures)]
-    with pytest.raises(Unavailable, match=r"hsm\.example: gone") if failures == 3 else nullcontext():
+    with (
+        pytest.raises(Unavailable, match=r"hsm\.example: gone")
+        if failures == 3
+        else nullcontext()
+    ):
         reference_key(held).sign(b"x")
     assert held.asked == min(failures + 1, 3)
 
@@ -439,7 +511,10 @@ def test_nothing_is_imported_before_it_is_needed(tmp_path: Path) -> None:
         "print([m for m in sys.modules if m.startswith('pkcs11') or m.startswith('mqauth.keystore.reference.')])"
     )
     found = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "keys")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, str(tmp_path / "keys")],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert found.stdout.strip() == "[]"
 
@@ -478,7 +553,9 @@ class TestReferencesInAFolder(RotationContract):
         return ActiveKey(store.folder, clock=clock)
 
     @pytest.fixture
-    def rotate(self, store: Keystore, clock: FakeClock, source: ActiveKey) -> Callable[[], Key]:
+    def rotate(
+        self, store: Keystore, clock: FakeClock, source: ActiveKey
+    ) -> Callable[[], Key]:
         def rotate() -> Key:
             made: Any = store.adopt("held:next")
             store.change(ring.rotate)
@@ -501,7 +578,10 @@ def test_all_parts() -> None:
         token="my token", serial="12", label="a;b", id=b"\0\xff", module_path="/usr/lib/hsm.so",
         pin_source="file:/run/pin",
     )  # fmt: skip
-    assert (found.where, found.what) == ("token 'my token' (serial 12)", "'a;b' of id 00ff")
+    assert (found.where, found.what) == (
+        "token 'my token' (serial 12)",
+        "'a;b' of id 00ff",
+    )
 
 
 @pytest.mark.parametrize(
@@ -520,10 +600,22 @@ def test_all_parts() -> None:
         ("pkcs11:token=a;object=b;pin-source=file:/x", "not 'pin-source'"),
         ("pkcs11:token=a;object=b?object=c", "not 'object'"),
         ("pkcs11:token=a;object=b?module-name=x", "not 'module-name'"),
-        ("pkcs11:token=a;object=b?pin-source=file:/x&pin-source=env:Y", "pin-source stands twice"),
-        ("pkcs11:token=a;object=b?pin-source=file:relative", "pin-source is file: and a full path, or env:NAME"),
-        ("pkcs11:token=a;object=b?pin-source=|command", "pin-source is file: and a full path, or env:NAME"),
-        ("pkcs11:token=a;object=b?pin-source=1234", "pin-source is file: and a full path, or env:NAME"),
+        (
+            "pkcs11:token=a;object=b?pin-source=file:/x&pin-source=env:Y",
+            "pin-source stands twice",
+        ),
+        (
+            "pkcs11:token=a;object=b?pin-source=file:relative",
+            "pin-source is file: and a full path, or env:NAME",
+        ),
+        (
+            "pkcs11:token=a;object=b?pin-source=|command",
+            "pin-source is file: and a full path, or env:NAME",
+        ),
+        (
+            "pkcs11:token=a;object=b?pin-source=1234",
+            "pin-source is file: and a full path, or env:NAME",
+        ),
         ("pkcs11:token=%ff;object=b", "token is no UTF-8"),
         ("pkcs11:token=a;object=b?pin-source=file:/x%00", "pin-source has a NUL"),
     ],
@@ -534,7 +626,9 @@ def test_refused(uri: str, refusal: str) -> None:
         TokenURI.parse(uri)
 
 
-@pytest.mark.parametrize("uri", ["pkcs11:token=a;object=b?pin-value=4711", "pkcs11:token=a?x=y&pin-value=4711"])
+@pytest.mark.parametrize(
+    "uri", ["pkcs11:token=a;object=b?pin-value=4711", "pkcs11:token=a?x=y&pin-value=4711"]
+)
 def test_a_pin_is_refused_and_not_repeated(uri: str) -> None:
     """A PIN in a URI is refused, and the error does not have it."""
     with pytest.raises(ConfigurationError, match="a PIN never stands in a uri") as caught:
@@ -569,6 +663,10 @@ def test_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PKCS11_MODULE", "/nowhere")
     library = tmp_path / "hsm.so"
     library.touch()
-    assert TokenURI.parse(f"pkcs11:token=a;object=b?module-path={library}").library() == str(library)
-    with pytest.raises(ConfigurationError, match="token 'a': there is no library /nowhere"):
+    assert TokenURI.parse(
+        f"pkcs11:token=a;object=b?module-path={library}"
+    ).library() == str(library)
+    with pytest.raises(
+        ConfigurationError, match="token 'a': there is no library /nowhere"
+    ):
         TokenURI.parse("pkcs11:token=a;object=b").library()

@@ -36,8 +36,13 @@ def answered(client: socket.socket, broker: socket.socket, answer: bytes) -> byt
 
 
 @pytest.mark.parametrize("size", range(1, len(HOST) + 4))
-def test_answer_that_ends_like_an_address(ends: tuple[Relay, socket.socket, socket.socket], size: int) -> None:
+def test_answer_that_ends_like_an_address(
+    ends: tuple[Relay, socket.socket, socket.socket], size: int
+) -> None:
     """An answer comes whole and at once where its last bytes are the first of the broker's address."""
     _, client, broker = ends
     address = HOST + struct.pack(">i", broker.getsockname()[1])
-    assert answered(client, broker, b"an answer " + address[:size]) == b"an answer " + address[:size]
+    assert (
+        answered(client, broker, b"an answer " + address[:size])
+        == b"an answer " + address[:size]
+    )

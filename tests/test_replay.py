@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from integration.scale import nightly
-from mqauth import Cause, ConfigurationError, MemoryReplayStore, Pipeline, Unavailable, Verdict
+from mqauth import (
+    Cause,
+    ConfigurationError,
+    MemoryReplayStore,
+    Pipeline,
+    Unavailable,
+    Verdict,
+)
 from mqauth.flow import run
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, Entry, batch_id, judge
 from mqauth.testing import FakeClock, Forge
@@ -23,7 +30,13 @@ from mqauth.wire.message import Message, Place
 
 NOW = 1_900_000_000.0
 REQUEST = ClaimRequest(
-    scope="billing", id=b"1", owner="me", place=None, redelivered=False, lease=60.0, expires=NOW + 65
+    scope="billing",
+    id=b"1",
+    owner="me",
+    place=None,
+    redelivered=False,
+    lease=60.0,
+    expires=NOW + 65,
 )
 IN_BATCH = replace(REQUEST, id=batch_id(b"1", 7), index=7)
 LIVE = replace(REQUEST, expires=NOW + 1000)
@@ -49,19 +62,33 @@ def heir(request: ClaimRequest) -> ClaimRequest:
         (HELD, None, 9.999, ClaimStatus.HELD), (HELD, None, 10, ClaimStatus.FRESH),
     ],
 )  # fmt: skip
-def test_the_claim_table_at_its_edges(entry: Entry, place: Place | None, now: float, status: ClaimStatus) -> None:
+def test_the_claim_table_at_its_edges(
+    entry: Entry, place: Place | None, now: float, status: ClaimStatus
+) -> None:
     """Without a place once, and just before and at the end of a lease; the contract has the other rows."""
-    assert judge(entry, replace(REQUEST, place=place, redelivered=place is None), now) is status
+    assert (
+        judge(entry, replace(REQUEST, place=place, redelivered=place is None), now)
+        is status
+    )
 
 
 def test_without_a_store_every_copy_is_handled() -> None:
     """``replay=None`` takes each claim for a first one, in its words; to leave it out is an error."""
     forge, handled = Forge(FakeClock(NOW)), list[bytes | None]()
-    settings: dict[str, Any] = {"verifier": forge.verifier(), "policy": forge.policy("rabbitmq:shop/orders")}
+    settings: dict[str, Any] = {
+        "verifier": forge.verifier(),
+        "policy": forge.policy("rabbitmq:shop/orders"),
+    }
     guard = Pipeline(replay=None, clock=forge.clock, **settings)
     message = forge.seal(Message(destination="rabbitmq:shop/orders", body=b"order"))
     for _ in range(3):
-        outcome = run(guard.process(guard.receive(message), lambda verified: handled.append(verified.body), None))
+        outcome = run(
+            guard.process(
+                guard.receive(message),
+                lambda verified: handled.append(verified.body),
+                None,
+            )
+        )
         assert outcome.verdict is Verdict.ACCEPTED
     assert handled == [b"order"] * 3
     with pytest.raises(TypeError, match="replay"):
@@ -83,7 +110,9 @@ def test_a_stepped_wall_clock_moves_no_lease() -> None:
     assert store.claim(heir(LIVE)) is ClaimStatus.HELD
 
 
-@pytest.mark.parametrize("steps", [(300, -300), (-300, 300), (3000, -3000), (-3000, 3000)])
+@pytest.mark.parametrize(
+    "steps", [(300, -300), (-300, 300), (3000, -3000), (-3000, 3000)]
+)
 def test_a_stepped_wall_clock_lets_no_copy_in(steps: tuple[int, int]) -> None:
     """An id is forgotten only when both clocks agree that its copies are dead."""
     clock = FakeClock(NOW)
@@ -100,15 +129,23 @@ def test_a_stepped_wall_clock_lets_no_copy_in(steps: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     "story",
     [(300, 500, -300, 415, 500), (-300, 200, 100, 505, 400), (-300, 200, 100, 525, 400)],
-    ids=["forward first", "back first", "back first, and past the second life on the monotonic clock"],
+    ids=[
+        "forward first",
+        "back first",
+        "back first, and past the second life on the monotonic clock",
+    ],
 )
-def test_a_longer_life_counts_on_both_clocks(index: int | None, story: tuple[int, int, int, int, int]) -> None:
+def test_a_longer_life_counts_on_both_clocks(
+    index: int | None, story: tuple[int, int, int, int, int]
+) -> None:
     """What is claimed again, or a sibling of it, across steps of the wall clock is kept by the later of both."""
     step, life, back, wait, end = story
     clock = FakeClock(NOW)
     store = MemoryReplayStore(clock=clock)
     first = replace(REQUEST if index is None else IN_BATCH, expires=NOW + 400)
-    second = replace(first, id=_identity(first.id[:-2], index) if index else first.id, index=index)
+    second = replace(
+        first, id=_identity(first.id[:-2], index) if index else first.id, index=index
+    )
     store.claim(first)
     clock.step(step)
     assert store.claim(replace(second, expires=NOW + life)) is ClaimStatus.FRESH
@@ -116,7 +153,9 @@ def test_a_longer_life_counts_on_both_clocks(index: int | None, story: tuple[int
     clock.advance(wait)
     assert clock.now() < NOW + end
     for one in (first, second):
-        assert store.claim(copied(replace(one, expires=NOW + end))) is ClaimStatus.REPLAYED
+        assert (
+            store.claim(copied(replace(one, expires=NOW + end))) is ClaimStatus.REPLAYED
+        )
 
 
 def test_a_full_store_defers_and_expiry_makes_room() -> None:
@@ -162,7 +201,14 @@ class Small(RuleBasedStateMachine):
         place=st.sampled_from([None, HERE, THERE]), redelivered=st.booleans(),
         life=st.sampled_from([30, 60, 90]),
     )  # fmt: skip
-    def claim(self, number: int, index: int | None, place: Place | None, redelivered: bool, life: int) -> None:
+    def claim(
+        self,
+        number: int,
+        index: int | None,
+        place: Place | None,
+        redelivered: bool,
+        life: int,
+    ) -> None:
         """A new owner claims."""
         now = self.clock.now()
         token = bytes([number]) * 16
@@ -178,7 +224,9 @@ class Small(RuleBasedStateMachine):
     @rule(index=st.integers(0, 30), renew=st.booleans())
     def again(self, index: int, renew: bool) -> None:
         """An earlier owner claims again, or renews."""
-        live = [request for request in self.attempts if request.expires >= self.clock.now()]
+        live = [
+            request for request in self.attempts if request.expires >= self.clock.now()
+        ]
         if live:
             self.attempt(replace(live[index % len(live)], renew=renew))
 
@@ -224,7 +272,9 @@ class Small(RuleBasedStateMachine):
 
 
 TestSmall = Small.TestCase
-TestSmall.settings = settings(max_examples=nightly(100, otherwise=40), stateful_step_count=40)
+TestSmall.settings = settings(
+    max_examples=nightly(100, otherwise=40), stateful_step_count=40
+)
 
 
 @pytest.mark.slow
@@ -234,7 +284,13 @@ def test_one_claim_costs_little(index: int | None) -> None:
     store = MemoryReplayStore(clock=FakeClock(NOW))
     tokens = [hashlib.sha256(n.to_bytes(4, "big")).digest()[:16] for n in range(5_000)]
     requests = [
-        replace(LIVE, id=_identity(token, index), index=index, owner=str(n), place=("", "t", 0, n))
+        replace(
+            LIVE,
+            id=_identity(token, index),
+            index=index,
+            owner=str(n),
+            place=("", "t", 0, n),
+        )
         for n, token in enumerate(tokens)
     ]
     tracemalloc.start()
@@ -262,7 +318,11 @@ def test_a_batch_costs_little(offset: Callable[[int], int] | None, most: int) ->
     for n in range(64 * 75):
         token = hashlib.sha256((n // 64).to_bytes(4, "big")).digest()[:16]
         place = None if offset is None else ("", "t", n % 5, offset(n))
-        requests.append(replace(LIVE, id=batch_id(token, n % 64), index=n % 64, owner=str(n), place=place))
+        requests.append(
+            replace(
+                LIVE, id=batch_id(token, n % 64), index=n % 64, owner=str(n), place=place
+            )
+        )
     tracemalloc.start()
     try:
         store.claim_many(requests)

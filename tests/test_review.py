@@ -19,7 +19,14 @@ from integration.scale import nightly
 from mqauth import flow
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import memory
-from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
+from mqauth.errors import (
+    Cause,
+    ConfigurationError,
+    MalformedMessage,
+    Reason,
+    Rejection,
+    Unavailable,
+)
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
@@ -27,7 +34,20 @@ from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import PREFIX, DeadLetter, content_digest
 from mqauth.letters.release import MAX_HOPS, WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.review import ALL, Filter, Index, Letter, Plan, account, act, fill, judge, read, rehearse, take_in
+from mqauth.review import (
+    ALL,
+    Filter,
+    Index,
+    Letter,
+    Plan,
+    account,
+    act,
+    fill,
+    judge,
+    read,
+    rehearse,
+    take_in,
+)
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire import json_form as jsonform
@@ -40,7 +60,9 @@ from tests.letter_box import MemoryLetterBox
 REVIEW = "https://review.example"
 WHY = "the clock was skewed"
 SCHEMA = Draft202012Validator(
-    json.loads((Path(__file__).parent.parent / "docs" / "audit-record.schema.json").read_text())
+    json.loads(
+        (Path(__file__).parent.parent / "docs" / "audit-record.schema.json").read_text()
+    )
 )
 
 
@@ -80,7 +102,9 @@ class Bureau:
 
     def pipeline(self, **settings: Any) -> Pipeline:
         """Return the consumer's pipeline with the keys of now."""
-        verifier = self.forge.verifier(keys={ISSUER: Issuer(keys=KeySet(self.keys))}, release=self.release)
+        verifier = self.forge.verifier(
+            keys={ISSUER: Issuer(keys=KeySet(self.keys))}, release=self.release
+        )
         return Pipeline(
             verifier=verifier, policy=Allow({SUBJECT: [self.place]}), audit=self.audit, scope="billing",
             replay=MemoryReplayStore(clock=self.clock), clock=self.clock, **settings,
@@ -95,7 +119,11 @@ class Bureau:
 
     def message(self, body: bytes = b"hello") -> Message:
         """Return an honest message, not sealed."""
-        return rabbitmq_message(body=body) if self.place == RABBITMQ else kafka_message(body=body)
+        return (
+            rabbitmq_message(body=body)
+            if self.place == RABBITMQ
+            else kafka_message(body=body)
+        )
 
     def send(self, *messages: Message) -> list[Verdict]:
         """Publish messages as they are, consume them, and return the verdicts."""
@@ -114,31 +142,45 @@ class Bureau:
         flow.run(fill(index, self.box))
         return index
 
-    def redrive(self, wanted: Filter = ALL, *waive: Reason, **changes: Any) -> dict[str, Any]:
+    def redrive(
+        self, wanted: Filter = ALL, *waive: Reason, **changes: Any
+    ) -> dict[str, Any]:
         """Redrive what a filter means, and return the account."""
         plan = self.plan("redrive", wanted, waive=frozenset(waive), **changes)
         settings_: Any = {"guard": self.guard, "releaser": self.releaser}
         with self.survey() as index:
             selection = index.freeze(wanted)
             rehearsed = flow.run(rehearse(index, plan, **settings_))
-        done = act(self.box, selection, plan, audit=self.audit, clock=self.clock, **settings_)
+        done = act(
+            self.box, selection, plan, audit=self.audit, clock=self.clock, **settings_
+        )
         found = flow.run(done).as_dict()
         if not found["error"]:
-            assert rehearsed == Counter(found["refused"]) + Counter(accepted=found["done"])
+            assert rehearsed == Counter(found["refused"]) + Counter(
+                accepted=found["done"]
+            )
         return found
 
     def discard(self, wanted: Filter = ALL, **changes: Any) -> dict[str, Any]:
         """Discard what a filter means, and return the account."""
-        watched = {name: changes.pop(name) for name in ("progress", "cancelled") if name in changes}
+        watched = {
+            name: changes.pop(name)
+            for name in ("progress", "cancelled")
+            if name in changes
+        }
         plan = self.plan("discard", wanted, **changes)
         with self.survey() as index:
             selection = index.freeze(wanted)
-        done = act(self.box, selection, plan, audit=self.audit, clock=self.clock, **watched)
+        done = act(
+            self.box, selection, plan, audit=self.audit, clock=self.clock, **watched
+        )
         return flow.run(done).as_dict()
 
     def plan(self, act: str, wanted: Filter = ALL, **changes: Any) -> Plan:
         """Return a reviewer's plan."""
-        return Plan(**({"act": act, "wanted": wanted, "reason": WHY, "reviewer": "ada"} | changes))
+        return Plan(
+            **({"act": act, "wanted": wanted, "reason": WHY, "reviewer": "ada"} | changes)
+        )
 
     def letters(self) -> tuple[Message, ...]:
         """Return the letters that are open."""
@@ -166,16 +208,28 @@ def mixed(bureau: Bureau) -> Bureau:
     seal, forge = bureau.forge.seal, bureau.forge
     expired = [seal(bureau.message(b"late %d" % number)) for number in range(2)]
     bureau.clock.advance(3600)
-    unknown = [seal(bureau.message(b"new key %d" % number), key=forge.stranger) for number in range(3)]
-    forged = [seal(bureau.message(b"forged %d" % number), signature=b"\0" * 64) for number in range(2)]
-    foreign = seal(bureau.message(b"foreign"), key=forge.neighbour, claims={"sub": "stock-api"})
-    assert set(bureau.send(*expired, *unknown, *forged, bureau.message(b"bare"), foreign)) == {Verdict.REJECTED}
+    unknown = [
+        seal(bureau.message(b"new key %d" % number), key=forge.stranger)
+        for number in range(3)
+    ]
+    forged = [
+        seal(bureau.message(b"forged %d" % number), signature=b"\0" * 64)
+        for number in range(2)
+    ]
+    foreign = seal(
+        bureau.message(b"foreign"), key=forge.neighbour, claims={"sub": "stock-api"}
+    )
+    assert set(
+        bureau.send(*expired, *unknown, *forged, bureau.message(b"bare"), foreign)
+    ) == {Verdict.REJECTED}
     return bureau
 
 
 # --- reading ----------------------------------------------------------------------------------------------
 
-NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=8)
+NAMES = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=8
+)
 VALUES = st.none() | st.binary(max_size=9)
 AMQP = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.binary(max_size=9) | NAMES
@@ -184,7 +238,10 @@ AMQP = st.recursive(
     max_leaves=4,
 )  # fmt: skip
 HEADER_NAMES = (
-    st.sampled_from(["a", "b", "CC", "BCC", "x-delay", "reply-to", TOKEN_HEADER, "MQAUTH-Token"]) | NAMES
+    st.sampled_from(
+        ["a", "b", "CC", "BCC", "x-delay", "reply-to", TOKEN_HEADER, "MQAUTH-Token"]
+    )
+    | NAMES
 )
 KAFKA_MESSAGES = st.builds(
     lambda body, key, headers, offset: kafka_message(offset, body=body, key=key, headers=tuple(headers)),
@@ -203,7 +260,10 @@ RABBITMQ_MESSAGES = st.builds(
 def lying(letter: Message, **lines: str) -> Message:
     """Return a letter in which some lines of the lineage say something else."""
     kept = {PREFIX + name: value for name, value in lines.items()}
-    return replace(letter, headers=tuple((name, kept.get(name, value)) for name, value in letter.headers))
+    return replace(
+        letter,
+        headers=tuple((name, kept.get(name, value)) for name, value in letter.headers),
+    )
 
 
 def restore(letter: Message) -> Message:
@@ -216,12 +276,18 @@ def restore(letter: Message) -> Message:
 def letter_of(message: Message, reason: Reason = Reason.EXPIRED) -> DeadLetter:
     """Return the letter of a message rejected now."""
     return DeadLetter(
-        message=message, rejection=Rejection(reason, "late"), scope="billing", time=1_900_000_000.0, audit="a"
+        message=message,
+        rejection=Rejection(reason, "late"),
+        scope="billing",
+        time=1_900_000_000.0,
+        audit="a",
     )
 
 
 @pytest.mark.parametrize("depth", range(1, MAX_DEPTH + 1))
-@pytest.mark.parametrize("wrap", [lambda value: {"a": value}, lambda value: (value,)], ids=["table", "list"])
+@pytest.mark.parametrize(
+    "wrap", [lambda value: {"a": value}, lambda value: (value,)], ids=["table", "list"]
+)
 def test_every_depth_that_is_accepted_can_be_read_back(
     depth: int, wrap: Callable[[Any], Any], forge: Forge, clock: FakeClock
 ) -> None:
@@ -233,7 +299,11 @@ def test_every_depth_that_is_accepted_can_be_read_back(
     verifier = forge.verifier()
     assert verifier.verify(message, verifier.open(message), forge.keys, clock.now()).jti
     letter = letter_of(message)
-    letters = [letter.whole(lambda name, value: True), letter.whole(lambda name, value: False), letter.in_body()]
+    letters = [
+        letter.whole(lambda name, value: True),
+        letter.whole(lambda name, value: False),
+        letter.in_body(),
+    ]
     assert [restore(form).headers for form in letters] == [message.headers] * 3
     assert [read(Letter(message=form)).fault for form in letters] == [None] * 3
     with Index(clock.now()) as index:
@@ -247,7 +317,10 @@ def test_every_depth_that_is_accepted_can_be_read_back(
 def test_what_became_a_letter_is_restored(carries_none: bool, message: Message) -> None:
     """restore(letter(m)) is m, in the whole and in the JSON form, and the reading is intact."""
     letter = letter_of(message)
-    for form in (letter.whole(lambda name, value: carries_none or value is not None), letter.in_body()):
+    for form in (
+        letter.whole(lambda name, value: carries_none or value is not None),
+        letter.in_body(),
+    ):
         assert restore(form) == replace(message, origin=restore(form).origin)
         found = read(Letter(message=form))
         assert (found.intact, found.id, found.fault) == (True, letter.id, None)
@@ -257,19 +330,35 @@ def test_what_became_a_letter_is_restored(carries_none: bool, message: Message) 
     headers=st.lists(
         st.tuples(
             st.sampled_from(
-                [PREFIX + n for n in ("id", "metadata", "form", "source", "destination", "time", "token")]
+                [
+                    PREFIX + n
+                    for n in (
+                        "id",
+                        "metadata",
+                        "form",
+                        "source",
+                        "destination",
+                        "time",
+                        "token",
+                    )
+                ]
             )
             | NAMES,
             VALUES | NAMES | AMQP,
         ),
         max_size=8,
     ),
-    body=st.none() | st.binary(max_size=30) | st.sampled_from([b"{}", b"[1]", b'{"destination": "kafka:o"}']),
+    body=st.none()
+    | st.binary(max_size=30)
+    | st.sampled_from([b"{}", b"[1]", b'{"destination": "kafka:o"}']),
 )
 @settings(max_examples=nightly(300, otherwise=100), deadline=None)
 def test_reading_never_raises(headers: list[Any], body: bytes | None) -> None:
     """Whatever is written into a letter, it is read, and is not intact."""
-    assert read(Letter(message=kafka_message(headers=tuple(headers), body=body))).intact is False
+    assert (
+        read(Letter(message=kafka_message(headers=tuple(headers), body=body))).intact
+        is False
+    )
 
 
 @pytest.mark.parametrize(
@@ -294,7 +383,14 @@ def test_bad_metadata_is_a_fault(metadata: str) -> None:
 
 @pytest.mark.parametrize(
     ("history", "count"),
-    [("x", 0), ("{}", 0), ("[1]", 0), ("[{}]", 1), ("[{}, {}]", 2), (f"[{'{}, ' * MAX_HOPS}{{}}]", 0)],
+    [
+        ("x", 0),
+        ("{}", 0),
+        ("[1]", 0),
+        ("[{}]", 1),
+        ("[{}, {}]", 2),
+        (f"[{'{}, ' * MAX_HOPS}{{}}]", 0),
+    ],
 )
 def test_a_history_that_is_none_is_left_out(history: str, count: int) -> None:
     """What a letter says of earlier letters is a list of at most eight objects, or nothing."""
@@ -307,23 +403,40 @@ def test_what_brokers_write_on_a_letter_leaves_it_intact() -> None:
     message = rabbitmq_message(headers=(("timestamp_in_ms", 5), ("tenant", "acme")))
     message = replace(message, properties={**message.properties, "timestamp": "5"})
     form = letter_of(message).whole(lambda name, value: True)
-    headers = (*form.headers, ("timestamp_in_ms", 9), ("x-delivery-count", 3), ("x-acquired-count", 4))
-    lying = replace(form, headers=headers, properties={**form.properties, "timestamp": "9"})
+    headers = (
+        *form.headers,
+        ("timestamp_in_ms", 9),
+        ("x-delivery-count", 3),
+        ("x-acquired-count", 4),
+    )
+    lying = replace(
+        form, headers=headers, properties={**form.properties, "timestamp": "9"}
+    )
     found = read(Letter(message=lying))
     assert found.intact
     assert found.original is not None
     assert content_digest(found.original) == content_digest(message)
 
 
-@pytest.mark.parametrize("written", ["x-delivery-count", "x-acquired-count", "timestamp_in_ms"])
+@pytest.mark.parametrize(
+    "written", ["x-delivery-count", "x-acquired-count", "timestamp_in_ms"]
+)
 def test_what_brokers_wrote_on_the_original_moves_no_other_header(written: str) -> None:
     """A message that a queue delivered for the second time, with a header that no client can send, is restored."""
     headers = ((written, 2), ("ratio", 0.5), ("tenant", "acme"), ("CC", ("copy",)))
     message = rabbitmq_message(headers=headers)
-    found = read(Letter(message=letter_of(message).whole(lambda name, value: not isinstance(value, float))))
+    found = read(
+        Letter(
+            message=letter_of(message).whole(
+                lambda name, value: not isinstance(value, float)
+            )
+        )
+    )
     assert found.intact, found.fault
     assert found.original is not None
-    assert [pair for pair in found.original.headers if pair[0] in dict(headers[1:])] == list(headers[1:])
+    assert [
+        pair for pair in found.original.headers if pair[0] in dict(headers[1:])
+    ] == list(headers[1:])
 
 
 # --- looking ----------------------------------------------------------------------------------------------
@@ -339,19 +452,27 @@ def test_filters_and_pages(mixed: Bureau) -> None:
         assert index.count(Filter(kid=mixed.forge.stranger.kid)) == 3
         assert index.count(Filter(destination=mixed.place)) == 9
         assert index.count(Filter(since=mixed.clock.now() + 1)) == 0
-        assert index.count(Filter(since=mixed.clock.now() - 1, until=mixed.clock.now() + 1)) == 9
+        assert (
+            index.count(Filter(since=mixed.clock.now() - 1, until=mixed.clock.now() + 1))
+            == 9
+        )
         rows = index.page(limit=4)
         rows += index.page(after=rows[-1].number, limit=100)
         assert len({row.number for row in rows}) == 9
         assert index.count(Filter(id=rows[0].id[:12])) == 1
-        assert index.reading(rows[0].number).as_dict()["message"]["destination"] == mixed.place
+        assert (
+            index.reading(rows[0].number).as_dict()["message"]["destination"]
+            == mixed.place
+        )
         with pytest.raises(ConfigurationError):
             index.reading(10_000)
     index.close()
     assert mixed.letters() == before
 
 
-def test_judging_touches_nothing_and_finds_exactly_what_the_key_helps(mixed: Bureau) -> None:
+def test_judging_touches_nothing_and_finds_exactly_what_the_key_helps(
+    mixed: Bureau,
+) -> None:
     """After the missing key arrives exactly its letters pass; nothing is claimed, removed or recorded."""
     before, records = mixed.letters(), len(mixed.audit)
     with mixed.survey() as index:
@@ -374,7 +495,12 @@ def test_the_whole_story_adds_up(mixed: Bureau) -> None:
     assert mixed.redrive(Filter(reason="key_unknown"))["done"] == 3
     assert mixed.redrive(Filter(reason="expired"))["refused"] == {"expired": 2}
     assert mixed.redrive(Filter(reason="expired"), Reason.EXPIRED)["done"] == 2
-    assert mixed.redrive(Filter(reason="producer_forbidden"), Reason.PRODUCER_FORBIDDEN)["done"] == 1
+    assert (
+        mixed.redrive(Filter(reason="producer_forbidden"), Reason.PRODUCER_FORBIDDEN)[
+            "done"
+        ]
+        == 1
+    )
     assert mixed.send() == [Verdict.ACCEPTED] * 6
     assert {verified.release.sub for verified in mixed.handled} == {"ada"}
     assert {frozenset(verified.release.waive) for verified in mixed.handled} == {
@@ -384,7 +510,12 @@ def test_the_whole_story_adds_up(mixed: Bureau) -> None:
     assert mixed.letters() == ()
     with mixed.survey() as index:
         ledger = account(mixed.audit, index.ids())
-    assert (ledger.rejected, ledger.open, ledger.redriven, ledger.discarded) == (9, 0, 6, 3)
+    assert (ledger.rejected, ledger.open, ledger.redriven, ledger.discarded) == (
+        9,
+        0,
+        6,
+        3,
+    )
     assert (ledger.difference, ledger.unproven) == (0, ())
 
 
@@ -392,12 +523,21 @@ def test_every_act_is_in_the_audit(mixed: Bureau) -> None:
     """Who, why, which letter and which release stand in a record for each letter."""
     mixed.redrive(Filter(reason="expired"), Reason.EXPIRED)
     mixed.discard(Filter(reason="token_missing"))
-    acts = [record for record in mixed.audit if record["verdict"] in ("redriven", "discarded")]
-    assert [error.message for record in mixed.audit for error in SCHEMA.iter_errors(record)] == []
+    acts = [
+        record for record in mixed.audit if record["verdict"] in ("redriven", "discarded")
+    ]
+    assert [
+        error.message for record in mixed.audit for error in SCHEMA.iter_errors(record)
+    ] == []
     assert [record["verdict"] for record in acts] == ["redriven", "redriven", "discarded"]
-    assert {(record["review"]["reviewer"], record["detail"]) for record in acts} == {("ada", WHY)}
+    assert {(record["review"]["reviewer"], record["detail"]) for record in acts} == {
+        ("ada", WHY)
+    }
     assert all(len(record["dead_letter"]) == 64 for record in acts)
-    assert (acts[0]["review"]["waive"], acts[0]["token"]["verified"]["sub"]) == (["expired"], SUBJECT)
+    assert (acts[0]["review"]["waive"], acts[0]["token"]["verified"]["sub"]) == (
+        ["expired"],
+        SUBJECT,
+    )
     assert "claimed" in acts[2]["token"]
 
 
@@ -415,7 +555,9 @@ def test_a_selection_is_frozen(mixed: Bureau) -> None:
         selection = index.freeze()
     mixed.discard(Filter(reason="token_missing"))
     mixed.send(mixed.message(b"new"))
-    wish = act(mixed.box, selection, mixed.plan("discard"), audit=mixed.audit, clock=mixed.clock)
+    wish = act(
+        mixed.box, selection, mixed.plan("discard"), audit=mixed.audit, clock=mixed.clock
+    )
     done = flow.run(wish).as_dict()
     assert (done["selected"], done["done"], done["gone"], done["left"]) == (9, 8, 1, 0)
     assert [letter.body for letter in mixed.letters()] == [b"new"]
@@ -431,7 +573,9 @@ def test_a_broker_that_fails_ends_the_run_and_nothing_is_lost(mixed: Bureau) -> 
     assert len(mixed.letters()) == 9
 
 
-@pytest.mark.parametrize("error", [Unavailable(Cause.AUDIT_UNAVAILABLE, "disk full"), OSError("broken")])
+@pytest.mark.parametrize(
+    "error", [Unavailable(Cause.AUDIT_UNAVAILABLE, "disk full"), OSError("broken")]
+)
 def test_without_a_record_no_letter_goes(mixed: Bureau, error: Exception) -> None:
     """An audit that fails leaves every letter where it is, whatever it raises."""
     mixed.audit.failure = error
@@ -456,7 +600,9 @@ class Dying(MemoryLetterBox):
         super().remove(letter)
 
 
-def test_killed_before_a_removal_the_letter_comes_again_as_a_duplicate(mixed: Bureau) -> None:
+def test_killed_before_a_removal_the_letter_comes_again_as_a_duplicate(
+    mixed: Bureau,
+) -> None:
     """Published and not removed: redriven again after the crash, handled once, and no replay is dead-lettered."""
     mixed.box = Dying(mixed.broker, mixed.dead)
     with pytest.raises(KeyboardInterrupt):
@@ -475,7 +621,9 @@ def test_killed_before_a_removal_the_letter_comes_again_as_a_duplicate(mixed: Bu
 def test_forged_letters_gain_nothing(bureau: Bureau) -> None:
     """Another destination, an edited body, another id, an edited digest: refused, and left where they are."""
     sealed = bureau.forge.seal(bureau.message(), signature=b"\0" * 64)
-    bureau.send(sealed, bureau.forge.seal(bureau.message(b"stale"), claims={"exp": 1, "iat": 0}))
+    bureau.send(
+        sealed, bureau.forge.seal(bureau.message(b"stale"), claims={"exp": 1, "iat": 0})
+    )
     forged, stale = bureau.letters()
     bureau.discard()
     other = "kafka:payments" if bureau.place == KAFKA else "rabbitmq:/payments"
@@ -486,13 +634,25 @@ def test_forged_letters_gain_nothing(bureau: Bureau) -> None:
     bureau.plant(lying(stale, digest="0" * 64))
     elsewhere = replace(restore(stale), destination=other)
     intact = DeadLetter(
-        message=elsewhere, rejection=Rejection(Reason.EXPIRED), scope="billing", time=bureau.clock.now(), audit="a"
+        message=elsewhere,
+        rejection=Rejection(Reason.EXPIRED),
+        scope="billing",
+        time=bureau.clock.now(),
+        audit="a",
     )
     bureau.plant(intact.whole(lambda name, value: True))
     bureau.plant(lying(forged, reason="expired"))
     found = bureau.redrive(ALL, *WAIVABLE)
-    assert found["refused"] == {"letter_not_intact": 4, "destination_mismatch": 1, "signature_invalid": 1}
-    assert (found["done"], bureau.broker.waiting(other), bureau.broker.waiting(bureau.place)) == (0, (), ())
+    assert found["refused"] == {
+        "letter_not_intact": 4,
+        "destination_mismatch": 1,
+        "signature_invalid": 1,
+    }
+    assert (
+        found["done"],
+        bureau.broker.waiting(other),
+        bureau.broker.waiting(bureau.place),
+    ) == (0, (), ())
     assert len(bureau.letters()) == 6
 
 
@@ -579,19 +739,28 @@ def test_groups_are_those_that_are_there(bureau: Bureau) -> None:
         times: dict[str, list[float]] = {}
         for row in index.page(limit=1000):
             times.setdefault(row.reason, []).append(row.time or 0.0)
-        columns = Counter((reason, (time - begin) // 100) for reason, of in times.items() for time in of)
+        columns = Counter(
+            (reason, (time - begin) // 100) for reason, of in times.items() for time in of
+        )
         drawn = index.columns(begin, 100.0, 5, before=2e9)
         assert {(reason, column): count for reason, column, count in drawn} == columns
         wanted = {reason: (len(of), min(of), max(of)) for reason, of in times.items()}
         for filter_ in (ALL, Filter(since=0.0)):
             found = index.groups(filter_)
-            assert {group.reason: (group.count, group.first, group.last) for group in found} == wanted
+            assert {
+                group.reason: (group.count, group.first, group.last) for group in found
+            } == wanted
             assert index.count(filter_) == 450
         assert [group.count for group in index.groups(limit=1)] == [300]
-        assert (index.kinds(), index.reasons()) == (2, [("expired", 300), ("replayed", 150)])
+        assert (index.kinds(), index.reasons()) == (
+            2,
+            [("expired", 300), ("replayed", 150)],
+        )
 
 
-def test_a_cancelled_reading_keeps_what_it_has_and_gives_everything_back(bureau: Bureau) -> None:
+def test_a_cancelled_reading_keeps_what_it_has_and_gives_everything_back(
+    bureau: Bureau,
+) -> None:
     """Cancelled after the first letters the index has those and is not complete; the queue has all of them."""
     plain_letters(bureau, 450)
     cancelled = threading.Event()

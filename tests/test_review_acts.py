@@ -44,7 +44,9 @@ def log() -> Log:
 
 def planted(desk: Bureau, log: Log, offset: int = 7, **seal: Any) -> Message:
     """Let the consumer reject an expired message of this offset, its letter being a reference; return it."""
-    message = desk.forge.seal(kafka_message(offset, body=b"x" * 2000), claims={"iat": 1, "exp": 2}, **seal)
+    message = desk.forge.seal(
+        kafka_message(offset, body=b"x" * 2000), claims={"iat": 1, "exp": 2}, **seal
+    )
     log["orders", 0, offset] = message
     desk.plant(letter_of(message).reference())
     return message
@@ -57,7 +59,9 @@ def acted(desk: Bureau, log: Log | None, *waive: Reason) -> dict[str, Any]:
     with desk.survey() as index:
         selection = index.freeze()
         rehearsed = flow.run(rehearse(index, plan, **settings))
-    found = flow.run(act(desk.box, selection, plan, audit=desk.audit, clock=desk.clock, **settings)).as_dict()
+    found = flow.run(
+        act(desk.box, selection, plan, audit=desk.audit, clock=desk.clock, **settings)
+    ).as_dict()
     assert found["error"] or dict(rehearsed) == found["refused"] | (
         {"accepted": found["done"]} if found["done"] else {}
     )
@@ -88,9 +92,15 @@ CHANGES = ("body", "key", "headers", "destination", "offset", "malformed")
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [*((change, CHANGED) for change in CHANGES), ("deleted by retention", GONE), ("no log", ONLY_REFERENCE)],
+    [
+        *((change, CHANGED) for change in CHANGES),
+        ("deleted by retention", GONE),
+        ("no log", ONLY_REFERENCE),
+    ],
 )
-def test_without_its_very_record_a_reference_is_refused(change: str, said: str, desk: Bureau, log: Log) -> None:
+def test_without_its_very_record_a_reference_is_refused(
+    change: str, said: str, desk: Bureau, log: Log
+) -> None:
     """Whatever differs from what was rejected, the id differs; nothing is sent, and the letter stays."""
     original = planted(desk, log)
     changes: dict[str, Any] = {
@@ -101,12 +111,16 @@ def test_without_its_very_record_a_reference_is_refused(change: str, said: str, 
     log.clear()
     if change in changes:
         log["orders", 0, 7] = replace(original, **changes[change])
-    assert acted(desk, None if said == ONLY_REFERENCE else log, Reason.EXPIRED)["refused"] == {said: 1}
+    assert acted(desk, None if said == ONLY_REFERENCE else log, Reason.EXPIRED)[
+        "refused"
+    ] == {said: 1}
     assert (len(desk.letters()), desk.broker.waiting(KAFKA)) == (1, ())
 
 
 @pytest.mark.parametrize("line", ["source", "scope", "id"])
-def test_a_forged_reference_names_nothing_that_it_could_prove(line: str, desk: Bureau, log: Log) -> None:
+def test_a_forged_reference_names_nothing_that_it_could_prove(
+    line: str, desk: Bureau, log: Log
+) -> None:
     """A letter pointed at another record, scope or id is refused, whatever is there."""
     original = planted(desk, log)
     desk.discard()
@@ -128,13 +142,21 @@ def test_no_broker_is_asked_for_what_is_no_place(source: str, log: Log) -> None:
 
 
 @pytest.mark.parametrize("form", ["whole", "in_body", "reference"])
-def test_a_consumer_of_any_name_gets_its_letters_back(form: str, desk: Bureau, log: Log) -> None:
+def test_a_consumer_of_any_name_gets_its_letters_back(
+    form: str, desk: Bureau, log: Log
+) -> None:
     """A scope and a queue that no terminal shows as they are: id and release are of the names themselves."""
     name = "b\u00fccher-\U0001f680\u3164" * 30
     message = kafka_message(7, body=b"x")
     if form != "reference":
         message = rabbitmq_message(origin=Origin(scope=name, queue=name))
-    letter = DeadLetter(message=message, rejection=Rejection(Reason.EXPIRED), scope=name, time=0.0, audit="a")
+    letter = DeadLetter(
+        message=message,
+        rejection=Rejection(Reason.EXPIRED),
+        scope=name,
+        time=0.0,
+        audit="a",
+    )
     made = letter.whole(lambda *_: True) if form == "whole" else getattr(letter, form)()
     log["orders", 0, 7] = message
     found = flow.run(recalled(read(Letter(message=made)), log))
@@ -151,7 +173,12 @@ def test_a_broker_that_cannot_be_asked_ends_the_run(desk: Bureau, log: Log) -> N
         selection = index.freeze()
     log.down = True
     plan = desk.plan("redrive", waive=frozenset([Reason.EXPIRED]))
-    able: Any = {"guard": desk.guard, "releaser": desk.releaser, "audit": desk.audit, "originals": log}
+    able: Any = {
+        "guard": desk.guard,
+        "releaser": desk.releaser,
+        "audit": desk.audit,
+        "originals": log,
+    }
     found = flow.run(act(desk.box, selection, plan, **able))
     assert (found.failed, found.done, found.refused.total()) == (1, 0, 0)
     assert len(desk.letters()) == 1

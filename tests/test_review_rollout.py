@@ -22,7 +22,9 @@ from tests.test_rollout import at
 class Climber(Bureau):
     """A bureau whose consumer is on a rung, with an old handler that gives up while told to."""
 
-    def __init__(self, clock: FakeClock, forge: Forge, place: str, rollout: Rollout) -> None:
+    def __init__(
+        self, clock: FakeClock, forge: Forge, place: str, rollout: Rollout
+    ) -> None:
         super().__init__(clock, forge, place)
         self.old: list[Any] = []
         self.gives_up = True
@@ -69,11 +71,15 @@ def test_a_forged_letter_leads_nowhere_that_is_not_listed(desk: Climber) -> None
     assert desk.redrive()["refused"] == {"enforced": 1}
 
 
-def test_what_goes_back_plain_is_not_sent_elsewhere_too(clock: FakeClock, forge: Forge) -> None:
+def test_what_goes_back_plain_is_not_sent_elsewhere_too(
+    clock: FakeClock, forge: Forge
+) -> None:
     """Headers that make the broker copy or delay it go, even if a token that nobody verified covers them."""
     desk = Climber(clock, forge, RABBITMQ, at(Rung.OBSERVE))
     routing = {"CC": ("payments",), "BCC": ("payments",), "x-delay": 5}
-    forged = forge.seal(replace(desk.message(), headers=tuple(routing.items())), signature=bytes(64))
+    forged = forge.seal(
+        replace(desk.message(), headers=tuple(routing.items())), signature=bytes(64)
+    )
     assert desk.send(forged) == [Verdict.REJECTED]
     assert desk.redrive()["done"] == 1
     (message,) = desk.broker.waiting(desk.place)

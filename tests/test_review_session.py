@@ -10,10 +10,26 @@ from typing import Any
 
 import pytest
 
-from mqauth import AuditFile, Cause, ConfigurationError, Key, KeySet, Reason, Unavailable, flow
+from mqauth import (
+    AuditFile,
+    Cause,
+    ConfigurationError,
+    Key,
+    KeySet,
+    Reason,
+    Unavailable,
+    flow,
+)
 from mqauth.audit.chain import verify_chain
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
-from mqauth.review import Account, Index, Plan, Session, SharedAuditFile, reviewers_releaser
+from mqauth.review import (
+    Account,
+    Index,
+    Plan,
+    Session,
+    SharedAuditFile,
+    reviewers_releaser,
+)
 from mqauth.testing import FakeClock, Forge
 from tests.conftest import RABBITMQ, together
 from tests.test_auditfile import record
@@ -45,7 +61,17 @@ def session(bureau: Bureau, **changes: Any) -> Session:
 
 def plan(act: str = "redrive", **changes: Any) -> Plan:
     """Return a plan on all letters."""
-    return Plan(**({"act": act, "reason": WHY, "waive": frozenset([Reason.EXPIRED]), "reviewer": "ada"} | changes))
+    return Plan(
+        **(
+            {
+                "act": act,
+                "reason": WHY,
+                "waive": frozenset([Reason.EXPIRED]),
+                "reviewer": "ada",
+            }
+            | changes
+        )
+    )
 
 
 def carried_out(found: Session, wanted: Plan) -> tuple[Counter[str], Account, list[int]]:
@@ -73,7 +99,9 @@ def test_a_session_acts_only_with_what_the_act_needs(
 ) -> None:
     """A redrive needs pipeline, key and audit, a discard the audit; else it is refused and no letter touched."""
     found = session(bureau, **missing)
-    assert ({"redrive"} if found.can_redrive else set()) | ({"discard"} if found.audit else set()) == able
+    assert ({"redrive"} if found.can_redrive else set()) | (
+        {"discard"} if found.audit else set()
+    ) == able
     for act in {"redrive", "discard"} - able:
         with pytest.raises(ConfigurationError):
             found.check(plan(act))
@@ -109,7 +137,9 @@ def test_without_a_pipeline_nothing_is_judged(bureau: Bureau) -> None:
         ({"rate": 0}, "rate must be above 0"), ({"reviewer": ""}, "a reviewer must be text"),
     ],
 )  # fmt: skip
-def test_a_plan_that_nobody_may_have_is_refused(changes: dict[str, Any], said: str) -> None:
+def test_a_plan_that_nobody_may_have_is_refused(
+    changes: dict[str, Any], said: str
+) -> None:
     """A plan has a known act, a reason of one line, a rate and a reviewer, and waives only what a release may."""
     with pytest.raises(ConfigurationError, match=said):
         plan(**changes)
@@ -135,30 +165,41 @@ def test_a_waiver_that_the_consumer_does_not_know_is_refused(bureau: Bureau) -> 
 
 @pytest.mark.parametrize(
     ("issuers", "authority", "said"),
-    [((), None, "accepts no release"), ((REVIEW, "https://other.example"), None, "--authority: required")],
+    [
+        ((), None, "accepts no release"),
+        ((REVIEW, "https://other.example"), None, "--authority: required"),
+    ],
 )
 def test_whose_releases_they_are_is_clear(
     issuers: tuple[str, ...], authority: str | None, said: str, bureau: Bureau
 ) -> None:
     """A pipeline that trusts nobody, and one that trusts several while none is named, are errors."""
     with pytest.raises(ConfigurationError, match=said):
-        reviewers_releaser(trusting(bureau, *issuers), Key.generate, authority=authority, lifetime=60)
+        reviewers_releaser(
+            trusting(bureau, *issuers), Key.generate, authority=authority, lifetime=60
+        )
 
 
 def test_the_key_is_read_for_each_releaser(bureau: Bureau) -> None:
     """A console that runs through a rotation signs with the key of now, as the reviewer who acts now."""
     keys = [Key.generate(subjects=["ada"]), Key.generate(subjects=["bob"])]
-    make = reviewers_releaser(trusting(bureau, REVIEW), iter(keys).__next__, authority=None, lifetime=60)
+    make = reviewers_releaser(
+        trusting(bureau, REVIEW), iter(keys).__next__, authority=None, lifetime=60
+    )
     assert [make("ada").reviewer, make("bob").reviewer] == ["ada", "bob"]
     with pytest.raises(ConfigurationError, match="does not speak for bob, but for ada"):
-        reviewers_releaser(bureau.guard, lambda: keys[0], authority=None, lifetime=60)("bob")
+        reviewers_releaser(bureau.guard, lambda: keys[0], authority=None, lifetime=60)(
+            "bob"
+        )
 
 
 def test_a_shared_file_has_one_chain(tmp_path: Path) -> None:
     """Two writers of a shared file take turns, and their records stand in one chain."""
     path = tmp_path / "reviewer.jsonl"
     writers = [SharedAuditFile(path, patience=600) for _ in range(2)]
-    together(lambda writer: [writer.write(record(number)) for number in range(20)], writers)
+    together(
+        lambda writer: [writer.write(record(number)) for number in range(20)], writers
+    )
     found = verify_chain(path)
     assert (found.intact, found.records) == (True, 40)
 
@@ -181,15 +222,23 @@ def named(source: str) -> set[str]:
     """Return the functions of the review that a module takes from it, under whatever name."""
     found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mqauth.review"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+            "mqauth.review"
+        ):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "review":
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "review"
+        ):
             found.add(node.attr)
     return found & FLOWS
 
 
 @pytest.mark.parametrize(
-    "path", [*PACKAGE.glob("cli/*.py"), *PACKAGE.glob("console/*.py")], ids=lambda path: path.stem
+    "path",
+    [*PACKAGE.glob("cli/*.py"), *PACKAGE.glob("console/*.py")],
+    ids=lambda path: path.stem,
 )
 def test_neither_command_nor_console_goes_around_the_session(path: Path) -> None:
     """What acts and judges is called by the session alone: a rule cannot stand in one of the two."""
@@ -198,7 +247,11 @@ def test_neither_command_nor_console_goes_around_the_session(path: Path) -> None
 
 @pytest.mark.parametrize(
     "source",
-    ["from mqauth.review import act as go", "from mqauth.review.letterbox import judge", "review.act(box)"],
+    [
+        "from mqauth.review import act as go",
+        "from mqauth.review.letterbox import judge",
+        "review.act(box)",
+    ],
 )
 def test_a_way_around_the_session_is_found(source: str) -> None:
     """An import of such a function, and its use through the room, makes the test red."""

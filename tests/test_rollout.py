@@ -24,7 +24,15 @@ from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.message import Message, Origin
-from tests.conftest import KAFKA, RABBITMQ, Plug, World, away, kafka_message, rabbitmq_message
+from tests.conftest import (
+    KAFKA,
+    RABBITMQ,
+    Plug,
+    World,
+    away,
+    kafka_message,
+    rabbitmq_message,
+)
 
 BOTH = (KAFKA, RABBITMQ)
 ATTACKS_ON_KAFKA = [attack for attack in (*ATTACKS, *BATCH_ATTACKS) if attack.fits(KAFKA)]
@@ -61,13 +69,19 @@ class Ladder(World):
         """Process a delivery, or a message received now."""
         if isinstance(delivery, Message):
             delivery = self.receive(delivery)
-        outcome: Outcome = self.run(self.pipeline.process(delivery, self.handler, self.letters, self.unverified))
+        outcome: Outcome = self.run(
+            self.pipeline.process(delivery, self.handler, self.letters, self.unverified)
+        )
         return outcome
 
     @property
     def records(self) -> list[dict[str, Any]]:
         """The records of verdicts; those of the rollout itself are in ``told``."""
-        return [record for record in self.told if record["verdict"] in ("accepted", "rejected", "duplicate")]
+        return [
+            record
+            for record in self.told
+            if record["verdict"] in ("accepted", "rejected", "duplicate")
+        ]
 
     @property
     def told(self) -> list[dict[str, Any]]:
@@ -102,7 +116,8 @@ def is_unverified(world: Ladder, outcome: Outcome, why: str | None) -> bool:
         and outcome.verified is None
         and outcome.unverified is unverified
         and type(unverified) is Unverified
-        and (said, world.published, world.records, world.handler.done) == (why, [], [], [])
+        and (said, world.published, world.records, world.handler.done)
+        == (why, [], [], [])
     )
 
 
@@ -132,7 +147,9 @@ class TestObserve:
         assert world.process(again).unverified.would.code == "duplicate"  # type: ignore[union-attr]
 
     @pytest.mark.parametrize("plug", ["store.claim", "policy.decide"])
-    def test_a_plug_in_that_is_down_defers_nothing(self, plug: str, ladder: Maker, clock: FakeClock) -> None:
+    def test_a_plug_in_that_is_down_defers_nothing(
+        self, plug: str, ladder: Maker, clock: FakeClock
+    ) -> None:
         """It is not asked again for 30 s, and each message would have been deferred."""
         world = ladder(at(Rung.OBSERVE))
         room, name = plug.split(".")
@@ -148,14 +165,18 @@ class TestObserve:
         assert world.process(world.sealed(rabbitmq_message())).verdict is Verdict.ACCEPTED
 
     @pytest.mark.parametrize("step", ["confirm", "release"])
-    def test_a_claim_that_cannot_be_ended_is_not_waited_for(self, step: str, ladder: Maker) -> None:
+    def test_a_claim_that_cannot_be_ended_is_not_waited_for(
+        self, step: str, ladder: Maker
+    ) -> None:
         """A verified message is settled, or dead-lettered for its handler, although the store is down."""
         world = ladder(at(Rung.OBSERVE))
         getattr(world.store, step).failure = OSError("down")
         if step == "release":
             world.handler.failure = RejectNow("never")
         outcome = world.process(world.sealed())
-        assert outcome.verdict is (Verdict.ACCEPTED if step == "confirm" else Verdict.REJECTED)
+        assert outcome.verdict is (
+            Verdict.ACCEPTED if step == "confirm" else Verdict.REJECTED
+        )
         assert len(world.published) == (step == "release")
 
     def test_an_audit_that_is_down_is_not_waited_for(self, ladder: Maker) -> None:
@@ -222,7 +243,17 @@ class TestUnverified:
     def test_nobody_can_authorise_by_it(self) -> None:
         """It has nothing of what a ``Verified`` proves, and shares no base with it."""
         message = testing.unverified(headers=[("tenant", "acme")])
-        for name in ("subject", "issuer", "claims", "jti", "value", "header", "reply", "audience", "kid"):
+        for name in (
+            "subject",
+            "issuer",
+            "claims",
+            "jti",
+            "value",
+            "header",
+            "reply",
+            "audience",
+            "kid",
+        ):
             assert not hasattr(message, name)
         assert set(Unverified.__mro__) & set(Verified.__mro__) == {object}
         assert message.headers == (("tenant", "acme"),)
@@ -254,7 +285,9 @@ def deliveries(forge: Forge, choose: random.Random, count: int) -> list[Message]
             continue
         else:
             made = replace(plain, malformed="a header has no UTF-8 form")
-        found.append(replace(made, origin=Origin(topic="orders", partition=0, offset=offset)))
+        found.append(
+            replace(made, origin=Origin(topic="orders", partition=0, offset=offset))
+        )
     return found
 
 
@@ -267,10 +300,14 @@ def test_observe_is_transparent(clock: FakeClock, forge: Forge) -> None:
     messages = deliveries(forge, random.Random(11), 10_000)
     world = Ladder(clock, forge, False, at(Rung.OBSERVE), record="all")
     ran: list[int | None] = []
-    world.handler.function = world.old.function = lambda found: ran.append(found.origin.offset)
+    world.handler.function = world.old.function = lambda found: ran.append(
+        found.origin.offset
+    )
     for number, message in enumerate(messages):
         down = OSError("down") if 3333 <= number < 6666 else None
-        world.store.claim.failure = world.store.confirm.failure = world.audit.write.failure = down
+        world.store.claim.failure = world.store.confirm.failure = (
+            world.audit.write.failure
+        ) = down
         world.policy.decide.failure = down
         world.process(message)
     assert ran == [message.origin.offset for message in messages]
@@ -281,14 +318,22 @@ def test_observe_is_transparent(clock: FakeClock, forge: Forge) -> None:
 def test_verdicts_made_ahead_are_as_lenient(clock: FakeClock, forge: Forge) -> None:
     """Claims made in one round trip, and what becomes of them, keep no message from its handler either."""
     messages = deliveries(forge, random.Random(7), 1000)
-    world = Ladder(clock, forge, False, at(Rung.OBSERVE), replay=MemoryReplayStore(clock=clock))
+    world = Ladder(
+        clock, forge, False, at(Rung.OBSERVE), replay=MemoryReplayStore(clock=clock)
+    )
     ran: list[int | None] = []
-    world.handler.function = world.old.function = lambda found: ran.append(found.origin.offset)
+    world.handler.function = world.old.function = lambda found: ran.append(
+        found.origin.offset
+    )
     waiting = [world.receive(message) for message in messages]
     for at_once in range(0, len(waiting), 50):
         run(EarlyClaims(world.pipeline).judge_ahead(waiting[at_once : at_once + 50]))
         for delivery in waiting[at_once : at_once + 50]:
-            run(world.pipeline.process(delivery, world.handler, world.letters, world.unverified))
+            run(
+                world.pipeline.process(
+                    delivery, world.handler, world.letters, world.unverified
+                )
+            )
     assert ran == [message.origin.offset for message in messages]
     assert world.published == []
 
@@ -300,7 +345,11 @@ def test_below_enforce_a_record_is_confirmed_by_itself(
     """What is confirmed with others waits for the store; below enforce nothing may."""
     world, done = Ladder(clock, forge, False, at(rung)), list[Any]()
     delivery = world.receive(world.sealed(kafka_message()))
-    run(world.pipeline.process(delivery, world.handler, world.letters, world.unverified, done))
+    run(
+        world.pipeline.process(
+            delivery, world.handler, world.letters, world.unverified, done
+        )
+    )
     assert (len(done), world.store.confirm.calls) == (together, 1 - together)
 
 
@@ -317,16 +366,24 @@ def test_a_slow_store_delays_no_second_poll(clock: FakeClock, forge: Forge) -> N
             raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE)
 
     world = Ladder(clock, forge, False, at(Rung.OBSERVE), replay=Slow(clock=clock))
-    polls = [[world.receive(message) for message in deliveries(forge, random.Random(n), 20)] for n in range(3)]
+    polls = [
+        [world.receive(message) for message in deliveries(forge, random.Random(n), 20)]
+        for n in range(3)
+    ]
     for waiting in polls:
         run(EarlyClaims(world.pipeline).judge_ahead(waiting))
     assert Slow.asked == 1
 
 
-def test_keys_out_of_reach_defer_nothing(ladder: Maker, forge: Forge, clock: FakeClock) -> None:
+def test_keys_out_of_reach_defer_nothing(
+    ladder: Maker, forge: Forge, clock: FakeClock
+) -> None:
     """A key server that is down is asked once in 30 s; each message would have been deferred."""
     source = away()
-    world = ladder(at(Rung.OBSERVE), verifier=Verifier(keys={"https://auth.example": source}, audience="billing"))
+    world = ladder(
+        at(Rung.OBSERVE),
+        verifier=Verifier(keys={"https://auth.example": source}, audience="billing"),
+    )
     for number in range(3):
         message = world.sealed(rabbitmq_message(body=b"%d" % number))
         assert is_unverified(world, world.process(message), "keys_unavailable")
@@ -344,7 +401,9 @@ def test_at_enforce_a_letter_waits_for_its_record(clock: FakeClock, forge: Forge
                 going.set()
                 free.wait()
 
-    found = Ladder(clock, forge, False, at(Rung.OBSERVE, "kafka:elsewhere"), audit=Stuck())
+    found = Ladder(
+        clock, forge, False, at(Rung.OBSERVE, "kafka:elsewhere"), audit=Stuck()
+    )
     found.run(found.pipeline.tick())
     judging = threading.Thread(target=found.process, args=(kafka_message(),))
     judging.start()

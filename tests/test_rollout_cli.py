@@ -63,7 +63,12 @@ GROUP = {"id": "x", "code": "token_missing", "destination": "kafka:orders", "app
 class Place:
     """A folder with a configuration and an audit file."""
 
-    def __init__(self, path: Path, capsys: pytest.CaptureFixture[str], destination: str = "kafka:orders") -> None:
+    def __init__(
+        self,
+        path: Path,
+        capsys: pytest.CaptureFixture[str],
+        destination: str = "kafka:orders",
+    ) -> None:
         self.path = path
         self.file = path / "mqauth.toml"
         self.file.write_text(FILE.replace("PLACE", destination), "utf-8")
@@ -92,7 +97,9 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Place:
+def place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Place:
     """A place at a time that stands still."""
     monkeypatch.setattr(cli, "_now", lambda: NOW)
     return Place(tmp_path, capsys)
@@ -103,10 +110,14 @@ def test_how_often_an_end_was_moved_is_told(place: Place) -> None:
 
     def start(until: str, destination: str = "kafka:orders") -> AuditRecord:
         rungs = [{"destinations": [destination], "rung": "observe", "until": until}]
-        return replace(observed(NOW - 60), verdict="rollout", extra={"rollout": {"rungs": rungs}})
+        return replace(
+            observed(NOW - 60), verdict="rollout", extra={"rollout": {"rungs": rungs}}
+        )
 
     ends = ["2026-12-31", "2026-12-31", "2027-01-31"]
-    place.records(observed(NOW - 60), *map(start, ends), start("2027-03-31", "kafka:stock"))
+    place.records(
+        observed(NOW - 60), *map(start, ends), start("2027-03-31", "kafka:stock")
+    )
     (found,) = json.loads(place.run("status", "--json")[1])
     assert found["moved"] == 1
 
@@ -118,11 +129,19 @@ def test_how_often_an_end_was_moved_is_told(place: Place) -> None:
         ([observed(NOW - 60, groups=[GROUP])], "1 groups"),
         ([observed(NOW - 60, other=3)], "3 messages in no group"),
         ([observed(NOW - 60, accepted={})], "no accepted message of kafka:orders"),
-        ([observed(NOW - 600, rules="r0"), observed(NOW - 60)], "rules, issuers or settings changed"),
-        ([observed(NOW - 600, rungs={"kafka:orders": "off"}), observed(NOW - 60)], "mixed: observe and off"),
+        (
+            [observed(NOW - 600, rules="r0"), observed(NOW - 60)],
+            "rules, issuers or settings changed",
+        ),
+        (
+            [observed(NOW - 600, rungs={"kafka:orders": "off"}), observed(NOW - 60)],
+            "mixed: observe and off",
+        ),
     ],
 )
-def test_each_thing_that_speaks_against_it(records: list[AuditRecord], said: str, place: Place) -> None:
+def test_each_thing_that_speaks_against_it(
+    records: list[AuditRecord], said: str, place: Place
+) -> None:
     """One alone makes it no."""
     place.records(*records)
     (found,) = place.against()
@@ -146,12 +165,23 @@ def test_up_is_refused_where_it_is_not_safe(place: Place) -> None:
     ("arguments", "said"),
     [
         (("up", "kafka:stock"), "kafka:stock is in no entry below enforce"),
-        (("down", "kafka:stock", "--why", "x", "--until", "2026-12-20"), "kafka:stock is in no [[rollout]]"),
-        (("down", "kafka:orders", "--why", "x", "--until", "soon"), "--until is a date like 2027-01-31"),
-        (("down", "kafka:orders", "--why", "x", "--until", "2027-12-20", "--yes"), "until: must be 1 to 90 days"),
+        (
+            ("down", "kafka:stock", "--why", "x", "--until", "2026-12-20"),
+            "kafka:stock is in no [[rollout]]",
+        ),
+        (
+            ("down", "kafka:orders", "--why", "x", "--until", "soon"),
+            "--until is a date like 2027-01-31",
+        ),
+        (
+            ("down", "kafka:orders", "--why", "x", "--until", "2027-12-20", "--yes"),
+            "until: must be 1 to 90 days",
+        ),
     ],
 )
-def test_what_is_wrong_is_one_line(arguments: tuple[str, ...], said: str, place: Place) -> None:
+def test_what_is_wrong_is_one_line(
+    arguments: tuple[str, ...], said: str, place: Place
+) -> None:
     """Exit code 2, and the file stays as it was."""
     place.records(observed(NOW - 60))
     before = place.file.read_text("utf-8")
@@ -164,10 +194,14 @@ def test_producers_that_signed_nothing_are_listed(place: Place) -> None:
     """A rule lets them publish there; it is not held against going up. Who signed elsewhere only is listed."""
     rules = [("orders-api", "kafka:orders"), ("web-shop", "kafka:#"), ("till-7", "kafka:orders"),
              ("stock-api", "kafka:stock")]  # fmt: skip
-    allow = ", ".join(f'{{ subject = "{who}", destinations = ["{where}"] }}' for who, where in rules)
+    allow = ", ".join(
+        f'{{ subject = "{who}", destinations = ["{where}"] }}' for who, where in rules
+    )
     text = place.file.read_text("utf-8")
     head, _, tail = text.partition("allow = [")
-    place.file.write_text(f"{head}allow = [{allow}]{tail.partition(']')[2].partition(']')[2]}", "utf-8")
+    place.file.write_text(
+        f"{head}allow = [{allow}]{tail.partition(']')[2].partition(']')[2]}", "utf-8"
+    )
     signed = {"kafka:orders": {"https://auth.example": {"orders-api": 100}},
               "kafka:stock": {"https://auth.example": {"till-7": 3}}}  # fmt: skip
     place.records(observed(NOW - 60, signed=signed))
@@ -179,12 +213,18 @@ def test_producers_that_signed_nothing_are_listed(place: Place) -> None:
 
 
 @pytest.mark.parametrize("given", [io.StringIO(""), None])
-def test_nobody_can_be_asked(given: io.StringIO | None, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_can_be_asked(
+    given: io.StringIO | None, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without ``--yes`` and an answer on standard input nothing is written, and one line says what to give."""
     monkeypatch.setattr("sys.stdin", given)
-    code, printed = place.run("down", "kafka:orders", "--why", "x", "--until", "2026-12-20")
+    code, printed = place.run(
+        "down", "kafka:orders", "--why", "x", "--until", "2026-12-20"
+    )
     assert code == 2
-    assert printed.endswith("mqauth: --yes: required where nobody can be asked (or look with --print)\n")
+    assert printed.endswith(
+        "mqauth: --yes: required where nobody can be asked (or look with --print)\n"
+    )
     assert 'rung = "observe"' in place.file.read_text("utf-8")
 
 
@@ -192,7 +232,16 @@ def test_a_terminal_of_another_alphabet(place: Place) -> None:
     """The file is UTF-8 whatever the locale says."""
     with place.file.open("a", encoding="utf-8") as file:
         file.write("# für Bestellungen")
-    down = ["rollout", "down", "kafka:orders", "--why", "x", "--until", "2026-12-20", "--yes"]
+    down = [
+        "rollout",
+        "down",
+        "kafka:orders",
+        "--why",
+        "x",
+        "--until",
+        "2026-12-20",
+        "--yes",
+    ]
     ended = subprocess.run(
         [sys.executable, "-m", "mqauth", *down, "--config", str(place.file)],
         env={"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
@@ -216,11 +265,21 @@ class TestJson:
     def test_what_changes_the_file(self, place: Place) -> None:
         """The rung after it, whether it was written, and the lines of the difference."""
         place.records(observed(NOW - 60, groups=[GROUP]))
-        code, found = self.of(place, "accept", "kafka:orders", "token_missing kafka:orders", "--why", "x", "--yes")
+        code, found = self.of(
+            place,
+            "accept",
+            "kafka:orders",
+            "token_missing kafka:orders",
+            "--why",
+            "x",
+            "--yes",
+        )
         assert (code, found["rung"], found["written"]) == (0, "observe", True)
         code, found = self.of(place, "up", "kafka:orders", "--settled", "--yes")
         assert (code, found["rung"], found["written"]) == (0, "enforce", True)
-        code, found = self.of(place, "down", "kafka:orders", "--why", "x", "--until", "2026-12-20", "--yes")
+        code, found = self.of(
+            place, "down", "kafka:orders", "--why", "x", "--until", "2026-12-20", "--yes"
+        )
         assert (code, found["rung"]) == (0, "observe")
 
     def test_the_new_file(self, place: Place) -> None:
@@ -240,7 +299,9 @@ class TestSplitting:
     def two(self, place: Place, listed: str = BOTH) -> None:
         """Have the entry list more than one destination."""
         text = place.file.read_text("utf-8")
-        place.file.write_text(text.replace('["kafka:orders"]\nrung', f"{listed}\nrung"), "utf-8")
+        place.file.write_text(
+            text.replace('["kafka:orders"]\nrung', f"{listed}\nrung"), "utf-8"
+        )
 
     def entries(self, place: Place) -> list[tuple[list[str], str]]:
         """Return destinations and rung of each entry."""
@@ -256,7 +317,10 @@ class TestSplitting:
         place.records(observed(NOW - 60, accepted=both, rungs=rungs, groups=[other]))
         code, printed = place.run("up", "kafka:orders", "--settled", "--yes")
         assert code == 0, printed
-        assert self.entries(place) == [(["kafka:orders"], "enforce"), (["rabbitmq:shop/orders.#"], "observe")]
+        assert self.entries(place) == [
+            (["kafka:orders"], "enforce"),
+            (["rabbitmq:shop/orders.#"], "observe"),
+        ]
         text = place.file.read_text("utf-8")
         assert text.count("# two of them") == text.count("# ask them") == 2
         assert "[[rollout]]  # the orders" in text
@@ -265,16 +329,24 @@ class TestSplitting:
     def test_one_that_a_pattern_holds(self, place: Place) -> None:
         """The pattern stays, and the new entry decides, since it comes first."""
         self.two(place, '["kafka:#"]')
-        place.records(observed(NOW - 60, accepted={"kafka:#": 4}, rungs={"kafka:#": "observe"}))
+        place.records(
+            observed(NOW - 60, accepted={"kafka:#": 4}, rungs={"kafka:#": "observe"})
+        )
         assert place.run("up", "kafka:orders", "--settled", "--yes")[0] == 0
-        assert self.entries(place) == [(["kafka:orders"], "enforce"), (["kafka:#"], "observe")]
+        assert self.entries(place) == [
+            (["kafka:orders"], "enforce"),
+            (["kafka:#"], "observe"),
+        ]
 
 
 def test_without_an_audit_file_it_is_not_safe(place: Place) -> None:
     """Exit code 1, with a sentence; by force it goes up all the same."""
     code, printed = place.run("status")
     assert code == 1
-    assert f"no audit file is there: {place.path / 'audit.jsonl'}: start the consumers" in printed
+    assert (
+        f"no audit file is there: {place.path / 'audit.jsonl'}: start the consumers"
+        in printed
+    )
     assert place.run("up", "kafka:orders", "--yes")[0] == 1
     assert place.run("up", "kafka:orders", "--force", "--why", "a test", "--yes")[0] == 0
 
@@ -284,18 +356,25 @@ class TestWaiting:
 
     PLACE = "rabbitmq:shop/orders"
 
-    def at(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], oldest: float) -> Place:
+    def at(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], oldest: float
+    ) -> Place:
         """Return a place whose oldest delivery is so many seconds old."""
         place = Place(tmp_path, capsys, self.PLACE)
         stamps = {self.PLACE: iso_time(NOW - oldest)}
-        place.records(observed(NOW - 120, place=self.PLACE), observed(NOW - 60, place=self.PLACE, oldest=stamps))
+        place.records(
+            observed(NOW - 120, place=self.PLACE),
+            observed(NOW - 60, place=self.PLACE, oldest=stamps),
+        )
         return place
 
     @pytest.fixture(autouse=True)
     def _now(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cli, "_now", lambda: NOW)
 
-    def test_an_old_one_does_not(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_old_one_does_not(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         """Unsigned messages may wait behind it; somebody who knows better says so."""
         place = self.at(tmp_path, capsys, 4000)
         code, printed = place.run("up", self.PLACE, "--yes")
@@ -310,5 +389,11 @@ class TestWaiting:
         place = Place(tmp_path, capsys, where)
         place.records(observed(NOW - 60, place=where))
         code, printed = place.run("up", where, "--yes")
-        assert (code, "give --broker, or say --settled once you know" in printed) == (2, True)
-        assert "safe to go up; rollout up asks the broker what still waits" in place.run("status")[1]
+        assert (code, "give --broker, or say --settled once you know" in printed) == (
+            2,
+            True,
+        )
+        assert (
+            "safe to go up; rollout up asks the broker what still waits"
+            in place.run("status")[1]
+        )

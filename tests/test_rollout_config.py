@@ -26,7 +26,10 @@ def settings(**changes: str) -> RolloutSettings:
     """Return an entry with some keys changed; an empty one is left out."""
     members = {name: text for name, text in (GOOD | changes).items() if text}
     text = "".join(f"{name.rstrip('_')} = {value}\n" for name, value in members.items())
-    return read(RolloutSettings, Table(file="mqauth.toml", name="[[rollout]] #1", members=tomllib.loads(text)))
+    return read(
+        RolloutSettings,
+        Table(file="mqauth.toml", name="[[rollout]] #1", members=tomllib.loads(text)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -35,13 +38,19 @@ def settings(**changes: str) -> RolloutSettings:
         ({"until": ""}, "until: required below enforce"),
         ({"until": "2027-03-01"}, "until: must be 1 to 90 days after since"),
         ({"until": "2026-11-26"}, "until: must be 1 to 90 days after since"),
-        ({"until": '"2027-01-31"'}, "until: must be a date like 2027-01-31, without quotation marks"),
+        (
+            {"until": '"2027-01-31"'},
+            "until: must be a date like 2027-01-31, without quotation marks",
+        ),
         ({"owner": ""}, "owner: required"),
         ({"rung": '"warn"'}, 'rung: must be "off" or "observe" or "enforce"'),
         ({"window": '"30m"'}, "window: must be at least 3600, not 1800"),
         ({"window": '"soon"'}, 'window: must be seconds, or a duration like "90s"'),
         ({"destinations": '["*"]'}, "until: must be 1 to 30 days after since"),
-        ({"destinations": '["*", "kafka:orders"]', "until": "2026-12-20"}, 'destinations: "*" stands alone'),
+        (
+            {"destinations": '["*", "kafka:orders"]', "until": "2026-12-20"},
+            'destinations: "*" stands alone',
+        ),
         ({"destinations": '["orders"]'}, "destinations: destination 'orders'"),
     ],
 )
@@ -85,14 +94,22 @@ def test_the_pipeline_follows_the_file(tmp_path: Path) -> None:
     ("old", "new", "said"),
     [
         ("rabbitmq:shop/heartbeat", "heartbeat", "destination: destination 'heartbeat'"),
-        ('["heartbeat"]', '["*"]', "kinds: must be a name of 1 to 256 characters, never a wildcard"),
+        (
+            '["heartbeat"]',
+            '["*"]',
+            "kinds: must be a name of 1 to 256 characters, never a wildcard",
+        ),
         ("until = 2027-06-30\n", "", "until: required"),
         ('why = "sensors, firmware 2"\n', "", "why: required"),
     ],
 )
-def test_an_exemption_says_until_when_and_why(old: str, new: str, said: str, tmp_path: Path) -> None:
+def test_an_exemption_says_until_when_and_why(
+    old: str, new: str, said: str, tmp_path: Path
+) -> None:
     """Without an end or a reason it is refused."""
     (tmp_path / "mqauth.toml").write_text(FILE.replace(old, new), "utf-8")
-    with pytest.raises(ConfigurationError, match=r"\[\[consumer.unsigned\]\] #1") as caught:
+    with pytest.raises(
+        ConfigurationError, match=r"\[\[consumer.unsigned\]\] #1"
+    ) as caught:
         load(tmp_path / "mqauth.toml")
     assert said in str(caught.value)

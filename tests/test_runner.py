@@ -76,17 +76,27 @@ def session(folder: Path, name: str, source: str) -> runner.Session:
 def test_every_file_is_in_one_group(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The groups of a folder together are all its test files, each once, in the nightly form."""
     monkeypatch.setenv(scale.VARIABLE, "1")
-    groups = {"integration": runner.integration_tests, "tests": runner.unit_tests}[folder]()
+    groups = {"integration": runner.integration_tests, "tests": runner.unit_tests}[
+        folder
+    ]()
     found = Counter(file for group in groups for file in group.files)
-    files = {path.relative_to(runner.ROOT).as_posix() for path in (runner.ROOT / folder).rglob("test_*.py")}
+    files = {
+        path.relative_to(runner.ROOT).as_posix()
+        for path in (runner.ROOT / folder).rglob("test_*.py")
+    }
     assert found == dict.fromkeys(files, 1)
 
 
 def test_quick_has_the_first_client_of_each_broker() -> None:
     """The quick form has the contracts of aio-pika and kafka-python on real brokers, and of no other client."""
-    files = {file for group in runner.integration_tests(quick=True) for file in group.files}
+    files = {
+        file for group in runner.integration_tests(quick=True) for file in group.files
+    }
     contracts = {file for file in files if "test_contract" in file}
-    assert contracts == {"integration/test_contract_kafka.py", "integration/test_contract_rabbitmq.py"}
+    assert contracts == {
+        "integration/test_contract_kafka.py",
+        "integration/test_contract_rabbitmq.py",
+    }
 
 
 def test_one_that_computes_beside_those_that_wait(tmp_path: Path) -> None:
@@ -95,11 +105,20 @@ def test_one_that_computes_beside_those_that_wait(tmp_path: Path) -> None:
         runner.Group(name, (), computes=name.startswith("units"))
         for name in ("units-1", "units-2", "units-3", "a", "b")
     ]
-    waiting, begun = [runner.Session(group, tmp_path, ()) for group in groups], list[runner.Session]()
+    waiting, begun = (
+        [runner.Session(group, tmp_path, ()) for group in groups],
+        list[runner.Session](),
+    )
     while waiting:
         begun.append(runner.next_session(waiting, begun))
         waiting.remove(begun[-1])
-    assert [each.group.name for each in begun] == ["units-1", "a", "b", "units-2", "units-3"]
+    assert [each.group.name for each in begun] == [
+        "units-1",
+        "a",
+        "b",
+        "units-2",
+        "units-3",
+    ]
     left = [each for each in begun if not each.group.computes]
     assert runner.next_session(begun[::-1], left).group.name == "units-3"
 
@@ -118,9 +137,22 @@ def test_unmarked_test_that_is_slow_fails(tmp_path: Path) -> None:
     """A test over the limit fails unless it is marked, and says what to do."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_paced.py").write_text(PACED)
-    command = [sys.executable, "-m", "pytest", "-q", *BARE, "--rootdir", str(tmp_path), str(tmp_path)]
-    done = subprocess.run(command, cwd=runner.ROOT, capture_output=True, text=True, check=False)
-    assert re.findall(r"^FAILED .*::(\w+)", done.stdout, re.MULTILINE) == ["test_unmarked"], done.stdout
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        *BARE,
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        command, cwd=runner.ROOT, capture_output=True, text=True, check=False
+    )
+    assert re.findall(r"^FAILED .*::(\w+)", done.stdout, re.MULTILINE) == [
+        "test_unmarked"
+    ], done.stdout
     assert "make it shorter or mark it slow" in done.stdout
     assert "2 passed" in done.stdout
 
@@ -129,8 +161,19 @@ def test_process_that_does_not_end_fails(tmp_path: Path) -> None:
     """A session whose last test left a thread that never ends fails, and its output names what the thread does."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_left.py").write_text(LEAVES_A_THREAD)
-    command = [sys.executable, "-m", "pytest", "-q", *BARE, "--rootdir", str(tmp_path), str(tmp_path)]
-    done = subprocess.run(command, cwd=runner.ROOT, capture_output=True, text=True, check=False, timeout=60)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        *BARE,
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        command, cwd=runner.ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
     assert "1 passed" in done.stdout
     assert done.returncode == 1
     assert "in waits_for_ever" in done.stderr

@@ -117,7 +117,9 @@ def pipeline(forge: Forge, watched: Any = None, **settings: Any) -> Pipeline:
 class TestHostile:
     """What nobody signed, and the consumer's own pipeline."""
 
-    def test_it_leaves_no_trace(self, forge: Forge, watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    def test_it_leaves_no_trace(
+        self, forge: Forge, watched: Watched, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """Nothing is claimed, recorded or sent, no keys are asked for; nothing is logged but that it passed."""
         seen: list[Any] = []
         guard = pipeline(forge, watched, observers=[lambda *told: seen.append(told)])
@@ -127,16 +129,32 @@ class TestHostile:
         assert [record.event for record in caplog.records] == ["selftest.passed"]
         assert "hostile messages refused: 2" in caplog.text
 
-    def test_nothing_is_added_to_what_is_trusted(self, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_nothing_is_added_to_what_is_trusted(
+        self, forge: Forge, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Whatever the own pipeline judges, it judges with the issuers, keys, rules and store it was made with."""
         guard = pipeline(forge)
-        trusted = (dict(guard.verifier.issuers), guard.policy, guard.policy.rules, guard.replay, guard.verifier)
+        trusted = (
+            dict(guard.verifier.issuers),
+            guard.policy,
+            guard.policy.rules,
+            guard.replay,
+            guard.verifier,
+        )
         prepare = Judge.prepare
 
         def watching(judge: Judge, *given: Any) -> Any:
-            now = (dict(guard.verifier.issuers), guard.policy, guard.policy.rules, guard.replay, guard.verifier)
+            now = (
+                dict(guard.verifier.issuers),
+                guard.policy,
+                guard.policy.rules,
+                guard.replay,
+                guard.verifier,
+            )
             assert now == trusted
-            assert [issuer.keys is forge_keys for issuer in guard.verifier.issuers.values()] == [True]
+            assert [
+                issuer.keys is forge_keys for issuer in guard.verifier.issuers.values()
+            ] == [True]
             return prepare(judge, *given)
 
         forge_keys = guard.verifier.issuers[ISSUER].keys
@@ -145,16 +163,21 @@ class TestHostile:
         assert guard.verifier.issuers == trusted[0]
 
     def test_a_hole_keeps_the_consumer_from_starting(
-        self, forge: Forge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self,
+        forge: Forge,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         """A judge that refuses nothing is told by what it lets in."""
         guard = pipeline(forge)
         monkeypatch.setattr(Judge, "prepare", lambda *_: None)
-        with pytest.raises(ConfigurationError, match=r"the consumer would let in .*an unsigned message"):
+        with pytest.raises(
+            ConfigurationError, match=r"the consumer would let in .*an unsigned message"
+        ):
             run(starting(guard))
-        assert [record.event for record in caplog.records if record.levelno >= logging.ERROR] == [
-            "selftest.accepted"
-        ]
+        assert [
+            record.event for record in caplog.records if record.levelno >= logging.ERROR
+        ] == ["selftest.accepted"]
         # it is tried again with the next start, and not believed to have passed
         with pytest.raises(ConfigurationError):
             run(starting(guard))
@@ -167,12 +190,23 @@ class TestHostile:
 
     def test_the_cost_is_bounded(self, forge: Forge) -> None:
         """A thousand rules are not tried one by one."""
-        issuers = {f"https://auth{number}.example": Issuer(keys=forge.keys) for number in range(100)}
+        issuers = {
+            f"https://auth{number}.example": Issuer(keys=forge.keys)
+            for number in range(100)
+        }
         rules = [
-            Rule(subject=f"s{n}", destinations=(f"kafka:t{n}", f"kafka:u{n}"), issuer="https://auth1.example")
+            Rule(
+                subject=f"s{n}",
+                destinations=(f"kafka:t{n}", f"kafka:u{n}"),
+                issuer="https://auth1.example",
+            )
             for n in range(1000)
         ]
-        found = self_test(pipeline(forge, verifier=Verifier(keys=issuers, audience="a"), policy=Allow(rules)))
+        found = self_test(
+            pipeline(
+                forge, verifier=Verifier(keys=issuers, audience="a"), policy=Allow(rules)
+            )
+        )
         assert found.refused == 2 * MOST
 
 
@@ -186,7 +220,9 @@ class TestRollout:
         )  # fmt: skip
 
     @pytest.mark.parametrize("rung", [Rung.OFF, Rung.OBSERVE])
-    def test_it_is_said_and_no_finding(self, rung: Rung, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
+    def test_it_is_said_and_no_finding(
+        self, rung: Rung, forge: Forge, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """A destination below enforce is named, and its messages are judged strictly all the same."""
         guard = pipeline(forge, rollout=Rollout([self.entry(rung)]))
         caplog.clear()
@@ -216,7 +252,9 @@ class TestStart:
     """When it is run."""
 
     @pytest.fixture
-    def broken(self, forge: Forge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pipeline]:
+    def broken(
+        self, forge: Forge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> Iterator[Pipeline]:
         """A pipeline that lets everything in."""
         with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
             guard = pipeline(forge, audit=audit)
@@ -227,7 +265,9 @@ class TestStart:
         """The consumer in memory takes no message."""
         stage = MemoryStage(PLACE)
         letters = memory.DeadLetters(stage.broker, stage.dead)
-        consumer = memory.Consumer(stage.broker, PLACE, broken, lambda _: None, dead_letters=letters)
+        consumer = memory.Consumer(
+            stage.broker, PLACE, broken, lambda _: None, dead_letters=letters
+        )
         with pytest.raises(ConfigurationError, match="self-test"):
             consumer.drain()
 
@@ -239,7 +279,12 @@ class TestStart:
         ],
     )
     def test_what_is_left_out_is_loud(
-        self, settings: Any, said: Any, forge: Forge, watched: Watched, caplog: pytest.LogCaptureFixture
+        self,
+        settings: Any,
+        said: Any,
+        forge: Forge,
+        watched: Watched,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         """Without it, or a replay store, each start warns: of the one nothing is tried, else it is as ever."""
         guard = pipeline(forge, watched, **settings)
@@ -261,7 +306,11 @@ class TestStart:
 def test_whoever_starts_is_tried() -> None:
     """Every module that logs a consumer's start tries its pipeline before that."""
     package = Path(memory.__file__).parent.parent
-    starts = [path for path in package.rglob("*.py") if "journal.started(" in path.read_text("utf-8")]
+    starts = [
+        path
+        for path in package.rglob("*.py")
+        if "journal.started(" in path.read_text("utf-8")
+    ]
     assert len(starts) == 3
     for path in starts:
         text = path.read_text("utf-8")
@@ -283,7 +332,9 @@ class TestCommand:
     """``mqauth selftest``."""
 
     @pytest.fixture
-    def place(self, tmp_path: Path, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def place(
+        self, tmp_path: Path, forge: Forge, monkeypatch: pytest.MonkeyPatch
+    ) -> Path:
         """A folder with a configuration, in which the command runs."""
         (tmp_path / "jwks.json").write_text(json.dumps(dump_key_set(forge.keys)))
         (tmp_path / "mqauth.toml").write_text(CONFIG)
@@ -295,12 +346,21 @@ class TestCommand:
         [
             ("", [], REFUSED),
             ("", ["--json"], '{"refused":2,"accepted":[],"lenient":"","agent":null}\n'),
-            (ROLLOUT, [], f"{REFUSED}unsigned messages reach a handler on purpose: kafka:orders\n"),
+            (
+                ROLLOUT,
+                [],
+                f"{REFUSED}unsigned messages reach a handler on purpose: kafka:orders\n",
+            ),
         ],
         ids=["good", "json", "below enforce"],
     )
     def test_good(
-        self, more: str, options: list[str], told: str, place: Path, capsys: pytest.CaptureFixture[str]
+        self,
+        more: str,
+        options: list[str],
+        told: str,
+        place: Path,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         """A good configuration exits with 0, a rung is no finding; a running consumer's audit file is left."""
         (place / "mqauth.toml").write_text(CONFIG + more)
@@ -309,7 +369,10 @@ class TestCommand:
         assert not (place / "audit.jsonl").exists()
 
     def test_a_hole(
-        self, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self,
+        place: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A hole exits with 1 and says what was let in."""
         monkeypatch.setattr(Judge, "prepare", lambda *_: None)
@@ -333,7 +396,8 @@ class TestCommand:
         agent.says = lambda _asked: says
         asked = exchange.request
         monkeypatch.setattr(
-            "mqauth.policies.opa.request", lambda *given, **named: asked(*given, **(named | {"dial": agent.dial}))
+            "mqauth.policies.opa.request",
+            lambda *given, **named: asked(*given, **(named | {"dial": agent.dial})),
         )
         (place / "mqauth.toml").write_text(CONFIG + AGENT)
         assert main(["selftest"]) == code
@@ -342,16 +406,23 @@ class TestCommand:
         assert said in lines[-1]
         assert len(agent.asked) == 1
 
-    def test_an_agent_out_of_reach(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_agent_out_of_reach(
+        self, place: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         """An agent that does not answer is undecided, with its host: 3."""
         (place / "mqauth.toml").write_text(CONFIG + AGENT.replace(":8181", ":1"))
         assert main(["selftest", "--json"]) == 3
         found = json.loads(capsys.readouterr().out)["agent"]
         assert found["what"].startswith("agent http://127.0.0.1:1/v1/data/mqauth/allow")
-        assert (found["code"], found["said"]) == (3, "no decision: out of reach: Connection refused")
+        assert (found["code"], found["said"]) == (
+            3,
+            "no decision: out of reach: Connection refused",
+        )
 
     def test_the_setting_reaches_the_pipeline(self, place: Path) -> None:
         """``self_test = false`` turns it off."""
         assert load("mqauth.toml").judge.self_test
-        (place / "mqauth.toml").write_text(CONFIG.replace("[consumer]\n", "[consumer]\nself_test = false\n"))
+        (place / "mqauth.toml").write_text(
+            CONFIG.replace("[consumer]\n", "[consumer]\nself_test = false\n")
+        )
         assert not load("mqauth.toml").judge.self_test

@@ -34,7 +34,9 @@ def test_who_lets_the_server_wait_shuts_nobody_out(tmp_path: Path, begun: bytes)
         stack.enter_context(serving(world, listener))
         port = listener.getsockname()[1]
         for _ in range(ROOM + 8):
-            stack.enter_context(closing(socket.create_connection(("127.0.0.1", port)))).sendall(begun)
+            stack.enter_context(
+                closing(socket.create_connection(("127.0.0.1", port)))
+            ).sendall(begun)
         assert [fetch(port, "GET", "/healthz")[0], asked(world, port)[0]] == [200, 200]
 
 
@@ -62,4 +64,6 @@ def test_a_warning_of_uvicorn_is_not_written(capsys: pytest.CaptureFixture[str])
     with log_lines("text", "info"):
         uvicorn.warning("Invalid HTTP request received.")
         uvicorn.error("an error")
-    assert [line.partition(": ")[2] for line in capsys.readouterr().err.splitlines()] == ["an error"]
+    assert [line.partition(": ")[2] for line in capsys.readouterr().err.splitlines()] == [
+        "an error"
+    ]

@@ -42,10 +42,21 @@ def doubles(value: object) -> HeaderValue:
 
 def test_what_another_client_publishes_is_what_it_reads() -> None:
     """A message bound for pika's wire is the message of what pika reads, floats and octets included."""
-    headers = {"f": 0.1, "raw": b"\xff", "list": [1, {"a": None}], "time": datetime(2024, 1, 1)}
+    headers = {
+        "f": 0.1,
+        "raw": b"\xff",
+        "list": [1, {"a": None}],
+        "time": datetime(2024, 1, 1),
+    }
     sent = pika(headers=headers, content_type="text/plain", message_id="m", reply_to="")
     bound = amqp_messages.published(
-        sent, headers, b"x", exchange="shop", routing_key="k", scalar=doubles, message_id="other"
+        sent,
+        headers,
+        b"x",
+        exchange="shop",
+        routing_key="k",
+        scalar=doubles,
+        message_id="other",
     )
     faults: list[str] = []
     read = amqp_messages.delivered(
@@ -66,13 +77,24 @@ def test_numbers_of_another_client() -> None:
         found, NUMBERS, b"", exchange=None, routing_key="q", redelivered=True, queue="q", scope="s", native=None,
         faults=[],
     )  # fmt: skip
-    assert message.properties == {"timestamp": "7", "expiration": "1500", "priority": "3", "delivery-mode": "2"}
+    assert message.properties == {
+        "timestamp": "7",
+        "expiration": "1500",
+        "priority": "3",
+        "delivery-mode": "2",
+    }
 
 
-@pytest.mark.parametrize(("value", "carried"), [(0.1, True), (b"x", True), (1 << 63, False), ((b"x", 0.1), True)])
+@pytest.mark.parametrize(
+    ("value", "carried"),
+    [(0.1, True), (b"x", True), (1 << 63, False), ((b"x", 0.1), True)],
+)
 def test_what_another_client_carries(value: Any, carried: bool) -> None:
     """Whether a header arrives as it was is a matter of the client that sends it."""
-    assert amqp_values.arrives("x", value, amqp_values.value_out(value, bytes), doubles) is carried
+    assert (
+        amqp_values.arrives("x", value, amqp_values.value_out(value, bytes), doubles)
+        is carried
+    )
 
 
 class TooLargeError(Exception):
@@ -101,7 +123,9 @@ class Broker:
 def letter(body: bytes = b"x" * 5000) -> DeadLetter:
     """Return a letter."""
     message = Message(destination="kafka:orders", body=body)
-    return DeadLetter(message=message, rejection=Rejection(Reason.EXPIRED), scope="s", time=0, audit="a")
+    return DeadLetter(
+        message=message, rejection=Rejection(Reason.EXPIRED), scope="s", time=0, audit="a"
+    )
 
 
 def attempt(broker: Broker, send: Any, oversize: Oversize = "reference") -> Any:
@@ -110,7 +134,14 @@ def attempt(broker: Broker, send: Any, oversize: Oversize = "reference") -> Any:
     def sending(form: Message) -> Any:
         return call(send, form)
 
-    return first_taken(letter(), sending, lambda _name, _value: True, lambda _form: True, TooLargeError, oversize)
+    return first_taken(
+        letter(),
+        sending,
+        lambda _name, _value: True,
+        lambda _form: True,
+        TooLargeError,
+        oversize,
+    )
 
 
 async def test_a_letter_goes_in_the_first_form_the_broker_takes() -> None:
@@ -118,7 +149,9 @@ async def test_a_letter_goes_in_the_first_form_the_broker_takes() -> None:
     broker = Broker(1000)
     run(attempt(broker, broker.send))
     await arun(attempt(broker, broker.asend))
-    assert [dict(form.headers).get("mqauth-dead-form") for form in broker.taken] == ["reference"] * 2
+    assert [dict(form.headers).get("mqauth-dead-form") for form in broker.taken] == [
+        "reference"
+    ] * 2
 
 
 def test_a_letter_that_no_broker_takes() -> None:
@@ -137,9 +170,12 @@ def test_a_letter_that_no_broker_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "detail"), [(TooLargeError(), "TooLargeError"), (TimeoutError(), "no confirm within 60 s")]
+    ("error", "detail"),
+    [(TooLargeError(), "TooLargeError"), (TimeoutError(), "no confirm within 60 s")],
 )
-async def test_what_keeps_a_message_from_the_broker(error: Exception, detail: str) -> None:
+async def test_what_keeps_a_message_from_the_broker(
+    error: Exception, detail: str
+) -> None:
     """A loss and the end of the time are named by the cause that was given."""
     with pytest.raises(Unavailable, match=detail) as caught:
         async with in_time(60, Cause.AUDIT_UNAVAILABLE, TooLargeError):

@@ -52,8 +52,15 @@ def test_nothing_is_changed_where_signals_are_not_asked_for() -> None:
         assert signal.getsignal(signal.SIGINT) is kept
 
 
-@pytest.mark.parametrize(("name", "code", "lines"), [("SIGINT", -signal.SIGINT, 1), ("SIGTERM", 0, 2)])
+@pytest.mark.parametrize(
+    ("name", "code", "lines"), [("SIGINT", -signal.SIGINT, 1), ("SIGTERM", 0, 2)]
+)
 def test_the_second_ctrl_c_ends_the_process(name: str, code: int, lines: int) -> None:
     """Even where a handler holds the event loop; a second SIGTERM is no more than the first."""
-    done = subprocess.run([sys.executable, "-c", TWICE.format(name)], capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE.format(name)],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode, done.stdout.count(b"goes on")) == (code, lines)

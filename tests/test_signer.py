@@ -25,7 +25,10 @@ def claims_of(message: Message) -> claims.Claims:
 def test_each_call_has_its_own_id(forge: Forge, kafka: Maker) -> None:
     """The same message signed twice is two messages; an id has 128 random bits."""
     signer = forge.signer()
-    first, second = claims_of(signer.sign(kafka())).jti, claims_of(signer.sign(kafka())).jti
+    first, second = (
+        claims_of(signer.sign(kafka())).jti,
+        claims_of(signer.sign(kafka())).jti,
+    )
     assert first != second
     asked: list[int] = []
     forge.signer(randomness=lambda size: asked.append(size) or bytes(size)).sign(kafka())
@@ -42,7 +45,9 @@ def test_each_call_has_its_own_id(forge: Forge, kafka: Maker) -> None:
     ],
     ids=repr,
 )  # fmt: skip
-def test_contradicting_settings_are_refused(settings: dict[str, Any], forge: Forge) -> None:
+def test_contradicting_settings_are_refused(
+    settings: dict[str, Any], forge: Forge
+) -> None:
     """A name out of its limits, a lifetime out of bounds, a subject the key may not use, a lone text as list."""
     with pytest.raises(ConfigurationError):
         forge.signer(**settings)
@@ -68,7 +73,9 @@ def test_a_public_key_is_no_signer(forge: Forge) -> None:
         ("k", ["EdDSA"], "algorithm"),
     ],
 )  # fmt: skip
-def test_a_key_nobody_could_verify(kid: Any, algorithm: Any, what: str, forge: Forge) -> None:
+def test_a_key_nobody_could_verify(
+    kid: Any, algorithm: Any, what: str, forge: Forge
+) -> None:
     """A plug-in key whose kid or algorithm no consumer accepts is refused when the signer is built."""
 
     class Vault:
@@ -99,7 +106,9 @@ def test_a_key_without_subjects_may_sign_as_any(kafka: Maker) -> None:
     ],
     ids=repr,
 )
-def test_what_no_consumer_could_accept_is_not_signed(changes: dict[str, Any], forge: Forge, kafka: Maker) -> None:
+def test_what_no_consumer_could_accept_is_not_signed(
+    changes: dict[str, Any], forge: Forge, kafka: Maker
+) -> None:
     """Malformed, signed already, of no canonical destination, unencodable, or with too large a token."""
     with pytest.raises(MalformedMessage):
         forge.signer().sign(kafka(**changes))
@@ -108,24 +117,36 @@ def test_what_no_consumer_could_accept_is_not_signed(changes: dict[str, Any], fo
 def seen(signed: Message, forge: Forge) -> Message:
     """Return what a consumer sees of a signed message."""
     verifier = forge.verifier()
-    verified = verifier.verify(signed, verifier.open(signed), forge.keys, forge.clock.now())
+    verified = verifier.verify(
+        signed, verifier.open(signed), forge.keys, forge.clock.now()
+    )
     return replace(signed, body=verified.body, headers=signed.headers[:-1])
 
 
 def test_sealed_together(forge: Forge, kafka: Maker, rabbit: Maker) -> None:
     """Messages of several audiences and headers, sealed at once, verify in the order given, else unchanged."""
-    messages = [kafka(body=b"%d" % number, headers=(("a", b"1"),) * (number % 3)) for number in range(20)]
+    messages = [
+        kafka(body=b"%d" % number, headers=(("a", b"1"),) * (number % 3))
+        for number in range(20)
+    ]
     messages += [rabbit(body=b"r%d" % number) for number in range(3)]
-    sealed = forge.signer(audiences={messages[-1].destination: "shipping"}).sign_many(messages)
+    sealed = forge.signer(audiences={messages[-1].destination: "shipping"}).sign_many(
+        messages
+    )
     assert [seen(signed, forge) for signed in sealed[:20]] == messages[:20]
-    assert [replace(signed, headers=signed.headers[:-1]) for signed in sealed[20:]] == messages[20:]
+    assert [
+        replace(signed, headers=signed.headers[:-1]) for signed in sealed[20:]
+    ] == messages[20:]
     assert len({envelope.token_of(signed).partition(b"~")[0] for signed in sealed}) == 3
 
 
 def test_sealing_keeps_every_field(forge: Forge, kafka: Maker) -> None:
     """What is sealed differs from what was given in its headers alone, whatever fields a message has."""
     message = kafka(native=object(), origin=Origin(scope="billing"))
-    for signed in (*forge.signer().sign_many([message] * 2), forge.signer().sign(message)):
+    for signed in (
+        *forge.signer().sign_many([message] * 2),
+        forge.signer().sign(message),
+    ):
         for field in fields(Message):
             same = getattr(signed, field.name) == getattr(message, field.name)
             assert same is (field.name != "headers"), field.name
@@ -137,7 +158,12 @@ def test_too_large_a_group_spares_the_others(forge: Forge, kafka: Maker) -> None
     large = tuple((f"header-{number}", b"x") for number in range(1000))
     batch = [signer.prepare(kafka(headers=headers)) for headers in ((), large, (), large)]
     tokens = signer.tokens(batch)
-    assert [isinstance(token, MalformedMessage) for token in tokens] == [False, True, False, True]
+    assert [isinstance(token, MalformedMessage) for token in tokens] == [
+        False,
+        True,
+        False,
+        True,
+    ]
     with pytest.raises(MalformedMessage, match="cover fewer"):
         signer.seal(batch)
 
@@ -175,9 +201,16 @@ def test_a_group_has_a_signature_for_each_1024(
     count: int, sizes: list[int | None], forge: Forge, kafka: Maker
 ) -> None:
     """One alone has a token of the single form, and signatures are as few as can be."""
-    signed = forge.signer().sign_many([kafka(body=b"%d" % number) for number in range(count)])
-    assert [message.body for message in signed] == [b"%d" % number for number in range(count)]
-    found = [claims.parse(jws.take_apart(token).payload).mqa for token in dict.fromkeys(map(jws_of, signed))]
+    signed = forge.signer().sign_many(
+        [kafka(body=b"%d" % number) for number in range(count)]
+    )
+    assert [message.body for message in signed] == [
+        b"%d" % number for number in range(count)
+    ]
+    found = [
+        claims.parse(jws.take_apart(token).payload).mqa
+        for token in dict.fromkeys(map(jws_of, signed))
+    ]
     assert [mqa.size if isinstance(mqa, claims.Batch) else None for mqa in found] == sizes
 
 
@@ -193,8 +226,12 @@ def test_what_shares_a_signature(forge: Forge, kafka: Maker, rabbit: Maker) -> N
     assert [tokens.index(token) for token in tokens] == [0, 0, 2, 3, 4, 0]
     verifier = forge.verifier()
     for message in signed:
-        assert verifier.verify(message, verifier.open(message), forge.keys, forge.clock.now())
-    apart = forge.signer(audiences={"kafka:refunds": "refunds"}).sign_many([messages[2]] * 2)
+        assert verifier.verify(
+            message, verifier.open(message), forge.keys, forge.clock.now()
+        )
+    apart = forge.signer(audiences={"kafka:refunds": "refunds"}).sign_many(
+        [messages[2]] * 2
+    )
     assert claims.parse(jws.take_apart(jws_of(apart[0])).payload).aud == "refunds"
 
 
@@ -202,7 +239,11 @@ def test_a_token_that_is_too_large_with_its_proof(forge: Forge, kafka: Maker) ->
     """Messages whose token is small enough alone, but not with a proof behind it, are each signed alone."""
     signer = forge.signer()
     for length in range(100, 128):
-        wanted = kafka(headers=tuple((f"{number:02}".ljust(length, "n"), b"") for number in range(48)))
+        wanted = kafka(
+            headers=tuple(
+                (f"{number:02}".ljust(length, "n"), b"") for number in range(48)
+            )
+        )
         token = signer.sign(wanted).headers[-1][1]
         assert isinstance(token, bytes)
         if len(token) > 8192 - 172:
@@ -264,12 +305,17 @@ class Hashed:
     [
         lambda signer, message: signer.sign(message),
         lambda signer, message: signer.sign_many([message])[0],
-        lambda signer, message: signer.sign_many([replace(message, body=b"a"), message])[1],
+        lambda signer, message: signer.sign_many([replace(message, body=b"a"), message])[
+            1
+        ],
     ],
     ids=["alone", "alone in its batch", "in a batch"],
 )
 def test_a_large_body_is_hashed_once(
-    seal: Callable[[Signer, Message], Message], forge: Forge, kafka: Maker, monkeypatch: pytest.MonkeyPatch
+    seal: Callable[[Signer, Message], Message],
+    forge: Forge,
+    kafka: Maker,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whichever way it is signed, a body is read by one hash."""
     size = 1024 * 1024
@@ -284,4 +330,10 @@ def test_a_large_body_is_hashed_once(
 def test_no_key_is_refused_at_once() -> None:
     """A producer whose key is ``None``, such as a setting that is missing, does not start."""
     with pytest.raises(ConfigurationError, match="the key cannot sign"):
-        Signer(key=None, issuer="https://auth.example", subject="a", audience="b", lifetime=60)  # type: ignore[arg-type]
+        Signer(
+            key=None,
+            issuer="https://auth.example",
+            subject="a",
+            audience="b",
+            lifetime=60,
+        )  # type: ignore[arg-type]

@@ -39,12 +39,21 @@ class World:
 
     def follow(self, **settings: Any) -> ActiveKey:
         """Return the folder's active key, followed."""
-        wanted: dict[str, Any] = {"look_every": EVERY, "max_stale": STALE, "clock": self.clock}
+        wanted: dict[str, Any] = {
+            "look_every": EVERY,
+            "max_stale": STALE,
+            "clock": self.clock,
+        }
         return ActiveKey(self.store.folder, **(wanted | settings))
 
     def signer(self, key: Any, **settings: Any) -> Signer:
         """Return a signer with a key or source."""
-        wanted: dict[str, Any] = {"issuer": ISSUER, "subject": SUBJECT, "audience": AUDIENCE, "clock": self.clock}
+        wanted: dict[str, Any] = {
+            "issuer": ISSUER,
+            "subject": SUBJECT,
+            "audience": AUDIENCE,
+            "clock": self.clock,
+        }
         return Signer(key=key, **(wanted | settings))
 
     def next_key(self) -> RingKey:
@@ -60,7 +69,9 @@ class World:
 
     def revoke(self, kid: str) -> None:
         """Revoke wholly."""
-        self.store.change(lambda found, now: ring.revoke(found, kid, now, reason="stolen"))
+        self.store.change(
+            lambda found, now: ring.revoke(found, kid, now, reason="stolen")
+        )
 
     def break_keyset(self) -> Callable[[], None]:
         """Make ``keyset.json`` unreadable, and return what mends it."""
@@ -78,7 +89,11 @@ def world(tmp_path: Path) -> World:
 @pytest.fixture
 def errors(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
     with caplog.at_level(logging.INFO, "mqauth.keystore"):
-        yield lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+        yield lambda: [
+            record.getMessage()
+            for record in caplog.records
+            if record.levelno >= logging.ERROR
+        ]
 
 
 def kid_of(message: Message) -> str:
@@ -94,7 +109,9 @@ def signer(world: World) -> Signer:
     return world.signer(world.follow())
 
 
-def test_signer_follows_a_rotation_within_the_look_interval(signer: Signer, world: World) -> None:
+def test_signer_follows_a_rotation_within_the_look_interval(
+    signer: Signer, world: World
+) -> None:
     """Until the next look the old key signs, from then on the new one; nothing is restarted."""
     second = world.next_key()
     world.follow()
@@ -136,9 +153,13 @@ def test_what_a_late_producer_signs_is_accepted(world: World) -> None:
     world.clock.advance(MAX_LOOK - 0.1)
     message = signer.sign(MESSAGE)
     assert kid_of(message) == world.first.kid != late.kid
-    verifier = Verifier(keys={ISSUER: Issuer(keys=world.store.public_keys())}, audience=AUDIENCE)
+    verifier = Verifier(
+        keys={ISSUER: Issuer(keys=world.store.public_keys())}, audience=AUDIENCE
+    )
     candidate = verifier.open(message)
-    verified = verifier.verify(message, candidate, world.store.public_keys(), world.clock.now())
+    verified = verifier.verify(
+        message, candidate, world.store.public_keys(), world.clock.now()
+    )
     assert verified.kid == world.first.kid
     assert MAX_LOOK + 60 < RETIREMENT_GRACE
 
@@ -155,7 +176,9 @@ def test_threads_follow_together(world: World) -> None:
     def work(_: int) -> None:
         ready.wait()
         kids = [kid_of(signer.sign(MESSAGE)) for _ in range(50)]
-        while kids[-1] != second.kid and len(kids) < 10_000:  # another thread may be slow to read the folder
+        while (
+            kids[-1] != second.kid and len(kids) < 10_000
+        ):  # another thread may be slow to read the folder
             kids.append(kid_of(signer.sign(MESSAGE)))
         found.append(kids)
 
@@ -182,7 +205,9 @@ def test_child_after_a_fork_follows_too(world: World) -> None:
 # --- ends -------------------------------------------------------------------------------------------------
 
 
-def test_revoked_key_signs_nothing_more(signer: Signer, world: World, errors: Callable[[], list[str]]) -> None:
+def test_revoked_key_signs_nothing_more(
+    signer: Signer, world: World, errors: Callable[[], list[str]]
+) -> None:
     """A revocation has signing refused, in one line that says what to do, until a next key is there."""
     world.revoke(world.first.kid)
     world.clock.advance(EVERY)
@@ -193,7 +218,9 @@ def test_revoked_key_signs_nothing_more(signer: Signer, world: World, errors: Ca
     assert kid_of(signer.sign(MESSAGE)) == second.kid
 
 
-@pytest.mark.parametrize("end", [World.next_key, World.revoke], ids=["retired", "revoked"])
+@pytest.mark.parametrize(
+    "end", [World.next_key, World.revoke], ids=["retired", "revoked"]
+)
 def test_ended_key_does_not_sign_for_an_unreadable_successor(
     signer: Signer, world: World, end: Callable[..., Any], errors: Callable[[], list[str]]
 ) -> None:
@@ -219,7 +246,9 @@ def test_ended_key_does_not_sign_for_an_unreadable_successor(
 # --- the folder out of reach ------------------------------------------------------------------------------
 
 
-def test_unreadable_folder_leaves_the_last_key_loudly(world: World, errors: Callable[[], list[str]]) -> None:
+def test_unreadable_folder_leaves_the_last_key_loudly(
+    world: World, errors: Callable[[], list[str]]
+) -> None:
     """While the keyset cannot be read the last key signs, and an error is logged once a minute."""
     signer = world.signer(world.follow(max_stale=3600))
     mend = world.break_keyset()
@@ -233,7 +262,9 @@ def test_unreadable_folder_leaves_the_last_key_loudly(world: World, errors: Call
     assert kid_of(signer.sign(MESSAGE)) == world.first.kid
 
 
-def test_unreadable_folder_ends_the_key_after_max_stale(signer: Signer, world: World) -> None:
+def test_unreadable_folder_ends_the_key_after_max_stale(
+    signer: Signer, world: World
+) -> None:
     """A key of which nothing was heard for ``max_stale`` may have ended, and signs nothing more until it is."""
     mend = world.break_keyset()
     world.clock.advance(STALE - 0.1)
@@ -279,7 +310,9 @@ def test_idle_producer_is_not_stale(signer: Signer, world: World) -> None:
     assert kid_of(signer.sign(MESSAGE)) == world.first.kid
 
 
-def test_missing_folder_counts_as_unreadable(signer: Signer, world: World, tmp_path: Path) -> None:
+def test_missing_folder_counts_as_unreadable(
+    signer: Signer, world: World, tmp_path: Path
+) -> None:
     """A folder that is away for a moment, unmounted for example, changes nothing."""
     world.store.folder.rename(tmp_path / "away")
     world.clock.advance(EVERY)
@@ -305,7 +338,9 @@ def test_a_start_without_active_key_is_refused(tmp_path: Path) -> None:
      {"max_stale": float("inf")}, {"max_stale": float("nan")}],
     ids=repr,
 )  # fmt: skip
-def test_bounds_are_finite_and_shorter_than_the_grace(world: World, bounds: dict[str, Any]) -> None:
+def test_bounds_are_finite_and_shorter_than_the_grace(
+    world: World, bounds: dict[str, Any]
+) -> None:
     """No look interval that a retired key's grace would not cover, and no unbounded staleness."""
     with pytest.raises(ConfigurationError):
         world.follow(**bounds)
@@ -316,7 +351,9 @@ def test_rotation_to_another_subject_is_refused(signer: Signer, world: World) ->
     world.store.create(subjects=["another"])
     world.clock.advance(600)
     world.rotate()
-    with pytest.raises(ConfigurationError, match="does not speak for orders-api, but for another"):
+    with pytest.raises(
+        ConfigurationError, match="does not speak for orders-api, but for another"
+    ):
         signer.sign(MESSAGE)
 
 

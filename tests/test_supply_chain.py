@@ -32,12 +32,26 @@ def test_no_file_holds_a_secret() -> None:
     assert list(secrets.in_files()) == []
 
 
-def test_a_secret_that_was_removed_again_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_secret_that_was_removed_again_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """History is looked through, and no secret is printed."""
 
     def git(*arguments: str) -> None:
-        who = ("-c", "user.name=x", "-c", "user.email=x@x.example", "-c", "commit.gpgsign=false")
-        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)  # noqa: S607
+        who = (
+            "-c",
+            "user.name=x",
+            "-c",
+            "user.email=x@x.example",
+            "-c",
+            "commit.gpgsign=false",
+        )
+        subprocess.run(
+            ["git", *who, *arguments],  # noqa: S607
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
 
     git("init", "-q")
     for text in (SAMPLES["private key"], "nothing"):
@@ -64,8 +78,12 @@ class TestWorkflow:
     def test_rights_are_the_least(self, path: Path) -> None:
         """Rights are named, none writes to the repository, and a checkout keeps no credentials."""
         text = path.read_text("utf-8")
-        assert re.search(r"^permissions:(?: \{\}|\n  contents: read)$", text, re.MULTILINE)
-        assert set(re.findall(r"^ +([\w-]+: write)$", text, re.MULTILINE)) <= {"id-token: write"}
+        assert re.search(
+            r"^permissions:(?: \{\}|\n  contents: read)$", text, re.MULTILINE
+        )
+        assert set(re.findall(r"^ +([\w-]+: write)$", text, re.MULTILINE)) <= {
+            "id-token: write"
+        }
         assert text.count("actions/checkout@") == text.count("persist-credentials: false")
 
     def test_nothing_from_outside_is_run(self, path: Path) -> None:
@@ -97,6 +115,9 @@ def test_the_release_lock_has_hashes() -> None:
     lock = (ROOT / ".github" / "requirements-release.lock").read_text("utf-8")
     names = re.findall(r"^([\w.-]+)==\S+", lock, re.MULTILINE)
     assert {"pip-audit", "cyclonedx-bom", "hatchling"} <= set(names)
-    assert all("--hash=sha256:" in part for part in re.split(r"^(?=[\w.-]+==)", lock, flags=re.MULTILINE)[1:])
+    assert all(
+        "--hash=sha256:" in part
+        for part in re.split(r"^(?=[\w.-]+==)", lock, flags=re.MULTILINE)[1:]
+    )
     (ours,) = re.findall(r"^hatchling==(\S+)", lock, re.MULTILINE)
     assert f"\nhatchling=={ours} " in (ROOT / "requirements.lock").read_text("utf-8")

@@ -34,7 +34,11 @@ def test_each_lower_bound_is_one_release() -> None:
 
 @pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
 def test_what_failed_is_told(
-    passed: bool, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    passed: bool,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A column with a failure ends the command with 1 and stands on the page, beside its releases."""
     page, results = tmp_path / "page.md", tmp_path / "versions.json"
@@ -51,5 +55,7 @@ def test_what_failed_is_told(
     head, _, table = page.read_text().partition(versions.MARK)
     assert head == "Words.\n"
     assert "an old table" not in table
-    assert {"|pika|1.3.2|", "|Valkey|8.1.1|", "|*unit tests*|passed|"} <= set(table.split("\n"))
+    assert {"|pika|1.3.2|", "|Valkey|8.1.1|", "|*unit tests*|passed|"} <= set(
+        table.split("\n")
+    )
     assert ("|*what every client promises*|**failed**|" in table) is not passed

@@ -89,10 +89,15 @@ def message(place: str = "kafka:orders") -> Message:
 def test_verdicts_are_counted(meter: Meter) -> None:
     """Each outcome counts once, under its verdict, reason or cause, and destination."""
     meter.telemetry.observe(outcome(reason=Reason.EXPIRED), message(), 0.0)
-    meter.telemetry.observe(outcome(Verdict.DEFERRED, cause=Cause.KEY_PENDING), message(), 0.0)
+    meter.telemetry.observe(
+        outcome(Verdict.DEFERRED, cause=Cause.KEY_PENDING), message(), 0.0
+    )
     meter.telemetry.observe(outcome(Verdict.ACCEPTED), message(), 0.0)
     points = meter.points("mqauth.messages")
-    found = {tuple(value for _, value in labels): point.value for labels, point in points.items()}
+    found = {
+        tuple(value for _, value in labels): point.value
+        for labels, point in points.items()
+    }
     assert found == {
         ("kafka:orders", "expired", "rejected"): 1,
         ("kafka:orders", "key_pending", "deferred"): 1,
@@ -110,8 +115,13 @@ def test_judge_time(meter: Meter) -> None:
 
 def test_destinations_are_bounded(meter: Meter) -> None:
     """Random routing keys of an attacker make no more than fifty labels and ``other``."""
-    telemetry = Telemetry(MeterProvider().get_meter("other"), destinations=["kafka:orders"])
-    seen = {telemetry._bounded(f"rabbitmq:x/{number}", verified=False) for number in range(1000)}
+    telemetry = Telemetry(
+        MeterProvider().get_meter("other"), destinations=["kafka:orders"]
+    )
+    seen = {
+        telemetry._bounded(f"rabbitmq:x/{number}", verified=False)
+        for number in range(1000)
+    }
     assert len(seen) == MAX_DESTINATIONS // 2 + 1
     assert telemetry._bounded("kafka:orders", verified=False) == "kafka:orders"
 
@@ -121,11 +131,16 @@ def test_forgeries_leave_room_for_honest_destinations(meter: Meter) -> None:
     telemetry = Telemetry(MeterProvider().get_meter("other"))
     for number in range(1000):
         telemetry._bounded(f"rabbitmq:x/{number}", verified=False)
-    honest = {telemetry._bounded(f"rabbitmq:shop/{number}", verified=True) for number in range(1000)}
+    honest = {
+        telemetry._bounded(f"rabbitmq:shop/{number}", verified=True)
+        for number in range(1000)
+    }
     assert len(honest) == MAX_DESTINATIONS // 2 + 1
 
 
-def test_one_broken_gauge_leaves_the_others(meter: Meter, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_broken_gauge_leaves_the_others(
+    meter: Meter, caplog: pytest.LogCaptureFixture
+) -> None:
     """A measurement that raises is logged and the next is still read."""
 
     def broken() -> float:
@@ -162,11 +177,16 @@ NOW = FakeClock().now()
     ],
     ids=["waiting", "idle", "keys", "no keys", "store", "policy", "letters", "no letters", "identity", "lapsed"],
 )  # fmt: skip
-def test_gauges(watch: Callable[[Telemetry], None], shown: dict[str, Any], meter: Meter) -> None:
+def test_gauges(
+    watch: Callable[[Telemetry], None], shown: dict[str, Any], meter: Meter
+) -> None:
     """What is watched is read when metrics are collected; what is not known has no point, a lapsed identity 0."""
     watch(meter.telemetry)
     found = {name: meter.points(f"mqauth.{name}").items() for name in shown}
-    assert {name: {labels[0][1]: p.value for labels, p in points} for name, points in found.items()} == shown
+    assert {
+        name: {labels[0][1]: p.value for labels, p in points}
+        for name, points in found.items()
+    } == shown
 
 
 def test_alerts_are_counted(meter: Meter) -> None:
@@ -188,7 +208,9 @@ def test_pipeline_feeds_the_metrics(meter: Meter, tmp_path: Path) -> None:
         )  # fmt: skip
         stage.consume(guard, lambda _: None, until=lambda: len(stage.letters()) == 1)
     assert sum(point.value for point in meter.points("mqauth.messages").values()) == 2
-    assert sum(point.count for point in meter.points("mqauth.judge.duration").values()) == 2
+    assert (
+        sum(point.count for point in meter.points("mqauth.judge.duration").values()) == 2
+    )
 
 
 def spans() -> tuple[TracerProvider, InMemorySpanExporter]:
@@ -217,17 +239,27 @@ def test_attributes_are_the_conventions() -> None:
     """A span says system, operation, destination and place by OpenTelemetry's names."""
     provider, exporter = spans()
     for place in ("kafka:orders", "rabbitmq:shop/orders.created"):
-        traced(lambda _: None, provider.get_tracer("test"))(verified(destination=place, body=b"12"))
-    kafka, rabbit = ({**(span.attributes or {})} for span in exporter.get_finished_spans())
+        traced(lambda _: None, provider.get_tracer("test"))(
+            verified(destination=place, body=b"12")
+        )
+    kafka, rabbit = (
+        {**(span.attributes or {})} for span in exporter.get_finished_spans()
+    )
     names = {name for name in vars(messaging_attributes) if name.isupper()}
     known = {getattr(messaging_attributes, name) for name in names}
     assert {name for name in (*kafka, *rabbit) if name.startswith("messaging.")} <= known
-    assert (kafka["messaging.system"], kafka["messaging.destination.name"]) == ("kafka", "orders")
+    assert (kafka["messaging.system"], kafka["messaging.destination.name"]) == (
+        "kafka",
+        "orders",
+    )
     assert (rabbit["messaging.system"], rabbit["messaging.destination.name"]) == (
         "rabbitmq",
         "shop:orders.created",
     )
-    assert (kafka["messaging.operation.name"], kafka["messaging.message.body.size"]) == ("process", 2)
+    assert (kafka["messaging.operation.name"], kafka["messaging.message.body.size"]) == (
+        "process",
+        2,
+    )
     assert [span.name for span in exporter.get_finished_spans()] == [
         "process orders",
         "process shop:orders.created",
@@ -249,10 +281,14 @@ def test_configured_propagator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry_module, "get_global_textmap", Mine)
     provider, exporter = spans()
     found = verified(
-        destination="kafka:orders", headers=[("X-Trace", TRACEPARENT.encode()), ("traceparent", b"0")]
+        destination="kafka:orders",
+        headers=[("X-Trace", TRACEPARENT.encode()), ("traceparent", b"0")],
     )
     traced(lambda _: None, provider.get_tracer("test"))(found)
-    assert exporter.get_finished_spans()[0].context.trace_id == 0x0AF7651916CD43DD8448EB211C80319C
+    assert (
+        exporter.get_finished_spans()[0].context.trace_id
+        == 0x0AF7651916CD43DD8448EB211C80319C
+    )
 
 
 def test_process_duration(meter: Meter) -> None:
@@ -265,14 +301,20 @@ def test_process_duration(meter: Meter) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         meter.telemetry.timed(broken)(verified())
     points = meter.points("messaging.process.duration")
-    assert sorted(dict(labels).get("error.type", "") for labels in points) == ["", "ValueError"]
+    assert sorted(dict(labels).get("error.type", "") for labels in points) == [
+        "",
+        "ValueError",
+    ]
     assert all(point.count == 1 for point in points.values())
 
 
 def test_hostile_trace_headers_are_harmless() -> None:
     """Trace headers of nonsense start a new trace and change nothing else."""
     provider, exporter = spans()
-    odd = verified(destination="kafka:orders", headers=[("traceparent", b"\xff" * 99), ("baggage", None)])
+    odd = verified(
+        destination="kafka:orders",
+        headers=[("traceparent", b"\xff" * 99), ("baggage", None)],
+    )
     assert traced(lambda _: "done", provider.get_tracer("test"))(odd) == "done"
     assert exporter.get_finished_spans()[0].parent is None
 
@@ -292,17 +334,26 @@ def test_async_handler_is_traced() -> None:
 def test_endpoint_serves_metrics() -> None:
     """The Prometheus endpoint shows the counters under the names that dashboards use."""
     with Endpoint(0) as endpoint:
-        endpoint.telemetry.observe(outcome(reason=Reason.EXPIRED, judge_seconds=0.1), message(), 0.0)
-        with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/metrics", timeout=10) as answer:
+        endpoint.telemetry.observe(
+            outcome(reason=Reason.EXPIRED, judge_seconds=0.1), message(), 0.0
+        )
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{endpoint.port}/metrics", timeout=10
+        ) as answer:
             page = answer.read().decode()
     assert re.search(r'mqauth_messages_total\{.*reason="expired".*\} 1\.0', page)
     assert "mqauth_judge_duration_seconds_bucket" in page
 
 
-def test_a_silent_connection_is_ended(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_silent_connection_is_ended(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A connection that asks nothing holds its thread for some seconds and no longer, and nothing is printed."""
     monkeypatch.setattr("mqauth.telemetry.prometheus.ASKED_WITHIN", 0.05)
-    with Endpoint(0) as endpoint, socket.create_connection(("127.0.0.1", endpoint.port), timeout=60) as silent:
+    with (
+        Endpoint(0) as endpoint,
+        socket.create_connection(("127.0.0.1", endpoint.port), timeout=60) as silent,
+    ):
         silent.sendall(b"GET ")
         assert silent.recv(1) == b""
     assert capfd.readouterr().err == ""
@@ -319,9 +370,14 @@ def test_time_until_a_direct_issuer_ends(meter: Meter) -> None:
     today = datetime.fromtimestamp(FakeClock().now(), UTC)
     ends = {"a": today.date(), "b": today.date() - timedelta(days=1)}
     meter.telemetry.watch_issuers(SimpleNamespace(ends=ends))
-    midnight = datetime.combine(today.date() + timedelta(days=1), datetime.min.time(), UTC)
+    midnight = datetime.combine(
+        today.date() + timedelta(days=1), datetime.min.time(), UTC
+    )
     left = (midnight - today).total_seconds()
-    found = {labels: point.value for labels, point in meter.points("mqauth.issuer.ends").items()}
+    found = {
+        labels: point.value
+        for labels, point in meter.points("mqauth.issuer.ends").items()
+    }
     assert found == {(("issuer", "a"),): left, (("issuer", "b"),): left - 86_400}
     assert left > 0 > left - 86_400
 
@@ -335,16 +391,29 @@ def exported(names: tuple[str, ...]) -> set[str]:
         "messaging.process.duration",
     )  # fmt: skip
     units = dict.fromkeys(timed, "_seconds")
-    counters = {"mqauth.messages", "mqauth.alerts", "mqauth.authority.requests", "mqauth.authority.identities"}
+    counters = {
+        "mqauth.messages",
+        "mqauth.alerts",
+        "mqauth.authority.requests",
+        "mqauth.authority.identities",
+    }
     return {
-        name.replace(".", "_") + units.get(name, "") + ("_total" if name in counters else "") for name in names
+        name.replace(".", "_")
+        + units.get(name, "")
+        + ("_total" if name in counters else "")
+        for name in names
     }
 
 
 def queried() -> set[str]:
     """Return every metric name that the dashboard and the alert rules ask for."""
-    text = (DOCS / "alerts.yml").read_text() + (DOCS / "grafana-dashboard.json").read_text()
-    return {name.removesuffix("_bucket") for name in re.findall(r"\b(?:mqauth|messaging_process)_[a-z_]+\b", text)}
+    text = (DOCS / "alerts.yml").read_text() + (
+        DOCS / "grafana-dashboard.json"
+    ).read_text()
+    return {
+        name.removesuffix("_bucket")
+        for name in re.findall(r"\b(?:mqauth|messaging_process)_[a-z_]+\b", text)
+    }
 
 
 def test_dashboard_and_alerts_use_emitted_names() -> None:
@@ -355,7 +424,10 @@ def test_dashboard_and_alerts_use_emitted_names() -> None:
 def test_documented_metrics_are_emitted() -> None:
     """The page has every metric, and no other."""
     page = (DOCS.parent / "reference" / "metrics.md").read_text()
-    assert tuple(re.findall(r"^\* `((?:mqauth|messaging)\.[a-z._]+)` ", page, re.MULTILINE)) == METRICS
+    assert (
+        tuple(re.findall(r"^\* `((?:mqauth|messaging)\.[a-z._]+)` ", page, re.MULTILINE))
+        == METRICS
+    )
 
 
 def test_dashboard_and_alerts_use_real_reasons() -> None:
@@ -392,7 +464,9 @@ def test_a_record_without_a_name_is_made() -> None:
 
 
 @pytest.mark.usefixtures("redacted")
-@pytest.mark.parametrize("name", ["aio_pika.exchange", "aiormq.channel", "kafka.producer.kafka", "mqauth.x"])
+@pytest.mark.parametrize(
+    "name", ["aio_pika.exchange", "aiormq.channel", "kafka.producer.kafka", "mqauth.x"]
+)
 def test_tokens_are_redacted(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """A token in the message, in an argument of any type, or in a traceback is replaced."""
     logger = logging.getLogger(name)
@@ -410,9 +484,14 @@ def test_tokens_are_redacted(name: str, caplog: pytest.LogCaptureFixture) -> Non
 def test_a_key_is_shown(caplog: pytest.LogCaptureFixture) -> None:
     """A kid that holds the first letters of a token by chance is shown; what is longer than a kid is replaced."""
     kid = "Vik8EHfW7xHWeyJrx_3nVJ0hcd-eRzS0cNmVh4aT5uM"
-    logging.getLogger("mqauth.keystore").error("nothing is signed with key %s: sealed, not with %s.", kid, kid)
+    logging.getLogger("mqauth.keystore").error(
+        "nothing is signed with key %s: sealed, not with %s.", kid, kid
+    )
     logging.getLogger("mqauth.keystore").error("cut short: %s", "eyJ" + "a" * 42)
-    assert caplog.messages == [f"nothing is signed with key {kid}: sealed, not with {kid}.", "cut short: <token>"]
+    assert caplog.messages == [
+        f"nothing is signed with key {kid}: sealed, not with {kid}.",
+        "cut short: <token>",
+    ]
 
 
 @pytest.mark.usefixtures("redacted")
@@ -438,5 +517,7 @@ def test_other_loggers_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
 def test_bad_format_is_left_to_logging(monkeypatch: pytest.MonkeyPatch) -> None:
     """A record whose arguments do not fit raises nothing in the redaction."""
     monkeypatch.setattr(logging, "raiseExceptions", False)
-    record = logging.getLogRecordFactory()("kafka", logging.INFO, "file", 1, "%d", ("text",), None)
+    record = logging.getLogRecordFactory()(
+        "kafka", logging.INFO, "file", 1, "%d", ("text",), None
+    )
     assert record.args == ("text",)

@@ -27,7 +27,9 @@ CREDENTIAL = {
 }  # fmt: skip
 
 
-def asked_for(who: Identity, number: int, verdict: str = "identity_issued") -> AuditRecord:
+def asked_for(
+    who: Identity, number: int, verdict: str = "identity_issued"
+) -> AuditRecord:
     """Return the record of an authority that was asked for an identity."""
     said = token_fields(None, who.kid, "EdDSA", None, verified=True, identity=who)
     said["verified"] |= {"iss": TRUST_DOMAIN, "sub": who.subject, "exp": who.expires}
@@ -45,7 +47,10 @@ def files(tmp_path: Path) -> tuple[Path, Path, list[str]]:
     """Two workloads' messages in a consumer's file, what was asked in the authority's, and both thumbprints."""
     clock, thumbprints = FakeClock(1_900_000_000), list[str]()
     consumer, authority = tmp_path / "consumer.jsonl", tmp_path / "authority.jsonl"
-    with AuditFile(authority, fsync=False) as issued, AuditFile(consumer, fsync=False) as seen:
+    with (
+        AuditFile(authority, fsync=False) as issued,
+        AuditFile(consumer, fsync=False) as seen,
+    ):
         for number in range(2):
             forge = IdentityForge(clock)
             who = forge.identity()["key"].identity
@@ -61,15 +66,27 @@ def test_a_thumbprint_leads_from_a_message_to_who_asked(
 ) -> None:
     """The message's record, the identity that was issued and every refusal have it; those of others do not."""
     consumer, authority, (first, _) = files
-    assert main(["audit", "trace", "--jkt", first, "--json", str(consumer), str(authority)]) == 0
+    assert (
+        main(["audit", "trace", "--jkt", first, "--json", str(consumer), str(authority)])
+        == 0
+    )
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [one["verdict"] for one in found] == ["accepted", "identity_issued", "identity_refused"]
+    assert [one["verdict"] for one in found] == [
+        "accepted",
+        "identity_issued",
+        "identity_refused",
+    ]
     assert found[1]["id"] == "issued-0"
-    assert found[0]["token"]["verified"]["identity"] == found[1]["token"]["verified"]["identity"]
+    assert (
+        found[0]["token"]["verified"]["identity"]
+        == found[1]["token"]["verified"]["identity"]
+    )
     assert found[1]["asked"]["credential"] == CREDENTIAL
 
 
-def handle(verifier: Verifier, policy: Allow, signer: Signer, audit: AuditFile, clock: FakeClock) -> None:
+def handle(
+    verifier: Verifier, policy: Allow, signer: Signer, audit: AuditFile, clock: FakeClock
+) -> None:
     """Send one message, and have it handled and recorded."""
     broker = memory.MemoryBroker()
     for queue in (PLACE, "kafka:dead"):
@@ -109,7 +126,9 @@ def test_a_batch_says_how_many(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(shown(capsys, token_of(sealed[1]), "--json"))["proof"]["batch"] == 2
 
 
-def test_a_wit_alone_and_a_direct_token_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wit_alone_and_a_direct_token_are_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A WIT without a proof, and a token of the direct form, are shown too."""
     forge = IdentityForge(FakeClock(1_900_000_000))
     assert "proof" not in json.loads(shown(capsys, forge.wit(), "--json"))
@@ -131,9 +150,16 @@ def test_people_are_told_that_nothing_is_verified(
 
 
 @pytest.mark.parametrize(
-    ("token", "reason"), [("nonsense", "token_malformed"), ("a.b.c", "token_malformed"), ("", "token_malformed")]
+    ("token", "reason"),
+    [
+        ("nonsense", "token_malformed"),
+        ("a.b.c", "token_malformed"),
+        ("", "token_malformed"),
+    ],
 )
-def test_what_is_no_token_is_refused(capsys: pytest.CaptureFixture[str], token: str, reason: str) -> None:
+def test_what_is_no_token_is_refused(
+    capsys: pytest.CaptureFixture[str], token: str, reason: str
+) -> None:
     """What no consumer could parse ends with its reason, and the text is not repeated."""
     assert main(("identity", "show", token)) == 2
     error = capsys.readouterr().err

@@ -94,8 +94,19 @@ def described(key: Key, **changes: Any) -> bytes:
     ).decode()
     if key.algorithm == "EdDSA":
         raw = base64.b64encode(key.public.public_bytes_raw()).decode()  # type: ignore[union-attr]
-    usual = {"type": TYPES[key.algorithm], "derived": False, "exportable": False, "allow_plaintext_backup": False}
-    return data(**{**usual, "keys": {"1": {"public_key": "old"}, "2": {"public_key": raw}}, **changes})
+    usual = {
+        "type": TYPES[key.algorithm],
+        "derived": False,
+        "exportable": False,
+        "allow_plaintext_backup": False,
+    }
+    return data(
+        **{
+            **usual,
+            "keys": {"1": {"public_key": "old"}, "2": {"public_key": raw}},
+            **changes,
+        }
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,17 +124,25 @@ def test_a_signature_is_asked_of_the_pinned_version(
     """One POST to the key's path, with input, version and the token; the raw signature comes out."""
     server.answers = [signed(held, b"input")]
     signature = key.sign(b"input", held.algorithm)
-    jws.verify(jws.Opened(held.algorithm, held.kid, b"input", b"", signature), held.public_only)
+    jws.verify(
+        jws.Opened(held.algorithm, held.kid, b"input", b"", signature), held.public_only
+    )
     head, body = server.sent()
     assert server.asked == ["https://bao.example:8200/v1/team/transit/sign/orders"]
     assert head.startswith("POST /v1/team/transit/sign/orders HTTP/1.1\r\n")
     assert f"X-Vault-Token: {SECRET}\r\n" in head
     assert "X-Vault-Request: true\r\n" in head + "\r\n"
-    assert body == {"input": base64.b64encode(b"input").decode(), "key_version": 2, **asked}
+    assert body == {
+        "input": base64.b64encode(b"input").decode(),
+        "key_version": 2,
+        **asked,
+    }
 
 
 @pytest.mark.parametrize("held", [ED, ES, ES384], ids=lambda key: key.algorithm)
-def test_the_public_half_is_that_of_the_pinned_version(key: TransitKey, server: Server, held: Key) -> None:
+def test_the_public_half_is_that_of_the_pinned_version(
+    key: TransitKey, server: Server, held: Key
+) -> None:
     """A GET gives the key as the engine describes it, and the version's public half is taken."""
     server.answers = [described(held)]
     assert key.public() == held.public
@@ -143,7 +162,10 @@ def test_the_public_half_is_that_of_the_pinned_version(key: TransitKey, server: 
         ({"keys": {"1": {"public_key": "x"}}}, "no public half of version 2"),
         ({"keys": {"2": 7}}, "no public half"),
         ({"keys": {"2": {"public_key": "AAAA"}}}, "no public half"),
-        ({"keys": {"2": {"public_key": "-----BEGIN PUBLIC KEY-----\n"}}}, "no public half"),
+        (
+            {"keys": {"2": {"public_key": "-----BEGIN PUBLIC KEY-----\n"}}},
+            "no public half",
+        ),
         ({"keys": {"2": {"public_key": None}}}, "no public half"),
         ({"keys": []}, "no public half"),
         ({"type": "ecdsa-p256"}, "another type"),
@@ -161,15 +183,26 @@ def test_a_key_that_cannot_be_ours_is_refused(
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (response(b'{"errors":["permission denied"]}', status="403 Forbidden"), "status 403: the token has ended"),
-        (response(b'{"errors":["Vault is sealed"]}', status="503 Service Unavailable"), "status 503: sealed"),
+        (
+            response(b'{"errors":["permission denied"]}', status="403 Forbidden"),
+            "status 403: the token has ended",
+        ),
+        (
+            response(b'{"errors":["Vault is sealed"]}', status="503 Service Unavailable"),
+            "status 503: sealed",
+        ),
         (
             response(b'{"errors":["signing key not found"]}', status="400 Bad Request"),
             "status 400: the key is gone",
         ),
         (response(b'{"errors":[]}', status="404 Not Found"), "status 404: no such key"),
         (response(b"{}", status="500 Internal Server Error"), "status 500$"),
-        (response(b"", status="307 Temporary Redirect", Location="https://evil.example/"), "redirect"),
+        (
+            response(
+                b"", status="307 Temporary Redirect", Location="https://evil.example/"
+            ),
+            "redirect",
+        ),
         (response(b"<html>", Content_Type="text/html"), "content type"),
         (response(b"[]"), "not a JSON object"),
         (response(b"{}"), "an answer without data"),
@@ -186,7 +219,11 @@ def test_a_key_that_cannot_be_ours_is_refused(
     ],
 )
 def test_whatever_is_no_signature_is_unavailable(
-    key: TransitKey, server: Server, answer: bytes, why: str, caplog: pytest.LogCaptureFixture
+    key: TransitKey,
+    server: Server,
+    answer: bytes,
+    why: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Refusals and rubbish are ``keys_unavailable`` with the host named, and nowhere stands the token."""
     caplog.set_level(logging.DEBUG)
@@ -199,7 +236,9 @@ def test_whatever_is_no_signature_is_unavailable(
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
-def test_a_token_that_others_may_read_is_not_used(key: TransitKey, server: Server, token: Path, mode: int) -> None:
+def test_a_token_that_others_may_read_is_not_used(
+    key: TransitKey, server: Server, token: Path, mode: int
+) -> None:
     """A token file is private, as every file of ours that holds a secret."""
     token.chmod(mode)
     with pytest.raises(Unavailable, match="open to others"):
@@ -207,7 +246,9 @@ def test_a_token_that_others_may_read_is_not_used(key: TransitKey, server: Serve
     assert server.asked == []
 
 
-def test_an_algorithm_that_transit_does_not_sign_for_us_is_refused(key: TransitKey) -> None:
+def test_an_algorithm_that_transit_does_not_sign_for_us_is_refused(
+    key: TransitKey,
+) -> None:
     """RSA keys are no transit keys here."""
     with pytest.raises(ConfigurationError, match="sign EdDSA, ES256, ES384"):
         key.sign(b"x", "RS256")
@@ -221,8 +262,14 @@ BASE = "transit:https://bao.example/transit/orders?key_version=1&token_file=/t"
     [
         ("transit:", "ASCII text"),
         (BASE.replace("https", "http"), "http only on loopback"),
-        (BASE.replace("https", "http") + "&unsafe_http_loopback=true", "http only on loopback"),
-        (BASE.replace("https://bao.example", "http://127.0.0.1"), "http only on loopback"),
+        (
+            BASE.replace("https", "http") + "&unsafe_http_loopback=true",
+            "http only on loopback",
+        ),
+        (
+            BASE.replace("https://bao.example", "http://127.0.0.1"),
+            "http only on loopback",
+        ),
         (BASE + "&unsafe_http_loopback=false", "is true, or left out"),
         (BASE.replace("bao.example", "user:pass@bao.example"), "neither user"),
         (BASE + "#x", "no fragment"),
@@ -281,7 +328,11 @@ def test_a_failure_is_logged_once_a_minute(
     for _ in range(3):
         with pytest.raises(Unavailable):
             entry.sign(b"x")
-    lines = [record.getMessage() for record in caplog.records if record.name == "mqauth.keystore"]
+    lines = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "mqauth.keystore"
+    ]
     assert [line.partition("status ")[2][:3] for line in lines] == ["503", "403"]
     assert all(ED.kid in line and "https://bao.example:8200" in line for line in lines)
     assert {record.levelname for record in caplog.records} == {"ERROR"}

@@ -29,9 +29,17 @@ def test_the_users_view_is_type_checked() -> None:
 
 def converted() -> dict[str, str]:
     """Return the code of a converted service, as the page has it, by the names of its files."""
-    found = [block for block in blocks("docs/how-to/convert-a-service.md") if block.language == "python"]
+    found = [
+        block
+        for block in blocks("docs/how-to/convert-a-service.md")
+        if block.language == "python"
+    ]
     # Dead letters are declared once; confluent-kafka exports the names of its admin client to no type checker.
-    return {block.name: block.text for block in found if not block.name.endswith("_letters.py")}
+    return {
+        block.name: block.text
+        for block in found
+        if not block.name.endswith("_letters.py")
+    }
 
 
 @pytest.mark.slow
@@ -42,12 +50,24 @@ def test_users_code_type_checks_under_pyright(tmp_path: Path) -> None:
     for name, text in {"newcomer.py": newcomer, "wrong.py": wrong, **converted()}.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(STRICT))
-    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "--outputjson"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "basedpyright",
+        "--pythonpath",
+        sys.executable,
+        "--outputjson",
+    ]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     told = json.loads(ran.stdout)["generalDiagnostics"]
     found = [(Path(line["file"]).name, line["rule"], line["message"]) for line in told]
     assert {name for name, _, _ in found} == {"wrong.py"}, found
-    assert any('Cannot access attribute "upper" for class "Order"' in message for _, _, message in found)
+    assert any(
+        'Cannot access attribute "upper" for class "Order"' in message
+        for _, _, message in found
+    )
 
 
 @pytest.mark.slow
@@ -59,7 +79,9 @@ def test_a_converted_services_code_type_checks_under_mypy(tmp_path: Path) -> Non
     for name, text in code.items():
         (tmp_path / name).write_text(text)
     command = [sys.executable, "-m", "mypy", "--strict", *code]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    ran = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert ran.returncode == 0, ran.stdout
 
 

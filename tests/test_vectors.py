@@ -31,7 +31,10 @@ SETTINGS = load("settings.json")
 IDENTITY = load("identity.json")
 CLAIMS, JWKS, FORMS = load("claims.json"), load("jwks.json"), load("forms.json")
 LETTERS, STORES = load("letters.json"), load("stores.json")
-VECTORS = [*TOKENS["vectors"], *({**vector, "name": f"batch: {vector['name']}"} for vector in BATCH["vectors"])]
+VECTORS = [
+    *TOKENS["vectors"],
+    *({**vector, "name": f"batch: {vector['name']}"} for vector in BATCH["vectors"]),
+]
 SEQUENCES = [*TOKENS["sequences"], *BATCH["sequences"], *SETTINGS["sequences"]]
 
 
@@ -41,7 +44,9 @@ def test_the_files_are_what_the_generator_makes() -> None:
     assert made == generator.generate()
     assert sorted(made) == sorted(path.name for path in FOLDER.glob("*.json"))
     for name, text in made.items():
-        assert (FOLDER / name).read_text(encoding="ascii") == text, f"{name} has drifted: run its generator"
+        assert (FOLDER / name).read_text(encoding="ascii") == text, (
+            f"{name} has drifted: run its generator"
+        )
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
@@ -65,18 +70,33 @@ def test_each_consumer_gives_its_verdict(vector: Any) -> None:
 @pytest.mark.parametrize("sequence", SEQUENCES, ids=lambda sequence: sequence["name"])
 def test_each_sequence_of_deliveries_gets_its_verdicts(sequence: Any) -> None:
     """Copies are told from redeliveries."""
-    checks.deliver(SETTINGS if "consumer" in sequence["deliveries"][0] else TOKENS, sequence)
+    checks.deliver(
+        SETTINGS if "consumer" in sequence["deliveries"][0] else TOKENS, sequence
+    )
 
 
 def test_the_vectors_cover_every_reason_and_every_cause_of_a_verdict() -> None:
     """Each has a vector, but those that come after the verdict."""
-    deliveries = [delivery for sequence in SEQUENCES for delivery in sequence["deliveries"]]
-    found = [*VECTORS, *ANSWERS["vectors"], *SETTINGS["vectors"], *IDENTITY["vectors"], *deliveries]
+    deliveries = [
+        delivery for sequence in SEQUENCES for delivery in sequence["deliveries"]
+    ]
+    found = [
+        *VECTORS,
+        *ANSWERS["vectors"],
+        *SETTINGS["vectors"],
+        *IDENTITY["vectors"],
+        *deliveries,
+    ]
     assert set(Reason) - {vector["reason"] for vector in found} == {Reason.HANDLER_FAILED}
     assert set(Cause) - {vector.get("cause") for vector in found} == {
         Cause.AUDIT_UNAVAILABLE, Cause.DEAD_LETTER_UNAVAILABLE, Cause.HANDLER_DEFERRED, Cause.BROKER_UNAVAILABLE,
     }  # fmt: skip
-    assert {vector["verdict"] for vector in found} == {"accepted", "rejected", "deferred", "duplicate"}
+    assert {vector["verdict"] for vector in found} == {
+        "accepted",
+        "rejected",
+        "deferred",
+        "duplicate",
+    }
 
 
 @pytest.mark.parametrize("vector", HDS["vectors"], ids=lambda vector: vector["name"])
@@ -101,10 +121,15 @@ def test_a_producer_signs_nothing_that_has_no_encoding(vector: Any) -> None:
 
 def test_both_files_describe_one_consumer() -> None:
     """Messages with tokens of their own and messages of batches are judged side by side."""
-    assert (BATCH["consumer"], BATCH["received"]) == (TOKENS["consumer"], TOKENS["received"])
+    assert (BATCH["consumer"], BATCH["received"]) == (
+        TOKENS["consumer"],
+        TOKENS["received"],
+    )
 
 
-@pytest.mark.parametrize("file", [TOKENS, BATCH, ANSWERS], ids=["tokens", "batch", "answers"])
+@pytest.mark.parametrize(
+    "file", [TOKENS, BATCH, ANSWERS], ids=["tokens", "batch", "answers"]
+)
 def test_no_verdict_depends_on_the_vectors_before_it(file: Any) -> None:
     """All vectors of a file through one consumer, and again in reverse: no verdict becomes another one."""
     for order in (file["vectors"], file["vectors"][::-1]):
@@ -116,7 +141,10 @@ def test_each_leaf_is_of_its_bytes(vector: Any) -> None:
     """A leaf's four parts, its hash and its twelve bytes are those of the file."""
     parts = [bytes.fromhex(part) for part in vector["parts_hex"]]
     digests = [hashlib.sha256(part).digest() for part in parts]
-    assert hashlib.sha256(b"\x00" + b"".join(digests[:3]) + parts[3]).hexdigest() == vector["hash_hex"]
+    assert (
+        hashlib.sha256(b"\x00" + b"".join(digests[:3]) + parts[3]).hexdigest()
+        == vector["hash_hex"]
+    )
     assert b"".join(digest[:3] for digest in digests).hex() == vector["shorts_hex"]
     checks.leaf(vector)
 
@@ -128,16 +156,23 @@ def test_each_tree_is_the_rfcs(vector: Any) -> None:
     assert len(inputs) == vector["size"]
     assert mth(inputs).hex() == vector["root_hex"]
     for found in vector["paths"]:
-        assert inclusion(found["index"], inputs) == [bytes.fromhex(text) for text in found["hashes_hex"]]
+        assert inclusion(found["index"], inputs) == [
+            bytes.fromhex(text) for text in found["hashes_hex"]
+        ]
     checks.tree(BATCH["leaf_inputs_hex"], vector)
 
 
-@pytest.mark.parametrize("vector", [*CLAIMS["messages"], *CLAIMS["releases"]], ids=lambda vector: vector["iss"])
+@pytest.mark.parametrize(
+    "vector", [*CLAIMS["messages"], *CLAIMS["releases"]], ids=lambda vector: vector["iss"]
+)
 def test_each_claim_is_on_the_id_of_its_bytes(vector: Any) -> None:
     """An id is the first sixteen bytes of SHA-256, and in a batch the index behind them."""
     digest = hashlib.sha256(bytes.fromhex(vector["input_hex"])).digest()[:16]
     index = vector.get("index")
-    assert vector["id_hex"] == (digest if index is None else digest + index.to_bytes(2, "big")).hex()
+    assert (
+        vector["id_hex"]
+        == (digest if index is None else digest + index.to_bytes(2, "big")).hex()
+    )
     checks.claim(vector)
 
 
@@ -208,7 +243,8 @@ def test_the_files_are_json_for_every_reader() -> None:
     """Plain ASCII without integers that other languages round."""
     for path in FOLDER.glob("*.json"):
         json.loads(
-            path.read_text(encoding="ascii"), parse_int=lambda text: abs(int(text)) <= 2**53 or pytest.fail(text)
+            path.read_text(encoding="ascii"),
+            parse_int=lambda text: abs(int(text)) <= 2**53 or pytest.fail(text),
         )
 
 

@@ -41,8 +41,15 @@ from tests.vectors.answers import P256
 from tests.vectors.consumers import Consumer
 
 Patch = Callable[[pytest.MonkeyPatch], None]
-FILES: Final = (test_vectors.TOKENS, test_vectors.ANSWERS, test_vectors.BATCH, test_vectors.SETTINGS)
-MESSAGES: Final = {vector["name"]: (file, vector) for file in FILES for vector in file["vectors"]}
+FILES: Final = (
+    test_vectors.TOKENS,
+    test_vectors.ANSWERS,
+    test_vectors.BATCH,
+    test_vectors.SETTINGS,
+)
+MESSAGES: Final = {
+    vector["name"]: (file, vector) for file in FILES for vector in file["vectors"]
+}
 
 
 @dataclass(frozen=True)
@@ -68,22 +75,30 @@ def found(vectors: Any, name: str) -> Any:
 
 def read_jwk(name: str) -> None:
     """Read the JWK of a vector."""
-    test_vectors.test_each_jwk_becomes_what_its_vector_says(found(test_vectors.JWKS["vectors"], name))
+    test_vectors.test_each_jwk_becomes_what_its_vector_says(
+        found(test_vectors.JWKS["vectors"], name)
+    )
 
 
 def read_set(name: str) -> None:
     """Read the JWK Set of a vector."""
-    test_vectors.test_each_set_gives_the_keys_of_its_vector(found(test_vectors.JWKS["sets"], name))
+    test_vectors.test_each_set_gives_the_keys_of_its_vector(
+        found(test_vectors.JWKS["sets"], name)
+    )
 
 
 def read_form(name: str) -> None:
     """Read the malformed form of a vector."""
-    test_vectors.test_what_is_no_message_is_malformed(found(test_vectors.FORMS["malformed"], name))
+    test_vectors.test_what_is_no_message_is_malformed(
+        found(test_vectors.FORMS["malformed"], name)
+    )
 
 
 def delivered(name: str) -> None:
     """Judge the deliveries of a sequence."""
-    test_vectors.test_each_sequence_of_deliveries_gets_its_verdicts(found(test_vectors.SEQUENCES, name))
+    test_vectors.test_each_sequence_of_deliveries_gets_its_verdicts(
+        found(test_vectors.SEQUENCES, name)
+    )
 
 
 def claimed(kind: str) -> None:
@@ -98,8 +113,14 @@ def edit(function: Any, old: str, new: str) -> Patch:
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         scope: dict[str, Any] = {}
-        flags = function.__code__.co_flags & 0x1000000  # from __future__ import annotations
-        exec(compile(source.replace(old, new), "<fault>", "exec", flags), function.__globals__, scope)  # noqa: S102
+        flags = (
+            function.__code__.co_flags & 0x1000000
+        )  # from __future__ import annotations
+        exec(  # noqa: S102
+            compile(source.replace(old, new), "<fault>", "exec", flags),
+            function.__globals__,
+            scope,
+        )
         (made,) = (value for value in scope.values() if isinstance(value, FunctionType))
         monkeypatch.setattr(function, "__code__", made.__code__)
 
@@ -122,7 +143,9 @@ def checked(algorithm: str, verify: Callable[..., bool]) -> Patch:
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         honest = jws._PYJWT[algorithm].verify
-        monkeypatch.setattr(jws._PYJWT[algorithm], "verify", lambda *what: verify(honest, *what))
+        monkeypatch.setattr(
+            jws._PYJWT[algorithm], "verify", lambda *what: verify(honest, *what)
+        )
 
     return patch
 
@@ -136,7 +159,10 @@ def any_salt(_honest: Any, data: bytes, key: Any, signature: bytes) -> bool:
 
 def low_s(honest: Any, data: bytes, key: Any, signature: bytes) -> bool:
     """Refuse the high one of two values of S."""
-    return honest(data, key, signature) and int.from_bytes(signature[32:], "big") <= P256 // 2
+    return (
+        honest(data, key, signature)
+        and int.from_bytes(signature[32:], "big") <= P256 // 2
+    )
 
 
 def der_too(honest: Any, data: bytes, key: Any, signature: bytes) -> bool:
@@ -157,7 +183,10 @@ def point(raw: bytes) -> Any:
 def with_cofactor(data: bytes, public: Any, signature: bytes) -> bool:
     """Accept an Ed25519 signature if eight times the equation holds, whatever the size of S."""
     key = public.public_bytes_raw()
-    scalar, hashed = int.from_bytes(signature[32:], "little"), number(signature[:32], key, data)
+    scalar, hashed = (
+        int.from_bytes(signature[32:], "little"),
+        number(signature[:32], key, data),
+    )
     right = add(point(signature[:32]), times(hashed, point(key)))
     return encoded(times(8, times(scalar, BASE))) == encoded(times(8, right))
 
@@ -167,7 +196,12 @@ def loose_edwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jws, "ed25519_holds", with_cofactor)
 
 
-check, believe, take, header = envelope.check, Verifier._believe, jws.take_apart, jws._check_header
+check, believe, take, header = (
+    envelope.check,
+    Verifier._believe,
+    jws.take_apart,
+    jws._check_header,
+)
 names, scalar, decimal, judge_times = (
     claims._header_names,
     envelope._scalar,
@@ -425,7 +459,9 @@ FAULTS: Final = (
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_each_fault_is_caught_by_its_vector(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_fault_is_caught_by_its_vector(
+    fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The vector has its verdict, and another one from a verifier with the fault."""
     fault.replay(fault.vector)
     # what is remembered of earlier messages would hide a fault, or outlive it
@@ -438,6 +474,8 @@ def test_each_fault_is_caught_by_its_vector(fault: Fault, monkeypatch: pytest.Mo
 
 def test_the_page_counts_the_faults() -> None:
     """The wire profile says how many kinds of fault the vectors catch, and each has a name of its own."""
-    page = (test_vectors.FOLDER.parent.parent / "docs" / "wire-profile.md").read_text("utf-8")
+    page = (test_vectors.FOLDER.parent.parent / "docs" / "wire-profile.md").read_text(
+        "utf-8"
+    )
     assert f"puts {len(FAULTS)} kinds of fault into our verifier" in page
     assert len({fault.name for fault in FAULTS}) == len(FAULTS)

@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from mqauth import ConfigurationError, Issuer, KeySet, Message, Reason, Rejection, TrustDomain, Verified, Verifier
+from mqauth import (
+    ConfigurationError,
+    Issuer,
+    KeySet,
+    Message,
+    Reason,
+    Rejection,
+    TrustDomain,
+    Verified,
+    Verifier,
+)
 from mqauth.judging.token import Times
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
 from tests.kit.tokens import tokens_in
@@ -18,17 +28,30 @@ from tests.kit.tokens import tokens_in
 Maker = Callable[..., Message]
 
 
-def judged(verifier: Verifier, message: Message, received: float, keys: KeySet | None = None) -> Verified:
+def judged(
+    verifier: Verifier, message: Message, received: float, keys: KeySet | None = None
+) -> Verified:
     """Open and verify a message."""
     candidate = verifier.open(message)
-    return verifier.verify(message, candidate, keys or verifier.issuer(candidate.token).keys.key_set(), received)
+    return verifier.verify(
+        message,
+        candidate,
+        keys or verifier.issuer(candidate.token).keys.key_set(),
+        received,
+    )
 
 
 @pytest.mark.parametrize(
     ("iat", "life", "reason"),
-    [(5, 3600, None), (6, 3600, Reason.ISSUED_IN_FUTURE), (0, 3601, Reason.LIFETIME_EXCESSIVE)],
+    [
+        (5, 3600, None),
+        (6, 3600, Reason.ISSUED_IN_FUTURE),
+        (0, 3601, Reason.LIFETIME_EXCESSIVE),
+    ],
 )
-def test_times_where_none_are_set(iat: int, life: int, reason: Reason | None, forge: Forge, kafka: Maker) -> None:
+def test_times_where_none_are_set(
+    iat: int, life: int, reason: Reason | None, forge: Forge, kafka: Maker
+) -> None:
     """Without settings clocks may differ by 5 s, and a token lives for an hour at most."""
     now = int(forge.clock.now()) + iat
     message = forge.seal(kafka(), claims={"iat": now, "exp": now + life})
@@ -38,7 +61,10 @@ def test_times_where_none_are_set(iat: int, life: int, reason: Reason | None, fo
 
 @pytest.mark.parametrize(
     ("settings", "began", "kept"),
-    [({}, "received", 'at = "append"'), ({"at": "append", "max_queue_age": 60}, "appended", "a longer lifetime")],
+    [
+        ({}, "received", 'at = "append"'),
+        ({"at": "append", "max_queue_age": 60}, "appended", "a longer lifetime"),
+    ],
     ids=["consume", "append"],
 )
 def test_what_would_have_kept_it(
@@ -47,7 +73,9 @@ def test_what_would_have_kept_it(
     """An expired message's detail says how long it had waited, and which setting would have kept it."""
     now = int(forge.clock.now())
     message = forge.seal(kafka(), claims={"iat": now, "exp": now + 60})
-    origin = replace(message.origin, timestamp_ms=(now + 70) * 1000, timestamp_type="append")
+    origin = replace(
+        message.origin, timestamp_ms=(now + 70) * 1000, timestamp_type="append"
+    )
     said = f"{began} 70 s after it was signed, with a token of 60 s; {kept} would have kept it"
     with pytest.raises(Rejection, match=said):
         judged(forge.verifier(**settings), replace(message, origin=origin), now + 70.0)
@@ -55,7 +83,10 @@ def test_what_would_have_kept_it(
 
 @pytest.mark.parametrize(
     "settings",
-    [{"vouches": True, "subjects": {"*": frozenset(["a"])}}, {"subjects": {"*": "orders-api"}}],
+    [
+        {"vouches": True, "subjects": {"*": frozenset(["a"])}},
+        {"subjects": {"*": "orders-api"}},
+    ],
     ids=repr,
 )
 def test_an_issuer_that_contradicts_itself_is_refused(settings: dict[str, Any]) -> None:
@@ -86,7 +117,9 @@ def test_what_is_no_source_of_keys_is_refused(keys: Any) -> None:
     ],
     ids=repr,
 )  # fmt: skip
-def test_contradicting_settings_are_refused(settings: dict[str, Any], forge: Forge) -> None:
+def test_contradicting_settings_are_refused(
+    settings: dict[str, Any], forge: Forge
+) -> None:
     """No issuer, no audience, a wildcard, or times out of bounds: a configuration error."""
     with pytest.raises(ConfigurationError):
         forge.verifier(**settings)
@@ -98,7 +131,9 @@ def test_the_limits_of_settings_pass() -> None:
     assert Times(leeway=60, at="append", max_queue_age=1).max_queue_age == 1
 
 
-def test_a_rejection_holds_nothing_of_the_message(forge: Forge, kafka: Maker, clock: FakeClock) -> None:
+def test_a_rejection_holds_nothing_of_the_message(
+    forge: Forge, kafka: Maker, clock: FakeClock
+) -> None:
     """Neither body, header values, claims nor token stand in any rejection's text or representation."""
     message = kafka(body=b"the-secret", headers=(("tenant", b"the-secret"),))
     for attack in (*ATTACKS, *BATCH_ATTACKS):
@@ -114,6 +149,10 @@ def test_a_rejection_holds_nothing_of_the_message(forge: Forge, kafka: Maker, cl
 def test_no_value_of_a_bad_claim_is_repeated(forge: Forge, kafka: Maker) -> None:
     """The detail names the claim and never its value."""
     with pytest.raises(Rejection) as caught:
-        judged(forge.verifier(), forge.seal(kafka(), claims={"sub": "secret" * 100}), forge.clock.now())
+        judged(
+            forge.verifier(),
+            forge.seal(kafka(), claims={"sub": "secret" * 100}),
+            forge.clock.now(),
+        )
     assert caught.value.reason is Reason.CLAIMS_MALFORMED
     assert "secret" not in str(caught.value)

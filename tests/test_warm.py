@@ -30,7 +30,10 @@ from mqauth.wire.memo import Memo
 from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, Message, Origin
 
 KAFKA, RABBITMQ = "kafka:orders", "rabbitmq:shop/orders.created"
-PLACES = {"kafka": (KAFKA, "kafka:stock"), "rabbitmq": (RABBITMQ, "rabbitmq:shop/orders.paid")}
+PLACES = {
+    "kafka": (KAFKA, "kafka:stock"),
+    "rabbitmq": (RABBITMQ, "rabbitmq:shop/orders.paid"),
+}
 SIZE = 6
 NOW = int(FakeClock().now())
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -60,7 +63,9 @@ class Source:
 class Side:
     """A pipeline; a cold one forgets before each message."""
 
-    def __init__(self, world: World, *, cold: bool, policy: Policy | None = None, **settings: Any) -> None:
+    def __init__(
+        self, world: World, *, cold: bool, policy: Policy | None = None, **settings: Any
+    ) -> None:
         verifier = world.forge.verifier(keys={ISSUER: world.source}, **settings)
         places = [place for pair in PLACES.values() for place in pair[: 1 + world.wide]]
         self.guard = Pipeline(
@@ -86,8 +91,17 @@ class Side:
         outcome = run(self.guard.judge(delivery))
         claim = None if delivery.claim is None else replace(delivery.claim, owner="")
         facts = None if outcome.verified is None else outcome.verified._facts
-        record = verdict_record(delivery, scope="billing", time=received, policy="1", instance="here")
-        return (*outcome[:4], claim, facts, record, delivery.candidate is None, delivery.step)
+        record = verdict_record(
+            delivery, scope="billing", time=received, policy="1", instance="here"
+        )
+        return (
+            *outcome[:4],
+            claim,
+            facts,
+            record,
+            delivery.candidate is None,
+            delivery.step,
+        )
 
 
 @dataclass
@@ -110,15 +124,28 @@ class World:
     def sealed(self, *, headers: bool = True, single: bool = False) -> list[Message]:
         """Return signed messages, of a batch or each by itself; every third is for another destination."""
         honest, other = PLACES[self.broker]
-        made = [honest_message(other if number % 3 == 2 else honest, number) for number in range(SIZE)]
-        bare = [replace(message, headers=(), properties=NO_PROPERTIES) for message in made]
+        made = [
+            honest_message(other if number % 3 == 2 else honest, number)
+            for number in range(SIZE)
+        ]
+        bare = [
+            replace(message, headers=(), properties=NO_PROPERTIES) for message in made
+        ]
         signer, chosen = self.forge.signer(), made if headers else bare
-        return [signer.sign(message) for message in chosen] if single else signer.sign_many(chosen)
+        return (
+            [signer.sign(message) for message in chosen]
+            if single
+            else signer.sign_many(chosen)
+        )
 
 
-def with_headers(change: Callable[[list[HeaderPair]], list[HeaderPair]]) -> Callable[[World, Message], Message]:
+def with_headers(
+    change: Callable[[list[HeaderPair]], list[HeaderPair]],
+) -> Callable[[World, Message], Message]:
     """Return a change of a message's headers."""
-    return lambda _world, message: replace(message, headers=tuple(change(list(message.headers))))
+    return lambda _world, message: replace(
+        message, headers=tuple(change(list(message.headers)))
+    )
 
 
 def with_token_value(change: Callable[[Any], Any]) -> Callable[[World, Message], Message]:
@@ -134,7 +161,11 @@ def text(world: World, value: str) -> Any:
 
 def swapped(value: Any, old: str, new: str) -> Any:
     """Return a token with characters exchanged, in its type."""
-    return value.replace(old.encode(), new.encode()) if isinstance(value, bytes) else value.replace(old, new)
+    return (
+        value.replace(old.encode(), new.encode())
+        if isinstance(value, bytes)
+        else value.replace(old, new)
+    )
 
 
 CHANGES: dict[str, Callable[[World, Message], Message]] = {
@@ -188,11 +219,17 @@ def change_keys(world: World, how: str) -> None:
         "back": lambda: world.forge.keys,
         "anew": lambda: KeySet([replace(key)]),
         "revoked": lambda: KeySet([replace(key, revocation=Revocation(reason="stolen"))]),
-        "revoked soon": lambda: KeySet([replace(key, revocation=Revocation(revoked_at=NOW + 30))]),
+        "revoked soon": lambda: KeySet(
+            [replace(key, revocation=Revocation(revoked_at=NOW + 30))]
+        ),
         "ended": lambda: KeySet([replace(key, expires=NOW)]),
         "gone": lambda: KeySet([Key.generate(subjects=[SUBJECT])]),
-        "another": lambda: KeySet([replace(Key.generate(subjects=[SUBJECT]), kid=key.kid)]),
-        "of a curve": lambda: KeySet([replace(Key.generate("ES256", subjects=[SUBJECT]), kid=key.kid)]),
+        "another": lambda: KeySet(
+            [replace(Key.generate(subjects=[SUBJECT]), kid=key.kid)]
+        ),
+        "of a curve": lambda: KeySet(
+            [replace(Key.generate("ES256", subjects=[SUBJECT]), kid=key.kid)]
+        ),
         "of another": lambda: KeySet([replace(key, subjects=frozenset(["somebody"]))]),
     }
     world.source.down = how == "down"
@@ -222,12 +259,20 @@ STEPS = st.tuples(
 )
 
 
-WORLDS = st.tuples(st.sampled_from(sorted(PLACES)), st.booleans(), st.booleans(), st.booleans())
+WORLDS = st.tuples(
+    st.sampled_from(sorted(PLACES)), st.booleans(), st.booleans(), st.booleans()
+)
 
 
-@given(steps=st.lists(STEPS, max_size=14), settings=st.sampled_from(SETTINGS), world_of=WORLDS)
+@given(
+    steps=st.lists(STEPS, max_size=14),
+    settings=st.sampled_from(SETTINGS),
+    world_of=WORLDS,
+)
 def test_warm_says_what_cold_says(
-    steps: list[tuple[int, str, str, float]], settings: dict[str, Any], world_of: tuple[str, bool, bool, bool]
+    steps: list[tuple[int, str, str, float]],
+    settings: dict[str, Any],
+    world_of: tuple[str, bool, bool, bool],
 ) -> None:
     """Whatever of messages, keys and time changes in between, what is remembered changes no verdict."""
     broker, wide, single, headers = world_of
@@ -247,12 +292,18 @@ def test_warm_says_what_cold_says(
 @pytest.mark.parametrize("headers", [True, False])
 @pytest.mark.parametrize("broker", sorted(PLACES))
 @pytest.mark.parametrize("change", sorted(CHANGES))
-def test_each_change_after_honest_ones(change: str, broker: str, headers: bool, single: bool) -> None:
+def test_each_change_after_honest_ones(
+    change: str, broker: str, headers: bool, single: bool
+) -> None:
     """A changed message after honest ones is told as if it were the first, and so are honest ones after it."""
     world = World(broker, wide=True)
     warm, cold = world.sides()
     sealed = world.sealed(headers=headers, single=single)
-    changed = CHANGES[change](world, sealed[1]) if headers or "header" not in change else sealed[1]
+    changed = (
+        CHANGES[change](world, sealed[1])
+        if headers or "header" not in change
+        else sealed[1]
+    )
     for message in (
         sealed[0],
         sealed[2],
@@ -263,13 +314,17 @@ def test_each_change_after_honest_ones(change: str, broker: str, headers: bool, 
         sealed[1],
         CHANGES[change](world, sealed[0]),
     ):
-        assert warm.judge(message, world.clock.now()) == cold.judge(message, world.clock.now())
+        assert warm.judge(message, world.clock.now()) == cold.judge(
+            message, world.clock.now()
+        )
 
 
 # --- tokens that a producer's own key has signed, and that are not as mqauth makes them ---------------------
 
 
-@pytest.mark.parametrize("attack", [*ATTACKS, *BATCH_ATTACKS], ids=lambda attack: attack.name)
+@pytest.mark.parametrize(
+    "attack", [*ATTACKS, *BATCH_ATTACKS], ids=lambda attack: attack.name
+)
 def test_each_attack_after_honest_ones(attack: Attack) -> None:
     """Every attack is told by the same reason when messages of its kind were accepted before."""
     for broker, (place, _) in PLACES.items():
@@ -295,7 +350,9 @@ def claims_of(message: Message) -> claim_set.Claims:
     return found
 
 
-@pytest.mark.parametrize("moment", [5.0, 999_999_999.0, 9_999_999_950.0, 10_000_000_000.0])
+@pytest.mark.parametrize(
+    "moment", [5.0, 999_999_999.0, 9_999_999_950.0, 10_000_000_000.0]
+)
 def test_a_clock_of_fewer_or_more_digits(moment: float) -> None:
     """A clock that is set to another century makes tokens that parse, before and after."""
     world = World()
@@ -318,7 +375,13 @@ def test_forms_of_a_signer_are_bounded() -> None:
         signer.sign(message)
         signer.prepare(message)
 
-    held = kept(lambda n: Message(destination=KAFKA, body=b"x", headers=((f"x-{n}-{'y' * 50}", b"x"),)), sign, 400)
+    held = kept(
+        lambda n: Message(
+            destination=KAFKA, body=b"x", headers=((f"x-{n}-{'y' * 50}", b"x"),)
+        ),
+        sign,
+        400,
+    )
     assert held < 2 * capacity
     assert len(signer._singles) < 100
     assert len(signer._groups) < 100
@@ -332,7 +395,9 @@ def renamed(message: Message, *names: str) -> Message:
     return replace(message, headers=(*((name, b"x") for name in names), *message.headers))
 
 
-def kept(change: Callable[[int], Message], judge: Callable[[Message], object], count: int) -> int:
+def kept(
+    change: Callable[[int], Message], judge: Callable[[Message], object], count: int
+) -> int:
     """Return how many bytes are kept after so many messages, made one at a time."""
     gc.collect()
     tracemalloc.start()
@@ -352,8 +417,15 @@ def test_copies_with_other_names_grow_nothing(single: bool, covered: int) -> Non
     world, capacity = World(), 256 * 1024
     verifier = world.forge.verifier()
     verifier.shapes._capacity = capacity
-    message = replace(honest_message(KAFKA), headers=tuple((f"name-{number}", b"x") for number in range(covered)))
-    sealed = world.forge.signer().sign(message) if single else world.forge.signer().sign_many([message] * 2)[0]
+    message = replace(
+        honest_message(KAFKA),
+        headers=tuple((f"name-{number}", b"x") for number in range(covered)),
+    )
+    sealed = (
+        world.forge.signer().sign(message)
+        if single
+        else world.forge.signer().sign_many([message] * 2)[0]
+    )
 
     def judge(copy: Message) -> None:
         accept(verifier, copy, world.forge.keys, world.clock.now())
@@ -363,7 +435,9 @@ def test_copies_with_other_names_grow_nothing(single: bool, covered: int) -> Non
     assert held < 1.25 * capacity + 150_000
 
 
-@pytest.mark.parametrize("names", [["x" * 1_000_000], [f"x-{number}" for number in range(12_000)]])
+@pytest.mark.parametrize(
+    "names", [["x" * 1_000_000], [f"x-{number}" for number in range(12_000)]]
+)
 def test_large_forms_are_not_remembered(names: list[str]) -> None:
     """A message with very long or very many names is judged as ever, and leaves no trace."""
     world = World()
@@ -371,7 +445,9 @@ def test_large_forms_are_not_remembered(names: list[str]) -> None:
     sealed = world.sealed()
     for message in (sealed[0], sealed[1]):
         large = renamed(message, *names)
-        assert warm.judge(large, world.clock.now()) == cold.judge(large, world.clock.now())
+        assert warm.judge(large, world.clock.now()) == cold.judge(
+            large, world.clock.now()
+        )
     assert len(warm.verifier.shapes) == 0
 
 
@@ -383,7 +459,9 @@ def test_tokens_with_other_claims_are_bounded_in_bytes(extra: list[Any]) -> None
     verifier.tokens._capacity = capacity
 
     def made(number: int) -> Message:
-        return forge_batch(world.forge, [honest_message(KAFKA, number)], claims={"x": extra}).seal(0)
+        return forge_batch(
+            world.forge, [honest_message(KAFKA, number)], claims={"x": extra}
+        ).seal(0)
 
     accept(verifier, made(0), keys, world.clock.now())
     held = kept(made, lambda one: accept(verifier, one, keys, world.clock.now()), 60)
@@ -396,13 +474,18 @@ def test_a_whole_batch_takes_what_is_counted(size: int) -> None:
     """What a token keeps once all messages of its batch were proven is no more than what is counted for it."""
     world = World()
     verifier, keys, now = world.forge.verifier(), world.forge.keys, world.clock.now()
-    sealed = world.forge.signer().sign_many([honest_message(KAFKA, number) for number in range(size)])
+    sealed = world.forge.signer().sign_many(
+        [honest_message(KAFKA, number) for number in range(size)]
+    )
     accept(verifier, world.sealed()[0], keys, now)
     counted = verifier.tokens._held
 
     def fresh(number: int) -> Message:
         headers = sealed[number].headers
-        return replace(sealed[number], headers=(*headers[:-1], (TOKEN_HEADER, bytes(bytearray(headers[-1][1])))))
+        return replace(
+            sealed[number],
+            headers=(*headers[:-1], (TOKEN_HEADER, bytes(bytearray(headers[-1][1])))),
+        )
 
     held = kept(fresh, lambda one: accept(verifier, one, keys, now), size)
     assert held <= verifier.tokens._held - counted

@@ -21,7 +21,9 @@ class Bench:
         self.ready: list[int] = []
         self.done: list[tuple[int, int]] = []
         self.polls: list[int] = []
-        self.turns: WorkerThreads[int] = WorkerThreads(threads, self.poll, self.choose, self.visit)
+        self.turns: WorkerThreads[int] = WorkerThreads(
+            threads, self.poll, self.choose, self.visit
+        )
 
     def poll(self) -> None:
         """Let the next come; after the last, stop."""
@@ -56,7 +58,9 @@ def test_who_polls_works(threads: int) -> None:
     bench.turns.run()
     workers, own = {worker for _, worker in bench.done}, {threading.get_ident()}
     assert len(workers) == 1
-    assert (set(bench.polls[:3]) == workers, workers == own) == ((True, False) if threads else (False, True))
+    assert (set(bench.polls[:3]) == workers, workers == own) == (
+        (True, False) if threads else (False, True)
+    )
     assert not own & set(bench.polls)
 
 
@@ -114,7 +118,9 @@ def test_rest() -> None:
         if began.is_set():
             bench.turns.stop()
             # The work ends once the wait has begun, and looks at the clock.
-            with mock.patch.object(clock, "monotonic", side_effect=lambda: float(end.set() or 0)):
+            with mock.patch.object(
+                clock, "monotonic", side_effect=lambda: float(end.set() or 0)
+            ):
                 assert bench.turns.wait_until_idle(clock, PATIENCE)
         else:
             bench.ready.append(0)

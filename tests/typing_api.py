@@ -22,7 +22,8 @@ signer = mqauth.Signer(
 )  # fmt: skip
 guard = mqauth.Pipeline(
     verifier=mqauth.Verifier(
-        keys={"https://auth.example": mqauth.JWKS("https://auth.example/jwks.json")}, audience="billing"
+        keys={"https://auth.example": mqauth.JWKS("https://auth.example/jwks.json")},
+        audience="billing",
     ),
     policy=mqauth.Allow({"orders-api": ["rabbitmq:shop/orders.*"]}),
     replay=mqauth.MemoryReplayStore(),
@@ -43,11 +44,15 @@ def handle(verified: mqauth.Verified) -> None:
         raise mqauth.RetryLater("empty")
 
 
-async def on_rabbitmq(channel: AbstractChannel, exchange: AbstractExchange, queue: AbstractQueue) -> None:
+async def on_rabbitmq(
+    channel: AbstractChannel, exchange: AbstractExchange, queue: AbstractQueue
+) -> None:
     """Wrap a connected exchange and queue, one line each."""
     producer = rabbitmq.Producer(exchange, signer)
     await producer.publish(aio_pika.Message(b"..."), routing_key="orders.created")
-    consumer = rabbitmq.Consumer(queue, guard, handler, dead_letters=rabbitmq.DeadLetters(channel, "orders.dead"))
+    consumer = rabbitmq.Consumer(
+        queue, guard, handler, dead_letters=rabbitmq.DeadLetters(channel, "orders.dead")
+    )
     await consumer.run()
 
 
@@ -55,12 +60,16 @@ def on_kafka(client: KafkaConsumer, main: KafkaProducer, separate: KafkaProducer
     """Wrap connected clients, one line each."""
     producer = kafka.Producer(main, signer)
     producer.send("orders", value=b"...", key=b"42")
-    kafka.Consumer(client, guard, handle, dead_letters=kafka.DeadLetters(separate, "orders.dead")).run()
+    kafka.Consumer(
+        client, guard, handle, dead_letters=kafka.DeadLetters(separate, "orders.dead")
+    ).run()
 
 
 def on_faststream(dead_letters: rabbitmq.DeadLetters) -> None:
     """Protect a broker; it keeps its type, and a handler's parameter is a ``Verified``."""
-    broker = protect(RabbitBroker(), guard=guard, dead_letters=dead_letters, signer=signer)
+    broker = protect(
+        RabbitBroker(), guard=guard, dead_letters=dead_letters, signer=signer
+    )
     assert_type(broker, RabbitBroker)
 
     @broker.subscriber("orders")
@@ -69,12 +78,18 @@ def on_faststream(dead_letters: rabbitmq.DeadLetters) -> None:
         return verified.subject
 
 
-def on_confluent(client: confluent_kafka.Consumer, main: confluent_kafka.Producer, config: dict[str, Any]) -> None:
+def on_confluent(
+    client: confluent_kafka.Consumer,
+    main: confluent_kafka.Producer,
+    config: dict[str, Any],
+) -> None:
     """Wrap connected clients, one line each."""
     producer = confluent.Producer(main, signer, config=config)
     producer.produce("orders", b"...", b"42")
     letters = confluent.DeadLetters(main, "orders.dead", config=config)
-    confluent.Consumer(client, guard, handle, config=config, topics=["orders"], dead_letters=letters).run()
+    confluent.Consumer(
+        client, guard, handle, config=config, topics=["orders"], dead_letters=letters
+    ).run()
 
 
 def old_handle(message: mqauth.Unverified) -> None:
@@ -85,7 +100,9 @@ def old_handle(message: mqauth.Unverified) -> None:
     handle(message)  # type: ignore[arg-type]
 
 
-def both(client: KafkaConsumer, letters: kafka.DeadLetters, verified: mqauth.Verified) -> None:
+def both(
+    client: KafkaConsumer, letters: kafka.DeadLetters, verified: mqauth.Verified
+) -> None:
     """Give each handler its own type: exchanged, they do not type-check."""
     kafka.Consumer(client, guard, handle, dead_letters=letters, unverified=old_handle)
     kafka.Consumer(client, guard, handle, dead_letters=letters, unverified=handle)  # type: ignore[arg-type]
@@ -128,7 +145,11 @@ class Rules:
 
     def decide(self, verified: mqauth.Verified, /) -> mqauth.Decision:
         """Allow all of one subject."""
-        return mqauth.Decision.ALLOW if verified.subject == "orders-api" else mqauth.Decision.DENY
+        return (
+            mqauth.Decision.ALLOW
+            if verified.subject == "orders-api"
+            else mqauth.Decision.DENY
+        )
 
 
 class Vault:
@@ -146,7 +167,8 @@ def plugged(verifier: mqauth.Verifier) -> list[mqauth.Pipeline]:
     """Plug in classes that import nothing of ours but data, of either colour."""
     mqauth.Signer(key=Vault(), issuer="i", subject="s", audience="a")
     return [
-        mqauth.Pipeline(verifier=verifier, policy=Rules(), replay=store) for store in (SyncStore(), AsyncStore())
+        mqauth.Pipeline(verifier=verifier, policy=Rules(), replay=store)
+        for store in (SyncStore(), AsyncStore())
     ]
 
 
@@ -164,7 +186,9 @@ def refused(store: object, message: mqauth.Message) -> None:
     mqauth.Issuer(keys=mqauth.KeySet([]), subjects={"*": "orders-api"})  # type: ignore[dict-item]
 
 
-def misspelt(queue: AbstractQueue, client: KafkaConsumer, letters: rabbitmq.DeadLetters) -> None:
+def misspelt(
+    queue: AbstractQueue, client: KafkaConsumer, letters: rabbitmq.DeadLetters
+) -> None:
     """An option that no consumer has, and one of the other broker."""
     rabbitmq.Consumer(queue, guard, handler, dead_letters=letters, prefech=1)  # type: ignore[call-arg]
     kafka.Consumer(client, guard, handle, dead_letters=letters, prefetch=1)  # type: ignore[call-arg]

@@ -26,11 +26,15 @@ class Order(BaseModel):
 
 
 signer = mqauth.Signer(
-    key=mqauth.ActiveKey("keys"), issuer="https://auth.example", subject="orders-api", audience="billing"
+    key=mqauth.ActiveKey("keys"),
+    issuer="https://auth.example",
+    subject="orders-api",
+    audience="billing",
 )
 guard = mqauth.Pipeline(
     verifier=mqauth.Verifier(
-        keys={"https://auth.example": mqauth.JWKS("https://auth.example/jwks.json")}, audience="billing"
+        keys={"https://auth.example": mqauth.JWKS("https://auth.example/jwks.json")},
+        audience="billing",
     ),
     policy=mqauth.Allow({"orders-api": ["rabbitmq:/orders"]}),
     replay=mqauth.MemoryReplayStore(),
@@ -71,24 +75,36 @@ async def on_rabbitmq(url: str) -> None:
     queue = await rabbitmq.declare_source(channel, "orders")
     await rabbitmq.declare_dead_letters(channel, "orders.dead")
     letters = rabbitmq.DeadLetters(channel, "orders.dead")
-    await rabbitmq.Producer(channel.default_exchange, signer).publish(aio_pika.Message(b"1"), "orders")
+    await rabbitmq.Producer(channel.default_exchange, signer).publish(
+        aio_pika.Message(b"1"), "orders"
+    )
     await rabbitmq.Consumer(queue, guard, handle, dead_letters=letters).run()
     await rabbitmq.Consumer(
         queue, guard, handle_order, dead_letters=letters, decode=Order.model_validate_json
     ).run()
 
 
-def on_pika(connection: pika.BlockingConnection, letters: pika_wrapper.DeadLetters) -> None:
+def on_pika(
+    connection: pika.BlockingConnection, letters: pika_wrapper.DeadLetters
+) -> None:
     """Consume with pika."""
-    pika_wrapper.Consumer(connection, "orders", guard, take, dead_letters=letters, decode=decode).run()
+    pika_wrapper.Consumer(
+        connection, "orders", guard, take, dead_letters=letters, decode=decode
+    ).run()
 
 
 def on_kafka(client: Any, letters: kafka.DeadLetters) -> None:
     """Consume with kafka-python."""
-    kafka.Consumer(client, guard, take, dead_letters=letters, decode=Order.model_validate_json).run()
+    kafka.Consumer(
+        client, guard, take, dead_letters=letters, decode=Order.model_validate_json
+    ).run()
 
 
-def on_confluent(client: confluent_kafka.Consumer, config: dict[str, Any], letters: confluent.DeadLetters) -> None:
+def on_confluent(
+    client: confluent_kafka.Consumer,
+    config: dict[str, Any],
+    letters: confluent.DeadLetters,
+) -> None:
     """Consume with confluent-kafka."""
     confluent.Consumer(
         client, guard, take, config=config, topics=["orders"], dead_letters=letters,
@@ -96,10 +112,16 @@ def on_confluent(client: confluent_kafka.Consumer, config: dict[str, Any], lette
     ).run()  # fmt: skip
 
 
-async def on_aiokafka(client: aiokafka.AIOKafkaConsumer, letters: aiokafka_wrapper.DeadLetters) -> None:
+async def on_aiokafka(
+    client: aiokafka.AIOKafkaConsumer, letters: aiokafka_wrapper.DeadLetters
+) -> None:
     """Consume with aiokafka."""
     await aiokafka_wrapper.Consumer(
-        client, guard, handle_order, dead_letters=letters, decode=Order.model_validate_json
+        client,
+        guard,
+        handle_order,
+        dead_letters=letters,
+        decode=Order.model_validate_json,
     ).run()
 
 

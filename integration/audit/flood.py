@@ -59,15 +59,26 @@ class Counts:
         whole = (2 * DEFAULT_FLOOD_AFTER + 10 * DEFAULT_FLOOD_AFTER) * minutes
         return {
             "whole records": (self.whole, whole),
-            "audit bytes": (self.audit_bytes, whole * WHOLE_BYTES + self.flooded * FLOODED_BYTES),
+            "audit bytes": (
+                self.audit_bytes,
+                whole * WHOLE_BYTES + self.flooded * FLOODED_BYTES,
+            ),
             "alerts": (self.alerts, ALERTS * math.ceil(self.seconds / 600)),
         }
 
     @property
     def good(self) -> bool:
         """Tell whether everything is as designed."""
-        counted = self.handled == self.honest and self.dead == self.forged == self.whole + self.flooded
-        return counted and not self.lost and self.intact and all(has <= may for has, may in self.bounds.values())
+        counted = (
+            self.handled == self.honest
+            and self.dead == self.forged == self.whole + self.flooded
+        )
+        return (
+            counted
+            and not self.lost
+            and self.intact
+            and all(has <= may for has, may in self.bounds.values())
+        )
 
     def lines(self) -> list[str]:
         """Return the counts for people."""
@@ -78,7 +89,10 @@ class Counts:
             f"audit: {self.whole} records whole, {self.flooded} without detail, {self.alerts} alerts, "
             f"{self.audit_bytes} bytes ({self.audit_bytes / self.forged:.0f} a forgery); "
             f"chain {'intact' if self.intact else 'BROKEN'}",
-            *(f"{name}: {has} of at most {may}" for name, (has, may) in self.bounds.items()),
+            *(
+                f"{name}: {has} of at most {may}"
+                for name, (has, may) in self.bounds.items()
+            ),
         ]
 
 
@@ -94,11 +108,16 @@ def flood(lane: Lane, forged: int, folder: Path) -> Counts:
             verifier=forge.verifier(), policy=forge.policy(lane.destination), replay=MemoryReplayStore(),
             audit=watch, observers=[lambda outcome, *_: settled.update([outcome.verdict])],
         )  # fmt: skip
-        with lane.consuming(guard, lambda verified: handled.update([verified.body or b""])):
+        with lane.consuming(
+            guard, lambda verified: handled.update([verified.body or b""])
+        ):
             traffic = _traffic(forge, lane.destination, forged)
             while batch := list(islice(traffic, _BATCH)):
                 lane.inject(batch)
-            _until(lambda: (settled[Verdict.ACCEPTED], settled[Verdict.REJECTED]), (honest, forged))
+            _until(
+                lambda: (settled[Verdict.ACCEPTED], settled[Verdict.REJECTED]),
+                (honest, forged),
+            )
         seconds = time.monotonic() - started
     records = [json.loads(line) for line in path.read_bytes().splitlines()]
     bodies = [letter.body or b"" for letter in lane.letters()]
@@ -115,9 +134,15 @@ def flood(lane: Lane, forged: int, folder: Path) -> Counts:
 def _traffic(forge: Forge, place: str, forged: int) -> Iterator[Message]:
     """Yield the flood, and every fiftieth an honest message."""
     for number in range(forged):
-        yield _forgery(forge, replace(honest_message(place, number), body=b"forged %d" % number), number)
+        yield _forgery(
+            forge,
+            replace(honest_message(place, number), body=b"forged %d" % number),
+            number,
+        )
         if number % HONEST_EVERY == HONEST_EVERY - 1:
-            yield forge.signer().sign(replace(honest_message(place, number), body=b"honest %d" % number))
+            yield forge.signer().sign(
+                replace(honest_message(place, number), body=b"honest %d" % number)
+            )
 
 
 def _forgery(forge: Forge, message: Message, number: int) -> Message:
@@ -126,7 +151,10 @@ def _forgery(forge: Forge, message: Message, number: int) -> Message:
         return with_token(message, forge.token(message, signature=SYSTEM_RANDOMNESS(64)))
     if number % 3 == 1:
         kid = SYSTEM_RANDOMNESS(16).hex()
-        return with_token(message, forge.token(message, header={"kid": kid}, signature=SYSTEM_RANDOMNESS(64)))
+        return with_token(
+            message,
+            forge.token(message, header={"kid": kid}, signature=SYSTEM_RANDOMNESS(64)),
+        )
     return message
 
 

@@ -113,7 +113,11 @@ class Scene:
 
     def torn(self) -> bool:
         """Tell whether the file ends in the middle of a line."""
-        return self.path.exists() and not self.path.read_bytes().endswith(b"\n") and self.path.stat().st_size > 0
+        return (
+            self.path.exists()
+            and not self.path.read_bytes().endswith(b"\n")
+            and self.path.stat().st_size > 0
+        )
 
     def account(self, kills: int, torn: int, settled: list[str]) -> Account:
         """Recover the log once more and hold it against what was settled."""
@@ -128,7 +132,9 @@ class Scene:
         )  # fmt: skip
 
 
-def _slow_disk(write: Callable[[int, bytes], int], pipe: int) -> Callable[[int, bytes], int]:
+def _slow_disk(
+    write: Callable[[int, bytes], int], pipe: int
+) -> Callable[[int, bytes], int]:
     """Return a write that takes a few bytes and some time, but for the pipe."""
 
     def piecewise(file: int, data: bytes) -> int:
@@ -154,7 +160,11 @@ class _Letters:
 def _read(pipe: int, size: int) -> bytes:
     """Read so many bytes, or what comes before the end."""
     found = b""
-    while len(found) < size and select.select([pipe], [], [], _PATIENCE)[0] and (part := os.read(pipe, 65_536)):
+    while (
+        len(found) < size
+        and select.select([pipe], [], [], _PATIENCE)[0]
+        and (part := os.read(pipe, 65_536))
+    ):
         found += part
     return found
 
@@ -185,14 +195,21 @@ def kill(folder: Path, times: int, seed: int) -> Account:
 
 def main() -> int:
     """Kill, print the account, and return 0 only if nothing is missing and the log is intact."""
-    parser = argparse.ArgumentParser(prog="python -m integration.audit.kill", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m integration.audit.kill", description=__doc__
+    )
     parser.add_argument("--times", type=int, default=100)
     parser.add_argument("--seed", type=int, default=9)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         account = kill(Path(folder), options.times, options.seed)
     print(account.line())
-    good = account.report.intact and account.report.anchored and not account.missing and not account.twice
+    good = (
+        account.report.intact
+        and account.report.anchored
+        and not account.missing
+        and not account.twice
+    )
     return 0 if good else 1
 
 

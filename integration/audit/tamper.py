@@ -63,7 +63,9 @@ class Log:
                 file.write(record(number))
         self.lines = self.path.read_bytes().splitlines(keepends=True)
 
-    def verify(self, lines: Lines, *, heads: Path | None = None, as_json: bool = False) -> tuple[int, str]:
+    def verify(
+        self, lines: Lines, *, heads: Path | None = None, as_json: bool = False
+    ) -> tuple[int, str]:
         """Write a log; return what `mqauth audit verify` exits with and prints."""
         self.path.write_bytes(b"".join(lines))
         out, kept = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), sys.stdout
@@ -90,7 +92,9 @@ def edited(lines: Lines, pick: random.Random) -> None:
     way = pick.randrange(3)
     if way == 0:
         place = pick.randrange(len(line) - 1)
-        line[place] = pick.choice([other for other in range(32, 127) if other != line[place]])
+        line[place] = pick.choice(
+            [other for other in range(32, 127) if other != line[place]]
+        )
     elif way == 1:
         line = line.replace(b'"rejected"', b'"accepted"')
     else:
@@ -123,7 +127,9 @@ def inserted(lines: Lines, pick: random.Random) -> None:
 def _forged(lines: Lines, at: int, pick: random.Random) -> bytes:
     """Return a record whose hash is right and which follows the one before its place."""
     previous = json.loads(lines[at - 1])["hash"] if at else GENESIS
-    return _chained([pick.choice(lines).replace(b"the signature", b"no signature")], previous)[0]
+    return _chained(
+        [pick.choice(lines).replace(b"the signature", b"no signature")], previous
+    )[0]
 
 
 def _chained(lines: Lines, previous: str = GENESIS) -> Lines:
@@ -168,7 +174,10 @@ def cuts(log: Log, times: int, pick: random.Random) -> Findings:
         assert bare["anchored"] is False
         assert said.startswith("unanchored:")
         assert "intact" not in said
-        findings.note("truncated" if number % 2 else "recomputed", log.verdict(lines, heads=log.heads))
+        findings.note(
+            "truncated" if number % 2 else "recomputed",
+            log.verdict(lines, heads=log.heads),
+        )
     return findings
 
 

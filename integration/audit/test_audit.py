@@ -86,9 +86,15 @@ FORGED = nightly(5000, otherwise=400)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("broker", "forged"), [("rabbitmq", FORGED), ("kafka", min(FORGED, 1000))])
+@pytest.mark.parametrize(
+    ("broker", "forged"), [("rabbitmq", FORGED), ("kafka", min(FORGED, 1000))]
+)
 def test_flood(
-    broker: str, forged: int, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    broker: str,
+    forged: int,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Audit bytes and alerts are bounded, every honest message is handled, every forged one dead-lettered."""
     with closing(LANES[broker](request.getfixturevalue(broker).url)) as lane:
@@ -125,7 +131,10 @@ class Everything(logging.Handler):
 def logs() -> Iterator[Everything]:
     """Every logger at DEBUG, those of client libraries too."""
     root, handler = logging.getLogger(), Everything()
-    known = [logging.getLogger(name) for name in ("aio_pika", "aiormq", "pamqp", "kafka", "asyncio", "mqauth")]
+    known = [
+        logging.getLogger(name)
+        for name in ("aio_pika", "aiormq", "pamqp", "kafka", "asyncio", "mqauth")
+    ]
     before = [(logger, logger.level) for logger in (root, *known)]
     for logger, _ in before:
         logger.setLevel(logging.DEBUG)
@@ -142,22 +151,40 @@ def pieces(tokens: list[bytes]) -> set[str]:
     for token in tokens:
         for segment in token.split(b".")[1:]:
             text = segment.decode()
-            found |= {text[at : at + PIECE] for at in range(0, max(0, len(text) - PIECE), PIECE)}
-    return {piece for piece in found if len({*piece}) > 4}  # a row of one letter is no secret
+            found |= {
+                text[at : at + PIECE] for at in range(0, max(0, len(text) - PIECE), PIECE)
+            }
+    return {
+        piece for piece in found if len({*piece}) > 4
+    }  # a row of one letter is no secret
 
 
 def tokens_of(message: Message) -> list[bytes]:
     """Return every token a message carries, under whatever name."""
-    values = [value.encode() if isinstance(value, str) else value for _, value in message.headers]
-    return [token for value in values if isinstance(value, bytes) for token in TOKEN.findall(value)]
+    values = [
+        value.encode() if isinstance(value, str) else value
+        for _, value in message.headers
+    ]
+    return [
+        token
+        for value in values
+        if isinstance(value, bytes)
+        for token in TOKEN.findall(value)
+    ]
 
 
 LOGGERS = {"rabbitmq": {"aio_pika", "aiormq", "mqauth"}, "kafka": {"kafka", "mqauth"}}
 
 
-@pytest.mark.parametrize(("broker", "kind"), [("rabbitmq", RabbitMQStage), ("kafka", KafkaStage)])
+@pytest.mark.parametrize(
+    ("broker", "kind"), [("rabbitmq", RabbitMQStage), ("kafka", KafkaStage)]
+)
 def test_no_token_in_any_log(
-    broker: str, kind: Any, logs: Everything, request: pytest.FixtureRequest, tmp_path: Path
+    broker: str,
+    kind: Any,
+    logs: Everything,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> None:
     """Producers, consumers, dead letters and every attack at DEBUG leave no piece of a token in any line."""
     stage, forge = kind(request.getfixturevalue(broker).url), Forge(lifetime=600)
@@ -179,7 +206,9 @@ def test_no_token_in_any_log(
         for number in range(HONEST):
             stage.produce(forge.signer(), honest_message(stage.destination, number))
         for number, attack in enumerate(attacks):
-            hostile = attack.mount(forge, replace(honest_message(stage.destination, number)))
+            hostile = attack.mount(
+                forge, replace(honest_message(stage.destination, number))
+            )
             tokens.extend(tokens_of(hostile))
             stage.inject(hostile)
         stage.consume(guard, handler, until=lambda: len(stage.letters()) == len(attacks))

@@ -51,7 +51,10 @@ def shortened(text: str) -> str:
 def panels() -> dict[str, list[str]]:
     """Return the queries of the dashboard by panel."""
     found = json.loads((OBSERVABILITY / "grafana-dashboard.json").read_text())["panels"]
-    return {panel["title"]: [shortened(target["expr"]) for target in panel["targets"]] for panel in found}
+    return {
+        panel["title"]: [shortened(target["expr"]) for target in panel["targets"]]
+        for panel in found
+    }
 
 
 class Demo:
@@ -66,30 +69,51 @@ class Demo:
             verifier=self.forge.verifier(), policy=self.forge.policy(stage.destination), replay=store,
             audit=MisuseWatch(FloodGate(self.audit), on_alert=telemetry.alert), observers=[telemetry.observe],
         )  # fmt: skip
-        self.endpoint, self.open, self.oldest, self.policy_failing = endpoint, 0.0, 0.0, 0.0
+        self.endpoint, self.open, self.oldest, self.policy_failing = (
+            endpoint,
+            0.0,
+            0.0,
+            0.0,
+        )
         handler = telemetry.timed(self._handle)
         self.consumer = stage._call(stage._consumer(guard, handler))
-        telemetry.watch_dead_letters("orders.dead", lambda: self.open, lambda: self.oldest)
+        telemetry.watch_dead_letters(
+            "orders.dead", lambda: self.open, lambda: self.oldest
+        )
         self.roll_out("kafka:orders", 30)
         alias = AcceptAs(at="kafka:eu.orders", signed_for=("kafka:orders",))
         telemetry.watch_rollout(None, self.forge.verifier(accept_as=[alias]))
         telemetry.watch_consumer("billing", self.consumer.health)
         telemetry.watch_keys(ISSUER, lambda: self.key_age)
-        telemetry.watch_policy("opa", lambda: SimpleNamespace(failing_for=self.policy_failing))
+        telemetry.watch_policy(
+            "opa", lambda: SimpleNamespace(failing_for=self.policy_failing)
+        )
         self.identity_left = 3600.0
         telemetry.watch_identity(
-            lambda: SimpleNamespace(subject="wimse://prod.example/a", expires_in=self.identity_left)
+            lambda: SimpleNamespace(
+                subject="wimse://prod.example/a", expires_in=self.identity_left
+            )
         )
         telemetry.watch_store("memory", store.__len__)
-        telemetry.watch_issuers(SimpleNamespace(ends={ISSUER: datetime.now(UTC).date() + timedelta(days=30)}))
+        telemetry.watch_issuers(
+            SimpleNamespace(ends={ISSUER: datetime.now(UTC).date() + timedelta(days=30)})
+        )
         self.authority, self.signing_for = AuthorityTelemetry(endpoint.meter), 10.0
-        self.authority.watch("wimse://prod.example", cutoffs=lambda: 0.0, key_age=lambda: self.signing_for)
+        self.authority.watch(
+            "wimse://prod.example", cutoffs=lambda: 0.0, key_age=lambda: self.signing_for
+        )
 
-    def asks(self, answer: str, refusal: str = "", subject: str = "", times: int = 1) -> None:
+    def asks(
+        self, answer: str, refusal: str = "", subject: str = "", times: int = 1
+    ) -> None:
         """Have an authority tell of an answer, so many times."""
         for _ in range(times):
             self.authority.observe(
-                answer=answer, refusal=refusal, credential="cluster", subject=subject, seconds=0.01
+                answer=answer,
+                refusal=refusal,
+                credential="cluster",
+                subject=subject,
+                seconds=0.01,
             )
 
     def roll_out(self, destination: str, days: int) -> None:
@@ -109,13 +133,19 @@ class Demo:
         """Publish an honest message that the handler cannot handle."""
         self._number += 1
         message = honest_message(self.stage.destination, self._number)
-        self.stage.inject(self.forge.signer().sign(replace(message, headers=(*message.headers, ("fails", "1")))))
+        self.stage.inject(
+            self.forge.signer().sign(
+                replace(message, headers=(*message.headers, ("fails", "1")))
+            )
+        )
 
     def honest(self) -> Message:
         """Publish an honest message, for which somebody gets an identity, and return it as it was published."""
         self._number += 1
         self.asks("issued", subject="wimse://prod.example/a")
-        sealed = self.forge.signer().sign(honest_message(self.stage.destination, self._number))
+        sealed = self.forge.signer().sign(
+            honest_message(self.stage.destination, self._number)
+        )
         self.stage.inject(sealed)
         return sealed
 
@@ -124,7 +154,11 @@ class Demo:
         attack = next(attack for attack in ATTACKS if attack.reason is reason)
         for _ in range(times):
             self._number += 1
-            self.stage.inject(attack.mount(self.forge, honest_message(self.stage.destination, self._number)))
+            self.stage.inject(
+                attack.mount(
+                    self.forge, honest_message(self.stage.destination, self._number)
+                )
+            )
 
     def close(self) -> None:
         """End the consumer."""
@@ -154,7 +188,10 @@ def traffic(demo: Demo) -> Iterator[None]:
 def demo(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[tuple[Demo, Prometheus]]:
     """A running consumer with its metrics, and a Prometheus that scrapes them every second."""
     rules = shortened((OBSERVABILITY / "alerts.yml").read_text())
-    with Endpoint(0) as endpoint, Prometheus.launch(targets=[f"127.0.0.1:{endpoint.port}"], rules=rules) as server:
+    with (
+        Endpoint(0) as endpoint,
+        Prometheus.launch(targets=[f"127.0.0.1:{endpoint.port}"], rules=rules) as server,
+    ):
         stage = RabbitMQStage(rabbitmq.url, prefetch=10)
         demo = Demo(stage, endpoint, tmp_path)
         try:
@@ -166,17 +203,24 @@ def demo(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[tuple[Demo, Prometheus]
 
 def test_every_shortening_applies() -> None:
     """The files have the windows and bounds that this test shortens: none of them is there in vain."""
-    text = (OBSERVABILITY / "alerts.yml").read_text() + (OBSERVABILITY / "grafana-dashboard.json").read_text()
+    text = (OBSERVABILITY / "alerts.yml").read_text() + (
+        OBSERVABILITY / "grafana-dashboard.json"
+    ).read_text()
     assert [said for said in SHORTER if said not in text] == []
     assert "5m" not in shortened(text)
 
 
 @pytest.mark.slow
-def test_dashboard_and_alerts(demo: tuple[Demo, Prometheus], capsys: pytest.CaptureFixture[str]) -> None:
+def test_dashboard_and_alerts(
+    demo: tuple[Demo, Prometheus], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Every panel shows data; no alert fires on honest traffic, each fires on its attack, at the first one."""
     consumer, server = demo
     with traffic(consumer):
-        until(lambda: _sum(server, 'mqauth_messages_total{verdict="accepted"} > 10'), moment=0.1)
+        until(
+            lambda: _sum(server, 'mqauth_messages_total{verdict="accepted"} > 10'),
+            moment=0.1,
+        )
         quiet = server.firing()
         _every_attack(consumer)
         until(lambda: set(server.firing()) >= wanted() - OUTAGES, moment=0.1)
@@ -188,7 +232,9 @@ def test_dashboard_and_alerts(demo: tuple[Demo, Prometheus], capsys: pytest.Capt
         consumer.stage.restore_dead_letters()
     assert quiet == {}
     with capsys.disabled():
-        print(f"\nPrometheus {server.version}: {len(panels())} panels with data, {len(wanted())} alerts fired")
+        print(
+            f"\nPrometheus {server.version}: {len(panels())} panels with data, {len(wanted())} alerts fired"
+        )
 
 
 OUTAGES = {"MqauthStalled", "MqauthKeySetOld", "MqauthDeadLettersUnreviewed"}
@@ -197,7 +243,9 @@ OUTAGES = {"MqauthStalled", "MqauthKeySetOld", "MqauthDeadLettersUnreviewed"}
 def wanted() -> set[str]:
     """Return the names of all alert rules."""
     lines = (OBSERVABILITY / "alerts.yml").read_text().splitlines()
-    return {line.split(": ")[1] for line in lines if line.lstrip().startswith("- alert: ")}
+    return {
+        line.split(": ")[1] for line in lines if line.lstrip().startswith("- alert: ")
+    }
 
 
 def _every_attack(demo: Demo) -> None:
@@ -229,7 +277,8 @@ def _empty(server: Prometheus) -> list[str]:
         title
         for title, queries in panels().items()
         if not all(
-            any(math.isfinite(float(point["value"][1])) for point in server.query(query)) for query in queries
+            any(math.isfinite(float(point["value"][1])) for point in server.query(query))
+            for query in queries
         )
     ]
 

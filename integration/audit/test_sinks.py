@@ -19,7 +19,9 @@ from mqauth.brokers import kafka, rabbitmq
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.testing.stage_kafka import KafkaStage
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "audit-record.schema.json").read_text())
+SCHEMA = json.loads(
+    (Path(__file__).parents[2] / "docs" / "audit-record.schema.json").read_text()
+)
 WRITTEN = 20
 
 
@@ -43,8 +45,12 @@ async def test_queue(channel: aio_pika.abc.AbstractChannel) -> None:
     queue = await sink.declare()
     await asyncio.gather(*(sink.write(record(number)) for number in range(WRITTEN)))
     found = [await queue.get() for _ in range(WRITTEN)]
-    assert sorted(valid(message.body)["id"] for message in found) == [record(n).id for n in range(WRITTEN)]
-    assert {message.delivery_mode for message in found} == {aio_pika.DeliveryMode.PERSISTENT}
+    assert sorted(valid(message.body)["id"] for message in found) == [
+        record(n).id for n in range(WRITTEN)
+    ]
+    assert {message.delivery_mode for message in found} == {
+        aio_pika.DeliveryMode.PERSISTENT
+    }
     assert {message.content_type for message in found} == {"application/json"}
     await queue.delete(if_empty=False, if_unused=False)
 

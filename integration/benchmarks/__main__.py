@@ -26,12 +26,24 @@ FORGED = 100_000
 
 def main() -> int:
     """Bring the brokers up, or use those of the environment, measure, and print or write."""
-    parser = argparse.ArgumentParser(prog="python -m integration.benchmarks", description=main.__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, coarser figures")
-    parser.add_argument("--json", action="store_true", help="print medians and ratios as JSON")
-    parser.add_argument("--output", type=Path, help="write every figure to this JSON file")
+    parser = argparse.ArgumentParser(
+        prog="python -m integration.benchmarks", description=main.__doc__
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rounds, coarser figures"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print medians and ratios as JSON"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="write every figure to this JSON file"
+    )
     parser.add_argument("--plots", type=Path, help="draw plots into this folder")
-    parser.add_argument("--write", action="store_true", help="measure scale and flood too, and write docs/")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="measure scale and flood too, and write docs/",
+    )
     arguments = parser.parse_args()
     prepare_all()
     running = launch_all()
@@ -64,7 +76,9 @@ def figures(report: run.Report) -> dict[str, Any]:
 def compare(broker: Service, log: Service, *, quick: bool) -> run.Report:
     """Measure what ``python -m integration.benchmarks.client`` measures, and the rivals."""
     urls = {"rabbitmq": broker.url, "kafka": log.url}
-    report = run.measure(run.amount_of(quick=quick), urls, others=rivals.rivals(), progress=Progress())
+    report = run.measure(
+        run.amount_of(quick=quick), urls, others=rivals.rivals(), progress=Progress()
+    )
     report.servers = {"RabbitMQ": broker.version, "Apache Kafka": log.version}
     return report
 
@@ -80,7 +94,9 @@ def more(found: dict[str, Any], address: str, *, tenth: bool) -> dict[str, str]:
     part = 10 if tenth else 1
     failed: dict[str, str] = {}
     for name, measure in {
-        "scale": partial(scale.measure, address, messages=SCALE_MESSAGES // part, say=say),
+        "scale": partial(
+            scale.measure, address, messages=SCALE_MESSAGES // part, say=say
+        ),
         "flood": partial(flood.flood, FORGED // part, say=say),
     }.items():
         try:

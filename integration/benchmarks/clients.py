@@ -38,7 +38,9 @@ WAITS: Final[Mapping[float, int]] = {0.001: 2048, 0.005: 512}
 ON_THREADS: Final = ("kafka-python", "confluent-kafka")
 
 
-def contenders(clients: Mapping[str, str], url: str, undo: ExitStack) -> Iterator[tuple[str, Contender]]:
+def contenders(
+    clients: Mapping[str, str], url: str, undo: ExitStack
+) -> Iterator[tuple[str, Contender]]:
     """Yield the contenders of all clients of one broker, each with the name of its client."""
     for client, name in clients.items():
         module: Any = import_module(f"integration.benchmarks.client.{name}")
@@ -50,13 +52,19 @@ def contenders(clients: Mapping[str, str], url: str, undo: ExitStack) -> Iterato
 
 
 def measured(
-    found: Sequence[tuple[str, Contender]], effort: Effort, *, consume: bool, wait: float = 0.0
+    found: Sequence[tuple[str, Contender]],
+    effort: Effort,
+    *,
+    consume: bool,
+    wait: float = 0.0,
 ) -> Rounds:
     """Publish or consume in alternating rounds of all contenders, with handlers that wait so many seconds."""
     variants = []
     for client, one in found:
         count = share(one, effort.consume if consume else effort.publish)
-        work = partial(one.consume, count, wait) if consume else partial(one.publish, count)
+        work = (
+            partial(one.consume, count, wait) if consume else partial(one.publish, count)
+        )
         variants.append(Variant(f"{client} {one.name}", work))
     return alternate(variants, effort.rounds)
 
@@ -67,7 +75,8 @@ def cell(rounds: Rounds, name: str) -> str:
         return rounds.failed[name]
     taken = rounds.measured[name]
     rate, cpu = (
-        Spread.of(figures).median for figures in zip(*((x.rate, x.cpu_per_1000) for x in taken), strict=True)
+        Spread.of(figures).median
+        for figures in zip(*((x.rate, x.cpu_per_1000) for x in taken), strict=True)
     )
     return f"{rate:,.0f} ({cpu * 1000:.0f})"
 
@@ -90,12 +99,18 @@ def main() -> None:
             effort = replace(EFFORTS[broker], rounds=given["rounds"])
             both = [measured(found, effort, consume=consume) for consume in (False, True)]
             for client in clients:
-                cells = [cell(rounds, f"{client} {who}") for rounds in both for who in TOLD]
+                cells = [
+                    cell(rounds, f"{client} {who}") for rounds in both for who in TOLD
+                ]
                 print(f"| {client} | " + " | ".join(cells) + " |", flush=True)
         # In clients of their own: those on an event loop would lose their connections meanwhile.
         if broker == "kafka":
             with ExitStack() as undo:
-                found = list(contenders({each: clients[each] for each in ON_THREADS}, given[broker], undo))
+                found = list(
+                    contenders(
+                        {each: clients[each] for each in ON_THREADS}, given[broker], undo
+                    )
+                )
                 tables.append(waiting(found, effort))
     print("\n" + "\n".join(tables))
 
@@ -103,10 +118,17 @@ def main() -> None:
 def waiting(found: Sequence[tuple[str, Contender]], effort: Effort) -> str:
     """Return the table of handlers that wait."""
     heads = [f"{client} {who}" for client in ON_THREADS for who in TOLD]
-    lines = ["| a handler waits | " + " | ".join(heads) + " |", "|---" + "|---:" * len(heads) + "|"]
+    lines = [
+        "| a handler waits | " + " | ".join(heads) + " |",
+        "|---" + "|---:" * len(heads) + "|",
+    ]
     for wait, count in WAITS.items():
         rounds = measured(found, replace(effort, consume=count), consume=True, wait=wait)
-        lines.append(f"| {wait * 1000:g} ms | " + " | ".join(cell(rounds, name) for name in heads) + " |")
+        lines.append(
+            f"| {wait * 1000:g} ms | "
+            + " | ".join(cell(rounds, name) for name in heads)
+            + " |"
+        )
     return "\n".join(lines)
 
 

@@ -52,7 +52,10 @@ class Counted:
 
 
 def flood(
-    tokens: int = TOKENS, *, stretch: int = _STRETCH, say: Callable[[str], None] = lambda _: None
+    tokens: int = TOKENS,
+    *,
+    stretch: int = _STRETCH,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Judge so many forged tokens, and return what it cost.
 
@@ -62,7 +65,12 @@ def flood(
         say: told how it goes.
     """
     forge, sink = Forge(lifetime=LIFETIME), Counted()
-    guard = Pipeline(verifier=forge.verifier(), policy=forge.policy(PLACE), replay=MemoryReplayStore(), audit=sink)
+    guard = Pipeline(
+        verifier=forge.verifier(),
+        policy=forge.policy(PLACE),
+        replay=MemoryReplayStore(),
+        audit=sink,
+    )
     honest, forged = _honest(forge), _forged(forge)
     before = _judged(guard, sink, islice(honest, _HONEST), Verdict.ACCEPTED)
     _judged(guard, sink, islice(forged, stretch), Verdict.REJECTED)
@@ -72,7 +80,9 @@ def flood(
                  for _ in range(-(-tokens // (stretch * _STRETCHES)))]  # fmt: skip
         taken += found
         amid.append(_judged(guard, sink, islice(honest, 1), Verdict.ACCEPTED))
-        say(f"flood: {part + 1} of {_STRETCHES}, {found[-1].microseconds:.0f} us a forged token")
+        say(
+            f"flood: {part + 1} of {_STRETCHES}, {found[-1].microseconds:.0f} us a forged token"
+        )
     grown = _rss() - rss
     after = _judged(guard, sink, islice(honest, _HONEST), Verdict.ACCEPTED)
     middle = Spread.of(one.microseconds for one in taken)
@@ -98,7 +108,9 @@ def _sum(taken: list[Measured]) -> float:
 
 def _honest(forge: Forge) -> Iterator[Message]:
     """Yield the messages of one batch."""
-    for offset, message in enumerate(forge.signer().sign_many([Workload().message(PLACE)] * BATCH)):
+    for offset, message in enumerate(
+        forge.signer().sign_many([Workload().message(PLACE)] * BATCH)
+    ):
         yield delivered(message, offset)
 
 
@@ -123,7 +135,9 @@ def _token(message: Message) -> bytes:
     return value
 
 
-def _judged(guard: Pipeline, sink: Counted, messages: Iterable[Message], wanted: Verdict) -> Measured:
+def _judged(
+    guard: Pipeline, sink: Counted, messages: Iterable[Message], wanted: Verdict
+) -> Measured:
     """Judge messages, all of which must get this verdict, and return what they took."""
     waiting, watch = list(messages), Stopwatch()
     watch.start()
@@ -137,7 +151,9 @@ def _nothing(_verified: object) -> None:
     """Handle a message."""
 
 
-def _kept(guard: Pipeline, sink: Counted, forged: Iterator[Message], stretch: int) -> float:
+def _kept(
+    guard: Pipeline, sink: Counted, forged: Iterator[Message], stretch: int
+) -> float:
     """Return the bytes of memory one forged token leaves behind."""
     messages = list(islice(forged, 2 * stretch))
     gc.collect()
@@ -159,8 +175,12 @@ def _rss() -> float:
 
 def main() -> None:
     """Flood, and print what it cost."""
-    parser = argparse.ArgumentParser(prog="python -m integration.benchmarks.flood", description=main.__doc__)
-    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"forged tokens (default {TOKENS})")
+    parser = argparse.ArgumentParser(
+        prog="python -m integration.benchmarks.flood", description=main.__doc__
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=TOKENS, help=f"forged tokens (default {TOKENS})"
+    )
     print(json.dumps(flood(parser.parse_args().tokens, say=print), indent=1))
 
 

@@ -36,7 +36,9 @@ def keystores(folder: Path) -> dict[str, Path]:
         Keystore(folder=file).create(algorithm=algorithm, subjects=["a"])
         found[f"{algorithm}, SoftHSM"] = hsm = folder / f"{algorithm}-hsm"
         store = Keystore(folder=hsm)
-        store.adopt(f"pkcs11:token=prod;object={algorithm}", subjects=["a"], publish_delay=0)
+        store.adopt(
+            f"pkcs11:token=prod;object={algorithm}", subjects=["a"], publish_delay=0
+        )
         store.change(ring.rotate)
     return found
 
@@ -46,13 +48,17 @@ def cost(count: int, work: Callable[[], object]) -> tuple[float, float]:
     begun, used = time.perf_counter(), time.process_time()
     for _ in range(count):
         work()
-    return (time.perf_counter() - begun) / count * 1e6, (time.process_time() - used) / count * 1e6
+    return (time.perf_counter() - begun) / count * 1e6, (
+        time.process_time() - used
+    ) / count * 1e6
 
 
 def of_batch(path: Path) -> Callable[[], object]:
     """Return what signs a batch with the key of a keystore."""
     signer = Signer(key=ActiveKey(path), issuer="i", subject="a", audience="x")
-    messages = [Message(destination="kafka:bench", body=b"%d" % number) for number in range(BATCH)]
+    messages = [
+        Message(destination="kafka:bench", body=b"%d" % number) for number in range(BATCH)
+    ]
     return lambda: signer.sign_many(messages)
 
 
@@ -67,8 +73,14 @@ def measured(rounds: int, count: int) -> dict[str, list[float]]:
         for name, path in keys.items():
             work[name] = _signing(ActiveKey(path).signing_key())
             work[f"{name}, a batch of {BATCH}"] = of_batch(path)
-        costs = {name: [cost(count, call) for _ in range(rounds)] for name, call in work.items()}
-        found = {name: [median(one) for one in zip(*each, strict=True)] for name, each in costs.items()}
+        costs = {
+            name: [cost(count, call) for _ in range(rounds)]
+            for name, call in work.items()
+        }
+        found = {
+            name: [median(one) for one in zip(*each, strict=True)]
+            for name, each in costs.items()
+        }
     return found
 
 
@@ -78,7 +90,9 @@ def _signing(key: SigningKey) -> Callable[[], object]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m integration.benchmarks.hsm", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m integration.benchmarks.hsm", description=__doc__
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--count", type=int, default=200, help="signatures a round")
     parser.add_argument("--json", action="store_true")

@@ -33,7 +33,11 @@ _PATIENCE: Final = 600
 
 def versions() -> dict[str, str]:
     """Return what counts hold for."""
-    return {"python": platform.python_version(), "machine": platform.machine(), "valgrind": valgrind.version()}
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "valgrind": valgrind.version(),
+    }
 
 
 def counted() -> dict[str, int]:
@@ -47,9 +51,18 @@ def counted() -> dict[str, int]:
             "valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out",
             sys.executable, "-m", "integration.benchmarks.instructions", "--count",
         ]  # fmt: skip
-        environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         done = subprocess.run(
-            argv, check=False, env=environment, capture_output=True, text=True, timeout=_PATIENCE
+            argv,
+            check=False,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
         )
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
@@ -78,16 +91,24 @@ def differing(found: Mapping[str, int], wanted: Mapping[str, int]) -> list[str]:
 
 def work() -> dict[str, Callable[[], object]]:
     """Return what is counted, by name; each was done once before, so that what is remembered is."""
-    from integration.benchmarks.client.inprocess import BATCH_NAME, Cell, Operations, primitives
+    from integration.benchmarks.client.inprocess import (
+        BATCH_NAME,
+        Cell,
+        Operations,
+        primitives,
+    )
     from mqauth.testing.forge import Forge
 
     forge = Forge(lifetime=3600)
-    single, batch = (Operations(Cell(kind=kind), MESSAGES, forge) for kind in ("EdDSA", BATCH_NAME))
+    single, batch = (
+        Operations(Cell(kind=kind), MESSAGES, forge) for kind in ("EdDSA", BATCH_NAME)
+    )
     sign, verify = primitives(forge.key)
     # The very signatures of the messages: how long one takes to check depends on its bits.
     tokens: list[Any] = [message.headers[-1][1] for message in single.signed]
     signatures = [
-        (base64url.decode(signature), data) for data, _, signature in (token.rpartition(b".") for token in tokens)
+        (base64url.decode(signature), data)
+        for data, _, signature in (token.rpartition(b".") for token in tokens)
     ]
     done: dict[str, Callable[[], object]] = {
         NOTHING: lambda: None,

@@ -69,7 +69,9 @@ class Ours:
         try:
             if self._known(kid):
                 return "accepted"
-            return "accepted" if self._jwks.refresh(kid, received).get(kid) else "rejected"
+            return (
+                "accepted" if self._jwks.refresh(kid, received).get(kid) else "rejected"
+            )
         except Unavailable:
             return "deferred"
         except Rejection:
@@ -163,7 +165,9 @@ def outage_unknown(contender: Contender, server: KeyServer) -> str:
     contender.skip(60)
     server.behave("status")
     found: list[str] = []
-    count = _fetches(server, lambda: found.extend(contender.find(f"kid-{n}") for n in range(20)))
+    count = _fetches(
+        server, lambda: found.extend(contender.find(f"kid-{n}") for n in range(20))
+    )
     return f"{count}, {_all(found)}"
 
 
@@ -173,7 +177,9 @@ def behind_hanging(contender: Contender, server: KeyServer) -> str:
     contender.skip(60)
     server.behave("slow", delay=2)
     before = server.requests
-    threads = [threading.Thread(target=contender.find, args=(f"kid-{n}",)) for n in range(3)]
+    threads = [
+        threading.Thread(target=contender.find, args=(f"kid-{n}",)) for n in range(3)
+    ]
     for thread in threads:
         thread.start()
     while server.requests == before:
@@ -230,14 +236,21 @@ def thirty_mebibytes(contender: Contender, server: KeyServer) -> str:
 def many_kids(contender: Contender, server: KeyServer) -> str:
     """Seven live kids, three rounds."""
     server.serve(KEYS[:7])
-    return _fetches(server, lambda: [contender.find(key.kid) for _ in range(3) for key in KEYS[:7]])
+    return _fetches(
+        server, lambda: [contender.find(key.kid) for _ in range(3) for key in KEYS[:7]]
+    )
 
 
 CASES = [
     Case("200 unknown kids in a row, warm: requests", in_a_row, "0", "200"),
     Case("50 unknown kids at once, a minute later: requests", burst, "1", "50"),
     Case("50 times a known kid at once, cold: requests", cold_burst, "1", "1"),
-    Case("issuer down for 6 min, known kid", outage_old, "fails", "fails (accepted with an option)"),
+    Case(
+        "issuer down for 6 min, known kid",
+        outage_old,
+        "fails",
+        "fails (accepted with an option)",
+    ),
     Case("issuer down, 20 unknown kids: requests, verdict", outage_unknown, "20", "20"),
     Case(
         "known kid while fetches for three unknown kids hang 2 s each and fail",
@@ -245,9 +258,24 @@ CASES = [
         "not blocked",
         "not blocked",
     ),
-    Case("key used 1 s after a fetch that lacked it", rotated_at_once, "refused up to 30 s", "accepted"),
-    Case("removed key, newer set already fetched", removed, "refused", "accepted up to 10 min"),
-    Case("known kid after an empty set was served once", empty, "fails: keys wiped", "not measured"),
+    Case(
+        "key used 1 s after a fetch that lacked it",
+        rotated_at_once,
+        "refused up to 30 s",
+        "accepted",
+    ),
+    Case(
+        "removed key, newer set already fetched",
+        removed,
+        "refused",
+        "accepted up to 10 min",
+    ),
+    Case(
+        "known kid after an empty set was served once",
+        empty,
+        "fails: keys wiped",
+        "not measured",
+    ),
     Case("set behind a redirect, cold", redirected, "refused", "refused"),
     Case("set of 30 MiB, cold", thirty_mebibytes, "accepted", "accepted"),
     Case("7 live kids, 3 rounds: requests", many_kids, "not measured", "21"),
@@ -259,7 +287,12 @@ def measure() -> list[dict[str, str]]:
     rows = []
     for case in CASES:
         ours, theirs = (_measured(case, kind) for kind in (Ours, PyJWT))
-        cells = {"mqauth": ours, "pyjwt": theirs, "jose": case.jose, "jwks_rsa": case.jwks_rsa}
+        cells = {
+            "mqauth": ours,
+            "pyjwt": theirs,
+            "jose": case.jose,
+            "jwks_rsa": case.jwks_rsa,
+        }
         rows.append({"case": case.name, **cells})
     return rows
 
@@ -313,13 +346,17 @@ def table(rows: list[dict[str, str]]) -> str:
     """Return the rows as a Markdown table."""
     head = f"| case | mqauth | PyJWKClient {jwt.__version__} | jose 6.2.18 | jwks-rsa 4.1.0 |"
     lines = [head, "|---|---|---|---|---|"]
-    lines += [" | ".join((f"| {row['case']}", *list(row.values())[1:])) + " |" for row in rows]
+    lines += [
+        " | ".join((f"| {row['case']}", *list(row.values())[1:])) + " |" for row in rows
+    ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Measure, and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m integration.benchmarks.jwks_table", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m integration.benchmarks.jwks_table", description=main.__doc__
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     rows = measure()

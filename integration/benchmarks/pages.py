@@ -7,9 +7,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 _MARKED: Final = re.compile(r"(<!-- table ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_SCALE: Final = frozenset(("messages", "producers", "keys", "processes", "partitions", "group"))
+_SCALE: Final = frozenset(
+    ("messages", "producers", "keys", "processes", "partitions", "group")
+)
 _OPTIONAL: Final = frozenset(("rabbitmq", "kafka", "flood", "scale"))
-_CONTENDERS: Final = ("bare", "pipelined", "carried", "message", "batch", "handwritten", "joserfc", "celery")
+_CONTENDERS: Final = (
+    "bare",
+    "pipelined",
+    "carried",
+    "message",
+    "batch",
+    "handwritten",
+    "joserfc",
+    "celery",
+)
 _HEADS: Final = {
     "verdict_us": "verdict, us of CPU",
     "sign_us": "sign, us of CPU",
@@ -95,14 +106,19 @@ def _in_process(_name: str, found: Mapping[str, Any]) -> Iterator[str]:
         "of it the signature",
         "the rest",
     ]
-    yield from _grid(head, (_around(kind, cell) for kind, cell in found["short"]["in_process"].items()))
+    yield from _grid(
+        head, (_around(kind, cell) for kind, cell in found["short"]["in_process"].items())
+    )
 
 
 def _around(kind: str, cell: Mapping[str, float]) -> list[str]:
     """Return one row; in a batch 64 messages share one signature."""
     share = 64 if kind.startswith("batch") else 1
     row = [kind]
-    for whole, part in (("sign_us", "signature_sign_us"), ("verify_us", "signature_verify_us")):
+    for whole, part in (
+        ("sign_us", "signature_sign_us"),
+        ("verify_us", "signature_verify_us"),
+    ):
         figures = (cell[whole], cell[part] / share, cell[whole] - cell[part] / share)
         row += [f"{figure:.1f}" for figure in figures]
     return row
@@ -111,12 +127,20 @@ def _around(kind: str, cell: Mapping[str, float]) -> list[str]:
 def _broker(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     """Yield rates and ratios of one broker."""
     comparisons = found[name]
-    works = [what for what in ("publish", "consume", "consume_100us") if what in comparisons]
-    spelt = {"publish": "publish", "consume": "consume", "consume_100us": "consume, handler 100 us"}
+    works = [
+        what for what in ("publish", "consume", "consume_100us") if what in comparisons
+    ]
+    spelt = {
+        "publish": "publish",
+        "consume": "consume",
+        "consume_100us": "consume, handler 100 us",
+    }
     head = ["", *(f"{spelt[what]}: msg/s, ratio (quartiles)" for what in works)]
     head += ["CPU s per 1,000: publish", "consume", "latency p50, p99 ms", "bytes added"]
     present = [who for who in _CONTENDERS if who in comparisons["publish"]]
-    yield from _grid(head, ([f"`{who}`", *_row(comparisons, who, works)] for who in present))
+    yield from _grid(
+        head, ([f"`{who}`", *_row(comparisons, who, works)] for who in present)
+    )
 
 
 def _row(comparisons: Mapping[str, Any], who: str, works: Iterable[str]) -> Iterator[str]:
@@ -127,7 +151,9 @@ def _row(comparisons: Mapping[str, Any], who: str, works: Iterable[str]) -> Iter
         found = comparisons[what][who]
         yield "failed" if "failed" in found else f"{found['cpu_s_per_1000'][1]:.3f}"
     paced = comparisons.get("paced", {}).get(who, {})
-    yield f"{paced['p50_ms']:.1f}, {paced['p99_ms']:.1f}" if "p50_ms" in paced else "failed"
+    yield (
+        f"{paced['p50_ms']:.1f}, {paced['p99_ms']:.1f}" if "p50_ms" in paced else "failed"
+    )
     yield f"{comparisons['added_bytes'][who]:.0f}"
 
 
@@ -150,7 +176,9 @@ def _flood(_name: str, found: Mapping[str, Any]) -> Iterator[str]:
         "growth of the process at its peak, MiB": f"{told['peak_rss_grown_mib']:.1f}",
         "bytes kept a forged token": f"{told['kept_bytes_a_token']:.1f}",
         "us an honest sibling: before, amid (best), after": _figures(told["honest_us"]),
-        "the honest batch's token is still remembered": "yes" if told["remembered"] else "NO",
+        "the honest batch's token is still remembered": "yes"
+        if told["remembered"]
+        else "NO",
     }
     yield from _grid(["flood", ""], rows.items())
 
@@ -169,5 +197,6 @@ def _scale(name: str, found: Mapping[str, Any]) -> Iterator[str]:
     """Yield one question of scale."""
     rows = found["scale"][name]
     yield from _grid(
-        [_HEADS.get(key, key) for key in rows[0]], ([f"{figure:,}" for figure in row.values()] for row in rows)
+        [_HEADS.get(key, key) for key in rows[0]],
+        ([f"{figure:,}" for figure in row.values()] for row in rows),
     )

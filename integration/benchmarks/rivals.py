@@ -64,7 +64,9 @@ class Handwritten:
 
     def seal(self, destination: str, body: bytes, /) -> tuple[bytes, str | None]:
         """Return the body and a token for it."""
-        return body, jwt.encode(claims(destination, body), self._private, "EdDSA", {"kid": self._key.kid})
+        return body, jwt.encode(
+            claims(destination, body), self._private, "EdDSA", {"kid": self._key.kid}
+        )
 
     def opener(self, destination: str, /) -> Opener:
         """Return a function that decodes and checks a token."""
@@ -92,12 +94,16 @@ class Joserfc:
         key = key or Key.generate()
         self._kid = key.kid
         self._private: Any = joserfc_jwk.OKPKey.import_key(key.to_pem())
-        self._public: Any = joserfc_jwk.OKPKey.import_key(self._private.as_dict(private=False))
+        self._public: Any = joserfc_jwk.OKPKey.import_key(
+            self._private.as_dict(private=False)
+        )
 
     def seal(self, destination: str, body: bytes, /) -> tuple[bytes, str | None]:
         """Return the body and a token for it."""
         header = {"alg": "Ed25519", "kid": self._kid}
-        return body, joserfc_jwt.encode(header, claims(destination, body), self._private, ["Ed25519"])
+        return body, joserfc_jwt.encode(
+            header, claims(destination, body), self._private, ["Ed25519"]
+        )
 
     def opener(self, destination: str, /) -> Opener:
         """Return a function that decodes and checks a token."""
@@ -130,7 +136,9 @@ class Celery:
         found = Certificate(certificate)
         store = CertStore()
         store.add_cert(found)
-        self._serializer: Any = SecureSerializer(key=PrivateKey(pem), cert=found, cert_store=store)
+        self._serializer: Any = SecureSerializer(
+            key=PrivateKey(pem), cert=found, cert_store=store
+        )
 
     def seal(self, _destination: str, body: bytes, /) -> tuple[bytes, str | None]:
         """Return the body in its envelope, as text."""
@@ -139,7 +147,9 @@ class Celery:
 
     def opener(self, _destination: str, /) -> Opener:
         """Return a function that verifies an envelope and takes the body out."""
-        return lambda body, _token: str(self._serializer.deserialize(body)).encode("ascii")
+        return lambda body, _token: str(self._serializer.deserialize(body)).encode(
+            "ascii"
+        )
 
 
 class Pipelined(rabbitmq.Wrapped):
@@ -178,7 +188,10 @@ def rivals() -> dict[str, list[Make]]:
     """Return what makes the rivals on each broker."""
     wrappers: list[Wrapper] = [Handwritten(), Joserfc(), Celery()]
     return {
-        "rabbitmq": [Pipelined, *(partial(rabbitmq.Wrapped, wrapper=one) for one in wrappers)],
+        "rabbitmq": [
+            Pipelined,
+            *(partial(rabbitmq.Wrapped, wrapper=one) for one in wrappers),
+        ],
         "kafka": [partial(kafka.Wrapped, wrapper=one) for one in wrappers],
     }
 
@@ -206,7 +219,9 @@ def claims(destination: str, body: bytes) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def checked(found: Mapping[str, Any], destination: str, body: bytes, seen: set[str]) -> bytes:
+def checked(
+    found: Mapping[str, Any], destination: str, body: bytes, seen: set[str]
+) -> bytes:
     """Return the body, if the claims are about it and were not seen before.
 
     Raises:
@@ -235,6 +250,10 @@ def _certificate() -> tuple[str, str]:
         .sign(key, hashes.SHA256())
     )  # fmt: skip
     pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
     )
-    return pem.decode("ascii"), made.public_bytes(serialization.Encoding.PEM).decode("ascii")
+    return pem.decode("ascii"), made.public_bytes(serialization.Encoding.PEM).decode(
+        "ascii"
+    )

@@ -15,9 +15,21 @@ from typing import Any, Final
 
 from integration.benchmarks.client.inprocess import PLACE, delivered, judge_all
 from integration.benchmarks.client.rounds import Measured, Stopwatch
-from integration.benchmarks.client.workload import BATCH, LIFETIME, Refusals, Workload, guard
+from integration.benchmarks.client.workload import (
+    BATCH,
+    LIFETIME,
+    Refusals,
+    Workload,
+    guard,
+)
 from integration.benchmarks.scale_kafka import by_group, by_partitions
-from integration.benchmarks.scale_world import PATIENCE, Say, cpu_us, each_process, verifier_of
+from integration.benchmarks.scale_world import (
+    PATIENCE,
+    Say,
+    cpu_us,
+    each_process,
+    verifier_of,
+)
 from mqauth import Allow, Key, KeySet, Message, Signer
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT, Forge
 from mqauth.wire.jwk import dump_key_set, load_key_set
@@ -40,9 +52,17 @@ def by_messages(total: int, say: Say) -> list[dict[str, Any]]:
         signing, judging = list[Measured](), list[Measured]()
         while done < 10**power:
             sealed: list[Message] = []
-            signing.append(_timed(lambda sealed=sealed: _seal(signer, plain, sealed), _CHUNK))  # type: ignore[misc]
-            waiting = [delivered(message, done + place) for place, message in enumerate(sealed)]
-            judging.append(_timed(lambda waiting=waiting: judge_all(pipeline, waiting, letters), _CHUNK))  # type: ignore[misc]
+            signing.append(
+                _timed(lambda sealed=sealed: _seal(signer, plain, sealed), _CHUNK)
+            )  # type: ignore[misc]
+            waiting = [
+                delivered(message, done + place) for place, message in enumerate(sealed)
+            ]
+            judging.append(
+                _timed(
+                    lambda waiting=waiting: judge_all(pipeline, waiting, letters), _CHUNK
+                )
+            )  # type: ignore[misc]
             done += _CHUNK
         rows.append({"messages": 10**power, "sign_us": cpu_us(signing), "verdict_us": cpu_us(judging),
                      "rss_mib": _rss()})  # fmt: skip
@@ -67,7 +87,9 @@ def by_producers(counts: Iterable[int], say: Say) -> list[dict[str, Any]]:
         sealed = [signers[number % count].sign(plain) for number in range(_JUDGED)]
         waiting = [delivered(message, place) for place, message in enumerate(sealed)]
         policy = Allow({f"producer-{number}": [PLACE] for number in range(count)})
-        rows.append({"producers": count, "verdict_us": _verdicts(KeySet(keys), policy, waiting)})
+        rows.append(
+            {"producers": count, "verdict_us": _verdicts(KeySet(keys), policy, waiting)}
+        )
         say(f"scale: {rows[-1]}")
     return rows
 
@@ -80,7 +102,10 @@ def by_keys(counts: Iterable[int], say: Say) -> list[dict[str, Any]]:
         document = dump_key_set(KeySet(keys))
         read = _timed(lambda document=document: load_key_set(document), 1)  # type: ignore[misc]
         signer = _signer(keys[-1], SUBJECT)
-        waiting = [delivered(signer.sign(Workload().message(PLACE)), place) for place in range(_JUDGED)]
+        waiting = [
+            delivered(signer.sign(Workload().message(PLACE)), place)
+            for place in range(_JUDGED)
+        ]
         loaded = load_key_set(document)
         verdict = _verdicts(loaded, Allow({SUBJECT: [PLACE]}), waiting)
         rows.append({"keys": count, "document_kib": round(len(json.dumps(document)) / 1024, 1),
@@ -118,7 +143,9 @@ def _verdicts(keys: KeySet, policy: Allow, waiting: list[Message]) -> float:
 
 def _signer(key: Key, subject: str) -> Signer:
     """Return a producer's signer."""
-    return Signer(key=key, issuer=ISSUER, subject=subject, audience=AUDIENCE, lifetime=LIFETIME)
+    return Signer(
+        key=key, issuer=ISSUER, subject=subject, audience=AUDIENCE, lifetime=LIFETIME
+    )
 
 
 def _timed(work: Callable[[], object], count: int) -> Measured:

@@ -13,8 +13,21 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import NewTopic
 
 from integration.benchmarks.client.rounds import Measured, Spread, Stopwatch
-from integration.benchmarks.client.workload import LIFETIME, Refusals, RoundEnd, Tally, Workload, guard
-from integration.benchmarks.scale_world import PATIENCE, Say, cpu_us, each_process, verifier_of
+from integration.benchmarks.client.workload import (
+    LIFETIME,
+    Refusals,
+    RoundEnd,
+    Tally,
+    Workload,
+    guard,
+)
+from integration.benchmarks.scale_world import (
+    PATIENCE,
+    Say,
+    cpu_us,
+    each_process,
+    verifier_of,
+)
 from mqauth import Allow, Key, KeySet
 from mqauth.brokers import kafka
 from mqauth.brokers.kafka import repair as kafka_repair
@@ -33,7 +46,13 @@ def by_partitions(address: str, counts: Iterable[int], say: Say) -> list[dict[st
         with Topic(address, count) as topic:
             found = [consume(topic.told, 1, lambda: None) for _ in range(_ROUNDS)]
         rate = Spread.of(one.rate for one in found).median
-        rows.append({"partitions": count, "messages_a_second": round(rate), "cpu_us": cpu_us(found)})
+        rows.append(
+            {
+                "partitions": count,
+                "messages_a_second": round(rate),
+                "cpu_us": cpu_us(found),
+            }
+        )
         say(f"scale: {rows[-1]}")
     return rows
 
@@ -54,7 +73,14 @@ class Topic:
         keyed: whether they have keys, of which there are 997.
     """
 
-    def __init__(self, address: str, partitions: int, records: int = _RECORDS, *, keyed: bool = False) -> None:
+    def __init__(
+        self,
+        address: str,
+        partitions: int,
+        records: int = _RECORDS,
+        *,
+        keyed: bool = False,
+    ) -> None:
         self._admin = KafkaAdminClient(bootstrap_servers=address)
         self._forge = Forge(lifetime=LIFETIME)
         name = f"mqauth.scale.{uuid.uuid4().hex[:12]}"
@@ -70,8 +96,12 @@ class Topic:
         self._admin.close()
 
     def _fill(self, address: str, name: str, *, keyed: bool) -> None:
-        producer = kafka.Producer(KafkaProducer(bootstrap_servers=address), self._forge.signer())
-        headers = [(header, text.encode()) for header, text in Workload().header_texts().items()]
+        producer = kafka.Producer(
+            KafkaProducer(bootstrap_servers=address), self._forge.signer()
+        )
+        headers = [
+            (header, text.encode()) for header, text in Workload().header_texts().items()
+        ]
         for number in range(self.told[-1]):
             key = b"%d" % (number % 997) if keyed else None
             producer.send(name, value=Workload().body(number), key=key, headers=headers)
@@ -79,7 +109,9 @@ class Topic:
         producer.close()
 
 
-def consume(told: tuple[str, str, int, bytes, int], members: int, together: Callable[[], object]) -> Measured:
+def consume(
+    told: tuple[str, str, int, bytes, int], members: int, together: Callable[[], object]
+) -> Measured:
     """Consume one member's share of a topic through the wrapper.
 
     Args:
@@ -95,12 +127,17 @@ def consume(told: tuple[str, str, int, bytes, int], members: int, together: Call
     _shared_out(client, partitions // members, together)
     for partition in client.assignment():
         client.seek(partition, 0)
-    watch, share = Stopwatch(), sum(client.end_offsets(list(client.assignment())).values())
+    watch, share = (
+        Stopwatch(),
+        sum(client.end_offsets(list(client.assignment())).values()),
+    )
     ended = RoundEnd(lambda: watch.stop(share))
     tally = Tally(share, ended.set)
     refusals = Refusals(lambda reason: ended.fail(f"refused as {reason}"))
     pipeline = _pipeline(Key.from_pem(pem), Allow({SUBJECT: [destination(name)]}))
-    consumer = kafka.Consumer(client, pipeline, lambda verified: tally(verified.body), dead_letters=refusals)
+    consumer = kafka.Consumer(
+        client, pipeline, lambda verified: tally(verified.body), dead_letters=refusals
+    )
     together()
     watch.start()
     with consumer:
@@ -123,7 +160,9 @@ def _shared_out(client: Any, share: int, together: Callable[[], object]) -> None
             raise TimeoutError("the partitions were not shared out")
 
 
-def _consuming(barrier: Any, results: Any, members: int, told: tuple[str, str, int, bytes, int]) -> None:
+def _consuming(
+    barrier: Any, results: Any, members: int, told: tuple[str, str, int, bytes, int]
+) -> None:
     """Be one consumer of a group, in a process of its own."""
     results.put(consume(told, members, lambda: barrier.wait(PATIENCE)))
 

@@ -31,7 +31,9 @@ WAYS: Final = ("bare", "ours")
 Told = tuple[str, str, int, bytes, int]
 
 
-def by_hand(address: str, rounds: int, say: Say, *, keyed: bool, records: int = RECORDS) -> dict[str, float]:
+def by_hand(
+    address: str, rounds: int, say: Say, *, keyed: bool, records: int = RECORDS
+) -> dict[str, float]:
     """Return of each way the rate of several processes to that of one.
 
     Args:
@@ -47,9 +49,13 @@ def by_hand(address: str, rounds: int, say: Say, *, keyed: bool, records: int = 
             for processes in PROCESSES:
                 for way in WAYS:
                     found = _together(processes, _consuming, (way, topic.told))
-                    rate = sum(one.messages for one in found) / max(one.wall for one in found)
+                    rate = sum(one.messages for one in found) / max(
+                        one.wall for one in found
+                    )
                     rates[way, processes].append(rate)
-                    say(f"round {number}, {processes} x {way}: {rate:.0f}/s, {cpu_us(found)} us CPU each")
+                    say(
+                        f"round {number}, {processes} x {way}: {rate:.0f}/s, {cpu_us(found)} us CPU each"
+                    )
     return _ratios(rates)
 
 
@@ -57,7 +63,8 @@ def _ratios(rates: dict[tuple[str, int], list[float]]) -> dict[str, float]:
     """Return medians of ratios within rounds."""
     return {
         f"{count} to 1, {way}": round(
-            median(a / b for a, b in zip(rates[way, count], rates[way, 1], strict=True)), 2
+            median(a / b for a, b in zip(rates[way, count], rates[way, 1], strict=True)),
+            2,
         )
         for way in WAYS
         for count in PROCESSES[1:]
@@ -72,7 +79,9 @@ def _consuming(barrier: Any, results: Any, members: int, way: str, told: Told) -
         bootstrap_servers=address, group_id=f"{name}.{uuid.uuid4().hex[:8]}", enable_auto_commit=False,
         auto_offset_reset="earliest",
     )  # fmt: skip
-    places = [TopicPartition(name, one) for one in range(partitions) if one % members == number]
+    places = [
+        TopicPartition(name, one) for one in range(partitions) if one % members == number
+    ]
     client.assign(places)
     client.poll(timeout_ms=2000, max_records=1)
     share = sum(client.end_offsets(places).values())
@@ -105,7 +114,9 @@ def _ours(client: Any, tally: Tally, ended: RoundEnd, told: tuple[bytes, str]) -
     pem, name = told
     guard = _pipeline(Key.from_pem(pem), Allow({SUBJECT: [destination(name)]}))
     refusals = Refusals(lambda reason: ended.fail(f"refused as {reason}"))
-    with kafka.Consumer(client, guard, lambda verified: tally(verified.body), dead_letters=refusals):
+    with kafka.Consumer(
+        client, guard, lambda verified: tally(verified.body), dead_letters=refusals
+    ):
         ended.wait()
 
 

@@ -27,7 +27,11 @@ def verifier_of(keys: KeySet) -> Verifier:
 
 
 def each_process(
-    counts: Iterable[int], target: Callable[..., None], arguments: tuple[Any, ...], say: Say, what: str
+    counts: Iterable[int],
+    target: Callable[..., None],
+    arguments: tuple[Any, ...],
+    say: Say,
+    what: str,
 ) -> list[dict[str, Any]]:
     """Run so many processes at once, and return what they did together."""
     rows: list[dict[str, Any]] = []
@@ -39,11 +43,16 @@ def each_process(
     return rows
 
 
-def _together(count: int, target: Callable[..., None], arguments: tuple[Any, ...]) -> list[Measured]:
+def _together(
+    count: int, target: Callable[..., None], arguments: tuple[Any, ...]
+) -> list[Measured]:
     """Start processes, and return what each measured."""
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(count), context.Queue()
-    children = [context.Process(target=target, args=(barrier, results, count, *arguments)) for _ in range(count)]
+    children = [
+        context.Process(target=target, args=(barrier, results, count, *arguments))
+        for _ in range(count)
+    ]
     for child in children:
         child.start()
     try:

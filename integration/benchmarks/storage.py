@@ -26,7 +26,12 @@ from mqauth.wire.destination import kafka as destination
 from mqauth.wire.message import Message
 
 COMPRESSIONS: Final = ("none", "lz4", "zstd")
-FORMS: Final = {"no token": 0, "a token each": 1, "batches of 64": 64, "batches of 256": 256}
+FORMS: Final = {
+    "no token": 0,
+    "a token each": 1,
+    "batches of 64": 64,
+    "batches of 256": 256,
+}
 """The forms that are measured, with how many messages share a signature; 0 for none."""
 _PATIENCE: Final = 60.0
 _SEED: Final = 20261129
@@ -56,10 +61,19 @@ def sealed(topic: str, share: int, bodies: Sequence[bytes]) -> Iterator[Message]
     """Yield a message for each body, of which ``share`` have one signature; 0 for messages without a token."""
     signer = Forge(lifetime=_HOUR).signer()
     pairs = (("tenant", b"acme"), ("content-type", b"application/json"))
-    plain = [Message(destination=destination(topic), body=body, headers=pairs) for body in bodies]
+    plain = [
+        Message(destination=destination(topic), body=body, headers=pairs)
+        for body in bodies
+    ]
     for at in range(0, len(plain), max(share, 1)):
         some = plain[at : at + max(share, 1)]
-        yield from some if share == 0 else [signer.sign(some[0])] if share == 1 else signer.sign_many(some)
+        yield from (
+            some
+            if share == 0
+            else [signer.sign(some[0])]
+            if share == 1
+            else signer.sign_many(some)
+        )
 
 
 class Disk:
@@ -73,7 +87,9 @@ class Disk:
         self._address = address
         self._admin = KafkaAdminClient(bootstrap_servers=address)
 
-    def bytes_a_message(self, compression: str, share: int, bodies: Sequence[bytes], records: int) -> float:
+    def bytes_a_message(
+        self, compression: str, share: int, bodies: Sequence[bytes], records: int
+    ) -> float:
         """Return how many bytes each message takes in a topic of its own.
 
         Args:
@@ -94,7 +110,9 @@ class Disk:
         """Close the connection."""
         self._admin.close()
 
-    def _fill(self, topic: str, compression: str, records: int, messages: Iterator[Message]) -> None:
+    def _fill(
+        self, topic: str, compression: str, records: int, messages: Iterator[Message]
+    ) -> None:
         """Send in record batches of exactly so many; what is left over stands in one of fewer."""
         client = Producer({
             "bootstrap.servers": self._address, "compression.type": compression, "linger.ms": 60_000,
@@ -126,12 +144,17 @@ class Disk:
         return int(sizes[0])
 
 
-def measure(address: str, count: int, filler: int, records: int) -> dict[str, dict[str, float]]:
+def measure(
+    address: str, count: int, filler: int, records: int
+) -> dict[str, dict[str, float]]:
     """Return bytes a message for each form and each compression."""
     disk, bodies = Disk(address), list(orders(count, filler))
     try:
         return {
-            form: {each: disk.bytes_a_message(each, share, bodies, records) for each in COMPRESSIONS}
+            form: {
+                each: disk.bytes_a_message(each, share, bodies, records)
+                for each in COMPRESSIONS
+            }
             for form, share in FORMS.items()
         }
     finally:
@@ -141,7 +164,10 @@ def measure(address: str, count: int, filler: int, records: int) -> dict[str, di
 def table(found: dict[str, dict[str, float]]) -> str:
     """Return the table of the page: bytes a message, and what the token adds."""
     bare = found["no token"]
-    lines = ["| | " + " | ".join(COMPRESSIONS) + " |", "|---|" + "---:|" * len(COMPRESSIONS)]
+    lines = [
+        "| | " + " | ".join(COMPRESSIONS) + " |",
+        "|---|" + "---:|" * len(COMPRESSIONS),
+    ]
     for form, sizes in found.items():
         cells = [
             f"{size:.0f}" + ("" if form == "no token" else f" (+{size - bare[name]:.0f})")

@@ -77,7 +77,9 @@ class Bench:
         tasks: those that are.
     """
 
-    def __init__(self, url: str, store: str, *, protects: bool, warm: int, tasks: int) -> None:
+    def __init__(
+        self, url: str, store: str, *, protects: bool, warm: int, tasks: int
+    ) -> None:
         self.url = url
         self.protects = protects
         self.warm, self.tasks = warm, tasks
@@ -90,7 +92,9 @@ class Bench:
         folder = Path(tempfile.mkdtemp())
         return lambda: Pipeline(
             verifier=self.forge.verifier(),
-            policy=SimpleNamespace(version="all", decide=lambda _verified: Decision.ALLOW),
+            policy=SimpleNamespace(
+                version="all", decide=lambda _verified: Decision.ALLOW
+            ),
             replay=store.from_url(self._store),
             audit=AuditFile(folder / "audit.jsonl"),
         )
@@ -122,7 +126,12 @@ class Bench:
 
         broker: Any = RabbitmqBroker(url=self.url, confirm_delivery=True)
         if self.protects:
-            protect(broker, guard=self.guard(), dead_letters=LETTERS, signer=self.forge.signer())
+            protect(
+                broker,
+                guard=self.guard(),
+                dead_letters=LETTERS,
+                signer=self.forge.signer(),
+            )
 
         def pack(_number: int) -> None:
             self.count()
@@ -144,9 +153,15 @@ class Bench:
         from mqauth.integrations.celery import protect
 
         app: Any = celery.Celery("bench", broker=self.url)
-        app.conf.update(task_acks_late=True, worker_enable_remote_control=False, task_ignore_result=True)
+        app.conf.update(
+            task_acks_late=True,
+            worker_enable_remote_control=False,
+            task_ignore_result=True,
+        )
         if self.protects:
-            protect(app, guard=self.guard(), dead_letters=LETTERS, signer=self.forge.signer())
+            protect(
+                app, guard=self.guard(), dead_letters=LETTERS, signer=self.forge.signer()
+            )
 
         def pack(_number: int) -> None:
             self.count()
@@ -181,7 +196,9 @@ class Bench:
             took = 0.0
             for first in range(0, self.warm + self.tasks, at_once):
                 began = time.process_time()
-                await asyncio.gather(*(pack.kiq(number) for number in range(first, first + at_once)))
+                await asyncio.gather(
+                    *(pack.kiq(number) for number in range(first, first + at_once))
+                )
                 took += (time.process_time() - began) * (first >= self.warm)
             await broker.shutdown()
             broker.is_worker_process = True
@@ -206,34 +223,59 @@ class Bench:
 
 def main() -> None:
     """Measure in alternating rounds, and print a table of medians."""
-    parser = argparse.ArgumentParser(prog="python -m integration.benchmarks.tasks", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m integration.benchmarks.tasks", description=main.__doc__
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tasks", type=int, default=2048, help="of a round")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
         framework, at_once, variant, url, store = chosen.child
-        bench = Bench(url, store, protects=variant == PROTECTED, warm=512, tasks=chosen.tasks)
+        bench = Bench(
+            url, store, protects=variant == PROTECTED, warm=512, tasks=chosen.tasks
+        )
         sent = getattr(bench, framework)(int(at_once))
         print(sent, bench.count.microseconds)
         return
-    found: dict[Any, list[list[float]]] = {(way, variant): [] for way in WAYS for variant in (BARE, PROTECTED)}
+    found: dict[Any, list[list[float]]] = {
+        (way, variant): [] for way in WAYS for variant in (BARE, PROTECTED)
+    }
     for _ in range(chosen.rounds):
         # A broker of its own, for each framework has names of its own for queues, in which nothing may be left.
         with RabbitMQ.launch() as rabbitmq, Redis.launch() as redis:
             for ((framework, at_once), variant), rounds in found.items():
                 child = [framework, str(at_once), variant, rabbitmq.url, redis.url]
-                argv = [sys.executable, "-m", __spec__.name, "--tasks", str(chosen.tasks), "--child", *child]
-                ran = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+                argv = [
+                    sys.executable,
+                    "-m",
+                    __spec__.name,
+                    "--tasks",
+                    str(chosen.tasks),
+                    "--child",
+                    *child,
+                ]
+                ran = subprocess.run(
+                    argv, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
+                )
                 rounds.append([float(part) for part in ran.stdout.split()[-2:]])
-    print("| | send: bare | protected | run: bare | protected |\n|---|---:|---:|---:|---:|")
+    print(
+        "| | send: bare | protected | run: bare | protected |\n|---|---:|---:|---:|---:|"
+    )
     for framework, at_once in WAYS:
         bare, protected = (
-            [statistics.median(part) for part in zip(*found[(framework, at_once), variant], strict=True)]
+            [
+                statistics.median(part)
+                for part in zip(*found[(framework, at_once), variant], strict=True)
+            ]
             for variant in (BARE, PROTECTED)
         )
-        cells = [f"{part:,.0f}" for pair in zip(bare, protected, strict=True) for part in pair]
-        print(f"| {framework}{', together' if at_once > 1 else ''} | {' | '.join(cells)} |")
+        cells = [
+            f"{part:,.0f}" for pair in zip(bare, protected, strict=True) for part in pair
+        ]
+        print(
+            f"| {framework}{', together' if at_once > 1 else ''} | {' | '.join(cells)} |"
+        )
 
 
 if __name__ == "__main__":

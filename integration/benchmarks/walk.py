@@ -35,7 +35,11 @@ def walked(kind: str) -> Walk:
         kind: an algorithm, or ``batch64``, as of ``integration.benchmarks.client.inprocess.Cell``.
     """
     operations = Operations(Cell(kind=kind), 2 * BATCH)
-    pipeline, letters, entered = guard(operations._forge, PLACE), Refusals(), list[CodeType]()
+    pipeline, letters, entered = (
+        guard(operations._forge, PLACE),
+        Refusals(),
+        list[CodeType](),
+    )
 
     def note(frame: FrameType, event: str, _argument: Any) -> None:
         file = frame.f_code.co_filename
@@ -49,4 +53,6 @@ def walked(kind: str) -> Walk:
     finally:
         sys.setprofile(None)
     letters.check()
-    return Walk(len(set(entered)), len({code.co_filename for code in entered}), len(entered))
+    return Walk(
+        len(set(entered)), len({code.co_filename for code in entered}), len(entered)
+    )

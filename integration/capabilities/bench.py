@@ -28,7 +28,11 @@ from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire import destination
 from mqauth.wire.message import Message
 
-APPEND: Final[dict[str, Any]] = {"at": "append", "max_queue_age": 7 * 86_400, "append_evidence": "interceptor"}
+APPEND: Final[dict[str, Any]] = {
+    "at": "append",
+    "max_queue_age": 7 * 86_400,
+    "append_evidence": "interceptor",
+}
 SCHEMA: Final = "schema"
 """A header that is covered, and that ``decode`` needs."""
 HEARTBEAT: Final = "heartbeat"
@@ -47,14 +51,30 @@ class Bench:
     """
 
     def __init__(
-        self, client: str, url: str, folder: Path, *, config: Mapping[str, str] | None = None, **settings: Any
+        self,
+        client: str,
+        url: str,
+        folder: Path,
+        *,
+        config: Mapping[str, str] | None = None,
+        **settings: Any,
     ) -> None:
         self.client, self.url = client, url
-        stamps = {"message.timestamp.type": "LogAppendTime"} if config is None else dict(config)
-        self.stage: Any = RabbitMQStage(url) if self.on_rabbitmq else KafkaStage(url, config=stamps)
+        stamps = (
+            {"message.timestamp.type": "LogAppendTime"}
+            if config is None
+            else dict(config)
+        )
+        self.stage: Any = (
+            RabbitMQStage(url) if self.on_rabbitmq else KafkaStage(url, config=stamps)
+        )
         self.destination: str = self.stage.destination
         # Where some messages were signed for, before they were moved here.
-        self.moved_from = destination.rabbitmq("shop", "orders.moved") if self.on_rabbitmq else "kafka:moved"
+        self.moved_from = (
+            destination.rabbitmq("shop", "orders.moved")
+            if self.on_rabbitmq
+            else "kafka:moved"
+        )
         self.forge, self.workload = Forge(lifetime=600), IdentityForge(lifetime=600)
         self.clock = Shifted()
         self.audit_file = folder / "audit.jsonl"
@@ -81,7 +101,11 @@ class Bench:
             "accept_as": [AcceptAs(at=self.destination, signed_for=(self.moved_from,))],
         }  # fmt: skip
         rules = [
-            Rule(subject=forge.subject, issuer=forge.issuer, destinations=(self.destination, self.moved_from))
+            Rule(
+                subject=forge.subject,
+                issuer=forge.issuer,
+                destinations=(self.destination, self.moved_from),
+            )
             for forge in (self.forge, self.workload)
         ]
         exempt = Exemption(
@@ -124,7 +148,9 @@ class Bench:
 
     def moved(self, body: bytes) -> Message:
         """Return a message that was signed for another place, and moved here."""
-        signed = self.forge.signer().sign(replace(self.message(body), destination=self.moved_from))
+        signed = self.forge.signer().sign(
+            replace(self.message(body), destination=self.moved_from)
+        )
         return replace(signed, destination=self.destination)
 
     def send(self, *messages: Message) -> None:
@@ -138,8 +164,14 @@ class Bench:
 
     def reasons(self) -> dict[bytes | None, str]:
         """Return why messages were dead-lettered, by their bodies."""
-        texts = {letter.body: dict(letter.headers)[f"{PREFIX}reason"] for letter in self.stage.letters()}
-        return {body: text.decode() if isinstance(text, bytes) else str(text) for body, text in texts.items()}
+        texts = {
+            letter.body: dict(letter.headers)[f"{PREFIX}reason"]
+            for letter in self.stage.letters()
+        }
+        return {
+            body: text.decode() if isinstance(text, bytes) else str(text)
+            for body, text in texts.items()
+        }
 
     def recorded(self) -> list[str | None]:
         """Return the reasons of the audit's records."""
@@ -150,7 +182,12 @@ class Bench:
     def consuming(self, settled: int, **settings: Any) -> Iterator[Any]:
         """Consume within a ``with`` block, once so many messages have been settled."""
         with CLIENTS[self.client](self.wiring(**settings)) as running:
-            wait_until(lambda: sum(each in ("accepted", "rejected") for each in self.outcomes) >= settled)
+            wait_until(
+                lambda: (
+                    sum(each in ("accepted", "rejected") for each in self.outcomes)
+                    >= settled
+                )
+            )
             yield running
 
     def close(self) -> None:

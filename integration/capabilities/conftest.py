@@ -20,7 +20,9 @@ CLIENTS = (
 @pytest.fixture(params=CLIENTS)
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     """A bench of each client, whose consumer judges by its own clock."""
-    from integration.capabilities.bench import Bench  # kafka-python warns when it is imported
+    from integration.capabilities.bench import (
+        Bench,
+    )  # kafka-python warns when it is imported
 
     service = request.getfixturevalue(request.param.partition(" ")[0])
     bench = Bench(request.param, service.url, tmp_path)

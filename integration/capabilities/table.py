@@ -215,7 +215,9 @@ TASK_QUEUES: Final = (
         "killed, or without keys or store, they run every task",
         tasks("test_task_queues.py::test_kills_and_outages"),
     ),
-    Capability("a task may be due in an hour", tasks("test_task_queues.py::test_an_hour_ahead")),
+    Capability(
+        "a task may be due in an hour", tasks("test_task_queues.py::test_an_hour_ahead")
+    ),
     Capability("TLS", tasks("test_task_queues.py::test_tls")),
     Capability("the attack suite: no forgery accepted", tasks("test_{}.py::TestAttacks")),
 )

@@ -22,7 +22,11 @@ from mqauth.testing.stage_rabbitmq import RabbitMQStage
 pytestmark = pytest.mark.slow
 
 
-KINDS = [(False, Forge), (True, BatchForge), *([(False, BatchForge), (True, Forge)] if is_nightly() else [])]
+KINDS = [
+    (False, Forge),
+    (True, BatchForge),
+    *([(False, BatchForge), (True, Forge)] if is_nightly() else []),
+]
 """A cold consumer and single tokens, a warm one and batches; the other two pairs at night."""
 
 
@@ -31,7 +35,9 @@ class TestEveryClient(AttackSuite):
     """A consumer with clients of its own."""
 
     @pytest.mark.parametrize(("warm", "form"), KINDS)
-    def test_attacks(self, probe: Probe, make_consumer: ConsumerFactory, warm: bool) -> None:
+    def test_attacks(
+        self, probe: Probe, make_consumer: ConsumerFactory, warm: bool
+    ) -> None:
         """Every attack is rejected with its reason, honest messages between them are handled, and nothing else."""
         super().test_attacks(probe, make_consumer, warm)
 
@@ -40,7 +46,11 @@ class TestEveryClient(AttackSuite):
         """Yield a queue, or a topic with two partitions."""
         broker = request.getfixturevalue(client.partition(" ")[0])
         on_rabbitmq = client.startswith("rabbitmq")
-        stage = RabbitMQStage(broker.url) if on_rabbitmq else KafkaStage(broker.url, partitions=2)
+        stage = (
+            RabbitMQStage(broker.url)
+            if on_rabbitmq
+            else KafkaStage(broker.url, partitions=2)
+        )
         stage.url = broker.url  # type: ignore[union-attr]
         yield stage
         stage.close()

@@ -61,7 +61,9 @@ class Day:
 
 
 @pytest.fixture(scope="module", params=CLIENTS)
-def day(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
+def day(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Day]:
     """The day of a consumer on each client."""
     service = request.getfixturevalue(request.param.partition(" ")[0])
     bench = Bench(request.param, service.url, tmp_path_factory.mktemp("day"), **APPEND)
@@ -84,7 +86,11 @@ def test_a_copy_is_not_handled(day: Day) -> None:
 
 def test_dead_letters_and_records(day: Day) -> None:
     """What is rejected has one dead letter with its reason, and one audit record."""
-    wanted = {b"unsigned": "token_missing", b"forged": "key_unknown", b"twice": "replayed"}
+    wanted = {
+        b"unsigned": "token_missing",
+        b"forged": "key_unknown",
+        b"twice": "replayed",
+    }
     assert day.reasons == wanted
     assert sorted(day.bench.recorded()) == sorted(wanted.values())
 
@@ -129,7 +135,10 @@ def test_decode(day: Day) -> None:
         assert set(day.values.values()) == {None}
         return
     body, schema = day.values[b"with a schema"]
-    assert (body, schema) in ((b"with a schema", b"order-2"), (b"with a schema", "order-2"))
+    assert (body, schema) in (
+        (b"with a schema", b"order-2"),
+        (b"with a schema", "order-2"),
+    )
 
 
 def test_health(day: Day) -> None:

@@ -54,7 +54,11 @@ def test_they_wait_until_an_operator_ends_that(bench: Bench) -> None:
         wait_until(lambda: "deferred" in bench.outcomes)
     assert set(bench.outcomes) == {"deferred"}
     assert bench.reasons() == {}
-    named = WithoutEvidence(destination=bench.destination, through=time.time() + HOUR, why="CreateTime until now")
+    named = WithoutEvidence(
+        destination=bench.destination,
+        through=time.time() + HOUR,
+        why="CreateTime until now",
+    )
     bench.guard = bench.pipeline(**APPEND, without_evidence=[named])
     with bench.consuming(len(BODIES)):
         pass

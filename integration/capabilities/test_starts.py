@@ -22,7 +22,11 @@ from mqauth.testing.stage_pika import connect
 
 def told(caplog: pytest.LogCaptureFixture, event: str) -> list[str]:
     """Return the lines of an event."""
-    return [record.getMessage() for record in caplog.records if getattr(record, "event", "") == event]
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if getattr(record, "event", "") == event
+    ]
 
 
 def test_there(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -60,7 +64,10 @@ def test_user_id(bench: Bench) -> None:
     """RabbitMQ's user is compared with the subject; Kafka has no such thing, and its consumer does not start."""
     bench.guard = bench.pipeline(user_id={"guest": bench.forge.subject})
     if not bench.on_rabbitmq:
-        with pytest.raises(ConfigurationError, match="Kafka's records have none"), bench.consuming(0):
+        with (
+            pytest.raises(ConfigurationError, match="Kafka's records have none"),
+            bench.consuming(0),
+        ):
             pass
         return
     bench.send(bench.signed(b"of its user", properties=GUEST))
@@ -72,7 +79,9 @@ def test_user_id(bench: Bench) -> None:
         wait_until(lambda: bench.reasons() == {b"of another user": "subject_mismatch"})
 
 
-@pytest.mark.parametrize("bench", [name for name in CLIENTS if "faststream" in name], indirect=True)
+@pytest.mark.parametrize(
+    "bench", [name for name in CLIENTS if "faststream" in name], indirect=True
+)
 def test_transactional_letters_in_faststream(bench: Bench) -> None:
     """FastStream commits the offsets of its records itself, so that no transaction can have them."""
 
@@ -83,17 +92,24 @@ def test_transactional_letters_in_faststream(bench: Bench) -> None:
 
     wiring = bench.wiring()
     with (
-        pytest.raises(ConfigurationError, match="transactional dead letters cannot be used"),
+        pytest.raises(
+            ConfigurationError, match="transactional dead letters cannot be used"
+        ),
         CLIENTS[bench.client](replace(wiring, letters=Transactional())),
     ):
         pass
 
 
-def test_a_consumer_with_a_hole_does_not_start(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_consumer_with_a_hole_does_not_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error names what would be let in; nothing is handled, recorded or dead-lettered."""
     bench.send(bench.message(b"forged"))
     monkeypatch.setattr(Judge, "prepare", lambda *_: None)
-    with pytest.raises(ConfigurationError, match="self-test: the consumer would let in"), bench.consuming(0):
+    with (
+        pytest.raises(ConfigurationError, match="self-test: the consumer would let in"),
+        bench.consuming(0),
+    ):
         pass
     monkeypatch.undo()
     assert (bench.handled, bench.recorded(), bench.reasons()) == ([], [], {})
@@ -104,10 +120,16 @@ def test_a_consumer_with_a_hole_does_not_start(bench: Bench, monkeypatch: pytest
 
 def rejected(written: Iterable[Any]) -> str:
     """Return the reason of the first record that has one: others tell of the exemption."""
-    return next(str(reason) for raw in written if (reason := json.loads(raw)["reason"]) is not None)
+    return next(
+        str(reason)
+        for raw in written
+        if (reason := json.loads(raw)["reason"]) is not None
+    )
 
 
-@pytest.mark.parametrize("bench", [name for name in CLIENTS if "faststream" in name], indirect=True)
+@pytest.mark.parametrize(
+    "bench", [name for name in CLIENTS if "faststream" in name], indirect=True
+)
 def test_audit_at_the_broker(bench: Bench) -> None:
     """Once the dead letter is there, so is the record."""
     name = f"{bench.stage.dead}.audit"
@@ -130,7 +152,10 @@ def test_audit_at_the_broker(bench: Bench) -> None:
             with bench.consuming(1):
                 wait_until(lambda: len(bench.stage.letters()) == 1)
         reader = kafka_python.KafkaConsumer(  # type: ignore[attr-defined]
-            name, bootstrap_servers=bench.stage.servers, auto_offset_reset="earliest", consumer_timeout_ms=30_000
+            name,
+            bootstrap_servers=bench.stage.servers,
+            auto_offset_reset="earliest",
+            consumer_timeout_ms=30_000,
         )
         with closing(reader):
             assert rejected(record.value for record in reader) == "token_missing"

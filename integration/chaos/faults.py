@@ -106,14 +106,18 @@ class Quota:
 
     def free(self, pid: int) -> None:
         """Lift the limit."""
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.prlimit(
+            pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        )
 
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[SmallDisk]:
     """Mount a small disk, and unmount it at the end."""
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={64 * _KIB}", "mqauth", folder], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={64 * _KIB}", "mqauth", folder], check=True
+    )
     try:
         yield SmallDisk(folder)
     finally:
@@ -131,6 +135,9 @@ def may_mount() -> bool:
     """Tell whether this process may mount a file system."""
     words = ["unshare", "--mount", "mount", "-t", "tmpfs", "mqauth", "/mnt"]
     try:
-        return os.geteuid() == 0 and not subprocess.run(words, check=False, capture_output=True).returncode
+        return (
+            os.geteuid() == 0
+            and not subprocess.run(words, check=False, capture_output=True).returncode
+        )
     except FileNotFoundError:
         return False

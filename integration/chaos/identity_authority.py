@@ -78,7 +78,9 @@ class Authority:
         self.keystore.create(publish_delay=LEAD, overlap=LIFETIME)
         machines = KeySet(key.public_only for key in self.machines.values())
         (folder / "machines.json").write_text(json.dumps(dump_key_set(machines)))
-        self.orders = Orders(folder=str(folder), port=_free_port(), names=[*self.machines])
+        self.orders = Orders(
+            folder=str(folder), port=_free_port(), names=[*self.machines]
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -93,7 +95,10 @@ class Authority:
 
     def listens(self) -> bool:
         """Tell whether it takes connections."""
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.orders.port), 1):
+        with (
+            suppress(OSError),
+            socket.create_connection(("127.0.0.1", self.orders.port), 1),
+        ):
             return True
         return False
 
@@ -107,7 +112,9 @@ class Authority:
         """Return the key of whoever has this producer's own key: the producer, or its thief."""
         own = OwnKey(self.machines[name], issuer=MACHINES, subject=name)
         url = self.orders.url
-        return IdentityKey(url, subject=subject_of(name), credential=own, unsafe_http_loopback=True)
+        return IdentityKey(
+            url, subject=subject_of(name), credential=own, unsafe_http_loopback=True
+        )
 
 
 def _free_port() -> int:
@@ -123,7 +130,12 @@ def main(orders: Orders) -> None:
         max_lifetime=300, enrolment=True,
     )  # fmt: skip
     granted = [
-        Grant(credential="machines", match={"sub": name}, subject=subject_of(name), lifetime=LIFETIME)
+        Grant(
+            credential="machines",
+            match={"sub": name},
+            subject=subject_of(name),
+            lifetime=LIFETIME,
+        )
         for name in orders.names
     ]
     keys = folder / "keys"
@@ -133,7 +145,14 @@ def main(orders: Orders) -> None:
     )  # fmt: skip
     application = AuthorityServer(authority, KeyServer([keys]))
     with listen("127.0.0.1", orders.port, tls=False) as listener:
-        Serving().run(application, listener, lambda: None, requests=64, verb="authority serve", extra="serve")
+        Serving().run(
+            application,
+            listener,
+            lambda: None,
+            requests=64,
+            verb="authority serve",
+            extra="serve",
+        )
 
 
 if __name__ == "__main__":

@@ -86,7 +86,10 @@ class Workload:
     def burst(self) -> list[bytes]:
         """Return the bodies to publish next; none of them comes again."""
         self._number += BURST
-        return [b"%s %d" % (self.name.encode(), number) for number in range(self._number - BURST, self._number)]
+        return [
+            b"%s %d" % (self.name.encode(), number)
+            for number in range(self._number - BURST, self._number)
+        ]
 
     def took(self, bodies: Iterable[bytes], refusals: Iterable[Unavailable]) -> None:
         """Note the end of a burst: what the broker has confirmed, and what could not be signed."""
@@ -97,7 +100,14 @@ class Workload:
 
 def signer_of(key: Any, subject: str, **settings: Any) -> Signer:
     """Return a signer with an identity."""
-    return Signer(key=key, issuer=DOMAIN, subject=subject, audience=AUDIENCE, lifetime=TOKEN, **settings)
+    return Signer(
+        key=key,
+        issuer=DOMAIN,
+        subject=subject,
+        audience=AUDIENCE,
+        lifetime=TOKEN,
+        **settings,
+    )
 
 
 class World:
@@ -110,15 +120,21 @@ class World:
 
     def __init__(self, folder: Path, destination: str) -> None:
         self.authority = Authority(folder / "authority", ["orders", "stock", "stolen"])
-        self.workloads = [Workload(self.authority, name) for name in self.authority.machines]
-        self.keys = JWKS(f"{self.authority.orders.url}/jwks.json", fresh=30, unsafe_http_loopback=True)
+        self.workloads = [
+            Workload(self.authority, name) for name in self.authority.machines
+        ]
+        self.keys = JWKS(
+            f"{self.authority.orders.url}/jwks.json", fresh=30, unsafe_http_loopback=True
+        )
         self.policy = Allow({work.subject: [destination] for work in self.workloads})
         self.forged: dict[bytes, Reason] = {}
         self.figures: dict[str, float] = {}
 
     def guard(self, row: Any, audit: Any, **append: Any) -> Pipeline:
         """Return a pipeline that trusts the authority."""
-        verifier = Verifier(keys={DOMAIN: TrustDomain(keys=self.keys)}, audience=AUDIENCE, **append)
+        verifier = Verifier(
+            keys={DOMAIN: TrustDomain(keys=self.keys)}, audience=AUDIENCE, **append
+        )
         found: Pipeline = row.guard(audit, verifier=verifier, policy=self.policy)
         return found
 
@@ -127,7 +143,9 @@ class World:
         """The bodies that the broker has confirmed to the producers."""
         return [body for work in self.workloads for body in work.sent]
 
-    def count(self, broker: str, handled: Iterable[bytes], letters: list[Letter]) -> Count:
+    def count(
+        self, broker: str, handled: Iterable[bytes], letters: list[Letter]
+    ) -> Count:
         """Return the sums of the row; each letter has the reason that it has to have."""
         assert {letter.body: letter.reason for letter in letters} == self.forged
         sent = Sent(honest=self.honest, forged=[*self.forged])
@@ -146,7 +164,11 @@ class Play:
     """
 
     def __init__(
-        self, world: World, row: Any, forge: Callable[[int, Signer | None], None], health: Callable[[], Health]
+        self,
+        world: World,
+        row: Any,
+        forge: Callable[[int, Signer | None], None],
+        health: Callable[[], Health],
     ) -> None:
         self.world, self.row = world, row
         self._forge, self._health = forge, health
@@ -168,7 +190,11 @@ class Play:
         world, began = self.world, time.monotonic()
         world.authority.kill()
         refused = [len(work.refusals) for work in world.workloads]
-        self._until(lambda: all(len(w.refusals) > n for w, n in zip(world.workloads, refused, strict=True)))
+        self._until(
+            lambda: all(
+                len(w.refusals) > n for w, n in zip(world.workloads, refused, strict=True)
+            )
+        )
         self._all_handled()
         stopped = len(world.honest)
         self.forged(None, Reason.TOKEN_MISSING)
@@ -176,7 +202,9 @@ class Play:
         assert len(world.honest) == stopped, "something was published without an identity"
         world.authority.start()
         again = time.monotonic()
-        self._until(lambda: all(work.key.health().state == "fresh" for work in world.workloads))
+        self._until(
+            lambda: all(work.key.health().state == "fresh" for work in world.workloads)
+        )
         self._two_bursts(world.workloads)
         assert {work.key.health().state for work in world.workloads} == {"fresh"}
         world.figures |= {"outage": again - began, "back after": time.monotonic() - again}
@@ -193,11 +221,17 @@ class Play:
         self._until(lambda: world.keys.health().state == "fresh")
         new = keystore.create().kid
         self._until(lambda: keystore.change(ring.rotate).active.kid == new)  # type: ignore[union-attr]
-        self._until(lambda: {work.key.signing_key().identity.kid for work in world.workloads} == {new})
+        self._until(
+            lambda: (
+                {work.key.signing_key().identity.kid for work in world.workloads} == {new}
+            )
+        )
         self._two_bursts(world.workloads)
         self._all_handled()
         keystore.change(lambda keys, now: ring.revoke(keys, old, now, reason="replaced"))
-        self._until(lambda: getattr(world.keys.key_set().get(old), "revocation", None) is not None)
+        self._until(
+            lambda: getattr(world.keys.key_set().get(old), "revocation", None) is not None
+        )
         self.forged(signer_of(kept, first.subject, clock=kept), Reason.KEY_REVOKED)
 
     def cut_off(self) -> None:
@@ -209,7 +243,12 @@ class Play:
         self._until(victim.gone.is_set)
         self._all_handled()
         cut = world.authority.keystore.cut_off(victim.subject, reason="stolen")
-        self._until(lambda: victim.subject in world.keys.key_set().cutoffs and time.time() >= cut.before)
+        self._until(
+            lambda: (
+                victim.subject in world.keys.key_set().cutoffs
+                and time.time() >= cut.before
+            )
+        )
         self.forged(signer_of(kept, victim.subject, clock=kept), Reason.KEY_REVOKED)
 
     def forged(self, signer: Signer | None, reason: Reason) -> None:
@@ -218,12 +257,18 @@ class Play:
         self._forge(FORGED, signer)
         self.world.forged |= dict.fromkeys(self.row.forged[before:], reason)
         due = sum(each == reason for each in self.world.forged.values())
-        self._until(lambda: sum(outcome.reason == reason for outcome in [*self.row.outcomes]) >= due)
+        self._until(
+            lambda: (
+                sum(outcome.reason == reason for outcome in [*self.row.outcomes]) >= due
+            )
+        )
 
     def _two_bursts(self, workloads: list[Workload]) -> None:
         """Wait until each producer has ended the burst it is in, and published one more."""
         before = {work.name: work.bursts for work in workloads}
-        self._until(lambda: all(work.bursts >= before[work.name] + 2 for work in workloads))
+        self._until(
+            lambda: all(work.bursts >= before[work.name] + 2 for work in workloads)
+        )
 
     def _all_handled(self) -> None:
         """Wait until everything is handled that was confirmed up to now."""

@@ -45,16 +45,22 @@ class Scene(Row):
     one_partition: ClassVar = {"partition": 0}
     other_partition: ClassVar = {"partition": 1}
 
-    def __init__(self, url: str, folder: Path, *, partitions: int = 2, lifetime: int = 3600) -> None:
+    def __init__(
+        self, url: str, folder: Path, *, partitions: int = 2, lifetime: int = 3600
+    ) -> None:
         self.stage = KafkaStage(url, partitions=partitions, config=STAMPED)
-        super().__init__(url, self.stage.topic, self.stage.dead, folder, lifetime=lifetime)
+        super().__init__(
+            url, self.stage.topic, self.stage.dead, folder, lifetime=lifetime
+        )
         self.group = self.stage.group
         self.places = [TopicPartition(self.name, number) for number in range(partitions)]
         self._sealed: dict[bytes, list[tuple[str, bytes]]] = {}
         self._closing: list[Any] = []
         self.process = {"at_once": 500, "assigned": str(folder)}
         self._hasty: kafka.Producer | None = None
-        self.publishing = self.keep(_PYTHON.KafkaProducer(bootstrap_servers=self.stage.servers, linger_ms=5))
+        self.publishing = self.keep(
+            _PYTHON.KafkaProducer(bootstrap_servers=self.stage.servers, linger_ms=5)
+        )
         self._asking = self.keep(self._asker(self.group))
 
     def strike(self) -> None:
@@ -69,7 +75,12 @@ class Scene(Row):
         return closing
 
     def send(
-        self, number: int, *, signer: Signer | None = None, failing: bool = False, partition: int | None = None
+        self,
+        number: int,
+        *,
+        signer: Signer | None = None,
+        failing: bool = False,
+        partition: int | None = None,
     ) -> list[bytes]:
         """Publish so many honest messages, over all partitions or to one, and return their bodies."""
         bodies = self.named(number, failing=failing)
@@ -102,7 +113,9 @@ class Scene(Row):
             self.send(number)
         return failures
 
-    def forge_some(self, number: int, *, signer: Signer | None = None, partition: int | None = None) -> None:
+    def forge_some(
+        self, number: int, *, signer: Signer | None = None, partition: int | None = None
+    ) -> None:
         """Publish so many forged messages: with a token of a signer nobody should believe, or with none."""
         bodies = self.named_forged(number)
         for body in bodies:
@@ -153,17 +166,25 @@ class Scene(Row):
             client = self.consuming(**(client or {}))
         wanted: dict[str, Any] = {"backoff": kafka.Backoff(first=0.1, longest=0.5)}
         if "dead_letters" not in settings:
-            wanted["dead_letters"] = kafka.DeadLetters(self.letter_client(), self.dead, timeout=5)
-        return kafka.Consumer(client, guard, handler or self.handle, **(wanted | settings))
+            wanted["dead_letters"] = kafka.DeadLetters(
+                self.letter_client(), self.dead, timeout=5
+            )
+        return kafka.Consumer(
+            client, guard, handler or self.handle, **(wanted | settings)
+        )
 
     def reset(self) -> None:
         """Set the group's committed offsets to the beginning; it has no members now."""
-        self._asking.commit({place: OffsetAndMetadata(0) for place in self.places}, timeout_ms=10_000)
+        self._asking.commit(
+            {place: OffsetAndMetadata(0) for place in self.places}, timeout_ms=10_000
+        )
 
     def uncommitted(self) -> int:
         """Return how many records the group has still to commit."""
         ends = self._asking.end_offsets(self.places)
-        return sum(ends[place] - (self._asking.committed(place) or 0) for place in self.places)
+        return sum(
+            ends[place] - (self._asking.committed(place) or 0) for place in self.places
+        )
 
     def done(
         self, consumer: kafka.Consumer | None = None, handled: Callable[[], Iterable[bytes]] | None = None,
@@ -196,7 +217,13 @@ class Scene(Row):
         """Return every dead letter so far."""
         return [Letter.of(message) for message in self.stage.letters()]
 
-    def count(self, row: str, *, handled: Iterable[bytes] | None = None, letters: Iterable[Letter] = ()) -> Count:
+    def count(
+        self,
+        row: str,
+        *,
+        handled: Iterable[bytes] | None = None,
+        letters: Iterable[Letter] = (),
+    ) -> Count:
         """Return the sums of the row; ``letters`` are those of a topic that is gone."""
         return self.summed(row, handled, [*letters, *self.letters()])
 
@@ -207,7 +234,9 @@ class Scene(Row):
         )
 
 
-def _unconfirmed(producer: kafka.Producer, topic: str, bodies: Iterable[bytes]) -> list[bytes]:
+def _unconfirmed(
+    producer: kafka.Producer, topic: str, bodies: Iterable[bytes]
+) -> list[bytes]:
     """Send each once, and return those without the broker's confirm."""
     failed: list[bytes] = []
     sent: list[tuple[bytes, Any]] = []

@@ -6,7 +6,15 @@ import asyncio
 import inspect
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -25,7 +33,11 @@ from mqauth.signer import Signer
 from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.loop_thread import LoopThread
 
-APPEND: dict[str, Any] = {"at": "append", "max_queue_age": 3600, "append_evidence": "interceptor"}
+APPEND: dict[str, Any] = {
+    "at": "append",
+    "max_queue_age": 3600,
+    "append_evidence": "interceptor",
+}
 """Verifier settings for a broker that stamps what it receives."""
 R = TypeVar("R")
 AT_ONCE = 200
@@ -74,16 +86,24 @@ class Scene(Row):
 
     async def channel(self, url: str | None = None) -> Any:
         """Return a channel on a robust connection of its own."""
-        connection = await aio_pika.connect_robust(url or self.url, reconnect_interval=0.2)
+        connection = await aio_pika.connect_robust(
+            url or self.url, reconnect_interval=0.2
+        )
         self._connections.append(connection)
         return await connection.channel()
 
-    async def send(self, number: int, *, signer: Signer | None = None, failing: bool = False) -> list[bytes]:
+    async def send(
+        self, number: int, *, signer: Signer | None = None, failing: bool = False
+    ) -> list[bytes]:
         """Publish so many honest messages, and return their bodies."""
         bodies = self.named(number, failing=failing)
-        producer = rabbitmq.Producer(self.publishing.default_exchange, signer or self.forge.signer())
+        producer = rabbitmq.Producer(
+            self.publishing.default_exchange, signer or self.forge.signer()
+        )
         for body in bodies:
-            self._sealed[body] = producer.seal(aio_pika.Message(body, delivery_mode=2), self.name)
+            self._sealed[body] = producer.seal(
+                aio_pika.Message(body, delivery_mode=2), self.name
+            )
         await self._publish(self._sealed[body] for body in bodies)
         return bodies
 
@@ -93,11 +113,15 @@ class Scene(Row):
 
     async def _until_confirmed(self, body: bytes) -> int:
         """Publish one message under a new token each time; return the attempts that failed."""
-        producer = rabbitmq.Producer(self.publishing.default_exchange, self.forge.signer())
+        producer = rabbitmq.Producer(
+            self.publishing.default_exchange, self.forge.signer()
+        )
         failed = 0
         while True:
             try:
-                await producer.publish(aio_pika.Message(body, delivery_mode=2), self.name, timeout=5)
+                await producer.publish(
+                    aio_pika.Message(body, delivery_mode=2), self.name, timeout=5
+                )
             except (*LOST, TimeoutError, RuntimeError):
                 failed += 1
                 await asyncio.sleep(MOMENT)
@@ -106,7 +130,9 @@ class Scene(Row):
 
     async def forge_some(self, number: int, *, signer: Signer | None = None) -> None:
         """Publish so many forged messages: with a token of a signer nobody should believe, or with none."""
-        messages = [aio_pika.Message(body, delivery_mode=2) for body in self.named_forged(number)]
+        messages = [
+            aio_pika.Message(body, delivery_mode=2) for body in self.named_forged(number)
+        ]
         if signer is not None:
             producer = rabbitmq.Producer(self.publishing.default_exchange, signer)
             messages = [producer.seal(message, self.name) for message in messages]
@@ -124,31 +150,46 @@ class Scene(Row):
         exchange = self.publishing.default_exchange
         for start in range(0, len(waiting), AT_ONCE):
             several = waiting[start : start + AT_ONCE]
-            results = await asyncio.gather(*(exchange.publish(message, self.name) for message in several))
+            results = await asyncio.gather(
+                *(exchange.publish(message, self.name) for message in several)
+            )
             assert all(isinstance(result, commands.Basic.Ack) for result in results)
 
     def store(self, url: str, timeout: float = 1, **settings: Any) -> RedisReplayStore:
         """Return a store on a real Redis, of this row's own."""
-        store = RedisReplayStore.from_url(url, timeout=timeout, namespace=self.name, **settings)
+        store = RedisReplayStore.from_url(
+            url, timeout=timeout, namespace=self.name, **settings
+        )
         self._stores.append(store)
         return store
 
     async def consumer(
-        self, guard: Pipeline, handler: Any = None, *, url: str | None = None, **settings: Any
+        self,
+        guard: Pipeline,
+        handler: Any = None,
+        *,
+        url: str | None = None,
+        **settings: Any,
     ) -> rabbitmq.Consumer:
         """Return a consumer of the source, on connections of its own."""
         queue = await (await self.channel(url)).get_queue(self.name, ensure=False)
         letters = rabbitmq.DeadLetters(await self.channel(), self.dead)
-        return rabbitmq.Consumer(queue, guard, handler or self.handle, **({"dead_letters": letters} | settings))
+        return rabbitmq.Consumer(
+            queue, guard, handler or self.handle, **({"dead_letters": letters} | settings)
+        )
 
     async def waiting(self, queue: str | None = None) -> int:
         """Return how many messages are ready in the source, or another queue."""
-        declared: Any = await self.publishing.declare_queue(queue or self.name, passive=True, robust=False)
+        declared: Any = await self.publishing.declare_queue(
+            queue or self.name, passive=True, robust=False
+        )
         return int(declared.declaration_result.message_count)
 
     async def consumed_by(self, number: int) -> bool:
         """Tell whether the source has so many consumers."""
-        declared: Any = await self.publishing.declare_queue(self.name, passive=True, robust=False)
+        declared: Any = await self.publishing.declare_queue(
+            self.name, passive=True, robust=False
+        )
         return int(declared.declaration_result.consumer_count) == number
 
     async def done(
@@ -160,7 +201,10 @@ class Scene(Row):
     ) -> None:
         """Wait until every honest message is handled, every other buried, and nothing is under way."""
         due = len(self.failing) + len(self.forged) + sum(self.copies.values())
-        await until(lambda: {*self.honest} <= {*(self.handled if handled is None else handled())}, seconds)
+        await until(
+            lambda: {*self.honest} <= {*(self.handled if handled is None else handled())},
+            seconds,
+        )
 
         async def quiet() -> bool:
             if consumer is not None and consumer.health().in_flight > 0:
@@ -188,7 +232,11 @@ class Scene(Row):
             return found
 
     async def count(
-        self, row: str, *, handled: Iterable[bytes] | None = None, letters: Iterable[Letter] = ()
+        self,
+        row: str,
+        *,
+        handled: Iterable[bytes] | None = None,
+        letters: Iterable[Letter] = (),
     ) -> Count:
         """Return the sums of the row; the dead letters are taken, beside those that were taken before."""
         return self.summed(row, handled, [*letters, *await self.letters()])
@@ -219,7 +267,9 @@ class BlockingScene:
         return lambda *arguments, **settings: self.call(member(*arguments, **settings))
 
     @contextmanager
-    def consumer(self, guard: Pipeline, handler: Any = None, **settings: Any) -> Iterator[rabbitmq.Consumer]:
+    def consumer(
+        self, guard: Pipeline, handler: Any = None, **settings: Any
+    ) -> Iterator[rabbitmq.Consumer]:
         """Run a consumer of the source, whose handler may block."""
         plain = on_thread(handler or self._scene.handle)
         consumer = self.call(self._scene.consumer(guard, plain, **settings))
@@ -265,7 +315,9 @@ async def scene(url: str, folder: Path, *, lifetime: int = 3600) -> AsyncIterato
         await row.strike()
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = PATIENCE) -> None:
+async def until(
+    condition: Callable[[], bool | Awaitable[bool]], seconds: float = PATIENCE
+) -> None:
     """Wait until a condition holds, or fail."""
     async with asyncio.timeout(seconds):
         while True:

@@ -34,7 +34,11 @@ class Letter:
     @classmethod
     def of(cls, message: Message) -> Self:
         """Read a letter taken from the dead-letter queue or topic; Kafka's headers are bytes."""
-        return cls(body=message.body or b"", id=_header(message, "id"), reason=_header(message, "reason"))
+        return cls(
+            body=message.body or b"",
+            id=_header(message, "id"),
+            reason=_header(message, "reason"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,12 @@ class Sent:
     @property
     def total(self) -> int:
         """How many messages went in."""
-        return len(self.honest) + len(self.failing) + len(self.forged) + sum(self.copies.values())
+        return (
+            len(self.honest)
+            + len(self.failing)
+            + len(self.forged)
+            + sum(self.copies.values())
+        )
 
     @property
     def letters(self) -> Counter[bytes]:
@@ -113,7 +122,14 @@ class Count:
         assert self.sent == self.handled + self.dead_lettered, self.line
 
 
-def count(row: str, broker: str, sent: Sent, *, handled: Iterable[bytes], letters: Iterable[Letter]) -> Count:
+def count(
+    row: str,
+    broker: str,
+    sent: Sent,
+    *,
+    handled: Iterable[bytes],
+    letters: Iterable[Letter],
+) -> Count:
     """Return the sums of a row.
 
     Args:
@@ -137,7 +153,9 @@ def count(row: str, broker: str, sent: Sent, *, handled: Iterable[bytes], letter
         handled_again=runs.total() - len(runs),
         letters_again=sum((found - due).values()),
         lost=sent.total - done - buried,
-        condemned=len({letter.body for letter in letters if _condemns(letter, sent, honest)}),
+        condemned=len(
+            {letter.body for letter in letters if _condemns(letter, sent, honest)}
+        ),
         admitted=sum(body not in honest for body in runs),
     )
 
@@ -183,7 +201,9 @@ class Row:
     """Orders of a consumer process."""
     group = ""
 
-    def __init__(self, url: str, source: str, dead: str, folder: Path, *, lifetime: int) -> None:
+    def __init__(
+        self, url: str, source: str, dead: str, folder: Path, *, lifetime: int
+    ) -> None:
         self.url, self.name, self.dead, self.folder = url, source, dead, folder
         self.forge = Forge(lifetime=lifetime)
         self.honest: list[bytes] = []
@@ -235,7 +255,10 @@ class Row:
     def named(self, number: int, *, failing: bool = False) -> list[bytes]:
         """Return the bodies of so many further honest messages."""
         known = self.failing if failing else self.honest
-        bodies = [b"%s %d" % (b"failing" if failing else b"honest", len(known) + n) for n in range(number)]
+        bodies = [
+            b"%s %d" % (b"failing" if failing else b"honest", len(known) + n)
+            for n in range(number)
+        ]
         known += bodies
         return bodies
 
@@ -253,7 +276,9 @@ class Row:
         """Return a verifier that judges times by the broker's stamp."""
         return self.forge.verifier(**(self.append | settings))
 
-    def guard(self, audit: AuditFile, replay: ReplayStore | None = None, **settings: Any) -> Pipeline:
+    def guard(
+        self, audit: AuditFile, replay: ReplayStore | None = None, **settings: Any
+    ) -> Pipeline:
         """Return a pipeline that trusts the forge on the source."""
         wanted: dict[str, Any] = {
             "verifier": self.verifier(), "policy": Allow({SUBJECT: [self.destination]}), "audit": audit,
@@ -262,8 +287,15 @@ class Row:
         }  # fmt: skip
         return Pipeline(**(wanted | settings))
 
-    def summed(self, row: str, handled: Iterable[bytes] | None, letters: Iterable[Letter]) -> Count:
+    def summed(
+        self, row: str, handled: Iterable[bytes] | None, letters: Iterable[Letter]
+    ) -> Count:
         """Return the sums of the row, from what was handled, here or elsewhere, and all letters."""
-        sent = Sent(honest=self.honest, failing=self.failing, forged=self.forged, copies=self.copies)
+        sent = Sent(
+            honest=self.honest,
+            failing=self.failing,
+            forged=self.forged,
+            copies=self.copies,
+        )
         handled = self.handled if handled is None else handled
         return count(row, self.broker, sent, handled=handled, letters=letters)

@@ -38,7 +38,10 @@ STEP = 300.0
 HOW = ["stopped", "killed"] if is_nightly() else ["killed"]
 """A broker that is killed has no chance to do what one that is stopped does; the latter is tried at night."""
 FLOOD = nightly(10_000, otherwise=500)
-DISKS: list[Callable[[Path], AbstractContextManager[Disk]]] = [quota, *([small_disk] if may_mount() else [])]
+DISKS: list[Callable[[Path], AbstractContextManager[Disk]]] = [
+    quota,
+    *([small_disk] if may_mount() else []),
+]
 
 
 def key_cache(server: KeyServer) -> JWKS:
@@ -64,7 +67,9 @@ class Rows:
 
     in_hand = 0
 
-    def test_consumers_race_on_copies(self, row: Any, redis: Redis, tmp_path: Path, report: Report) -> None:
+    def test_consumers_race_on_copies(
+        self, row: Any, redis: Redis, tmp_path: Path, report: Report
+    ) -> None:
         """Of a message and its copies, taken by two processes, one is handled, once; the others are replays."""
         audit = str(tmp_path / "audit.{pid}.jsonl")
         racers = [row.orders(redis=redis.url, audit=audit).process() for _ in range(2)]
@@ -77,10 +82,19 @@ class Rows:
         row.done(handled=row.handled_elsewhere, seconds=WITHIN)
         row.end(racers)
         assert all(path.stat().st_size for path in tmp_path.glob("audit.*.jsonl"))
-        assert report(row.count("two consumers racing on copies", handled=row.handled_elsewhere())).duplicates == 0
+        assert (
+            report(
+                row.count(
+                    "two consumers racing on copies", handled=row.handled_elsewhere()
+                )
+            ).duplicates
+            == 0
+        )
 
     @pytest.mark.parametrize("how", HOW)
-    def test_broker_down_while_consuming(self, row: Any, redis: Redis, report: Report, how: str) -> None:
+    def test_broker_down_while_consuming(
+        self, row: Any, redis: Redis, report: Report, how: str
+    ) -> None:
         """A broker stopped in order, or killed, under a consumer: it goes on by itself, and nothing is lost."""
         pace = threading.Event()
         row.settle_in(how)
@@ -98,10 +112,15 @@ class Rows:
                 until(lambda: len(row.handled) > 40, consumer)
                 down_and_up(row.service, how)
                 row.done(consumer)
-        assert report(row.count(f"broker {how} while consuming")).handled_again <= self.in_hand
+        assert (
+            report(row.count(f"broker {how} while consuming")).handled_again
+            <= self.in_hand
+        )
 
     @pytest.mark.parametrize("how", HOW)
-    def test_broker_down_while_publishing(self, row: Any, redis: Redis, report: Report, how: str) -> None:
+    def test_broker_down_while_publishing(
+        self, row: Any, redis: Redis, report: Report, how: str
+    ) -> None:
         """What a producer was told is confirmed is not lost; what it publishes again may be handled again."""
         row.settle_in(how)
         failures = row.send_stubbornly(5)
@@ -110,11 +129,18 @@ class Rows:
         while down.is_alive() or len(row.honest) < 100:
             failures += row.send_stubbornly(5)
         assert failures > 0
-        with row.audit_file() as audit, row.consumer(row.guard(audit, row.store(redis.url))) as consumer:
+        with (
+            row.audit_file() as audit,
+            row.consumer(row.guard(audit, row.store(redis.url))) as consumer,
+        ):
             row.done(consumer)
-        assert report(row.count(f"broker {how} while publishing")).handled_again <= failures
+        assert (
+            report(row.count(f"broker {how} while publishing")).handled_again <= failures
+        )
 
-    def test_replay_store_down_and_back(self, row: Any, own_redis: Redis, report: Report) -> None:
+    def test_replay_store_down_and_back(
+        self, row: Any, own_redis: Redis, report: Report
+    ) -> None:
         """With its Redis down a consumer defers; Redis back, all is handled once and copies are still known."""
         first = row.send(50)
         with row.audit_file() as audit:
@@ -124,13 +150,18 @@ class Rows:
                 own_redis.stop()
                 row.send(50)
                 row.copy(first)
-                until(lambda: consumer.health().cause is Cause.REPLAY_STORE_UNAVAILABLE, consumer)
+                until(
+                    lambda: consumer.health().cause is Cause.REPLAY_STORE_UNAVAILABLE,
+                    consumer,
+                )
                 assert len(row.handled) == len(first)
                 own_redis.start()
                 row.done(consumer)
         assert report(row.count("replay store down and back")).duplicates == 0
 
-    def test_confirm_fails_after_the_handler(self, row: Any, own_redis: Redis, report: Report) -> None:
+    def test_confirm_fails_after_the_handler(
+        self, row: Any, own_redis: Redis, report: Report
+    ) -> None:
         """The store going down between handler and confirm makes the message wait; no handler runs again."""
         gone = threading.Event()
         row.send(20)
@@ -144,7 +175,10 @@ class Rows:
         with row.audit_file() as audit:
             guard = row.guard(audit, row.store(own_redis.url))
             with row.consumer(guard, last_straw, **row.impatient) as consumer:
-                until(lambda: consumer.health().cause is Cause.REPLAY_STORE_UNAVAILABLE, consumer)
+                until(
+                    lambda: consumer.health().cause is Cause.REPLAY_STORE_UNAVAILABLE,
+                    consumer,
+                )
                 # The handler stops the store on a thread of its own, and may not have seen its end yet.
                 until(gone.is_set, consumer)
                 own_redis.start()
@@ -161,7 +195,13 @@ class Rows:
                 row.send(20)
                 until(lambda: len(row.handled) == 20, consumer)
                 server.down()
-                until(lambda: (keys.health().age or 0) > 30 and keys.health().failing_for is not None, consumer)
+                until(
+                    lambda: (
+                        (keys.health().age or 0) > 30
+                        and keys.health().failing_for is not None
+                    ),
+                    consumer,
+                )
                 row.send(8, signer=row.forge.signer(key=new), **row.one_partition)
                 row.send(20, **row.other_partition)
                 until(lambda: len(row.handled) == 40, consumer)
@@ -202,7 +242,9 @@ class Rows:
         with disk(tmp_path / "disk") as place, log.open("wb") as stderr:
             audit = place.folder / "audit.jsonl"
             row.forge_some(6)
-            victim = row.orders(redis=redis.url, audit=str(audit), hold=1).process(stderr=stderr)
+            victim = row.orders(redis=redis.url, audit=str(audit), hold=1).process(
+                stderr=stderr
+            )
             until(lambda: row.buried() == 6)
             place.fill(victim.pid)
             row.forge_some(14)
@@ -214,7 +256,9 @@ class Rows:
             row.done(handled=row.handled_elsewhere)
             row.end([victim])
             chain = verify_chain(audit)
-            found = row.count(f"audit disk full ({disk.__name__})", handled=row.handled_elsewhere())
+            found = row.count(
+                f"audit disk full ({disk.__name__})", handled=row.handled_elsewhere()
+            )
             report(found)
             assert (chain.intact, chain.records, found.duplicates) == (True, 20, 0)
 
@@ -234,14 +278,18 @@ class Rows:
         assert report(row.count("key rotated while its messages wait")).duplicates == 0
 
     @pytest.mark.parametrize("step", [STEP, -STEP])
-    def test_clock_stepped(self, row: Any, redis: Redis, report: Report, step: float) -> None:
+    def test_clock_stepped(
+        self, row: Any, redis: Redis, report: Report, step: float
+    ) -> None:
         """A consumer's clock that steps by five minutes condemns nothing and lets no copy in."""
         clock = SteppingClock()
         row.forge.lifetime = 60
         first = row.send(40)
         with row.audit_file() as audit:
             store = row.store(redis.url, clock=clock)
-            guard = row.guard(audit, store, clock=clock, verifier=row.verifier(max_queue_age=400))
+            guard = row.guard(
+                audit, store, clock=clock, verifier=row.verifier(max_queue_age=400)
+            )
             with row.consumer(guard) as consumer:
                 row.done(consumer)
                 clock.offset = step
@@ -267,4 +315,9 @@ class Rows:
                 row.done(consumer, seconds=300)
         found = row.count(f"{FLOOD:,} forged among {FLOOD:,} honest")
         report(found)
-        assert (found.sent, found.handled, found.dead_lettered, found.duplicates) == (2 * FLOOD, FLOOD, FLOOD, 0)
+        assert (found.sent, found.handled, found.dead_lettered, found.duplicates) == (
+            2 * FLOOD,
+            FLOOD,
+            FLOOD,
+            0,
+        )

@@ -28,19 +28,26 @@ Report = Callable[[Count], Count]
 
 @pytest.mark.slow
 async def test_authority_killed_and_a_subject_cut_off_on_rabbitmq(
-    own_rabbitmq: RabbitMQ, tmp_path: Path, report: Report, capsys: pytest.CaptureFixture[str]
+    own_rabbitmq: RabbitMQ,
+    tmp_path: Path,
+    report: Report,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Producers stop without an identity and go on by themselves; nothing is lost, condemned or let in."""
     async with rabbitmq_scene.scene(own_rabbitmq.url, tmp_path) as row:
         loop = asyncio.get_running_loop()
 
         def forge(number: int, signer: Any) -> None:
-            asyncio.run_coroutine_threadsafe(row.forge_some(number, signer=signer), loop).result()
+            asyncio.run_coroutine_threadsafe(
+                row.forge_some(number, signer=signer), loop
+            ).result()
 
         with world(tmp_path, "rabbitmq:/" + row.name) as there, row.audit_file() as audit:
             guard = there.guard(row, audit, **rabbitmq_scene.APPEND)
             async with await row.consumer(guard) as consumer:
-                tasks = [asyncio.create_task(_publish(row, work)) for work in there.workloads]
+                tasks = [
+                    asyncio.create_task(_publish(row, work)) for work in there.workloads
+                ]
                 play = Play(there, row, forge, consumer.health)
                 await asyncio.to_thread(play.all)
                 await asyncio.gather(*tasks)
@@ -62,7 +69,10 @@ def test_authority_killed_and_a_subject_cut_off_on_kafka(
         with world(tmp_path, "kafka:" + row.name) as there, row.audit_file() as audit:
             guard = there.guard(row, audit, **kafka_scene.APPEND)
             with row.consumer(guard) as consumer:
-                threads = [threading.Thread(target=_send, args=(row, work)) for work in there.workloads]
+                threads = [
+                    threading.Thread(target=_send, args=(row, work))
+                    for work in there.workloads
+                ]
                 for thread in threads:
                     thread.start()
                 Play(there, row, forge, consumer.health).all()
@@ -79,10 +89,17 @@ async def _publish(row: rabbitmq_scene.Scene, work: Workload) -> None:
     while not work.ended.is_set():
         bodies = work.burst()
         results = await asyncio.gather(
-            *(producer.publish(aio_pika.Message(body, delivery_mode=2), row.name) for body in bodies),
+            *(
+                producer.publish(aio_pika.Message(body, delivery_mode=2), row.name)
+                for body in bodies
+            ),
             return_exceptions=True,
         )
-        assert all(isinstance(result, Unavailable) for result in results if isinstance(result, BaseException))
+        assert all(
+            isinstance(result, Unavailable)
+            for result in results
+            if isinstance(result, BaseException)
+        )
         pairs = [*zip(bodies, results, strict=True)]
         work.took(
             [body for body, result in pairs if not isinstance(result, BaseException)],
@@ -94,7 +111,9 @@ async def _publish(row: rabbitmq_scene.Scene, work: Workload) -> None:
 
 def _send(row: kafka_scene.Scene, work: Workload) -> None:
     """Send bursts by a client of the producer's own, until it is told to end."""
-    client: Any = kafka_scene._PYTHON.KafkaProducer(bootstrap_servers=row.stage.servers, linger_ms=5)
+    client: Any = kafka_scene._PYTHON.KafkaProducer(
+        bootstrap_servers=row.stage.servers, linger_ms=5
+    )
     producer = kafka.Producer(row.keep(client), work.signer)
     while not work.ended.is_set():
         sent: list[tuple[bytes, Any]] = []
@@ -119,7 +138,9 @@ def _send(row: kafka_scene.Scene, work: Workload) -> None:
     work.gone.set()
 
 
-def _tell(there: World, found: Count, report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+def _tell(
+    there: World, found: Count, report: Report, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Print the sums and what led to them, and assert them."""
     refused = sum(len(work.refusals) for work in there.workloads)
     with capsys.disabled():

@@ -61,9 +61,13 @@ class TestRows(Rows):
 
 
 @pytest.mark.parametrize(
-    "assignor", [RangePartitionAssignor, CooperativeStickyAssignor], ids=["eager", "cooperative"]
+    "assignor",
+    [RangePartitionAssignor, CooperativeStickyAssignor],
+    ids=["eager", "cooperative"],
 )
-def test_rebalance_in_the_middle(row: Scene, redis: Redis, report: Report, assignor: Any) -> None:
+def test_rebalance_in_the_middle(
+    row: Scene, redis: Redis, report: Report, assignor: Any
+) -> None:
     """A consumer that joins and leaves in the middle of a batch costs nothing but a batch handled again."""
     row.send(300)
     row.forge_some(20)
@@ -95,7 +99,12 @@ def test_rebalance_in_the_middle(row: Scene, redis: Redis, report: Report, assig
 
 @pytest.mark.parametrize(("reread", "again"), [("handle", 5 * 100), ("duplicate", 0)])
 def test_offset_reset_same_group(
-    short: Scene, redis: Redis, report: Report, *, reread: Literal["handle", "duplicate"], again: int
+    short: Scene,
+    redis: Redis,
+    report: Report,
+    *,
+    reread: Literal["handle", "duplicate"],
+    again: int,
 ) -> None:
     """Read from the beginning five times, a day later: nothing honest is rejected; ``reread`` decides."""
     row, clock = short, SteppingClock()
@@ -126,7 +135,9 @@ def test_offset_reset_new_group(short: Scene, redis: Redis, report: Report) -> N
     bodies = row.send(100)
     with row.audit_file() as audit:
         store = row.store(redis.url, clock=clock)
-        guard = row.guard(audit, store, clock=clock, verifier=row.verifier(max_queue_age=7 * DAY))
+        guard = row.guard(
+            audit, store, clock=clock, verifier=row.verifier(max_queue_age=7 * DAY)
+        )
         with row.consumer(guard) as consumer:
             row.done(consumer)
         clock.offset = DAY
@@ -167,7 +178,11 @@ def test_redelivery_storm(row: Scene, redis: Redis, report: Report) -> None:
 def test_long_pause_is_no_rebalance(row: Scene, own_redis: Redis, report: Report) -> None:
     """A partition that waits four times ``max_poll_interval_ms`` long is still ours, in the same generation."""
     row.send(20)
-    limits = {"max_poll_interval_ms": 1500, "session_timeout_ms": 3000, "heartbeat_interval_ms": 300}
+    limits = {
+        "max_poll_interval_ms": 1500,
+        "session_timeout_ms": 3000,
+        "heartbeat_interval_ms": 300,
+    }
     client = row.consuming(**limits)
     generation = client._coordinator.generation_if_stable
     with row.audit_file() as audit:
@@ -177,7 +192,12 @@ def test_long_pause_is_no_rebalance(row: Scene, own_redis: Redis, report: Report
             before = generation()
             own_redis.stop()
             row.send(20)
-            until(lambda: time.time() - (consumer.health().stalled_since or time.time()) > 6, consumer)
+            until(
+                lambda: (
+                    time.time() - (consumer.health().stalled_since or time.time()) > 6
+                ),
+                consumer,
+            )
             own_redis.start()
             row.done(consumer)
             after = generation()
@@ -199,10 +219,14 @@ def cluster() -> Iterator[KafkaCluster]:
 
 
 @pytest.mark.cluster
-def test_broker_killed(cluster: KafkaCluster, redis: Redis, tmp_path: Path, report: Report) -> None:
+def test_broker_killed(
+    cluster: KafkaCluster, redis: Redis, tmp_path: Path, report: Report
+) -> None:
     """The broker dies that leads a partition, under `acks=all`: a patient producer and a consumer go on."""
     with scene(cluster.url, tmp_path) as row:
-        client = row.keep(_PYTHON.KafkaProducer(bootstrap_servers=row.stage.servers, acks="all"))
+        client = row.keep(
+            _PYTHON.KafkaProducer(bootstrap_servers=row.stage.servers, acks="all")
+        )
         producer = kafka.Producer(client, row.forge.signer())
         row.forge_some(50)
         _send(producer, row, 200)
@@ -230,6 +254,8 @@ def _send(producer: kafka.Producer, row: Scene, number: int) -> None:
     """Publish honest messages once each, and wait until every one is confirmed."""
     bodies = [b"honest %d" % (len(row.honest) + n) for n in range(number)]
     row.honest += bodies
-    futures: list[Any] = [producer.send(row.name, body, b"%d" % place) for place, body in enumerate(bodies)]
+    futures: list[Any] = [
+        producer.send(row.name, body, b"%d" % place) for place, body in enumerate(bodies)
+    ]
     for future in futures:
         future.get(timeout=PATIENCE)

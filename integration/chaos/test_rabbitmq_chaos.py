@@ -75,7 +75,12 @@ async def test_dead_letter_queue_full(row: Scene, report: Report) -> None:
             async with asyncio.timeout(PATIENCE):
                 while len(taken) < len(row.forged):
                     taken.extend(await row.letters())
-            await until(lambda: len(row.handled) == len(row.honest) and consumer.health().in_flight == 0)
+            await until(
+                lambda: (
+                    len(row.handled) == len(row.honest)
+                    and consumer.health().in_flight == 0
+                )
+            )
     assert verify_chain(row.folder / "audit.jsonl").records == len(row.forged)
     report(await row.count("dead-letter queue full", letters=taken))
 
@@ -86,13 +91,17 @@ LAST = b"\x08\0\0\0\0\0\0\xce"
 
 
 @asynccontextmanager
-async def slow_and_quick(row: Scene, redis: Redis, **settings: Any) -> AsyncIterator[Wire]:
+async def slow_and_quick(
+    row: Scene, redis: Redis, **settings: Any
+) -> AsyncIterator[Wire]:
     """Run a consumer on a slow wire, whose pipeline has these settings, and one beside it."""
     async with Wire(row.url) as wire, AsyncExitStack() as stack:
         audit = stack.enter_context(row.audit_file())
         slow = row.guard(audit, row.store(redis.url), **settings)
         await stack.enter_async_context(await row.consumer(slow, url=wire.url))
-        await stack.enter_async_context(await row.consumer(row.guard(audit, row.store(redis.url))))
+        await stack.enter_async_context(
+            await row.consumer(row.guard(audit, row.store(redis.url)))
+        )
         yield wire
 
 
@@ -159,7 +168,9 @@ async def test_connection_ended_between_frames(
         with row.audit_file() as audit:
             guard = row.guard(audit)
             policy = Policy(guard.policy)
-            consumer = await row.consumer(row.guard(audit, guard.replay, policy=policy), url=wire.url, hold=1)
+            consumer = await row.consumer(
+                row.guard(audit, guard.replay, policy=policy), url=wire.url, hold=1
+            )
             running = asyncio.create_task(consumer.run())
             await until(lambda: consumer.health().deferred == 5)
             wire.mute()
@@ -210,7 +221,9 @@ async def lose(row: Scene, guard: Pipeline, store: GatedStore, *, after: bool) -
     async with Wire(row.url) as wire, await aio_pika.connect(wire.url) as connection:
         queue = await (await connection.channel()).get_queue(row.name, ensure=False)
         letters = rabbitmq.DeadLetters(row.publishing, row.dead)
-        consumer = rabbitmq.Consumer(queue, guard, row.handle, dead_letters=letters, prefetch=HONEST, grace=0)
+        consumer = rabbitmq.Consumer(
+            queue, guard, row.handle, dead_letters=letters, prefetch=HONEST, grace=0
+        )
         with suppress(*LOST):
             async with consumer:
                 await until(lambda: consumer.health().in_flight == HONEST)
@@ -279,7 +292,10 @@ def _deep() -> bytes:
 
 POISONS: Final[Mapping[str, tuple[tuple[str, ...], bytes]]] = {
     "absurd timestamp": (("timestamp",), _MODE_AND_ID + b"\xff" * 8),
-    "header name no UTF-8": (("headers",), _table(_short(b"\xff\xfe") + b"t\x01") + _MODE_AND_ID),
+    "header name no UTF-8": (
+        ("headers",),
+        _table(_short(b"\xff\xfe") + b"t\x01") + _MODE_AND_ID,
+    ),
     "content type no UTF-8": (("content_type",), _short(b"\xff\xfe") + _MODE_AND_ID),
     "deep table": (("headers",), _deep() + _MODE_AND_ID),
 }
@@ -329,7 +345,10 @@ async def test_poison_on_the_recommended_queue(
     await publish_poison(poisoned.publishing, poisoned.name, kind)
     await poisoned.send(15)
     aside = poisoned.name + UNPARSEABLE
-    with poisoned.audit_file() as audit, caplog.at_level(logging.CRITICAL, "mqauth.rabbitmq"):
+    with (
+        poisoned.audit_file() as audit,
+        caplog.at_level(logging.CRITICAL, "mqauth.rabbitmq"),
+    ):
         async with await poisoned.consumer(
             poisoned.guard(audit, verifier=poisoned.forge.verifier()), prefetch=10
         ) as consumer:
@@ -351,7 +370,10 @@ async def test_poison_on_the_recommended_queue(
 
 @pytest.mark.parametrize("kind", ["absurd timestamp"])
 async def test_poison_on_a_classic_queue(
-    poisoned: Scene, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], kind: str
+    poisoned: Scene,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
 ) -> None:
     """On a classic queue the poison comes again for ever: what is behind it waits, not lost, and we warned."""
     await poisoned.publishing.queue_delete(poisoned.name)
@@ -363,7 +385,10 @@ async def test_poison_on_a_classic_queue(
     await publish_poison(poisoned.publishing, poisoned.name, kind)
     behind = await poisoned.send(6)
     letters = rabbitmq.DeadLetters(poisoned.publishing, poisoned.dead)
-    with poisoned.audit_file() as audit, caplog.at_level(logging.WARNING, "mqauth.rabbitmq"):
+    with (
+        poisoned.audit_file() as audit,
+        caplog.at_level(logging.WARNING, "mqauth.rabbitmq"),
+    ):
         consumer = rabbitmq.Consumer(
             source,
             poisoned.guard(audit, verifier=poisoned.forge.verifier()),
@@ -372,7 +397,11 @@ async def test_poison_on_a_classic_queue(
         )
         assert "no quorum queue" in caplog.text
         async with consumer:
-            await until(lambda: {*before} <= {*poisoned.handled} and consumer.health().prefetch == 1)
+            await until(
+                lambda: (
+                    {*before} <= {*poisoned.handled} and consumer.health().prefetch == 1
+                )
+            )
             deaths = consumer.health().connection_deaths
             await until(lambda: consumer.health().connection_deaths >= deaths + SPINS)
         health = consumer.health()
@@ -400,7 +429,9 @@ UNBLOCKED = 60.0
 async def wire(own_rabbitmq: RabbitMQ) -> AsyncIterator[Wire]:
     """A wire to a broker of this test's own, with a queue on it."""
     async with await aio_pika.connect(own_rabbitmq.url) as connection:
-        await (await connection.channel()).declare_queue(QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
+        await (await connection.channel()).declare_queue(
+            QUEUE, durable=True, arguments={"x-queue-type": "quorum"}
+        )
     async with Wire(own_rabbitmq.url) as wire:
         yield wire
 
@@ -414,15 +445,21 @@ async def _blocked(channel: aio_pika.abc.AbstractChannel) -> None:
 
 async def test_lost_while_blocked(own_rabbitmq: RabbitMQ, wire: Wire) -> None:
     """A producer whose blocked connection is lost has that publish fail, and publishes again afterwards."""
-    async with await aio_pika.connect_robust(wire.url, reconnect_interval=0.2) as connection:
+    async with await aio_pika.connect_robust(
+        wire.url, reconnect_interval=0.2
+    ) as connection:
         channel = await connection.channel()
         producer = rabbitmq.Producer(channel.default_exchange, Forge().signer())
         await producer.publish(aio_pika.Message(b"first"), QUEUE)
         own_rabbitmq.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
-        under_way = asyncio.ensure_future(producer.publish(aio_pika.Message(b"under way"), QUEUE))
+        under_way = asyncio.ensure_future(
+            producer.publish(aio_pika.Message(b"under way"), QUEUE)
+        )
         async with asyncio.timeout(UNBLOCKED):
             await _blocked(channel)
-        waiting = asyncio.ensure_future(producer.publish(aio_pika.Message(b"waiting"), QUEUE))
+        waiting = asyncio.ensure_future(
+            producer.publish(aio_pika.Message(b"waiting"), QUEUE)
+        )
         await asyncio.sleep(0)
         wire.cut()
         own_rabbitmq.ctl("set_vm_memory_high_watermark", "0.6")
@@ -446,7 +483,11 @@ def issuer_out_of_reach(row: Scene) -> Iterator[tuple[KeyServer, Pipeline]]:
     with (
         unreachable([row.forge.neighbour]) as server,
         JWKS(
-            server.url, timeout=1, unsafe_http_loopback=True, clock=FastClock(), refresher=fast_refresher
+            server.url,
+            timeout=1,
+            unsafe_http_loopback=True,
+            clock=FastClock(),
+            refresher=fast_refresher,
         ) as keys,
         row.audit_file() as audit,
     ):
@@ -454,19 +495,32 @@ def issuer_out_of_reach(row: Scene) -> Iterator[tuple[KeyServer, Pipeline]]:
         yield server, row.guard(audit, verifier=verifier, policy=Allow([rule]))
 
 
-async def test_beyond_the_bound_the_queue_waits(row: Scene, caplog: pytest.LogCaptureFixture) -> None:
+async def test_beyond_the_bound_the_queue_waits(
+    row: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
     """Where more is held than may be, the consumer says whose fault it is, how many, and that nothing comes."""
-    await row.forge_some(4 * PREFETCH, signer=row.forge.signer(key=row.forge.stranger, issuer=DEAD))
+    await row.forge_some(
+        4 * PREFETCH, signer=row.forge.signer(key=row.forge.stranger, issuer=DEAD)
+    )
     with issuer_out_of_reach(row) as (server, guard):
-        async with await row.consumer(guard, prefetch=PREFETCH, max_held=PREFETCH) as consumer:
-            await until(lambda: "no more can be held" in caplog.text, WITHIN)  # it consumes anew beside it first
+        async with await row.consumer(
+            guard, prefetch=PREFETCH, max_held=PREFETCH
+        ) as consumer:
+            await until(
+                lambda: "no more can be held" in caplog.text, WITHIN
+            )  # it consumes anew beside it first
             health = consumer.health()
             assert (health.consuming, health.party) == (False, DEAD)
             assert health.held == {f"keys_unavailable of {DEAD}": health.deferred}
             assert PREFETCH <= health.deferred <= 2 * PREFETCH
             full = re.compile(rf"no more can be held: (\d+) keys_unavailable of {DEAD}\n")
-            await until(lambda: full.search(caplog.text) is not None, WITHIN)  # it is logged a moment later
-            assert {PREFETCH <= int(number) <= 2 * PREFETCH for number in full.findall(caplog.text)} == {True}
+            await until(
+                lambda: full.search(caplog.text) is not None, WITHIN
+            )  # it is logged a moment later
+            assert {
+                PREFETCH <= int(number) <= 2 * PREFETCH
+                for number in full.findall(caplog.text)
+            } == {True}
             server.up()
             await row.done(consumer, seconds=WITHIN)
             assert consumer.health().consuming

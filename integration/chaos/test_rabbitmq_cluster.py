@@ -23,7 +23,10 @@ from integration.services.cluster import TICK, RabbitMQCluster
 from integration.wire import Wire
 from mqauth import Verified
 
-QUORUM: Final[dict[str, Any]] = {"x-queue-type": "quorum", "x-consumer-disconnected-timeout": 1_000}
+QUORUM: Final[dict[str, Any]] = {
+    "x-queue-type": "quorum",
+    "x-consumer-disconnected-timeout": 1_000,
+}
 """RabbitMQ 4.3 waits for a consumer whose node is out of sight; earlier ones know no such argument."""
 COUNTS: Final = ("x-delivery-count", "x-acquired-count")
 
@@ -54,7 +57,9 @@ class Holder:
     async def _take(self, message: AbstractIncomingMessage) -> None:
         self.taken.append((time.monotonic(), message))
 
-    async def has(self, number: int, seconds: float = 120) -> list[AbstractIncomingMessage]:
+    async def has(
+        self, number: int, seconds: float = 120
+    ) -> list[AbstractIncomingMessage]:
         """Wait for so many deliveries, and return them."""
         await until(lambda: len(self.taken) >= number, seconds)
         return [message for _, message in self.taken]
@@ -68,12 +73,16 @@ class Holder:
         return True
 
 
-async def queue_with(url: str, number: int, arguments: dict[str, Any] | None = None) -> str:
+async def queue_with(
+    url: str, number: int, arguments: dict[str, Any] | None = None
+) -> str:
     """Declare a queue at a node, which leads it then, and publish so many messages, confirmed."""
     name = f"mqauth-held-{uuid.uuid4().hex[:12]}"
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        await channel.declare_queue(name, durable=True, arguments=QUORUM if arguments is None else arguments)
+        await channel.declare_queue(
+            name, durable=True, arguments=QUORUM if arguments is None else arguments
+        )
         for each in range(number):
             message = aio_pika.Message(b"%d" % each, delivery_mode=2)
             await channel.default_exchange.publish(message, routing_key=name)
@@ -82,7 +91,9 @@ async def queue_with(url: str, number: int, arguments: dict[str, Any] | None = N
 
 def counted(message: AbstractIncomingMessage) -> int | None:
     """Return how many deliveries came before, by the larger of the broker's counts; ``None`` without one."""
-    found = [int(str(message.headers[name])) for name in COUNTS if name in message.headers]
+    found = [
+        int(str(message.headers[name])) for name in COUNTS if name in message.headers
+    ]
     return max(found, default=None)
 
 
@@ -115,7 +126,9 @@ async def _slowly(row: Scene, verified: Verified) -> None:
     row.handle(verified)
 
 
-async def test_leader_killed(cluster: RabbitMQCluster, own_redis: Redis, tmp_path: Path, report: Report) -> None:
+async def test_leader_killed(
+    cluster: RabbitMQCluster, own_redis: Redis, tmp_path: Path, report: Report
+) -> None:
     """The node dies that leads the queues and has the clients: they go on at another, by one address for all."""
     urls = [node.url for node in cluster.nodes]
     async with Wire(*urls) as front, scene(front.url, tmp_path) as row:
@@ -124,7 +137,9 @@ async def test_leader_killed(cluster: RabbitMQCluster, own_redis: Redis, tmp_pat
         leading = await asyncio.to_thread(cluster.leader, row.name)
         with row.audit_file() as audit:
             guard = row.guard(audit, row.store(own_redis.url))
-            async with await row.consumer(guard, lambda verified: _slowly(row, verified)) as consumer:
+            async with await row.consumer(
+                guard, lambda verified: _slowly(row, verified)
+            ) as consumer:
                 await until(lambda: len(row.handled) > 40)
                 dying = asyncio.create_task(asyncio.to_thread(leading.kill))
                 again = 0
@@ -140,7 +155,9 @@ async def test_leader_killed(cluster: RabbitMQCluster, own_redis: Redis, tmp_pat
         assert found.handled_again <= again
 
 
-async def test_node_cut_off(cluster: RabbitMQCluster, own_redis: Redis, tmp_path: Path, report: Report) -> None:
+async def test_node_cut_off(
+    cluster: RabbitMQCluster, own_redis: Redis, tmp_path: Path, report: Report
+) -> None:
     """A consumer's node is cut off from the others and joined again: others handle what it held, none twice."""
     lost, leading, third = cluster.nodes
     async with scene(leading.url, tmp_path) as row:
@@ -155,11 +172,15 @@ async def test_node_cut_off(cluster: RabbitMQCluster, own_redis: Redis, tmp_path
                 await held.wait()
                 row.handle(verified)
 
-            async with await row.consumer(guard, at_the_lost, url=lost.url + HEARTBEAT) as first:
+            async with await row.consumer(
+                guard, at_the_lost, url=lost.url + HEARTBEAT
+            ) as first:
                 await until(lambda: first.health().in_flight == 10)
                 handler = lambda verified: _slowly(row, verified)  # noqa: E731
                 async with await row.consumer(guard, handler, url=third.url) as second:
-                    await _cut_until_it_stops(cluster, lost, lambda: first.health().connection_deaths > 0, row)
+                    await _cut_until_it_stops(
+                        cluster, lost, lambda: first.health().connection_deaths > 0, row
+                    )
                     held.set()
                     cluster.heal()
                     await row.done(second)
@@ -206,9 +227,13 @@ async def test_redelivered_while_the_channel_lives(strategy: str, say: Say) -> N
     which knows no strategies. Else it answers until the node notices by itself that it is alone.
     """
     handling = "ignore" if strategy == "khepri" else strategy
-    with RabbitMQCluster.launch(extra_config=[f"cluster_partition_handling = {handling}"]) as cluster:
+    with RabbitMQCluster.launch(
+        extra_config=[f"cluster_partition_handling = {handling}"]
+    ) as cluster:
         if strategy == "khepri" and _version(cluster) < (4, 2):
-            await asyncio.to_thread(cluster.nodes[0].ctl, "enable_feature_flag", "--opt-in", "khepri_db")
+            await asyncio.to_thread(
+                cluster.nodes[0].ctl, "enable_feature_flag", "--opt-in", "khepri_db"
+            )
         lost, leading, third = cluster.nodes
         queue = await queue_with(leading.url, HELD)
         assert await asyncio.to_thread(cluster.leader, queue) is leading
@@ -218,9 +243,9 @@ async def test_redelivered_while_the_channel_lives(strategy: str, say: Say) -> N
         begun = time.monotonic()
         cluster.cut(lost)
         again = await witness.has(HELD)
-        assert [(message.body, message.redelivered, counted(message)) for message in again] == [
-            (message.body, True, 1) for message in first
-        ]
+        assert [
+            (message.body, message.redelivered, counted(message)) for message in again
+        ] == [(message.body, True, 1) for message in first]
         lived = await _answers_for(holder, since := witness.taken[0][0])
         say(
             f"RabbitMQ {lost.version}, {strategy}: redelivered {since - begun:.0f} s after the cut,"
@@ -246,9 +271,13 @@ async def _stale_settlements_change_nothing(
     (_, acked), (_, returned), _ = holder.taken
     await acked.ack()
     await returned.nack(requeue=True)
-    await holder.channel.default_exchange.publish(aio_pika.Message(b"after"), routing_key=queue, timeout=60)
+    await holder.channel.default_exchange.publish(
+        aio_pika.Message(b"after"), routing_key=queue, timeout=60
+    )
     await until(lambda: len(holder.taken) + len(witness.taken) == 2 * HELD + 1)
-    await until(lambda: _unacked_and_ready(cluster.nodes[1], queue) == [str(HELD + 1), "0"])
+    await until(
+        lambda: _unacked_and_ready(cluster.nodes[1], queue) == [str(HELD + 1), "0"]
+    )
     assert len(holder.taken) + len(witness.taken) == 2 * HELD + 1
 
 
@@ -268,7 +297,9 @@ async def _answers_for(holder: Holder, since: float) -> float:
     return lived
 
 
-async def test_no_two_deliveries_of_a_message_count_the_same(cluster: RabbitMQCluster) -> None:
+async def test_no_two_deliveries_of_a_message_count_the_same(
+    cluster: RabbitMQCluster,
+) -> None:
     """Each return counts one more, so that a delivery's count tells it from every other of its message."""
     near, leading, _ = cluster.nodes
     holder = await Holder.at(near.url, await queue_with(leading.url, 1))
@@ -327,12 +358,23 @@ async def _pause(_: Holder, node: RabbitMQ, *__: object) -> None:
     await asyncio.to_thread(node.pause)
 
 
-WAYS = [_nack, _reject, _close_channel, _close_connection, _lose_connection, _time_out, _kill, _pause]
+WAYS = [
+    _nack,
+    _reject,
+    _close_channel,
+    _close_connection,
+    _lose_connection,
+    _time_out,
+    _kill,
+    _pause,
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.strip("_"))
 async def test_every_return_is_flagged_and_counted(
-    cluster: RabbitMQCluster, say: Say, way: Callable[[Holder, RabbitMQ, Wire], Awaitable[None]]
+    cluster: RabbitMQCluster,
+    say: Say,
+    way: Callable[[Holder, RabbitMQ, Wire], Awaitable[None]],
 ) -> None:
     """Whatever returns a delivery of a quorum queue, the next one is flagged and counts one more."""
     near, leading, third = cluster.nodes

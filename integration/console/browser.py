@@ -32,9 +32,15 @@ from integration.services.machine import install
 @contextlib.contextmanager
 def console(scene: Scene) -> Iterator[dict[str, Any]]:
     """Run ``mqauth console`` on the scene's letters, and give what it printed, and its ``pid``."""
-    where = ["--topic", scene.place.name] if scene.place.on_kafka else ["--queue", str(scene.place.name)]
+    where = (
+        ["--topic", scene.place.name]
+        if scene.place.on_kafka
+        else ["--queue", str(scene.place.name)]
+    )
     files = ["--audit-file", str(scene.folder / "consumer.jsonl")]
-    with serving(scene, scene.write_config(), "--broker", scene.place.broker, *where, *files) as told:
+    with serving(
+        scene, scene.write_config(), "--broker", scene.place.broker, *where, *files
+    ) as told:
         yield told
 
 
@@ -54,7 +60,9 @@ def serving(scene: Scene, config: Path, *options: str) -> Iterator[dict[str, Any
 @contextlib.contextmanager
 def running(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Run a console by Python with these arguments, and stop it in order; give what it printed and its ``pid``."""
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout is not None
         yield {**json.loads(process.stdout.readline()), "pid": process.pid}
@@ -92,8 +100,15 @@ class Browser:
         looks: the colours and sizes in which pages are looked at.
     """
 
-    def __init__(self, driver: Any, origin: str, pictures: Path | None, looks: Looks = LOOKS) -> None:
-        self.driver, self.origin, self.pictures, self.looks = driver, origin, pictures, looks
+    def __init__(
+        self, driver: Any, origin: str, pictures: Path | None, looks: Looks = LOOKS
+    ) -> None:
+        self.driver, self.origin, self.pictures, self.looks = (
+            driver,
+            origin,
+            pictures,
+            looks,
+        )
 
     def go(self, path: str) -> None:
         """Open a page."""
@@ -111,7 +126,9 @@ class Browser:
         element = self.find(css)
         before = self.find("html").id
         element.click()
-        WebDriverWait(self.driver, PATIENCE).until(lambda d: d.find_element(By.TAG_NAME, "html").id != before)
+        WebDriverWait(self.driver, PATIENCE).until(
+            lambda d: d.find_element(By.TAG_NAME, "html").id != before
+        )
 
     def open_all(self) -> None:
         """Open the acts on all letters that match."""
@@ -120,18 +137,26 @@ class Browser:
     def press(self, words: str) -> None:
         """Click the button or link with these words."""
         path = f"//main//*[self::button or self::a][starts-with(normalize-space(.), '{words}')]"
-        WebDriverWait(self.driver, PATIENCE).until(lambda d: d.find_element(By.XPATH, path))
+        WebDriverWait(self.driver, PATIENCE).until(
+            lambda d: d.find_element(By.XPATH, path)
+        )
         before = self.find("html").id
         self.driver.find_element(By.XPATH, path).click()
-        WebDriverWait(self.driver, PATIENCE).until(lambda d: d.find_element(By.TAG_NAME, "html").id != before)
+        WebDriverWait(self.driver, PATIENCE).until(
+            lambda d: d.find_element(By.TAG_NAME, "html").id != before
+        )
 
     def wait_for(self, words: str) -> None:
         """Wait until the page shows these words."""
-        WebDriverWait(self.driver, PATIENCE, ignored_exceptions=_STALE).until(lambda d: words in self.text)
+        WebDriverWait(self.driver, PATIENCE, ignored_exceptions=_STALE).until(
+            lambda d: words in self.text
+        )
 
     def wait_until(self, done: Callable[[], bool]) -> None:
         """Wait until something holds."""
-        WebDriverWait(self.driver, PATIENCE, ignored_exceptions=_STALE).until(lambda _: done())
+        WebDriverWait(self.driver, PATIENCE, ignored_exceptions=_STALE).until(
+            lambda _: done()
+        )
 
     @property
     def text(self) -> str:
@@ -155,7 +180,10 @@ class Browser:
             if self.pictures is not None:
                 self._picture(self.pictures / f"{name}-{scheme}{label}.png")
             faults = _AXE.Axe().run(self.driver)["violations"]
-            told = [(fault["id"], [node["html"][:120] for node in fault["nodes"][:2]]) for fault in faults]
+            told = [
+                (fault["id"], [node["html"][:120] for node in fault["nodes"][:2]])
+                for fault in faults
+            ]
             assert not told, f"{name}, {scheme}{label}: {told}"
             overflow = self.driver.execute_script(
                 "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -165,21 +193,33 @@ class Browser:
 
     def _picture(self, path: Path) -> None:
         """Save a picture of the page to its end."""
-        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+        shot = self.driver.execute_cdp_cmd(
+            "Page.captureScreenshot", {"captureBeyondViewport": True}
+        )
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def _set(self, scheme: str, size: tuple[int, int]) -> None:
         """Set colours and size."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+        metrics = {
+            "width": size[0],
+            "height": size[1],
+            "deviceScaleFactor": 1,
+            "mobile": size == PHONE,
+        }
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
 def prepare() -> None:
     """Install what a browser needs here."""
     if not shutil.which("chromium") or not shutil.which("chromedriver"):
-        install("chromium", "chromium-driver", "fonts-dejavu-core", why="the console is tested in a real browser")
+        install(
+            "chromium",
+            "chromium-driver",
+            "fonts-dejavu-core",
+            why="the console is tested in a real browser",
+        )
 
 
 @contextlib.contextmanager
@@ -210,7 +250,9 @@ def browser(
         options.add_argument(flag)
     options.accept_insecure_certs = own_certificates
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=shutil.which("chromedriver") or "chromedriver")
+    service = webdriver.ChromeService(
+        executable_path=shutil.which("chromedriver") or "chromedriver"
+    )
     driver = webdriver.Chrome(options=options, service=service)
     try:
         yield Browser(driver, origin, pictures, looks)

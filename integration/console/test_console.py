@@ -53,7 +53,9 @@ def fill(scene: Scene) -> None:
         scene.stage.inject(scene.message("token_missing", number))
     value: Any = EVIL.encode() if isinstance(scene.stage, KafkaStage) else EVIL
     headers = (("x-evil", value), (EVIL, value))
-    plain = Message(destination=scene.stage.destination, body=EVIL.encode(), headers=headers)
+    plain = Message(
+        destination=scene.stage.destination, body=EVIL.encode(), headers=headers
+    )
     scene.stage.inject(scene.forge.seal(plain, claims={"sub": EVIL, "iss": EVIL}))
     scene.consume(LATE + 7)
 
@@ -63,7 +65,10 @@ def test_review_in_a_browser(scene: Scene, tmp_path: Path) -> None:
     """Log in, find the group, read why, judge, redrive, watch, cancel, discard; hostile text runs nothing."""
     fill(scene)
     scene.keys.append(scene.forge.stranger)  # the key arrives
-    with console(scene) as told, browser(told["url"].rstrip("/"), tmp_path / "profile") as seen:
+    with (
+        console(scene) as told,
+        browser(told["url"].rstrip("/"), tmp_path / "profile") as seen,
+    ):
         log_in(seen, told["tokens"]["reviewer"])
         find_and_judge(seen)
         done = redrive_and_cancel(seen, scene)
@@ -71,12 +76,16 @@ def test_review_in_a_browser(scene: Scene, tmp_path: Path) -> None:
         discard_rest(seen)
         reckon(seen, 3 + done)
         severe = [
-            entry for entry in seen.driver.get_log("browser") if "Content Security Policy" in entry["message"]
+            entry
+            for entry in seen.driver.get_log("browser")
+            if "Content Security Policy" in entry["message"]
         ]
         assert not severe
     scene.consume(3 + done)
     assert scene.outcomes["accepted"] == 3 + done
-    assert {verified.release.sub for verified in scene.handled if verified.release} == {"ada"}
+    assert {verified.release.sub for verified in scene.handled if verified.release} == {
+        "ada"
+    }
     assert all(verify_chain(path).intact for path in scene.audits)
 
 
@@ -152,9 +161,15 @@ def redrive_and_cancel(seen: Browser, scene: Scene) -> int:
     assert found is not None
     done = int(found[1])
     assert 2 <= done < LATE
-    assert f"selected\n{LATE}\ndone\n{done}\nfailed\n0\ngone\n0\nleft\n{LATE - done}" in seen.text
+    assert (
+        f"selected\n{LATE}\ndone\n{done}\nfailed\n0\ngone\n0\nleft\n{LATE - done}"
+        in seen.text
+    )
     seen.look("cancelled")
-    acts = Counter((record["verdict"], record["reason"]) for record in read_records([scene.audits[1]]))
+    acts = Counter(
+        (record["verdict"], record["reason"])
+        for record in read_records([scene.audits[1]])
+    )
     assert acts[("redriven", "expired")] == done
     seen.go("/letters?reason=expired")
     seen.wait_for(f"{LATE - done} dead letter")
@@ -166,10 +181,15 @@ def look_at_hostile(seen: Browser) -> None:
     seen.go("/letters?reason=issuer_untrusted")
     seen.click("a.open")
     for form in ("text", "json", "hex"):
-        seen.go(seen.driver.current_url.removeprefix(seen.origin).partition("?")[0] + f"?view={form}")
+        seen.go(
+            seen.driver.current_url.removeprefix(seen.origin).partition("?")[0]
+            + f"?view={form}"
+        )
         assert EVIL in seen.text
         assert seen.driver.title != "owned"
-        assert not seen.driver.execute_script("return document.querySelectorAll('main img, main script').length")
+        assert not seen.driver.execute_script(
+            "return document.querySelectorAll('main img, main script').length"
+        )
     seen.look("hostile")
 
 
@@ -194,7 +214,10 @@ def reckon(seen: Browser, redriven: int) -> None:
     seen.wait_for("Done.")
     seen.go("/account")
     seen.wait_for("adds up")
-    assert f"{LATE + 7} rejected = 0 open + {redriven} redriven + {LATE + 7 - redriven} discarded" in seen.text
+    assert (
+        f"{LATE + 7} rejected = 0 open + {redriven} redriven + {LATE + 7 - redriven} discarded"
+        in seen.text
+    )
     seen.look("account")
     seen.go("/nothing")
     seen.look("error")
@@ -245,8 +268,12 @@ def served(backend: Backend) -> Iterator[str]:
     """Serve a backend on a free port of loopback, and give its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host = f"127.0.0.1:{listener.getsockname()[1]}"
-        app = application(backend, hosts=[host], reviewer="ada", tokens=Tokens({"reviewer": TOKEN}))
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, ws="none"))
+        app = application(
+            backend, hosts=[host], reviewer="ada", tokens=Tokens({"reviewer": TOKEN})
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(app, lifespan="off", log_config=None, ws="none")
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -272,7 +299,9 @@ def _grows(scene: Scene, tmp_path: Path) -> None:
             log_in_as(seen, TOKEN)
             seen.go("/")
             seen.wait_for(f"{BATCH} dead letters in 8 groups")
-            seen.wait_for(f"Not all yet: reading goes on, {BATCH} of about {MANY} dead letters.")
+            seen.wait_for(
+                f"Not all yet: reading goes on, {BATCH} of about {MANY} dead letters."
+            )
             seen.look("growing")
             gate.open.set()
             seen.wait_for(f"{MANY} dead letters in 8 groups")
@@ -303,7 +332,9 @@ def losing(own: RabbitMQ | Kafka, tmp_path: Path) -> Iterator[Scene]:
 
 
 @pytest.mark.slow
-def test_broker_gone_and_back(own: RabbitMQ | Kafka, losing: Scene, tmp_path: Path) -> None:
+def test_broker_gone_and_back(
+    own: RabbitMQ | Kafka, losing: Scene, tmp_path: Path
+) -> None:
     """Stopped: the page says since when, and shows what was read before; back: read anew, and acted on."""
     # The pages are the same on Kafka: by day they are looked at on RabbitMQ.
     looks = LOOKS if is_nightly() or isinstance(own, RabbitMQ) else ()

@@ -52,7 +52,9 @@ class Keyboard:
             assert outlined, f"nobody sees that {name!r} has the focus"
             if name.startswith(words):
                 return
-        raise AssertionError(f"the Tab key does not reach {words!r} on {self.seen.driver.current_url}")
+        raise AssertionError(
+            f"the Tab key does not reach {words!r} on {self.seen.driver.current_url}"
+        )
 
     def press(self, words: str, then: str, *, back: bool = False) -> None:
         """Reach a link or button, press Enter, and wait for the words of the next page."""
@@ -70,11 +72,21 @@ return [name.trim(), found === document.body || found.id === "main" || style.out
 
 
 @pytest.fixture
-def scenes(rabbitmq: RabbitMQ, kafka: Kafka, tmp_path: Path) -> Iterator[tuple[Scene, Scene]]:
+def scenes(
+    rabbitmq: RabbitMQ, kafka: Kafka, tmp_path: Path
+) -> Iterator[tuple[Scene, Scene]]:
     """The same service's letters on both brokers, under the same keys."""
     folders = tmp_path / "shop", tmp_path / "stream"
-    with scene_at(rabbitmq.url, folders[0]) as shop, scene_at(kafka.url, folders[1]) as stream:
-        stream.forge, stream.keys, stream.key, shop.scope = shop.forge, shop.keys, shop.key, stream.scope
+    with (
+        scene_at(rabbitmq.url, folders[0]) as shop,
+        scene_at(kafka.url, folders[1]) as stream,
+    ):
+        stream.forge, stream.keys, stream.key, shop.scope = (
+            shop.forge,
+            shop.keys,
+            shop.key,
+            stream.scope,
+        )
         for scene in (shop, stream):
             scene.folder.mkdir()
             for number in range(EACH):
@@ -87,8 +99,13 @@ def scenes(rabbitmq: RabbitMQ, kafka: Kafka, tmp_path: Path) -> Iterator[tuple[S
 def config_of(shop: Scene, stream: Scene) -> Path:
     """Write one configuration for both brokers."""
     path = shop.write_config()
-    own = CONFIG.format(destination=f'{shop.stage.destination}", "{stream.stage.destination}', scope=shop.scope)
-    tables = BROKERS.format(queue=shop.place.name, stream=stream.place.broker, topic=stream.place.name)
+    own = CONFIG.format(
+        destination=f'{shop.stage.destination}", "{stream.stage.destination}',
+        scope=shop.scope,
+    )
+    tables = BROKERS.format(
+        queue=shop.place.name, stream=stream.place.broker, topic=stream.place.name
+    )
     path.write_text(own + tables)
     return path
 
@@ -100,7 +117,11 @@ def test_a_keyboard_does_everything(
     """From signing in to signing out, on both brokers, no step needs a mouse, and the focus is always seen."""
     shop, stream = scenes
     monkeypatch.setenv("SHOP_URL", shop.place.broker)
-    files = [option for scene in scenes for option in ("--audit-file", str(scene.folder / "consumer.jsonl"))]
+    files = [
+        option
+        for scene in scenes
+        for option in ("--audit-file", str(scene.folder / "consumer.jsonl"))
+    ]
     with (
         serving(shop, config_of(shop, stream), *files) as told,
         browser(told["url"].rstrip("/"), tmp_path / "profile") as seen,
@@ -115,7 +136,9 @@ def test_a_keyboard_does_everything(
         other_queue(keys)
         keys.press("Sign out", "Token", back=True)
         assert not seen.driver.get_cookies()
-    acts = [record["verdict"] for record in read_records([shop.folder / "reviewer.jsonl"])]
+    acts = [
+        record["verdict"] for record in read_records([shop.folder / "reviewer.jsonl"])
+    ]
     assert acts == ["redriven"] * 2 + ["discarded"] * (2 * EACH - 2)
     shop.consume(2)
     assert shop.outcomes["accepted"] == 2
@@ -137,7 +160,9 @@ def find(keys: Keyboard) -> None:
     keys.reach("Sort by")
     keys.type(Keys.DOWN)
     keys.press("Show", "expired")
-    assert "token missing" not in keys.seen.driver.find_element("css selector", "table").text
+    assert (
+        "token missing" not in keys.seen.driver.find_element("css selector", "table").text
+    )
     assert "sort=" in keys.seen.driver.current_url
     keys.seen.look("searched")
     keys.type("j", Keys.ENTER)
@@ -205,7 +230,10 @@ def balance(keys: Keyboard) -> None:
     keys.type("b")
     keys.seen.wait_for("adds up")
     rejected, left = 4 * EACH, 2 * EACH
-    assert f"{rejected} rejected = {left} open + 2 redriven + {left - 2} discarded" in keys.seen.text
+    assert (
+        f"{rejected} rejected = {left} open + 2 redriven + {left - 2} discarded"
+        in keys.seen.text
+    )
     keys.seen.look("account-both")
 
 

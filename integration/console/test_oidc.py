@@ -81,7 +81,10 @@ def openid_provider(
     try:
         server.start()
         until_ready(
-            lambda timeout: _ask(found, timeout), timeout=_READY_WITHIN, ended=server.ended, tail=server.tail
+            lambda timeout: _ask(found, timeout),
+            timeout=_READY_WITHIN,
+            ended=server.ended,
+            tail=server.tail,
         )
         yield found
     finally:
@@ -89,7 +92,10 @@ def openid_provider(
 
 
 def _settings(
-    found: OpenIDProvider, accounts: Mapping[str, Mapping[str, Any]], redirect_uri: str, authority: Authority
+    found: OpenIDProvider,
+    accounts: Mapping[str, Mapping[str, Any]],
+    redirect_uri: str,
+    authority: Authority,
 ) -> dict[str, Any]:
     """Return what provider.mjs reads."""
     chain, key = authority.issue(host="127.0.0.1")
@@ -117,8 +123,12 @@ def _ask(found: OpenIDProvider, timeout: float) -> str:
 
 def _program() -> Path:
     """Return the Node that npm brought, beside provider.mjs and what it imports; fetched on first use."""
-    files = [FOLDER / name for name in ("package.json", "package-lock.json", "provider.mjs")]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    files = [
+        FOLDER / name for name in ("package.json", "package-lock.json", "provider.mjs")
+    ]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[
+        :16
+    ]
     what = "the OpenID provider of the console's login test, and Node, from npm"
 
     def fetch(folder: Path) -> None:
@@ -136,8 +146,16 @@ def _program() -> Path:
 
 
 ACCOUNTS: Final = {
-    "ada": {"email": "ada@example.test", "email_verified": True, "groups": ["staff", "dlq-review"]},
-    "vera": {"email": "vera@example.test", "email_verified": True, "groups": ["staff", "dlq-look"]},
+    "ada": {
+        "email": "ada@example.test",
+        "email_verified": True,
+        "groups": ["staff", "dlq-review"],
+    },
+    "vera": {
+        "email": "vera@example.test",
+        "email_verified": True,
+        "groups": ["staff", "dlq-look"],
+    },
     "eve": {"email": "eve@example.test", "email_verified": True, "groups": ["staff"]},
 }
 SETTINGS: Final = """\
@@ -184,7 +202,9 @@ def own_port() -> Iterator[Port]:
 
 
 @contextlib.contextmanager
-def console(scene: Scene, provider: OpenIDProvider, url: str, tls: tuple[Path, Path]) -> Iterator[dict[str, Any]]:
+def console(
+    scene: Scene, provider: OpenIDProvider, url: str, tls: tuple[Path, Path]
+) -> Iterator[dict[str, Any]]:
     """Run ``mqauth console`` over TLS, without local tokens, and give what it printed."""
     folder = scene.folder
     private(folder / "secret", provider.secret)
@@ -216,10 +236,19 @@ def test_login_at_a_provider(scene: Scene, own_port: Port, tmp_path: Path) -> No
         renew(authority, chain, key, port)
         reviewer_acts(seen)
         stranger_stays_out(seen)
-        assert not [log for log in seen.driver.get_log("browser") if "Content Security Policy" in log["message"]]
+        assert not [
+            log
+            for log in seen.driver.get_log("browser")
+            if "Content Security Policy" in log["message"]
+        ]
     scene.consume(LETTERS)
-    assert {verified.release.sub for verified in scene.handled if verified.release} == {"ada@example.test"}
-    acts = [record["review"]["reviewer"] for record in read_records([scene.folder / "reviewer.jsonl"])]
+    assert {verified.release.sub for verified in scene.handled if verified.release} == {
+        "ada@example.test"
+    }
+    acts = [
+        record["review"]["reviewer"]
+        for record in read_records([scene.folder / "reviewer.jsonl"])
+    ]
     assert acts == ["ada@example.test"] * LETTERS
     assert all(verify_chain(path).intact for path in scene.audits)
 
@@ -294,7 +323,9 @@ def reviewer_acts(seen: Browser) -> None:
 def stranger_stays_out(seen: Browser) -> None:
     """Whose groups give no role is told so, and sees nothing."""
     log_in(seen, "eve")
-    seen.wait_for("You are eve@example.test, but nothing gives you a role in this console.")
+    seen.wait_for(
+        "You are eve@example.test, but nothing gives you a role in this console."
+    )
     seen.look("refused")
     assert seen.driver.get_cookies() == []
     seen.go("/letters")

@@ -9,15 +9,30 @@ from faststream import FastStream
 from faststream.kafka import KafkaBroker
 from faststream.rabbit import QueueType, RabbitBroker, RabbitQueue
 
-from integration.examples.wiring import KAFKA, RABBITMQ, SHOP, handled, rabbitmq_letters, ready, settings
+from integration.examples.wiring import (
+    KAFKA,
+    RABBITMQ,
+    SHOP,
+    handled,
+    rabbitmq_letters,
+    ready,
+    settings,
+)
 from mqauth.integrations.faststream import VerifiedMessage, protect
 
 orders = RabbitBroker(RABBITMQ)
-protect(orders, guard=settings.pipeline, dead_letters=partial(rabbitmq_letters, orders), signer=settings.signer)
+protect(
+    orders,
+    guard=settings.pipeline,
+    dead_letters=partial(rabbitmq_letters, orders),
+    signer=settings.signer,
+)
 payments = protect(KafkaBroker(KAFKA), signer=settings.signer)
 
 
-@orders.subscriber(RabbitQueue(f"{SHOP}.accepted", queue_type=QueueType.QUORUM, durable=True))
+@orders.subscriber(
+    RabbitQueue(f"{SHOP}.accepted", queue_type=QueueType.QUORUM, durable=True)
+)
 @payments.publisher(f"{SHOP}.payments")
 async def dispatch(order: dict[str, int], verified: VerifiedMessage) -> dict[str, int]:
     """Ask for a payment."""

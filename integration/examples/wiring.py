@@ -28,7 +28,9 @@ async def ready() -> None:
 
 async def rabbitmq_letters(broker: Any) -> rabbitmq.DeadLetters:
     """Return the dead letters of a service on RabbitMQ, their queue declared."""
-    found = rabbitmq.DeadLetters(await (await broker.connect()).channel(), settings.dead_letters_name or "")
+    found = rabbitmq.DeadLetters(
+        await (await broker.connect()).channel(), settings.dead_letters_name or ""
+    )
     await found.declare()
     return found
 
@@ -36,5 +38,7 @@ async def rabbitmq_letters(broker: Any) -> rabbitmq.DeadLetters:
 def kafka_letters() -> kafka.DeadLetters:
     """Return the dead letters of a service on Kafka."""
     client: Any = importlib.import_module("kafka")  # untyped
-    producer = client.KafkaProducer(bootstrap_servers=KAFKA, acks="all", enable_idempotence=False)
+    producer = client.KafkaProducer(
+        bootstrap_servers=KAFKA, acks="all", enable_idempotence=False
+    )
     return kafka.DeadLetters(producer, settings.dead_letters_name or "")

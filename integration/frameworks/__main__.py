@@ -26,7 +26,10 @@ from integration.services import RabbitMQ, Redis
 FOLDER: Final = Path(__file__).parent
 CHOSEN: Final = {
     "dramatiq": ("dramatiq-2.2.1", ["tests/test_rabbitmq.py"]),
-    "celery": ("celery-5.7.0", [f"t/integration/test_{name}.py" for name in ("tasks", "canvas", "group_chains")]),
+    "celery": (
+        "celery-5.7.0",
+        [f"t/integration/test_{name}.py" for name in ("tasks", "canvas", "group_chains")],
+    ),
     "kombu": ("kombu-5.7.0", ["t/integration/test_py_amqp.py"]),
     "taskiq": ("", ["tests"]),
 }
@@ -55,17 +58,34 @@ def worker(*arguments, **options):
 def fetched(name: str, folder: Path) -> Path:
     """Return the folder of a source distribution that pip has fetched, by its hash."""
     given = FOLDER / "requirements.txt"
-    line = next(line for line in given.read_text("utf-8").splitlines() if line.startswith(name.replace("-", "==")))
+    line = next(
+        line
+        for line in given.read_text("utf-8").splitlines()
+        if line.startswith(name.replace("-", "=="))
+    )
     wanted = folder / "wanted.txt"
     wanted.write_text(line, "utf-8")
-    download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:"]
-    subprocess.run([*download, "--require-hashes", "-r", str(wanted), "-d", str(folder)], check=True)
+    download = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--no-binary",
+        ":all:",
+    ]
+    subprocess.run(
+        [*download, "--require-hashes", "-r", str(wanted), "-d", str(folder)], check=True
+    )
     with tarfile.open(folder / f"{name}.tar.gz") as archive:
         archive.extractall(folder, filter="data")
     return folder / name
 
 
-def run(framework: str, tests: Path, files: Iterable[str], words: Iterable[str], *, bare: bool) -> int:
+def run(
+    framework: str, tests: Path, files: Iterable[str], words: Iterable[str], *, bare: bool
+) -> int:
     """Run the tests on a RabbitMQ and a Redis of their own, and return pytest's exit code."""
     with RabbitMQ.launch() as rabbitmq, Redis.launch() as redis:
         port = str(urlsplit(redis.url).port)
@@ -90,12 +110,16 @@ def run(framework: str, tests: Path, files: Iterable[str], words: Iterable[str],
         command = [sys.executable, "-m", "pytest", *plugins, "-q", *_PYTEST, *files]
         left_out = [word for test in LEFT_OUT[framework] for word in ("--deselect", test)]
         environment = os.environ | settings
-        return subprocess.run([*command, *left_out, *words], check=False, cwd=tests, env=environment).returncode
+        return subprocess.run(
+            [*command, *left_out, *words], check=False, cwd=tests, env=environment
+        ).returncode
 
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m integration.frameworks", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m integration.frameworks", description=main.__doc__
+    )
     parser.add_argument("framework", choices=CHOSEN)
     parser.add_argument("--checkout", type=Path, help="of the framework's repository")
     parser.add_argument("--bare", action="store_true", help="without the adapter")

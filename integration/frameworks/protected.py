@@ -129,7 +129,9 @@ def _celery() -> None:
     def made(*arguments: Any, **options: Any) -> Any:
         app = make(*arguments, **options)
         app.conf.update(
-            worker_enable_remote_control=False, result_serializer="json", result_accept_content=["json"]
+            worker_enable_remote_control=False,
+            result_serializer="json",
+            result_accept_content=["json"],
         )
         return protect(app, guard=guard, dead_letters=LETTERS, signer=FORGE.signer())
 
@@ -153,7 +155,9 @@ def rabbitmq_broker() -> Iterator[Any]:
     from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
     credentials = pika.credentials.PlainCredentials("guest", "guest")
-    broker: Any = RabbitmqBroker(host="127.0.0.1", max_priority=10, credentials=credentials, confirm_delivery=True)
+    broker: Any = RabbitmqBroker(
+        host="127.0.0.1", max_priority=10, credentials=credentials, confirm_delivery=True
+    )
     broker.emit_after("process_boot")
     dramatiq.set_broker(broker)
     yield broker
@@ -179,4 +183,6 @@ if FRAMEWORK == "dramatiq":
     # Its tests name the default port.
     pika.connection.Parameters.DEFAULT_PORT = pika.URLParameters(URL).port
 if not os.environ.get("MQAUTH_FRAMEWORK_BARE"):
-    {"dramatiq": _dramatiq, "taskiq": _taskiq, "celery": _celery, "kombu": _kombu}[FRAMEWORK]()
+    {"dramatiq": _dramatiq, "taskiq": _taskiq, "celery": _celery, "kombu": _kombu}[
+        FRAMEWORK
+    ]()

@@ -14,7 +14,9 @@ from typing import Final
 from integration.fuzz import corpus, seeds
 
 ROOT: Final = Path(__file__).parents[2]
-_INSTALL: Final = "atheris is not installed; it is no dependency of mqauth: pip install atheris"
+_INSTALL: Final = (
+    "atheris is not installed; it is no dependency of mqauth: pip install atheris"
+)
 LONGEST: Final = 4096
 """Most bytes of an input."""
 KEPT: Final = 40
@@ -35,7 +37,9 @@ def fuzz(target: str, seconds: int, folder: Path) -> int:
     """
     from integration.fuzz.targets import TARGETS
 
-    corpus.unpack(folder / "corpus", [*seeds.few(TARGETS[target].seeds), *corpus.kept(target)])
+    corpus.unpack(
+        folder / "corpus", [*seeds.few(TARGETS[target].seeds), *corpus.kept(target)]
+    )
     command = [
         sys.executable, "-m", "integration.fuzz.engine", target, str(folder), str(folder / "corpus"),
         f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-print_final_stats=1", "-timeout=120",
@@ -64,7 +68,9 @@ def grow(target: str, folder: Path) -> None:
     from integration.fuzz.targets import TARGETS
 
     known = {*seeds.few(TARGETS[target].seeds), *corpus.kept(target)}
-    found = sorted({path.read_bytes() for path in (folder / "corpus").iterdir()} - known, key=len)
+    found = sorted(
+        {path.read_bytes() for path in (folder / "corpus").iterdir()} - known, key=len
+    )
     short = [one for one in found if len(one) <= SHORT]
     corpus.keep(target, [*corpus.kept(target), *short[:: -(-len(short) // KEPT) or 1]])
 
@@ -73,11 +79,19 @@ def main() -> int:
     """Run the command."""
     from integration.fuzz.targets import TARGETS
 
-    parser = argparse.ArgumentParser(prog="python -m integration.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m integration.fuzz", description=__doc__
+    )
     parser.add_argument("target", choices=sorted(TARGETS))
     parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--folder", type=Path, help="keeps the grown corpus and what was found")
-    parser.add_argument("--keep", action="store_true", help="add new inputs to the corpus in the repository")
+    parser.add_argument(
+        "--folder", type=Path, help="keeps the grown corpus and what was found"
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="add new inputs to the corpus in the repository",
+    )
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix=f"fuzz-{options.target}-"))
     if importlib.util.find_spec("atheris") is None:

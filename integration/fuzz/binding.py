@@ -64,7 +64,10 @@ def modelled(value: Any) -> Any:
     if isinstance(value, tuple):
         return ("l", [modelled(item) for item in value])
     if isinstance(value, Mapping):
-        return ("m", sorted((name.encode(), modelled(item)) for name, item in value.items()))
+        return (
+            "m",
+            sorted((name.encode(), modelled(item)) for name, item in value.items()),
+        )
     return next(say(value) for kind, say in _MODELS if isinstance(value, kind))
 
 
@@ -78,7 +81,13 @@ _MODELS: Final[tuple[tuple[type, Callable[[Any], Any]], ...]] = (
     (bytes, lambda value: ("b", value)),
     (bool, lambda value: ("t", bytes((value,)))),
     (int, lambda value: ("i", b"%d" % value)),
-    (float, lambda value: ("d", b"\x7f\xf8" + bytes(6) if math.isnan(value) else struct.pack(">d", value))),
+    (
+        float,
+        lambda value: (
+            "d",
+            b"\x7f\xf8" + bytes(6) if math.isnan(value) else struct.pack(">d", value),
+        ),
+    ),
     (datetime, lambda value: ("T", b"%d" % _whole_seconds(value))),
     (Decimal, lambda value: ("D", format(value, "f").encode())),
 )
@@ -127,7 +136,9 @@ def _hold(message: Message, other: Message, bound: Binding) -> None:
     found = batch.leaf_of(message, headers)
     leaf, proof = batch.leaf_hash(found), batch.Proof(0, batch.shorts_of(found), b"")
     assert _holds(lambda: envelope.check(other, bound, encode)) is same
-    assert _holds(lambda: batch.check(other, proof, batch.Proven(leaf, 1), encode)) is same
+    assert (
+        _holds(lambda: batch.check(other, proof, batch.Proven(leaf, 1), encode)) is same
+    )
 
 
 _DIFFERENT: Final = frozenset(
@@ -162,7 +173,10 @@ def _header(message: Message, at: int, given: bytes) -> Message:
     elif kind == 1:
         pairs[place] = draw.name(), value
     else:
-        pairs.insert(draw.number() % len(pairs), pairs.pop(place) if kind == 2 else (draw.name(), draw.value()))
+        pairs.insert(
+            draw.number() % len(pairs),
+            pairs.pop(place) if kind == 2 else (draw.name(), draw.value()),
+        )
     on_kafka = envelope.is_kafka(message.destination)
     return replace(message, headers=tuple(pairs if on_kafka else dict(pairs).items()))
 
@@ -182,9 +196,12 @@ _CHANGES: Final[tuple[Callable[[Message, int, bytes], Message], ...]] = (
     lambda message, at, given: replace(message, body=given),
     lambda message, at, given: replace(message, headers=message.headers[:at]),
     lambda message, at, given: replace(
-        message, key=(given if at else None) if envelope.is_kafka(message.destination) else None
+        message,
+        key=(given if at else None) if envelope.is_kafka(message.destination) else None,
     ),
-    lambda message, at, given: replace(message, destination=message.destination + "a" * (at % 2)),
+    lambda message, at, given: replace(
+        message, destination=message.destination + "a" * (at % 2)
+    ),
 )
 """Ways of changing a message, by a number and bytes."""
 
@@ -210,7 +227,9 @@ def verdict(raw: bytes) -> None:
     assert warm == cold, f"a verdict that depends on what came before: {warm} and {cold}"
     if isinstance(warm, Claims):
         known, names = _known().get((message.destination, warm.jti), []), warm.mqa.hdr
-        assert any(_parts(message, names) == _parts(one, names) for one in known), "no vector is this message"
+        assert any(_parts(message, names) == _parts(one, names) for one in known), (
+            "no vector is this message"
+        )
 
 
 def _judged(verifier: Verifier, message: Message) -> Reason | Claims:

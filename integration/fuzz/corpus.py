@@ -22,7 +22,9 @@ def keep(target: str, inputs: Iterable[bytes]) -> None:
     """Write the inputs of a target, the shortest first; nothing where there are none."""
     found = sorted(set(inputs), key=lambda one: (len(one), one))
     if found:
-        (FOLDER / f"{target}.txt").write_text("".join(f"{one!r}\n" for one in found), encoding="ascii")
+        (FOLDER / f"{target}.txt").write_text(
+            "".join(f"{one!r}\n" for one in found), encoding="ascii"
+        )
 
 
 def unpack(folder: Path, inputs: Iterable[bytes]) -> None:

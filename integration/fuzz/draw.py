@@ -64,7 +64,11 @@ class Draw:
     def _sendable(self, otherwise: str) -> str:
         """Return text that has a UTF-8 form and is not empty, as names of brokers are."""
         text = self.text()
-        return text if text and not any("\ud800" <= char <= "\udfff" for char in text) else otherwise
+        return (
+            text
+            if text and not any("\ud800" <= char <= "\udfff" for char in text)
+            else otherwise
+        )
 
     def name(self) -> str:
         """Return a header name: one that means something, or any text."""
@@ -86,14 +90,25 @@ class Draw:
         exchange = "" if on_kafka else self._sendable("")
         name = self._sendable("t")
         if on_kafka:
-            headers = [(name, value) for name, value in pairs if value is None or isinstance(value, bytes)]
-            key, has_body = (self.some() if self.number() % 2 else None), self.number() % 2
+            headers = [
+                (name, value)
+                for name, value in pairs
+                if value is None or isinstance(value, bytes)
+            ]
+            key, has_body = (
+                (self.some() if self.number() % 2 else None),
+                self.number() % 2,
+            )
             return Message(
                 destination=destination.kafka(name), headers=tuple(headers), key=key,
                 body=self.rest() if has_body else None,
                 origin=Origin(topic=name, partition=0, offset=7, scope="s"),
             )  # fmt: skip
-        found = dict(self.listed(lambda: (PROPERTIES[self.number() % len(PROPERTIES)], self.text())))
+        found = dict(
+            self.listed(
+                lambda: (PROPERTIES[self.number() % len(PROPERTIES)], self.text())
+            )
+        )
         return Message(
             destination=destination.rabbitmq(exchange, name), headers=tuple(dict(pairs).items()), properties=found,
             body=self.rest(), origin=Origin(queue="q", scope="s", exchange=exchange, routing_key=name),
@@ -102,9 +117,15 @@ class Draw:
 
 def _time(draw: Draw, _depth: int) -> datetime:
     seconds = draw.number(8) % (2 * _CENTURIES) - _CENTURIES
-    moment = _EPOCH + timedelta(seconds=max(-62_000_000_000, seconds), microseconds=draw.number())
+    moment = _EPOCH + timedelta(
+        seconds=max(-62_000_000_000, seconds), microseconds=draw.number()
+    )
     zone = draw.number()
-    return moment.replace(tzinfo=None) if zone == 1 else moment.astimezone(timezone(timedelta(minutes=zone)))
+    return (
+        moment.replace(tzinfo=None)
+        if zone == 1
+        else moment.astimezone(timezone(timedelta(minutes=zone)))
+    )
 
 
 def _decimal(draw: Draw, _depth: int) -> Decimal:
@@ -117,7 +138,9 @@ def _list(draw: Draw, depth: int) -> HeaderValue:
 
 
 def _table(draw: Draw, depth: int) -> HeaderValue:
-    return dict(draw.listed(lambda: (draw.text(), draw.value(depth - 1)))) if depth else {}
+    return (
+        dict(draw.listed(lambda: (draw.text(), draw.value(depth - 1)))) if depth else {}
+    )
 
 
 _VALUES: Final[tuple[Callable[[Draw, int], Any], ...]] = (
@@ -144,13 +167,20 @@ def packed(value: Any) -> bytes:
     if isinstance(value, tuple):
         return bytes((6, len(value))) + b"".join(map(packed, value))
     if isinstance(value, datetime):
-        return b"\x08" + (int(value.timestamp()) + _CENTURIES).to_bytes(8, "big") + b"\0\0"
+        return (
+            b"\x08" + (int(value.timestamp()) + _CENTURIES).to_bytes(8, "big") + b"\0\0"
+        )
     if isinstance(value, Decimal):
         _, digits, exponent = value.as_tuple()
         number = int("".join(map(str, digits))) * (-1 if value < 0 else 1)
         # one of more digits than a draw has becomes the largest that there is
         number = max(-(2**39), min(number, 2**39 - 1))
-        return b"\x09" + (number + 2**39).to_bytes(5, "big") + (int(exponent) + 2**15).to_bytes(2, "big") + b"\1"
+        return (
+            b"\x09"
+            + (number + 2**39).to_bytes(5, "big")
+            + (int(exponent) + 2**15).to_bytes(2, "big")
+            + b"\1"
+        )
     return next(write(value) for kind, write in _WRITERS if isinstance(value, kind))
 
 
@@ -167,7 +197,9 @@ _WRITERS: Final[tuple[tuple[type, Callable[[Any], bytes]], ...]] = (
 def sized(value: bytes | str) -> bytes:
     """Return bytes that ``Draw.some`` or ``Draw.text`` reads."""
     raw = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
-    return (bytes((len(raw),)) if len(raw) < 255 else b"\xff" + len(raw).to_bytes(2, "big")) + raw
+    return (
+        bytes((len(raw),)) if len(raw) < 255 else b"\xff" + len(raw).to_bytes(2, "big")
+    ) + raw
 
 
 def packed_message(message: Message) -> bytes:
@@ -176,11 +208,17 @@ def packed_message(message: Message) -> bytes:
     on_kafka = scheme == destination.KAFKA
     parts = [bytes((on_kafka, len(message.headers)))]
     for name, value in message.headers:
-        parts += bytes((NAMES.index(name),)) if name in NAMES else b"\xff" + sized(name), packed(value)
+        parts += (
+            bytes((NAMES.index(name),)) if name in NAMES else b"\xff" + sized(name),
+            packed(value),
+        )
     parts += map(sized, places)
     if on_kafka:
         parts.append(b"\0" if message.key is None else b"\1" + sized(message.key))
         return b"".join((*parts, b"\0" if message.body is None else b"\1" + message.body))
     parts.append(bytes((len(message.properties),)))
-    parts += (bytes((PROPERTIES.index(name),)) + sized(text) for name, text in message.properties.items())
+    parts += (
+        bytes((PROPERTIES.index(name),)) + sized(text)
+        for name, text in message.properties.items()
+    )
     return b"".join((*parts, message.body or b""))

@@ -33,7 +33,9 @@ def main() -> None:
         targets: Any = importlib.import_module("integration.fuzz.targets")
     # Only now, or a busy machine would take minutes to import and instrument.
     os.nice(19)
-    atheris.Setup([sys.argv[0], *arguments], saving(targets.TARGETS[name].run, Path(folder)))
+    atheris.Setup(
+        [sys.argv[0], *arguments], saving(targets.TARGETS[name].run, Path(folder))
+    )
     atheris.Fuzz()
 
 

@@ -11,12 +11,21 @@ from typing import Any, Final
 import jwt
 
 from integration.fuzz import seeds
-from integration.fuzz.oracles import CLAIM_REASONS, JWS_REASONS, hold, judged, plain, strictly
+from integration.fuzz.oracles import (
+    CLAIM_REASONS,
+    JWS_REASONS,
+    hold,
+    judged,
+    plain,
+    strictly,
+)
 from mqauth.errors import Reason
 from mqauth.wire import base64url, identity, jwk, jws
 from mqauth.wire.keys import KeySet
 
-_WIT_REASONS: Final = frozenset((Reason.TOKEN_OVERSIZE, Reason.TOKEN_MALFORMED, Reason.IDENTITY_INVALID))
+_WIT_REASONS: Final = frozenset(
+    (Reason.TOKEN_OVERSIZE, Reason.TOKEN_MALFORMED, Reason.IDENTITY_INVALID)
+)
 _PROOF_REASONS: Final = JWS_REASONS | CLAIM_REASONS
 _UNSIGNED: Final = frozenset((Reason.ALGORITHM_FORBIDDEN, Reason.SIGNATURE_INVALID))
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9._-]+")
@@ -37,7 +46,9 @@ def identity_form(raw: bytes) -> None:
         if found is not None:
             _hold_wit(first, found)
     text = rest.partition(b"~")[0]
-    proof = judged(lambda: identity.parse_proof(identity.open_proof(text)), _PROOF_REASONS)
+    proof = judged(
+        lambda: identity.parse_proof(identity.open_proof(text)), _PROOF_REASONS
+    )
     if proof is not None:
         _hold_proof(text, proof)
 
@@ -49,13 +60,21 @@ def _hold_wit(text: bytes, found: identity.Wit) -> None:
         "typ": "wit+jwt", "alg": found.opened.algorithm, "kid": who.kid,
     }  # fmt: skip
     assert len(text) <= identity.MAX_WIT
-    assert (who.subject, who.expires, who.issued) == (said["sub"], said["exp"], said.get("iat"))
+    assert (who.subject, who.expires, who.issued) == (
+        said["sub"],
+        said["exp"],
+        said.get("iat"),
+    )
     assert (who.jti, who.iss) == (said.get("jti"), said.get("iss"))
     assert "aud" not in said
     assert said["cnf"].keys() == {"jwk"}
     _hold_subject(who.subject, who.trust_domain)
-    key = judged(lambda: identity.workload_key(found), frozenset((Reason.IDENTITY_INVALID,)))
-    assert key is None or (key.private is None and key.kid == who.jkt and key.subjects == {who.subject})
+    key = judged(
+        lambda: identity.workload_key(found), frozenset((Reason.IDENTITY_INVALID,))
+    )
+    assert key is None or (
+        key.private is None and key.kid == who.jkt and key.subjects == {who.subject}
+    )
     _hold_unsigned(found.opened)
 
 
@@ -68,20 +87,35 @@ def _hold_subject(subject: str, domain: str) -> None:
     assert len(subject) <= _LONGEST_NAME
     assert subject.isascii()
     assert segments
-    assert all(_SEGMENT.fullmatch(segment) and segment not in (".", "..") for segment in segments)
+    assert all(
+        _SEGMENT.fullmatch(segment) and segment not in (".", "..") for segment in segments
+    )
 
 
 def _hold_proof(text: bytes, found: identity.Proof) -> None:
     """Assert what a proof that was read says, by other readers than ours."""
     said = _payload(text, found.opened)
-    assert jwt.get_unverified_header(text) == {"typ": "mqauth-pop+jwt", "alg": found.opened.algorithm}
+    assert jwt.get_unverified_header(text) == {
+        "typ": "mqauth-pop+jwt",
+        "alg": found.opened.algorithm,
+    }
     assert not {"iss", "sub"} & said.keys()
-    read = {name: value for name, value in found.claims.as_dict().items() if name not in ("iss", "sub")}
-    assert plain(read | {"wth": found.wth}) == plain(said), "the proof reads as other claims"
+    read = {
+        name: value
+        for name, value in found.claims.as_dict().items()
+        if name not in ("iss", "sub")
+    }
+    assert plain(read | {"wth": found.wth}) == plain(said), (
+        "the proof reads as other claims"
+    )
 
 
 def _payload(text: bytes, opened: jws.Opened) -> Mapping[str, Any]:
-    parts = (text.split(b".")[0], base64url.encode(opened.payload), base64url.encode(opened.signature))
+    parts = (
+        text.split(b".")[0],
+        base64url.encode(opened.payload),
+        base64url.encode(opened.signature),
+    )
     assert b".".join(parts) == text, "a part has a second spelling"
     found: Mapping[str, Any] = strictly(opened.payload)
     return found
@@ -91,7 +125,10 @@ def _hold_unsigned(opened: jws.Opened) -> None:
     """Assert that no authority's key signed it, unless the vectors have that signature."""
     for key in _authorities():
         if judged(lambda key=key: jws.verify(opened, key) or True, _UNSIGNED):  # type: ignore[misc]
-            hold(hashlib.sha256(opened.signing_input).digest() in _signed(), "a forged signature holds")
+            hold(
+                hashlib.sha256(opened.signing_input).digest() in _signed(),
+                "a forged signature holds",
+            )
 
 
 @cache

@@ -58,7 +58,9 @@ def rabbitmq_frame(raw: bytes) -> None:
             _sound(message)
             _sent_again(message, translate)
     if by_pamqp and by_pika and _portable(by_pamqp) and _portable(by_pika):
-        assert plain(dict(by_pamqp.headers)) == plain(dict(by_pika.headers)), "two clients read two tables"
+        assert plain(dict(by_pamqp.headers)) == plain(dict(by_pika.headers)), (
+            "two clients read two tables"
+        )
 
 
 def _by_pamqp(raw: bytes) -> Message | None:
@@ -86,7 +88,9 @@ def _by_pika(raw: bytes) -> Message | None:
 
 def _portable(message: Message) -> bool:
     """Tell whether every header is of the subset that all clients read alike (wire profile, section 4)."""
-    return message.malformed is None and all(_is_portable(value) for _, value in message.headers)
+    return message.malformed is None and all(
+        _is_portable(value) for _, value in message.headers
+    )
 
 
 def _is_portable(value: Any) -> bool:
@@ -95,7 +99,9 @@ def _is_portable(value: Any) -> bool:
     if isinstance(value, dict):
         return all(map(_is_portable, value.values()))
     return (
-        value is None or isinstance(value, str | bytes | bool) or (isinstance(value, int) and abs(value) <= 2**53)
+        value is None
+        or isinstance(value, str | bytes | bool)
+        or (isinstance(value, int) and abs(value) <= 2**53)
     )
 
 
@@ -106,7 +112,9 @@ def _sent_again(message: Message, translate: Any) -> None:
         if translate.carries(name, value):
             table = translate.amqp_values.headers_out(((name, value),), octets)
             found = translate.amqp_values.headers_in(read(write(table)), [])
-            assert plain(found) == plain(((name, value),)), "carried, and arrives as something else"
+            assert plain(found) == plain(((name, value),)), (
+                "carried, and arrives as something else"
+            )
 
 
 def _pika_written(table: dict[str, Any]) -> bytes:
@@ -129,7 +137,17 @@ def rabbitmq_published(raw: bytes) -> None:
     draw = Draw(raw)
     kinds = bytearray if draw.number() % 2 else bytes
     table = dict(draw.listed(lambda: (draw.name(), _native(draw.value(), kinds))))
-    texts = {name: draw.text() for name in ("content_type", "type", "message_id", "reply_to", "app_id", "user_id")}
+    texts = {
+        name: draw.text()
+        for name in (
+            "content_type",
+            "type",
+            "message_id",
+            "reply_to",
+            "app_id",
+            "user_id",
+        )
+    }
     _published_by_aio_pika(table, texts)
     _published_by_pika(table, texts)
 
@@ -161,7 +179,9 @@ def _published_by_aio_pika(table: dict[str, Any], texts: dict[str, str]) -> None
 def _published_by_pika(table: dict[str, Any], texts: dict[str, str]) -> None:
     properties = pika.BasicProperties(headers=table, **texts)
     try:
-        message = pika_translate.to_message(properties, b"x", exchange="shop", routing_key="k")
+        message = pika_translate.to_message(
+            properties, b"x", exchange="shop", routing_key="k"
+        )
         pika_translate.check_properties(properties, 131_072)
     except MalformedMessage:
         return
@@ -171,22 +191,30 @@ def _published_by_pika(table: dict[str, Any], texts: dict[str, str]) -> None:
 def _arrives(sealed: Message, found: Message | None) -> None:
     assert found is not None, "what was sealed cannot be decoded"
     assert found.malformed is None, found.malformed
-    assert plain(dict(found.headers)) == plain(dict(sealed.headers)), "other headers arrive than were sealed"
+    assert plain(dict(found.headers)) == plain(dict(sealed.headers)), (
+        "other headers arrive than were sealed"
+    )
     names = (*sealed.properties, *envelope.PROTECTED_PROPERTIES)
-    assert all(found.properties.get(name) == sealed.properties.get(name) for name in names)
+    assert all(
+        found.properties.get(name) == sealed.properties.get(name) for name in names
+    )
 
 
 def kafka_record(raw: bytes) -> None:
     """Read a record that kafka-python parsed from hostile bytes, by the wrapper of each client: never an error."""
     size = DefaultRecordBatch.HEADER_STRUCT.size
-    head = DefaultRecordBatch.HEADER_STRUCT.pack(0, size - 12 + len(raw), 0, 2, 0, 0, 0, 0, 0, -1, -1, -1, 1)
+    head = DefaultRecordBatch.HEADER_STRUCT.pack(
+        0, size - 12 + len(raw), 0, 2, 0, 0, 0, 0, 0, -1, -1, -1, 1
+    )
     assert len(head) == size
     try:
         [record] = DefaultRecordBatch(head + raw)
     # What kafka-python cannot parse is a poison record, which mqauth never sees.
     except Exception:
         return
-    found = [translate(record.key, record.value, record.headers) for translate in _RECORDS]
+    found = [
+        translate(record.key, record.value, record.headers) for translate in _RECORDS
+    ]
     for message in found:
         _sound(message)
         assert (message.headers, message.key, message.body) == (
@@ -198,7 +226,9 @@ def kafka_values(raw: bytes) -> None:
     """Read records with any objects in their fields; send what may be sent, and find it again byte for byte."""
     draw = Draw(raw)
     key, value = draw.value(), draw.value()
-    headers = draw.listed(lambda: (draw.name(), draw.value()) if draw.number() < 250 else draw.value())
+    headers = draw.listed(
+        lambda: (draw.name(), draw.value()) if draw.number() < 250 else draw.value()
+    )
     for read in _FREE:
         _sound(read(key, value, headers))
     with suppress(MalformedMessage):
@@ -212,7 +242,11 @@ def kafka_values(raw: bytes) -> None:
         [record] = DefaultRecordBatch(written)
         for translate in _RECORDS:
             found = translate(record.key, record.value, record.headers)
-            assert (found.headers, found.key, found.body) == (sealed.headers, sealed.key, sealed.body)
+            assert (found.headers, found.key, found.body) == (
+                sealed.headers,
+                sealed.key,
+                sealed.body,
+            )
 
 
 def _python_record(key: Any, value: Any, headers: Any) -> Message:
@@ -221,13 +255,21 @@ def _python_record(key: Any, value: Any, headers: Any) -> Message:
 
 
 def _asyncio_record(key: Any, value: Any, headers: Any) -> Message:
-    record = aiokafka.ConsumerRecord("orders", 0, 7, 1, 0, key, value, None, 0, 0, tuple(headers))
+    record = aiokafka.ConsumerRecord(
+        "orders", 0, 7, 1, 0, key, value, None, 0, 0, tuple(headers)
+    )
     return aiokafka_translate.from_native(record, scope="s")
 
 
 def _confluent_record(key: Any, value: Any, headers: Any) -> Message:
     record = confluent_kafka.Message(
-        topic="orders", partition=0, offset=7, key=key, value=value, headers=headers, timestamp=(1, 1)
+        topic="orders",
+        partition=0,
+        offset=7,
+        key=key,
+        value=value,
+        headers=headers,
+        timestamp=(1, 1),
     )
     return confluent_translate.from_native(record, scope="s")
 
@@ -243,10 +285,19 @@ def frames() -> list[bytes]:
         if envelope.is_kafka(message.destination):
             continue
         with suppress(Exception):
-            found.append(ContentHeader(properties=_aio_pika(message).properties).marshal()[12:])
+            found.append(
+                ContentHeader(properties=_aio_pika(message).properties).marshal()[12:]
+            )
         with suppress(Exception):
             found.append(b"".join(pika_translate.to_properties(message).encode()))
-    return [*found, *(_typed(tag, raw) for tag in b"bBsuIilLdDfFSATVxt" for raw in (bytes(8), _TENTH))]
+    return [
+        *found,
+        *(
+            _typed(tag, raw)
+            for tag in b"bBsuIilLdDfFSATVxt"
+            for raw in (bytes(8), _TENTH)
+        ),
+    ]
 
 
 _TENTH: Final = struct.pack(">d", 0.1)
@@ -260,13 +311,22 @@ def _typed(tag: int, raw: bytes) -> bytes:
 
 def _aio_pika(message: Message) -> aio_pika.Message:
     texts = {name.replace("-", "_"): text for name, text in message.properties.items()}
-    return aio_pika.Message(b"", headers=rabbitmq_translate.headers_out(message.headers), **texts)  # type: ignore[arg-type]
+    return aio_pika.Message(
+        b"", headers=rabbitmq_translate.headers_out(message.headers), **texts
+    )  # type: ignore[arg-type]
 
 
 def published() -> list[bytes]:
     """Return seeds: drawn tables."""
     tenth = b"\1\1\xff\1a\5" + _TENTH
-    return [tenth, *(bytes((at % 2,)) + raw[1:] for at, raw in enumerate(seeds.drawn()) if raw[0] == 0)]
+    return [
+        tenth,
+        *(
+            bytes((at % 2,)) + raw[1:]
+            for at, raw in enumerate(seeds.drawn())
+            if raw[0] == 0
+        ),
+    ]
 
 
 def records() -> list[bytes]:

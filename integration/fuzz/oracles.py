@@ -82,14 +82,20 @@ def _within(value: Any) -> list[Any]:
         return [*value.keys(), *value.values()]
     if isinstance(value, tuple | list | set | frozenset):
         return [*value]
-    names = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    names = [
+        name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())
+    ]
     return [getattr(value, name, None) for name in names if not name.startswith("__")]
 
 
 def plain(value: Any) -> str:
     """Return a text that is the same for the same values only: types, order and not-a-numbers told apart."""
     if isinstance(value, Mapping):
-        return "{" + ",".join(sorted(f"{name!r}:{plain(item)}" for name, item in value.items())) + "}"
+        return (
+            "{"
+            + ",".join(sorted(f"{name!r}:{plain(item)}" for name, item in value.items()))
+            + "}"
+        )
     if isinstance(value, tuple | list):
         return f"{type(value).__name__}({','.join(map(plain, value))})"
     return f"{type(value).__name__}:{value!r}"

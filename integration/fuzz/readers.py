@@ -10,11 +10,31 @@ from typing import Any, Final
 import jwt
 
 from integration.fuzz.draw import Draw
-from integration.fuzz.oracles import CLAIM_REASONS, JWS_REASONS, TOKEN_REASONS, held, hold, judged, plain, strictly
+from integration.fuzz.oracles import (
+    CLAIM_REASONS,
+    JWS_REASONS,
+    TOKEN_REASONS,
+    held,
+    hold,
+    judged,
+    plain,
+    strictly,
+)
 from mqauth.errors import ConfigurationError, MalformedMessage, Reason
 from mqauth.judging.token import Token
 from mqauth.letters import release
-from mqauth.wire import base64url, batch, claims, envelope, json_form, jwk, jws, memo, strict_json, template
+from mqauth.wire import (
+    base64url,
+    batch,
+    claims,
+    envelope,
+    json_form,
+    jwk,
+    jws,
+    memo,
+    strict_json,
+    template,
+)
 from mqauth.wire.claims import Batch, Claims
 from mqauth.wire.message import TOKEN_HEADER, Message, fold
 from tests.test_merkle import rfc_verifies
@@ -30,12 +50,20 @@ def token_header(raw: bytes) -> None:
     """Read the token of a message: exactly one, in its spelling, of its type and size, or a documented reason."""
     message = Draw(raw).message()
     found = judged(lambda: envelope.token_of(message), TOKEN_REASONS)
-    spelt = [(name, value) for name, value in message.headers if fold(name) == TOKEN_HEADER]
-    assert found == (_token_in(message, spelt[0][1]) if [name for name, _ in spelt] == [TOKEN_HEADER] else None)
+    spelt = [
+        (name, value) for name, value in message.headers if fold(name) == TOKEN_HEADER
+    ]
+    assert found == (
+        _token_in(message, spelt[0][1])
+        if [name for name, _ in spelt] == [TOKEN_HEADER]
+        else None
+    )
     if found is None:
         return
     if found.isascii():
-        bare = replace(message, headers=tuple(pair for pair in message.headers if pair not in spelt))
+        bare = replace(
+            message, headers=tuple(pair for pair in message.headers if pair not in spelt)
+        )
         again = replace(bare, headers=envelope.attach(bare, found.decode("ascii")))
         assert envelope.token_of(again) == found
 
@@ -54,7 +82,11 @@ def compact_jws(raw: bytes) -> None:
     opened = judged(lambda: jws.take_apart(raw), JWS_REASONS)
     if opened is None:
         return
-    parts = (raw.split(b".")[0], base64url.encode(opened.payload), base64url.encode(opened.signature))
+    parts = (
+        raw.split(b".")[0],
+        base64url.encode(opened.payload),
+        base64url.encode(opened.signature),
+    )
     assert b".".join(parts) == raw
     assert len(raw) <= jws.MAX_TOKEN
     header = jwt.get_unverified_header(raw)
@@ -65,7 +97,9 @@ def compact_jws(raw: bytes) -> None:
     assert not opened.payload or repr(opened.payload) not in repr(opened)
     for public in _PUBLIC:
         if judged(lambda key=public: jws.verify(opened, key) or True, _UNSIGNED):  # type: ignore[misc]
-            assert hashlib.sha256(opened.signing_input).digest() in SIGNED, "a forged signature holds"
+            assert hashlib.sha256(opened.signing_input).digest() in SIGNED, (
+                "a forged signature holds"
+            )
 
 
 _LEAVES: Final = 40
@@ -86,7 +120,9 @@ def claim_set(raw: bytes) -> None:
     text = b".".join((segment, base64url.encode(raw), base64url.encode(bytes(64))))
     if len(text) <= jws.MAX_TOKEN:
         token = Token(text, jws.take_apart(text), found)
-        assert held(token) <= token.size, f"a token takes {held(token)} bytes, charged {token.size}"
+        assert held(token) <= token.size, (
+            f"a token takes {held(token)} bytes, charged {token.size}"
+        )
 
 
 def payload_template(raw: bytes) -> None:
@@ -98,7 +134,9 @@ def payload_template(raw: bytes) -> None:
         return
     read = reader.read(second)
     if read is not None:
-        assert plain(read) == plain(claims.parse(second)), "the short cut reads other claims"
+        assert plain(read) == plain(claims.parse(second)), (
+            "the short cut reads other claims"
+        )
 
 
 def jwk_set(raw: bytes) -> None:
@@ -122,10 +160,23 @@ def batch_proof(raw: bytes) -> None:
     size = 1 + draw.number(2) % claims.MAX_BATCH
     leaves, root, paths = _tree(min(size, _LEAVES))
     proven = batch.Proven(root, len(leaves))
-    made = Claims("i", "s", "a", 0, 1, "j" * 16, Batch(base64url.encode(root).decode(), len(leaves)))
-    for at, flips, text in draw.listed(lambda: (draw.number(), draw.some(), draw.some()))[:_STEPS]:
-        _follow(proven, leaves, root, at % len(leaves), _flipped(paths[at % len(leaves)], flips))
-        proof = judged(lambda text=text: batch.proof_of(text, made), frozenset((Reason.PROOF_INVALID,)))  # type: ignore[misc]
+    made = Claims(
+        "i", "s", "a", 0, 1, "j" * 16, Batch(base64url.encode(root).decode(), len(leaves))
+    )
+    for at, flips, text in draw.listed(lambda: (draw.number(), draw.some(), draw.some()))[
+        :_STEPS
+    ]:
+        _follow(
+            proven,
+            leaves,
+            root,
+            at % len(leaves),
+            _flipped(paths[at % len(leaves)], flips),
+        )
+        proof = judged(
+            lambda text=text: batch.proof_of(text, made),
+            frozenset((Reason.PROOF_INVALID,)),
+        )  # type: ignore[misc]
         if proof is not None:
             assert batch.proof_text(*proof).encode("ascii") == batch.SEPARATOR + text
             _follow(proven, leaves, root, proof.place, proof.path)
@@ -153,12 +204,16 @@ def _flipped(path: bytes, flips: bytes) -> bytes:
     return bytes(found[: len(found) - (flips[0] if len(flips) % 2 else 0)])
 
 
-def _follow(proven: batch.Proven, leaves: list[bytes], root: bytes, at: int, path: bytes) -> None:
+def _follow(
+    proven: batch.Proven, leaves: list[bytes], root: bytes, at: int, path: bytes
+) -> None:
     size = 32
     steps = [path[start : start + size] for start in range(0, len(path), size)]
     whole = len(path) % size == 0
     expected = whole and rfc_verifies(leaves[at], at, len(leaves), steps, root)
-    assert proven.proves(leaves[at], at, path) is expected, "a path is judged otherwise than RFC 9162 does"
+    assert proven.proves(leaves[at], at, path) is expected, (
+        "a path is judged otherwise than RFC 9162 does"
+    )
 
 
 def release_payload(raw: bytes) -> None:
@@ -194,8 +249,17 @@ def form_of_message(raw: bytes) -> None:
     again = parsed_form(written)
     assert again is not None, "what was read is refused once it is written again"
     assert strict_json.dumps(json_form.to_form(again)) == written
-    for name in ("destination", "body", "key", "properties", "origin", *(("headers",) * is_carried(message))):
-        assert plain(getattr(message, name)) == plain(getattr(again, name)), f"another {name}"
+    for name in (
+        "destination",
+        "body",
+        "key",
+        "properties",
+        "origin",
+        *(("headers",) * is_carried(message)),
+    ):
+        assert plain(getattr(message, name)) == plain(getattr(again, name)), (
+            f"another {name}"
+        )
 
 
 def is_carried(message: Message) -> bool:

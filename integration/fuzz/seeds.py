@@ -112,9 +112,15 @@ def key_sets() -> Iterator[bytes]:
 
 def proofs() -> Iterator[bytes]:
     """Yield ways through trees: honest ones, and texts behind the batch tokens of the vectors."""
-    texts = [token.partition(batch.SEPARATOR)[2] for token in tokens() if batch.SEPARATOR in token]
+    texts = [
+        token.partition(batch.SEPARATOR)[2]
+        for token in tokens()
+        if batch.SEPARATOR in token
+    ]
     for size in (1, 2, 5, 8, 17):
-        each = b"".join(bytes((at,)) + b"\0" + sized(texts[at % len(texts)]) for at in range(6))
+        each = b"".join(
+            bytes((at,)) + b"\0" + sized(texts[at % len(texts)]) for at in range(6)
+        )
         yield (size - 1).to_bytes(2, "big") + b"\6" + each
     for text in texts:
         yield b"\0\4\1" + bytes((len(text) % 5,)) + b"\2\3\1" + sized(text)
@@ -136,7 +142,9 @@ def signed() -> set[bytes]:
     return {hashlib.sha256(token.rpartition(b".")[0]).digest() for token in found}
 
 
-def few(make: Callable[[], Iterator[bytes]], most: int = 64, longest: int = 4096) -> list[bytes]:
+def few(
+    make: Callable[[], Iterator[bytes]], most: int = 64, longest: int = 4096
+) -> list[bytes]:
     """Return at most so many different seeds, spread over all of them."""
     found = [seed for seed in dict.fromkeys(make()) if len(seed) <= longest]
     return found[:: -(-len(found) // most)] if found else []

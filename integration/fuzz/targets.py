@@ -30,7 +30,9 @@ TARGETS: Final = {
     "template": Target(readers.payload_template, seeds.pairs_of_payloads),
     "jwk-set": Target(readers.jwk_set, seeds.key_sets),
     "batch": Target(readers.batch_proof, seeds.proofs),
-    "release": Target(readers.release_payload, partial(seeds.payloads, RELEASE_HEADER, RELEASE_TYPE)),
+    "release": Target(
+        readers.release_payload, partial(seeds.payloads, RELEASE_HEADER, RELEASE_TYPE)
+    ),
     "json-form": Target(readers.form_of_message, seeds.written_forms),
     "binding": Target(binding.binding, binding.changed),
     "verdict": Target(binding.verdict, seeds.drawn),

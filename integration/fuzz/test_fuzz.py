@@ -73,9 +73,14 @@ def test_an_input_that_breaks_an_oracle_is_written(tmp_path: Path) -> None:
 
 def test_a_summary_says_what_libfuzzer_did() -> None:
     """Executions, edges, features and inputs of the last line that it printed."""
-    told = "#2\tINITED cov: 10 ft: 11 corp: 1/1b\n#4096\tpulse  cov: 31 ft: 42 corp: 7/90b\n"
+    told = (
+        "#2\tINITED cov: 10 ft: 11 corp: 1/1b\n#4096\tpulse  cov: 31 ft: 42 corp: 7/90b\n"
+    )
     told += "stat::number_of_executed_units: 5000\n"
-    assert summary("jws", told, 60) == "jws: 5,000 executions in 60 s, 31 edges of mqauth, 42 features, 7 inputs"
+    assert (
+        summary("jws", told, 60)
+        == "jws: 5,000 executions in 60 s, 31 edges of mqauth, 42 features, 7 inputs"
+    )
 
 
 def _undocumented(*_: Any, **__: Any) -> Any:
@@ -130,7 +135,9 @@ def test_each_fault_breaks_an_oracle(fault: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, attribute, replacement, raising=False)
     target = targets.TARGETS[name]
     try:
-        assert any(_breaks(target.run, one) for one in (*corpus.kept(name), *target.seeds()))
+        assert any(
+            _breaks(target.run, one) for one in (*corpus.kept(name), *target.seeds())
+        )
     finally:
         monkeypatch.undo()
         views._site.cache_clear()

@@ -55,9 +55,17 @@ def dead_letter(raw: bytes) -> None:
     elif not _TOPIC.fullmatch(message.origin.topic or ""):
         return
     made = DeadLetter(
-        message=message, rejection=Rejection(Reason.EXPIRED, "expired"), scope=scope, time=1.9e9, audit="a"
+        message=message,
+        rejection=Rejection(Reason.EXPIRED, "expired"),
+        scope=scope,
+        time=1.9e9,
+        audit="a",
     )
-    form = (lambda: made.whole(lambda name, value: len(name) % 8 != carried), made.in_body, made.reference)[which]
+    form = (
+        lambda: made.whole(lambda name, value: len(name) % 8 != carried),
+        made.in_body,
+        made.reference,
+    )[which]
     letter = form()
     found = read(Letter(message=letter))
     assert found.id == made.id
@@ -75,8 +83,18 @@ def _judged_parts(message: Message) -> tuple[Any, ...]:
     """Return what of a message a consumer judges: headers that the broker writes anew do not count."""
     written = ("timestamp_in_ms", "x-delivery-count", "x-acquired-count")
     # As the JSON form has values, which is how they are signed: a time of whole seconds in UTC.
-    headers = [(name, json_form.value_to_form(value)) for name, value in message.headers if name not in written]
-    return message.destination, message.body, message.key, dict(message.properties), headers
+    headers = [
+        (name, json_form.value_to_form(value))
+        for name, value in message.headers
+        if name not in written
+    ]
+    return (
+        message.destination,
+        message.body,
+        message.key,
+        dict(message.properties),
+        headers,
+    )
 
 
 def _is_writable(message: Message, *names: str) -> bool:
@@ -138,7 +156,11 @@ def _letter_page(row: Any, reading: Reading, form: str) -> str:
 
 def _lists(row: Any, index: Index) -> str:
     own = Filter(
-        subject=row.subject, kid=row.kid, issuer=row.issuer, destination=row.destination, reason=row.reason
+        subject=row.subject,
+        kid=row.kid,
+        issuer=row.issuer,
+        destination=row.destination,
+        reason=row.reason,
     )
     shown = display.overview(index) if index.size <= 20 else None
     groups = [] if shown is None else index.groups()
@@ -158,7 +180,9 @@ def _lists(row: Any, index: Index) -> str:
 def _site() -> Site:
     box = SimpleNamespace(name="orders.dead")
     session = SimpleNamespace(box=box, guard=object(), can_redrive=True, audit=object())
-    backend: Any = SimpleNamespace(letters=SimpleNamespace(lost=None), session=session, job=None, files=["audit"])
+    backend: Any = SimpleNamespace(
+        letters=SimpleNamespace(lost=None), session=session, job=None, files=["audit"]
+    )
     place = ConsoleQueue(backend)
     return Site([place], Sessions(), Cookie(name="mqauth", tls=False), place)
 
@@ -175,11 +199,17 @@ class _Markup(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.elements, self.links, self.odd = set[tuple[str, str]](), list[str](), list[str]()
+        self.elements, self.links, self.odd = (
+            set[tuple[str, str]](),
+            list[str](),
+            list[str](),
+        )
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements |= {(tag, ""), *((tag, name) for name, _ in attrs)}
-        self.links += [value or "" for name, value in attrs if name in ("href", "src", "action")]
+        self.links += [
+            value or "" for name, value in attrs if name in ("href", "src", "action")
+        ]
 
     def handle_comment(self, data: str) -> None:
         self.odd.append(data)
@@ -202,16 +232,25 @@ def _own() -> frozenset[tuple[str, str]]:
     """Return the elements and attributes that the templates themselves have."""
     found: set[tuple[str, str]] = set()
     for path in _TEMPLATES.glob("*.html"):
-        text = re.sub(r"{%.*?%}|{{.*?}}|{#.*?#}", " ", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        text = re.sub(
+            r"{%.*?%}|{{.*?}}|{#.*?#}",
+            " ",
+            path.read_text(encoding="utf-8"),
+            flags=re.DOTALL,
+        )
         found |= _markup(text).elements
     return frozenset(found)
 
 
 def _check(page: str) -> None:
     found = _markup(page)
-    assert found.elements <= _own(), f"foreign markup: {sorted(found.elements - _own())[:3]}"
+    assert found.elements <= _own(), (
+        f"foreign markup: {sorted(found.elements - _own())[:3]}"
+    )
     assert not found.odd, "a comment or a declaration that no template has"
-    assert all(link.startswith(_PLACES) and not link.startswith("//") for link in found.links), "a link leads away"
+    assert all(
+        link.startswith(_PLACES) and not link.startswith("//") for link in found.links
+    ), "a link leads away"
     assert len(re.findall("<script", page)) == len(re.findall("<!doctype", page))
     _visible(page, "page")
 
@@ -219,7 +258,9 @@ def _check(page: str) -> None:
 def _visible(text: str, where: str) -> None:
     hidden = {*_BLANK.findall(text)}
     hidden |= {char for char in {*text} - {"\n"} if unicodedata.category(char) in _HIDDEN}
-    assert not hidden, f"{where} has invisible characters: {''.join(sorted(hidden))[:5]!a}"
+    assert not hidden, (
+        f"{where} has invisible characters: {''.join(sorted(hidden))[:5]!a}"
+    )
 
 
 def letters() -> list[bytes]:
@@ -227,9 +268,17 @@ def letters() -> list[bytes]:
     found = []
     for at, message in enumerate(seeds.messages()):
         made = DeadLetter(
-            message=message, rejection=Rejection(Reason.EXPIRED, "expired"), scope="s", time=1.9e9, audit="a"
+            message=message,
+            rejection=Rejection(Reason.EXPIRED, "expired"),
+            scope="s",
+            time=1.9e9,
+            audit="a",
         )
-        each = (lambda made=made: made.whole(lambda *_: True), made.in_body, made.reference)[at % 3]  # type: ignore[misc]
+        each = (
+            lambda made=made: made.whole(lambda *_: True),
+            made.in_body,
+            made.reference,
+        )[at % 3]  # type: ignore[misc]
         shown = each()
         pairs = ((name, _native(value, shown)) for name, value in shown.headers)
         found.append(packed_message(replace(shown, headers=tuple(pairs))))
@@ -238,14 +287,19 @@ def letters() -> list[bytes]:
 
 def _native(value: Any, message: Message) -> Any:
     """Return a header of a letter as its broker has it: bytes on Kafka."""
-    return value.encode() if isinstance(value, str) and envelope.is_kafka(message.destination) else value
+    return (
+        value.encode()
+        if isinstance(value, str) and envelope.is_kafka(message.destination)
+        else value
+    )
 
 
 def hidden_letters() -> list[bytes]:
     """Return seeds: letters, and one whose every word ends in characters that nobody sees."""
     blank = "\xad\u0600\u061c\u180e\u200b\u3164\ufe0f\U000e0100"
     named = [
-        (f"mqauth-dead-{name}", blank) for name in ("detail", "scope", "source", "audit", "destination", "id")
+        (f"mqauth-dead-{name}", blank)
+        for name in ("detail", "scope", "source", "audit", "destination", "id")
     ]
     made = Message(destination="rabbitmq:/q", body=b"", headers=tuple(named))
     return [packed_message(made), *letters()]
@@ -253,8 +307,13 @@ def hidden_letters() -> list[bytes]:
 
 def views() -> list[bytes]:
     """Return seeds: hostile texts in every place, and letters."""
-    hostile = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\u202e\u3164{{7*7}}"
-    named = ((f"mqauth-dead-{name}", hostile) for name in ("detail", "scope", "source", "audit", "reason", "id"))
+    hostile = (
+        "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\u202e\u3164{{7*7}}"
+    )
+    named = (
+        (f"mqauth-dead-{name}", hostile)
+        for name in ("detail", "scope", "source", "audit", "reason", "id")
+    )
     made = Message(
         destination="rabbitmq:/q", body=hostile.encode(), properties={"type": hostile, "message-id": hostile},
         headers=(("mqauth-dead-destination", "rabbitmq:/q"), (hostile, hostile), *named),

@@ -24,11 +24,25 @@ def program() -> Path:
         CommandError: Go cannot be had, or does not build it.
     """
     files = [*sorted(FOLDER.glob("*.go")), FOLDER / "go.mod", FOLDER / "go.sum"]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[
+        :16
+    ]
     with locked("interop"):
         built = cache_folder() / f"interop-{digest}"
         if not built.exists():
-            run([go(), "build", "-C", str(FOLDER), "-buildvcs=false", "-o", str(built), "."], timeout=_WITHIN)
+            run(
+                [
+                    go(),
+                    "build",
+                    "-C",
+                    str(FOLDER),
+                    "-buildvcs=false",
+                    "-o",
+                    str(built),
+                    ".",
+                ],
+                timeout=_WITHIN,
+            )
     return built
 
 
@@ -36,6 +50,11 @@ def ask(*arguments: str, lines: list[str]) -> list[str]:
     """Return the lines that the program prints, given these on its standard input."""
     text = "".join(f"{line}\n" for line in lines)
     found = subprocess.run(
-        [str(program()), *arguments], input=text, capture_output=True, text=True, timeout=60, check=True
+        [str(program()), *arguments],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     return found.stdout.splitlines()

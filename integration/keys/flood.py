@@ -18,7 +18,17 @@ from typing import Any
 from integration.keys.scene import KafkaLane
 from integration.keyserver import KeyServer
 from integration.waiting import until
-from mqauth import JWKS, AuditFile, MemoryReplayStore, Message, Outcome, Pipeline, Signer, Verdict, Verified
+from mqauth import (
+    JWKS,
+    AuditFile,
+    MemoryReplayStore,
+    Message,
+    Outcome,
+    Pipeline,
+    Signer,
+    Verdict,
+    Verified,
+)
 from mqauth.clock import Backoff
 from mqauth.keystore.remote import rules as jwks_rules
 from mqauth.testing.forge import ISSUER, SUBJECT, Forge
@@ -154,7 +164,10 @@ def flood(url: str, folder: Path, *, up: bool, messages: int, bounds: Bounds) ->
     try:
         honest = _send(lane, forge, messages)
         began = time.monotonic()
-        with _keys(forge, bounds, up=up) as keys, AuditFile(folder / f"audit-{up}.jsonl", fsync=False) as audit:
+        with (
+            _keys(forge, bounds, up=up) as keys,
+            AuditFile(folder / f"audit-{up}.jsonl", fsync=False) as audit,
+        ):
             guard = Pipeline(
                 verifier=forge.verifier(keys={ISSUER: keys}), policy=forge.policy(lane.destination),
                 replay=MemoryReplayStore(), audit=audit, observers=[watch],
@@ -176,13 +189,23 @@ def _send(lane: KafkaLane, forge: Forge, messages: int) -> set[bytes]:
     """Send the flood with honest messages spread over it; return their bodies."""
     signer = forge.signer()
     forger = Signer(
-        key=RandomKid(), issuer=ISSUER, subject=SUBJECT, audience="billing", lifetime=3600, clock=forge.clock
+        key=RandomKid(),
+        issuer=ISSUER,
+        subject=SUBJECT,
+        audience="billing",
+        lifetime=3600,
+        clock=forge.clock,
     )
     honest: set[bytes] = set()
     for first in range(0, messages, HONEST_EVERY * BATCH):
         numbers = range(first, min(first + HONEST_EVERY * BATCH, messages))
         good = [b"honest %d" % number for number in numbers if number % HONEST_EVERY == 0]
-        lane.send_mixed([(signer, good), (forger, [b"forged %d" % n for n in numbers if n % HONEST_EVERY])])
+        lane.send_mixed(
+            [
+                (signer, good),
+                (forger, [b"forged %d" % n for n in numbers if n % HONEST_EVERY]),
+            ]
+        )
         honest |= set(good)
     return honest
 
@@ -193,13 +216,18 @@ def _keys(forge: Forge, bounds: Bounds, *, up: bool) -> Iterator[JWKS]:
     with KeyServer() as server:
         server.serve(forge.keys)
         with JWKS(
-            server.url, publish_delay=bounds.publish_delay, max_hold=bounds.max_hold, unsafe_http_loopback=True
+            server.url,
+            publish_delay=bounds.publish_delay,
+            max_hold=bounds.max_hold,
+            unsafe_http_loopback=True,
         ) as keys:
             until(lambda: keys.health().state == "fresh")
             if not up:
                 server.down()
             old = time.monotonic() + bounds.publish_delay
-            until(lambda: time.monotonic() > old)  # from now on an unknown kid is worth a question
+            until(
+                lambda: time.monotonic() > old
+            )  # from now on an unknown kid is worth a question
             yield keys
             asked = server.requests
             assert asked <= keys.health().counters["attempts"]

@@ -112,9 +112,16 @@ class RabbitMQLane:
         self.stage._call(self._send(signer, bodies))
 
     async def _send(self, signer: Signer, bodies: Sequence[bytes]) -> None:
-        exchange = await self.stage._channel.get_exchange(self.stage._exchange, ensure=False)
+        exchange = await self.stage._channel.get_exchange(
+            self.stage._exchange, ensure=False
+        )
         producer = rabbitmq.Producer(exchange, signer)
-        await asyncio.gather(*(producer.publish(aio_pika.Message(body), "orders.created") for body in bodies))
+        await asyncio.gather(
+            *(
+                producer.publish(aio_pika.Message(body), "orders.created")
+                for body in bodies
+            )
+        )
 
     def inject(self, messages: Sequence[Message]) -> None:
         """Publish messages as they are, side by side."""
@@ -147,7 +154,9 @@ class KafkaLane:
 
     name = "kafka"
 
-    def __init__(self, url: str, *, partitions: int = 1, config: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, url: str, *, partitions: int = 1, config: dict[str, str] | None = None
+    ) -> None:
         self.stage = KafkaStage(url, partitions=partitions, config=config)
         self._partitions = partitions
         self.destination = self.stage.destination
@@ -155,7 +164,9 @@ class KafkaLane:
     def send(self, signer: Signer, bodies: Sequence[bytes]) -> None:
         """Send, and flush."""
         producer = kafka.Producer(self.stage._client, signer)
-        futures: list[Any] = [producer.send(self.stage.topic, value=body, key=b"k") for body in bodies]
+        futures: list[Any] = [
+            producer.send(self.stage.topic, value=body, key=b"k") for body in bodies
+        ]
         self.stage._client.flush()
         for future in futures:
             future.get(timeout=60)
@@ -171,7 +182,10 @@ class KafkaLane:
 
     def send_mixed(self, batches: Sequence[tuple[Signer, Sequence[bytes]]]) -> None:
         """Send the bodies of several signers spread among each other, and flush."""
-        producers = [(kafka.Producer(self.stage._client, signer), iter(bodies)) for signer, bodies in batches]
+        producers = [
+            (kafka.Producer(self.stage._client, signer), iter(bodies))
+            for signer, bodies in batches
+        ]
         sizes = [len(bodies) for _, bodies in batches]
         for turn in range(max(sizes)):
             for (producer, bodies), size in zip(producers, sizes, strict=True):
@@ -181,7 +195,9 @@ class KafkaLane:
         self.stage._client.flush()
 
     @contextmanager
-    def consuming(self, guard: Pipeline, handler: Handler, **settings: Any) -> Iterator[Any]:
+    def consuming(
+        self, guard: Pipeline, handler: Handler, **settings: Any
+    ) -> Iterator[Any]:
         """Run the consumer on a thread."""
         client, letters = self.stage.consumer(), self.stage.dead_letter_client()
         consumer = kafka.Consumer(
@@ -230,7 +246,9 @@ class Scene:
         issuer: serves the keystore.
     """
 
-    def __init__(self, lane: Lane, folder: Path, issuer: IssuerProcess, store: Keystore) -> None:
+    def __init__(
+        self, lane: Lane, folder: Path, issuer: IssuerProcess, store: Keystore
+    ) -> None:
         self.lane = lane
         self.issuer = issuer
         self.store = store
@@ -241,9 +259,16 @@ class Scene:
         self._audit = AuditFile(folder / "audit.jsonl", fsync=False)
         self._replay = MemoryReplayStore()
 
-    def signer(self, key: Key | SigningKey | SigningKeySource | None = None, **settings: Any) -> Signer:
+    def signer(
+        self, key: Key | SigningKey | SigningKeySource | None = None, **settings: Any
+    ) -> Signer:
         """Return a signer; the honest one unless told."""
-        wanted: dict[str, Any] = {"issuer": ISSUER, "subject": SUBJECT, "audience": AUDIENCE, "lifetime": 3600}
+        wanted: dict[str, Any] = {
+            "issuer": ISSUER,
+            "subject": SUBJECT,
+            "audience": AUDIENCE,
+            "lifetime": 3600,
+        }
         return Signer(key=key or self.active, **(wanted | settings))
 
     @contextmanager
@@ -266,7 +291,9 @@ class Scene:
 
     def revoke(self, kid: str) -> None:
         """Do as ``mqauth keys revoke``."""
-        self.store.change(lambda found, now: ring.revoke(found, kid, now, reason="stolen"))
+        self.store.change(
+            lambda found, now: ring.revoke(found, kid, now, reason="stolen")
+        )
 
     def close(self) -> None:
         """Close the audit file."""

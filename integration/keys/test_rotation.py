@@ -69,7 +69,10 @@ class Stream(threading.Thread):
             while self.sent < MESSAGES:
                 with self._more:
                     self._more.wait_for(lambda: self.may_send > self.sent)
-                bodies = [b"%d" % number for number in range(self.sent, min(self.sent + CHUNK, self.may_send))]
+                bodies = [
+                    b"%d" % number
+                    for number in range(self.sent, min(self.sent + CHUNK, self.may_send))
+                ]
                 self._scene.lane.send(signer, bodies)
                 self.sent += len(bodies)
         except BaseException as error:
@@ -113,7 +116,9 @@ def test_rotation_costs_no_message_and_revocation_is_seen(
         until(lambda: scene.kids.get(second.kid, 0) > CHUNK)
         stream.reach(7 * TENTH)
     before = len(scene.handled)
-    with scene.consumer(snapshot=False) as keys:  # with nothing, and nobody to ask: deferred, not condemned
+    with scene.consumer(
+        snapshot=False
+    ) as keys:  # with nothing, and nobody to ask: deferred, not condemned
         stream.reach(8 * TENTH)
         assert len(scene.handled) == before
         scene.issuer.up()
@@ -163,7 +168,9 @@ def revocation(scene: Scene, stolen: Key) -> float:
     until(lambda: b"honest" in scene.handled)
     until(lambda: set(late) <= {letter.body for letter in scene.lane.letters()})
     assert not set(late) & scene.handled.keys()
-    last = max((moment for body, moment in sent.items() if body in scene.handled), default=0.0)
+    last = max(
+        (moment for body, moment in sent.items() if body in scene.handled), default=0.0
+    )
     assert last < SEEN_WITHIN + ATTEMPT
     return last
 
@@ -182,7 +189,11 @@ MEMORY = 24.0  # MiB; of 100,000 messages it is none
 @pytest.mark.slow
 @pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
 def test_flood_of_random_kids(
-    kafka: Kafka, up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kafka: Kafka,
+    up: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Every honest message is handled and every forged one ``key_unknown``, at a bounded price.
 
@@ -238,7 +249,8 @@ def test_service_rotates_and_revokes_what_root_made(folder: Path) -> None:
     """``keys new`` by root makes the first key; the service then signs, makes, rotates and revokes."""
     Keystore(folder=folder).create(publish_delay=0)
     as_service(
-        "store = Keystore(folder=folder); store.signing_key(); store.create(); store.change(ring.rotate)", folder
+        "store = Keystore(folder=folder); store.signing_key(); store.create(); store.change(ring.rotate)",
+        folder,
     )
     as_service(
         "store = Keystore(folder=folder); kid = store.ring().active.kid;"

@@ -48,11 +48,15 @@ def get(
     """Return status, headers and body of one request."""
     scheme, _, rest = url.partition("://")
     place, _, path = rest.partition("/")
-    kind: Any = http.client.HTTPConnection if scheme == "http" else http.client.HTTPSConnection
+    kind: Any = (
+        http.client.HTTPConnection if scheme == "http" else http.client.HTTPSConnection
+    )
     settings = {} if context is None else {"context": context}
     with closing(kind(place, timeout=PATIENCE, **settings)) as connection:
         connection.request(
-            method, f"/{path}", headers={name.replace("_", "-"): value for name, value in headers.items()}
+            method,
+            f"/{path}",
+            headers={name.replace("_", "-"): value for name, value in headers.items()},
         )
         answer = connection.getresponse()
         return answer.status, answer.headers, answer.read()
@@ -88,7 +92,9 @@ def test_tls(store: Keystore, tmp_path: Path) -> None:
     """With a certificate it speaks TLS 1.2 or newer to a cache with that CA, and to no other."""
     authority, stranger = Authority(tmp_path), Authority(tmp_path)
     chain, key = authority.issue()
-    with IssuerProcess([store.folder], "--tls-cert", str(chain), "--tls-key", str(key)) as issuer:
+    with IssuerProcess(
+        [store.folder], "--tls-cert", str(chain), "--tls-key", str(key)
+    ) as issuer:
         assert issuer.url.startswith("https://127.0.0.1:")
         with JWKS(issuer.url, ca=authority.path) as keys:
             until(lambda: keys.health().state == "fresh")
@@ -113,7 +119,9 @@ def shown(certificate: Certificate, authority: Authority) -> int:
     return int(client.getpeercert()["serialNumber"], 16)  # type: ignore[index, arg-type]
 
 
-def test_renewed_certificate_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_renewed_certificate_is_read_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """New connections get a renewed certificate; a half-written one is logged, and the last good one stays."""
     authority = Authority(tmp_path)
     (chain, key), (next_chain, next_key) = authority.issue(), authority.issue()
@@ -133,7 +141,10 @@ def serve(store: Keystore, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
     """Run the command, which refuses with exit code 2 and one line, and return that."""
 
     def run(*options: str, port: str = "0") -> str:
-        assert main(["keys", "serve", "--dir", str(store.folder), "--port", port, *options]) == 2
+        assert (
+            main(["keys", "serve", "--dir", str(store.folder), "--port", port, *options])
+            == 2
+        )
         said = capsys.readouterr()
         assert (said.out, said.err.count("\n")) == ("", 1)
         return said.err
@@ -145,21 +156,32 @@ def serve(store: Keystore, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
     ("options", "text"),
     [
         (["--host", "::"], "reached from outside only with"),
-        (["--tls-cert", "x", "--tls-key", "y"], "--tls-cert x, --tls-key y: No such file"),
+        (
+            ["--tls-cert", "x", "--tls-key", "y"],
+            "--tls-cert x, --tls-key y: No such file",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_served_is_one_line(serve: Callable[..., str], options: list[str], text: str) -> None:
+def test_what_cannot_be_served_is_one_line(
+    serve: Callable[..., str], options: list[str], text: str
+) -> None:
     """An address that may not be had, and a certificate that is not there: exit 2 and one line."""
     assert text in serve(*options)
 
 
-def test_address_in_use_is_one_line(serve: Callable[..., str], issuer: IssuerProcess) -> None:
+def test_address_in_use_is_one_line(
+    serve: Callable[..., str], issuer: IssuerProcess
+) -> None:
     """A second server at the same port says so."""
-    assert "Address already in use" in serve(port=issuer.url.rpartition(":")[2].partition("/")[0])
+    assert "Address already in use" in serve(
+        port=issuer.url.rpartition(":")[2].partition("/")[0]
+    )
 
 
-def test_key_with_a_passphrase_is_refused(serve: Callable[..., str], tmp_path: Path) -> None:
+def test_key_with_a_passphrase_is_refused(
+    serve: Callable[..., str], tmp_path: Path
+) -> None:
     """A TLS key that would ask somebody for a passphrase is refused instead."""
     from cryptography.hazmat.primitives import serialization
 
@@ -171,10 +193,17 @@ def test_key_with_a_passphrase_is_refused(serve: Callable[..., str], tmp_path: P
             serialization.BestAvailableEncryption(b"secret"),
         )
     )  # fmt: skip
-    assert "the key has a passphrase" in serve("--tls-cert", str(chain), "--tls-key", str(key))
+    assert "the key has a passphrase" in serve(
+        "--tls-cert", str(chain), "--tls-key", str(key)
+    )
 
 
-def test_missing_server_library_is_one_line(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_server_library_is_one_line(
+    serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without the extra the command says what to install."""
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert serve() == 'mqauth: mqauth keys serve needs uvicorn: install "mqauth[cli,serve]"\n'
+    assert (
+        serve()
+        == 'mqauth: mqauth keys serve needs uvicorn: install "mqauth[cli,serve]"\n'
+    )

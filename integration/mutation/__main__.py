@@ -19,7 +19,9 @@ def main() -> int:
     os.nice(19)
     trials, report = Trials(), Report(explained())
     if not trials.sound():
-        print("the vectors tell of a fault where there is none: run tests/test_vectors.py")
+        print(
+            "the vectors tell of a fault where there is none: run tests/test_vectors.py"
+        )
         return 2
     _run(trials, report, chosen.modules or MODULES, again=chosen.again)
     print(report.line(None))
@@ -27,8 +29,16 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m integration.mutation", description=__doc__)
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help="below mqauth: wire.claims", type=_module)
+    parser = argparse.ArgumentParser(
+        prog="python -m integration.mutation", description=__doc__
+    )
+    parser.add_argument(
+        "modules",
+        nargs="*",
+        metavar="MODULE",
+        help="below mqauth: wire.claims",
+        type=_module,
+    )
     parser.add_argument("--again", action="store_true", help="try what is explained, too")
     return parser
 

@@ -20,7 +20,14 @@ _COMPUTED: Final[dict[type[ast.operator], type[ast.operator]]] = {
     ast.Mod: ast.FloorDiv, ast.LShift: ast.RShift, ast.RShift: ast.LShift, ast.BitOr: ast.BitAnd,
     ast.BitAnd: ast.BitOr, ast.BitXor: ast.BitAnd,
 }  # fmt: skip
-_REMOVED: Final = (ast.Expr, ast.Raise, ast.AugAssign, ast.Delete, ast.Continue, ast.Break)
+_REMOVED: Final = (
+    ast.Expr,
+    ast.Raise,
+    ast.AugAssign,
+    ast.Delete,
+    ast.Continue,
+    ast.Break,
+)
 _TYPING: Final = ("Protocol", "TypedDict")
 
 
@@ -81,7 +88,9 @@ class Fault:
         self._put(self.other)
         try:
             flags = __future__.annotations.compiler_flag
-            return self.tree.body[at], compile(ast.Module([self.tree.body[at]], []), name, "exec", flags)
+            return self.tree.body[at], compile(
+                ast.Module([self.tree.body[at]], []), name, "exec", flags
+            )
         finally:
             self._put(self.place.node)
 
@@ -129,8 +138,12 @@ def faults(module: str, source: str) -> Iterator[Fault]:
         for change, other in _changes(place.node, place):
             line = lines[getattr(place.node, "lineno", 1) - 1].strip()
             seen[place.function, line, change] += 1
-            key = Key(module, place.function, line, change, seen[place.function, line, change])
-            yield Fault(key, place.lineno, place.lines, tree, place, _located(other, place.node))
+            key = Key(
+                module, place.function, line, change, seen[place.function, line, change]
+            )
+            yield Fault(
+                key, place.lineno, place.lines, tree, place, _located(other, place.node)
+            )
 
 
 def _located(other: ast.AST, node: ast.AST) -> ast.AST:
@@ -151,13 +164,19 @@ def _walked(node: ast.AST, *where: Any) -> Iterator[_Place]:
             if isinstance(child, ast.AST):
                 statement = child if isinstance(child, ast.stmt) else place.statement
                 function = _within(field, node, place.function, place.lineno)
-                yield from _walked(child, node, field, at, *function, statement, place.top)
+                yield from _walked(
+                    child, node, field, at, *function, statement, place.top
+                )
 
 
 def _within(field: str, node: ast.AST, function: str, lineno: int) -> tuple[str, int]:
     """Return in which function the parts of a node are; those of a default or a decorator in the outer one."""
     if isinstance(node, ast.FunctionDef):
-        return (f"{function}.{node.name}".lstrip("."), node.lineno) if field == "body" else (function, 0)
+        return (
+            (f"{function}.{node.name}".lstrip("."), node.lineno)
+            if field == "body"
+            else (function, 0)
+        )
     if isinstance(node, ast.ClassDef):
         return f"{function}.{node.name}".lstrip("."), 0
     return function, lineno
@@ -165,7 +184,9 @@ def _within(field: str, node: ast.AST, function: str, lineno: int) -> tuple[str,
 
 def _is_no_code(node: ast.AST, field: str) -> bool:
     """Tell whether a field holds types, which no verdict depends on."""
-    types = isinstance(node, ast.ClassDef) and any(getattr(base, "id", "") in _TYPING for base in node.bases)
+    types = isinstance(node, ast.ClassDef) and any(
+        getattr(base, "id", "") in _TYPING for base in node.bases
+    )
     return types or (
         field in ("annotation", "returns", "bases", "keywords")
         and isinstance(node, ast.arg | ast.ClassDef | ast.FunctionDef | ast.AnnAssign)
@@ -178,9 +199,16 @@ def _is_prose(node: ast.AST) -> bool:
         return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return True
-    if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+    if (
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and " " in node.value
+    ):
         return True
-    return isinstance(node, ast.AnnAssign) and getattr(node.annotation, "id", "") == "TypeAlias"
+    return (
+        isinstance(node, ast.AnnAssign)
+        and getattr(node.annotation, "id", "") == "TypeAlias"
+    )
 
 
 def _changes(node: ast.AST, place: _Place) -> Iterator[tuple[str, ast.AST]]:
@@ -189,7 +217,9 @@ def _changes(node: ast.AST, place: _Place) -> Iterator[tuple[str, ast.AST]]:
         if isinstance(node, kind):
             yield from change(node)
             break
-    in_condition = place.field == "test" or (place.field == "ifs" and isinstance(place.parent, ast.comprehension))
+    in_condition = place.field == "test" or (
+        place.field == "ifs" and isinstance(place.parent, ast.comprehension)
+    )
     if in_condition and not isinstance(node, ast.Compare | ast.UnaryOp):
         yield "condition negated", ast.UnaryOp(ast.Not(), node)
 
@@ -202,7 +232,10 @@ def _signed(node: ast.UnaryOp) -> Iterator[tuple[str, ast.AST]]:
 def _computed(node: ast.BinOp) -> Iterator[tuple[str, ast.AST]]:
     if type(node.op) in _COMPUTED:
         other = _COMPUTED[type(node.op)]
-        yield f"{type(node.op).__name__} to {other.__name__}", ast.BinOp(node.left, other(), node.right)
+        yield (
+            f"{type(node.op).__name__} to {other.__name__}",
+            ast.BinOp(node.left, other(), node.right),
+        )
 
 
 def _replaced(node: ast.Constant) -> Iterator[tuple[str, ast.AST]]:
@@ -214,15 +247,24 @@ def _compared(node: ast.Compare) -> Iterator[tuple[str, ast.AST]]:
     for at, found in enumerate(node.ops):
         for other in _COMPARED[type(found)]:
             ops = [*node.ops[:at], other(), *node.ops[at + 1 :]]
-            yield f"{type(found).__name__} to {other.__name__}", ast.Compare(node.left, ops, node.comparators)
+            yield (
+                f"{type(found).__name__} to {other.__name__}",
+                ast.Compare(node.left, ops, node.comparators),
+            )
 
 
 def _joined(node: ast.BoolOp) -> Iterator[tuple[str, ast.AST]]:
     other = ast.Or() if isinstance(node.op, ast.And) else ast.And()
-    yield f"{type(node.op).__name__} to {type(other).__name__}", ast.BoolOp(other, node.values)
+    yield (
+        f"{type(node.op).__name__} to {type(other).__name__}",
+        ast.BoolOp(other, node.values),
+    )
     for at in range(len(node.values)):
         rest = [*node.values[:at], *node.values[at + 1 :]]
-        yield f"without operand {at + 1}", rest[0] if len(rest) == 1 else ast.BoolOp(node.op, rest)
+        yield (
+            f"without operand {at + 1}",
+            rest[0] if len(rest) == 1 else ast.BoolOp(node.op, rest),
+        )
 
 
 def _constants(value: object) -> tuple[object, ...]:
@@ -236,16 +278,22 @@ def _constants(value: object) -> tuple[object, ...]:
 
 
 def _called(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
-    if len(node.args) >= 2 and not any(isinstance(found, ast.Starred) for found in node.args[:2]):
+    if len(node.args) >= 2 and not any(
+        isinstance(found, ast.Starred) for found in node.args[:2]
+    ):
         swapped = [node.args[1], node.args[0], *node.args[2:]]
         yield "arguments swapped", ast.Call(node.func, swapped, node.keywords)
 
 
 def _stated(node: ast.stmt) -> Iterator[tuple[str, ast.AST]]:
-    is_set = isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name | ast.Tuple)
+    is_set = isinstance(node, ast.Assign) and not isinstance(
+        node.targets[0], ast.Name | ast.Tuple
+    )
     if isinstance(node, _REMOVED) or is_set:
         yield "removed", ast.Pass()
-    elif isinstance(node, ast.Return) and not (node.value is None or getattr(node.value, "value", 0) is None):
+    elif isinstance(node, ast.Return) and not (
+        node.value is None or getattr(node.value, "value", 0) is None
+    ):
         yield "returns None", ast.Return(ast.Constant(None))
 
 

@@ -31,11 +31,22 @@ class Living:
         self._functions: dict[tuple[str, str, int], list[FunctionType]] = {}
         self._inner: set[tuple[str, str]] = set()
         for function in gc.get_objects():
-            if isinstance(function, FunctionType) and function.__code__.co_filename.startswith(str(OURS)):
+            if isinstance(
+                function, FunctionType
+            ) and function.__code__.co_filename.startswith(str(OURS)):
                 code = function.__code__
                 place = module_of(code.co_filename), code.co_qualname
-                self._functions.setdefault((*place, code.co_firstlineno), []).append(function)
-                self._inner.add((place[0], place[1].partition(".<locals>.")[0] if "<locals>" in place[1] else ""))
+                self._functions.setdefault((*place, code.co_firstlineno), []).append(
+                    function
+                )
+                self._inner.add(
+                    (
+                        place[0],
+                        place[1].partition(".<locals>.")[0]
+                        if "<locals>" in place[1]
+                        else "",
+                    )
+                )
         self._undo: list[tuple[Any, str, Any]] = []
 
     def plant(self, fault: Fault) -> bool:
@@ -59,7 +70,11 @@ class Living:
         if len(found) != 1 or (module, name) in self._inner:
             return False
         _, code = fault.statement(str(path_of(module)))
-        made = next(one for one in _codes(code) if (one.co_qualname, one.co_firstlineno) == (name, fault.lineno))
+        made = next(
+            one
+            for one in _codes(code)
+            if (one.co_qualname, one.co_firstlineno) == (name, fault.lineno)
+        )
         if made.co_freevars != found[0].__code__.co_freevars:
             return False
         self._undo.append((found[0], "__code__", found[0].__code__))
@@ -76,13 +91,21 @@ class Living:
         try:
             exec(code, scope)  # noqa: S102
         finally:
-            changed = {name for name in scope if scope[name] is not before.get(name, _MISSING)}
-            self._undo += [(scope, name, before[name]) for name in changed if name in before]
+            changed = {
+                name for name in scope if scope[name] is not before.get(name, _MISSING)
+            }
+            self._undo += [
+                (scope, name, before[name]) for name in changed if name in before
+            ]
         for other in [
-            found for name, found in sys.modules.items() if name.startswith(("mqauth", "tests.vectors"))
+            found
+            for name, found in sys.modules.items()
+            if name.startswith(("mqauth", "tests.vectors"))
         ]:
             for name in changed & vars(other).keys():
-                if vars(other) is not scope and vars(other)[name] is before.get(name, _MISSING):
+                if vars(other) is not scope and vars(other)[name] is before.get(
+                    name, _MISSING
+                ):
                     self._undo.append((vars(other), name, before[name]))
                     vars(other)[name] = scope[name]
         return True

@@ -67,5 +67,10 @@ def cached(make: Callable[[], Lines]) -> Lines:
 
 def _digest() -> str:
     folders: Iterable[Path] = (OURS, ROOT / "tests" / "vectors")
-    files = [path for folder in folders for kind in ("*.py", "*.json") for path in sorted(folder.rglob(kind))]
+    files = [
+        path
+        for folder in folders
+        for kind in ("*.py", "*.json")
+        for path in sorted(folder.rglob(kind))
+    ]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]

@@ -57,7 +57,10 @@ class Report:
 
     def line(self, module: str | None) -> str:
         """Return the line of a module, or of all: the score is of what is killed or open."""
-        found = {outcome: self._count(module, outcome) for outcome in ("killed", "explained", "open")}
+        found = {
+            outcome: self._count(module, outcome)
+            for outcome in ("killed", "explained", "open")
+        }
         tellable = found["killed"] + found["open"]
         score = 100 * found["killed"] / tellable if tellable else 100.0
         said = ", ".join(f"{count} {outcome}" for outcome, count in found.items())
@@ -65,7 +68,9 @@ class Report:
 
     def _count(self, module: str | None, outcome: str) -> int:
         return sum(
-            count for (where, what), count in self._counts.items() if what == outcome and module in (None, where)
+            count
+            for (where, what), count in self._counts.items()
+            if what == outcome and module in (None, where)
         )
 
 
@@ -79,6 +84,11 @@ def explained() -> dict[tuple[str, str], int | None]:
     """Return how many survivors are explained by module and function, ``None`` where all are."""
     found: dict[tuple[str, str], int | None] = {}
     for entry in entries():
-        where, known = (entry["module"], entry["function"]), found.get((entry["module"], entry["function"]), 0)
-        found[where] = None if known is None or "faults" not in entry else known + entry["faults"]
+        where, known = (
+            (entry["module"], entry["function"]),
+            found.get((entry["module"], entry["function"]), 0),
+        )
+        found[where] = (
+            None if known is None or "faults" not in entry else known + entry["faults"]
+        )
     return found

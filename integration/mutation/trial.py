@@ -66,7 +66,11 @@ class Trials:
         while left:
             for answer in forked(partial(self._tell, tuple(left))):
                 fault = left.popleft()
-                again = next(forked(lambda one=fault: iter([self._told_anew(one)]))) if answer == _ANEW else answer
+                again = (
+                    next(forked(lambda one=fault: iter([self._told_anew(one)])))
+                    if answer == _ANEW
+                    else answer
+                )
                 yield fault, again
 
     def sound(self) -> bool:
@@ -74,12 +78,16 @@ class Trials:
 
         def tell() -> Iterator[str]:
             yield self._asked(self._checks, [], self._names)
-            yield self._asked(self._anew("none", compile("", "none", "exec")), [], self._names)
+            yield self._asked(
+                self._anew("none", compile("", "none", "exec")), [], self._names
+            )
 
         return list(forked(tell)) == [SURVIVED, SURVIVED]
 
     def _trace(self) -> reached.Lines:
-        (text,) = forked(lambda: iter([json.dumps(reached.traced(self._checks, self._import))]))
+        (text,) = forked(
+            lambda: iter([json.dumps(reached.traced(self._checks, self._import))])
+        )
         found: reached.Lines = json.loads(text)
         return found
 
@@ -103,7 +111,9 @@ class Trials:
                 return _ANEW
         except Exception as error:
             return f"it does not start: {type(error).__name__}"
-        answer = self._asked(self._checks, self._told.setdefault(fault.key[:2], []), reaching)
+        answer = self._asked(
+            self._checks, self._told.setdefault(fault.key[:2], []), reaching
+        )
         # what else was worked out from a name at the top shows only in code that is imported anew
         return _ANEW if answer == SURVIVED and not fault.lineno else answer
 
@@ -121,7 +131,9 @@ class Trials:
         signal.setitimer(signal.ITIMER_PROF, _SECONDS)
         signal.alarm(_WAIT)
         try:
-            given = self._anew(fault.key.module, fault.compiled(str(path_of(fault.key.module))))
+            given = self._anew(
+                fault.key.module, fault.compiled(str(path_of(fault.key.module)))
+            )
         except Exception as error:
             return f"it does not start: {type(error).__name__}"
         return self._asked(given, [], self._names)
@@ -131,7 +143,10 @@ class Trials:
         may = set(reaching)
         # a vector that was judged among many is judged by itself only where it has told before
         asked = [name for name in reaching if name not in self._single]
-        for name in (*(name for name in told if name in may), *(name for name in asked if name not in told)):
+        for name in (
+            *(name for name in told if name in may),
+            *(name for name in asked if name not in told),
+        ):
             try:
                 given[name]()
             except BaseException as error:
@@ -147,7 +162,9 @@ class Trials:
         for name in [name for name in sys.modules if name.partition(".")[0] in _OURS]:
             del sys.modules[name]
         sys.meta_path.insert(0, _Planted(f"mqauth.{module}", code))
-        return _ordered(importlib.import_module("tests.vectors.checks").checks(self._files))
+        return _ordered(
+            importlib.import_module("tests.vectors.checks").checks(self._files)
+        )
 
 
 def _ordered(found: Iterable[Any]) -> Checks:
@@ -170,7 +187,11 @@ class _Planted(SourceFileLoader, MetaPathFinder):
 
     def find_spec(self, fullname: str, *_place: Any) -> ModuleSpec | None:
         """Return how to load the module."""
-        return spec_from_file_location(fullname, self.path, loader=self) if fullname == self.name else None
+        return (
+            spec_from_file_location(fullname, self.path, loader=self)
+            if fullname == self.name
+            else None
+        )
 
     def get_code(self, fullname: str) -> CodeType:
         """Return the other code."""

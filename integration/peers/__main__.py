@@ -23,7 +23,9 @@ _FORGED: Final = "-1"
 
 def trials(python: str) -> dict[str, Any]:
     """Return the outcomes of the peers that an interpreter has."""
-    ran = subprocess.run([python, str(FOLDER / "trials.py")], check=True, capture_output=True, cwd=FOLDER)
+    ran = subprocess.run(
+        [python, str(FOLDER / "trials.py")], check=True, capture_output=True, cwd=FOLDER
+    )
     return dict(json.loads(ran.stdout))
 
 
@@ -33,28 +35,47 @@ def installed() -> str:
     python = place / "bin" / "python"
     if not python.exists():
         venv.create(place, with_pip=True)
-    wanted = ["-m", "pip", "install", "--quiet", "--requirement", str(FOLDER / "requirements.txt")]
+    wanted = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--requirement",
+        str(FOLDER / "requirements.txt"),
+    ]
     subprocess.run([str(python), *wanted], check=True)
     return str(python)
 
 
 def table(peers: dict[str, Any], own: dict[str, str]) -> str:
     """Return the table: who accepted a class that any accepted; then the classes that all refused."""
-    columns = {**{name: found["outcomes"] for name, found in peers.items()}, "mqauth": own}
+    columns = {
+        **{name: found["outcomes"] for name, found in peers.items()},
+        "mqauth": own,
+    }
     lines, refused = ["| class | accepted by |", "|---|---|"], []
-    rows = [(_FORGED, "a stranger's signature"), *((str(each.number), each.story) for each in CLASSES)]
+    rows = [
+        (_FORGED, "a stranger's signature"),
+        *((str(each.number), each.story) for each in CLASSES),
+    ]
     for number, story in rows:
-        accepted = [name for name, found in columns.items() if found.get(number) == "accepted"]
+        accepted = [
+            name for name, found in columns.items() if found.get(number) == "accepted"
+        ]
         if accepted:
             lines.append(f"| {number}: {story} | {'; '.join(accepted)} |")
         elif any(number in found["outcomes"] for found in peers.values()):
             refused.append(story if number == _FORGED else number)
-    return "\n".join([*lines, "", f"Refused by all that the class fits: {', '.join(refused)}."])
+    return "\n".join(
+        [*lines, "", f"Refused by all that the class fits: {', '.join(refused)}."]
+    )
 
 
 def counts(peers: dict[str, Any], own: dict[str, str]) -> str:
     """Return a sentence for each column: how many classes it was tried with, and accepted."""
-    versions = {f"{name} {found['version']}": found["outcomes"] for name, found in peers.items()}
+    versions = {
+        f"{name} {found['version']}": found["outcomes"] for name, found in peers.items()
+    }
     columns = {**versions, "mqauth": _tried(peers, own)}
     lines = []
     for name, found in columns.items():
@@ -74,13 +95,18 @@ def written(page: str, results: dict[str, Any]) -> str:
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     peers, own = results["peers"], results["mqauth"]
-    return f"{before}{BEGIN}\n\n{table(peers, own)}\n\n{counts(peers, own)}\n\n{END}{after}"
+    return (
+        f"{before}{BEGIN}\n\n{table(peers, own)}\n\n{counts(peers, own)}\n\n{END}{after}"
+    )
 
 
 def main() -> int:
     """Run the command."""
     peers = trials(installed())
-    own = {_FORGED: ours.forged(), **{str(number): said for number, said in ours.outcomes().items()}}
+    own = {
+        _FORGED: ours.forged(),
+        **{str(number): said for number, said in ours.outcomes().items()},
+    }
     results = {"peers": peers, "mqauth": own}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(written(PAGE.read_text("utf-8"), results), encoding="utf-8")

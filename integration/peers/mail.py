@@ -28,7 +28,10 @@ class Mail:
 
     body: bytes = BODY
     headers: dict[str, str] = field(
-        default_factory=lambda: {"content-type": "application/json", "type": "orders.created"}
+        default_factory=lambda: {
+            "content-type": "application/json",
+            "type": "orders.created",
+        }
     )
     place: str = "orders"
     key: str = "7"
@@ -37,7 +40,12 @@ class Mail:
         """Return the mail with other headers; ``None`` removes one."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return replace(
-            self, headers={name: value for name, value in (self.headers | named).items() if value is not None}
+            self,
+            headers={
+                name: value
+                for name, value in (self.headers | named).items()
+                if value is not None
+            },
         )
 
 

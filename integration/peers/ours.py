@@ -17,7 +17,9 @@ COPIES = frozenset(("copy", "race"))
 """Attacks of two messages: the same one again."""
 
 
-def judged(forge: Forge, clock: FakeClock, message: Message, times: int = 1) -> list[Verdict]:
+def judged(
+    forge: Forge, clock: FakeClock, message: Message, times: int = 1
+) -> list[Verdict]:
     """Return the verdicts on a message that comes so many times, at places of its own."""
     pipeline = Pipeline(
         verifier=forge.verifier(), policy=Allow({SUBJECT: [*PLACES]}), replay=MemoryReplayStore(clock=clock),
@@ -44,7 +46,9 @@ def is_refused(attack: Attack) -> bool:
 
 def outcomes() -> dict[int, str]:
     """Return what becomes of each class that can be mounted as a message or two."""
-    refused = {attack.name for attack in ALL_ATTACKS if is_refused(attack)} | (COPIES if _copies() else set())
+    refused = {attack.name for attack in ALL_ATTACKS if is_refused(attack)} | (
+        COPIES if _copies() else set()
+    )
     known = {attack.name for attack in ALL_ATTACKS} | COPIES
     mounted = {each.number: set(each.attacks) & known for each in CLASSES}
     return {

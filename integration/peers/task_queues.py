@@ -95,7 +95,14 @@ class Application:
     """
 
     def __init__(
-        self, way: str, url: str, name: str, forge: Forge, *, secret: bytes = _SECRET, ago: int = 0
+        self,
+        way: str,
+        url: str,
+        name: str,
+        forge: Forge,
+        *,
+        secret: bytes = _SECRET,
+        ago: int = 0,
     ) -> None:
         self.way, self.url, self.name, self.forge = way, url, name, forge
         self.secret = secret
@@ -158,11 +165,15 @@ class Taskiq(Application):
         if self.way == OURS:
 
             async def letters() -> rabbitmq.DeadLetters:
-                letters = rabbitmq.DeadLetters(await broker.write_conn.channel(), self.dead)
+                letters = rabbitmq.DeadLetters(
+                    await broker.write_conn.channel(), self.dead
+                )
                 await letters.declare()
                 return letters
 
-            protect_taskiq(broker, guard=self.guard, dead_letters=letters, signer=self.signer)
+            protect_taskiq(
+                broker, guard=self.guard, dead_letters=letters, signer=self.signer
+            )
 
         async def pack(order: str) -> None:
             self.ran.put(("pack", order))
@@ -180,7 +191,12 @@ class Taskiq(Application):
         async def send() -> None:
             broker = self._broker(works=False)
             await broker.startup()
-            await broker.find_task("pack").kicker().with_labels(queue_name=self.queues[place]).kiq(order)
+            await (
+                broker.find_task("pack")
+                .kicker()
+                .with_labels(queue_name=self.queues[place])
+                .kiq(order)
+            )
             await broker.shutdown()
 
         self._thread.call(send())
@@ -190,7 +206,9 @@ class Taskiq(Application):
         """Run a worker that runs one task after the other."""
 
         async def begin() -> Any:
-            return asyncio.create_task(run_receiver_task(broker, run_startup=True, max_async_tasks=1))
+            return asyncio.create_task(
+                run_receiver_task(broker, run_startup=True, max_async_tasks=1)
+            )
 
         async def end(task: Any) -> None:
             task.cancel()
@@ -236,10 +254,22 @@ class Dramatiq(Application):
             encoder.secret = self.secret
         dramatiq.set_encoder(encoder)
         if self.way == OURS:
-            protect_dramatiq(broker, guard=self.guard, dead_letters=self.dead, signer=self.signer)
+            protect_dramatiq(
+                broker, guard=self.guard, dead_letters=self.dead, signer=self.signer
+            )
 
-        for name, queue in (("pack", self.name), ("burn", self.name), ("other", self.queues[1])):
-            dramatiq.actor(self.task(name), actor_name=name, broker=broker, queue_name=queue, max_retries=0)
+        for name, queue in (
+            ("pack", self.name),
+            ("burn", self.name),
+            ("other", self.queues[1]),
+        ):
+            dramatiq.actor(
+                self.task(name),
+                actor_name=name,
+                broker=broker,
+                queue_name=queue,
+                max_retries=0,
+            )
         return broker
 
     def send(self, order: str, place: int = 0) -> None:
@@ -293,7 +323,9 @@ class Celery(Application):
             worker_concurrency=1, worker_prefetch_multiplier=100,
         )  # fmt: skip
         if self.way == OURS:
-            protect_celery(app, guard=self.guard, dead_letters=self.dead, signer=self.signer)
+            protect_celery(
+                app, guard=self.guard, dead_letters=self.dead, signer=self.signer
+            )
 
         for name in ("pack", "burn"):
             app.task(self.task(name), name=name, shared=False)
@@ -330,7 +362,11 @@ class Celery(Application):
         return (hijack,), {}, {}
 
 
-KINDS: Final[dict[str, type[Application]]] = {"taskiq": Taskiq, "dramatiq": Dramatiq, "Celery": Celery}
+KINDS: Final[dict[str, type[Application]]] = {
+    "taskiq": Taskiq,
+    "dramatiq": Dramatiq,
+    "Celery": Celery,
+}
 
 
 class Trial:
@@ -350,11 +386,19 @@ class Trial:
 
     def outcomes(self) -> dict[str, int]:
         """Return how many attacks of each family succeeded; of a family that does not fit, none is there."""
-        families = [family for family in FAMILIES if (self._way, family) != (BARE, "signed by a stranger")]
+        families = [
+            family
+            for family in FAMILIES
+            if (self._way, family) != (BARE, "signed by a stranger")
+        ]
         with pika.BlockingConnection(pika.URLParameters(self._url)) as connection:
             channel = connection.channel()
             wrapper.declare_dead_letters(channel, self._app.dead)
-            hostile = [self._hostile(channel, family, n) for family in families for n in range(TIMES)]
+            hostile = [
+                self._hostile(channel, family, n)
+                for family in families
+                for n in range(TIMES)
+            ]
             channel.confirm_delivery()
             # Now both queues are there.
             self._app.send("first", 1)
@@ -372,7 +416,10 @@ class Trial:
             for name in (*self._app.queues, self._app.dead):
                 channel.queue_delete(name)
         return {
-            family: sum(self._succeeded(family, f"{family}-{n}", ran) for n in range(TIMES)) for family in families
+            family: sum(
+                self._succeeded(family, f"{family}-{n}", ran) for n in range(TIMES)
+            )
+            for family in families
         }
 
     def _succeeded(self, family: str, name: str, ran: Counter[tuple[str, str]]) -> bool:
@@ -390,13 +437,21 @@ class Trial:
         """Return what publishes an attack, made of what an honest application sent."""
         name = f"{family}-{n}"
         ways = {"unsigned": BARE, "a pickle, unsigned": BARE}
-        strange: dict[str, Any] = {"secret": b"another"} if family == "signed by a stranger" else {}
+        strange: dict[str, Any] = (
+            {"secret": b"another"} if family == "signed by a stranger" else {}
+        )
         forge = Forge() if strange else self._forge
         ago = _DAY if family == "a day old" else 0
-        sender = self._kind(ways.get(family, self._way), self._url, self._name, forge, ago=ago, **strange)
-        sender.send(f"{'forged' if family in {'unsigned', 'signed by a stranger'} else 'honest'} {name}")
+        sender = self._kind(
+            ways.get(family, self._way), self._url, self._name, forge, ago=ago, **strange
+        )
+        sender.send(
+            f"{'forged' if family in {'unsigned', 'signed by a stranger'} else 'honest'} {name}"
+        )
         # Celery does not wait for the broker.
-        method, properties, body = next(channel.consume(self._name, auto_ack=True, inactivity_timeout=PATIENCE))
+        method, properties, body = next(
+            channel.consume(self._name, auto_ack=True, inactivity_timeout=PATIENCE)
+        )
         channel.cancel()
         assert method is not None
         queue = self._app.queues[family == "to another queue"]
@@ -407,19 +462,25 @@ class Trial:
         if family == "renamed":
             body = body.replace(b"pack", b"burn")
             properties.headers = {
-                key: "burn" if value == "pack" else value for key, value in (properties.headers or {}).items()
+                key: "burn" if value == "pack" else value
+                for key, value in (properties.headers or {}).items()
             }
 
         def publish() -> None:
             for _ in range(1 + (family == "again")):
-                channel.basic_publish(self._app.exchange, queue, body, properties, mandatory=True)
+                channel.basic_publish(
+                    self._app.exchange, queue, body, properties, mandatory=True
+                )
 
         return publish
 
 
 def outcomes(url: str) -> dict[str, dict[str, dict[str, int]]]:
     """Return the outcomes of each way and framework."""
-    return {way: {name: Trial(url, KINDS[name], way).outcomes() for name in FRAMEWORKS} for way in WAYS}
+    return {
+        way: {name: Trial(url, KINDS[name], way).outcomes() for name in FRAMEWORKS}
+        for way in WAYS
+    }
 
 
 def written(page: str, results: dict[str, dict[str, dict[str, int]]]) -> str:
@@ -432,11 +493,15 @@ def written(page: str, results: dict[str, dict[str, dict[str, int]]]) -> str:
             if {*counts.values()} == {TIMES}:
                 against.append(way)
             elif any(counts.values()):
-                against.append(f"{way}: {', '.join(f'{name} {count}' for name, count in counts.items() if count)}")
+                against.append(
+                    f"{way}: {', '.join(f'{name} {count}' for name, count in counts.items() if count)}"
+                )
         alike["; ".join(against) or "none"].append(family)
     tried = sum(TIMES * len(found) for found in results[OURS].values())
     lines = [f"| of {TIMES} attacks each | all succeeded, or so many |", "|---|---|"]
-    lines += [f"| {', '.join(families)} | {against} |" for against, families in alike.items()]
+    lines += [
+        f"| {', '.join(families)} | {against} |" for against, families in alike.items()
+    ]
     lines += [
         "",
         f"Against mqauth {sum(sum(found.values()) for found in results[OURS].values())} of {tried} succeeded.",

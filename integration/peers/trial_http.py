@@ -11,7 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from http_message_signatures import HTTPMessageSigner, HTTPMessageVerifier, HTTPSignatureKeyResolver
+from http_message_signatures import (
+    HTTPMessageSigner,
+    HTTPMessageVerifier,
+    HTTPSignatureKeyResolver,
+)
 from http_message_signatures.algorithms import ED25519
 from http_message_signatures.exceptions import HTTPMessageSignaturesException
 
@@ -56,17 +60,23 @@ class Peer:
     def __init__(self, careful: bool) -> None:
         self.careful = careful
 
-    def seal(self, mail: Mail, name: str = "orders", forger: Any = None, **rest: Any) -> Mail:
+    def seal(
+        self, mail: Mail, name: str = "orders", forger: Any = None, **rest: Any
+    ) -> Mail:
         """Return the mail with its two headers."""
         request = _request(mail)
-        covered = {"covered_component_ids": COVERED, "body": mail.body} if self.careful else {}
+        covered = (
+            {"covered_component_ids": COVERED, "body": mail.body} if self.careful else {}
+        )
         signer = HTTPMessageSigner(signature_algorithm=ED25519, key_resolver=Keys(forger))
         signer.sign(request, key_id=name, **(covered | rest))
         return replace(mail, headers=dict(request.headers))
 
     def receive(self, mail: Mail) -> Any:
         """Return what a handler is given."""
-        required = {"require_components": COVERED, "body": mail.body} if self.careful else {}
+        required = (
+            {"require_components": COVERED, "body": mail.body} if self.careful else {}
+        )
         verifier = HTTPMessageVerifier(signature_algorithm=ED25519, key_resolver=Keys())
         found = verifier.verify(_request(mail), **required)
         assert found
@@ -83,15 +93,27 @@ class Peer:
         forged = seal(Mail(), forger=STRANGER)
         signature, given = honest.headers["Signature"], honest.headers["Signature-Input"]
         two = honest.but(
-            Signature=f"{signature}, evil=:AAAA:", Signature_Input=f"{given}, evil{given[given.index('=') :]}"
+            Signature=f"{signature}, evil=:AAAA:",
+            Signature_Input=f"{given}, evil{given[given.index('=') :]}",
         )
-        ahead, past = datetime.datetime.now() + datetime.timedelta(hours=1), datetime.timedelta(days=400)
+        ahead, past = (
+            datetime.datetime.now() + datetime.timedelta(hours=1),
+            datetime.timedelta(days=400),
+        )
         late = {"created": datetime.datetime.now() - past}
         found = {
             0: lambda: receive(honest),
-            1: lambda: receive(honest.but(Signature_Input=given.replace("ed25519", "none"))),
-            2: lambda: receive(honest.but(Signature_Input=given.replace("ed25519", "hmac-sha256"))),
-            9: lambda: receive(honest.but(Signature_Input=given.replace('"orders"', '"../../etc/passwd"'))),
+            1: lambda: receive(
+                honest.but(Signature_Input=given.replace("ed25519", "none"))
+            ),
+            2: lambda: receive(
+                honest.but(Signature_Input=given.replace("ed25519", "hmac-sha256"))
+            ),
+            9: lambda: receive(
+                honest.but(
+                    Signature_Input=given.replace('"orders"', '"../../etc/passwd"')
+                )
+            ),
             FORGED: lambda: receive(forged),
             22: lambda: receive(honest.but(Signature="pyhms=:" + "A" * 1_000_000 + ":")),
             25: lambda: receive(honest.but(Signature=signature[:-1] + "=:")),
@@ -101,7 +123,9 @@ class Peer:
             34: lambda: receive(seal(Mail(), created=ahead)),
             35: lambda: receive(seal(Mail(), nonce=None)),
             40: lambda: receive(replace(honest, body=OTHER)),
-            41: lambda: receive(replace(seal(Mail(), covered_component_ids=(), body=None), body=OTHER)),
+            41: lambda: receive(
+                replace(seal(Mail(), covered_component_ids=(), body=None), body=OTHER)
+            ),
             42: lambda: receive(honest.but(type="refunds.pay", reply_to="evil")),
             43: lambda: receive(honest.but(content_type="application/x-yaml")),
             44: lambda: receive(replace(honest, place="refunds")),
@@ -116,15 +140,25 @@ class Peer:
             61: lambda: receive(seal(Mail(), "stock")),
         }
         # The defaults cover nothing into which a line break could be put.
-        return found if self.careful else {number: trial for number, trial in found.items() if number != 46}
+        return (
+            found
+            if self.careful
+            else {number: trial for number, trial in found.items() if number != 46}
+        )
 
 
 def _request(mail: Mail) -> Any:
     return SimpleNamespace(
-        method="POST", url=f"https://queue.example/{mail.place}", headers=dict(mail.headers), body=mail.body
+        method="POST",
+        url=f"https://queue.example/{mail.place}",
+        headers=dict(mail.headers),
+        body=mail.body,
     )
 
 
 def run(careful: bool) -> dict[str, str]:
     """Return the outcome of each class."""
-    return {str(number): outcome(trial, DOCUMENTED) for number, trial in Peer(careful).trials().items()}
+    return {
+        str(number): outcome(trial, DOCUMENTED)
+        for number, trial in Peer(careful).trials().items()
+    }

@@ -33,14 +33,26 @@ def encode(raw: bytes) -> bytes:
 def claims(**changes: Any) -> dict[str, Any]:
     """Return honest claims with changes; ``None`` leaves one out."""
     now = int(time.time())
-    usual = {"iss": ISSUER, "sub": "orders", "aud": AUDIENCE, "iat": now, "exp": now + 300} | changes
+    usual = {
+        "iss": ISSUER,
+        "sub": "orders",
+        "aud": AUDIENCE,
+        "iat": now,
+        "exp": now + 300,
+    } | changes
     return {name: value for name, value in usual.items() if value is not None}
 
 
-def token(payload: Any = None, key: Any = None, signature: bytes | None = None, **header: Any) -> str:
+def token(
+    payload: Any = None, key: Any = None, signature: bytes | None = None, **header: Any
+) -> str:
     """Return a token of exactly this header and payload."""
     made = {"alg": "EdDSA", "typ": "JWT", "kid": "orders"} | header
-    body = payload if isinstance(payload, bytes) else json.dumps(payload or claims()).encode()
+    body = (
+        payload
+        if isinstance(payload, bytes)
+        else json.dumps(payload or claims()).encode()
+    )
     data = encode(json.dumps(made).encode()) + b"." + encode(body)
     signed = (key or KEYS["orders"]).sign(data) if signature is None else signature
     return (data + b"." + encode(signed)).decode()
@@ -76,11 +88,20 @@ def twice(text: str) -> None:
 
 def trials() -> dict[int, Trial]:
     """Return a trial for each class that can be mounted, by the number of the class."""
-    good, mail = usual_wrapper.sign(KEYS["orders"], "orders", ISSUER, "orders", AUDIENCE), Mail()
+    good, mail = (
+        usual_wrapper.sign(KEYS["orders"], "orders", ISSUER, "orders", AUDIENCE),
+        Mail(),
+    )
     now = int(time.time())
-    own = {"kty": "OKP", "crv": "Ed25519", "x": encode(STRANGER.public_key().public_bytes_raw()).decode()}
+    own = {
+        "kty": "OKP",
+        "crv": "Ed25519",
+        "x": encode(STRANGER.public_key().public_bytes_raw()).decode(),
+    }
     again = json.dumps(claims())[:-1].encode() + b', "sub": "admin"}'
-    loose = json.dumps({"protected": good.split(".")[0], "payload": good.split(".")[1], "signatures": []})
+    loose = json.dumps(
+        {"protected": good.split(".")[0], "payload": good.split(".")[1], "signatures": []}
+    )
     return {
         0: lambda: receive(good),
         FORGED: lambda: receive(token(key=STRANGER)),
@@ -102,7 +123,11 @@ def trials() -> dict[int, Trial]:
         21: lambda: receive(token(again)),
         22: lambda: receive(token(claims(note="x" * 100_000), STRANGER)),
         23: lambda: receive(token(b64=False)),
-        24: lambda: receive(token(zlib.compress(b" " * 1_000_000 + json.dumps(claims()).encode()), zip="DEF")),
+        24: lambda: receive(
+            token(
+                zlib.compress(b" " * 1_000_000 + json.dumps(claims()).encode()), zip="DEF"
+            )
+        ),
         25: lambda: receive(good + "=="),
         26: lambda: both(token(key=STRANGER), good),
         27: lambda: receive("Bearer " + good),
@@ -134,4 +159,7 @@ def trials() -> dict[int, Trial]:
 
 def run() -> dict[str, str]:
     """Return the outcome of each class."""
-    return {str(number): outcome(trial, (jwt.InvalidTokenError,)) for number, trial in trials().items()}
+    return {
+        str(number): outcome(trial, (jwt.InvalidTokenError,))
+        for number, trial in trials().items()
+    }

@@ -17,14 +17,22 @@ SECRET = b"a secret of thirty-two characters"
 
 def now(seconds: int = 0) -> datetime.datetime:
     """Return the time so many seconds from now, in whole seconds."""
-    return datetime.datetime.fromtimestamp(int(datetime.datetime.now().timestamp()) + seconds, datetime.UTC)
+    return datetime.datetime.fromtimestamp(
+        int(datetime.datetime.now().timestamp()) + seconds, datetime.UTC
+    )
 
 
-def seal(mail: Mail, *, secret: bytes = SECRET, seconds: int = 0, name: str = "msg_1") -> Mail:
+def seal(
+    mail: Mail, *, secret: bytes = SECRET, seconds: int = 0, name: str = "msg_1"
+) -> Mail:
     """Return the mail with its three headers."""
     moment = now(seconds)
     signature = Webhook(secret).sign(name, moment, mail.body.decode())
-    return mail.but(webhook_id=name, webhook_timestamp=str(int(moment.timestamp())), webhook_signature=signature)
+    return mail.but(
+        webhook_id=name,
+        webhook_timestamp=str(int(moment.timestamp())),
+        webhook_signature=signature,
+    )
 
 
 def receive(mail: Mail) -> Any:
@@ -43,7 +51,11 @@ def shifted() -> Any:
     later = int(now(5).timestamp())
     mail = seal(replace(Mail(), body=f"{later}.5".encode()))
     stamp = mail.headers["webhook-timestamp"]
-    return receive(replace(mail, body=b"5").but(webhook_id=f"msg_1.{stamp}", webhook_timestamp=str(later)))
+    return receive(
+        replace(mail, body=b"5").but(
+            webhook_id=f"msg_1.{stamp}", webhook_timestamp=str(later)
+        )
+    )
 
 
 def trials() -> dict[int, Trial]:
@@ -79,4 +91,7 @@ def trials() -> dict[int, Trial]:
 
 def run() -> dict[str, str]:
     """Return the outcome of each class."""
-    return {str(number): outcome(trial, (WebhookVerificationError,)) for number, trial in trials().items()}
+    return {
+        str(number): outcome(trial, (WebhookVerificationError,))
+        for number, trial in trials().items()
+    }

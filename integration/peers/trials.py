@@ -18,7 +18,11 @@ def found() -> Iterator[tuple[str, dict[str, Any]]]:
         except ModuleNotFoundError:
             continue
         for way, given in ways.items():
-            said = {"package": peer.PACKAGE, "version": version(peer.PACKAGE), "outcomes": peer.run(*given)}
+            said = {
+                "package": peer.PACKAGE,
+                "version": version(peer.PACKAGE),
+                "outcomes": peer.run(*given),
+            }
             yield peer.NAME + way, said
 
 

@@ -16,11 +16,19 @@ ALGORITHM = "EdDSA"
 def sign(private_key: Any, kid: str, issuer: str, subject: str, audience: str) -> str:
     """Return a token for the header ``Authorization`` of a message."""
     now = int(time.time())
-    claims = {"iss": issuer, "sub": subject, "aud": audience, "iat": now, "exp": now + 300}
+    claims = {
+        "iss": issuer,
+        "sub": subject,
+        "aud": audience,
+        "iat": now,
+        "exp": now + 300,
+    }
     return jwt.encode(claims, private_key, algorithm=ALGORITHM, headers={"kid": kid})
 
 
-def verify(headers: list[tuple[str, bytes]], keys: dict[str, Any], issuer: str, audience: str) -> dict[str, Any]:
+def verify(
+    headers: list[tuple[str, bytes]], keys: dict[str, Any], issuer: str, audience: str
+) -> dict[str, Any]:
     """Return the claims of a message's token.
 
     Raises:
@@ -32,4 +40,6 @@ def verify(headers: list[tuple[str, bytes]], keys: dict[str, Any], issuer: str, 
     kid = jwt.get_unverified_header(token).get("kid")
     if kid not in keys:
         raise jwt.InvalidTokenError("unknown key")
-    return jwt.decode(token, keys[kid], algorithms=[ALGORITHM], audience=audience, issuer=issuer)
+    return jwt.decode(
+        token, keys[kid], algorithms=[ALGORITHM], audience=audience, issuer=issuer
+    )

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 @pytest.fixture(params=["rabbitmq", "kafka"])
 def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
     """A scene on each broker, its own queues and topics."""
-    from integration.review.scene import scene_at  # kafka-python warns when it is imported
+    from integration.review.scene import (
+        scene_at,
+    )  # kafka-python warns when it is imported
 
     with scene_at(request.getfixturevalue(request.param).url, tmp_path) as scene:
         yield scene

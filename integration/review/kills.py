@@ -64,7 +64,12 @@ class Tally:
         """Whether nothing was lost, handled twice, rejected, or left unexplained."""
         settled = self.handled == (self.letters if self.published else 0)
         unexplained = self.lost or self.worst or self.difference or self.rejected
-        return settled and not unexplained and self.dropped == self.duplicates and self.chain == "intact"
+        return (
+            settled
+            and not unexplained
+            and self.dropped == self.duplicates
+            and self.chain == "intact"
+        )
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
@@ -83,11 +88,18 @@ def play_kills(scene: Scene, act: str, kills: int, letters: int, seed: int) -> T
         code = killed(scene, arguments, rng, letters // 4)
         worst = max(worst, ledger(scene).difference)
         # On a busy machine an act may reach its end before a late kill does; it must have been killed before.
-        assert code == -signal.SIGKILL or (code == 0 and number), f"it ended by itself with {code}"
+        assert code == -signal.SIGKILL or (code == 0 and number), (
+            f"it ended by itself with {code}"
+        )
         if code == 0:
             break
     else:
-        subprocess.run(line(command(scene, act, *more)), stdout=subprocess.DEVNULL, timeout=300, check=True)
+        subprocess.run(
+            line(command(scene, act, *more)),
+            stdout=subprocess.DEVNULL,
+            timeout=300,
+            check=True,
+        )
     return _counted(scene, act, kills, letters, worst)
 
 
@@ -118,7 +130,11 @@ def _counted(scene: Scene, act: str, kills: int, letters: int, worst: int) -> Ta
 
 def command(scene: Scene, act: str, *more: str, rate: int = _FAST) -> list[str]:
     """Return the command line of an act on everything."""
-    name = ("--topic", scene.place.name) if scene.place.on_kafka else ("--queue", scene.place.name)
+    name = (
+        ("--topic", scene.place.name)
+        if scene.place.on_kafka
+        else ("--queue", scene.place.name)
+    )
     return ["dlq", act, "--broker", scene.place.broker, *map(str, name), "--why", WHY, "--yes", "--json",
             "--rate", str(rate), "--audit", str(scene.folder / "reviewer.jsonl"), *more]  # fmt: skip
 
@@ -137,9 +153,15 @@ def killed(scene: Scene, arguments: list[str], rng: random.Random, most: int) ->
     audit = scene.folder / "reviewer.jsonl"
     before, after = lines(audit), rng.randint(0, max(1, most - 1))
     latest = time.monotonic() + (_PATIENCE if after else rng.uniform(0, _START))
-    process = subprocess.Popen(line(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        line(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
-        while lines(audit) < before + (after or most) and time.monotonic() < latest and process.poll() is None:
+        while (
+            lines(audit) < before + (after or most)
+            and time.monotonic() < latest
+            and process.poll() is None
+        ):
             time.sleep(_TICK)
         time.sleep(rng.uniform(0, _JITTER))
     finally:

@@ -10,7 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 
 from mqauth import Pipeline, Verified
 from mqauth.audit.file import AuditFile
@@ -50,7 +54,13 @@ KINDS: Final = (
     "key_unknown", "expired", "signature_invalid", "token_missing", "body_mismatch", "audience_mismatch",
     "producer_forbidden", "token_malformed",
 )  # fmt: skip
-FORGED: Final = ("signature_invalid", "token_missing", "body_mismatch", "audience_mismatch", "token_malformed")
+FORGED: Final = (
+    "signature_invalid",
+    "token_missing",
+    "body_mismatch",
+    "audience_mismatch",
+    "token_malformed",
+)
 
 
 class Scene:
@@ -76,13 +86,18 @@ class Scene:
     @property
     def audits(self) -> list[Path]:
         """The consumer's and the reviewer's audit files."""
-        return [path for name in ("consumer", "reviewer") if (path := self.folder / f"{name}.jsonl").exists()]
+        return [
+            path
+            for name in ("consumer", "reviewer")
+            if (path := self.folder / f"{name}.jsonl").exists()
+        ]
 
     def guard(self, audit: Any = None) -> Pipeline:
         """Return the consumer's pipeline with the keys of now, its claims kept."""
         authority = Authority(keys=KeySet([self.key]), waive=frozenset(WAIVABLE))
         verifier = self.forge.verifier(
-            keys={ISSUER: Issuer(keys=KeySet(self.keys))}, release=ReleaseAuthorities({REVIEW: authority})
+            keys={ISSUER: Issuer(keys=KeySet(self.keys))},
+            release=ReleaseAuthorities({REVIEW: authority}),
         )
         return Pipeline(
             verifier=verifier, policy=Allow({SUBJECT: [self.stage.destination]}), replay=self.replay, audit=audit,
@@ -91,7 +106,9 @@ class Scene:
 
     def message(self, kind: str, number: int) -> Message:
         """Return one message that will be rejected for this reason."""
-        plain = Message(destination=self.stage.destination, body=f"{kind} {number}".encode())
+        plain = Message(
+            destination=self.stage.destination, body=f"{kind} {number}".encode()
+        )
         seal = self.forge.seal
         if kind == "key_unknown":
             return seal(plain, key=self.forge.stranger)
@@ -100,7 +117,9 @@ class Scene:
         if kind == "signature_invalid":
             return seal(plain, signature=b"\0" * 64)
         if kind == "body_mismatch":
-            return replace(seal(plain), body=plain.body + b" edited" if plain.body else b"")
+            return replace(
+                seal(plain), body=plain.body + b" edited" if plain.body else b""
+            )
         if kind == "audience_mismatch":
             return seal(plain, claims={"aud": "elsewhere"})
         if kind == "producer_forbidden":
@@ -121,7 +140,9 @@ class Scene:
         """Run the consumer until it has settled so many more messages."""
         wanted = self.outcomes.total() + count
         with AuditFile(self.folder / "consumer.jsonl", fsync=False) as audit:
-            while (so_far := self.outcomes.total()) < wanted:  # a stage's patience is a minute
+            while (
+                so_far := self.outcomes.total()
+            ) < wanted:  # a stage's patience is a minute
                 step = min(wanted, so_far + 500)
                 self.stage.consume(
                     self.guard(audit),
@@ -141,7 +162,9 @@ class Scene:
 
     def plan(self, act: str, wanted: Filter = ALL, **changes: Any) -> Plan:
         """Return the reviewer's plan."""
-        return Plan(**({"act": act, "wanted": wanted, "reason": WHY, "reviewer": "ada"} | changes))
+        return Plan(
+            **({"act": act, "wanted": wanted, "reason": WHY, "reviewer": "ada"} | changes)
+        )
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
@@ -174,20 +197,30 @@ class Scene:
 
     def ledger(self, found: Session) -> Ledger:
         """Hold both audit files against the queue."""
-        ledger: Ledger = self.look(found, lambda index: account(read_records(self.audits), index.ids()))
+        ledger: Ledger = self.look(
+            found, lambda index: account(read_records(self.audits), index.ids())
+        )
         return ledger
 
     def why(self) -> Counter[str]:
         """Return why messages were rejected, as the consumer's audit says."""
         records = read_records(self.audits[:1])
-        return Counter(f"{record.get('reason')}: {record.get('detail')}" for record in records)
+        return Counter(
+            f"{record.get('reason')}: {record.get('detail')}" for record in records
+        )
 
     def write_config(self) -> Path:
         """Write the consumer's configuration and every key it needs; return its path."""
-        (self.folder / "jwks.json").write_text(json.dumps(dump_key_set(KeySet(self.keys))))
-        (self.folder / "review.json").write_text(json.dumps(dump_key_set(KeySet([self.key.public_only]))))
+        (self.folder / "jwks.json").write_text(
+            json.dumps(dump_key_set(KeySet(self.keys)))
+        )
+        (self.folder / "review.json").write_text(
+            json.dumps(dump_key_set(KeySet([self.key.public_only])))
+        )
         path = self.folder / "mqauth.toml"
-        path.write_text(CONFIG.format(destination=self.stage.destination, scope=self.scope))
+        path.write_text(
+            CONFIG.format(destination=self.stage.destination, scope=self.scope)
+        )
         return path
 
     def _observe(self, outcome: Any) -> None:

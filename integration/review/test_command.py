@@ -34,10 +34,16 @@ def dlq(scene: Scene, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command on the scene's letters and return its exit code and the JSON it printed."""
 
     def run(act: str, *more: str, text: bool = False) -> tuple[int, Any]:
-        name = ("--topic", scene.place.name) if scene.place.on_kafka else ("--queue", scene.place.name)
+        name = (
+            ("--topic", scene.place.name)
+            if scene.place.on_kafka
+            else ("--queue", scene.place.name)
+        )
         capsys.readouterr()
         json_ = () if text else ("--json",)
-        code = main(["dlq", act, *more, "--broker", scene.place.broker, *map(str, name), *json_])
+        code = main(
+            ["dlq", act, *more, "--broker", scene.place.broker, *map(str, name), *json_]
+        )
         said = capsys.readouterr()
         if text or not said.out:
             return code, said.out + said.err
@@ -52,18 +58,34 @@ def test_every_command(scene: Scene, dlq: Run, monkeypatch: pytest.MonkeyPatch) 
     config, key = str(scene.write_config()), str(scene.write_key())
     audit = str(scene.folder / "reviewer.jsonl")
     _, (listed,) = dlq("list", "--reason", "expired")
-    assert (listed["total"], {letter["reason"] for letter in listed["letters"]}) == (2, {"expired"})
+    assert (listed["total"], {letter["reason"] for letter in listed["letters"]}) == (
+        2,
+        {"expired"},
+    )
     code, text = dlq("list", "--limit", "1", text=True)
     assert (code, "15 more" in text) == (0, True)
     _, (groups,) = dlq("groups")
     assert [group["count"] for group in groups["groups"]] == [2] * 8
     assert "signature_invalid" in dlq("groups", text=True)[1]
     _, (letter,) = dlq("show", listed["letters"][0]["id"])
-    assert (letter["intact"], letter["message"]["destination"]) == (True, scene.stage.destination)
+    assert (letter["intact"], letter["message"]["destination"]) == (
+        True,
+        scene.stage.destination,
+    )
     _, (judged,) = dlq("check", "--config", config)
     assert (judged["pass"], judged["total"], judged["verdicts"]["expired"]) == (0, 16, 2)
     act = ("--why", "skewed clock", "--audit", audit)
-    redriving = ("--config", config, "--key", key, "--reviewer", "ada", "--waive", "expired", *act)
+    redriving = (
+        "--config",
+        config,
+        "--key",
+        key,
+        "--reviewer",
+        "ada",
+        "--waive",
+        "expired",
+        *act,
+    )
     _, (rehearsed,) = dlq("redrive", *redriving, "--dry-run")
     assert (rehearsed["would"], rehearsed["refused"]["signature_invalid"]) == (2, 2)
     code, said = dlq("redrive", *redriving)
@@ -77,12 +99,24 @@ def test_every_command(scene: Scene, dlq: Run, monkeypatch: pytest.MonkeyPatch) 
     assert dlq("discard", *act, "--dry-run")[1][0]["would"] == 14
     assert dlq("discard", *act, "--yes")[1][0]["done"] == 14
     code, (ledger,) = dlq("balance", *map(str, scene.audits))
-    assert (code, ledger["rejected"], ledger["redriven"], ledger["discarded"]) == (0, 16, 2, 14)
-    stream = io.TextIOWrapper(io.BytesIO(b"\n".join(json.dumps(form).encode() for form in exported)))
+    assert (code, ledger["rejected"], ledger["redriven"], ledger["discarded"]) == (
+        0,
+        16,
+        2,
+        14,
+    )
+    stream = io.TextIOWrapper(
+        io.BytesIO(b"\n".join(json.dumps(form).encode() for form in exported))
+    )
     monkeypatch.setattr(sys, "stdin", stream)
     assert dlq("import")[1] == [{"imported": 14}]
     code, (ledger,) = dlq("balance", *map(str, scene.audits))
-    assert (code, ledger["open"], ledger["discarded"], ledger["difference"]) == (0, 14, 0, 0)
+    assert (code, ledger["open"], ledger["discarded"], ledger["difference"]) == (
+        0,
+        14,
+        0,
+        0,
+    )
     assert dlq("balance", audit)[0] == 1
 
 
@@ -91,7 +125,9 @@ class Visitor:
 
     def __init__(self, told: dict[str, Any]) -> None:
         self._url = told["url"]
-        self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
+        self._opener = urllib.request.build_opener(
+            urllib.request.HTTPCookieProcessor(CookieJar())
+        )
         fields = urllib.parse.urlencode({"token": told["tokens"]["reviewer"]})
         self._opener.open(f"{self._url}login", fields.encode()).close()
 
@@ -108,7 +144,13 @@ def test_beside_a_running_console(scene: Scene, dlq: Run) -> None:
         visitor = Visitor(told)
         # While the console reads a queue nobody else sees its letters.
         wait_until(lambda: not visitor.is_reading())
-        act = ("--why", "beside the console", "--audit", str(scene.folder / "reviewer.jsonl"), "--yes")
+        act = (
+            "--why",
+            "beside the console",
+            "--audit",
+            str(scene.folder / "reviewer.jsonl"),
+            "--yes",
+        )
         assert dlq("discard", *act)[1][0]["done"] == 8
     assert verify_chain(scene.folder / "reviewer.jsonl").records == 8
 
@@ -133,17 +175,34 @@ def test_depth_counts_what_is_open(scene: Scene, dlq: Run) -> None:
     assert dlq("depth", "--max", "8") == (0, [{"open": 8, "max": 8}])
     assert dlq("depth", "--max", "7") == (1, [{"open": 8, "max": 7}])
     audit = str(scene.folder / "reviewer.jsonl")
-    assert dlq("discard", "--reason", "expired", "--why", "too late", "--audit", audit, "--yes")[0] == 0
+    assert (
+        dlq(
+            "discard",
+            "--reason",
+            "expired",
+            "--why",
+            "too late",
+            "--audit",
+            audit,
+            "--yes",
+        )[0]
+        == 0
+    )
     assert dlq("depth", "--max", "7") == (0, [{"open": 7, "max": 7}])
     assert dlq("depth", text=True)[1].startswith("7 dead letters of ")
     assert dlq("list")[1][0]["total"] == 7
 
 
-def test_what_does_not_exist_is_one_line(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_exist_is_one_line(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A queue or topic that is not there is told in one line, and made by nobody."""
     name = "--topic" if scene.place.on_kafka else "--queue"
     for _ in range(2):
-        assert main(["dlq", "list", "--broker", scene.place.broker, name, "no-such-letters"]) == 2
+        assert (
+            main(["dlq", "list", "--broker", scene.place.broker, name, "no-such-letters"])
+            == 2
+        )
         said = capsys.readouterr().err
         assert "no-such-letters" in said
         assert said.count("\n") == 1
@@ -153,7 +212,11 @@ def test_what_does_not_exist_is_one_line(scene: Scene, capsys: pytest.CaptureFix
 def test_publishing_is_confirmed_or_told(scene: Scene) -> None:
     """A destination nobody takes, and a message of the other broker, are errors; the letter stays."""
     on_kafka = scene.place.on_kafka
-    nowhere = destination.kafka("no-such-topic") if on_kafka else destination.rabbitmq("", "no-such-queue")
+    nowhere = (
+        destination.kafka("no-such-topic")
+        if on_kafka
+        else destination.rabbitmq("", "no-such-queue")
+    )
     foreign = destination.rabbitmq("", "q") if on_kafka else destination.kafka("t")
     with opened(scene.place) as found:
         for properties in ({}, {} if on_kafka else {"message-id": "m"}):

@@ -57,7 +57,12 @@ def caught(scene: Scene) -> list[Message]:
     with scene.session() as found:
         box, selection = Caught(found.box), scene.freeze(found)
         found.box, found.guard = box, scene.guard()  # type: ignore[assignment]
-        assert found.act(scene.plan("redrive", waive=frozenset([Reason.EXPIRED])), selection).error is None
+        assert (
+            found.act(
+                scene.plan("redrive", waive=frozenset([Reason.EXPIRED])), selection
+            ).error
+            is None
+        )
     return box.messages
 
 
@@ -71,7 +76,9 @@ def released(message: Message, token: str) -> Message:
 def bent(scene: Scene, good: Message, key: Key | None = None, **claims: Any) -> str:
     """Return the release of a message, its claims changed and signed again."""
     found = open_release(good).release.as_dict() | claims
-    return jws.compact(strictjson.dumps(found), LocalSigningKey(key or scene.key), typ=RELEASE_TYPE)
+    return jws.compact(
+        strictjson.dumps(found), LocalSigningKey(key or scene.key), typ=RELEASE_TYPE
+    )
 
 
 def release_of(message: Message) -> str:
@@ -96,13 +103,20 @@ def test_what_an_attacker_sends_again_is_rejected_by_name(scene: Scene) -> None:
     scene.stage.inject(scene.message("signature_invalid", 0))
     scene.consume(3)
     first, second = caught(scene)
-    forged = next(restored(letter) for letter in scene.stage.letters() if b"signature" in (letter.body or b""))
-    as_it_is = [replace(letter, destination=scene.stage.destination) for letter in scene.stage.letters()]
+    forged = next(
+        restored(letter)
+        for letter in scene.stage.letters()
+        if b"signature" in (letter.body or b"")
+    )
+    as_it_is = [
+        replace(letter, destination=scene.stage.destination)
+        for letter in scene.stage.letters()
+    ]
     assert sent(scene, as_it_is) == {"token_missing: no token header": 3}
     waiving = bent(scene, first, waive=["signature_invalid"])
-    assert sent(scene, [released(first, release_of(second)), replace(first, body=b"edited")]) == {
-        "release_invalid: the release is of another message: body_mismatch": 2
-    }
+    assert sent(
+        scene, [released(first, release_of(second)), replace(first, body=b"edited")]
+    ) == {"release_invalid: the release is of another message: body_mismatch": 2}
     assert sent(scene, [released(forged, waiving), released(first, waiving)]) == {
         "signature_invalid: the signature does not hold": 1,
         "release_invalid: it waives what no release may waive": 1,
@@ -127,7 +141,9 @@ def test_what_an_attacker_sends_again_is_rejected_by_name(scene: Scene) -> None:
     assert (scene.outcomes["accepted"], scene.outcomes["duplicate"]) == (1, 1)
 
 
-def test_nothing_a_letter_carries_acts_when_it_is_redriven(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+def test_nothing_a_letter_carries_acts_when_it_is_redriven(
+    rabbitmq: RabbitMQ, tmp_path: Path
+) -> None:
     """CC, BCC, expiration, user id and delay added to an honest message go nowhere again with its redrive."""
     from integration.review.kills import waiting
     from integration.review.scene import scene_at
@@ -138,7 +154,9 @@ def test_nothing_a_letter_carries_acts_when_it_is_redriven(rabbitmq: RabbitMQ, t
         live = (("CC", ("copies",)), ("BCC", ("copies",)), ("x-delay", 5))
         added = {"expiration": "60000", "user-id": "guest"}
         with copies(rabbitmq.url, stage) as copied:
-            stage.inject(replace(honest, headers=(*honest.headers, *live), properties=added))
+            stage.inject(
+                replace(honest, headers=(*honest.headers, *live), properties=added)
+            )
             assert copied() == 1  # the attacker's own doing
             scene.consume(1)
             (sent_back,) = caught(scene)

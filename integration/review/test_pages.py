@@ -38,7 +38,9 @@ reviewer = "ada"
 
 
 @pytest.fixture
-def scene(rabbitmq: RabbitMQ, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+def scene(
+    rabbitmq: RabbitMQ, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Scene]:
     """Dead letters of each kind, and of a revoked key; the reviewer's folder is the working directory."""
     with scene_at(rabbitmq.url, tmp_path) as found:
         _fill(found, tmp_path)
@@ -73,7 +75,10 @@ def commands(page: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_page_can_be_followed(
-    page: str, scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str,
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Each command ends well, with an id of a letter and a key that are there, and *yes* to what it asks."""
     assert commands(page)
@@ -84,7 +89,9 @@ def test_the_page_can_be_followed(
         words = [known.get(word, word) for word in shlex.split(command)]
         if "<" in words:
             words, (path,) = words[: words.index("<")], words[words.index("<") + 1 :]
-            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(path).read_bytes())))
+            monkeypatch.setattr(
+                sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(path).read_bytes()))
+            )
         if {"redrive", "discard"} & set(words) and "--dry-run" not in words:
             words.append("--yes")
         code = main(words[1:])
@@ -95,6 +102,9 @@ def test_no_page_is_left_out() -> None:
     """Every page with such a block is one of these."""
     assert all(commands(page) for page in PAGES)
     root = Path(__file__).parents[2]
-    texts = {str(path.relative_to(root)): path.read_text() for path in (root / "docs").rglob("*.md")}
+    texts = {
+        str(path.relative_to(root)): path.read_text()
+        for path in (root / "docs").rglob("*.md")
+    }
     marked = {name for name, text in texts.items() if "```sh review" in text}
     assert marked == set(PAGES)

@@ -54,10 +54,14 @@ def test_a_reference_is_read_again_at_its_offset(scene: Scene) -> None:
         scene.stage.inject(large(scene, number))
     scene.consume(3)
     with scene.session() as found:
-        assert {row.form for row in scene.look(found, lambda index: index.page())} == {"reference"}
+        assert {row.form for row in scene.look(found, lambda index: index.page())} == {
+            "reference"
+        }
     assert redriven(scene)["done"] == 3
     scene.consume(3)
-    assert [verified.body for verified in scene.handled] == [large(scene, number).body for number in range(3)]
+    assert [verified.body for verified in scene.handled] == [
+        large(scene, number).body for number in range(3)
+    ]
     assert [verified.key for verified in scene.handled] == [b"k0", b"k1", b"k2"]
     with scene.session() as found:
         assert scene.ledger(found).difference == 0
@@ -70,7 +74,12 @@ def test_what_is_gone_or_another_is_refused(scene: Scene) -> None:
         stage.inject(large(scene, number))
     scene.consume(3)
     first, *_ = stage.letters()
-    for source in (f"{stage.topic}/0/2", f"{stage.topic}/0/99", f"{stage.topic}/7/0", "no-such-topic/0/0"):
+    for source in (
+        f"{stage.topic}/0/2",
+        f"{stage.topic}/0/99",
+        f"{stage.topic}/7/0",
+        "no-such-topic/0/0",
+    ):
         _plant(stage, _pointing(first, source))
     delete_before(stage, 1)
     assert redriven(scene)["refused"] == {"original_gone": 4, "original_changed": 1}
@@ -85,9 +94,15 @@ def test_rabbitmq_keeps_nothing_to_read_again(rabbitmq: RabbitMQ, tmp_path: Path
     from integration.review.scene import scene_at
 
     with scene_at(rabbitmq.url, tmp_path) as scene:
-        message = replace(scene.message("expired", 1), destination=scene.stage.destination)
+        message = replace(
+            scene.message("expired", 1), destination=scene.stage.destination
+        )
         letter = DeadLetter(
-            message=message, rejection=Rejection(Reason.EXPIRED), scope=scene.scope, time=1.0, audit="a"
+            message=message,
+            rejection=Rejection(Reason.EXPIRED),
+            scope=scene.scope,
+            time=1.0,
+            audit="a",
         ).reference()
         planted = replace(letter, destination=destination.rabbitmq("", scene.stage.dead))
         with scene.session() as found:
@@ -99,13 +114,20 @@ def test_rabbitmq_keeps_nothing_to_read_again(rabbitmq: RabbitMQ, tmp_path: Path
 def _pointing(letter: Message, source: str) -> Message:
     """Return a letter with another source."""
     name = f"{PREFIX}source"
-    return replace(letter, headers=tuple((n, source.encode() if n == name else v) for n, v in letter.headers))
+    return replace(
+        letter,
+        headers=tuple(
+            (n, source.encode() if n == name else v) for n, v in letter.headers
+        ),
+    )
 
 
 def _plant(stage: KafkaStage, letter: Message) -> None:
     """Write a letter into the topic of letters."""
     client = stage.dead_letter_client()
-    client.send(stage.dead, value=letter.body, key=letter.key, headers=list(letter.headers)).get(timeout=30)
+    client.send(
+        stage.dead, value=letter.body, key=letter.key, headers=list(letter.headers)
+    ).get(timeout=30)
     client.close()
 
 

@@ -41,15 +41,21 @@ def test_letters_of_eight_kinds(scene: Scene) -> None:
 
 def look(scene: Scene, found: Session, each: int) -> None:
     """List, group and judge, before and after the missing key arrives."""
-    groups = scene.look(found, lambda index: {group.reason: group.count for group in index.groups()})
+    groups = scene.look(
+        found, lambda index: {group.reason: group.count for group in index.groups()}
+    )
     assert groups == dict.fromkeys(KINDS, each)
-    assert scene.look(found, lambda index: index.count(Filter(intact=True))) == each * len(KINDS)
+    assert scene.look(
+        found, lambda index: index.count(Filter(intact=True))
+    ) == each * len(KINDS)
     assert scene.ledger(found).difference == 0
     before = scene.look(found, lambda index: found.run(judge(index, scene.guard())))
     scene.keys.append(scene.forge.stranger)
     after = scene.look(found, lambda index: found.run(judge(index, scene.guard())))
     assert before == dict.fromkeys(KINDS, each)
-    assert after == Counter({kind: each for kind in KINDS if kind != "key_unknown"}) + Counter(accepted=each)
+    assert after == Counter(
+        {kind: each for kind in KINDS if kind != "key_unknown"}
+    ) + Counter(accepted=each)
 
 
 def act(scene: Scene, found: Session, each: int) -> None:
@@ -58,7 +64,9 @@ def act(scene: Scene, found: Session, each: int) -> None:
     late = scene.redrive(found, Reason.EXPIRED, reason="expired")
     assert (passing.done, passing.selected, late.done, late.selected) == (each,) * 4
     rest = scene.redrive(found, Reason.EXPIRED)
-    assert rest.refused == Counter({kind: each for kind in (*FORGED, "producer_forbidden")})
+    assert rest.refused == Counter(
+        {kind: each for kind in (*FORGED, "producer_forbidden")}
+    )
     gone = found.act(scene.plan("discard"), scene.freeze(found))
     assert (gone.done, gone.left) == (each * 6, 0)
 
@@ -67,7 +75,11 @@ def hold(scene: Scene, found: Session, each: int) -> None:
     """Hold the audit against the queue; every act is in its chain, once."""
     ledger = scene.ledger(found)
     assert (ledger.rejected, ledger.open) == (each * len(KINDS), 0)
-    assert (ledger.redriven, ledger.discarded, ledger.difference) == (each * 2, each * 6, 0)
+    assert (ledger.redriven, ledger.discarded, ledger.difference) == (
+        each * 2,
+        each * 6,
+        0,
+    )
     on_record = (acts(scene, "redriven"), acts(scene, "discarded"))
     assert on_record == (each * 2, each * 6)
     assert all(verify_chain(path).intact for path in scene.audits)
@@ -76,8 +88,13 @@ def hold(scene: Scene, found: Session, each: int) -> None:
 def handle(scene: Scene, each: int) -> None:
     """Let the consumer have what came back."""
     scene.consume(each * 2)
-    assert (scene.outcomes["accepted"], scene.outcomes["rejected"]) == (each * 2, each * len(KINDS)), scene.why()
-    assert {verified.release.sub for verified in scene.handled if verified.release} == {"ada"}
+    assert (scene.outcomes["accepted"], scene.outcomes["rejected"]) == (
+        each * 2,
+        each * len(KINDS),
+    ), scene.why()
+    assert {verified.release.sub for verified in scene.handled if verified.release} == {
+        "ada"
+    }
     assert all(verified.release is not None for verified in scene.handled)
     assert Counter(bytes(verified.body or b"").split()[0] for verified in scene.handled) == {
         b"key_unknown": each, b"expired": each
@@ -121,7 +138,12 @@ async def test_what_was_removed_does_not_come_again(rabbitmq: RabbitMQ) -> None:
             name = f"removed-{number}"
             queue = await declare_dead_letters(publishing, name)
             letter = aio_pika.Message(b"x" * 2000)
-            await asyncio.gather(*(publishing.default_exchange.publish(letter, name) for _ in range(MANY_LETTERS)))
+            await asyncio.gather(
+                *(
+                    publishing.default_exchange.publish(letter, name)
+                    for _ in range(MANY_LETTERS)
+                )
+            )
             box = RabbitMQLetterBox(connection, name, unlimited=True)
             for each in await box.browse(MANY_LETTERS):
                 await box.remove(each)
@@ -146,7 +168,9 @@ def bury(scene: Scene, url: str, source: str) -> list[str]:
         "jwks": dump_key_set(KeySet(scene.keys)), "allow": {SUBJECT: [scene.stage.destination]},
     })  # fmt: skip
     count = str(EACH_BROKER * len(LETTERS_OF_GO))
-    return interop.ask("bury", url, source, scene.scope, scene.stage.dead, count, lines=[consumer])
+    return interop.ask(
+        "bury", url, source, scene.scope, scene.stage.dead, count, lines=[consumer]
+    )
 
 
 def review(scene: Scene) -> None:
@@ -170,5 +194,7 @@ def test_a_letter_of_go_is_redriven(scene: Scene) -> None:
     on_kafka = scene.place.on_kafka
     url = ",".join(stage.servers) if on_kafka else scene.place.broker
     said = bury(scene, url, stage.topic if on_kafka else stage.queue)
-    assert Counter(said) == dict.fromkeys((f"rejected {kind}" for kind in LETTERS_OF_GO), EACH_BROKER)
+    assert Counter(said) == dict.fromkeys(
+        (f"rejected {kind}" for kind in LETTERS_OF_GO), EACH_BROKER
+    )
     review(scene)

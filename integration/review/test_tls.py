@@ -43,20 +43,37 @@ def authority(tmp_path: Path) -> Authority:
 def tunnel(scene: Scene, authority: Authority) -> Iterator[Tunnel]:
     """TLS in front of the scene's broker."""
     port = urlsplit(scene.place.broker).port or 0
-    with Tunnel(port, authority.issue(), authority.path, advertised=scene.place.on_kafka) as tunnel:
+    with Tunnel(
+        port, authority.issue(), authority.path, advertised=scene.place.on_kafka
+    ) as tunnel:
         yield tunnel
 
 
 @pytest.fixture
-def dlq(scene: Scene, tunnel: Tunnel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Dlq:
+def dlq(
+    scene: Scene, tunnel: Tunnel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Dlq:
     """Run a command with settings of these lines; return its code, and what it printed."""
 
     def run(act: str, *more: str, lines: dict[str, str]) -> tuple[int, str, str]:
         settings = tmp_path / "mqauth.toml"
-        settings.write_text("[broker]\n" + "".join(f'{key} = "{value}"\n' for key, value in lines.items()))
+        settings.write_text(
+            "[broker]\n" + "".join(f'{key} = "{value}"\n' for key, value in lines.items())
+        )
         scheme = "kafka" if scene.place.on_kafka else "amqps"
-        name = ("--topic", scene.place.name) if scene.place.on_kafka else ("--queue", scene.place.name)
-        arguments = ["dlq", act, *more, "--broker", f"{scheme}://127.0.0.1:{tunnel.port}", *map(str, name)]
+        name = (
+            ("--topic", scene.place.name)
+            if scene.place.on_kafka
+            else ("--queue", scene.place.name)
+        )
+        arguments = [
+            "dlq",
+            act,
+            *more,
+            "--broker",
+            f"{scheme}://127.0.0.1:{tunnel.port}",
+            *map(str, name),
+        ]
         code = main([*arguments, "--json", "--config", str(settings)])
         said = capsys.readouterr()
         return code, said.out, said.err
@@ -90,7 +107,9 @@ def test_letters_are_read_and_acted_on_over_tls(
     code, out, _ = dlq("list", lines=lines)
     assert (code, json.loads(out)["total"]) == (0, 8)
     audit = str(tmp_path / "reviewer.jsonl")
-    code, out, _ = dlq("discard", "--why", "over TLS", "--yes", "--audit", audit, lines=lines)
+    code, out, _ = dlq(
+        "discard", "--why", "over TLS", "--yes", "--audit", audit, lines=lines
+    )
     assert (code, json.loads(out)["done"]) == (0, 8)
 
 
@@ -140,7 +159,9 @@ def encoded(value: Any) -> str:
 def unsecured(life: int = 60) -> str:
     """Return an unsecured JWT, and note it."""
     now = int(time.time())
-    calls.append(f"{encoded({'alg': 'none'})}.{encoded({'sub': 'ada', 'iat': now, 'exp': now + life})}.")
+    calls.append(
+        f"{encoded({'alg': 'none'})}.{encoded({'sub': 'ada', 'iat': now, 'exp': now + life})}."
+    )
     return calls[-1]
 
 
@@ -153,9 +174,16 @@ def of_rabbitmq() -> str:
     """Return a JWT that the OAuth 2 plug-in accepts, and note it."""
     head = {"alg": "HS256", "typ": "JWT", "kid": "k1"}
     scopes = [f"rabbitmq.{right}:*/*/*" for right in ("configure", "read", "write")]
-    claims = {"sub": "ada", "aud": "rabbitmq", "scope": scopes, "exp": int(time.time()) + 60}
+    claims = {
+        "sub": "ada",
+        "aud": "rabbitmq",
+        "scope": scopes,
+        "exp": int(time.time()) + 60,
+    }
     signed = f"{encoded(head)}.{encoded(claims)}"
-    calls.append(f"{signed}.{encoded(hmac.digest(SECRET, signed.encode(), hashlib.sha256))}")
+    calls.append(
+        f"{signed}.{encoded(hmac.digest(SECRET, signed.encode(), hashlib.sha256))}"
+    )
     return calls[-1]
 
 
@@ -172,20 +200,40 @@ def kafka_of_tokens() -> Iterator[tuple[Kafka, str]]:
     with closing(server):
         settings = server.folder / "server.properties"
         text = settings.read_text()
-        (controller,) = {line.rpartition(":")[2] for line in text.splitlines() if line.startswith("controller.q")}
-        ports = {"host": LOOPBACK, "port": port.number, "sasl": sasl.number, "controller": controller}
-        kept = [line for line in text.splitlines() if not line.startswith(("listeners=", "advertised."))]
+        (controller,) = {
+            line.rpartition(":")[2]
+            for line in text.splitlines()
+            if line.startswith("controller.q")
+        }
+        ports = {
+            "host": LOOPBACK,
+            "port": port.number,
+            "sasl": sasl.number,
+            "controller": controller,
+        }
+        kept = [
+            line
+            for line in text.splitlines()
+            if not line.startswith(("listeners=", "advertised."))
+        ]
         settings.write_text("\n".join(kept) + OAUTHBEARER.format(**ports))
         server.start()
-        yield Kafka.ready(f"kafka://{LOOPBACK}:{port.number}", server, version), f"{LOOPBACK}:{sasl.number}"
+        yield (
+            Kafka.ready(f"kafka://{LOOPBACK}:{port.number}", server, version),
+            f"{LOOPBACK}:{sasl.number}",
+        )
         sasl.release()
 
 
-def run(tmp_path: Path, function: str, act: str, *more: str, url: str, **table: str) -> int:
+def run(
+    tmp_path: Path, function: str, act: str, *more: str, url: str, **table: str
+) -> int:
     """Run a command whose settings name a function of this module; return its exit code."""
     config = tmp_path / "broker.toml"
     lines = {"url": url, "token_callback": f"{__name__}:{function}", **table}
-    config.write_text("[broker]\n" + "".join(f'{key} = "{value}"\n' for key, value in lines.items()))
+    config.write_text(
+        "[broker]\n" + "".join(f'{key} = "{value}"\n' for key, value in lines.items())
+    )
     return main(["dlq", act, *more, "--config", str(config), "--json"])
 
 
@@ -216,18 +264,26 @@ def test_kafka_takes_the_functions_token(
     ):  # fmt: skip
         assert run(tmp_path, function, "list", url=place, topic=stage.dead) == code
         told = capsys.readouterr()
-        assert (told.out, told.err.count("\n"), said in told.err) == ("", 1, True), told.err
+        assert (told.out, told.err.count("\n"), said in told.err) == ("", 1, True), (
+            told.err
+        )
         assert not any(secret in told.err for secret in ("hunter2", *calls))
     stage.close()
 
 
 @pytest.mark.slow
-def test_the_pages_settings_reach_kafka(kafka_of_tokens: tuple[Kafka, str], tmp_path: Path) -> None:
+def test_the_pages_settings_reach_kafka(
+    kafka_of_tokens: tuple[Kafka, str], tmp_path: Path
+) -> None:
     """The page's function and settings log in, with a stand-in for AWS's package and without its TLS."""
     kafka, address = kafka_of_tokens
     stage = KafkaStage(kafka.url)
     Scene(stage, kafka.url, tmp_path).fill(1)
-    changes = {"b-1.orders.example:9098": address, "orders.dead": stage.dead, "tls = true": ""}
+    changes = {
+        "b-1.orders.example:9098": address,
+        "orders.dead": stage.dead,
+        "tls = true": "",
+    }
     reader = Reader(tmp_path, changes)
     for block in blocks("docs/how-to/use-a-managed-broker.md"):
         if block.name in ("broker_tokens.py", "mqauth.toml"):
@@ -239,7 +295,13 @@ def test_the_pages_settings_reach_kafka(kafka_of_tokens: tuple[Kafka, str], tmp_
     words = [sys.executable, "-m", "mqauth", "dlq", "groups", "--json"]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}."}
     done = subprocess.run(
-        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=True
+        words,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
     )
     counted = json.loads(done.stdout)["groups"]
     assert sum(group["count"] for group in counted) == 8
@@ -247,10 +309,18 @@ def test_the_pages_settings_reach_kafka(kafka_of_tokens: tuple[Kafka, str], tmp_
 
 
 @pytest.mark.slow
-def test_rabbitmq_takes_the_functions_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rabbitmq_takes_the_functions_token(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """On RabbitMQ the token is the password, of any user; a lost connection is made again with a fresh one."""
-    lines = ("auth_backends.1 = oauth2", "auth_backends.2 = internal", "auth_oauth2.resource_server_id = rabbitmq")
-    with RabbitMQ.launch(extra_config=lines, plugin="rabbitmq_auth_backend_oauth2") as rabbitmq:
+    lines = (
+        "auth_backends.1 = oauth2",
+        "auth_backends.2 = internal",
+        "auth_oauth2.resource_server_id = rabbitmq",
+    )
+    with RabbitMQ.launch(
+        extra_config=lines, plugin="rabbitmq_auth_backend_oauth2"
+    ) as rabbitmq:
         rabbitmq.ctl("eval", KEY.format(encoded(SECRET)))
         stage = RabbitMQStage(rabbitmq.url)
         Scene(stage, rabbitmq.url, tmp_path).fill(1)

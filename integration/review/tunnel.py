@@ -33,7 +33,9 @@ class Tunnel:
     ) -> None:  # fmt: skip
         self._broker = port
         self._advertised = advertised
-        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=clients)
+        self._context = ssl.create_default_context(
+            ssl.Purpose.CLIENT_AUTH, cafile=clients
+        )
         self._context.load_cert_chain(*certificate)
         if clients is not None:
             self._context.verify_mode = ssl.CERT_REQUIRED
@@ -41,7 +43,9 @@ class Tunnel:
         self.port = 0
 
     def __enter__(self) -> Self:
-        self._server = self._thread.call(asyncio.start_server(self._accept, "127.0.0.1", 0))
+        self._server = self._thread.call(
+            asyncio.start_server(self._accept, "127.0.0.1", 0)
+        )
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -69,7 +73,9 @@ class Tunnel:
         for _ in range(_TURNS):
             await asyncio.sleep(0)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         """Shake hands, and pass the bytes on; whatever happens, the connection is closed."""
         with contextlib.suppress(OSError):
             try:
@@ -78,9 +84,13 @@ class Tunnel:
             finally:
                 writer.transport.abort()
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         """Pass one connection's bytes on, both ways, until either side ends it."""
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._broker)
+        inner_reader, inner_writer = await asyncio.open_connection(
+            "127.0.0.1", self._broker
+        )
         ours, theirs = (port.to_bytes(4, "big") for port in (self.port, self._broker))
         back = (theirs, ours) if self._advertised else (b"", b"")
         ways = [self._way(reader, inner_writer), self._way(inner_reader, writer, *back)]
@@ -95,7 +105,10 @@ class Tunnel:
 
     @staticmethod
     async def _way(
-        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, old: bytes = b"", new: bytes = b""
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        old: bytes = b"",
+        new: bytes = b"",
     ) -> None:
         """Pass bytes on one way."""
         with contextlib.suppress(OSError):

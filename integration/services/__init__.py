@@ -37,8 +37,15 @@ class Running:
 
     def lines(self) -> list[str]:
         """Return a line for each service: version, address and where it comes from."""
-        named = [("RabbitMQ", self.rabbitmq), ("Apache Kafka", self.kafka), ("Redis", self.redis)]
-        return [f"{name} {service.version} at {service.url} ({service.origin})" for name, service in named]
+        named = [
+            ("RabbitMQ", self.rabbitmq),
+            ("Apache Kafka", self.kafka),
+            ("Redis", self.redis),
+        ]
+        return [
+            f"{name} {service.version} at {service.url} ({service.origin})"
+            for name, service in named
+        ]
 
 
 def prepare_all() -> None:
@@ -49,5 +56,9 @@ def prepare_all() -> None:
 
 def launch_all() -> Running:
     """Start the three services side by side and return when all are ready."""
-    rabbitmq_ready, kafka_ready, redis_ready = RabbitMQ.begin(), Kafka.begin(), Redis.begin()
+    rabbitmq_ready, kafka_ready, redis_ready = (
+        RabbitMQ.begin(),
+        Kafka.begin(),
+        Redis.begin(),
+    )
     return Running(redis=redis_ready(), kafka=kafka_ready(), rabbitmq=rabbitmq_ready())

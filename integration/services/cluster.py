@@ -85,7 +85,11 @@ class KafkaCluster(Cluster[Kafka]):
     def leader(self, admin: Any, topic: str, partition: int = 0) -> Kafka:
         """Return the broker that leads a partition, by what an admin client says."""
         (described,) = admin.describe_topics([topic])
-        found = next(each for each in described["partitions"] if each["partition_index"] == partition)
+        found = next(
+            each
+            for each in described["partitions"]
+            if each["partition_index"] == partition
+        )
         return self.nodes[found["leader_id"] - 1]
 
 
@@ -120,7 +124,12 @@ class RabbitMQCluster(Cluster[RabbitMQ]):
         links = Links(names)
         with ExitStack() as stack:
             stack.callback(links.close)
-            nodes = _start(names, links, [f"net_ticktime = {tick}", *_formation(names), *extra_config], stack)
+            nodes = _start(
+                names,
+                links,
+                [f"net_ticktime = {tick}", *_formation(names), *extra_config],
+                stack,
+            )
             next(iter(nodes.values())).ctl("await_online_nodes", str(SIZE))
             stack.pop_all()
         return cls(nodes, links)
@@ -164,13 +173,20 @@ def _formation(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _start(names: Sequence[str], links: Links, config: Sequence[str], stack: ExitStack) -> dict[str, RabbitMQ]:
+def _start(
+    names: Sequence[str], links: Links, config: Sequence[str], stack: ExitStack
+) -> dict[str, RabbitMQ]:
     """Start the nodes side by side, and return them once each answers; the stack closes them."""
     cookie = secrets.token_hex(16)
     started = []
     for name in names:
         port, distribution = Port(), links.ports[name]
-        identity = Identity(name=name, cookie=cookie, epmd=links.epmd[name], distribution=distribution.number)
+        identity = Identity(
+            name=name,
+            cookie=cookie,
+            epmd=links.epmd[name],
+            distribution=distribution.number,
+        )
         server = local_node(identity, [port, distribution], config)
         stack.callback(server.close)
         server.start()

@@ -22,11 +22,25 @@ class ComposeService:
     origin = "Docker Compose"
 
     def __init__(
-        self, service: str, *, env: Mapping[str, str], ports: Sequence[Port], folder: Path | None = None
+        self,
+        service: str,
+        *,
+        env: Mapping[str, str],
+        ports: Sequence[Port],
+        folder: Path | None = None,
     ) -> None:
         project = f"mqauth-{os.environ.get(RUN_VARIABLE, 'own')}-{secrets.token_hex(3)}"
         self._service = service
-        self._words = ["docker", "compose", "--ansi", "never", "-p", project, "-f", str(FILE)]
+        self._words = [
+            "docker",
+            "compose",
+            "--ansi",
+            "never",
+            "-p",
+            project,
+            "-f",
+            str(FILE),
+        ]
         self._env = {**os.environ, **env}
         self._ports = ports
         self._folder = folder
@@ -40,7 +54,9 @@ class ComposeService:
         state = self._state()
         if state == "paused":
             self._compose("unpause", self._service)
-        elif state != "running":  # no --wait: the handle asks by protocol, and three start side by side
+        elif (
+            state != "running"
+        ):  # no --wait: the handle asks by protocol, and three start side by side
             self._compose("up", "-d", "--no-recreate", self._service, timeout=_UP_WITHIN)
 
     def stop(self) -> None:
@@ -94,7 +110,9 @@ class ComposeService:
 
     def _inspect(self, template: str) -> str:
         container = self._container()
-        return run(["docker", "inspect", "--format", template, container], timeout=_WITHIN).strip()
+        return run(
+            ["docker", "inspect", "--format", template, container], timeout=_WITHIN
+        ).strip()
 
     def _container(self) -> str:
         return self._compose("ps", "--all", "-q", self._service, stderr=False).strip()

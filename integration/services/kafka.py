@@ -108,9 +108,13 @@ class Kafka(Service):
         port = Port(STANDARD_PORT)
         url = f"kafka://{LOOPBACK}:{port.number}"
         if docker_answers():
-            container = ComposeService("kafka", env={"MQAUTH_KAFKA_PORT": str(port.number)}, ports=[port])
+            container = ComposeService(
+                "kafka", env={"MQAUTH_KAFKA_PORT": str(port.number)}, ports=[port]
+            )
             container.start()
-            return lambda: _checked(cls.ready(url, container, _numeric(container.image_tag())))
+            return lambda: _checked(
+                cls.ready(url, container, _numeric(container.image_tag()))
+            )
         (server,), version = local_brokers([port])
         server.start()
         return lambda: _checked(cls.ready(url, server, version))
@@ -138,7 +142,10 @@ def java() -> str:
     """Return the java command, of version 17 or newer."""
     found = _java_version()
     if found < _OLDEST_JAVA:
-        install("default-jre-headless", why=f"Apache Kafka runs on Java {_OLDEST_JAVA} or newer")
+        install(
+            "default-jre-headless",
+            why=f"Apache Kafka runs on Java {_OLDEST_JAVA} or newer",
+        )
         found = _java_version()
     if found < _OLDEST_JAVA:
         raise UnavailableError(
@@ -159,13 +166,20 @@ def _java_version() -> int:
 def jars_of(pom: Path) -> Path:
     """Return the folder with the jars that a pom.xml names, copied there on first use."""
     kind = "kafka" if pom == _POM else pom.stem.removeprefix("pom-")
-    wanted = [f"-Dkafka.version={version}"] if (version := os.environ.get(VERSION_VARIABLE)) else []
+    wanted = (
+        [f"-Dkafka.version={version}"]
+        if (version := os.environ.get(VERSION_VARIABLE))
+        else []
+    )
     digest = hashlib.sha256(pom.read_bytes() + "".join(wanted).encode()).hexdigest()
 
     def copy(folder: Path) -> None:
         _maven("Apache Kafka")
         scope = ("-DincludeScope=runtime", f"-DoutputDirectory={folder}")
-        run(["mvn", "-B", "-q", "-f", str(pom), *wanted, _COPY, *scope], timeout=_COPY_WITHIN)
+        run(
+            ["mvn", "-B", "-q", "-f", str(pom), *wanted, _COPY, *scope],
+            timeout=_COPY_WITHIN,
+        )
 
     return fetched(f"{kind}-{digest[:16]}", copy, what="Apache Kafka from Maven Central")
 
@@ -185,7 +199,9 @@ def copied(artifact: str, folder: Path, *, why: str) -> None:
             timeout=_COPY_WITHIN,
         )  # fmt: skip
     except CommandError as failed:
-        raise UnavailableError(f"{why}: Maven Central gave no artifact\n{failed}") from failed
+        raise UnavailableError(
+            f"{why}: Maven Central gave no artifact\n{failed}"
+        ) from failed
 
 
 def _maven(why: str) -> None:
@@ -208,13 +224,17 @@ def local_brokers(ports: Sequence[Port]) -> tuple[list[LocalServer], str]:
     first = _first_start(jars)
     options = [f"-XX:SharedArchiveFile={first / _CLASSES}"]
     controllers = [Port() for _ in ports]
-    voters = ",".join(f"{node}@{LOOPBACK}:{port.number}" for node, port in enumerate(controllers, 1))
+    voters = ",".join(
+        f"{node}@{LOOPBACK}:{port.number}" for node, port in enumerate(controllers, 1)
+    )
     cluster, brokers = _new_id(), []
     for node, own in enumerate(zip(ports, controllers, strict=True), 1):
         broker = _broker(node, own, voters, len(ports), jars=jars, options=options)
         brokers.append(broker)
         shutil.copytree(first / _DATA, broker.folder / _DATA)
-        ids = f"version=1\ncluster.id={cluster}\nnode.id={node}\ndirectory.id={_new_id()}\n"
+        ids = (
+            f"version=1\ncluster.id={cluster}\nnode.id={node}\ndirectory.id={_new_id()}\n"
+        )
         (broker.folder / _DATA / "meta.properties").write_text(ids)
     return brokers, _version_of(jars)
 
@@ -230,9 +250,14 @@ def _first_start(jars: Path) -> Path:
         port, controller = Port(), Port()
         voters = f"1@{LOOPBACK}:{controller.number}"
         options = [f"-XX:ArchiveClassesAtExit={folder / _CLASSES}"]
-        with closing(_broker(1, (port, controller), voters, 1, jars=jars, options=options)) as broker:
+        with closing(
+            _broker(1, (port, controller), voters, 1, jars=jars, options=options)
+        ) as broker:
             tool = [*java_words(broker.folder, jars), "kafka.tools.StorageTool", "format"]
-            run([*tool, "-t", _new_id(), "-c", str(broker.folder / _SETTINGS)], timeout=120)
+            run(
+                [*tool, "-t", _new_id(), "-c", str(broker.folder / _SETTINGS)],
+                timeout=120,
+            )
             shutil.copytree(broker.folder / _DATA, folder / _DATA)
             broker.start()
             Kafka.ready(f"kafka://{LOOPBACK}:{port.number}", broker, _version_of(jars))
@@ -243,11 +268,19 @@ def _first_start(jars: Path) -> Path:
 
 def _new_id() -> str:
     """Return an id as Kafka writes them; the first byte is zero, since its tool takes "-" for an option."""
-    return base64.urlsafe_b64encode(bytes(1) + secrets.token_bytes(15)).decode().rstrip("=")
+    return (
+        base64.urlsafe_b64encode(bytes(1) + secrets.token_bytes(15)).decode().rstrip("=")
+    )
 
 
 def _broker(
-    node: int, ports: tuple[Port, Port], voters: str, size: int, *, jars: Path, options: Sequence[str]
+    node: int,
+    ports: tuple[Port, Port],
+    voters: str,
+    size: int,
+    *,
+    jars: Path,
+    options: Sequence[str],
 ) -> LocalServer:
     """Return a broker of a cluster of some size, which is not formatted yet."""
     folder = Path(tempfile.mkdtemp(prefix="mqauth-kafka-"))
@@ -261,7 +294,9 @@ def _broker(
     (folder / LOG4J).write_text(LOGGING)
     return LocalServer(
         origin=f"Maven Central, in {jars.parent}",
-        commands=[[*java_words(folder, jars, *options), "kafka.Kafka", str(folder / _SETTINGS)]],
+        commands=[
+            [*java_words(folder, jars, *options), "kafka.Kafka", str(folder / _SETTINGS)]
+        ],
         env=os.environ,
         folder=folder,
         ports=ports,

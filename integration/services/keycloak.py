@@ -21,7 +21,15 @@ from integration.keyserver import Authority
 from integration.services.handle import Service
 from integration.services.kafka import copied, java
 from integration.services.local import LocalServer
-from integration.services.machine import LOOPBACK, Port, UnavailableError, cache_folder, locked, run, say
+from integration.services.machine import (
+    LOOPBACK,
+    Port,
+    UnavailableError,
+    cache_folder,
+    locked,
+    run,
+    say,
+)
 from integration.services.probes import NotReadyError
 
 VERSION: Final = "26.7.3"
@@ -61,7 +69,10 @@ class Keycloak(Service):
     def launch(cls) -> Keycloak:
         """Start one and return its handle."""
         built = _built()
-        ports, folder = [Port(), Port()], Path(tempfile.mkdtemp(prefix="mqauth-keycloak-"))
+        ports, folder = (
+            [Port(), Port()],
+            Path(tempfile.mkdtemp(prefix="mqauth-keycloak-")),
+        )
         authority, password = Authority(folder), secrets.token_urlsafe(16)
         chain, key = authority.issue(host=LOOPBACK)
         server = LocalServer(
@@ -81,9 +92,14 @@ class Keycloak(Service):
         server.start()
         found = cls.ready(f"http://{LOOPBACK}:{ports[0].number}", server)
         found = replace(
-            found, secure=f"https://{LOOPBACK}:{ports[1].number}", ca=authority.path, password=password
+            found,
+            secure=f"https://{LOOPBACK}:{ports[1].number}",
+            ca=authority.path,
+            password=password,
         )
-        return replace(found, version=found.tell("GET", "serverinfo")["systemInfo"]["version"])
+        return replace(
+            found, version=found.tell("GET", "serverinfo")["systemInfo"]["version"]
+        )
 
     @property
     def program(self) -> Path:
@@ -101,7 +117,9 @@ class Keycloak(Service):
         body = None if document is None else json.dumps(document).encode()
         given = {"client_id": "admin-cli", "username": ADMIN, "password": self.password}
         form = urlencode({"grant_type": "password", **given}).encode()
-        token = _asked("POST", f"{self.url}/realms/master/protocol/openid-connect/token", form)["access_token"]
+        token = _asked(
+            "POST", f"{self.url}/realms/master/protocol/openid-connect/token", form
+        )["access_token"]
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         return _asked(method, f"{self.url}/admin/{path}", body, headers)
 
@@ -126,7 +144,9 @@ def _built() -> Path:
     with locked(folder.name):
         if not folder.is_dir():
             java()
-            fetching = Path(tempfile.mkdtemp(prefix="keycloak-", suffix=".fetch", dir=folder.parent))
+            fetching = Path(
+                tempfile.mkdtemp(prefix="keycloak-", suffix=".fetch", dir=folder.parent)
+            )
             try:
                 _fetch(fetching).rename(folder)
             finally:
@@ -136,13 +156,17 @@ def _built() -> Path:
 
 def _fetch(folder: Path) -> Path:
     """Return the distribution in a folder, fetched, checked against its digest, unpacked and built."""
-    say(f"fetching Keycloak {VERSION} to {folder.parent}, and building it: once, some minutes")
+    say(
+        f"fetching Keycloak {VERSION} to {folder.parent}, and building it: once, some minutes"
+    )
     copied(_ARTIFACT.format(version=VERSION), folder, why="Keycloak")
     (archive,) = folder.glob("*.zip")
     with archive.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != SHA256:
-        raise UnavailableError(f"Keycloak {VERSION} from Maven Central has the digest {found}, not {SHA256}")
+        raise UnavailableError(
+            f"Keycloak {VERSION} from Maven Central has the digest {found}, not {SHA256}"
+        )
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(folder)
     home = folder / f"keycloak-{VERSION}"
@@ -177,7 +201,11 @@ def _asked(
     except urllib.error.HTTPError as refused:
         said = refused.read().decode(errors="replace")
         # While it starts it answers so.
-        kind = NotReadyError if refused.code in (404, 503) and timeout < _PATIENCE else ValueError
+        kind = (
+            NotReadyError
+            if refused.code in (404, 503) and timeout < _PATIENCE
+            else ValueError
+        )
         raise kind(f"{method} {url}: {refused.code} {said}") from refused
     except OSError as silent:
         raise NotReadyError(f"{url}: {silent}") from silent

@@ -60,7 +60,10 @@ def _client(service: str, url: str, secret: str) -> Any:
     session = botocore.session.Session()
     session.set_credentials(ROOT, secret)
     return session.create_client(
-        service, region_name=REGION, endpoint_url=url, config=Config(retries={"total_max_attempts": 1})
+        service,
+        region_name=REGION,
+        endpoint_url=url,
+        config=Config(retries={"total_max_attempts": 1}),
     )
 
 
@@ -104,7 +107,11 @@ class MiniStack(Emulation):
     @classmethod
     def launch(cls) -> Self:
         """Start one."""
-        port, folder, secret = Port(), Path(tempfile.mkdtemp(prefix="mqauth-ministack-")), secrets.token_hex(20)
+        port, folder, secret = (
+            Port(),
+            Path(tempfile.mkdtemp(prefix="mqauth-ministack-")),
+            secrets.token_hex(20),
+        )
         wheels = unpacked(_WHEELS)
         settings = {
             "PYTHONPATH": str(wheels), "GATEWAY_PORT": str(port.number), "BIND_HOST": LOOPBACK, "AUTH": "true",
@@ -116,7 +123,9 @@ class MiniStack(Emulation):
             env={**os.environ, **settings}, folder=folder, ports=[port],
         )  # fmt: skip
         server.start()
-        return replace(cls.ready(f"http://{LOOPBACK}:{port.number}", server), secret=secret)
+        return replace(
+            cls.ready(f"http://{LOOPBACK}:{port.number}", server), secret=secret
+        )
 
     def commands(self, folder: Path) -> Path:
         """Make a folder that holds the command ``aws`` of AWS, which asks this MiniStack, and return it."""

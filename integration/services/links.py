@@ -54,9 +54,14 @@ def mirroring(kafka: Kafka, topic: str) -> Iterator[LocalServer]:
     """
     folder = Path(tempfile.mkdtemp(prefix="mqauth-mirror-"))
     name = topic.replace(".", "\\\\.")
-    (folder / "mm2.properties").write_text(_SETTINGS.format(source=PREFIX, servers=kafka.bootstrap, topic=name))
+    (folder / "mm2.properties").write_text(
+        _SETTINGS.format(source=PREFIX, servers=kafka.bootstrap, topic=name)
+    )
     (folder / LOG4J).write_text(LOGGING)
-    words = [*java_words(folder, jars_of(_POM)), "org.apache.kafka.connect.mirror.MirrorMaker"]
+    words = [
+        *java_words(folder, jars_of(_POM)),
+        "org.apache.kafka.connect.mirror.MirrorMaker",
+    ]
     server = LocalServer(
         origin="Maven Central", commands=[[*words, str(folder / "mm2.properties")]], env=os.environ, folder=folder,
         ports=[],
@@ -154,12 +159,17 @@ class _PortMapper:
         elif kind == _PORT_PLEASE:
             connection.sendall(self._port_of(request[1:].decode()))
         elif kind == _NAMES:
-            lines = "".join(f"name {name} at port {port}\n" for name, port in self._alive.items())
+            lines = "".join(
+                f"name {name} at port {port}\n" for name, port in self._alive.items()
+            )
             own = connection.getsockname()[1]
             connection.sendall(struct.pack(">I", own) + lines.encode())
 
     def _register(self, request: bytes, connection: socket.socket) -> None:
-        port, size = struct.unpack_from(">H", request, 1)[0], struct.unpack_from(">H", request, 9)[0]
+        port, size = (
+            struct.unpack_from(">H", request, 1)[0],
+            struct.unpack_from(">H", request, 9)[0],
+        )
         name = request[11 : 11 + size].decode()
         self._alive[name] = port
         connection.sendall(struct.pack(">BBI", _ALIVE_ANSWER, 0, 1))
@@ -172,7 +182,17 @@ class _PortMapper:
         if port is None:
             return bytes((_PORT_ANSWER, _NOT_FOUND))
         raw = name.encode()
-        fixed = struct.pack(">BBHBBHHH", _PORT_ANSWER, 0, port, _HIDDEN + 5, _TCP, _HIGHEST, _LOWEST, len(raw))
+        fixed = struct.pack(
+            ">BBHBBHHH",
+            _PORT_ANSWER,
+            0,
+            port,
+            _HIDDEN + 5,
+            _TCP,
+            _HIGHEST,
+            _LOWEST,
+            len(raw),
+        )
         return fixed + raw + struct.pack(">H", 0)
 
 
@@ -206,7 +226,9 @@ class Links:
         """Start a node's port mapper, and the relays it names; return its port."""
         known = {name: self.ports[name].number}
         for other in self.ports.keys() - {name}:
-            between = _relay(self._links[frozenset((name, other))], self.ports[other].number)
+            between = _relay(
+                self._links[frozenset((name, other))], self.ports[other].number
+            )
             self._servers.append(between)
             known[other] = between.port
         mapper = _epmd(known, self._alive)

@@ -86,7 +86,9 @@ class LocalServer:
     def pause(self) -> None:
         """Send SIGSTOP to every process group of the server; return when every thread has stopped."""
         self._signal(signal.SIGSTOP)
-        for process in self._running:  # a busy machine lets threads go on for a while after the signal
+        for process in (
+            self._running
+        ):  # a busy machine lets threads go on for a while after the signal
             with suppress(ChildProcessError):
                 os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
@@ -104,7 +106,9 @@ class LocalServer:
 
     def ended(self) -> bool:
         """Tell whether the server, or anything it needs beside it, has ended."""
-        return not self._running or any(process.poll() is not None for process in self._running)
+        return not self._running or any(
+            process.poll() is not None for process in self._running
+        )
 
     def tail(self) -> str:
         """Return the last lines of the server's log."""

@@ -18,11 +18,16 @@ from functools import cache
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
-for _folder in ("/usr/sbin", "/sbin"):  # debootstrap and chroot are there, where Debian's users do not look
+for _folder in (
+    "/usr/sbin",
+    "/sbin",
+):  # debootstrap and chroot are there, where Debian's users do not look
     if _folder not in os.environ["PATH"].split(os.pathsep):
         os.environ["PATH"] += os.pathsep + _folder
 _POLICY = Path("/usr/sbin/policy-rc.d")
-_UNPRIVILEGED_PORTS = range(20_000, 32_000)  # below the kernel's ephemeral range: no client socket takes one
+_UNPRIVILEGED_PORTS = range(
+    20_000, 32_000
+)  # below the kernel's ephemeral range: no client socket takes one
 
 
 class UnavailableError(RuntimeError):
@@ -38,7 +43,13 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def run(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | None = None, stderr: bool = True) -> str:
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    stderr: bool = True,
+) -> str:
     """Return what a command printed, with its standard error mixed in unless told otherwise."""
     words = " ".join(argv)
     try:
@@ -56,7 +67,9 @@ def run(argv: Sequence[str], *, timeout: float, env: Mapping[str, str] | None = 
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # with all that it started
             if isinstance(broken_off, subprocess.TimeoutExpired):
-                raise CommandError(f"{words}: no end within {timeout:g} s") from broken_off
+                raise CommandError(
+                    f"{words}: no end within {timeout:g} s"
+                ) from broken_off
             raise
     if process.returncode:
         tail = "\n".join((printed + (errors or "")).splitlines()[-15:])
@@ -96,7 +109,9 @@ def fetched(name: str, fetch: Callable[[Path], None], *, what: str) -> Path:
         if folder.is_dir():
             return folder
         say(f"fetching {what} to {folder.parent}: once")
-        filling = Path(tempfile.mkdtemp(prefix=f"{name}-", suffix=".fetch", dir=folder.parent))
+        filling = Path(
+            tempfile.mkdtemp(prefix=f"{name}-", suffix=".fetch", dir=folder.parent)
+        )
         try:
             fetch(filling)
             filling.rename(folder)
@@ -117,7 +132,9 @@ class Port:
             if self._claim(number):
                 self.number = number
                 return
-        raise UnavailableError(f"no free port on {LOOPBACK} among {len(candidates)} tried")
+        raise UnavailableError(
+            f"no free port on {LOOPBACK} among {len(candidates)} tried"
+        )
 
     def _claim(self, number: int) -> bool:
         folder = cache_folder() / "ports"
@@ -185,7 +202,9 @@ def install(*packages: str, why: str) -> None:
                 timeout=900, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
             )  # fmt: skip
     except CommandError as failed:
-        raise UnavailableError(f"{why}: apt-get install {names} failed\n{failed}") from failed
+        raise UnavailableError(
+            f"{why}: apt-get install {names} failed\n{failed}"
+        ) from failed
 
 
 @contextmanager

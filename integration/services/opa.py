@@ -32,10 +32,14 @@ class Agent(Service):
     @staticmethod
     def ask(url: str, timeout: float) -> str:
         """Return the version it names."""
-        return str(_said(f"{url}/v1/data/none?provenance=true", timeout)["provenance"]["version"])
+        return str(
+            _said(f"{url}/v1/data/none?provenance=true", timeout)["provenance"]["version"]
+        )
 
     @classmethod
-    def launch(cls, *arguments: str, config: str | None = None, tls: Sequence[Path] = ()) -> Agent:
+    def launch(
+        cls, *arguments: str, config: str | None = None, tls: Sequence[Path] = ()
+    ) -> Agent:
         """Start one.
 
         Args:
@@ -49,7 +53,12 @@ class Agent(Service):
             (folder / "config.yaml").write_text(config)
             options += ["--config-file", str(folder / "config.yaml")]
         if tls:
-            options += ["--tls-cert-file", str(tls[0]), "--tls-private-key-file", str(tls[1])]
+            options += [
+                "--tls-cert-file",
+                str(tls[0]),
+                "--tls-private-key-file",
+                str(tls[1]),
+            ]
         server = LocalServer(
             origin=f"go install {MODULE}@{VERSION}",
             commands=[[
@@ -61,11 +70,15 @@ class Agent(Service):
             ports=[port],
         )  # fmt: skip
         server.start()
-        return cls.ready(f"{'https' if tls else 'http'}://{LOOPBACK}:{port.number}", server)
+        return cls.ready(
+            f"{'https' if tls else 'http'}://{LOOPBACK}:{port.number}", server
+        )
 
     def load(self, rego: str) -> None:
         """Put a policy in place of the one before."""
-        put = urllib.request.Request(f"{self.url}/v1/policies/{_POLICY}", data=rego.encode(), method="PUT")  # noqa: S310
+        put = urllib.request.Request(  # noqa: S310
+            f"{self.url}/v1/policies/{_POLICY}", data=rego.encode(), method="PUT"
+        )
         with urllib.request.urlopen(put, timeout=_PATIENCE):  # noqa: S310
             pass
 

@@ -68,13 +68,24 @@ class OpenBao(Service):
     def launch(cls) -> OpenBao:
         """Start one, initialize and unseal it, and return its handle."""
         program = _program()
-        ports, folder = [Port() for _ in range(4)], Path(tempfile.mkdtemp(prefix="mqauth-openbao-"))
+        ports, folder = (
+            [Port() for _ in range(4)],
+            Path(tempfile.mkdtemp(prefix="mqauth-openbao-")),
+        )
         authority = Authority(folder)
         chain, key = authority.issue(host=LOOPBACK)
-        numbers = dict(zip(("port", "secure", "cluster", "unused"), (port.number for port in ports), strict=True))
+        numbers = dict(
+            zip(
+                ("port", "secure", "cluster", "unused"),
+                (port.number for port in ports),
+                strict=True,
+            )
+        )
         (folder / "data").mkdir()
         (folder / "openbao.hcl").write_text(
-            _SETTINGS.format(folder=folder, host=LOOPBACK, chain=chain, key=key, **numbers)
+            _SETTINGS.format(
+                folder=folder, host=LOOPBACK, chain=chain, key=key, **numbers
+            )
         )
         server = LocalServer(
             origin=f"PyPI, {program.parents[2].name}",
@@ -83,7 +94,9 @@ class OpenBao(Service):
         )  # fmt: skip
         server.start()
         found = cls.ready(f"http://{LOOPBACK}:{ports[0].number}", server)
-        made = _asked("PUT", f"{found.url}/v1/sys/init", {"secret_shares": 1, "secret_threshold": 1})
+        made = _asked(
+            "PUT", f"{found.url}/v1/sys/init", {"secret_shares": 1, "secret_threshold": 1}
+        )
         found = replace(
             found, secure=f"https://{LOOPBACK}:{ports[1].number}", ca=authority.path,
             root=made["root_token"], share=made["keys"][0],
@@ -104,12 +117,19 @@ class OpenBao(Service):
         """Unseal it, where it is sealed, and wait until its engines answer."""
         if _asked("GET", f"{self.url}/v1/sys/seal-status")["sealed"]:
             _asked("PUT", f"{self.url}/v1/sys/unseal", {"key": self.share})
-        until_ready(self._leads, timeout=READY_WITHIN, ended=self.control.ended, tail=self.control.tail)
+        until_ready(
+            self._leads,
+            timeout=READY_WITHIN,
+            ended=self.control.ended,
+            tail=self.control.tail,
+        )
 
     def _leads(self, timeout: float) -> str:
         """Return that it is active: unsealed alone, it still elects itself."""
         try:
-            return str(_asked("GET", f"{self.url}/v1/sys/health", timeout=timeout)["version"])
+            return str(
+                _asked("GET", f"{self.url}/v1/sys/health", timeout=timeout)["version"]
+            )
         except ValueError as not_yet:
             raise NotReadyError(str(not_yet)) from not_yet
 
@@ -134,7 +154,9 @@ class OpenBao(Service):
         """Return a new token that a policy applies to, in the language of policies."""
         name = hashlib.sha256(policy.encode()).hexdigest()[:12]
         self.tell("PUT", f"sys/policies/acl/{name}", {"policy": policy})
-        made = self.tell("POST", "auth/token/create", {"policies": [name], "no_default_policy": True})
+        made = self.tell(
+            "POST", "auth/token/create", {"policies": [name], "no_default_policy": True}
+        )
         return str(made["auth"]["client_token"])
 
 
@@ -155,12 +177,16 @@ def _asked(
 ) -> dict[str, Any]:
     """Return the JSON object that it answers, empty where there is none."""
     body = None if document is None else json.dumps(document).encode()
-    asked = urllib.request.Request(url, body, {"X-Vault-Token": token} if token else {}, method=method)  # noqa: S310
+    asked = urllib.request.Request(  # noqa: S310
+        url, body, {"X-Vault-Token": token} if token else {}, method=method
+    )
     try:
         with urllib.request.urlopen(asked, timeout=timeout) as answer:  # noqa: S310
             found: dict[str, Any] = json.loads(answer.read() or b"{}")
             return found
     except urllib.error.HTTPError as refused:
-        raise ValueError(f"{method} {url}: {refused.code} {refused.read().decode(errors='replace')}") from refused
+        raise ValueError(
+            f"{method} {url}: {refused.code} {refused.read().decode(errors='replace')}"
+        ) from refused
     except OSError as silent:
         raise NotReadyError(f"{url}: {silent}") from silent

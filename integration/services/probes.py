@@ -62,7 +62,9 @@ def _connected(url: str, standard_port: int, timeout: float) -> Iterator[_Wire]:
     try:
         with socket.create_connection((host, port), timeout) as plain:
             if parts.scheme in {"amqps", "rediss"}:
-                with ssl.create_default_context().wrap_socket(plain, server_hostname=host) as secure:
+                with ssl.create_default_context().wrap_socket(
+                    plain, server_hostname=host
+                ) as secure:
                     yield _Wire(secure, deadline)
             else:
                 yield _Wire(plain, deadline)
@@ -98,7 +100,10 @@ def kafka(url: str, timeout: float) -> str:
     _correlation, error, count = struct.unpack_from(">ihi", answer)
     if error:
         raise NotReadyError(f"{url}: ApiVersions answered error {error}")
-    oldest = {key: low for key, low, _high in struct.iter_unpack(">hhh", answer[10 : 10 + 6 * count])}
+    oldest = {
+        key: low
+        for key, low, _high in struct.iter_unpack(">hhh", answer[10 : 10 + 6 * count])
+    }
     return "4.0+" if oldest.get(_KAFKA_FETCH, 0) >= _KAFKA_4_FETCH else "<4.0"
 
 
@@ -117,7 +122,10 @@ def redis(url: str, timeout: float) -> str:
 
 def _resp(wire: _Wire, *words: str) -> str:
     encoded = [word.encode() for word in words]
-    wire.send(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded))
+    wire.send(
+        b"*%d\r\n" % len(words)
+        + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded)
+    )
     line = wire.line().decode()
     if line.startswith("-"):
         raise NotReadyError(f"{words[0]}: {line[1:]}")
@@ -127,7 +135,11 @@ def _resp(wire: _Wire, *words: str) -> str:
 
 
 def until_ready(
-    probe: Callable[[float], str], *, timeout: float, ended: Callable[[], bool], tail: Callable[[], str]
+    probe: Callable[[float], str],
+    *,
+    timeout: float,
+    ended: Callable[[], bool],
+    tail: Callable[[], str],
 ) -> str:
     """Probe until a server answers; where it ends or stays silent, raise with the tail of its log."""
     deadline = time.monotonic() + timeout
@@ -136,7 +148,11 @@ def until_ready(
             return probe(min(2.0, max(0.1, deadline - time.monotonic())))
         except NotReadyError as silent:
             if ended():
-                raise NotReadyError(f"the server ended before it was ready\n{tail()}") from silent
+                raise NotReadyError(
+                    f"the server ended before it was ready\n{tail()}"
+                ) from silent
             if time.monotonic() > deadline:
-                raise NotReadyError(f"not ready within {timeout:g} s: {silent}\n{tail()}") from silent
+                raise NotReadyError(
+                    f"not ready within {timeout:g} s: {silent}\n{tail()}"
+                ) from silent
         time.sleep(0.05)

@@ -40,7 +40,9 @@ class Prometheus(Service):
         program = _program()
         port, folder = Port(), Path(tempfile.mkdtemp(prefix="mqauth-prometheus-"))
         (folder / "rules.yml").write_text(rules)
-        (folder / "prometheus.yml").write_text(_CONFIG % ", ".join(f'"{target}"' for target in targets))
+        (folder / "prometheus.yml").write_text(
+            _CONFIG % ", ".join(f'"{target}"' for target in targets)
+        )
         server = LocalServer(
             origin=program,
             commands=[
@@ -56,13 +58,19 @@ class Prometheus(Service):
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Return the instant vector of a PromQL expression."""
-        found: list[dict[str, Any]] = _get(self.url, "query", {"query": expression}, 10.0)["result"]
+        found: list[dict[str, Any]] = _get(
+            self.url, "query", {"query": expression}, 10.0
+        )["result"]
         return found
 
     def firing(self) -> dict[str, dict[str, str]]:
         """Return the labels of every alert that fires, by its name."""
         alerts = _get(self.url, "alerts", {}, 10.0)["alerts"]
-        return {alert["labels"]["alertname"]: alert["labels"] for alert in alerts if alert["state"] == "firing"}
+        return {
+            alert["labels"]["alertname"]: alert["labels"]
+            for alert in alerts
+            if alert["state"] == "firing"
+        }
 
 
 _CONFIG = """\
@@ -83,7 +91,9 @@ def prepare() -> None:
 def _program() -> str:
     found = shutil.which("prometheus")
     if found is None:
-        install("prometheus", why="Prometheus, for the dashboard's and alert rules' queries")
+        install(
+            "prometheus", why="Prometheus, for the dashboard's and alert rules' queries"
+        )
     return found or "prometheus"
 
 
@@ -91,11 +101,15 @@ def _get(url: str, path: str, parameters: Mapping[str, str], timeout: float) -> 
     """Return the data of an answer of the HTTP API."""
     query = urllib.parse.urlencode(parameters)
     try:
-        with urllib.request.urlopen(f"{url}/api/v1/{path}?{query}", timeout=timeout) as answer:  # noqa: S310
+        with urllib.request.urlopen(  # noqa: S310
+            f"{url}/api/v1/{path}?{query}", timeout=timeout
+        ) as answer:
             return json.loads(answer.read())["data"]
     except urllib.error.HTTPError as refused:
         if refused.code == _STARTING:
             raise NotReadyError(f"{url}: {refused}") from refused
-        raise ValueError(f"{path}: {refused.read().decode(errors='replace')}") from refused
+        raise ValueError(
+            f"{path}: {refused.read().decode(errors='replace')}"
+        ) from refused
     except OSError as silent:
         raise NotReadyError(f"{url}: {silent}") from silent

@@ -15,7 +15,13 @@ from integration.services import debian, probes
 from integration.services.compose import RUN_VARIABLE, ComposeService
 from integration.services.handle import Service, from_environment, require_4
 from integration.services.local import LocalServer
-from integration.services.machine import LOOPBACK, Port, debian_candidate, docker_answers, install
+from integration.services.machine import (
+    LOOPBACK,
+    Port,
+    debian_candidate,
+    docker_answers,
+    install,
+)
 
 VARIABLE = "MQAUTH_RABBITMQ_URL"
 STANDARD_PORT = 5672
@@ -43,12 +49,16 @@ class RabbitMQ(Service):
         return self.control.execute("rabbitmqctl", *args)
 
     @classmethod
-    def launch(cls, *, extra_config: Sequence[str] = (), plugin: str | None = None) -> RabbitMQ:
+    def launch(
+        cls, *, extra_config: Sequence[str] = (), plugin: str | None = None
+    ) -> RabbitMQ:
         """Start one and return its handle; lines of rabbitmq.conf, or a plug-in, get it a broker of its own."""
         return cls.begin(extra_config=extra_config, plugin=plugin)()
 
     @classmethod
-    def begin(cls, *, extra_config: Sequence[str] = (), plugin: str | None = None) -> Callable[[], RabbitMQ]:
+    def begin(
+        cls, *, extra_config: Sequence[str] = (), plugin: str | None = None
+    ) -> Callable[[], RabbitMQ]:
         """Start one without waiting; the function returned waits until it is ready."""
         given = None if extra_config or plugin else from_environment(VARIABLE)
         if given:
@@ -57,7 +67,11 @@ class RabbitMQ(Service):
         port = Port(STANDARD_PORT)
         url = f"amqp://guest:guest@{LOOPBACK}:{port.number}/"
         in_docker = docker_answers()
-        server = _compose(port, extra_config) if in_docker else _local(port, extra_config, plugin)
+        server = (
+            _compose(port, extra_config)
+            if in_docker
+            else _local(port, extra_config, plugin)
+        )
         server.start()
 
         def ready() -> RabbitMQ:
@@ -108,7 +122,9 @@ def _installed_root() -> Path:
     if _version_in(host) >= (4,):
         return host
     # Where a root is built already apt is not asked, which takes it most of a second.
-    if not debian.place_of("rabbitmq-server").is_dir() and debian_candidate("rabbitmq-server") >= (4,):
+    if not debian.place_of("rabbitmq-server").is_dir() and debian_candidate(
+        "rabbitmq-server"
+    ) >= (4,):
         install("rabbitmq-server", why="RabbitMQ >= 4")
         return host
     return debian.root_with("rabbitmq-server")
@@ -166,7 +182,9 @@ def local_node(
     (folder / "enabled_plugins").write_text(f"[{plugin or ''}].\n")
     server = str(Path("/") / _SCRIPTS / "rabbitmq-server")
     return LocalServer(
-        origin="this machine's packages" if inside_host else f"Debian {debian.SUITE} root in {root.parent}",
+        origin="this machine's packages"
+        if inside_host
+        else f"Debian {debian.SUITE} root in {root.parent}",
         commands=[[*words, *command] for command in (*beside, [server])],
         env=_environment(Path("/") / folder.relative_to(root), identity),
         folder=folder,
@@ -175,9 +193,13 @@ def local_node(
     )
 
 
-def _write_settings(folder: Path, port: Port, extra_config: Sequence[str], secret: str) -> None:
+def _write_settings(
+    folder: Path, port: Port, extra_config: Sequence[str], secret: str
+) -> None:
     lines = _CONFIG.format(host=LOOPBACK, port=port.number) + _STAMPED
-    (folder / "rabbitmq.conf").write_text(lines + "".join(f"{line}\n" for line in extra_config))
+    (folder / "rabbitmq.conf").write_text(
+        lines + "".join(f"{line}\n" for line in extra_config)
+    )
     (folder / "env.conf").write_text("")
     cookie = folder / ".erlang.cookie"
     cookie.write_text(secret)

@@ -42,7 +42,9 @@ class Redis(Service):
         url = f"redis://{LOOPBACK}:{port.number}/0"
         server: ComposeService | LocalServer
         if docker_answers():
-            server = ComposeService("redis", env={"MQAUTH_REDIS_PORT": str(port.number)}, ports=[port])
+            server = ComposeService(
+                "redis", env={"MQAUTH_REDIS_PORT": str(port.number)}, ports=[port]
+            )
         else:
             server = _local(port)
         server.start()
@@ -60,8 +62,16 @@ def _program() -> list[str]:
     if package := os.environ.get(PACKAGE_VARIABLE):
         # Run with its own loader and libraries, it needs no chroot, and its data are where ours are.
         root = debian.root_with(package)
-        loader, libraries = next(root.glob("lib*/ld-linux-*")), next(root.glob("usr/lib/*-linux-gnu*"))
-        return [str(loader), "--library-path", str(libraries), str(root / "usr/bin" / package)]
+        loader, libraries = (
+            next(root.glob("lib*/ld-linux-*")),
+            next(root.glob("usr/lib/*-linux-gnu*")),
+        )
+        return [
+            str(loader),
+            "--library-path",
+            str(libraries),
+            str(root / "usr/bin" / package),
+        ]
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return [found]

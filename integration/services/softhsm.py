@@ -26,7 +26,9 @@ _LIBRARIES: Final = (
 
 def prepare() -> None:
     """Install what a SoftHSM needs here."""
-    missing = [package for program, package in _PROGRAMS.items() if not shutil.which(program)]
+    missing = [
+        package for program, package in _PROGRAMS.items() if not shutil.which(program)
+    ]
     if missing:
         install(*missing, why="SoftHSM, and the command that makes its keys")
 
@@ -93,9 +95,26 @@ class SoftHSM:
 
     def token(self, label: str) -> None:
         """Make a token."""
-        self._run("softhsm2-util", "--init-token", "--free", "--label", label, "--pin", PIN, "--so-pin", _SO_PIN)
+        self._run(
+            "softhsm2-util",
+            "--init-token",
+            "--free",
+            "--label",
+            label,
+            "--pin",
+            PIN,
+            "--so-pin",
+            _SO_PIN,
+        )
 
-    def generate(self, label: str, kind: str = "EC:prime256v1", *, inside: str = "prod", id: str = "01") -> None:
+    def generate(
+        self,
+        label: str,
+        kind: str = "EC:prime256v1",
+        *,
+        inside: str = "prod",
+        id: str = "01",
+    ) -> None:
         """Make a key pair in a token.
 
         Args:
@@ -104,11 +123,23 @@ class SoftHSM:
             inside: the label of the token.
             id: hexadecimal.
         """
-        self.tool("--token-label", inside, "--keypairgen", "--key-type", kind, "--label", label, "--id", id)
+        self.tool(
+            "--token-label",
+            inside,
+            "--keypairgen",
+            "--key-type",
+            kind,
+            "--label",
+            label,
+            "--id",
+            id,
+        )
 
     def tool(self, *arguments: str) -> str:
         """Run ``pkcs11-tool``, logged in."""
-        return self._run("pkcs11-tool", "--module", library(), "--login", "--pin", PIN, *arguments)
+        return self._run(
+            "pkcs11-tool", "--module", library(), "--login", "--pin", PIN, *arguments
+        )
 
     def _run(self, *command: str) -> str:
         return run([*command], timeout=60, env={**os.environ, **self.environment})

@@ -140,11 +140,20 @@ class Spire(Service):
             domain: the name of its trust domain.
             settings: lines for the ``server`` section of its settings.
         """
-        ports, folder = [Port() for _ in range(3)], Path(tempfile.mkdtemp(prefix="mqauth-spire-"))
+        ports, folder = (
+            [Port() for _ in range(3)],
+            Path(tempfile.mkdtemp(prefix="mqauth-spire-")),
+        )
         authority = Authority(folder)
         chain, key = authority.issue(host=LOOPBACK)
         (folder / "data").mkdir()
-        numbers = dict(zip(("port", "bundles", "health"), (port.number for port in ports), strict=True))
+        numbers = dict(
+            zip(
+                ("port", "bundles", "health"),
+                (port.number for port in ports),
+                strict=True,
+            )
+        )
         (folder / "server.conf").write_text(
             _SERVER.format(host=LOOPBACK, folder=folder, domain=domain, settings=settings, chain=chain, key=key,
                            **numbers)
@@ -163,7 +172,14 @@ class Spire(Service):
 
     def tell(self, *words: str) -> Any:
         """Run a command of its administrator, and return the JSON that it prints."""
-        command = [str(program("spire-server")), *words, "-socketPath", str(self.socket), "-output", "json"]
+        command = [
+            str(program("spire-server")),
+            *words,
+            "-socketPath",
+            str(self.socket),
+            "-output",
+            "json",
+        ]
         return json.loads(run(command, timeout=60, stderr=False, env=wit_environment()))
 
     def agent(self) -> Agent:
@@ -171,10 +187,18 @@ class Spire(Service):
         identity = f"spiffe://{self.domain}/agent"
         token = self.tell("token", "generate", "-spiffeID", identity)["value"]
         folder = Path(tempfile.mkdtemp(prefix="mqauth-spire-"))
-        show = [str(program("spire-server")), "bundle", "show", "-socketPath", str(self.socket)]
+        show = [
+            str(program("spire-server")),
+            "bundle",
+            "show",
+            "-socketPath",
+            str(self.socket),
+        ]
         (folder / "bundle.pem").write_text(run(show, timeout=60, stderr=False))
         (folder / "agent.conf").write_text(
-            _AGENT.format(host=LOOPBACK, folder=folder, domain=self.domain, port=self.port)
+            _AGENT.format(
+                host=LOOPBACK, folder=folder, domain=self.domain, port=self.port
+            )
         )
         return Agent(identity, folder, _started("agent", folder, [], "-joinToken", token))
 
@@ -192,10 +216,17 @@ class Agent:
         self.identity = identity
         self.socket = folder / "agent.sock"
         self.control = control
-        until_ready(self._health, timeout=READY_WITHIN, ended=control.ended, tail=control.tail)
+        until_ready(
+            self._health, timeout=READY_WITHIN, ended=control.ended, tail=control.tail
+        )
 
     def _health(self, timeout: float) -> str:
-        command = [str(program("spire-agent")), "healthcheck", "-socketPath", str(self.socket)]
+        command = [
+            str(program("spire-agent")),
+            "healthcheck",
+            "-socketPath",
+            str(self.socket),
+        ]
         try:
             return run(command, timeout=max(timeout, 5))
         except CommandError as not_yet:

@@ -20,7 +20,9 @@ from mqauth.wire import strict_json
 GENESIS: Final = "0" * 64
 """The hash that the first record of a chain follows."""
 MAX_LINE: Final = 1024 * 1024
-_FORM: Final = re.compile(rb'(.*,"prev":"([0-9a-f]{64})"),"hash":"([0-9a-f]{64})"\}\n', re.DOTALL)
+_FORM: Final = re.compile(
+    rb'(.*,"prev":"([0-9a-f]{64})"),"hash":"([0-9a-f]{64})"\}\n', re.DOTALL
+)
 Progress = Callable[[int], None]
 
 
@@ -96,12 +98,17 @@ class _Reading:
     def resume(self, previous: str) -> None:
         """Start behind the signed head that has this hash, and do not ask for the heads before it."""
         for chain, places in self.heads.items():
-            position = next((position for position, hashes in places.items() if hashes == {previous}), None)
+            position = next(
+                (position for position, hashes in places.items() if hashes == {previous}),
+                None,
+            )
             if position is not None:
                 self.previous = self.before = previous
                 self.chain, self.records = chain, position
                 self.met[chain] = position
-                self.heads[chain] = {later: hashes for later, hashes in places.items() if later > position}
+                self.heads[chain] = {
+                    later: hashes for later, hashes in places.items() if later > position
+                }
                 return
 
     def starts(self, line: Line) -> bool:
@@ -137,7 +144,9 @@ class _Reading:
                 intact=False,
                 records=total,
                 first_bad=total + 1,
-                what="truncated" if not self.met or unmet & self.met.keys() else "recomputed",
+                what="truncated"
+                if not self.met or unmet & self.met.keys()
+                else "recomputed",
             )
         self.leave()
         return ChainReport(
@@ -169,19 +178,25 @@ def verify_chain(
     Raises:
         ConfigurationError: a file cannot be read.
     """
-    paths = [Path(files)] if isinstance(files, str | Path) else [Path(name) for name in files]
+    paths = (
+        [Path(files)] if isinstance(files, str | Path) else [Path(name) for name in files]
+    )
     # Two heads that disagree are both kept. After somebody cut and rewrote the tail, the honest writer itself
     # signs the second one.
     read = _Reading({})
     for head in heads or ():
-        read.heads.setdefault(head.chain, {}).setdefault(head.records, set()).add(head.hash)
+        read.heads.setdefault(head.chain, {}).setdefault(head.records, set()).add(
+            head.hash
+        )
     if continued and (begun := next(read_lines(paths), None)) is not None:
         read.resume(begun.prev)
     torn: Line | None = None
     what: str | None = None
     for line in read_lines(paths, progress):
         # A crash tears the last line of a file. Only another writer's file may follow.
-        if torn is not None and not (line.file != torn.file and (line.prev == GENESIS or line.torn)):
+        if torn is not None and not (
+            line.file != torn.file and (line.prev == GENESIS or line.torn)
+        ):
             return _bad(torn, "edited")
         torn = line if line.torn else None
         if torn is not None:
@@ -193,7 +208,9 @@ def verify_chain(
     return read.end(what)
 
 
-def find(files: Iterable[Path], wanted: Callable[[bytes], bool]) -> Iterator[tuple[Line, bytes, bool]]:
+def find(
+    files: Iterable[Path], wanted: Callable[[bytes], bool]
+) -> Iterator[tuple[Line, bytes, bool]]:
     """Yield lines of the files of one log, each with whether the chain is unbroken from its beginning up to it.
 
     Signed heads are not asked: who can write the file could have computed the whole chain again.
@@ -209,7 +226,9 @@ def find(files: Iterable[Path], wanted: Callable[[bytes], bool]) -> Iterator[tup
     for path in files:
         for number, raw in enumerate(raw_lines(path), 1):
             line = _line(raw, number, str(path))
-            unbroken = line.good and (read.starts(line) or (unbroken and line.prev == read.previous))
+            unbroken = line.good and (
+                read.starts(line) or (unbroken and line.prev == read.previous)
+            )
             if line.good:
                 read.advance(line)
             if wanted(raw):
@@ -241,7 +260,9 @@ def raw_lines(path: Path) -> Iterator[bytes]:
 
 def chain_hash(previous: str, members: Mapping[str, Any]) -> str:
     """Return the hash of the record that follows ``previous`` in a chain: SHA-256 over both."""
-    return hashlib.sha256(previous.encode("ascii") + strict_json.dumps(members)).hexdigest()
+    return hashlib.sha256(
+        previous.encode("ascii") + strict_json.dumps(members)
+    ).hexdigest()
 
 
 def _line(raw: bytes, number: int, file: str) -> Line:
@@ -252,11 +273,23 @@ def _line(raw: bytes, number: int, file: str) -> Line:
         return Line(number, file)
     body, prev, own = match.groups()
     digest = hashlib.sha256(prev + body + b"}").hexdigest()
-    return Line(number, file, digest == own.decode("ascii"), prev.decode("ascii"), own.decode("ascii"))
+    return Line(
+        number,
+        file,
+        digest == own.decode("ascii"),
+        prev.decode("ascii"),
+        own.decode("ascii"),
+    )
 
 
 def _bad(line: Line, what: str) -> ChainReport:
-    return ChainReport(intact=False, records=line.number - 1, first_bad=line.number, file=line.file, what=what)
+    return ChainReport(
+        intact=False,
+        records=line.number - 1,
+        first_bad=line.number,
+        file=line.file,
+        what=what,
+    )
 
 
 def _diagnosed(read: _Reading, line: Line, paths: Sequence[Path]) -> ChainReport:
@@ -270,7 +303,9 @@ def _diagnosed(read: _Reading, line: Line, paths: Sequence[Path]) -> ChainReport
         if other.number != line.number and other.good:
             earlier = earlier or (other.number < line.number and other.hash == line.prev)
             later = later or (other.number > line.number and other.hash == line.prev)
-            resumes = resumes or (other.number > line.number and other.prev == read.previous)
+            resumes = resumes or (
+                other.number > line.number and other.prev == read.previous
+            )
             copied = copied or other.hash == line.hash
     if not line.good:
         return _bad(line, "inserted" if resumes else "edited")

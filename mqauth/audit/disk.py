@@ -58,7 +58,9 @@ def give_to_folder(descriptor: int, folder: Path) -> None:
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
-def read_bounded(path: Path, limit: int, *, private: bool = False, own: bool = False) -> bytes:
+def read_bounded(
+    path: Path, limit: int, *, private: bool = False, own: bool = False
+) -> bytes:
     """Return the content of a regular file.
 
     Args:
@@ -81,7 +83,10 @@ def read_bounded(path: Path, limit: int, *, private: bool = False, own: bool = F
                 not private or not mode & 0o077,
                 f"{path}: private, but open to others (mode {mode:04o}); chmod 600 it",
             )
-            require(not own or user == os.geteuid(), f"{path}: belongs to user {user}, not to {os.geteuid()}")
+            require(
+                not own or user == os.geteuid(),
+                f"{path}: belongs to user {user}, not to {os.geteuid()}",
+            )
             raw = file.read(limit + 1)
     require(len(raw) <= limit, f"{path}: over {limit} bytes")
     return raw
@@ -139,7 +144,11 @@ class LineFile:
         elif size != self.end:
             # Foreign lines are kept: they are evidence, and the chain shows that they do not belong.
             emit(
-                "audit.changed", "%s: somebody else changed this file: %d bytes, not %d", self.path, size, self.end
+                "audit.changed",
+                "%s: somebody else changed this file: %d bytes, not %d",
+                self.path,
+                size,
+                self.end,
             )
             self.end = size
         self._torn = True
@@ -199,7 +208,9 @@ def _append(descriptor: int, line: bytes, end: int, *, fsync: bool = True) -> No
 def last_whole(descriptor: int) -> int:
     """Return the position at which the last whole line of a file ends."""
     blocks = _backwards(descriptor, os.fstat(descriptor).st_size)
-    return next((start + block.rindex(b"\n") + 1 for start, block in blocks if b"\n" in block), 0)
+    return next(
+        (start + block.rindex(b"\n") + 1 for start, block in blocks if b"\n" in block), 0
+    )
 
 
 def last_line(path: Path) -> tuple[bytes | None, int, bytes]:
@@ -231,7 +242,9 @@ def last_lines(path: Path, count: int) -> list[bytes]:
             complete = start == 0
             if tail.count(b"\n") > count or len(tail) > (count + 1) * _BLOCK:
                 break
-    return [line + b"\n" for line in tail.split(b"\n")[0 if complete else 1 : -1]][-count:]
+    return [line + b"\n" for line in tail.split(b"\n")[0 if complete else 1 : -1]][
+        -count:
+    ]
 
 
 def sync_folder(path: Path) -> None:
@@ -287,11 +300,15 @@ def write_whole(path: Path, raw: bytes, *, public: bool = False) -> None:
     Raises:
         ConfigurationError: the system refused.
     """
-    temporary = path.with_name(f".{path.name}.{SYSTEM_RANDOMNESS(4).hex()}" if public else ".writing")
+    temporary = path.with_name(
+        f".{path.name}.{SYSTEM_RANDOMNESS(4).hex()}" if public else ".writing"
+    )
     with file_errors(path), undone_on_error(temporary.unlink):
         # A crash may have left a temporary file, with a private key in it.
         temporary.unlink(missing_ok=True)
-        with os.fdopen(open_private(temporary, os.O_WRONLY | os.O_EXCL | os.O_NOFOLLOW), "wb") as file:
+        with os.fdopen(
+            open_private(temporary, os.O_WRONLY | os.O_EXCL | os.O_NOFOLLOW), "wb"
+        ) as file:
             os.fchmod(file.fileno(), 0o644 if public else 0o600)
             file.write(raw)
             file.flush()
@@ -309,11 +326,17 @@ def refuse_writable(path: Path) -> None:
     for each in (path, path.parent):
         with file_errors(each):
             status = os.stat(each)
-        require(status.st_uid in (0, os.geteuid()), f"{each}: another user owns it (uid {status.st_uid})")
+        require(
+            status.st_uid in (0, os.geteuid()),
+            f"{each}: another user owns it (uid {status.st_uid})",
+        )
         # In a folder with the sticky bit nobody can replace the file of another user.
         sticky = each is not path and status.st_mode & stat.S_ISVTX
         mode = stat.S_IMODE(status.st_mode)
-        require(sticky or not mode & 0o022, f"{each}: others may write it (mode {mode:04o}); chmod go-w it")
+        require(
+            sticky or not mode & 0o022,
+            f"{each}: others may write it (mode {mode:04o}); chmod go-w it",
+        )
 
 
 def stamp(path: Path) -> Stamp | None:
@@ -325,7 +348,13 @@ def stamp(path: Path) -> Stamp | None:
         status = os.stat(path)
     except OSError:
         return None
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
 
 
 def is_missing(path: Path) -> bool:

@@ -20,10 +20,23 @@ from pathlib import Path
 from typing import Final
 
 from mqauth.audit.chain import GENESIS, MAX_LINE, Head, chain_hash, raw_lines, read_lines
-from mqauth.audit.disk import LineFile, append_shared, last_line, last_lines, undone_on_error
+from mqauth.audit.disk import (
+    LineFile,
+    append_shared,
+    last_line,
+    last_lines,
+    undone_on_error,
+)
 from mqauth.audit.record import AuditRecord
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable, refusing, require
+from mqauth.errors import (
+    Cause,
+    ConfigurationError,
+    Rejection,
+    Unavailable,
+    refusing,
+    require,
+)
 from mqauth.logs import emit
 from mqauth.threads import Closing
 from mqauth.wire import jwk, jws, strict_json
@@ -51,9 +64,17 @@ class HeadFile:
     """
 
     def __init__(
-        self, path: str | Path, key: Key, *, every: int = 1000, seconds: float = 60, clock: Clock = SYSTEM_CLOCK
+        self,
+        path: str | Path,
+        key: Key,
+        *,
+        every: int = 1000,
+        seconds: float = 60,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        require(every >= 1 and seconds > 0, "every is at least 1 record, seconds more than 0")
+        require(
+            every >= 1 and seconds > 0, "every is at least 1 record, seconds more than 0"
+        )
         self.path = _own(path)
         self._every = every
         self._seconds = seconds
@@ -65,7 +86,9 @@ class HeadFile:
 
     def due(self, unsigned: int) -> bool:
         """Tell whether a head is due, with so many records behind the last one."""
-        return unsigned >= self._every or (unsigned > 0 and self._clock.monotonic() - self._tried >= self._seconds)
+        return unsigned >= self._every or (
+            unsigned > 0 and self._clock.monotonic() - self._tried >= self._seconds
+        )
 
     def append(self, head: Head) -> None:
         """Sign one head and make it durable.
@@ -74,9 +97,16 @@ class HeadFile:
             OSError: the disk refused.
         """
         self._tried = self._clock.monotonic()
-        claims = {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
+        claims = {
+            "chain": head.chain,
+            "records": head.records,
+            "hash": head.hash,
+            "iat": int(self._clock.now()),
+        }
         token = jws.compact(strict_json.dumps(claims), self._key, typ=HEAD_TYPE)
-        append_shared(self.path, strict_json.dumps({"head": token, "jwk": self._public}) + b"\n")
+        append_shared(
+            self.path, strict_json.dumps({"head": token, "jwk": self._public}) + b"\n"
+        )
 
     def recent(self) -> list[Head]:
         """Return those of the file's last hundred heads that this key signed; none if the file cannot be read."""
@@ -112,7 +142,10 @@ class AuditFile(Closing):
         max_bytes: int | None = None,
         heads: HeadFile | None = None,
     ) -> None:
-        require(max_bytes is None or max_bytes >= MIN_BYTES, f"max_bytes is at least {MIN_BYTES}")
+        require(
+            max_bytes is None or max_bytes >= MIN_BYTES,
+            f"max_bytes is at least {MIN_BYTES}",
+        )
         self._process = os.getpid()
         self.path = _own(path)
         self._fsync = fsync
@@ -127,14 +160,24 @@ class AuditFile(Closing):
             line, end, torn = last_line(self.path)
             # A crash can leave the beginning of a record, or zeros. Anything else no audit file has written.
             require(
-                _BEGINS.startswith(torn[: len(_BEGINS)]) or not torn.strip(b"\0"), f"{self.path}: no audit file"
+                _BEGINS.startswith(torn[: len(_BEGINS)]) or not torn.strip(b"\0"),
+                f"{self.path}: no audit file",
             )
             if end < self._lines.end:
-                emit("audit.torn", "%s: a torn last line is cut off: %d bytes", self.path, self._lines.end - end)
+                emit(
+                    "audit.torn",
+                    "%s: a torn last line is cut off: %d bytes",
+                    self.path,
+                    self._lines.end - end,
+                )
                 self._lines.cut(end)
             before = rotated(self.path)
             last = self.path if line is not None or not before else before[-1]
-            self._hash = GENESIS if line is None and not before else _hash_of(line or last_line(last)[0], last)
+            self._hash = (
+                GENESIS
+                if line is None and not before
+                else _hash_of(line or last_line(last)[0], last)
+            )
             self._chain, self._records, self._signed = self._counted()
         self._tried = self._signed
         # A crash may have left records unsigned.
@@ -156,7 +199,9 @@ class AuditFile(Closing):
         """
         # Two writers would write at one position, and each would overwrite records of the other.
         require(
-            os.getpid() == self._process, "opened before a fork: each process opens its own", self._unavailable
+            os.getpid() == self._process,
+            "opened before a fork: each process opens its own",
+            self._unavailable,
         )
         with self._lock:
             with refusing(OSError, "the record was not written", self._unavailable):
@@ -196,7 +241,9 @@ class AuditFile(Closing):
             self._renamed = True
         else:
             return
-        with refusing(ConfigurationError, "a new file cannot be begun", self._unavailable):
+        with refusing(
+            ConfigurationError, "a new file cannot be begun", self._unavailable
+        ):
             fresh = LineFile(self.path, fsync=self._fsync)
         with undone_on_error(fresh.close):
             require(not fresh.end, "another file stands in its place", self._unavailable)
@@ -208,7 +255,9 @@ class AuditFile(Closing):
         if self._heads is not None and self._records != self._signed:
             self._tried = self._records
             try:
-                self._heads.append(Head(chain=self._chain, records=self._records, hash=self._hash))
+                self._heads.append(
+                    Head(chain=self._chain, records=self._records, hash=self._hash)
+                )
                 self._signed = self._records
             except OSError as error:
                 emit(
@@ -227,17 +276,28 @@ class AuditFile(Closing):
         heads = {head.hash: head for head in self._heads.recent()}
         # Where older parts were archived, the first line that is left follows a signed head.
         before = heads.get(begun.prev)
-        chain, records = (begun.hash, 0) if before is None else (before.chain, before.records)
-        signed, unmet = records, {head.hash for head in heads.values() if head.chain == chain}
+        chain, records = (
+            (begun.hash, 0) if before is None else (before.chain, before.records)
+        )
+        signed, unmet = (
+            records,
+            {head.hash for head in heads.values() if head.chain == chain},
+        )
         for line in read_lines(files):
             records += 0 if line.torn else 1
             if line.hash in heads and heads[line.hash].chain == chain:
                 records = signed = heads[line.hash].records
                 unmet.discard(line.hash)
-        gone = max((head.records for head in heads.values() if head.hash in unmet), default=0)
+        gone = max(
+            (head.records for head in heads.values() if head.hash in unmet), default=0
+        )
         if gone > records:
             emit(
-                "audit.cut", "%s: %d records, but a signed head covers %d: some are gone", self.path, records, gone
+                "audit.cut",
+                "%s: %d records, but a signed head covers %d: some are gone",
+                self.path,
+                records,
+                gone,
             )
         return chain, records, signed
 
@@ -259,8 +319,14 @@ def read_heads(path: str | Path, keys: KeySet | None = None) -> list[Head]:
     for number, raw in enumerate(raw_lines(Path(path)), 1):
         if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
             break
-        with refusing(_UNREADABLE, f"{path}: line {number} is no head signed by a known key"):
-            keys = KeySet([jwk.load_key(strict_json.loads(raw, depth=_DEPTH)["jwk"])]) if keys is None else keys
+        with refusing(
+            _UNREADABLE, f"{path}: line {number} is no head signed by a known key"
+        ):
+            keys = (
+                KeySet([jwk.load_key(strict_json.loads(raw, depth=_DEPTH)["jwk"])])
+                if keys is None
+                else keys
+            )
             heads.append(_head(raw, keys))
     return heads
 
@@ -270,7 +336,10 @@ def rotated(path: Path) -> list[Path]:
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     before = f"{path.name}."
     ends = [name.removeprefix(before) for name in names if name.startswith(before)]
-    return [path.with_name(before + end) for end in sorted(filter(str.isdecimal, ends), key=int)]
+    return [
+        path.with_name(before + end)
+        for end in sorted(filter(str.isdecimal, ends), key=int)
+    ]
 
 
 def parts(path: Path) -> list[Path]:
@@ -281,7 +350,14 @@ def parts(path: Path) -> list[Path]:
 def with_parts(paths: Iterable[Path]) -> list[Path]:
     """Return audit files in the given order, the rotated parts of each before it, none twice."""
     given = list(paths)
-    return list(dict.fromkeys(part for path in given for part in parts(path) if part == path or part not in given))
+    return list(
+        dict.fromkeys(
+            part
+            for path in given
+            for part in parts(path)
+            if part == path or part not in given
+        )
+    )
 
 
 def files_of(path: Path, scope: str | None = None) -> list[Path]:
@@ -294,30 +370,49 @@ def files_of(path: Path, scope: str | None = None) -> list[Path]:
     known = {"{scope}": "*" if scope is None else glob.escape(scope.replace("/", "_"))}
     pieces = re.split(r"(\{(?:pid|host|instance|scope)\})", str(path))
     pattern = "".join(
-        known.get(piece, "*") if number % 2 else glob.escape(piece) for number, piece in enumerate(pieces)
+        known.get(piece, "*") if number % 2 else glob.escape(piece)
+        for number, piece in enumerate(pieces)
     )
     paths = {Path(name) for name in glob.glob(pattern)}
-    return sorted(path for path in paths if not (path.suffix[1:].isdecimal() and path.with_suffix("") in paths))
+    return sorted(
+        path
+        for path in paths
+        if not (path.suffix[1:].isdecimal() and path.with_suffix("") in paths)
+    )
 
 
 def _own(path: str | Path) -> Path:
     """Return a path with what is this process's own in place of ``{pid}``, ``{host}`` and ``{instance}``."""
     host = os.uname().nodename
-    own = {"{pid}": str(os.getpid()), "{host}": host, "{instance}": os.environ.get("MQAUTH_INSTANCE") or host}
-    return Path(re.sub("|".join(map(re.escape, own)), lambda match: own[match[0]], str(path)))
+    own = {
+        "{pid}": str(os.getpid()),
+        "{host}": host,
+        "{instance}": os.environ.get("MQAUTH_INSTANCE") or host,
+    }
+    return Path(
+        re.sub("|".join(map(re.escape, own)), lambda match: own[match[0]], str(path))
+    )
 
 
 def _head(raw: bytes, keys: KeySet) -> Head:
     """Return the head in a line, once its signature is verified."""
-    opened = jws.take_apart(str(strict_json.loads(raw, depth=_DEPTH)["head"]).encode("ascii"), typ=HEAD_TYPE)
+    opened = jws.take_apart(
+        str(strict_json.loads(raw, depth=_DEPTH)["head"]).encode("ascii"), typ=HEAD_TYPE
+    )
     jws.verify(opened, require(keys.get(opened.kid), "an unknown key"))
     claims = strict_json.loads(opened.payload, depth=_DEPTH)
-    return Head(chain=str(claims["chain"]), records=int(claims["records"]), hash=str(claims["hash"]))
+    return Head(
+        chain=str(claims["chain"]),
+        records=int(claims["records"]),
+        hash=str(claims["hash"]),
+    )
 
 
 def _hash_of(line: bytes | None, path: Path) -> str:
     """Return the hash in a record's line."""
-    with refusing((ValueError, KeyError, TypeError), f"{path}: its last line is no audit record"):
+    with refusing(
+        (ValueError, KeyError, TypeError), f"{path}: its last line is no audit record"
+    ):
         digest = strict_json.loads(line or b"", depth=_DEPTH)["hash"]
         require(re.fullmatch("[0-9a-f]{64}", digest), "no hash", ValueError)
     return str(digest)

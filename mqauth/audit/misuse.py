@@ -20,7 +20,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from mqauth.audit.query import RUNGS, Record, claims_of, is_verified, member, rungs_of, time_of
+from mqauth.audit.query import (
+    RUNGS,
+    Record,
+    claims_of,
+    is_verified,
+    member,
+    rungs_of,
+    time_of,
+)
 from mqauth.audit.record import Window
 from mqauth.errors import Reason, T, require
 from mqauth.wire.memo import Recent
@@ -31,7 +39,12 @@ INSTANCES: Final = 64
 _TEXT: Final = 256
 # These are no misuse, or have a detector of their own: a backlog is no burst.
 _BURST_EXEMPT: Final = frozenset(
-    (Reason.HANDLER_FAILED, Reason.EXPIRED, Reason.QUEUE_AGE_EXCEEDED, Reason.APPEND_TIME_MISSING)
+    (
+        Reason.HANDLER_FAILED,
+        Reason.EXPIRED,
+        Reason.QUEUE_AGE_EXCEEDED,
+        Reason.APPEND_TIME_MISSING,
+    )
 )
 AT_ONCE: Final = {
     Reason.KEY_REVOKED: ("resurrected_key", "iss", "kid", "reason"),
@@ -81,11 +94,14 @@ class Thresholds:
             least = {"learn": 0.0, "window": 1e-3, "quiet": 1e-3}.get(name, 1)
             # NaN, which is neither smaller nor larger, is refused too.
             require(
-                getattr(self, name) >= least, f"misuse threshold {name} is too small: it is at least {least:g}"
+                getattr(self, name) >= least,
+                f"misuse threshold {name} is too small: it is at least {least:g}",
             )
 
 
-NUMBERS: Final = tuple(each.name for each in fields(Thresholds) if each.name != "authorities")
+NUMBERS: Final = tuple(
+    each.name for each in fields(Thresholds) if each.name != "authorities"
+)
 """The thresholds that are numbers; ``window``, ``quiet`` and ``learn`` may be fractions."""
 
 
@@ -109,7 +125,12 @@ class Alert:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the alert as JSON values, without its time."""
-        return {"kind": self.kind, "about": dict(self.about), "count": self.count, "verified": self.verified}
+        return {
+            "kind": self.kind,
+            "about": dict(self.about),
+            "count": self.count,
+            "verified": self.verified,
+        }
 
 
 class Detector:
@@ -120,11 +141,20 @@ class Detector:
         instances: identities of one subject that may be alive at once, of an authority.
     """
 
-    def __init__(self, thresholds: Thresholds = Thresholds(), *, instances: int = INSTANCES) -> None:
+    def __init__(
+        self, thresholds: Thresholds = Thresholds(), *, instances: int = INSTANCES
+    ) -> None:
         self.thresholds = thresholds
         self._windows = {
             name: Window(thresholds.window, thresholds.capacity)
-            for name in ("bursts", "replays", "expired", "expired by producer", "unknown kids", "kids by issuer")
+            for name in (
+                "bursts",
+                "replays",
+                "expired",
+                "expired by producer",
+                "unknown kids",
+                "kids by issuer",
+            )
         }
         self._silent = Recent[Key, float](thresholds.capacity)
         self._pairs: set[Key] = set()
@@ -143,48 +173,91 @@ class Detector:
 
         Records with the verdict ``alert`` are ignored, so that a log can be read again.
         """
-        reason, verdict, now = members.get("reason"), members.get("verdict"), time_of(members)
-        judged = verdict in ("accepted", "rejected", "would_reject") and isinstance(reason, str | None)
+        reason, verdict, now = (
+            members.get("reason"),
+            members.get("verdict"),
+            time_of(members),
+        )
+        judged = verdict in ("accepted", "rejected", "would_reject") and isinstance(
+            reason, str | None
+        )
         # What is unsigned has a report of its own, and an outage is no misuse.
-        if not judged or (verdict == "would_reject" and reason in (None, Reason.TOKEN_MISSING)):
-            found, verified = (*self._of_rollout(members, now), *self._of_identity(members, now)), True
+        if not judged or (
+            verdict == "would_reject" and reason in (None, Reason.TOKEN_MISSING)
+        ):
+            found, verified = (
+                (*self._of_rollout(members, now), *self._of_identity(members, now)),
+                True,
+            )
         else:
-            found, verified = tuple(self._of_verdict(members, reason, now)), is_verified(members)
+            found, verified = (
+                tuple(self._of_verdict(members, reason, now)),
+                is_verified(members),
+            )
         told = [
-            Alert(kind=kind, about=about, count=count, time=now, verified=verified) for kind, count, about in found
+            Alert(kind=kind, about=about, count=count, time=now, verified=verified)
+            for kind, count, about in found
         ]
         return list(filter(self._is_new, told))
 
-    def _of_verdict(self, record: Record, reason: str | None, now: float) -> Iterator[Found]:
+    def _of_verdict(
+        self, record: Record, reason: str | None, now: float
+    ) -> Iterator[Found]:
         """Notice what acceptances and rejections show."""
         claims = claims_of(record)
         named = {name: claims.get(name) for name in ("iss", "kid", "sub", "jti")}
-        named |= {"reason": reason, "destination": member(record, "broker").get("destination")}
-        values = {name: value[:_TEXT] for name, value in named.items() if isinstance(value, str) and value}
+        named |= {
+            "reason": reason,
+            "destination": member(record, "broker").get("destination"),
+        }
+        values = {
+            name: value[:_TEXT]
+            for name, value in named.items()
+            if isinstance(value, str) and value
+        }
         if type(index := claims.get("index")) is int:
             values["index"] = str(index)[:_TEXT]
         self._started = now if self._started is None else self._started
-        yield from self._habits(values, now) if reason is None else self._faults(reason, values, now)
+        yield from (
+            self._habits(values, now)
+            if reason is None
+            else self._faults(reason, values, now)
+        )
 
-    def _faults(self, reason: str, values: Mapping[str, str], now: float) -> Iterator[Found]:
+    def _faults(
+        self, reason: str, values: Mapping[str, str], now: float
+    ) -> Iterator[Found]:
         """Notice what rejections show, alone or together."""
         limits = self.thresholds
         if reason not in _BURST_EXEMPT:
-            for dimension in filter(values.__contains__, ("iss", "kid", "sub", "destination")):
-                count = self._windows["bursts"].add((reason, dimension, values[dimension]), now)
+            for dimension in filter(
+                values.__contains__, ("iss", "kid", "sub", "destination")
+            ):
+                count = self._windows["bursts"].add(
+                    (reason, dimension, values[dimension]), now
+                )
                 if count >= limits.burst:
                     yield "burst", count, _about(values, "reason", dimension)
         if reason == Reason.REPLAYED:
             # In a batch all messages share one token, so that the place in the batch is part of the key.
-            count = self._windows["replays"].add(_key(values, "iss", "sub", "jti", "index"), now)
+            count = self._windows["replays"].add(
+                _key(values, "iss", "sub", "jti", "index"), now
+            )
             if count >= limits.replays:
-                yield "repeated_replay", count, _about(values, "iss", "jti", "index", "sub")
+                yield (
+                    "repeated_replay",
+                    count,
+                    _about(values, "iss", "jti", "index", "sub"),
+                )
         elif reason == Reason.EXPIRED:
             # Expired tokens of many producers come from a wrong clock; of one from that producer or a thief.
             self._windows["expired by producer"].add(_key(values, "iss", "sub"), now)
             count = self._windows["expired"].add((), now)
             if count >= limits.expired:
-                if len(self._windows["expired by producer"].counts) >= limits.skewed_producers:
+                if (
+                    len(self._windows["expired by producer"].counts)
+                    >= limits.skewed_producers
+                ):
                     yield "clock_skew", count, _about(values, "destination")
                 else:
                     yield "expired_burst", count, _about(values, "iss", "sub")
@@ -219,7 +292,10 @@ class Detector:
 
     def _is_new(self, alert: Alert) -> bool:
         """Tell whether an alert was not given within its quiet time."""
-        key = (alert.kind, *(f"{name}={value}" for name, value in sorted(alert.about.items())))
+        key = (
+            alert.kind,
+            *(f"{name}={value}" for name, value in sorted(alert.about.items())),
+        )
         until = self._silent.get(key, float("-inf"))
         # An alert from long before the quiet time means that the clock was set back.
         if until - 2 * self.thresholds.quiet <= alert.time < until:
@@ -236,7 +312,11 @@ class Detector:
             self._rungs.keep(scope, rungs)
             for destination, rung in rungs.items():
                 if rung < before.get(destination, RUNGS.index("enforce")):
-                    yield "rung_lowered", 1, {"destination": destination, "rung": RUNGS[rung]}
+                    yield (
+                        "rung_lowered",
+                        1,
+                        {"destination": destination, "rung": RUNGS[rung]},
+                    )
         elif record.get("verdict") == "observed":
             seen = member(record, "observed")
             unsigned = member(seen, "unsigned")
@@ -246,7 +326,11 @@ class Detector:
                 if count:
                     self._signed_since.drop(key)
                     if since is not None and now - since >= DAY:
-                        yield "unsigned_again", int(count), {"destination": str(destination)[:_TEXT]}
+                        yield (
+                            "unsigned_again",
+                            int(count),
+                            {"destination": str(destination)[:_TEXT]},
+                        )
                 elif since is None:
                     self._signed_since.keep(key, now)
 
@@ -255,7 +339,10 @@ class Detector:
         if record.get("verdict") != "identity_issued":
             return
         claims = claims_of(record)
-        subject, jkt = str(claims.get("sub"))[:_TEXT], str(member(claims, "identity").get("jkt"))[:_TEXT]
+        subject, jkt = (
+            str(claims.get("sub"))[:_TEXT],
+            str(member(claims, "identity").get("jkt"))[:_TEXT],
+        )
         if _remember(self._owners, jkt, subject) != subject:
             yield "shared_identity_key", 2, {"sub": subject, "jkt": jkt}
         ends = claims.get("exp")
@@ -267,7 +354,9 @@ class Detector:
         # A credential of another issuer or another name than the one before.
         credential = member(member(record, "asked"), "credential")
         came_by = (
-            " ".join(str(credential.get(name))[:_TEXT] for name in ("name", "sub")) if credential else "command"
+            " ".join(str(credential.get(name))[:_TEXT] for name in ("name", "sub"))
+            if credential
+            else "command"
         )
         if _remember(self._credentials, subject, came_by) != came_by:
             self._credentials[subject] = came_by

@@ -19,7 +19,16 @@ Record = Mapping[str, Any]
 TIMES: Final = {"time": 13, "day": 10, "hour": 13, "minute": 16}
 """How many characters of a record's time name the span it lies in; ``time`` counts by the hour."""
 RUNGS: Final = ("off", "observe", "enforce")
-DIMENSIONS: Final = ("reason", "verdict", "issuer", "kid", "subject", "destination", "alert", *TIMES)
+DIMENSIONS: Final = (
+    "reason",
+    "verdict",
+    "issuer",
+    "kid",
+    "subject",
+    "destination",
+    "alert",
+    *TIMES,
+)
 
 
 def member(record: Record, name: str) -> Record:
@@ -30,7 +39,11 @@ def member(record: Record, name: str) -> Record:
 
 def objects(listed: Any) -> list[dict[str, Any]]:
     """Return the objects of a list in a record; none where it is no list."""
-    return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    return (
+        [each for each in listed if isinstance(each, dict)]
+        if isinstance(listed, list)
+        else []
+    )
 
 
 def claims_of(record: Record) -> Record:
@@ -83,10 +96,16 @@ class Selection:
 
     def holds(self, record: Record) -> bool:
         """Tell whether a record is among those selected."""
-        wanted = {name: getattr(self, name) for name in ("kid", "subject", "jti", "jkt", "verdict")}
+        wanted = {
+            name: getattr(self, name)
+            for name in ("kid", "subject", "jti", "jkt", "verdict")
+        }
         return (
             (not self.verified or is_verified(record))
-            and all(value is None or value_of(record, name) == value for name, value in wanted.items())
+            and all(
+                value is None or value_of(record, name) == value
+                for name, value in wanted.items()
+            )
             and (self.since is None or time_of(record) >= self.since)
             and (self.until is None or time_of(record) < self.until)
         )
@@ -132,7 +151,9 @@ def count(records: Iterable[Record], dimension: str) -> Counter[str]:
     for record in records:
         value = value_of(record, dimension)
         if value is not None:
-            counts[str(value) if str(value) in counts or len(counts) < 1000 else "(others)"] += 1
+            counts[
+                str(value) if str(value) in counts or len(counts) < 1000 else "(others)"
+            ] += 1
     return counts
 
 
@@ -146,7 +167,8 @@ def value_of(record: Record, name: str) -> Any:
         "subject": claims.get("sub"),
         "issuer": claims.get("iss"),
         "jti": claims.get("jti"),
-        "jkt": member(claims, "identity").get("jkt") or member(record, "asked").get("jkt"),
+        "jkt": member(claims, "identity").get("jkt")
+        or member(record, "asked").get("jkt"),
         "destination": member(record, "broker").get("destination"),
         "alert": member(record, "alert").get("kind"),
     }.get(name, record.get(name))
@@ -170,10 +192,14 @@ def last_rollout(path: Path, scope: str | None = None) -> Record | None:
         scope: likewise.
     """
     latest: list[Record] = []
-    for file in sorted(files_of(path, scope), key=lambda each: each.stat().st_mtime)[-16:]:
+    for file in sorted(files_of(path, scope), key=lambda each: each.stat().st_mtime)[
+        -16:
+    ]:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - (16 * 1024 * 1024)))
             latest += [
-                parse_record(raw) for raw in stream if b'"verdict":"rollout"' in raw and raw.endswith(b"\n")
+                parse_record(raw)
+                for raw in stream
+                if b'"verdict":"rollout"' in raw and raw.endswith(b"\n")
             ][-1:]
     return max(latest, key=time_of, default=None)

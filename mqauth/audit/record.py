@@ -86,7 +86,11 @@ class AuditSink(Protocol):
 
 def iso_time(seconds: float) -> str:
     """Return UTC seconds as an RFC 3339 time with milliseconds."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (
+        datetime.fromtimestamp(seconds, UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
 
 
 def sha256(raw: bytes) -> str:
@@ -108,18 +112,28 @@ def token_fields(
     fields: dict[str, Any] = {} if kid is None else {"kid": harmless(kid), "alg": alg}
     if claims is not None:
         fields |= {
-            **{name: harmless(getattr(claims, name)) for name in ("iss", "sub", "aud", "jti")},
+            **{
+                name: harmless(getattr(claims, name))
+                for name in ("iss", "sub", "aud", "jti")
+            },
             "iat": claims.iat,
             "exp": claims.exp,
             **({} if index is None else {"index": index}),
         }
-    who = {} if identity is None else {
-        "kid": harmless(identity.kid), "jkt": identity.jkt, "exp": identity.expires,
-        "jti": None if identity.jti is None else harmless(identity.jti),
-        "iss": None if identity.iss is None else harmless(identity.iss),
-    }  # fmt: skip
+    who = (
+        {}
+        if identity is None
+        else {
+            "kid": harmless(identity.kid),
+            "jkt": identity.jkt,
+            "exp": identity.expires,
+            "jti": None if identity.jti is None else harmless(identity.jti),
+            "iss": None if identity.iss is None else harmless(identity.iss),
+        }
+    )
     return {
-        "verified" if verified else "claimed": fields | ({"identity": who} if who else {}),
+        "verified" if verified else "claimed": fields
+        | ({"identity": who} if who else {}),
         "thumbprint": None if token is None else sha256(token),
     }
 
@@ -172,7 +186,9 @@ class Window:
         if key in self.counts or len(self.counts) < self.capacity:
             self.counts[key] = self.counts.get(key, 0) + 1
             return self.counts[key]
-        self.counts = {held: count - 1 for held, count in self.counts.items() if count > 1}
+        self.counts = {
+            held: count - 1 for held, count in self.counts.items() if count > 1
+        }
         return 1
 
     def peek(self, key: Hashable, now: float) -> int:
@@ -306,7 +322,9 @@ class Observed:
                 pattern, issuer, subject = producer
                 signed.setdefault(pattern, {}).setdefault(issuer, {})[subject] = number
                 del self.signed[producer]
-            counts["oldest"] = {pattern: iso_time(at) for pattern, at in self.oldest.items()}
+            counts["oldest"] = {
+                pattern: iso_time(at) for pattern, at in self.oldest.items()
+            }
             self.oldest = {}
         shown, room = [], MAX_BYTES
         for group, counted in sorted(groups.items(), key=lambda item: -item[1].number):
@@ -315,7 +333,11 @@ class Observed:
                 for name, value in group._asdict().items()
                 if value is not None
             }
-            times = {"count": counted.number, "first": iso_time(counted.first), "last": iso_time(counted.last)}
+            times = {
+                "count": counted.number,
+                "first": iso_time(counted.first),
+                "last": iso_time(counted.last),
+            }
             facts = {"id": group.id, **shown_group, **times}
             room -= len(strict_json.dumps(facts))
             if room > 0:
@@ -327,6 +349,8 @@ class Observed:
 
 def group_of(facts: Mapping[str, Any]) -> Group:
     """Return the group of a record's member; what is no text is left out, since a log may hold anything."""
-    texts = {name: facts[name] for name in Group._fields if isinstance(facts.get(name), str)}
+    texts = {
+        name: facts[name] for name in Group._fields if isinstance(facts.get(name), str)
+    }
     partition = facts.get("partition") if type(facts.get("partition")) is int else None
     return Group(**{"code": "", "destination": "", **texts, "partition": partition})

@@ -13,7 +13,16 @@ from typing import Any, Final
 
 from mqauth.logs import REDACTED, redacted
 
-LOGGERS: Final = ("mqauth", "aio_pika", "aiormq", "pamqp", "pika", "kafka", "redis", "asyncio")
+LOGGERS: Final = (
+    "mqauth",
+    "aio_pika",
+    "aiormq",
+    "pamqp",
+    "pika",
+    "kafka",
+    "redis",
+    "asyncio",
+)
 
 
 class RedactTokens(logging.Filter):

@@ -103,7 +103,10 @@ class FanOut(_Wrapping):
     def _failed(self, sink: AuditSink, error: Exception) -> None:
         self.failures += 1
         emit(
-            "audit.record_lost", "an audit sink (%s) lost a record: %s", type(sink).__name__, type(error).__name__
+            "audit.record_lost",
+            "an audit sink (%s) lost a record: %s",
+            type(sink).__name__,
+            type(error).__name__,
         )
 
 
@@ -141,21 +144,36 @@ class FloodGate(_Wrapping):
             return self.sink.write(record)
         # The floods that it may belong to, the narrowest first. A refusal of an authority has no destination: who
         # floods it must not hide what others ask for.
-        reason, kid = record.reason or "", str(claims_of({"token": record.token}).get("kid", ""))
-        destination = str(record.broker.get("destination") or member(record.extra, "asked").get("address", ""))
+        reason, kid = (
+            record.reason or "",
+            str(claims_of({"token": record.token}).get("kid", "")),
+        )
+        destination = str(
+            record.broker.get("destination")
+            or member(record.extra, "asked").get("address", "")
+        )
         kinds = (reason, kid, destination), (reason, destination), (reason,)
         with self._lock:
-            nth = [window.peek(kind, record.time) + 1 for window, kind in zip(self._windows, kinds, strict=True)]
+            nth = [
+                window.peek(kind, record.time) + 1
+                for window, kind in zip(self._windows, kinds, strict=True)
+            ]
         # The first refusals by an authority, of one reason and address in a minute, always say what was asked.
         first = record.verdict == "identity_refused" and nth[1] <= 3
-        if not first and any(count > limit for count, limit in zip(nth, self._limits, strict=True)):
+        if not first and any(
+            count > limit for count, limit in zip(nth, self._limits, strict=True)
+        ):
             extra = {
-                name: value for name, value in record.extra.items() if name not in ("found", "expected", "asked")
+                name: value
+                for name, value in record.extra.items()
+                if name not in ("found", "expected", "asked")
             }
             record = replace(_fact_alone(record), extra={**extra, "flood": max(nth)})
         return _begun(self._counted(record, kinds))
 
-    def _counted(self, record: AuditRecord, kinds: Iterable[tuple[str, ...]]) -> Flow[None]:
+    def _counted(
+        self, record: AuditRecord, kinds: Iterable[tuple[str, ...]]
+    ) -> Flow[None]:
         yield from settling(self.sink.write(record))
         # Counted once it is written: the sink may fail, and the same record then comes again.
         with self._lock:
@@ -194,11 +212,17 @@ class MisuseWatch(_Wrapping):
 
     def see(self, record: AuditRecord, /) -> Awaitable[None] | None:
         """Show a record to the detector without writing it; the alerts that it completes are written."""
-        return _begun(_write_each(((self.sink, alert) for alert in self._alerts(record)), _alert_lost))
+        return _begun(
+            _write_each(
+                ((self.sink, alert) for alert in self._alerts(record)), _alert_lost
+            )
+        )
 
     def _written(self, record: AuditRecord) -> Flow[None]:
         yield from settling(self.sink.write(record))
-        yield from _write_each(((self.sink, alert) for alert in self._alerts(record)), _alert_lost)
+        yield from _write_each(
+            ((self.sink, alert) for alert in self._alerts(record)), _alert_lost
+        )
 
     def _alerts(self, record: AuditRecord) -> list[AuditRecord]:
         """Return the records of the alerts that a record completes, and call the callback with each alert."""
@@ -207,28 +231,49 @@ class MisuseWatch(_Wrapping):
             with self._lock:
                 alerts = self.detector.observe(record.as_dict())
         except Exception as error:
-            emit("misuse.detector_failed", "the misuse detector failed: %s", type(error).__name__)
+            emit(
+                "misuse.detector_failed",
+                "the misuse detector failed: %s",
+                type(error).__name__,
+            )
             return []
         for alert in alerts:
             about = ", ".join(f"{name} {value}" for name, value in alert.about.items())
             emit(
-                "misuse.alert", "misuse, %s: %d times, %s", alert.kind, alert.count, about,
-                level=logging.CRITICAL if alert.kind in CRITICAL else None, kind=alert.kind, count=alert.count,
-                about=dict(alert.about), verified=alert.verified, audit=record.id, scope=record.scope,
-            )  # fmt: skip
+                "misuse.alert",
+                "misuse, %s: %d times, %s",
+                alert.kind,
+                alert.count,
+                about,
+                level=logging.CRITICAL if alert.kind in CRITICAL else None,
+                kind=alert.kind,
+                count=alert.count,
+                about=dict(alert.about),
+                verified=alert.verified,
+                audit=record.id,
+                scope=record.scope,
+            )
             try:
                 self._on_alert(alert)
             except Exception as error:
-                emit("misuse.callback_failed", "an alert callback failed: %s", type(error).__name__)
-        bare = replace(_fact_alone(record), verdict="alert", reason=None, dead_letter=None)
+                emit(
+                    "misuse.callback_failed",
+                    "an alert callback failed: %s",
+                    type(error).__name__,
+                )
+        bare = replace(
+            _fact_alone(record), verdict="alert", reason=None, dead_letter=None
+        )
         kept = {"rung": record.extra["rung"]} if "rung" in record.extra else {}
         return [
             replace(
-                bare, id=uuid7(self._clock, self._randomness), detail=f"{alert.kind}, {alert.count} times",
+                bare,
+                id=uuid7(self._clock, self._randomness),
+                detail=f"{alert.kind}, {alert.count} times",
                 extra=kept | {"alert": alert.as_dict(), "completed_by": record.id},
             )
             for alert in alerts
-        ]  # fmt: skip
+        ]
 
 
 def close(sink: object) -> None:
@@ -245,7 +290,8 @@ def _begun(flow: Flow[None]) -> Awaitable[None] | None:
 
 
 def _write_each(
-    writes: Iterable[tuple[AuditSink, AuditRecord]], failed: Callable[[AuditSink, Exception], None]
+    writes: Iterable[tuple[AuditSink, AuditRecord]],
+    failed: Callable[[AuditSink, Exception], None],
 ) -> Flow[None]:
     """Write records to sinks that may fail."""
     for sink, record in writes:
@@ -262,5 +308,12 @@ def _alert_lost(_sink: AuditSink, error: Exception) -> None:
 def _fact_alone(record: AuditRecord) -> AuditRecord:
     """Return a record that names no token, no body and no place."""
     return replace(
-        record, detail=None, broker={}, token={}, body_sha256=None, body_size=None, key_set=None, policy=None
+        record,
+        detail=None,
+        broker={},
+        token={},
+        body_sha256=None,
+        body_size=None,
+        key_set=None,
+        policy=None,
     )

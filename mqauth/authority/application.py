@@ -16,7 +16,15 @@ from functools import partial
 from typing import Any, Final
 
 from mqauth import logs
-from mqauth.authority.credential import ISSUED, SLOW_DOWN, UNAVAILABLE, Answer, Refusal, Refused, grant_only
+from mqauth.authority.credential import (
+    ISSUED,
+    SLOW_DOWN,
+    UNAVAILABLE,
+    Answer,
+    Refusal,
+    Refused,
+    grant_only,
+)
 from mqauth.authority.issuing import PATH, IdentityAuthority, Rate, Trace
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Unavailable, refusing, require
@@ -75,11 +83,19 @@ class AuthorityServer:
         if scope["method"] != "POST":
             await _send(send, Answer(405, "invalid_request"), {}, [(b"allow", b"POST")])
             return
-        began, trace, headers = self._clock.monotonic(), Trace(_address(scope)), list(scope["headers"])
+        began, trace, headers = (
+            self._clock.monotonic(),
+            Trace(_address(scope)),
+            list(scope["headers"]),
+        )
         # Refusals are counted by address and holder. Anybody can name a holder, but only with a credential of its
         # issuer's form, and once for each holder.
         shown = [value for name, value in headers if name == b"authorization"]
-        credential = shown[0].decode("latin-1").partition(" ")[2].strip(" ") if len(shown) == 1 else ""
+        credential = (
+            shown[0].decode("latin-1").partition(" ")[2].strip(" ")
+            if len(shown) == 1
+            else ""
+        )
         asks = f"{trace.address} {self._authority.desk.holder(credential)}"
         wait = self._refusals.take(asks, counts=False)
         reply: tuple[Reply, str] = (SLOW_DOWN, {}, wait), "unread"
@@ -98,7 +114,9 @@ class AuthorityServer:
         told = {
             "answer": answer.error,
             "refusal": why,
-            "credential": "" if trace.credential is None else trace.credential.issuer.name,
+            "credential": ""
+            if trace.credential is None
+            else trace.credential.issuer.name,
             "subject": trace.subject or "" if answer is ISSUED else "",
             "seconds": self._clock.monotonic() - began,
         }
@@ -106,16 +124,27 @@ class AuthorityServer:
             try:
                 observer(**told)
             except Exception as error:
-                logs.emit("observer.failed", "an observer failed: %s", type(error).__name__)
-        challenge = (b"www-authenticate", f'DPoP algs="{" ".join(identity.ALGORITHMS)}"'.encode())
+                logs.emit(
+                    "observer.failed", "an observer failed: %s", type(error).__name__
+                )
+        challenge = (
+            b"www-authenticate",
+            f'DPoP algs="{" ".join(identity.ALGORITHMS)}"'.encode(),
+        )
         more = [(b"retry-after", str(wait).encode())] if wait else []
-        await _send(send, answer, body, [*more, *([challenge] if answer.status == 401 else [])])
+        await _send(
+            send, answer, body, [*more, *([challenge] if answer.status == 401 else [])]
+        )
 
-    def _judged(self, headers: Headers, body: bytes | None, trace: Trace, asks: str) -> tuple[Reply, str]:
+    def _judged(
+        self, headers: Headers, body: bytes | None, trace: Trace, asks: str
+    ) -> tuple[Reply, str]:
         """Return the answer to a request, and why it is none with an identity."""
         try:
             try:
-                wit, lifetime = self._authority.issue(**_asked(headers, body), trace=trace)
+                wit, lifetime = self._authority.issue(
+                    **_asked(headers, body), trace=trace
+                )
             except Refused as refused:
                 # What is refused for its rate is honest, and must not shut out others of its address.
                 if refused.refusal is not Refusal.RATE_EXCEEDED:
@@ -129,7 +158,12 @@ class AuthorityServer:
         # Seconds from now, so that the clock of whoever asked does not matter.
         return (
             ISSUED,
-            {"wit": wit, "sub": trace.subject, "expires_in": lifetime, "renew_in": lifetime // 2},
+            {
+                "wit": wit,
+                "sub": trace.subject,
+                "expires_in": lifetime,
+                "renew_in": lifetime // 2,
+            },
             0,
         ), ""
 
@@ -142,7 +176,9 @@ def _asked(headers: Headers, body: bytes | None) -> dict[str, Any]:
     """
     given = [value for name, value in headers if name == b"authorization"]
     proofs = [value for name, value in headers if name == b"dpop"]
-    scheme, _, credential = (given[0] if len(given) == 1 else b"").decode("latin-1").partition(" ")
+    scheme, _, credential = (
+        (given[0] if len(given) == 1 else b"").decode("latin-1").partition(" ")
+    )
     grant_only(
         (
             body is not None,
@@ -161,9 +197,17 @@ def _asked(headers: Headers, body: bytes | None) -> dict[str, Any]:
         ),
     )
     # The subject that the body names, if there is one.
-    with refusing(ValueError, lambda error: f"the body: {error}", partial(Refused, Refusal.REQUEST_MALFORMED)):
+    with refusing(
+        ValueError,
+        lambda error: f"the body: {error}",
+        partial(Refused, Refusal.REQUEST_MALFORMED),
+    ):
         named: Any = strict_json.loads(body, depth=2) if body else {}
-        require(type(named) is dict and named.keys() <= {"sub"}, "no object with sub", ValueError)
+        require(
+            type(named) is dict and named.keys() <= {"sub"},
+            "no object with sub",
+            ValueError,
+        )
         require(claims.is_name(named.get("sub", "-")), "its sub is no name", ValueError)
     return {
         "shown": credential.strip(" "),
@@ -182,7 +226,9 @@ async def _body(receive: Receive) -> bytes | None:
     raw, more = b"", True
     while more and len(raw) <= MAX_BODY:
         message = await receive()
-        require(message["type"] == "http.request", "its sender went away", ConnectionError)
+        require(
+            message["type"] == "http.request", "its sender went away", ConnectionError
+        )
         raw, more = raw + message.get("body", b""), message.get("more_body", False)
     return raw if len(raw) <= MAX_BODY else None
 
@@ -201,7 +247,9 @@ def _address(scope: Message) -> str:
     )
 
 
-async def _send(send: Send, answer: Answer, body: dict[str, Any], more: list[tuple[bytes, bytes]]) -> None:
+async def _send(
+    send: Send, answer: Answer, body: dict[str, Any], more: list[tuple[bytes, bytes]]
+) -> None:
     raw = strict_json.dumps(body or {"error": answer.error})
     await send(
         {

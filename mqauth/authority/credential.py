@@ -121,12 +121,21 @@ def open_jwt(text: str) -> tuple[dict[str, Any], dict[str, Any], jws.Opened]:
     _require(len(segments) == 3, "not three segments")
     first, payload, signature = (base64url.decode(segment) for segment in segments)
     header, members = (strict_json.loads(part, depth=8) for part in (first, payload))
-    _require(type(header) is dict and type(members) is dict, "its header or its claims are no object")
+    _require(
+        type(header) is dict and type(members) is dict,
+        "its header or its claims are no object",
+    )
     algorithm, kid = header.get("alg"), header.get("kid", "")
-    _require(type(algorithm) is str and algorithm in jws.ALLOWED, "its alg is not on the list")
+    _require(
+        type(algorithm) is str and algorithm in jws.ALLOWED, "its alg is not on the list"
+    )
     _require(type(kid) is str, "its kid is no text")
     _require("crit" not in header, "it has a crit")
-    return header, members, jws.Opened(algorithm, kid, raw[: raw.rindex(b".")], payload, signature)
+    return (
+        header,
+        members,
+        jws.Opened(algorithm, kid, raw[: raw.rindex(b".")], payload, signature),
+    )
 
 
 SKEW: Final = 60
@@ -147,11 +156,17 @@ def held_key(proof: str, *, url: str, credential: str, now: float) -> Mapping[st
     """
     invalid = partial(Refused, Refusal.DPOP_INVALID)
     with (
-        refusing(Rejection, lambda error: error.detail.replace("of the identity", "of the proof"), invalid),
+        refusing(
+            Rejection,
+            lambda error: error.detail.replace("of the identity", "of the proof"),
+            invalid,
+        ),
         refusing(ValueError, str, invalid),
     ):
         header, members, opened = open_jwt(proof)
-        _require(header.keys() == DPOP_HEADER, "its header has not exactly typ, alg and jwk")
+        _require(
+            header.keys() == DPOP_HEADER, "its header has not exactly typ, alg and jwk"
+        )
         _require(header["typ"] == DPOP_TYPE, f"its typ is not {DPOP_TYPE}")
         _require(type(header["jwk"]) is dict, "its jwk is no object")
         # A JWK in a proof need not have an alg (RFC 9449, section 4.2); if it has one, it is that of the header.
@@ -163,7 +178,10 @@ def held_key(proof: str, *, url: str, credential: str, now: float) -> Mapping[st
         for holds, what in (
             (members.get("htm") == "POST", "its htm is another method"),
             (members.get("htu") == url, "its htu is another URL"),
-            (type(issued) is int and abs(issued - now) <= SKEW, f"its iat is not within {SKEW} s"),
+            (
+                type(issued) is int and abs(issued - now) <= SKEW,
+                f"its iat is not within {SKEW} s",
+            ),
             (claims.is_name(members.get("jti")), "it has no jti"),
             (members.get("ath") == ath, "its ath is of another credential"),
         ):
@@ -172,7 +190,9 @@ def held_key(proof: str, *, url: str, credential: str, now: float) -> Mapping[st
 
 
 MAX_LIFETIME: Final = 86_400
-_TYPES: Final = frozenset(("jwt", "jose", "at+jwt", "application/jwt", "application/at+jwt"))
+_TYPES: Final = frozenset(
+    ("jwt", "jose", "at+jwt", "application/jwt", "application/at+jwt")
+)
 """``typ`` of others' JWTs, in lower case; it may also be left out (RFC 7519, section 5.1; RFC 9068)."""
 
 
@@ -271,14 +291,22 @@ def verify(shown: ShownCredential, *, audience: str, now: float) -> ShownCredent
     typ = shown.header.get("typ")
     others = typ is None or (type(typ) is str and typ.lower() in _TYPES)
     known = typ == CREDENTIAL_TYPE if issuer.enrolment else others
-    grant_only((known, Refusal.CREDENTIAL_MALFORMED, "its typ is of no credential of this issuer"))
+    grant_only(
+        (
+            known,
+            Refusal.CREDENTIAL_MALFORMED,
+            "its typ is of no credential of this issuer",
+        )
+    )
     key: Any = None
     # A source that was never asked has no set, and its first answer is worth a wait.
     with suppress(Unavailable):
         key = issuer.keys.key_set().get(kid)
     if key is None:
         with refusing(
-            Rejection, "its kid is unknown, and the issuer out of reach", partial(Refused, Refusal.CREDENTIAL_KEY)
+            Rejection,
+            "its kid is unknown, and the issuer out of reach",
+            partial(Refused, Refusal.CREDENTIAL_KEY),
         ):
             keys: Any = issuer.keys.refresh(kid, now)
         key = keys.get(kid)
@@ -286,17 +314,37 @@ def verify(shown: ShownCredential, *, audience: str, now: float) -> ShownCredent
     grant_only((isinstance(key, Key), Refusal.CREDENTIAL_KEY, "its kid is unknown"))
     grant_only(
         (key.revocation is None, Refusal.CREDENTIAL_KEY, "its key is revoked"),
-        (key.expires is None or now < key.expires, Refusal.CREDENTIAL_KEY, "its key is retired"),
+        (
+            key.expires is None or now < key.expires,
+            Refusal.CREDENTIAL_KEY,
+            "its key is retired",
+        ),
     )
-    with refusing(Rejection, attrgetter("detail"), partial(Refused, Refusal.CREDENTIAL_SIGNATURE)):
+    with refusing(
+        Rejection, attrgetter("detail"), partial(Refused, Refusal.CREDENTIAL_SIGNATURE)
+    ):
         jws.verify(shown.opened, key)
     # For whom it is.
     grant_only(
-        (claimed.get("aud") in (audience, [audience]), Refusal.CREDENTIAL_AUDIENCE, "its aud is not ours alone")
+        (
+            claimed.get("aud") in (audience, [audience]),
+            Refusal.CREDENTIAL_AUDIENCE,
+            "its aud is not ours alone",
+        )
     )
-    times = {"iat": claimed.get("iat"), "exp": claimed.get("exp"), "nbf": claimed.get("nbf", 0)}
+    times = {
+        "iat": claimed.get("iat"),
+        "exp": claimed.get("exp"),
+        "nbf": claimed.get("nbf", 0),
+    }
     for name, moment in times.items():
-        grant_only((type(moment) is int and moment >= 0, Refusal.CREDENTIAL_MALFORMED, f"its {name} is no time"))
+        grant_only(
+            (
+                type(moment) is int and moment >= 0,
+                Refusal.CREDENTIAL_MALFORMED,
+                f"its {name} is no time",
+            )
+        )
     issued, ends, begins = (int(moment or 0) for moment in times.values())
     # A binding that cannot be read must not make it a bearer credential. What is no binding is ignored (RFC 7800,
     # section 3.1): Keycloak says ``kc-jkt-type`` beside it.
@@ -309,8 +357,16 @@ def verify(shown: ShownCredential, *, audience: str, now: float) -> ShownCredent
     speaks = not issuer.enrolment if key.subjects is None else subject in key.subjects
     grant_only(
         (now < ends, Refusal.CREDENTIAL_TIME, "it has expired"),
-        (max(issued, begins) <= now + SKEW, Refusal.CREDENTIAL_TIME, "it is of the future"),
-        (0 < ends - issued <= issuer.max_lifetime, Refusal.CREDENTIAL_TIME, "it lives longer than the limit"),
+        (
+            max(issued, begins) <= now + SKEW,
+            Refusal.CREDENTIAL_TIME,
+            "it is of the future",
+        ),
+        (
+            0 < ends - issued <= issuer.max_lifetime,
+            Refusal.CREDENTIAL_TIME,
+            "it lives longer than the limit",
+        ),
         (claims.is_name(subject), Refusal.CREDENTIAL_MALFORMED, "it has no sub"),
         (speaks, Refusal.CREDENTIAL_SUBJECT, "its key does not speak for its sub"),
         (bound, Refusal.CREDENTIAL_BINDING, "its cnf is not a jkt alone"),

@@ -28,7 +28,15 @@ from mqauth.authority.credential import (
     held_key,
 )
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
-from mqauth.errors import Cause, ConfigurationError, KeyChanged, Rejection, Unavailable, refusing, require
+from mqauth.errors import (
+    Cause,
+    ConfigurationError,
+    KeyChanged,
+    Rejection,
+    Unavailable,
+    refusing,
+    require,
+)
 from mqauth.flow import is_awaitable
 from mqauth.logs import harmless
 from mqauth.wire import base64url, identity, jws, strict_json
@@ -63,7 +71,9 @@ class Trace:
 
     def as_dict(self) -> dict[str, Any]:
         """Return who asked: address, key, and credential."""
-        asked = {"address": harmless(self.address)} | ({} if self.jkt is None else {"jkt": self.jkt})
+        asked = {"address": harmless(self.address)} | (
+            {} if self.jkt is None else {"jkt": self.jkt}
+        )
         if self.credential is None:
             return asked
         shown = self.credential
@@ -74,14 +84,18 @@ class Trace:
             "jti": shown.text("jti"),
         }
         known = {name: harmless(text) for name, text in texts.items() if text is not None}
-        return asked | {"credential": {"name": shown.issuer.name, "verified": shown.verified} | known}
+        return asked | {
+            "credential": {"name": shown.issuer.name, "verified": shown.verified} | known
+        }
 
 
 MAX_CLAIMS: Final = 16
 MAX_CLAIM_BYTES: Final = 1536
 """Bytes of all claims as JSON; a WIT has at most 4,096 bytes, and each message carries one."""
 MIN_LIFETIME: Final = 60
-REGISTERED: Final = frozenset(("iss", "sub", "aud", "exp", "nbf", "iat", "jti", "cnf", "mqa", "wth"))
+REGISTERED: Final = frozenset(
+    ("iss", "sub", "aud", "exp", "nbf", "iat", "jti", "cnf", "mqa", "wth")
+)
 """Claims that are never a grant's to set."""
 
 
@@ -107,9 +121,13 @@ class Grant:
     lifetime: int | None = None
 
     def __post_init__(self) -> None:
-        require(not REGISTERED & self.claims.keys(), f"claims are none of {', '.join(sorted(REGISTERED))}")
         require(
-            len(self.claims) <= MAX_CLAIMS and len(strict_json.dumps(dict(self.claims))) <= MAX_CLAIM_BYTES,
+            not REGISTERED & self.claims.keys(),
+            f"claims are none of {', '.join(sorted(REGISTERED))}",
+        )
+        require(
+            len(self.claims) <= MAX_CLAIMS
+            and len(strict_json.dumps(dict(self.claims))) <= MAX_CLAIM_BYTES,
             f"claims are at most {MAX_CLAIMS}, and {MAX_CLAIM_BYTES} bytes together",
         )
 
@@ -117,7 +135,9 @@ class Grant:
         """Return in what a credential differs from this grant, ``None`` where it matches."""
         if credential.issuer.name != self.credential:
             return f"is for credentials of {self.credential}"
-        other = [name for name, text in self.match.items() if credential.text(name) != text]
+        other = [
+            name for name, text in self.match.items() if credential.text(name) != text
+        ]
         return f"wants another {', '.join(other)}" if other else None
 
 
@@ -169,7 +189,9 @@ class CredentialDesk:
             Unavailable: the keys of its issuer are out of reach.
         """
         trace.credential = shown = credential.read(text, self._by_iss)
-        trace.credential = credential.verify(shown, audience=self.audience, now=self._clock.now())
+        trace.credential = credential.verify(
+            shown, audience=self.audience, now=self._clock.now()
+        )
         return trace.credential
 
     def grant(self, credential: ShownCredential, subject: str | None) -> Grant:
@@ -182,7 +204,9 @@ class CredentialDesk:
         Raises:
             Refused: ``grant_missing``, or ``subject_ambiguous`` where none was named and several subjects match.
         """
-        matching = [grant for grant in self.grants if grant.difference(credential) is None]
+        matching = [
+            grant for grant in self.grants if grant.difference(credential) is None
+        ]
         wanted = [grant for grant in matching if subject in (None, grant.subject)]
         grant_only(
             (
@@ -190,7 +214,11 @@ class CredentialDesk:
                 Refusal.SUBJECT_AMBIGUOUS,
                 "several grants match, and no sub was asked for",
             ),
-            (wanted, Refusal.GRANT_MISSING, "no grant for the sub asked for" if matching else "no grant matches"),
+            (
+                wanted,
+                Refusal.GRANT_MISSING,
+                "no grant for the sub asked for" if matching else "no grant matches",
+            ),
         )
         return wanted[0]
 
@@ -206,7 +234,9 @@ class Rate:
 
     limit: int
     clock: Clock
-    _window: Window = field(default_factory=partial(Window, seconds=MINUTE, capacity=4096), init=False)
+    _window: Window = field(
+        default_factory=partial(Window, seconds=MINUTE, capacity=4096), init=False
+    )
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def take(self, key: str, *, counts: bool = True) -> int:
@@ -267,7 +297,9 @@ class IdentityAuthority:
         self._clock = clock
         self._randomness = randomness
 
-    def issue(self, shown: str, *, proof: str, subject: str | None, bound: bool, trace: Trace) -> tuple[str, int]:
+    def issue(
+        self, shown: str, *, proof: str, subject: str | None, bound: bool, trace: Trace
+    ) -> tuple[str, int]:
         """Return an identity for whoever asks, once its record is durable.
 
         Args:
@@ -282,11 +314,17 @@ class IdentityAuthority:
             Unavailable: the issuer's keys, the signing key or the audit is out of reach.
         """
         trace.subject = subject
-        jwk = held_key(proof, url=self.desk.audience + PATH, credential=shown, now=self._clock.now())
+        jwk = held_key(
+            proof, url=self.desk.audience + PATH, credential=shown, now=self._clock.now()
+        )
         trace.jkt = identity.jkt_of(jwk)
         verified = self.desk.read(shown, trace)
         grant_only(
-            (verified.jkt in (None, trace.jkt), Refusal.CREDENTIAL_BINDING, "it is bound to another key"),
+            (
+                verified.jkt in (None, trace.jkt),
+                Refusal.CREDENTIAL_BINDING,
+                "it is bound to another key",
+            ),
             # RFC 9449, sections 7.1 and 7.2
             (
                 bound is (verified.jkt is not None),
@@ -298,7 +336,9 @@ class IdentityAuthority:
         trace.subject = grant.subject
         return self.vouch(grant, jwk, trace)
 
-    def vouch(self, grant: Grant, jwk: Mapping[str, str], trace: Trace) -> tuple[str, int]:
+    def vouch(
+        self, grant: Grant, jwk: Mapping[str, str], trace: Trace
+    ) -> tuple[str, int]:
         """Return a WIT for a key that is known to be the subject's, and its seconds, once its record is durable.
 
         Raises:
@@ -316,7 +356,11 @@ class IdentityAuthority:
             )
         )
         if wait := self._rates.take(grant.subject):
-            raise Refused(Refusal.RATE_EXCEEDED, "too many identities of the subject in a minute", wait)
+            raise Refused(
+                Refusal.RATE_EXCEEDED,
+                "too many identities of the subject in a minute",
+                wait,
+            )
         lifetime = grant.lifetime or self.lifetime
         payload = strict_json.dumps(
             {
@@ -336,10 +380,14 @@ class IdentityAuthority:
             )
             text = jws.compact(payload, key, typ=identity.WIT_TYPE)
         # It is read as a consumer does: nobody gets one that every consumer would refuse.
-        with refusing(Rejection, lambda error: f"consumers would not take it: {error}", _UNSIGNED):
+        with refusing(
+            Rejection, lambda error: f"consumers would not take it: {error}", _UNSIGNED
+        ):
             wit = identity.parse_wit(text.encode("ascii"))
         who = wit.identity
-        token = token_fields(wit.text, who.kid, wit.opened.algorithm, None, verified=True, identity=who)
+        token = token_fields(
+            wit.text, who.kid, wit.opened.algorithm, None, verified=True, identity=who
+        )
         token["verified"] |= {
             "iss": self.trust_domain,
             "sub": who.subject,
@@ -369,7 +417,14 @@ class IdentityAuthority:
             trace,
         )
 
-    def _write(self, verdict: str, reason: str | None, detail: str, token: dict[str, Any], trace: Trace) -> None:
+    def _write(
+        self,
+        verdict: str,
+        reason: str | None,
+        detail: str,
+        token: dict[str, Any],
+        trace: Trace,
+    ) -> None:
         written = self._audit.write(
             AuditRecord(
                 id=uuid7(self._clock, self._randomness),
@@ -389,4 +444,8 @@ class IdentityAuthority:
                 extra={"asked": trace.as_dict()},
             )
         )
-        require(not is_awaitable(written), "the audit sink of an authority is asynchronous", RuntimeError)
+        require(
+            not is_awaitable(written),
+            "the audit sink of an authority is asynchronous",
+            RuntimeError,
+        )

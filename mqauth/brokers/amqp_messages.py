@@ -18,8 +18,20 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final, TypeAlias
 
-from mqauth.brokers.amqp_values import Scalar, header_name, headers_in, on_wire, short_string
-from mqauth.errors import ConfigurationError, Errors, MalformedMessage, RetryLater, refusing
+from mqauth.brokers.amqp_values import (
+    Scalar,
+    header_name,
+    headers_in,
+    on_wire,
+    short_string,
+)
+from mqauth.errors import (
+    ConfigurationError,
+    Errors,
+    MalformedMessage,
+    RetryLater,
+    refusing,
+)
 from mqauth.logs import emit
 from mqauth.wire import destination, envelope, memo
 from mqauth.wire.message import Message, Origin, message_of
@@ -39,7 +51,9 @@ SHORT_STRINGS: Final = {
 MAX_HEADER_FRAME: Final = 131_064
 """Bytes of properties and headers in one frame: RabbitMQ's ``frame_max`` of 131,072 less the frame's own 8."""
 DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."
-_OVER_SIZE: Final = re.compile(r"message size \d+ (?:is )?larger than (?:configured )?max size (\d+)")
+_OVER_SIZE: Final = re.compile(
+    r"message size \d+ (?:is )?larger than (?:configured )?max size (\d+)"
+)
 """RabbitMQ's text for a body over its ``max_message_size``."""
 Number: TypeAlias = tuple[str, str, Callable[[object], int | None]]
 """A number property: its name, the client's attribute, and the function that reads it or returns ``None``."""
@@ -97,8 +111,13 @@ def delivered(
     if cluster and isinstance(cluster, str):
         properties["cluster-id"] = cluster
     origin = _ORIGINS[scope, queue, exchange, routing_key, redelivered, appended]
-    place, malformed = destination.rabbitmq(exchange, routing_key), faults[0] if faults else None
-    return message_of(place, _bytes_or_empty(body), None, properties, headers, origin, native, malformed)
+    place, malformed = (
+        destination.rabbitmq(exchange, routing_key),
+        faults[0] if faults else None,
+    )
+    return message_of(
+        place, _bytes_or_empty(body), None, properties, headers, origin, native, malformed
+    )
 
 
 def append_time(headers: Mapping[str, Any]) -> int | None:
@@ -108,7 +127,11 @@ def append_time(headers: Mapping[str, Any]) -> int | None:
     negative one as 2**63 and more.
     """
     stamp = headers.get(APPEND_HEADER)
-    return int(stamp) if isinstance(stamp, int) and not isinstance(stamp, bool) and 0 <= stamp < 1 << 63 else None
+    return (
+        int(stamp)
+        if isinstance(stamp, int) and not isinstance(stamp, bool) and 0 <= stamp < 1 << 63
+        else None
+    )
 
 
 def may_be_too_large(why: str, size: int) -> bool:
@@ -204,7 +227,10 @@ def published(
     """
     if short_string("the routing key", routing_key) is None and routing_key != "":
         raise MalformedMessage("the routing key must be text")
-    given = {name: short_string(name, getattr(properties, key)) for name, key in SHORT_STRINGS.items()}
+    given = {
+        name: short_string(name, getattr(properties, key))
+        for name, key in SHORT_STRINGS.items()
+    }
     texts = {name: text for name, text in given.items() if text is not None}
     if message_id is not None:
         texts.setdefault("message-id", message_id)
@@ -246,7 +272,9 @@ def check_frame(size: int, limit: int = MAX_HEADER_FRAME) -> None:
 def deferring(out_of_reach: Errors) -> AbstractContextManager[None]:
     """Defer a handler whose answer is sent within the block, while connection or signing key cannot be reached."""
     return refusing(
-        out_of_reach, lambda error: f"the answer could not be sent: {type(error).__name__}", RetryLater
+        out_of_reach,
+        lambda error: f"the answer could not be sent: {type(error).__name__}",
+        RetryLater,
     )
 
 
@@ -288,7 +316,9 @@ def _broker_name(name: object) -> str:
     if name is None:
         return ""
     if not isinstance(name, str):
-        raise TypeError(f"an exchange or routing key must be text, not {type(name).__name__}")
+        raise TypeError(
+            f"an exchange or routing key must be text, not {type(name).__name__}"
+        )
     return name
 
 
@@ -301,11 +331,17 @@ def _bytes_or_empty(body: object) -> bytes:
 DEFAULT_DELIVERY_LIMIT: Final = 20
 """RabbitMQ 4's own default; a lower one condemns healthy messages in ordinary network failures."""
 UNPARSEABLE: Final = ".unparseable"
-LETTERS: Final = {"x-queue-type": "quorum", "x-delivery-limit": -1, "x-overflow": "reject-publish"}
+LETTERS: Final = {
+    "x-queue-type": "quorum",
+    "x-delivery-limit": -1,
+    "x-overflow": "reject-publish",
+}
 """Arguments of a queue that keeps its messages: no delivery limit, no TTL, refusing when full."""
 OFFSET: Final = "x-stream-offset"
 """Header that RabbitMQ adds to what it delivers from a stream; any publisher can write it too."""
-_OTHER: Final = re.compile(r"arg '([\w-]+)' .* current is the value '([^']*)' of type '(\w+)'")
+_OTHER: Final = re.compile(
+    r"arg '([\w-]+)' .* current is the value '([^']*)' of type '(\w+)'"
+)
 
 
 def source_arguments(name: str, delivery_limit: int) -> dict[str, Any]:
@@ -327,7 +363,9 @@ def source_arguments(name: str, delivery_limit: int) -> dict[str, Any]:
 
 def stream_refused(name: str) -> ConfigurationError:
     """Return the error for a stream, since RabbitMQ forgets a delivery of a stream that is given back."""
-    return ConfigurationError(f"{name} is a stream, which loses what is given back to it: consume a quorum queue")
+    return ConfigurationError(
+        f"{name} is a stream, which loses what is given back to it: consume a quorum queue"
+    )
 
 
 async def exists(refusal: Callable[..., Awaitable[str]]) -> bool:

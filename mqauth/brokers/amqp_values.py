@@ -50,7 +50,9 @@ def short_string(what: str, value: object) -> str | None:
     if not isinstance(value, str):
         raise MalformedMessage(f"{what} must be text, not {type(value).__name__}")
     if not 0 <= utf8_size(value) <= MAX_SHORT_STRING:
-        raise MalformedMessage(f"{what} must be UTF-8 of at most {MAX_SHORT_STRING} bytes")
+        raise MalformedMessage(
+            f"{what} must be UTF-8 of at most {MAX_SHORT_STRING} bytes"
+        )
     return str.__str__(value)
 
 
@@ -63,7 +65,9 @@ def header_name(name: object) -> str:
     if type(name) is str and name.isascii() and len(name) <= MAX_KEY:
         return name
     if not isinstance(name, str) or not 0 <= utf8_size(name) <= MAX_KEY:
-        raise MalformedMessage(f"a header name must be UTF-8 text of at most {MAX_KEY} bytes")
+        raise MalformedMessage(
+            f"a header name must be UTF-8 text of at most {MAX_KEY} bytes"
+        )
     return str.__str__(name)
 
 
@@ -89,13 +93,18 @@ def on_wire(value: object, scalar: Scalar, depth: int = MAX_DEPTH) -> HeaderValu
             raise MalformedMessage(f"a header value is nested deeper than {MAX_DEPTH}")
         if isinstance(value, list):
             return tuple(on_wire(item, scalar, depth - 1) for item in value)
-        return {header_name(name): on_wire(item, scalar, depth - 1) for name, item in value.items()}
+        return {
+            header_name(name): on_wire(item, scalar, depth - 1)
+            for name, item in value.items()
+        }
     try:
         return scalar(value)
     except MalformedMessage:
         raise
     except (ArithmeticError, ValueError, TypeError, struct.error) as error:
-        raise MalformedMessage("a number or time in a header is out of AMQP's range") from error
+        raise MalformedMessage(
+            "a number or time in a header is out of AMQP's range"
+        ) from error
 
 
 def plain_scalar(value: object) -> HeaderValue:
@@ -125,7 +134,9 @@ def plain_scalar(value: object) -> HeaderValue:
         if not 0 <= seconds <= 0xFFFF_FFFF:
             raise MalformedMessage("a time in a header must be between 1970 and 2106")
         return datetime.fromtimestamp(seconds, tz=UTC)
-    raise MalformedMessage(f"AMQP's clients send no header value of type {type(value).__name__}")
+    raise MalformedMessage(
+        f"AMQP's clients send no header value of type {type(value).__name__}"
+    )
 
 
 def single(value: float) -> float:
@@ -189,7 +200,10 @@ def _value_in(value: object, depth: int, faults: list[str]) -> HeaderValue:
     if isinstance(value, (list, tuple)):
         return tuple(_value_in(item, depth - 1, faults) for item in value)
     if isinstance(value, Mapping):
-        return {_name_in(name, faults): _value_in(item, depth - 1, faults) for name, item in value.items()}
+        return {
+            _name_in(name, faults): _value_in(item, depth - 1, faults)
+            for name, item in value.items()
+        }
     faults.append("a header value has an unknown type")
     return _as_text(value)
 
@@ -218,9 +232,14 @@ def value_out(value: HeaderValue, octets: Callable[[bytes], Any]) -> Any:
     return value
 
 
-def headers_out(pairs: tuple[HeaderPair, ...], octets: Callable[[bytes], Any]) -> dict[str, Any]:
+def headers_out(
+    pairs: tuple[HeaderPair, ...], octets: Callable[[bytes], Any]
+) -> dict[str, Any]:
     """Return header pairs as a fresh dict that a client can send; ``octets`` as in ``value_out``."""
-    return {name: value if type(value) is str else value_out(value, octets) for name, value in pairs}
+    return {
+        name: value if type(value) is str else value_out(value, octets)
+        for name, value in pairs
+    }
 
 
 def arrives(name: str, value: HeaderValue, sent: Any, scalar: Scalar) -> bool:
@@ -243,5 +262,7 @@ def _same(left: HeaderValue, right: HeaderValue) -> bool:
     if isinstance(left, tuple) and isinstance(right, tuple):
         return len(left) == len(right) and all(map(_same, left, right))
     if isinstance(left, Mapping) and isinstance(right, Mapping):
-        return left.keys() == right.keys() and all(_same(value, right[name]) for name, value in left.items())
+        return left.keys() == right.keys() and all(
+            _same(value, right[name]) for name, value in left.items()
+        )
     return type(left) is type(right) and repr(left) == repr(right)

@@ -72,7 +72,10 @@ async def in_time(seconds: float, cause: Cause, lost: Errors) -> AsyncIterator[N
 
 DEFAULT_MAX_BODY: Final = 16 * 1024 * 1024
 """RabbitMQ 4's default ``max_message_size``, bytes."""
-RECORD_PROPERTIES: Final[dict[str, Any]] = {"content_type": "application/json", "type": "mqauth-audit-1"}
+RECORD_PROPERTIES: Final[dict[str, Any]] = {
+    "content_type": "application/json",
+    "type": "mqauth-audit-1",
+}
 """Of the message that holds an audit record."""
 
 
@@ -82,7 +85,9 @@ def check_queue(name: str, timeout: float) -> None:
     Raises:
         ConfigurationError: it is refused.
     """
-    require(timeout > 0 and name, "a queue must be named, and timeout must be above 0 seconds")
+    require(
+        timeout > 0 and name, "a queue must be named, and timeout must be above 0 seconds"
+    )
 
 
 def burying(  # noqa: PLR0917 - a flow has no keywords
@@ -111,7 +116,9 @@ def burying(  # noqa: PLR0917 - a flow has no keywords
     def fits(form: Message) -> bool:
         return len(form.body or b"") <= limit
 
-    yield from first_taken(letter, lambda form: call(send, form), carries, fits, too_large, oversize)
+    yield from first_taken(
+        letter, lambda form: call(send, form), carries, fits, too_large, oversize
+    )
 
 
 def responder_of(replies: Any) -> Any:
@@ -124,5 +131,8 @@ def responder_of(replies: Any) -> Any:
     """
     if replies is None:
         return None
-    require(hasattr(replies, "responder"), f"replies= takes a Producer, not {type(replies).__name__}")
+    require(
+        hasattr(replies, "responder"),
+        f"replies= takes a Producer, not {type(replies).__name__}",
+    )
     return replies.responder()

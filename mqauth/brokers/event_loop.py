@@ -61,7 +61,9 @@ def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(handler)
     async def handle(verified: Any) -> Any:
-        running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, handler, verified)
+        running = asyncio.get_running_loop().run_in_executor(
+            None, copy_context().run, handler, verified
+        )
         try:
             result = await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -95,7 +97,9 @@ def letters_on_thread(sink: DeadLetterSink) -> DeadLetterSink:
     """Return a sink that an event loop can wait for: plain calls are made on a thread."""
     calls: Any = (sink.publish, getattr(sink, "exists", lambda: None))
     # A coroutine that is made on a thread would be left there, never awaited, by a caller who is cancelled.
-    publish, exists = (call if is_async(call) else partial(_aside, call) for call in calls)
+    publish, exists = (
+        call if is_async(call) else partial(_aside, call) for call in calls
+    )
     return SimpleNamespace(name=sink.name, publish=publish, exists=exists)
 
 
@@ -129,9 +133,9 @@ async def signed(signer: Signer, sign: Callable[..., R], *arguments: Any) -> R:
 
 
 # by loop, since a ``DaemonThread`` serves one caller; a child after a fork has a loop of its own
-_SIGNING: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, WeakKeyDictionary[Signer, DaemonThread]]] = (
-    WeakKeyDictionary()
-)
+_SIGNING: Final[
+    WeakKeyDictionary[asyncio.AbstractEventLoop, WeakKeyDictionary[Signer, DaemonThread]]
+] = WeakKeyDictionary()
 
 
 class LoopBeat:
@@ -188,7 +192,10 @@ class Leaving:
         if await self.ends(asking):
             asking.result()
         elif before:
-            emit("client.no_answer", "the broker does not answer a consumer that stops: it is left as it is")
+            emit(
+                "client.no_answer",
+                "the broker does not answer a consumer that stops: it is left as it is",
+            )
 
     async def ends(self, asking: asyncio.Future[Any]) -> bool:
         """Wait for the end of something while there is time; return whether it has come."""
@@ -210,7 +217,9 @@ class DeliveryTasks:
     def __len__(self) -> int:
         return len(self._running)
 
-    def run(self, work: Coroutine[Any, Any, None], context: Context | None = None) -> asyncio.Task[None]:
+    def run(
+        self, work: Coroutine[Any, Any, None], context: Context | None = None
+    ) -> asyncio.Task[None]:
         """Run the rest of a delivery's work in a task of its own, and return that."""
         task = asyncio.create_task(work, context=context)
         self._running.add(task)
@@ -227,7 +236,9 @@ class DeliveryTasks:
             self._asking.add(task)
             self._asked.set()
 
-    async def end(self, grace: float, leaving: Leaving, left: Callable[[], None] = lambda: None) -> None:
+    async def end(
+        self, grace: float, leaving: Leaving, left: Callable[[], None] = lambda: None
+    ) -> None:
         """Return when all tasks have ended; those that need longer than ``grace`` seconds are cancelled, once.
 
         Args:
@@ -257,7 +268,9 @@ class DeliveryTasks:
 
 
 @contextmanager
-def stopping_on_signals(stop: Callable[[], object], *, enabled: bool = True) -> Iterator[None]:
+def stopping_on_signals(
+    stop: Callable[[], object], *, enabled: bool = True
+) -> Iterator[None]:
     """Call ``stop`` at SIGTERM and SIGINT, where that is enabled, and restore the old handlers at the end.
 
     The second SIGINT ends the process at once: who presses Ctrl-C again does not wait for a handler that hangs.
@@ -284,9 +297,13 @@ def stopping_on_signals(stop: Callable[[], object], *, enabled: bool = True) -> 
             signal.signal(number, handler)
 
 
-def loop_stopping_on_signals(stop: Callable[[], object], *, enabled: bool) -> AbstractContextManager[None]:
+def loop_stopping_on_signals(
+    stop: Callable[[], object], *, enabled: bool
+) -> AbstractContextManager[None]:
     """Return ``stopping_on_signals`` for a function that is called in the running event loop."""
-    return stopping_on_signals(partial(asyncio.get_running_loop().call_soon_threadsafe, stop), enabled=enabled)
+    return stopping_on_signals(
+        partial(asyncio.get_running_loop().call_soon_threadsafe, stop), enabled=enabled
+    )
 
 
 class FirstError(AbstractContextManager["FirstError"]):
@@ -349,7 +366,9 @@ class BackgroundRun(ABC):
                 emit("consumer.ended", "the consumer stopped: %s", type(error).__name__)
                 self._error = error
 
-        self._background = threading.Thread(target=run, name="mqauth-consumer", daemon=True)
+        self._background = threading.Thread(
+            target=run, name="mqauth-consumer", daemon=True
+        )
         self._background.start()
         return self
 
@@ -391,7 +410,9 @@ async def ticking(guard: Pipeline, sleep: Sleep = asyncio.sleep) -> None:
         await sleep(MINUTE)
 
 
-def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
+def tell(
+    loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object
+) -> None:
     """Have an event loop call a function, from any thread; do nothing where the loop has ended."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(function, *args)

@@ -92,7 +92,9 @@ class AsyncJudgement(JudgedRecord[Coroutine[Any, Any, "AsyncJudgement"]]):
     They are those of ``Judgement``.
     """
 
-    def dead_letter(self, dead_letters: DeadLetterSink) -> Coroutine[Any, Any, AsyncJudgement]:
+    def dead_letter(
+        self, dead_letters: DeadLetterSink
+    ) -> Coroutine[Any, Any, AsyncJudgement]:
         """Audit and dead-letter a rejected message, on a thread where the sink is plain; then commit or ack."""
         return self._take(self.guard.bury(self.delivery, letters_on_thread(dead_letters)))
 

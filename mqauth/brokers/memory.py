@@ -11,7 +11,14 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 from mqauth.delivery.log_work import equipped
-from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable, refusing, require
+from mqauth.errors import (
+    Cause,
+    ConfigurationError,
+    MqauthError,
+    Unavailable,
+    refusing,
+    require,
+)
 from mqauth.flow import refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Verdict
 from mqauth.judging.selftest import starting
@@ -91,7 +98,9 @@ class MemoryBroker:
         """Return the messages of a queue in order, without taking them."""
         with self._changed:
             items = self._queue(place).waiting
-            return tuple(item.message if isinstance(item, Delivery) else item for item in items)
+            return tuple(
+                item.message if isinstance(item, Delivery) else item for item in items
+            )
 
     def wait(self, seconds: float) -> None:
         """Wait until something is published, at most so many seconds."""
@@ -99,7 +108,9 @@ class MemoryBroker:
             self._changed.wait(seconds)
 
     def _queue(self, place: str) -> _Queue:
-        return require(self._queues.get(place), f"no queue is declared for {place}", UnroutableError)
+        return require(
+            self._queues.get(place), f"no queue is declared for {place}", UnroutableError
+        )
 
 
 class Producer:
@@ -132,9 +143,15 @@ class DeadLetters:
         Raises:
             Unavailable: ``dead_letter_unavailable``, the queue is not declared.
         """
-        with refusing(UnroutableError, str, lambda what: Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, what)):
+        with refusing(
+            UnroutableError,
+            str,
+            lambda what: Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, what),
+        ):
             # This broker carries every header value.
-            self._broker.publish(replace(letter.whole(lambda _name, _value: True), destination=self.name))
+            self._broker.publish(
+                replace(letter.whole(lambda _name, _value: True), destination=self.name)
+            )
 
 
 class Consumer:
@@ -171,7 +188,9 @@ class Consumer:
         self._queue = queue
         self._guard = guard
         self._handler = handler
-        self._equipped = equipped(handler, None, None if replies is None else self._answer)
+        self._equipped = equipped(
+            handler, None, None if replies is None else self._answer
+        )
         self._dead_letters = dead_letters
         self._replies = replies
         self._stopped = threading.Event()
@@ -187,11 +206,17 @@ class Consumer:
         # Everything that waits now: what is deferred waits again, and is not taken twice.
         deliveries: list[Delivery] = []
         while (taken := self._broker.take(self._queue)) is not None:
-            deliveries.append(taken if isinstance(taken, Delivery) else self._guard.receive(taken))
+            deliveries.append(
+                taken if isinstance(taken, Delivery) else self._guard.receive(taken)
+            )
         outcomes: list[Outcome] = []
         for delivery in deliveries:
             outcomes.append(
-                run(self._guard.process(delivery, self._equipped, self._dead_letters, self._unverified))
+                run(
+                    self._guard.process(
+                        delivery, self._equipped, self._dead_letters, self._unverified
+                    )
+                )
             )
             if outcomes[-1].verdict is Verdict.DEFERRED:
                 self._broker.give_back(self._queue, delivery)
@@ -213,11 +238,19 @@ class Consumer:
         if place is None or self._replies is None:
             raise ConfigurationError("the message cannot be answered: it has no reply-to")
         on_kafka = destination.is_kafka(self._queue)
-        kept = {name: text for name, text in verified.properties.items() if name == "correlation-id"}
+        kept = {
+            name: text
+            for name, text in verified.properties.items()
+            if name == "correlation-id"
+        }
         answer = Message(
-            destination=destination.kafka(place) if on_kafka else destination.rabbitmq("", place),
+            destination=destination.kafka(place)
+            if on_kafka
+            else destination.rabbitmq("", place),
             body=body,
             properties={} if on_kafka else kept,
-            headers=tuple((name, text.encode()) for name, text in kept.items()) if on_kafka else (),
+            headers=tuple((name, text.encode()) for name, text in kept.items())
+            if on_kafka
+            else (),
         )
         self._broker.publish(self._replies.sign(answer))

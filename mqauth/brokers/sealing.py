@@ -62,7 +62,9 @@ class Sealing:
         self._round = 0
         self._asked = (-1, False)
 
-    async def publish(self, message: Message, send: Callable[[Message], Awaitable[R]]) -> R:
+    async def publish(
+        self, message: Message, send: Callable[[Message], Awaitable[R]]
+    ) -> R:
         """Seal a message with others, send it, and return what ``send`` returns.
 
         Args:
@@ -113,7 +115,9 @@ class Sealing:
             # On a thread where the key may block.
             together = [each for each, _ in group]
             if self._blocking:
-                task = asyncio.create_task(signed(self._signer, self._signer.seal, together))
+                task = asyncio.create_task(
+                    signed(self._signer, self._signer.seal, together)
+                )
                 self._tasks.add(task)
                 task.add_done_callback(partial(self._ended, group))
             else:
@@ -129,7 +133,11 @@ class Sealing:
         # A key that blocks signs one batch after the other: until it has, others join the next.
         if waiting and not self._tasks and self._asked != (self._round, held):
             self._asked = self._round, held
-            ask = partial(self._timer, self._linger) if held else asyncio.get_running_loop().call_soon
+            ask = (
+                partial(self._timer, self._linger)
+                if held
+                else asyncio.get_running_loop().call_soon
+            )
             ask(partial(self._ring, self._round))
 
     def _ring(self, number: int) -> None:

@@ -21,7 +21,14 @@ from mqauth.check.codes import CODES, Code, Severity
 from mqauth.check.rule import Finding, Report, Rule, Target, finding, ordered, read, those
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.load import Configuration
-from mqauth.config.toml_file import Place, RefusedSetting, lines_of, nearest, placeholders, read_toml
+from mqauth.config.toml_file import (
+    Place,
+    RefusedSetting,
+    lines_of,
+    nearest,
+    placeholders,
+    read_toml,
+)
 from mqauth.errors import ConfigurationError
 
 __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]
@@ -47,12 +54,16 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
     text, members = read_toml(Path(path))
     target = read(Path(path), members, now=clock.now())
     # What the reader refuses.
-    findings = [finding("configuration", refusal.path, refusal.what) for refusal in target.refusals]
+    findings = [
+        finding("configuration", refusal.path, refusal.what)
+        for refusal in target.refusals
+    ]
     # Settings that say whom to trust, and have a placeholder.
     findings += [
         finding("trust_from_environment", at, f"takes {name} from the environment")
         for at, name in placeholders(tomllib.loads(text))
-        if at[:2] in (("consumer", "issuers"), ("consumer", "allow"), ("release", "authorities"))
+        if at[:2]
+        in (("consumer", "issuers"), ("consumer", "allow"), ("release", "authorities"))
     ]
     # What the rules find; what is refused when the objects are built, where nothing was found wrong before; and
     # names in [check] accept that cannot be accepted.
@@ -77,20 +88,38 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
     lines = lines_of(text)
     every = ordered(replace(each, line=nearest(lines, each.path)) for each in findings)
     kept = tuple(
-        each for each in every if each.severity is Severity.ERROR or each.code.name not in target.options.accept
+        each
+        for each in every
+        if each.severity is Severity.ERROR or each.code.name not in target.options.accept
     )
     # What could not be looked at, and the setting that makes it visible.
-    given, replay, producer = target.options.table.members, target.replay, target.settings.producer
-    local = target.settings.consumer is not None and replay is not None and replay.kind in ("memory", "file")
+    given, replay, producer = (
+        target.options.table.members,
+        target.replay,
+        target.settings.producer,
+    )
+    local = (
+        target.settings.consumer is not None
+        and replay is not None
+        and replay.kind in ("memory", "file")
+    )
     unseen = (
         ("brokers" not in given, "broker URLs ([check] brokers)"),
-        (local and "consumers" not in given, "whether consumers share the replay store ([check] consumers)"),
+        (
+            local and "consumers" not in given,
+            "whether consumers share the replay store ([check] consumers)",
+        ),
         (local and "rate" not in given, "replay capacity ([check] rate)"),
-        (producer is not None and producer.identity is not None, "what the authority would give"),
+        (
+            producer is not None and producer.identity is not None,
+            "what the authority would give",
+        ),
         (any(source.file is None for source in target.sources), "remote key sets"),
     )
     return Report(
-        findings=kept, unseen=tuple(what for holds, what in unseen if holds), accepted=len(every) - len(kept)
+        findings=kept,
+        unseen=tuple(what for holds, what in unseen if holds),
+        accepted=len(every) - len(kept),
     )
 
 
@@ -111,7 +140,8 @@ def _refused(
     parts = {
         # A signer with an identity would ask the authority for it.
         "signer": "producer" in openable,
-        "identity": settings.producer is not None and settings.producer.identity is not None,
+        "identity": settings.producer is not None
+        and settings.producer.identity is not None,
         "trial": settings.consumer is not None,
         "authority.desk": settings.authority is not None,
         "authority.keys": "authority" in openable,

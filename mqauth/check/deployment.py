@@ -46,7 +46,9 @@ class _URL(NamedTuple):
             return any(value != "0" for value in self.options.get("no_verify_ssl", ()))
         lax = any(value != "required" for value in self.options.get("ssl_cert_reqs", ()))
         hostname = {value.lower() for value in self.options.get("ssl_check_hostname", ())}
-        return self.scheme != "redis" and (lax or not hostname <= {"true", "t", "yes", "y", "1"})
+        return self.scheme != "redis" and (
+            lax or not hostname <= {"true", "t", "yes", "y", "1"}
+        )
 
 
 def connections(target: Target) -> Iterator[Finding]:
@@ -58,15 +60,23 @@ def connections(target: Target) -> Iterator[Finding]:
         # kafka-python's default is not encrypted.
         protocols = url.options.get("security_protocol", ["PLAINTEXT"])
         encrypted = (
-            set(protocols) <= {"SSL", "SASL_SSL"} if url.scheme == "kafka" else url.scheme in ("amqps", "rediss")
+            set(protocols) <= {"SSL", "SASL_SSL"}
+            if url.scheme == "kafka"
+            else url.scheme in ("amqps", "rediss")
         )
         if url.scheme == "amqp" and ignored:
             yield finding("broker_tls_ignored", path, f"{url} with {', '.join(ignored)}")
         elif not encrypted and not all(map(is_loopback, url.hosts)):
-            yield finding("replay_plaintext" if replay else "broker_plaintext", path, f"{url} is plaintext")
+            yield finding(
+                "replay_plaintext" if replay else "broker_plaintext",
+                path,
+                f"{url} is plaintext",
+            )
         elif url.is_unverified:
             yield finding(
-                "replay_unverified" if replay else "broker_unverified", path, f"{url} turns verification off"
+                "replay_unverified" if replay else "broker_unverified",
+                path,
+                f"{url} turns verification off",
             )
 
 
@@ -83,7 +93,11 @@ def writable(target: Target) -> Iterator[Finding]:
         for key in ("file", "ca", "snapshot")
     ]
     return (
-        finding("trust_writable", at, f"{target.shown(path)} may be written by others (mode {mode(path)})")
+        finding(
+            "trust_writable",
+            at,
+            f"{target.shown(path)} may be written by others (mode {mode(path)})",
+        )
         for path, at in trusted
         if path is not None and strangers(path) & _WRITE
     )
@@ -100,11 +114,19 @@ def readable(target: Target) -> Iterator[Finding]:
     )
     secrets: list[tuple[Path | None, Place]] = [
         *passphrases,
-        *_named(target, "consumer.opa.token_file", "producer.identity.credential.client_secret_file"),
+        *_named(
+            target,
+            "consumer.opa.token_file",
+            "producer.identity.credential.client_secret_file",
+        ),
     ]
     secrets += [(reference.secret, signs.at) for signs, reference in target.references]
     yield from (
-        finding("secret_readable", named, f"{target.shown(secret)} is open to others (mode {mode(secret)})")
+        finding(
+            "secret_readable",
+            named,
+            f"{target.shown(secret)} is open to others (mode {mode(secret)})",
+        )
         for secret, named in secrets
         if secret is not None and strangers(secret)
     )
@@ -186,7 +208,12 @@ def store(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
             at,
             f"{target.shown(replay.file or target.file)} does not outlast a restart",
         ),
-        (options.consumers > 1, "replay_memory_shared", at, f"{options.consumers} consumers, and a store {where}"),
+        (
+            options.consumers > 1,
+            "replay_memory_shared",
+            at,
+            f"{options.consumers} consumers, and a store {where}",
+        ),
         (
             ids > capacity,
             "replay_capacity",
@@ -202,8 +229,18 @@ def tables(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     audited, buried = "audit" in target.present, "dead_letters" in target.present
     return those(
         (not consumer.self_test, "self_test_off", ("consumer", "self_test"), "off"),
-        (not audited and not buried, "settles_nothing", ("consumer",), "neither [audit] nor [dead_letters]"),
-        (buried and not audited, "audit_missing", ("audit",), "[consumer] and [dead_letters], and no [audit]"),
+        (
+            not audited and not buried,
+            "settles_nothing",
+            ("consumer",),
+            "neither [audit] nor [dead_letters]",
+        ),
+        (
+            buried and not audited,
+            "audit_missing",
+            ("audit",),
+            "[consumer] and [dead_letters], and no [audit]",
+        ),
         (
             audited and not buried,
             "dead_letters_missing",
@@ -220,7 +257,9 @@ def audit(target: Target) -> Iterator[Finding]:
         odd = os.path.exists(path) and not os.path.isfile(path)
         open_ = strangers(path) & _WRITE
         # A name that is filled in later is not looked at.
-        usable = "{" in str(path) or os.access(path if os.path.exists(path) else path.parent, os.W_OK)
+        usable = "{" in str(path) or os.access(
+            path if os.path.exists(path) else path.parent, os.W_OK
+        )
         yield from those(
             (odd, "audit_not_durable", at, f"{shown} is no regular file"),
             (
@@ -229,8 +268,18 @@ def audit(target: Target) -> Iterator[Finding]:
                 at,
                 f"{shown} does not outlast a restart",
             ),
-            (open_, "audit_writable", at, f"{shown} may be written by others (mode {mode(path)})"),
-            (not open_ and not usable, "audit_unwritable", at, f"{shown} cannot be written by this user"),
+            (
+                open_,
+                "audit_writable",
+                at,
+                f"{shown} may be written by others (mode {mode(path)})",
+            ),
+            (
+                not open_ and not usable,
+                "audit_unwritable",
+                at,
+                f"{shown} cannot be written by this user",
+            ),
         )
 
 
@@ -246,9 +295,15 @@ def _is_temporary(target: Target, path: Path) -> bool:
 
 def shared(target: Target) -> Iterator[Finding]:
     """Find an audit file that two processes write."""
-    settings, own, consumers = target.settings.audit, dict(target.audit_files), target.options.consumers
+    settings, own, consumers = (
+        target.settings.audit,
+        dict(target.audit_files),
+        target.options.consumers,
+    )
     # In containers each process has the number 1.
-    named = settings is None or any(name in str(settings.file) for name in ("{host}", "{instance}"))
+    named = settings is None or any(
+        name in str(settings.file) for name in ("{host}", "{instance}")
+    )
     both = len(own) > 1 and len({os.path.abspath(path) for path in own.values()}) == 1
     return those(
         (
@@ -257,7 +312,12 @@ def shared(target: Target) -> Iterator[Finding]:
             ("audit", "file"),
             f"{consumers} consumers, and a name that two of them may share",
         ),
-        (both, "audit_shared", ("authority", "audit"), "the consumer and the authority of this file write one"),
+        (
+            both,
+            "audit_shared",
+            ("authority", "audit"),
+            "the consumer and the authority of this file write one",
+        ),
     )
 
 
@@ -270,9 +330,22 @@ def dead_letters(target: Target, settings: DeadLettersSettings) -> Iterator[Find
     destinations = [allowed for rule in consumer.allow for allowed in rule.destinations]
     letters = (destination.kafka(name), destination.rabbitmq("", name))
     if name == consumer.scope or set(letters) & set(destinations):
-        yield finding("dead_letters_source", at, f"{name} is what the consumer reads from")
+        yield finding(
+            "dead_letters_source", at, f"{name} is what the consumer reads from"
+        )
     elif any(matches(allowed, letter) for allowed in destinations for letter in letters):
-        yield finding("dead_letters_reachable", at, f"a rule lets a producer publish to {name}")
+        yield finding(
+            "dead_letters_reachable", at, f"a rule lets a producer publish to {name}"
+        )
 
 
-RULES: Final = (writable, readable, connections, store, tables, audit, shared, dead_letters)
+RULES: Final = (
+    writable,
+    readable,
+    connections,
+    store,
+    tables,
+    audit,
+    shared,
+    dead_letters,
+)

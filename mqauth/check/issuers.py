@@ -58,12 +58,15 @@ def bindings(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
                 )
             continue
         names, path = subjects.get(_ANY, frozenset()), (*path, "subjects")
-        silent = keys is None or any(key.subjects is None and key.kid not in subjects for key in keys)
+        silent = keys is None or any(
+            key.subjects is None and key.kid not in subjects for key in keys
+        )
         # An empty list in the key itself is stronger than any pin.
         unbound = [
             key.kid
             for key in keys or ()
-            if key.subjects == frozenset() or (key.subjects is None and not names and key.kid not in subjects)
+            if key.subjects == frozenset()
+            or (key.subjects is None and not names and key.kid not in subjects)
         ]
         yield from those(
             (
@@ -101,7 +104,9 @@ def forms(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         for source in consumer.issuers
         if source.trust_domain is None and source.until is None
     }
-    domains = {source.issuer for source in consumer.issuers if source.trust_domain is not None}
+    domains = {
+        source.issuer for source in consumer.issuers if source.trust_domain is not None
+    }
     workloads = [rule for rule in consumer.allow if rule.issuer in domains]
     for number, rule in enumerate(consumer.allow):
         issuer = direct.get(rule.issuer or "")
@@ -109,7 +114,8 @@ def forms(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         same = [
             other.subject
             for other in workloads
-            if other.subject.endswith(f"/{rule.subject}") or set(rule.destinations) == set(other.destinations)
+            if other.subject.endswith(f"/{rule.subject}")
+            or set(rule.destinations) == set(other.destinations)
         ]
         if same and issuer is not None and not _is_silent(issuer, rule, target.now):
             yield finding(
@@ -124,7 +130,12 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find rules that are missing, or too wide, or that no key can match, and an agent asked without TLS."""
     opa = consumer.opa
     yield from those(
-        (not consumer.allow and opa is None, "policy_empty", ("consumer", "allow"), "no [[consumer.allow]]"),
+        (
+            not consumer.allow and opa is None,
+            "policy_empty",
+            ("consumer", "allow"),
+            "no [[consumer.allow]]",
+        ),
         (
             not consumer.allow and opa is not None,
             "opa_unbounded",
@@ -141,7 +152,9 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     for number, rule in enumerate(consumer.allow):
         path = ("consumer", "allow", number)
         for at, destination in enumerate(rule.destinations):
-            words = destination.rpartition(":" if is_kafka(destination) else "/")[2].split(".")
+            words = destination.rpartition(":" if is_kafka(destination) else "/")[
+                2
+            ].split(".")
             if set(words) <= {"*", "#"}:
                 # With the default exchange, a routing key is the name of a queue.
                 name = (
@@ -149,8 +162,14 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
                     if is_kafka(destination) or destination.startswith("rabbitmq:/")
                     else "rule_broad"
                 )
-                yield finding(name, (*path, "destinations", at), f"{rule.subject} may publish to {destination}")
-        issuers = [source for source in consumer.issuers if rule.issuer in (None, source.issuer)]
+                yield finding(
+                    name,
+                    (*path, "destinations", at),
+                    f"{rule.subject} may publish to {destination}",
+                )
+        issuers = [
+            source for source in consumer.issuers if rule.issuer in (None, source.issuer)
+        ]
         if all(_is_silent(source, rule, target.now) for source in issuers):
             yield finding(
                 "subject_without_key",
@@ -167,7 +186,10 @@ def authorities(target: Target) -> Iterator[Finding]:
         producers.add(target.settings.producer.issuer)
     for authority in target.authorities:
         path = authority.table.path
-        much = sorted(authority.waive & {Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.KEY_EXPIRED})
+        much = sorted(
+            authority.waive
+            & {Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.KEY_EXPIRED}
+        )
         yield from those(
             (
                 authority.issuer in producers or _place(authority) in places,
@@ -182,13 +204,18 @@ def authorities(target: Target) -> Iterator[Finding]:
 def contents(target: Target) -> Iterator[Finding]:
     """Find keys in a JWK Set file that are symmetric, private, weak, ambiguous or unusable."""
     for source in target.sources:
-        path, shown = (*source.table.path, "file"), target.shown(source.file or target.file)
+        path, shown = (
+            (*source.table.path, "file"),
+            target.shown(source.file or target.file),
+        )
         faults: dict[tuple[str, str], list[str]] = {}
         # The keys as they stand; none where the file cannot be read.
         listed: Any = None
         with suppress(ConfigurationError, strict_json.StrictJSONError):
             if source.file is not None:
-                document = strict_json.loads(disk.read_bounded(source.file, MAX_DOCUMENT), depth=8)
+                document = strict_json.loads(
+                    disk.read_bounded(source.file, MAX_DOCUMENT), depth=8
+                )
                 listed = document.get("keys") if isinstance(document, dict) else None
         for number, members in enumerate(listed if isinstance(listed, list) else []):
             fault = _fault(members, source.svid)
@@ -198,7 +225,13 @@ def contents(target: Target) -> Iterator[Finding]:
             yield finding(name, path, f"{shown}: key {few(numbers)}: {what}")
         keys = key_set(source)
         twice = (
-            [] if keys is None else [line for line in keys.skipped if line.startswith(("kid ", "mqauth_cutoff "))]
+            []
+            if keys is None
+            else [
+                line
+                for line in keys.skipped
+                if line.startswith(("kid ", "mqauth_cutoff "))
+            ]
         )
         if twice:
             yield finding("jwks_skipped", path, f"{shown}: {few(twice)}")
@@ -211,12 +244,19 @@ def remote(target: Target) -> Iterator[Finding]:
         host = urlsplit(source.issuer if source.discovery else source.jwks or "").hostname
         # The keystore of an issuer whose producer is in the same file.
         producer = target.settings.producer
-        signs = producer is not None and producer.issuer == source.issuer and producer.keys
+        signs = (
+            producer is not None and producer.issuer == source.issuer and producer.keys
+        )
         own = ring_of(signs) if signs else None
         limits = [(DAY, "a day"), (target.options.rotation, "the rotation period")]
         if own is not None:
-            limits.append((own.retain, "for which the keystore goes on publishing a retired key"))
-        (limit, what), delay = min(limits), source.publish_delay if own is None else own.publish_delay
+            limits.append(
+                (own.retain, "for which the keystore goes on publishing a retired key")
+            )
+        (limit, what), delay = (
+            min(limits),
+            source.publish_delay if own is None else own.publish_delay,
+        )
         yield from those(
             (
                 source.unsafe_http_loopback,
@@ -244,7 +284,9 @@ def key_set(source: SourceSettings) -> KeySet | None:
     path, svid = source.file, source.svid
     if path is None:
         return None
-    return unless_refused(lambda: load_key_set(disk.read_bounded(path, MAX_DOCUMENT), svid=svid))
+    return unless_refused(
+        lambda: load_key_set(disk.read_bounded(path, MAX_DOCUMENT), svid=svid)
+    )
 
 
 def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:
@@ -259,13 +301,19 @@ def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:
         if issuer.trust_domain is None
         else TrustDomain(keys=keys, subjects=issuer.subjects)
     )
-    alive = [key for key in keys if key.revocation is None or key.revocation.revoked_at > now]
+    alive = [
+        key for key in keys if key.revocation is None or key.revocation.revoked_at > now
+    ]
     return not any(judge.speaks_for(key, rule.subject) for key in alive)
 
 
 def _place(source: SourceSettings) -> str:
     """Return where keys come from, the same for two tables that name one place."""
-    return source.jwks or source.issuer if source.file is None else os.path.realpath(source.file)
+    return (
+        source.jwks or source.issuer
+        if source.file is None
+        else os.path.realpath(source.file)
+    )
 
 
 def _fault(members: Any, svid: Svid | None) -> tuple[str, str] | None:
@@ -273,7 +321,12 @@ def _fault(members: Any, svid: Svid | None) -> tuple[str, str] | None:
     if isinstance(members, Mapping):
         # A shared secret, or meant for an algorithm of one (RFC 7518, section 3.1).
         algorithm = str(members.get("alg", "")).lower()
-        if members.get("kty") == "oct" or "k" in members or algorithm == "none" or algorithm.startswith("hs"):
+        if (
+            members.get("kty") == "oct"
+            or "k" in members
+            or algorithm == "none"
+            or algorithm.startswith("hs")
+        ):
             return "jwks_symmetric", "a shared secret, or an alg that signs nothing"
         if {"d", "p", "q", "dp", "dq", "qi", "oth"} & members.keys():
             return "jwks_private", "holds a private key"

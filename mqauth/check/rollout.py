@@ -37,7 +37,11 @@ class Seen:
 
     def add(self, facts: Record) -> None:
         """Add what one record says of it."""
-        first, last, partition = str(facts.get("first")), str(facts.get("last")), facts.get("partition")
+        first, last, partition = (
+            str(facts.get("first")),
+            str(facts.get("last")),
+            facts.get("partition"),
+        )
         self.count += _whole(facts.get("count"))
         self.first, self.last = min(self.first or first, first), max(self.last, last)
         if type(partition) is int:
@@ -49,7 +53,14 @@ class Seen:
         group = self.group
         named = ", ".join(part for part in (group.subject, group.kid) if part)
         app = f"app-id {group.app}" if group.app else ""
-        return " ".join(part for part in (f"*{group.user}" if group.user else "", named or app) if part) or "-"
+        return (
+            " ".join(
+                part
+                for part in (f"*{group.user}" if group.user else "", named or app)
+                if part
+            )
+            or "-"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the group as JSON values."""
@@ -127,7 +138,11 @@ class Standing:
 
 
 def standings(
-    file: FileSettings, records: Iterable[Record], *, now: float, broken: str | None = None
+    file: FileSettings,
+    records: Iterable[Record],
+    *,
+    now: float,
+    broken: str | None = None,
 ) -> list[Standing]:
     """Return how each entry below ``enforce`` stands.
 
@@ -138,7 +153,14 @@ def standings(
         now: UTC seconds.
         broken: what is wrong with the audit files, ``None`` where nothing is.
     """
-    told = sorted((record for record in records if record.get("verdict") in ("observed", "rollout")), key=time_of)
+    told = sorted(
+        (
+            record
+            for record in records
+            if record.get("verdict") in ("observed", "rollout")
+        ),
+        key=time_of,
+    )
     rollout = Rollout([entry.build() for entry in file.rollout])
     return [
         _standing(entry, rollout=rollout, told=told, file=file, now=now, broken=broken)
@@ -175,7 +197,11 @@ def _standing(
         # what came in the window
         accepted = member(facts, "accepted").items()
         standing.accepted.update(
-            {destination: _whole(number) for destination, number in accepted if destination in entry.destinations}
+            {
+                destination: _whole(number)
+                for destination, number in accepted
+                if destination in entry.destinations
+            }
         )
         standing.other += _whole(facts.get("other"))
         for told_of in objects(facts.get("groups")):
@@ -193,18 +219,30 @@ def _standing(
         if time < now - HOUR:
             continue
         # who is there, on which rung, and how old the last deliveries were
-        process, rungs, appended = record.get("instance"), member(facts, "rungs"), member(facts, "oldest")
+        process, rungs, appended = (
+            record.get("instance"),
+            member(facts, "rungs"),
+            member(facts, "oldest"),
+        )
         standing.reported[process] = time
-        standing.rungs |= {str(rungs[destination]) for destination in entry.destinations if destination in rungs}
+        standing.rungs |= {
+            str(rungs[destination])
+            for destination in entry.destinations
+            if destination in rungs
+        }
         times = [
-            seconds_of(appended[destination]) for destination in entry.destinations if destination in appended
+            seconds_of(appended[destination])
+            for destination in entry.destinations
+            if destination in appended
         ]
         if times:
             oldest[process] = min(times)
     standing.groups = sorted(groups.values(), key=lambda seen: -seen.count)
     standing.oldest = min(oldest.values(), default=None)
     if file.consumer is not None:
-        standing.never_signed = list(dict.fromkeys(_never_signed(entry, file.consumer, signed)))
+        standing.never_signed = list(
+            dict.fromkeys(_never_signed(entry, file.consumer, signed))
+        )
     # The ends that starts have named for its destinations.
     named = {
         str(each.get("until"))
@@ -219,10 +257,17 @@ def _standing(
     open_groups = [
         seen
         for seen in standing.groups
-        if seen.group.code != Verdict.DUPLICATE.value and not is_accepted(entry, seen.group)
+        if seen.group.code != Verdict.DUPLICATE.value
+        and not is_accepted(entry, seen.group)
     ]
-    silent = [destination for destination in entry.destinations if not standing.accepted.get(destination)]
-    reported = f"{len(standing.reported)} of {consumers} consumers reported within the hour"
+    silent = [
+        destination
+        for destination in entry.destinations
+        if not standing.accepted.get(destination)
+    ]
+    reported = (
+        f"{len(standing.reported)} of {consumers} consumers reported within the hour"
+    )
     reasons = (
         (now < ends, f"the window is over at {iso_time(ends)}"),
         (broken is not None, broken or ""),
@@ -230,8 +275,14 @@ def _standing(
         (open_groups, f"{len(open_groups)} groups"),
         (standing.other, f"{standing.other} messages in no group"),
         (silent, f"no accepted message of {', '.join(silent)}"),
-        (changed is not None, f"rules, issuers or settings changed at {iso_time(changed or 0)}"),
-        (len(standing.rungs) > 1, f"mixed: {' and '.join(sorted(standing.rungs))} within the hour"),
+        (
+            changed is not None,
+            f"rules, issuers or settings changed at {iso_time(changed or 0)}",
+        ),
+        (
+            len(standing.rungs) > 1,
+            f"mixed: {' and '.join(sorted(standing.rungs))} within the hour",
+        ),
         (entry.at is Rung.OFF, "nothing is judged at off"),
     )
     standing.against = [reason for holds, reason in reasons if holds]
@@ -256,7 +307,10 @@ def _never_signed(
             for destination in places
             for pattern in rule.destinations
         )
-        silent = not any(rule.issuer in (None, issuer) and rule.subject == who for issuer, who in signed)
+        silent = not any(
+            rule.issuer in (None, issuer) and rule.subject == who
+            for issuer, who in signed
+        )
         if allowed and silent:
             yield rule.subject
 
@@ -291,7 +345,9 @@ def rungs(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Find
             ),
         )
         if entry.at < Rung.ENFORCE and entry.until is not None:
-            yield from _term(_ROLLOUT, (*path, "until"), places, days_left(entry.until, target.now))
+            yield from _term(
+                _ROLLOUT, (*path, "until"), places, days_left(entry.until, target.now)
+            )
 
 
 @on("rollout")
@@ -299,19 +355,35 @@ def weakest(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Fi
     """Say by which destinations a queue may be reached unsigned."""
     consumer = target.settings.consumer
     destinations = [
-        destination for entry in entries if entry.at < Rung.ENFORCE for destination in entry.destinations
+        destination
+        for entry in entries
+        if entry.at < Rung.ENFORCE
+        for destination in entry.destinations
     ]
-    destinations += [] if consumer is None else [exemption.destination for exemption in consumer.unsigned]
-    rabbit = [destination for destination in destinations if destination.startswith("rabbitmq:")]
+    destinations += (
+        []
+        if consumer is None
+        else [exemption.destination for exemption in consumer.unsigned]
+    )
+    rabbit = [
+        destination for destination in destinations if destination.startswith("rabbitmq:")
+    ]
     if rabbit:
-        yield finding("rollout_weakest", ("rollout",), f"unsigned messages may come by {few(rabbit)}")
+        yield finding(
+            "rollout_weakest",
+            ("rollout",),
+            f"unsigned messages may come by {few(rabbit)}",
+        )
 
 
 @on("consumer")
 def exemptions(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find what may lack a token."""
     for number, exempt in enumerate(consumer.unsigned):
-        at, destination = ("consumer", "unsigned", number, "destination"), exempt.destination
+        at, destination = (
+            ("consumer", "unsigned", number, "destination"),
+            exempt.destination,
+        )
         until, left = (*at[:-1], "until"), days_left(exempt.until, target.now)
         yield from those(
             (True, "unsigned_exempt", at, f"{destination}: {exempt.why}"),
@@ -339,7 +411,9 @@ def direct_issuers(target: Target, consumer: ConsumerSettings) -> Iterator[Findi
             )
 
 
-def _term(codes: tuple[str, str], path: tuple[str | int, ...], what: str, left: int) -> Iterator[Finding]:
+def _term(
+    codes: tuple[str, str], path: tuple[str | int, ...], what: str, left: int
+) -> Iterator[Finding]:
     overdue, ending = codes
     return those(
         (left < 0, overdue, path, f"{what}: over for {-left} days"),

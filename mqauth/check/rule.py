@@ -20,7 +20,12 @@ from mqauth.authority.application import MAX_AGE
 from mqauth.check.codes import CODES, Code, Severity
 from mqauth.config.declaration import collect
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
-from mqauth.config.settings import AuthoritySettings, CheckSettings, FileSettings, ReplaySettings
+from mqauth.config.settings import (
+    AuthoritySettings,
+    CheckSettings,
+    FileSettings,
+    ReplaySettings,
+)
 from mqauth.config.toml_file import Place, RefusedSetting, Table, spelt
 from mqauth.errors import ConfigurationError, T
 from mqauth.keystore import Keystore
@@ -84,7 +89,12 @@ class Reference(NamedTuple):
         shown = uri.partition("?")[0]
         if uri.startswith("transit:"):
             key = TransitReference.parse(uri)
-            return cls(shown, key.token_file, key.ca, key.server if key.server.startswith("http:") else None)
+            return cls(
+                shown,
+                key.token_file,
+                key.ca,
+                key.server if key.server.startswith("http:") else None,
+            )
         kind, _, name = (TokenURI.parse(uri).pin_source or "").partition(":")
         return cls(shown, Path(name) if kind == "file" else None)
 
@@ -139,7 +149,11 @@ class Target:
     def sources(self) -> tuple[SourceSettings, ...]:
         """The sources of all keys that are trusted: of issuers, release authorities, and credentials."""
         authority = self.settings.authority
-        return (*self.issuers, *self.authorities, *(() if authority is None else authority.credentials))
+        return (
+            *self.issuers,
+            *self.authorities,
+            *(() if authority is None else authority.credentials),
+        )
 
     @property
     def signers(self) -> tuple[Signs, ...]:
@@ -147,8 +161,16 @@ class Target:
         producer, authority = self.settings.producer, self.settings.authority
         signers = []
         if producer is not None and producer.keys is not None:
-            waits = 0 if self.settings.consumer is None else self.settings.consumer.max_queue_age or 0
-            signers.append(Signs("producer", producer, producer.keys, FRESH, producer.lifetime + waits))
+            waits = (
+                0
+                if self.settings.consumer is None
+                else self.settings.consumer.max_queue_age or 0
+            )
+            signers.append(
+                Signs(
+                    "producer", producer, producer.keys, FRESH, producer.lifetime + waits
+                )
+            )
         if authority is not None:
             # What it vouched for lives out by the overlap of its keys, and its set is fresh for a minute.
             signers.append(Signs("authority", authority, authority.keys, MAX_AGE, 0))
@@ -182,7 +204,11 @@ class Target:
 
     def shown(self, path: Path) -> str:
         """Return a path relative to the folder of the configuration file, if it lies within."""
-        return str(path.relative_to(self.file.parent) if path.is_relative_to(self.file.parent) else path)
+        return str(
+            path.relative_to(self.file.parent)
+            if path.is_relative_to(self.file.parent)
+            else path
+        )
 
 
 def read(file: Path, members: Mapping[str, Any], *, now: float) -> Target:
@@ -205,7 +231,9 @@ def others(path: Path) -> int:
 def strangers(path: Path) -> int:
     """Return the bits of ``others``, without those of a group that is only the owner's or that root has chosen."""
     status = _status(path)
-    return status.st_mode & (0o007 if is_own_group(status.st_uid, status.st_gid) else 0o077)
+    return status.st_mode & (
+        0o007 if is_own_group(status.st_uid, status.st_gid) else 0o077
+    )
 
 
 def is_own_group(user: int, group: int) -> bool:
@@ -244,7 +272,8 @@ class Finding:
     def key(self) -> str:
         """The place as people read it, like ``consumer.issuers[0].jwks``."""
         return "".join(
-            f"[{part}]" if isinstance(part, int) else f".{spelt(part)}" for part in self.path
+            f"[{part}]" if isinstance(part, int) else f".{spelt(part)}"
+            for part in self.path
         ).removeprefix(".")
 
     def as_dict(self) -> dict[str, Any]:
@@ -283,7 +312,9 @@ class Report:
         return replace(
             self,
             findings=ordered(
-                replace(finding, severity=Severity.ERROR) if finding.severity is Severity.WARNING else finding
+                replace(finding, severity=Severity.ERROR)
+                if finding.severity is Severity.WARNING
+                else finding
                 for finding in self.findings
             ),
         )
@@ -300,7 +331,12 @@ class Report:
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Return findings by severity, then by line."""
     ranks = list(Severity)
-    return tuple(sorted(findings, key=lambda finding: (ranks.index(finding.severity), finding.line or 0)))
+    return tuple(
+        sorted(
+            findings,
+            key=lambda finding: (ranks.index(finding.severity), finding.line or 0),
+        )
+    )
 
 
 def finding(name: str, path: Place, message: str) -> Finding:

@@ -17,7 +17,17 @@ from urllib.parse import urlsplit
 from mqauth.audit import disk
 from mqauth.authority.issuing import REGISTERED
 from mqauth.check.issuers import DAY, key_set
-from mqauth.check.rule import Finding, Target, finding, mode, on, others, ring_of, those, unless_refused
+from mqauth.check.rule import (
+    Finding,
+    Target,
+    finding,
+    mode,
+    on,
+    others,
+    ring_of,
+    those,
+    unless_refused,
+)
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.issuer_settings import IdentityAuthoritySettings
 from mqauth.config.kinds import is_url
@@ -42,7 +52,9 @@ def limits(target: Target) -> Iterator[Finding]:
     ):
         settings = getattr(target.settings, table)
         if settings is not None and limit < getattr(settings, key) <= most:
-            yield finding(name, (table, key), f"{key} is {getattr(settings, key)} s, over {limit} s")
+            yield finding(
+                name, (table, key), f"{key} is {getattr(settings, key)} s, over {limit} s"
+            )
 
 
 @on("consumer")
@@ -50,8 +62,14 @@ def backlog(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find a consumer that cannot be stopped for a day without rejecting honest messages for their age."""
     # Producers in other files may sign for a shorter time, which this file does not say.
     lifetimes = [consumer.max_lifetime]
-    lifetimes += [] if target.settings.producer is None else [target.settings.producer.lifetime]
-    domains = [issuer.max_identity_lifetime for issuer in consumer.issuers if issuer.trust_domain is not None]
+    lifetimes += (
+        [] if target.settings.producer is None else [target.settings.producer.lifetime]
+    )
+    domains = [
+        issuer.max_identity_lifetime
+        for issuer in consumer.issuers
+        if issuer.trust_domain is not None
+    ]
     waits = longest_wait(consumer.max_queue_age, lifetimes, domains)
     if waits < BACKLOG and consumer.backlog is None:
         yield finding(
@@ -64,12 +82,16 @@ def backlog(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 @on("consumer")
 def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find times and headers that a consumer gets without proof of who wrote them."""
-    destinations = [destination for rule in consumer.allow for destination in rule.destinations]
+    destinations = [
+        destination for rule in consumer.allow for destination in rule.destinations
+    ]
     loose = HeaderNames("allow_unsigned_headers", consumer.allow_unsigned_headers).broad
     wide = [pattern for each in consumer.accept_as for pattern in each.build().broad]
     yield from those(
         (
-            consumer.at != "consume" and consumer.append_evidence is None and not all(map(is_kafka, destinations)),
+            consumer.at != "consume"
+            and consumer.append_evidence is None
+            and not all(map(is_kafka, destinations)),
             "append_without_evidence",
             ("consumer", "append_evidence"),
             'at = "append" without append_evidence, and a rule names RabbitMQ',
@@ -86,7 +108,12 @@ def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
             ("consumer", "allow_unsigned_headers"),
             f"{', '.join(loose)} ends within a word",
         ),
-        (wide, "accept_as_broad", ("consumer", "accept_as"), f"{', '.join(wide)} takes any number of words"),
+        (
+            wide,
+            "accept_as_broad",
+            ("consumer", "accept_as"),
+            f"{', '.join(wide)} takes any number of words",
+        ),
         (
             consumer.unsigned_headers == "hide",
             "unsigned_headers_hidden",
@@ -101,17 +128,34 @@ def keys_on_disk(target: Target) -> Iterator[Finding]:
     for signs in target.signers:
         at, folder, file = signs.at, signs.keys, signs.settings.passphrase_file
         in_folder = os.path.isdir(folder)
-        pems = sorted(folder.glob("*.pem")) if in_folder else [folder] if os.path.isfile(folder) else []
+        pems = (
+            sorted(folder.glob("*.pem"))
+            if in_folder
+            else [folder]
+            if os.path.isfile(folder)
+            else []
+        )
         for path in filter(others, pems):
-            yield finding("key_readable", at, f"{target.shown(path)} is open to others (mode {mode(path)})")
+            yield finding(
+                "key_readable",
+                at,
+                f"{target.shown(path)} is open to others (mode {mode(path)})",
+            )
         # What is no key, or cannot be opened, is for the configuration's own reader.
-        texts = [unless_refused(partial(disk.read_bounded, path, 64 * 1024)) or b"" for path in pems]
+        texts = [
+            unless_refused(partial(disk.read_bounded, path, 64 * 1024)) or b""
+            for path in pems
+        ]
         plain = [
             raw
             for raw in texts
             if b"PRIVATE KEY-----" in raw
             and not any(
-                mark in raw for mark in (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
+                mark in raw
+                for mark in (
+                    b"-----BEGIN ENCRYPTED PRIVATE KEY-----",
+                    b"Proc-Type: 4,ENCRYPTED",
+                )
             )
         ]
         try:
@@ -127,7 +171,12 @@ def keys_on_disk(target: Target) -> Iterator[Finding]:
                 at,
                 f"{target.shown(folder)} is open to others (mode {mode(folder)})",
             ),
-            (plain, "key_plain", at, f"{len(plain)} of {len(pems)} PEM files under {at[1]} without a passphrase"),
+            (
+                plain,
+                "key_plain",
+                at,
+                f"{len(plain)} of {len(pems)} PEM files under {at[1]} without a passphrase",
+            ),
             (
                 file is not None and file.absolute().parent == beside,
                 "passphrase_beside_keys",
@@ -143,7 +192,9 @@ def rotation(target: Target) -> Iterator[Finding]:
     for signs in target.signers:
         at, ring = signs.at, signs.ring
         if os.path.isfile(signs.keys):
-            yield finding("key_alone", at, f"{target.shown(signs.keys)} is a single PEM file")
+            yield finding(
+                "key_alone", at, f"{target.shown(signs.keys)} is a single PEM file"
+            )
         if ring is None:
             continue
         delay, retain = ring.publish_delay, ring.retain
@@ -193,7 +244,12 @@ def references(target: Target) -> Iterator[Finding]:
         unreadable = held.secret is not None and not os.access(held.secret, os.R_OK)
         yield from those(
             (held.host, "transit_loopback", signs.at, f"{held.uri}: http to {held.host}"),
-            (unreadable, "passphrase_unavailable", signs.at, f"{held.uri}: {held.secret} cannot be read"),
+            (
+                unreadable,
+                "passphrase_unavailable",
+                signs.at,
+                f"{held.uri}: {held.secret} cannot be read",
+            ),
         )
 
 
@@ -230,12 +286,25 @@ def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fi
     """Find a key that can be copied, a URL in the clear, long lives, limits that are off, and no heads."""
     ring = ring_of(authority.keys)
     keys = () if ring is None else ring.keys
-    local = [key.kid for key in keys if key.uri is None and key.state in (State.PENDING, State.ACTIVE)]
+    local = [
+        key.kid
+        for key in keys
+        if key.uri is None and key.state in (State.PENDING, State.ACTIVE)
+    ]
     # How long they may live for the consumer of the same file, if it trusts the authority.
-    own = [each.max_identity_lifetime for each in target.issuers if each.trust_domain == authority.trust_domain]
+    own = [
+        each.max_identity_lifetime
+        for each in target.issuers
+        if each.trust_domain == authority.trust_domain
+    ]
     lives, limit = authority.lifetime, min(own, default=IDENTITY_LIFETIME)
     yield from those(
-        (local, "authority_key_on_disk", ("authority", "keys"), f"{few(local)} in {target.shown(authority.keys)}"),
+        (
+            local,
+            "authority_key_on_disk",
+            ("authority", "keys"),
+            f"{few(local)} in {target.shown(authority.keys)}",
+        ),
         (
             is_url(authority.url, ("http",)),
             "authority_loopback",
@@ -260,7 +329,12 @@ def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fi
             ("authority", "refusal_rate"),
             "any number of refusals of one address",
         ),
-        (authority.heads is None, "authority_unanchored", ("authority", "heads"), "no heads"),
+        (
+            authority.heads is None,
+            "authority_unanchored",
+            ("authority", "heads"),
+            "no heads",
+        ),
     )
 
 
@@ -269,7 +343,11 @@ def credentials(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Fin
     """Find credentials that live long, and producers' keys that enrol nobody."""
     for source in authority.credentials:
         path = source.table.path
-        silent = [key.kid for key in key_set(source) or () if not key.subjects] if source.is_enrolment else []
+        silent = (
+            [key.kid for key in key_set(source) or () if not key.subjects]
+            if source.is_enrolment
+            else []
+        )
         yield from those(
             (
                 source.longest > LONG,
@@ -277,7 +355,12 @@ def credentials(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Fin
                 (*path, "max_lifetime"),
                 f"max_lifetime is {source.longest} s, over {LONG} s",
             ),
-            (silent, "enrolment_unbound", (*path, "file"), f"no subject is named by the key {few(silent)}"),
+            (
+                silent,
+                "enrolment_unbound",
+                (*path, "file"),
+                f"no subject is named by the key {few(silent)}",
+            ),
         )
 
 
@@ -295,9 +378,12 @@ def grants(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fin
         alive = [
             key
             for key in keys or ()
-            if key.revocation is None and (key.expires is None or target.now < key.expires)
+            if key.revocation is None
+            and (key.expires is None or target.now < key.expires)
         ]
-        unmet = None not in (wanted, keys) and not any(wanted in (key.subjects or ()) for key in alive)
+        unmet = None not in (wanted, keys) and not any(
+            wanted in (key.subjects or ()) for key in alive
+        )
         named = sorted(name for name in grant.claims or () if name.lower() in _MEANT)
         # Claims that every credential of an issuer may have alike.
         yield from those(
@@ -307,8 +393,18 @@ def grants(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fin
                 at,
                 f"{grant.subject} for whatever has this {few(sorted(grant.match))}",
             ),
-            (unmet, "grant_without_key", at, f"no key of {source.name} speaks for {wanted}"),
-            (named, "grant_claim_registered", (*grant.table.path, "claims"), f"says {few(named)}"),
+            (
+                unmet,
+                "grant_without_key",
+                at,
+                f"no key of {source.name} speaks for {wanted}",
+            ),
+            (
+                named,
+                "grant_claim_registered",
+                (*grant.table.path, "claims"),
+                f"says {few(named)}",
+            ),
         )
 
 
@@ -318,9 +414,14 @@ def overlaps(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Findin
     for number, grant in enumerate(authority.grants):
         for earlier, other in enumerate(authority.grants[:number]):
             first, second = other.match, grant.match
-            both = all(first[name] == second[name] for name in first.keys() & second.keys())
+            both = all(
+                first[name] == second[name] for name in first.keys() & second.keys()
+            )
             same = (other.credential, other.subject) == (grant.credential, grant.subject)
-            differs = (other.claims or {}, other.lifetime) != (grant.claims or {}, grant.lifetime)
+            differs = (other.claims or {}, other.lifetime) != (
+                grant.claims or {},
+                grant.lifetime,
+            )
             # It takes from this one what only this one gives, or all of it.
             if same and both and (differs or first.items() <= second.items()):
                 yield finding(
@@ -344,7 +445,9 @@ def enrolment(_: Target, producer: ProducerSettings) -> Iterator[Finding]:
         )
     )
     return (
-        finding("authority_loopback", (*table.path, key), f"http to {urlsplit(url).hostname}")
+        finding(
+            "authority_loopback", (*table.path, key), f"http to {urlsplit(url).hostname}"
+        )
         for table, key, url in urls
         if url is not None and is_url(url, ("http",))
     )

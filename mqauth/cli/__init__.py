@@ -30,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 success, 1 something was found or failed, 2 wrong usage or configuration, 3 undecided or out of reach,
         130 interrupted.
     """
-    if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if (
+        arguments is None
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):
         # Until the command's modules are loaded there is nothing to clean up.
         signal.signal(signal.SIGINT, leave)
     try:

@@ -40,19 +40,43 @@ VERBS: Final = {
         "init",
         "Write a producer and a consumer that run, with keys and settings. Overwrites nothing.",
     ),
-    "sign": ("sign", "sign", "Read messages as JSON and print them with a token in their headers."),
+    "sign": (
+        "sign",
+        "sign",
+        "Read messages as JSON and print them with a token in their headers.",
+    ),
     "verify": ("sign", "verify", "Read messages as JSON and print the verdict on each."),
     "health": ("health", "health", "Ask a process how its consumers are."),
-    "check": ("check", "check", "Find mistakes and risky settings in a configuration file."),
-    "selftest": ("check", "selftest", "Try whether a consumer refuses unsigned and forged messages."),
+    "check": (
+        "check",
+        "check",
+        "Find mistakes and risky settings in a configuration file.",
+    ),
+    "selftest": (
+        "check",
+        "selftest",
+        "Try whether a consumer refuses unsigned and forged messages.",
+    ),
     "keys": ("keys", "app", "Make, list, rotate, revoke and publish a producer's keys."),
-    "authority": ("authority", "app", "Run an authority, which gives identities that live for an hour or so."),
+    "authority": (
+        "authority",
+        "app",
+        "Run an authority, which gives identities that live for an hour or so.",
+    ),
     "identity": ("sign", "app", "Print what an identity or a token says."),
     "audit": ("audit", "app", "Check, read and search audit files."),
     "dlq": ("dlq", "app", "List, check, redrive and discard dead letters."),
     "rollout": ("rollout", "app", "Bring signatures to a running system, step by step."),
-    "config": ("check", "app", "Show the settings that commands take, and where each comes from."),
-    "console": ("console", "console", "Review dead letters in a browser. It runs until Ctrl-C."),
+    "config": (
+        "check",
+        "app",
+        "Show the settings that commands take, and where each comes from.",
+    ),
+    "console": (
+        "console",
+        "console",
+        "Review dead letters in a browser. It runs until Ctrl-C.",
+    ),
 }
 """Each verb with its module in ``mqauth.cli``, the function or application in it, and its line in the help."""
 MAX_INPUT: Final = 16 * 1024 * 1024
@@ -75,31 +99,56 @@ From = Annotated[
 ]
 To = Annotated[
     float | None,
-    typer.Option("--to", "--until", parser=forms.moment, metavar="TIME", help="Before this time, likewise."),
+    typer.Option(
+        "--to",
+        "--until",
+        parser=forms.moment,
+        metavar="TIME",
+        help="Before this time, likewise.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 PassphraseEnv = Annotated[
-    str | None, typer.Option("--passphrase-env", help="Environment variable with the passphrase.")
+    str | None,
+    typer.Option("--passphrase-env", help="Environment variable with the passphrase."),
 ]
-PassphraseFile = Annotated[Path | None, typer.Option("--passphrase-file", help="File with the passphrase.")]
+PassphraseFile = Annotated[
+    Path | None, typer.Option("--passphrase-file", help="File with the passphrase.")
+]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", envvar="MQAUTH_CONFIG", help="The configuration; by default mqauth.toml."),
+    typer.Option(
+        "--config",
+        envvar="MQAUTH_CONFIG",
+        help="The configuration; by default mqauth.toml.",
+    ),
 ]
 Broker = Annotated[
     str | None,
     typer.Option(
-        "--broker", envvar="MQAUTH_BROKER", help="amqp://... or kafka://host:port, or a name of [brokers.NAME]."
+        "--broker",
+        envvar="MQAUTH_BROKER",
+        help="amqp://... or kafka://host:port, or a name of [brokers.NAME].",
     ),
 ]
-Queue = Annotated[str | None, typer.Option("--queue", help="The dead-letter queue, on RabbitMQ.")]
-Topic = Annotated[str | None, typer.Option("--topic", help="The dead-letter topic, on Kafka.")]
-Reviewer = Annotated[str | None, typer.Option("--reviewer", help="Name of the reviewer, in releases and audit.")]
-Authority = Annotated[
-    str | None, typer.Option("--authority", help="Issuer of the releases, as the consumers know it.")
+Queue = Annotated[
+    str | None, typer.Option("--queue", help="The dead-letter queue, on RabbitMQ.")
 ]
-Lifetime = Annotated[int, typer.Option("--lifetime", help="Seconds for which a release is valid.")]
+Topic = Annotated[
+    str | None, typer.Option("--topic", help="The dead-letter topic, on Kafka.")
+]
+Reviewer = Annotated[
+    str | None,
+    typer.Option("--reviewer", help="Name of the reviewer, in releases and audit."),
+]
+Authority = Annotated[
+    str | None,
+    typer.Option("--authority", help="Issuer of the releases, as the consumers know it."),
+]
+Lifetime = Annotated[
+    int, typer.Option("--lifetime", help="Seconds for which a release is valid.")
+]
 
 
 def group(text: str, example: str) -> typer.Typer:
@@ -121,7 +170,9 @@ def group(text: str, example: str) -> typer.Typer:
     return app
 
 
-def options(**makers: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def options(
+    **makers: Callable[..., Any],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the decorator of a command that takes what functions make of options, so that each is declared once.
 
     Args:
@@ -136,11 +187,20 @@ def options(**makers: Callable[..., Any]) -> Callable[[Callable[..., Any]], Call
 
         def called(**given: Any) -> Any:
             made = {
-                name: make(**{each: given[each] for each in signatures[name]}) for name, make in makers.items()
+                name: make(**{each: given[each] for each in signatures[name]})
+                for name, make in makers.items()
             }
-            return command(**made, **{name: given[name] for name in signatures[""] if name not in makers})
+            return command(
+                **made,
+                **{name: given[name] for name in signatures[""] if name not in makers},
+            )
 
-        known = {name: each for some in signatures.values() for name, each in some.items() if name not in makers}
+        known = {
+            name: each
+            for some in signatures.values()
+            for name, each in some.items()
+            if name not in makers
+        }
         vars(called)["__signature__"] = inspect.Signature([*known.values()])
         called.__annotations__ = {name: each.annotation for name, each in known.items()}
         called.__name__, called.__doc__ = command.__name__, command.__doc__
@@ -164,7 +224,9 @@ def once(make: Callable[[Any], Any], context: Any) -> Any:
     def parsed_once(args: list[str]) -> Any:
         values, rest, order = parse(args)
         for each in order:
-            require(each.multiple or order.count(each) == 1, f"{each.opts[0]}: given twice")
+            require(
+                each.multiple or order.count(each) == 1, f"{each.opts[0]}: given twice"
+            )
         return values, rest, order
 
     parser.parse_args = parsed_once
@@ -212,9 +274,14 @@ app: Final = typer.Typer(cls=LazyGroup, **SETTINGS | {"add_completion": True})
 def mqauth_command(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the versions of mqauth and of its formats.")
+        bool,
+        typer.Option(
+            "--version", help="Print the versions of mqauth and of its formats."
+        ),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error too.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of an error too.")
+    ] = False,
 ) -> None:
     """Signed tokens on RabbitMQ and Kafka messages, verified before any handler runs."""
     if version:
@@ -228,7 +295,10 @@ def mqauth_command(
             sep="\n",
         )
         raise typer.Exit(0)
-    require(context.invoked_subcommand is not None, "no command given: try mqauth demo, or mqauth --help")
+    require(
+        context.invoked_subcommand is not None,
+        "no command given: try mqauth demo, or mqauth --help",
+    )
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -245,7 +315,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         # Names of files may be any bytes; what else is written somewhere is UTF-8.
         with refusing(UnicodeEncodeError, "an argument or a variable is not UTF-8"):
-            code = typer.main.get_command(app).main(given, prog_name="mqauth", standalone_mode=False)
+            code = typer.main.get_command(app).main(
+                given, prog_name="mqauth", standalone_mode=False
+            )
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
@@ -264,15 +336,26 @@ def _told(error: Exception) -> tuple[str, int]:
     """Return an error in one line, and the exit code."""
     if isinstance(error, typer.TyperException):
         command = getattr(getattr(error, "ctx", None), "command_path", "mqauth")
-        return f"{' '.join(error.format_message().split()).rstrip('.')} (try {command} --help)", USAGE
+        return (
+            f"{' '.join(error.format_message().split()).rstrip('.')} (try {command} --help)",
+            USAGE,
+        )
     if isinstance(error, MqauthError):
-        return str(error), getattr(error, "exit_code", UNDECIDED if isinstance(error, Unavailable) else USAGE)
+        return str(error), getattr(
+            error, "exit_code", UNDECIDED if isinstance(error, Unavailable) else USAGE
+        )
     if isinstance(error, OSError):
         # Standard output may be what failed. It would fail again when the interpreter flushes it on exit.
         abandon_output()
-        return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or type(error).__name__}", 1
+        return (
+            f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or type(error).__name__}",
+            1,
+        )
     # Its text may hold anything.
-    return f"this is a fault of mqauth ({type(error).__name__}); run it again with --debug and report it", 1
+    return (
+        f"this is a fault of mqauth ({type(error).__name__}); run it again with --debug and report it",
+        1,
+    )
 
 
 def parsed(raw: bytes | None) -> Any:
@@ -328,7 +411,12 @@ def print_json(value: Any) -> None:
 
     It is ASCII: characters that a terminal or a viewer might act on are escaped, and to a program it is the same.
     """
-    print(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("\x7f", "\\u007f"), flush=True)
+    print(
+        json.dumps(value, separators=(",", ":"), allow_nan=False).replace(
+            "\x7f", "\\u007f"
+        ),
+        flush=True,
+    )
 
 
 def answer(as_json: bool, value: Any, *lines: str) -> None:
@@ -347,12 +435,17 @@ def print_error(text: str) -> None:
 def abandon_output() -> None:
     """Point standard output to the null device, so that the interpreter does not fail on it again at its exit."""
     # A test or an embedding program may have put an object without a descriptor in its place.
-    with Path(os.devnull).open("wb") as nowhere, contextlib.suppress(io.UnsupportedOperation):
+    with (
+        Path(os.devnull).open("wb") as nowhere,
+        contextlib.suppress(io.UnsupportedOperation),
+    ):
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
-def progress_bar(what: str, total: int | None, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def progress_bar(
+    what: str, total: int | None, *, quiet: bool = False
+) -> Iterator[Callable[[int], None]]:
     """Give a function that shows how far the work is, as a bar on standard error, on a terminal only.
 
     Args:
@@ -367,7 +460,10 @@ def progress_bar(what: str, total: int | None, *, quiet: bool = False) -> Iterat
     from rich.progress import MofNCompleteColumn, Progress
 
     with Progress(
-        *Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True), transient=True
+        *Progress.get_default_columns(),
+        MofNCompleteColumn(),
+        console=Console(stderr=True),
+        transient=True,
     ) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.update(task, completed=count)

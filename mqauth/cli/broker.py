@@ -35,16 +35,24 @@ from mqauth.flow import arun, run
 from mqauth.wire.destination import is_kafka, parse
 
 _REFUSED: Final = (
-    (re.compile("Authentication|AuthorizationFailed|AccessRefused"), "are user, password and permissions right?"),
+    (
+        re.compile("Authentication|AuthorizationFailed|AccessRefused"),
+        "are user, password and permissions right?",
+    ),
     (re.compile("NotFoundEntity|UnknownTopic"), "is it declared, in this virtual host?"),
     (re.compile("NotAllowed"), "is there such a virtual host, and may the user use it?"),
-    (re.compile("CertVerification"), "give ca in [broker], and the host's name as the certificate has it"),
+    (
+        re.compile("CertVerification"),
+        "give ca in [broker], and the host's name as the certificate has it",
+    ),
     (re.compile("Locked|Precondition"), "is another one using it?"),
 )
 """Names of errors that mean: the broker answered, and something in our settings is wrong; and what to do."""
 
 
-def told(error: BaseException, urls: list[str], user: str | None, seconds: float) -> MqauthError:
+def told(
+    error: BaseException, urls: list[str], user: str | None, seconds: float
+) -> MqauthError:
     """Return the error that tells why a broker cannot be used.
 
     Args:
@@ -59,7 +67,10 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
         for server in rest.split(",")
     ]
     addresses = [
-        (each.hostname or "", each.port or {"amqp": 5672, "amqps": 5671, "kafka": 9092}[each.scheme])
+        (
+            each.hostname or "",
+            each.port or {"amqp": 5672, "amqps": 5671, "kafka": 9092}[each.scheme],
+        )
         for each in servers
     ]
     named = (
@@ -75,9 +86,13 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
     for cause in causes:
         for pattern, what_to_do in _REFUSED:
             if pattern.search(type(cause).__name__):
-                return ConfigurationError(f"{where} refuses us{who}: {_words(cause)}; {what_to_do}")
+                return ConfigurationError(
+                    f"{where} refuses us{who}: {_words(cause)}; {what_to_do}"
+                )
         causes += [
-            each for each in (cause.__cause__, cause.__context__) if each is not None and each not in causes
+            each
+            for each in (cause.__cause__, cause.__context__)
+            if each is not None and each not in causes
         ]
     why = f"it answers, but not as this broker does ({type(error).__name__})"
     what_to_do = "is TLS on at one end alone (amqps://, tls = true), or the virtual host, password or token wrong?"
@@ -91,19 +106,30 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
             socket.create_connection(address, 3.0).close()
     except OSError as failure:
         advice = {
-            ConnectionRefusedError: ("connection refused", "is the broker running, and is this its port?"),
+            ConnectionRefusedError: (
+                "connection refused",
+                "is the broker running, and is this its port?",
+            ),
             socket.gaierror: (words_of(failure).lower(), "is the host's name right?"),
             TimeoutError: ("no answer", "is a firewall in between?"),
         }
-        why, what_to_do = advice.get(type(failure), (words_of(failure).lower(), "is the network up?"))
-    return CommandFailed(f"cannot reach {where}{who}: {why}, {seconds:.0f} s; {what_to_do}", UNDECIDED)
+        why, what_to_do = advice.get(
+            type(failure), (words_of(failure).lower(), "is the network up?")
+        )
+    return CommandFailed(
+        f"cannot reach {where}{who}: {why}, {seconds:.0f} s; {what_to_do}", UNDECIDED
+    )
 
 
 def _words(error: BaseException) -> str:
     """Return what a broker said, which is no secret of ours; the name of the error where it said nothing."""
     reason = getattr(error, "reason", None) or getattr(error, "verify_message", None)
     # Some reasons of aiormq are templates that nobody has filled in.
-    texts = [text for text in (reason, *error.args) if isinstance(text, str) and text and "%" not in text]
+    texts = [
+        text
+        for text in (reason, *error.args)
+        if isinstance(text, str) and text and "%" not in text
+    ]
     return texts[0][:200] if texts else type(error).__name__
 
 
@@ -152,7 +178,9 @@ def reached(*urls: str | None, user: str | None = None) -> Iterator[None]:
             or error.errno in (errno.EPIPE, errno.ENOSPC)
         ):
             raise
-        raise told(error, [url for url in urls if url], user, time.monotonic() - began) from error
+        raise told(
+            error, [url for url in urls if url], user, time.monotonic() - began
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +203,9 @@ class LetterAddress:
         return self.broker.startswith("kafka:")
 
 
-def place_of(broker: str | None, queue: str | None, topic: str | None, file: FileSettings) -> LetterAddress:
+def place_of(
+    broker: str | None, queue: str | None, topic: str | None, file: FileSettings
+) -> LetterAddress:
     """Return the dead-letter queue or topic that the options and the configuration name.
 
     Raises:
@@ -192,16 +222,26 @@ def place_of(broker: str | None, queue: str | None, topic: str | None, file: Fil
     options = {"queue": queue, "topic": topic}
     wanted, other = ("topic", "queue") if url.startswith("kafka:") else ("queue", "topic")
     require(options[other] is None, f"--{other}: this broker needs --{wanted}")
-    name = options[wanted] or getattr(settings, wanted) or (file.dead_letters and file.dead_letters.name)
+    name = (
+        options[wanted]
+        or getattr(settings, wanted)
+        or (file.dead_letters and file.dead_letters.name)
+    )
     return LetterAddress(
         broker=url,
-        name=require(name, f"--{wanted}: required with this broker; or [broker] {wanted} in {FILE}"),
+        name=require(
+            name, f"--{wanted}: required with this broker; or [broker] {wanted} in {FILE}"
+        ),
         settings=settings,
     )
 
 
 def placed(
-    *, broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None
+    *,
+    broker: Broker = None,
+    config: Config = None,
+    queue: Queue = None,
+    topic: Topic = None,
 ) -> LetterAddress:
     """Return the dead-letter queue or topic that the options of a command name; ``options`` calls it."""
     return place_of(broker, queue, topic, settings_of(config))
@@ -234,9 +274,13 @@ def table_of(name: str | None, file: FileSettings) -> BrokerSettings:
         return file.broker or BrokerSettings()
     if name is None and len(known) == 1:
         return next(iter(known.values()))
-    name = require(name, f"{where}: [brokers] has several: give --broker, one of {', '.join(known)}")
+    name = require(
+        name, f"{where}: [brokers] has several: give --broker, one of {', '.join(known)}"
+    )
     has = f"{where} has {', '.join(known)}" if known else f"{where} has no [brokers.NAME]"
-    return require(known.get(name), f"--broker: must be {URLS}, or a name of [brokers.NAME]; {has}")
+    return require(
+        known.get(name), f"--broker: must be {URLS}, or a name of [brokers.NAME]; {has}"
+    )
 
 
 @contextlib.contextmanager
@@ -260,28 +304,48 @@ def opened(address: LetterAddress, **settings: Any) -> Iterator[review.Session]:
 
             from mqauth.review.rabbitmq import RabbitMQLetterBox, is_unlimited
 
-            connection, call = stack.enter_context(rabbitmq(address.settings, address.broker))
+            connection, call = stack.enter_context(
+                rabbitmq(address.settings, address.broker)
+            )
             letters = RabbitMQLetterBox(
                 connection,
                 address.name,
                 # With a fresh token, where there is one.
-                connect=lambda: aio_pika.connect(**address.settings.for_rabbitmq(address.broker)),
+                connect=lambda: aio_pika.connect(
+                    **address.settings.for_rabbitmq(address.broker)
+                ),
                 unlimited=call(is_unlimited(connection, address.name), _PATIENCE),
             )
             stack.callback(lambda: _close(letters.connection, call))
             yield review.Session(letters, lambda flow: call(arun(flow)), **settings)
             return
-        require("?" not in address.broker, "--broker: certificates and credentials for Kafka stand in [broker]")
+        require(
+            "?" not in address.broker,
+            "--broker: certificates and credentials for Kafka stand in [broker]",
+        )
         # Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s.
-        bootstrap = {"reconnect_backoff_max_ms": 5000} | address.settings.for_kafka(address.broker)
+        bootstrap = {"reconnect_backoff_max_ms": 5000} | address.settings.for_kafka(
+            address.broker
+        )
         from mqauth.review.kafka import KafkaLetterBox, KafkaRecords, create_reviewed
 
         client = import_module("kafka")
-        reading = bootstrap | {"group_id": None, "enable_auto_commit": False, "allow_auto_create_topics": False}
-        admin = stack.enter_context(contextlib.closing(client.KafkaAdminClient(**bootstrap)))
-        require(address.name in admin.list_topics(), f"--topic: there is no topic {address.name}")
+        reading = bootstrap | {
+            "group_id": None,
+            "enable_auto_commit": False,
+            "allow_auto_create_topics": False,
+        }
+        admin = stack.enter_context(
+            contextlib.closing(client.KafkaAdminClient(**bootstrap))
+        )
+        require(
+            address.name in admin.list_topics(),
+            f"--topic: there is no topic {address.name}",
+        )
         create_reviewed(admin, address.name)
-        consumer = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
+        consumer = stack.enter_context(
+            contextlib.closing(client.KafkaConsumer(**reading))
+        )
         records = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
         # Bytes of a record that is sent back. The broker's own limit decides.
         producer = stack.enter_context(
@@ -322,7 +386,9 @@ def needing(option: str, address: LetterAddress) -> Iterator[None]:
 def kafka_admin(address: LetterAddress) -> contextlib.AbstractContextManager[Any]:
     """Return kafka-python's admin client of a broker, which is closed at the end of the block."""
     client = import_module("kafka")
-    return contextlib.closing(client.KafkaAdminClient(**address.settings.for_kafka(address.broker)))
+    return contextlib.closing(
+        client.KafkaAdminClient(**address.settings.for_kafka(address.broker))
+    )
 
 
 def _close(connection: Any, call: Callable[..., Any]) -> None:
@@ -345,9 +411,16 @@ def check_stamps(admin: Any, consumer: ConsumerSettings | None) -> None:
     if consumer is None or consumer.at != "append":
         return
     of = import_module("kafka.admin")
-    destinations = [each for rule in consumer.allow for each in rule.destinations if is_kafka(each)]
-    topics = {parse(each)[1] for each in destinations if not set(each) & set("*#")} & {*admin.list_topics()}
-    asked = [of.ConfigResource(of.ConfigResourceType.TOPIC, each, configs=[TIMESTAMP_TYPE]) for each in topics]
+    destinations = [
+        each for rule in consumer.allow for each in rule.destinations if is_kafka(each)
+    ]
+    topics = {parse(each)[1] for each in destinations if not set(each) & set("*#")} & {
+        *admin.list_topics()
+    }
+    asked = [
+        of.ConfigResource(of.ConfigResourceType.TOPIC, each, configs=[TIMESTAMP_TYPE])
+        for each in topics
+    ]
     configs = admin.describe_configs(asked, config_filter="all")["topic"] if asked else {}
     for topic, settings in configs.items():
         kind = settings.get(TIMESTAMP_TYPE, {}).get("value")
@@ -360,7 +433,9 @@ def check_stamps(admin: Any, consumer: ConsumerSettings | None) -> None:
 
 
 @contextlib.contextmanager
-def rabbitmq(settings: BrokerSettings, url: str | None = None) -> Iterator[tuple[Any, Callable[..., Any]]]:
+def rabbitmq(
+    settings: BrokerSettings, url: str | None = None
+) -> Iterator[tuple[Any, Callable[..., Any]]]:
     """Give a connection of aio-pika's, and a function that runs a coroutine on its event loop.
 
     The loop has a thread of its own, which answers heartbeats while people think.

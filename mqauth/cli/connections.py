@@ -23,7 +23,9 @@ LOOP: Final = f"{__name__}:HandshakeLoop"
 class HandshakeLoop(asyncio.SelectorEventLoop):
     """An event loop whose servers wait for a TLS handshake no longer than ``HANDSHAKE_SECONDS``."""
 
-    async def create_server(self, *args: Any, ssl: Any = None, **settings: Any) -> asyncio.Server:
+    async def create_server(
+        self, *args: Any, ssl: Any = None, **settings: Any
+    ) -> asyncio.Server:
         """Return a server, as any event loop does."""
         if ssl is not None:
             settings["ssl_handshake_timeout"] = HANDSHAKE_SECONDS
@@ -41,7 +43,9 @@ class Connection(H11Protocol):
         self.limit_concurrency = 2 * most
         if len(self.connections) > most:
             # Those whose client has not asked yet, asks slowly, or does not read its answer.
-            others = (other for other in cast(set[Any], self.connections) if other is not self)
+            others = (
+                other for other in cast(set[Any], self.connections) if other is not self
+            )
             waiting = [
                 other
                 for other in others

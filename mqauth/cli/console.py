@@ -43,26 +43,45 @@ def console(
     topic: Topic = None,
     config: Config = None,
     key: Annotated[
-        Path | None, typer.Option("--key", help="The reviewer's keystore folder or PEM file, to redrive.")
+        Path | None,
+        typer.Option(
+            "--key", help="The reviewer's keystore folder or PEM file, to redrive."
+        ),
     ] = None,
     audit: Annotated[
-        Path | None, typer.Option("--audit", help="The reviewer's own audit file; without it, only looking.")
+        Path | None,
+        typer.Option(
+            "--audit", help="The reviewer's own audit file; without it, only looking."
+        ),
     ] = None,
     files: Annotated[
-        list[Path] | None, typer.Option("--audit-file", help="An audit file for the balance; may be repeated.")
+        list[Path] | None,
+        typer.Option(
+            "--audit-file", help="An audit file for the balance; may be repeated."
+        ),
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option("--token-file", help="Keeps the login tokens; made with mode 0600.")
+        Path | None,
+        typer.Option("--token-file", help="Keeps the login tokens; made with mode 0600."),
     ] = None,
     oidc: Annotated[
-        Path | None, typer.Option("--oidc", help="TOML file of the OpenID provider where people sign in.")
+        Path | None,
+        typer.Option(
+            "--oidc", help="TOML file of the OpenID provider where people sign in."
+        ),
     ] = None,
     tokens: Annotated[
-        bool, typer.Option("--tokens/--no-tokens", help="Local tokens beside --oidc, or none.")
+        bool,
+        typer.Option("--tokens/--no-tokens", help="Local tokens beside --oidc, or none."),
     ] = True,
-    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0 for any that is free.")] = 8090,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65_535, help="0 for any that is free.")
+    ] = 8090,
     names: Annotated[
-        list[str] | None, typer.Option("--name", help="Another host:port that people use; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--name", help="Another host:port that people use; may be repeated."
+        ),
     ] = None,
     authority: Authority = None,
     lifetime: Lifetime = 3600,
@@ -79,16 +98,32 @@ def console(
     )
     settings = settings_of(config)
     mine = review_of(settings)
-    key, audit, files = key or mine.key, audit or mine.audit, files or list(mine.audit_files)
+    key, audit, files = (
+        key or mine.key,
+        audit or mine.audit,
+        files or list(mine.audit_files),
+    )
     authority, reviewer = authority or mine.authority, reviewer or mine.reviewer
     require(key is not None or authority is None, "--authority: only with --key")
     addresses = places_of(broker, queue, topic, settings)
-    with refusing(ImportError, 'mqauth console needs its packages: install "mqauth[cli,console]"'):
-        from mqauth.console import Backend, Provider, Tokens, application, read_settings, redirect_uri
+    with refusing(
+        ImportError, 'mqauth console needs its packages: install "mqauth[cli,console]"'
+    ):
+        from mqauth.console import (
+            Backend,
+            Provider,
+            Tokens,
+            application,
+            read_settings,
+            redirect_uri,
+        )
         from mqauth.console.site import fresh_tokens, tokens_of
     read_key = None if key is None else key_reader(key, passphrase_env, passphrase_file)
 
-    require(read_key is None or settings.consumer, "--key: needs --config too, the consumer's configuration")
+    require(
+        read_key is None or settings.consumer,
+        "--key: needs --config too, the consumer's configuration",
+    )
 
     def powers() -> dict[str, Any]:
         """Return the pipeline and the releaser of one session; each has its own, since each has its own loop."""
@@ -96,7 +131,9 @@ def console(
         signs = (
             None
             if guard is None or read_key is None
-            else reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
+            else reviewers_releaser(
+                guard, read_key, authority=authority, lifetime=lifetime
+            )
         )
         return {"guard": guard, "releaser": signs}
 
@@ -112,14 +149,19 @@ def console(
     try:
         _ = None if provider is None else provider.metadata()
     except FetchFailed as error:
-        print(f"warning: identity provider: {error}; the console asks it again at each login", file=sys.stderr)
+        print(
+            f"warning: identity provider: {error}; the console asks it again at each login",
+            file=sys.stderr,
+        )
     with ExitStack() as stack:
         listener = stack.enter_context(listen(serving.host, port, tls=tls))
         # The ``Host`` headers that the console answers to; the first one is printed.
         address, number = listener.getsockname()[:2]
         url = None if provider is None else provider.settings.url
         require(
-            provider is None or url is not None or not ipaddress.ip_address(address).is_unspecified,
+            provider is None
+            or url is not None
+            or not ipaddress.ip_address(address).is_unspecified,
             "--oidc: url: required, since the console listens on every address",
         )
         own = origin(listener, tls=tls)
@@ -134,10 +176,13 @@ def console(
         backends = {}
         for called, address in addresses.items():
             backends[called] = Backend(
-                stack.enter_context(opened(address, audit=sink, **powers())), files=files or ()
+                stack.enter_context(opened(address, audit=sink, **powers())),
+                files=files or (),
             )
             stack.callback(backends[called].close)
-        made, fresh = (fresh_tokens(), True) if token_file is None else tokens_of(token_file)
+        made, fresh = (
+            (fresh_tokens(), True) if token_file is None else tokens_of(token_file)
+        )
         served = application(
             backends,
             tokens=Tokens(made) if tokens else None,
@@ -153,9 +198,14 @@ def console(
                 backend.read(name)
             answer(
                 as_json,
-                {"url": f"{own}/", "tokens": shown} | ({} if back is None else {"redirect_uri": back}),
+                {"url": f"{own}/", "tokens": shown}
+                | ({} if back is None else {"redirect_uri": back}),
                 f"console at {own}/",
-                *([] if back is None else [f"redirect URI at the identity provider: {back}"]),
+                *(
+                    []
+                    if back is None
+                    else [f"redirect URI at the identity provider: {back}"]
+                ),
                 *(f"{role} token: {token}" for role, token in shown.items()),
                 *([f"tokens are in {token_file}"] if tokens and not fresh else []),
             )

@@ -106,10 +106,16 @@ def demo(
     as_json: Json = False,
     audit: Annotated[
         Path | None,
-        typer.Option("--audit-file", help="Keep the audit file here, with its signed heads beside it."),
+        typer.Option(
+            "--audit-file",
+            help="Keep the audit file here, with its signed heads beside it.",
+        ),
     ] = None,
     messages: Annotated[
-        int, typer.Option("--messages", min=1, max=1_000_000, help="How many honest messages.")
+        int,
+        typer.Option(
+            "--messages", min=1, max=1_000_000, help="How many honest messages."
+        ),
     ] = 3,
 ) -> int:
     """Run a producer, a consumer and an attacker, and show what became of every message.
@@ -123,12 +129,16 @@ def demo(
         stage: Stage = MemoryStage()
         if broker is not None:
             scheme, mark, rest = broker.partition("://")
-            kind, room, stage_of = _STAGES.get(scheme, (scheme, "rabbitmq", "RabbitMQStage"))
+            kind, room, stage_of = _STAGES.get(
+                scheme, (scheme, "rabbitmq", "RabbitMQStage")
+            )
             url = kind + mark + rest
             check_url("--broker", url)
             stack.enter_context(reached(url))
             with refusing(ImportError, f"--broker {scheme}://: install mqauth[{room}]"):
-                stage = getattr(import_module(f"mqauth.testing.stage_{room}"), stage_of)(broker)
+                stage = getattr(import_module(f"mqauth.testing.stage_{room}"), stage_of)(
+                    broker
+                )
         stack.callback(stage.close)
         # An audit file that is kept has signed heads beside it. One that an earlier demo left goes on with the key
         # that signed them.
@@ -140,7 +150,9 @@ def demo(
                 pem.touch(0o600)
                 pem.write_bytes(Key.generate().to_pem())
             heads = HeadFile(f"{audit}.heads", Key.load(pem))
-        with AuditFile(audit or folder / "audit.jsonl", heads=heads, fsync=audit is not None) as file:
+        with AuditFile(
+            audit or folder / "audit.jsonl", heads=heads, fsync=audit is not None
+        ) as file:
             cases = _cases(stage, file, messages, keep=audit is not None)
         chain = "intact" if verify_chain(file.path).intact else "broken"
     lost = sum(case.verdict == LOST for case in cases)
@@ -188,30 +200,44 @@ def _cases(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> list
         keep: whether every verdict is recorded, and not rejections alone.
     """
     forge, target = Forge(lifetime=600), stage.destination
-    honest = [named(honest_message(target, number), f"honest-{number}") for number in range(messages)]
+    honest = [
+        named(honest_message(target, number), f"honest-{number}")
+        for number in range(messages)
+    ]
     first = forge.signer().sign(honest[0])
-    cases = [Case(case="honest-0", story="an honest order", expected=ACCEPTED, message=first)]
+    cases = [
+        Case(case="honest-0", story="an honest order", expected=ACCEPTED, message=first)
+    ]
     cases += [
         Case(
-            case=f"honest-{number}", story="an honest order", expected=ACCEPTED, message=message,
+            case=f"honest-{number}",
+            story="an honest order",
+            expected=ACCEPTED,
+            message=message,
             signer=forge.signer(),
         )
         for number, message in enumerate(honest[1:], 1)
-    ]  # fmt: skip
+    ]
     cases += [
         Case(
-            case=attack.name, story=attack.story, expected=attack.reason.value,
-            message=attack.mount(forge, named(honest_message(target, number), attack.name)),
+            case=attack.name,
+            story=attack.story,
+            expected=attack.reason.value,
+            message=attack.mount(
+                forge, named(honest_message(target, number), attack.name)
+            ),
         )
         for number, attack in enumerate(ATTACKS, messages)
         if attack.fits(target)
-    ]  # fmt: skip
+    ]
     cases.append(
         Case(
-            case="replay", story="a copy of honest-0, published again", expected=Reason.REPLAYED.value,
+            case="replay",
+            story="a copy of honest-0, published again",
+            expected=Reason.REPLAYED.value,
             message=first,
         )
-    )  # fmt: skip
+    )
     # They are published, and consumed.
     for case in cases:
         if case.signer is None:
@@ -228,14 +254,24 @@ def _cases(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> list
         attempts=Attempts(limit=1),
     )
     # Also where an attack is handled: the table has to say so.
-    stage.consume(pipeline, handled.append, until=lambda: len(handled) + len(stage.letters()) >= len(cases))
-    recorded = frozenset(re.findall(r'"(?:id|jti)":"([^"]*)"', audit.path.read_text("utf-8")))
+    stage.consume(
+        pipeline,
+        handled.append,
+        until=lambda: len(handled) + len(stage.letters()) >= len(cases),
+    )
+    recorded = frozenset(
+        re.findall(r'"(?:id|jti)":"([^"]*)"', audit.path.read_text("utf-8"))
+    )
     letters: dict[str, dict[str, str]] = {}
     for letter in stage.letters():
         # The replay is a copy of honest-0 and has its name, so it is known by its reason.
         told = letter_headers(letter)
         is_copy = told.get("reason") == Reason.REPLAYED.value
-        letters["replay" if is_copy else next(map(_text, letter.occurrences(_CASE_HEADER)), "")] = told
+        letters[
+            "replay"
+            if is_copy
+            else next(map(_text, letter.occurrences(_CASE_HEADER)), "")
+        ] = told
     tokens = {_text(verified.header(_CASE_HEADER)): verified.jti for verified in handled}
     if len(tokens) < len(handled):
         tokens = {}

@@ -51,37 +51,61 @@ from mqauth.cli.forms import (
     shown_time,
     table_lines,
 )
-from mqauth.cli.settings import FILE, file_of, given, key_reader, review_of, reviewer_of, settings_of
+from mqauth.cli.settings import (
+    FILE,
+    file_of,
+    given,
+    key_reader,
+    review_of,
+    reviewer_of,
+    settings_of,
+)
 from mqauth.errors import require
 from mqauth.letters.release import WAIVABLE
 
 app: Final = group("List, check, redrive and discard dead letters.", "mqauth dlq groups")
 _DONE: Final = {review.REDRIVE: "redriven", review.DISCARD: "discarded"}
-Audit = Annotated[Path | None, typer.Option("--audit", help="The reviewer's own audit file.")]
+Audit = Annotated[
+    Path | None, typer.Option("--audit", help="The reviewer's own audit file.")
+]
 Why = Annotated[str, typer.Option("--why", help="Why you act, one line.")]
 
 
 def _filtered(
     *,
-    id: Annotated[str | None, typer.Option("--id", help="Id of a letter, or its beginning.")] = None,
+    id: Annotated[
+        str | None, typer.Option("--id", help="Id of a letter, or its beginning.")
+    ] = None,
     reason: Annotated[
         str | None,
         typer.Option(
-            "--reason", parser=known_reason, metavar="<str>", help="Dead letters rejected for this reason."
+            "--reason",
+            parser=known_reason,
+            metavar="<str>",
+            help="Dead letters rejected for this reason.",
         ),
     ] = None,
-    issuer: Annotated[str | None, typer.Option("--issuer", help="Dead letters that claim this issuer.")] = None,
-    kid: Annotated[str | None, typer.Option("--kid", help="Dead letters that claim this key.")] = None,
+    issuer: Annotated[
+        str | None, typer.Option("--issuer", help="Dead letters that claim this issuer.")
+    ] = None,
+    kid: Annotated[
+        str | None, typer.Option("--kid", help="Dead letters that claim this key.")
+    ] = None,
     subject: Annotated[
-        str | None, typer.Option("--subject", help="Dead letters that claim this producer.")
+        str | None,
+        typer.Option("--subject", help="Dead letters that claim this producer."),
     ] = None,
     destination: Annotated[
-        str | None, typer.Option("--destination", help="Dead letters sent to this destination.")
+        str | None,
+        typer.Option("--destination", help="Dead letters sent to this destination."),
     ] = None,
     since: From = None,
     until: To = None,
     intact: Annotated[
-        bool | None, typer.Option("--intact/--not-intact", help="Dead letters that are intact, or not.")
+        bool | None,
+        typer.Option(
+            "--intact/--not-intact", help="Dead letters that are intact, or not."
+        ),
     ] = None,
 ) -> review.Filter:
     """Return which dead letters are meant."""
@@ -90,8 +114,12 @@ def _filtered(
 
 def _acting(
     *,
-    rate: Annotated[float | None, typer.Option("--rate", help="Rate limit (dead letters per second).")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="Rate limit (dead letters per second).")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> dict[str, Any]:
@@ -105,16 +133,28 @@ def list_letters(
     *,
     place: LetterAddress,
     wanted: review.Filter,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1_000_000_000, help="How many letters.")] = 100,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, max=1_000_000_000, help="How many letters.")
+    ] = 100,
     as_json: Json = False,
     wide: Wide = False,
 ) -> None:
     """List dead letters in the order of the queue. None is removed."""
     with _surveyed(place, as_json, wanted) as (session, index, meant):
         rows, total = index.page(meant, limit=limit), index.count(meant)
-        letters = [vars(row) | {"time": review.time_text(row.time) or None} for row in rows]
+        letters = [
+            vars(row) | {"time": review.time_text(row.time) or None} for row in rows
+        ]
         cells = [
-            (each.id, each.reason, shown_time(each.time), each.subject, each.issuer, each.destination, intact)
+            (
+                each.id,
+                each.reason,
+                shown_time(each.time),
+                each.subject,
+                each.issuer,
+                each.destination,
+                intact,
+            )
             for each, intact in ((row, "yes" if row.intact else "no") for row in rows)
         ]
         more = [f"{total - len(rows)} more: --limit {total}"] if total > len(rows) else []
@@ -128,23 +168,43 @@ def list_letters(
 
 @app.command("groups")
 @options(place=placed, wanted=_filtered)
-def groups(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False, wide: Wide = False) -> None:
+def groups(
+    *,
+    place: LetterAddress,
+    wanted: review.Filter,
+    as_json: Json = False,
+    wide: Wide = False,
+) -> None:
     """Count dead letters by reason, key, producer and destination."""
     with _surveyed(place, as_json, wanted) as (session, index, meant):
         kinds = index.groups(meant)
         cells = [
-            (str(each.count), each.reason, each.kid, each.subject, each.issuer, each.destination,
-             shown_time(each.first), shown_time(each.last))
+            (
+                str(each.count),
+                each.reason,
+                each.kid,
+                each.subject,
+                each.issuer,
+                each.destination,
+                shown_time(each.first),
+                shown_time(each.last),
+            )
             for each in kinds
-        ]  # fmt: skip
+        ]
         told = [
-            vars(each) | {name: review.time_text(getattr(each, name)) or None for name in ("first", "last")}
+            vars(each)
+            | {
+                name: review.time_text(getattr(each, name)) or None
+                for name in ("first", "last")
+            }
             for each in kinds
         ]
         answer(
             as_json,
             {"as_of": iso_time(index.as_of), "groups": told},
-            *table_lines(_title(session, index, index.count(meant)), GROUP, cells, wide=wide),
+            *table_lines(
+                _title(session, index, index.count(meant)), GROUP, cells, wide=wide
+            ),
         )
 
 
@@ -168,13 +228,27 @@ def show(
 
 @app.command("check")
 @options(place=placed, wanted=_filtered)
-def check(*, place: LetterAddress, wanted: review.Filter, config: Config = None, as_json: Json = False) -> None:
+def check(
+    *,
+    place: LetterAddress,
+    wanted: review.Filter,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
     """Ask what the verdict on dead letters would be today. Nothing is changed."""
-    with _surveyed(place, as_json, wanted, guard=load(file_of(config)).trial) as (session, index, meant):
+    with _surveyed(place, as_json, wanted, guard=load(file_of(config)).trial) as (
+        session,
+        index,
+        meant,
+    ):
         counts = session.judge(index, meant)
         answer(
             as_json,
-            {"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"]}
+            {
+                "as_of": iso_time(index.as_of),
+                "total": counts.total(),
+                "pass": counts["accepted"],
+            }
             | {"verdicts": dict(counts)},
             *table_lines(
                 f"{counts['accepted']} of {counts.total()} would pass now",
@@ -194,12 +268,17 @@ def redrive(
     why: Why,
     config: Config = None,
     audit: Audit = None,
-    key: Annotated[Path | None, typer.Option("--key", help="The reviewer's keystore folder or PEM file.")] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", help="The reviewer's keystore folder or PEM file."),
+    ] = None,
     waive: Annotated[
-        list[str] | None, typer.Option("--waive", help=f"Waive where needed: {', '.join(WAIVABLE)}.")
+        list[str] | None,
+        typer.Option("--waive", help=f"Waive where needed: {', '.join(WAIVABLE)}."),
     ] = None,
     scope: Annotated[
-        str | None, typer.Option("--scope", help="Release for this consumer group or queue only.")
+        str | None,
+        typer.Option("--scope", help="Release for this consumer group or queue only."),
     ] = None,
     authority: Authority = None,
     lifetime: Lifetime = 3600,
@@ -214,14 +293,20 @@ def redrive(
     mine, guard = review_of(settings_of(config)), load(file_of(config)).trial
     audit = given(audit, "--audit", mine.audit)
     read_key = key_reader(given(key, "--key", mine.key), passphrase_env, passphrase_file)
-    releaser = review.reviewers_releaser(guard, read_key, authority=authority or mine.authority, lifetime=lifetime)
+    releaser = review.reviewers_releaser(
+        guard, read_key, authority=authority or mine.authority, lifetime=lifetime
+    )
     name = reviewer_of(read_key, reviewer or mine.reviewer)
     # A key that does not speak for the reviewer is refused before anything is connected.
     releaser(name)
     plan = review.Plan(
-        act=review.REDRIVE, wanted=wanted, reason=why, waive=review.waivable(waive or ()), scope=scope,
+        act=review.REDRIVE,
+        wanted=wanted,
+        reason=why,
+        waive=review.waivable(waive or ()),
+        scope=scope,
         reviewer=name,
-    )  # fmt: skip
+    )
     return _carry_out(place, plan, audit, **acting, guard=guard, releaser=releaser)
 
 
@@ -259,7 +344,10 @@ def import_letters(*, place: LetterAddress, as_json: Json = False) -> None:
     """Publish exported dead letters from standard input. The first that is not intact ends it."""
     with opened(place) as session:
         count = session.run(
-            review.take_in(session.box, (parsed(raw) for _, raw in read_texts(standard_input(), lines=True)))
+            review.take_in(
+                session.box,
+                (parsed(raw) for _, raw in read_texts(standard_input(), lines=True)),
+            )
         )
     answer(as_json, {"imported": count}, f"{count} letters imported")
 
@@ -269,7 +357,10 @@ def import_letters(*, place: LetterAddress, as_json: Json = False) -> None:
 def balance(
     *,
     files: Annotated[
-        list[Path] | None, typer.Argument(help="Audit files of consumers and reviewers.", show_default=False)
+        list[Path] | None,
+        typer.Argument(
+            help="Audit files of consumers and reviewers.", show_default=False
+        ),
     ] = None,
     place: LetterAddress,
     config: Config = None,
@@ -290,8 +381,14 @@ def balance(
         f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven"
         f" + {ledger.discarded} discarded + {len(ledger.missing)} missing{as_of}"
     ]
-    for name, ids in (("missing", ledger.missing), ("unknown", ledger.unknown), ("unproven", ledger.unproven)):
-        more = [f"{name}: {len(ids) - 20} more (--json lists 100)"] if len(ids) > 20 else []
+    for name, ids in (
+        ("missing", ledger.missing),
+        ("unknown", ledger.unknown),
+        ("unproven", ledger.unproven),
+    ):
+        more = (
+            [f"{name}: {len(ids) - 20} more (--json lists 100)"] if len(ids) > 20 else []
+        )
         lines += [*(f"{name}: {letter}" for letter in ids[:20]), *more]
     answer(as_json, ledger.as_dict(), *lines)
     return 1 if ledger.difference else 0
@@ -302,7 +399,10 @@ def balance(
 def depth(
     *,
     most: Annotated[
-        int | None, typer.Option("--max", min=0, help="Exit with 1 where there are more dead letters.")
+        int | None,
+        typer.Option(
+            "--max", min=0, help="Exit with 1 where there are more dead letters."
+        ),
     ] = None,
     place: LetterAddress,
     as_json: Json = False,
@@ -314,9 +414,11 @@ def depth(
     with opened(place) as session:
         letters, name = session.depth(), session.box.name
     answer(
-        as_json, {"open": letters, "max": most},
-        f"{letters} dead letters of {name}" + ("" if most is None else f"; at most {most}"),
-    )  # fmt: skip
+        as_json,
+        {"open": letters, "max": most},
+        f"{letters} dead letters of {name}"
+        + ("" if most is None else f"; at most {most}"),
+    )
     return 1 if most is not None and letters > most else 0
 
 
@@ -327,7 +429,11 @@ def _title(session: review.Session, index: review.Index, total: int) -> str:
 
 @contextmanager
 def _surveyed(
-    place: LetterAddress, quiet: bool, wanted: review.Filter = review.ALL, least: int = TO_READ, **settings: Any
+    place: LetterAddress,
+    quiet: bool,
+    wanted: review.Filter = review.ALL,
+    least: int = TO_READ,
+    **settings: Any,
 ) -> Iterator[tuple[review.Session, review.Index, review.Filter]]:
     """Connect to a broker and read all letters, with their number on a terminal.
 
@@ -336,10 +442,16 @@ def _surveyed(
     with opened(place, **settings) as session, review.Index(session.clock.now()) as index:
         with progress_bar("reading letters", None, quiet=quiet) as advance:
             session.survey(index, progress=advance)
-        known = {"id": (id for id, _ in index.ids()), "kid": (group.kid for group in index.groups())}
+        known = {
+            "id": (id for id, _ in index.ids()),
+            "kid": (group.kid for group in index.groups()),
+        }
         # An empty id means letters without one.
         begun = {name: text for name in known if (text := getattr(wanted, name))}
-        ids: Any = {name: pick(begun[name], known[name], option=f"--{name}", least=least) for name in begun}
+        ids: Any = {
+            name: pick(begun[name], known[name], option=f"--{name}", least=least)
+            for name in begun
+        }
         yield session, index, replace(wanted, **ids)
 
 
@@ -355,22 +467,41 @@ def _carry_out(
     **settings: Any,
 ) -> int:
     """Rehearse a plan, ask, and act; return 0 where every letter was acted on, else 1."""
-    with _surveyed(place, as_json, plan.wanted, TO_CHANGE, **settings) as (session, index, meant):
+    with _surveyed(place, as_json, plan.wanted, TO_CHANGE, **settings) as (
+        session,
+        index,
+        meant,
+    ):
         plan = replace(plan, wanted=meant, rate=rate)
         selection, counts = session.rehearse(index, plan)
         if dry_run:
-            refused = Counter({reason: count for reason, count in counts.items() if reason != "accepted"})
+            refused = Counter(
+                {
+                    reason: count
+                    for reason, count in counts.items()
+                    if reason != "accepted"
+                }
+            )
             answer(
                 as_json,
-                {"dry_run": plan.act, "would": counts["accepted"], "refused": dict(refused)},
+                {
+                    "dry_run": plan.act,
+                    "would": counts["accepted"],
+                    "refused": dict(refused),
+                },
                 f"would {plan.act} {counts['accepted']} of {counts.total()} letters",
-                *(f"{count} will not be redriven: {reason}" for reason, count in refused.most_common()),
+                *(
+                    f"{count} will not be redriven: {reason}"
+                    for reason, count in refused.most_common()
+                ),
             )
             return 0
         if not yes:
             end = " for good" if plan.act == review.DISCARD else ""
             ids = "".join(
-                f", {key} {value}" for key, value in (("id", plan.wanted.id), ("kid", plan.wanted.kid)) if value
+                f", {key} {value}"
+                for key, value in (("id", plan.wanted.id), ("kid", plan.wanted.kid))
+                if value
             )
             confirmed(
                 f"{plan.act.capitalize()} {counts['accepted']} of {counts.total()} letters"
@@ -388,7 +519,11 @@ def _carry_out(
                 done = session.act(plan, selection, cancelled=cancelled, progress=advance)
         finally:
             signal.signal(signal.SIGINT, kept)
-    counted = ((done.failed, "failed"), (done.gone, "gone meanwhile"), (done.left, "left"))
+    counted = (
+        (done.failed, "failed"),
+        (done.gone, "gone meanwhile"),
+        (done.left, "left"),
+    )
     more = "".join(f", {count} {what}" for count, what in counted if count)
     lines = [
         f"{done.done} of {done.selected} {_DONE[plan.act]}{more}",
@@ -396,4 +531,10 @@ def _carry_out(
         *([f"ended by: {done.error}"] if done.error else []),
     ]
     answer(as_json, {"act": _DONE[plan.act], **done.as_dict()}, *lines)
-    return INTERRUPTED if cancelled.is_set() else 0 if done.done + done.gone == done.selected else 1
+    return (
+        INTERRUPTED
+        if cancelled.is_set()
+        else 0
+        if done.done + done.gone == done.selected
+        else 1
+    )

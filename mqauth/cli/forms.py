@@ -57,10 +57,16 @@ def pick(given: str, known: Iterable[str], *, option: str, least: int = TO_READ)
     fitting = sorted({id for id in known if id.startswith(given)})
     if given in fitting:
         return given
-    require(len(given) >= least, f"{option} {given}: give the id, or at least its first {least} characters")
+    require(
+        len(given) >= least,
+        f"{option} {given}: give the id, or at least its first {least} characters",
+    )
     require(fitting, f"{option} {given}: there is none that begins so", CommandFailed)
     more = ", ..." if len(fitting) > _NAMED else ""
-    require(len(fitting) == 1, f"{option} {given}: {len(fitting)} begin so: {', '.join(fitting[:_NAMED])}{more}")
+    require(
+        len(fitting) == 1,
+        f"{option} {given}: {len(fitting)} begin so: {', '.join(fitting[:_NAMED])}{more}",
+    )
     return fitting[0]
 
 
@@ -88,13 +94,17 @@ def moment(text: str) -> float:
     """
     ago = re.compile(r"(\d{1,6})([smhd])").fullmatch(text)
     if ago or text == "now":
-        return SYSTEM_CLOCK.now() - (int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[ago[2]] if ago else 0)
+        return SYSTEM_CLOCK.now() - (
+            int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[ago[2]] if ago else 0
+        )
     with suppress(ValueError, OverflowError):
         time = datetime.fromisoformat(text)
         if time.tzinfo is not None and time.timestamp() >= 0:
             return time.timestamp()
     # Without a zone the moment would depend on the machine on which it is typed.
-    raise typer.BadParameter("give a time with a zone like 2026-11-25T10:00:00Z, or 2h or 7d (ago), or now")
+    raise typer.BadParameter(
+        "give a time with a zone like 2026-11-25T10:00:00Z, or 2h or 7d (ago), or now"
+    )
 
 
 def known_reason(text: str) -> str:
@@ -106,7 +116,9 @@ def known_reason(text: str) -> str:
     known = [reason.value for reason in Reason]
     if text not in ("", *known):
         near = "".join(get_close_matches(text, known, 1))
-        raise typer.BadParameter(f"no such reason; {f'did you mean {near}' if near else 'see mqauth dlq groups'}")
+        raise typer.BadParameter(
+            f"no such reason; {f'did you mean {near}' if near else 'see mqauth dlq groups'}"
+        )
     return text
 
 
@@ -123,10 +135,15 @@ def shown_time(seconds: float | None) -> str:
 def one_line(text: str) -> str:
     """Return text with line breaks as spaces and every other character that does not print escaped."""
     joined = " ".join(text.split())
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in joined)
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1]
+        for character in joined
+    )
 
 
-Wide = Annotated[bool, typer.Option("--wide", help="Whole values, wider than the terminal.")]
+Wide = Annotated[
+    bool, typer.Option("--wide", help="Whole values, wider than the terminal.")
+]
 
 
 class Column(NamedTuple):
@@ -170,7 +187,11 @@ VERDICT: Final = (Column("letters", cut=False), Column("verdict now"))
 
 
 def table_lines(
-    title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], *, wide: bool = False
+    title: str,
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[str]],
+    *,
+    wide: bool = False,
 ) -> Iterator[str]:
     """Yield the lines of a table, for a terminal or for another program.
 
@@ -196,7 +217,10 @@ def table_lines(
     for column in (columns[number] for number in shown):
         table.add_column(column.name, no_wrap=not column.cut, overflow="ellipsis")
     for row in cells:
-        texts = (row[number][: None if wide or not columns[number].is_id else SHORT] for number in shown)
+        texts = (
+            row[number][: None if wide or not columns[number].is_id else SHORT]
+            for number in shown
+        )
         table.add_row(*(Text(text, no_wrap=True, overflow="ellipsis") for text in texts))
     console = Console(width=100_000 if wide else width, color_system=None)
     with console.capture() as captured:

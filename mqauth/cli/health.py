@@ -25,7 +25,10 @@ def health(
         ),
     ] = "http://127.0.0.1:9464/health",
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds to wait for an answer.")
+        float,
+        typer.Option(
+            "--timeout", min=0.1, max=3600, help="Seconds to wait for an answer."
+        ),
     ] = 3.0,
     as_json: Json = False,
 ) -> int:
@@ -36,7 +39,10 @@ def health(
     with refusing(ValueError, "a URL is like http://127.0.0.1:9464/health"):
         parts = urlsplit(url)
         host, port = str(parts.hostname), parts.port or 80
-    require(parts.scheme == "http" and bool(parts.hostname), "a URL is like http://127.0.0.1:9464/health")
+    require(
+        parts.scheme == "http" and bool(parts.hostname),
+        "a URL is like http://127.0.0.1:9464/health",
+    )
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
         connection.request("GET", parts.path or "/health")
@@ -45,12 +51,16 @@ def health(
         require(isinstance(document, dict), "no object", ValueError)
     except (OSError, ValueError, http.client.HTTPException) as error:
         why = words_of(error) if isinstance(error, OSError) else type(error).__name__
-        typer.echo(f"{host}:{port} does not answer: {why}; is an Endpoint open there?", err=True)
+        typer.echo(
+            f"{host}:{port} does not answer: {why}; is an Endpoint open there?", err=True
+        )
         return 1
     finally:
         connection.close()
     # A key server has no states: it publishes the keys, or it does not.
-    told = {"state": "ok" if response.status == http.HTTPStatus.OK else "stopped"} | document
+    told = {
+        "state": "ok" if response.status == http.HTTPStatus.OK else "stopped"
+    } | document
     lines, consumers = [str(told.get("state"))], told.get("consumers")
     for name, each in consumers.items() if isinstance(consumers, dict) else ():
         health = each if isinstance(each, dict) else {}

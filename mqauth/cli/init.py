@@ -47,7 +47,8 @@ at = "append"           # a message is judged by when the broker took it, howeve
 max_queue_age = "7d"    # how long it may wait while this consumer is stopped
 """
 _INTERCEPTOR: Final = (
-    'append_evidence = "interceptor"    # rabbitmq.conf makes the broker stamp messages; proved at each start\n'
+    'append_evidence = "interceptor"    '
+    "# rabbitmq.conf makes the broker stamp messages; proved at each start\n"
 )
 _MANAGED: Final = """\
 max_lifetime = "1d"     # this broker does not prove when it took a message, so tokens live as long as one may wait
@@ -70,23 +71,43 @@ ${kind}def old_handle(message: mqauth.Unverified) -> None:
 
 def init(
     *,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder, made where it is missing.")],
-    broker: Annotated[str | None, typer.Option("--broker", help="rabbitmq or kafka.")] = None,
-    framework: Annotated[
-        str | None, typer.Option("--framework", help="taskiq: the consumer is a worker, on RabbitMQ.")
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder, made where it is missing.")
+    ],
+    broker: Annotated[
+        str | None, typer.Option("--broker", help="rabbitmq or kafka.")
     ] = None,
-    producer: Annotated[str | None, typer.Option("--producer", help="Its name, like orders-api.")] = None,
-    consumer: Annotated[str | None, typer.Option("--consumer", help="Its name, like billing.")] = None,
+    framework: Annotated[
+        str | None,
+        typer.Option(
+            "--framework", help="taskiq: the consumer is a worker, on RabbitMQ."
+        ),
+    ] = None,
+    producer: Annotated[
+        str | None, typer.Option("--producer", help="Its name, like orders-api.")
+    ] = None,
+    consumer: Annotated[
+        str | None, typer.Option("--consumer", help="Its name, like billing.")
+    ] = None,
     issuer: Annotated[
-        str, typer.Option("--issuer", help="The name that consumers trust; it need not be reachable.")
+        str,
+        typer.Option(
+            "--issuer", help="The name that consumers trust; it need not be reachable."
+        ),
     ] = "https://auth.example",
     url: Annotated[
         str | None,
-        typer.Option("--url", help="The broker, without a password: amqp://host:port/ or kafka://host:port."),
+        typer.Option(
+            "--url",
+            help="The broker, without a password: amqp://host:port/ or kafka://host:port.",
+        ),
     ] = None,
     rung: Annotated[
         str,
-        typer.Option("--rung", help="enforce, or observe for a running system whose producers do not sign yet."),
+        typer.Option(
+            "--rung",
+            help="enforce, or observe for a running system whose producers do not sign yet.",
+        ),
     ] = "enforce",
     managed: Annotated[
         bool,
@@ -115,7 +136,10 @@ def init(
         producer = _answered("producer", producer, "orders-api")
         consumer = _answered("consumer", consumer, "billing")
         for option, name in (("--producer", producer), ("--consumer", consumer)):
-            require(_NAME.fullmatch(name), f"{option}: must be 1 to 100 letters, digits, '.', '_' or '-'")
+            require(
+                _NAME.fullmatch(name),
+                f"{option}: must be 1 to 100 letters, digits, '.', '_' or '-'",
+            )
         require(producer != consumer, "--consumer: must be another name than --producer")
         require(
             re.fullmatch(r"[!#-\[\]-~]{1,256}", issuer),
@@ -129,23 +153,45 @@ def init(
             "--url: holds a password; leave it out, and see [broker] in consumer/mqauth.toml",
         )
         require(
-            url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}, like {_URLS[broker]}"
+            url.startswith("kafka:") == (broker == "kafka"),
+            f"--url: is no URL of {broker}, like {_URLS[broker]}",
         )
-        _write(folder, producer, texts(
-            broker=broker, producer=producer, consumer=consumer, issuer=issuer, url=url, managed=managed,
-            observe=rung == "observe", framework=framework,
-        ))  # fmt: skip
+        _write(
+            folder,
+            producer,
+            texts(
+                broker=broker,
+                producer=producer,
+                consumer=consumer,
+                issuer=issuer,
+                url=url,
+                managed=managed,
+                observe=rung == "observe",
+                framework=framework,
+            ),
+        )
     if apply:
         # Exchange and queues, or topics, at the broker of ``consumer/mqauth.toml``; what exists stays.
         path = folder / _TOPOLOGY
-        with file_errors(path), refusing(ValueError, "topology.json: not the topology that mqauth init writes"):
+        with (
+            file_errors(path),
+            refusing(
+                ValueError, "topology.json: not the topology that mqauth init writes"
+            ),
+        ):
             topology: Any = json.loads(path.read_text("utf-8"))
             require(isinstance(topology, dict), "", ValueError)
         settings = settings_of(folder / "consumer" / "mqauth.toml")
         address = place_of(None, None, None, settings)
         # What a consumer would ask at its start: it is not to fail there.
-        proves = settings.consumer is not None and settings.consumer.append_evidence is not None
-        require(("topics" in topology) is address.on_kafka, f"{path}: is for another broker than [broker] url")
+        proves = (
+            settings.consumer is not None
+            and settings.consumer.append_evidence is not None
+        )
+        require(
+            ("topics" in topology) is address.on_kafka,
+            f"{path}: is for another broker than [broker] url",
+        )
         with needing("--apply", address):
             if address.on_kafka:
                 import kafka
@@ -157,7 +203,10 @@ def init(
                     for topic in topology["topics"]:
                         # The number of replicas is the broker's own default.
                         new = client.admin.NewTopic(
-                            topic["name"], topic["partitions"], -1, topic_configs=topic["configs"]
+                            topic["name"],
+                            topic["partitions"],
+                            -1,
+                            topic_configs=topic["configs"],
                         )
                         with contextlib.suppress(TopicAlreadyExistsError):
                             # The broker's own list of topics may lag behind what it has created.
@@ -169,7 +218,9 @@ def init(
     answer(
         False,
         None,
-        f"{folder / _TOPOLOGY} is declared at the broker. Next:" if apply else f"{folder} is ready. Next:",
+        f"{folder / _TOPOLOGY} is declared at the broker. Next:"
+        if apply
+        else f"{folder} is ready. Next:",
         *([f"  cd {shlex.quote(str(folder))}"] if folder != Path() else []),
         *(
             ["  docker compose up -d --wait      # a broker, unless you have one"]
@@ -179,7 +230,9 @@ def init(
         *(
             []
             if apply
-            else ["  mqauth init . --apply            # declares the queues or topics of topology.json"]
+            else [
+                "  mqauth init . --apply            # declares the queues or topics of topology.json"
+            ]
         ),
         "  python consumer/consumer.py      # in a terminal of its own",
         "  python producer/producer.py      # one signed message, one without a token",
@@ -217,13 +270,18 @@ def texts(
         observe: whether the consumer begins at the rung observe.
         framework: of tasks, in place of a consumer's own loop.
     """
-    on_kafka, today = broker == "kafka", datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).date()
+    on_kafka, today = (
+        broker == "kafka",
+        datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).date(),
+    )
     values = {
         "producer": producer,
         "consumer": consumer,
         "issuer": issuer,
         "url": url,
-        "destination": destination.kafka(producer) if on_kafka else destination.rabbitmq(producer, "created"),
+        "destination": destination.kafka(producer)
+        if on_kafka
+        else destination.rabbitmq(producer, "created"),
         "exchange": producer,
         "key": "created",
         "topic": producer,
@@ -258,10 +316,18 @@ def texts(
         # Dead letters are kept until somebody reviewed them. They have the broker's stamp too, since Kafka
         # refuses a record of a client whose clock is an hour ahead, and are larger than the message.
         stamped = {TIMESTAMP_TYPE: APPEND_TIME}
-        kept = {"max.message.bytes": "2097152", "cleanup.policy": "delete", "retention.ms": "-1"}
+        kept = {
+            "max.message.bytes": "2097152",
+            "cleanup.policy": "delete",
+            "retention.ms": "-1",
+        }
         topology: dict[str, Any] = {
             "topics": [
-                {"name": values["topic"], "partitions": 3, "configs": {} if managed else stamped},
+                {
+                    "name": values["topic"],
+                    "partitions": 3,
+                    "configs": {} if managed else stamped,
+                },
                 {"name": values["letters"], "partitions": 1, "configs": stamped | kept},
             ]
         }
@@ -275,9 +341,18 @@ def texts(
         durable = {"vhost": "/", "durable": True, "auto_delete": False}
         topology = {
             "exchanges": [
-                durable | {"name": values["exchange"], "type": "topic", "internal": False, "arguments": {}}
+                durable
+                | {
+                    "name": values["exchange"],
+                    "type": "topic",
+                    "internal": False,
+                    "arguments": {},
+                }
             ],
-            "queues": [durable | {"name": name, "arguments": arguments} for name, arguments in queues.items()],
+            "queues": [
+                durable | {"name": name, "arguments": arguments}
+                for name, arguments in queues.items()
+            ],
             "bindings": [
                 {
                     "vhost": "/",
@@ -291,9 +366,16 @@ def texts(
         }
     # A broker of Docker Compose and its configuration are there, unless the broker is somebody else's.
     return {
-        str(path.relative_to(folder).with_suffix("")): Template(path.read_text("utf-8")).substitute(values)
+        str(path.relative_to(folder).with_suffix("")): Template(
+            path.read_text("utf-8")
+        ).substitute(values)
         for folder in [
-            TEMPLATES / name for name in ("both", framework or broker, *([] if managed else [f"{broker}-broker"]))
+            TEMPLATES / name
+            for name in (
+                "both",
+                framework or broker,
+                *([] if managed else [f"{broker}-broker"]),
+            )
         ]
         for path in folder.rglob("*.txt")
     } | {"topology.json": json.dumps(topology, indent=2) + "\n"}
@@ -304,9 +386,15 @@ def _write(folder: Path, producer: str, files: Mapping[str, str]) -> None:
     made = not folder.exists()
     with file_errors(folder), contextlib.ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
-        stack.callback(lambda: folder.rmdir() if made and not any(folder.iterdir()) else None)
+        stack.callback(
+            lambda: folder.rmdir() if made and not any(folder.iterdir()) else None
+        )
         # All is written into a folder beside, and appears once it is whole.
-        stage = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".mqauth-init-", dir=folder)))
+        stage = Path(
+            stack.enter_context(
+                tempfile.TemporaryDirectory(prefix=".mqauth-init-", dir=folder)
+            )
+        )
         for name, text in files.items():
             path = stage / name
             path.parent.mkdir(exist_ok=True)
@@ -318,12 +406,18 @@ def _write(folder: Path, producer: str, files: Mapping[str, str]) -> None:
         )
         for side in ("producer", "consumer"):
             for wrong in [
-                each for each in check(stage / side / "mqauth.toml").findings if each.severity is Severity.ERROR
+                each
+                for each in check(stage / side / "mqauth.toml").findings
+                if each.severity is Severity.ERROR
             ]:
-                raise ConfigurationError(f"{side}/mqauth.toml: {wrong.key}: {wrong.message}")
+                raise ConfigurationError(
+                    f"{side}/mqauth.toml: {wrong.key}: {wrong.message}"
+                )
         names = sorted(entry.name for entry in stage.iterdir())
         taken = [name for name in names if os.path.lexists(folder / name)]
-        require(not taken, f"{folder}: has {', '.join(taken)} already; nothing was changed")
+        require(
+            not taken, f"{folder}: has {', '.join(taken)} already; nothing was changed"
+        )
         with contextlib.ExitStack() as undo:
             for name in names:
                 moved = (stage / name).rename(folder / name)
@@ -339,10 +433,14 @@ async def _declared(connection: Any, topology: dict[str, Any], *, proves: bool) 
     for exchange in topology["exchanges"]:
         await channel.declare_exchange(exchange["name"], exchange["type"], durable=True)
     queues = {
-        queue["name"]: await channel.declare_queue(queue["name"], durable=True, arguments=queue["arguments"])
+        queue["name"]: await channel.declare_queue(
+            queue["name"], durable=True, arguments=queue["arguments"]
+        )
         for queue in topology["queues"]
     }
     for binding in topology["bindings"]:
-        await queues[binding["destination"]].bind(binding["source"], binding["routing_key"])
+        await queues[binding["destination"]].bind(
+            binding["source"], binding["routing_key"]
+        )
     if proves:
         await question(connection.transport.connection, echoed)

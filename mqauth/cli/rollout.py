@@ -21,7 +21,14 @@ from mqauth.check import Severity, check
 from mqauth.check.rollout import Standing, standings
 from mqauth.cli.app import Config, Json, Yes, answer, group
 from mqauth.cli.forms import one_line
-from mqauth.cli.rollout_steps import Value, broker_for, changed, emptied, number_of, unread
+from mqauth.cli.rollout_steps import (
+    Value,
+    broker_for,
+    changed,
+    emptied,
+    number_of,
+    unread,
+)
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.settings import FileSettings
@@ -31,14 +38,22 @@ from mqauth.judging.journal import few
 from mqauth.judging.rollout import Rollout, Rung
 from mqauth.wire import destination as places
 
-app: Final = group("Bring signatures to a running system, step by step.", "mqauth rollout status")
+app: Final = group(
+    "Bring signatures to a running system, step by step.", "mqauth rollout status"
+)
 Audit = Annotated[
     list[Path] | None,
-    typer.Option("--audit-file", help="Audit file of a consumer; give those of all of them."),
+    typer.Option(
+        "--audit-file", help="Audit file of a consumer; give those of all of them."
+    ),
 ]
-Destination = Annotated[str, typer.Argument(help="A destination or pattern, as the file lists it.")]
+Destination = Annotated[
+    str, typer.Argument(help="A destination or pattern, as the file lists it.")
+]
 Why = Annotated[str, typer.Option("--why", help="The reason, kept in the file.")]
-Print = Annotated[bool, typer.Option("--print", help="Print the new file, and change nothing.")]
+Print = Annotated[
+    bool, typer.Option("--print", help="Print the new file, and change nothing.")
+]
 _WHO: Final = 32
 _DAY: Final = 86_400
 
@@ -55,10 +70,18 @@ def status(config: Config = None, audit: Audit = None, json: Json = False) -> in
     answer(
         json,
         [standing.as_dict() | {"files": list(map(str, files))} for standing in entries],
-        one_line(f"{len(files)} audit files read: {few(list(map(str, files)))}" if files else _no_files(file)),
+        one_line(
+            f"{len(files)} audit files read: {few(list(map(str, files)))}"
+            if files
+            else _no_files(file)
+        ),
         *(line for standing in entries for line in _lines(standing)),
     )
-    return 0 if all(standing.is_safe and standing.days_left >= 0 for standing in entries) else 1
+    return (
+        0
+        if all(standing.is_safe and standing.days_left >= 0 for standing in entries)
+        else 1
+    )
 
 
 @app.command("up")
@@ -68,16 +91,28 @@ def up(
     config: Config = None,
     audit: Audit = None,
     settled: Annotated[
-        bool, typer.Option("--settled", help="Nothing unsigned waits any more; by default the broker is asked.")
+        bool,
+        typer.Option(
+            "--settled",
+            help="Nothing unsigned waits any more; by default the broker is asked.",
+        ),
     ] = False,
     broker: Annotated[
-        str | None, typer.Option("--broker", help="URL of the broker, or a name of [brokers.NAME].")
+        str | None,
+        typer.Option("--broker", help="URL of the broker, or a name of [brokers.NAME]."),
     ] = None,
     scope: Annotated[
-        str | None, typer.Option("--scope", help="The consumer group or queue; by default [consumer] scope.")
+        str | None,
+        typer.Option(
+            "--scope", help="The consumer group or queue; by default [consumer] scope."
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Go up although it is not safe; needs --why.")] = False,
-    why: Annotated[str | None, typer.Option("--why", help="The reason, kept in the file.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go up although it is not safe; needs --why.")
+    ] = False,
+    why: Annotated[
+        str | None, typer.Option("--why", help="The reason, kept in the file.")
+    ] = None,
     only_print: Print = False,
     yes: Yes = False,
     json: Json = False,
@@ -86,17 +121,34 @@ def up(
     require(not force or why, "--force needs --why")
     file = settings_of(file_of(config))
     # The entry that decides on the destination.
-    held = [number for number, each in enumerate(file.rollout) if each.build().holds(destination)]
-    require(held and file.rollout[held[0]].at < Rung.ENFORCE, f"{destination} is in no entry below enforce")
+    held = [
+        number
+        for number, each in enumerate(file.rollout)
+        if each.build().holds(destination)
+    ]
+    require(
+        held and file.rollout[held[0]].at < Rung.ENFORCE,
+        f"{destination} is in no entry below enforce",
+    )
     number, entry = held[0], file.rollout[held[0]]
     rung, on_kafka = Rung(entry.at + 1), places.is_kafka(destination)
     if rung is Rung.ENFORCE and not force:
         # The destination stands by itself where it is listed, else as its whole entry does.
-        alone = replace(entry, destinations=(destination,)) if destination in entry.destinations else entry
-        narrowed = replace(file, rollout=(*file.rollout[:number], alone, *file.rollout[number:]))
+        alone = (
+            replace(entry, destinations=(destination,))
+            if destination in entry.destinations
+            else entry
+        )
+        narrowed = replace(
+            file, rollout=(*file.rollout[:number], alone, *file.rollout[number:])
+        )
 
         def look() -> Standing:
-            return next(each for each in _standings(narrowed, audit or _own_files(file)) if each.entry is alone)
+            return next(
+                each
+                for each in _standings(narrowed, audit or _own_files(file))
+                if each.entry is alone
+            )
 
         # what the reports say, and then what the broker says of what waits
         standing = look()
@@ -115,10 +167,20 @@ def up(
                     scope or (None if consumer is None else consumer.scope),
                     "--scope: required, the consumer group or queue; or [consumer] scope; or --settled",
                 )
-                exempt = [] if consumer is None else [each.build() for each in consumer.unsigned]
+                exempt = (
+                    []
+                    if consumer is None
+                    else [each.build() for each in consumer.unsigned]
+                )
                 consumers = 1 if file.check is None else file.check.consumers
                 against = (
-                    unread(places.parse(destination)[1], known, entry, Rollout((), exempt), asked)
+                    unread(
+                        places.parse(destination)[1],
+                        known,
+                        entry,
+                        Rollout((), exempt),
+                        asked,
+                    )
                     if on_kafka
                     else emptied(known, asked, consumers, look, _now)
                 )
@@ -148,7 +210,10 @@ def up(
 def down(
     destination: Destination,
     why: Why,
-    until: Annotated[str, typer.Option("--until", help="The day by which it is to end, like 2027-01-31.")],
+    until: Annotated[
+        str,
+        typer.Option("--until", help="The day by which it is to end, like 2027-01-31."),
+    ],
     *,
     config: Config = None,
     only_print: Print = False,
@@ -161,16 +226,31 @@ def down(
     require(rung > Rung.OFF, f"{destination} is at off")
     with refusing(ValueError, "--until is a date like 2027-01-31"):
         day = date.fromisoformat(until)
-    values: dict[str, Value] = {"rung": Rung(rung - 1).label, "since": _today(), "until": day}
+    values: dict[str, Value] = {
+        "rung": Rung(rung - 1).label,
+        "since": _today(),
+        "until": day,
+    }
     return _apply(
-        config, destination, values, {f"why {_today()}": why}, only_print=only_print, yes=yes, as_json=json
+        config,
+        destination,
+        values,
+        {f"why {_today()}": why},
+        only_print=only_print,
+        yes=yes,
+        as_json=json,
     )
 
 
 @app.command("accept")
 def accept(
     destination: Destination,
-    group: Annotated[str, typer.Argument(metavar="GROUP", help="Id of a group, or a reason and a destination.")],
+    group: Annotated[
+        str,
+        typer.Argument(
+            metavar="GROUP", help="Id of a group, or a reason and a destination."
+        ),
+    ],
     why: Why,
     *,
     config: Config = None,
@@ -179,7 +259,15 @@ def accept(
     json: Json = False,
 ) -> int:
     """Accept a group that does not sign. It no longer speaks against going up, and the file says so."""
-    return _apply(config, destination, {}, {group: why}, only_print=only_print, yes=yes, as_json=json)
+    return _apply(
+        config,
+        destination,
+        {},
+        {group: why},
+        only_print=only_print,
+        yes=yes,
+        as_json=json,
+    )
 
 
 # The reports
@@ -188,7 +276,9 @@ def accept(
 def _own_files(file: FileSettings) -> list[Path]:
     """Return the audit files of ``[audit]``, of all processes."""
     return files_of(
-        require(file.audit, "give --audit-file FILE: the configuration has no [audit]").file,
+        require(
+            file.audit, "give --audit-file FILE: the configuration has no [audit]"
+        ).file,
         None if file.consumer is None else file.consumer.scope,
     )
 
@@ -200,9 +290,16 @@ def _no_files(file: FileSettings) -> str:
 
 def _standings(file: FileSettings, files: list[Path]) -> list[Standing]:
     reports = ((path, verify_chain(with_parts([path]))) for path in files)
-    broken = (f"an audit file does not hold: {path}: {each.what}" for path, each in reports if not each.intact)
+    broken = (
+        f"an audit file does not hold: {path}: {each.what}"
+        for path, each in reports
+        if not each.intact
+    )
     return standings(
-        file, read_records(with_parts(files)), now=_now(), broken=next(broken, None if files else _no_files(file))
+        file,
+        read_records(with_parts(files)),
+        now=_now(),
+        broken=next(broken, None if files else _no_files(file)),
     )
 
 
@@ -238,31 +335,46 @@ def _apply(
     path = file_of(config)
     text, members = read_toml(path)
     alone = None if number is None else destination
-    number = number_of(members.get("rollout", []), destination) if number is None else number
+    number = (
+        number_of(members.get("rollout", []), destination) if number is None else number
+    )
     new = changed(text, number, alone, values, accepted)
-    with file_errors(path), tempfile.NamedTemporaryFile("wb", dir=path.parent, suffix=".toml") as trial:
+    with (
+        file_errors(path),
+        tempfile.NamedTemporaryFile("wb", dir=path.parent, suffix=".toml") as trial,
+    ):
         trial.write(new.encode("utf-8"))
         trial.flush()
         # Refused is an error that mqauth check finds in the new file alone; it builds what a consumer builds.
         before = {(each.code.name, each.message) for each in check(path).findings}
         for each in check(Path(trial.name)).findings:
             require(
-                each.severity is not Severity.ERROR or (each.code.name, each.message) in before,
+                each.severity is not Severity.ERROR
+                or (each.code.name, each.message) in before,
                 f"nothing was written: the new file has {each.key}: {each.message}",
             )
     if only_print:
         answer(as_json, {"text": new}, new.removesuffix("\n"))
         return 0
-    diff = list(difflib.unified_diff(text.splitlines(), new.splitlines(), str(path), str(path), lineterm=""))
+    diff = list(
+        difflib.unified_diff(
+            text.splitlines(), new.splitlines(), str(path), str(path), lineterm=""
+        )
+    )
     print(
-        *diff, *([] if note is None else [f"note: {note}"]), sep="\n", file=sys.stderr if as_json else sys.stdout
+        *diff,
+        *([] if note is None else [f"note: {note}"]),
+        sep="\n",
+        file=sys.stderr if as_json else sys.stdout,
     )
     # Ctrl-C on a terminal, else the end of standard input.
     with refusing(
         () if sys.stdin is not None and sys.stdin.isatty() else RuntimeError,
         "--yes: required where nobody can be asked (or look with --print)",
     ):
-        written = yes or typer.confirm("Write it? It counts from the next start of each consumer.", err=as_json)
+        written = yes or typer.confirm(
+            "Write it? It counts from the next start of each consumer.", err=as_json
+        )
     if written:
         with file_errors(path):
             path.write_text(new, "utf-8")
@@ -289,12 +401,17 @@ def _lines(standing: Standing) -> Iterator[str]:
     """Yield the lines of an entry's report."""
     entry = standing.entry
     left = (
-        f"{standing.days_left} days left" if standing.days_left >= 0 else f"OVERDUE for {-standing.days_left} days"
+        f"{standing.days_left} days left"
+        if standing.days_left >= 0
+        else f"OVERDUE for {-standing.days_left} days"
     )
     moved = f", end moved {standing.moved} times" if standing.moved else ""
     listed, owner = one_line(", ".join(entry.destinations)), one_line(entry.owner)
     yield f"{listed}   {entry.rung} since {entry.since}   {left}{moved}   {owner}"
-    would, window = sum(seen.count for seen in standing.groups) + standing.other, entry.window
+    would, window = (
+        sum(seen.count for seen in standing.groups) + standing.other,
+        entry.window,
+    )
     span = f"{window // 3600} h" if window % _DAY else f"{window // _DAY} d"
     yield (
         f"last {span}, {len(standing.reported)} consumers:"
@@ -305,7 +422,9 @@ def _lines(standing: Standing) -> Iterator[str]:
     for seen in standing.groups:
         # What a sender wrote is escaped and cut.
         where = ",".join(map(str, sorted(seen.partitions)[:4])) or "-"
-        times = "  ".join(one_line(text[5:16].replace("T", " ")) for text in (seen.first, seen.last))
+        times = "  ".join(
+            one_line(text[5:16].replace("T", " ")) for text in (seen.first, seen.last)
+        )
         who, code = one_line(seen.who)[:_WHO], one_line(seen.group.code)[:18]
         yield f"{seen.count:>7,}  {code:<18}  {who:<{_WHO}}  {where:<5}  {times}  {seen.group.id}"
     if standing.oldest is not None:

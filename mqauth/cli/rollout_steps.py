@@ -42,7 +42,9 @@ LOOK: Final = 1.0
 """Seconds between two looks."""
 
 
-def broker_for(destination: str, named: str | None, config: FileSettings) -> BrokerSettings:
+def broker_for(
+    destination: str, named: str | None, config: FileSettings
+) -> BrokerSettings:
     """Return the broker of a destination.
 
     Args:
@@ -56,10 +58,16 @@ def broker_for(destination: str, named: str | None, config: FileSettings) -> Bro
     tables = (
         [config.broker, *(config.brokers or {}).values()]
         if named is None
-        else [BrokerSettings(url=named) if is_broker_url(named) else table_of(named, config)]
+        else [
+            BrokerSettings(url=named) if is_broker_url(named) else table_of(named, config)
+        ]
     )
     known = [table.unlocked() for table in tables if table is not None]
-    fits = [each for each in known if each.url and each.url.startswith("kafka:") is places.is_kafka(destination)]
+    fits = [
+        each
+        for each in known
+        if each.url and each.url.startswith("kafka:") is places.is_kafka(destination)
+    ]
     return require(
         fits[0] if fits else None,
         "what is not settled yet is to be asked for: give --broker, or say --settled once you know"
@@ -71,7 +79,13 @@ def broker_for(destination: str, named: str | None, config: FileSettings) -> Bro
 # Kafka
 
 
-def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, broker: BrokerSettings) -> str | None:
+def unread(
+    topic: str,
+    group: str,
+    entry: RolloutSettings,
+    rollout: Rollout,
+    broker: BrokerSettings,
+) -> str | None:
     """Return what a group has not settled and would be dead-lettered, ``None`` where there is nothing.
 
     Args:
@@ -103,44 +117,78 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
     ):
         # which topics, and how far the group has come in each partition
         wanted = places.kafka(topic)
-        names = {name for name in reader.topics() if name == topic or matches(wanted, places.kafka(name))}
+        names = {
+            name
+            for name in reader.topics()
+            if name == topic or matches(wanted, places.kafka(name))
+        }
         require(names, f"--broker: there is no topic {topic}")
         partitions = [
-            client.TopicPartition(name, each) for name in names for each in reader.partitions_for_topic(name) or ()
+            client.TopicPartition(name, each)
+            for name in names
+            for each in reader.partitions_for_topic(name) or ()
         ]
-        committed = {topic_partition: reader.committed(topic_partition) for topic_partition in partitions}
-        known = {topic_partition.topic for topic_partition, offset in committed.items() if offset is not None} | {
-            topic
+        committed = {
+            topic_partition: reader.committed(topic_partition)
+            for topic_partition in partitions
         }
+        known = {
+            topic_partition.topic
+            for topic_partition, offset in committed.items()
+            if offset is not None
+        } | {topic}
         first, ends = reader.beginning_offsets(partitions), reader.end_offsets(partitions)
         left = {
-            topic_partition: (max(committed[topic_partition] or 0, first[topic_partition]), ends[topic_partition])
+            topic_partition: (
+                max(committed[topic_partition] or 0, first[topic_partition]),
+                ends[topic_partition],
+            )
             for topic_partition in partitions
             if topic_partition.topic in known
         }
-        left = {topic_partition: (start, end) for topic_partition, (start, end) in left.items() if start < end}
+        left = {
+            topic_partition: (start, end)
+            for topic_partition, (start, end) in left.items()
+            if start < end
+        }
         # every record from there on to the end, as it was when it was asked for
         reader.assign(list(left))
         for topic_partition, (start, _) in left.items():
             reader.seek(topic_partition, start)
         over, unsigned = time.monotonic() + PATIENCE, Counter[int]()
         while waiting := [
-            topic_partition for topic_partition, (_, end) in left.items() if reader.position(topic_partition) < end
+            topic_partition
+            for topic_partition, (_, end) in left.items()
+            if reader.position(topic_partition) < end
         ]:
             if time.monotonic() > over:
                 return f"group {group} lags too far behind to be read in {PATIENCE:g} s: let it catch up"
             for topic_partition, records in reader.poll(timeout_ms=1000).items():
                 for message in (
-                    from_native(each, scope=group) for each in records if each.offset < left[topic_partition][1]
+                    from_native(each, scope=group)
+                    for each in records
+                    if each.offset < left[topic_partition][1]
                 ):
                     # What would be dead-lettered for want of a token, and nobody has accepted.
-                    unproven = not has_token(message) and rollout.exemption(message) is None
-                    if unproven and not is_accepted(entry, group_of_message(message, Reason.TOKEN_MISSING.value)):
+                    unproven = (
+                        not has_token(message) and rollout.exemption(message) is None
+                    )
+                    if unproven and not is_accepted(
+                        entry, group_of_message(message, Reason.TOKEN_MISSING.value)
+                    ):
                         unsigned[topic_partition.partition] += 1
-            reader.pause(*(topic_partition for topic_partition in left if topic_partition not in waiting))
+            reader.pause(
+                *(
+                    topic_partition
+                    for topic_partition in left
+                    if topic_partition not in waiting
+                )
+            )
     total, where = unsigned.total(), ", ".join(map(str, sorted(unsigned)))
     return (
-        f"group {group} has {total:,} records without a token to settle, in partitions {where}" if total else None
+        f"group {group} has {total:,} records without a token to settle, in partitions {where}"
+        if total
+        else None
     )
 
 
@@ -148,7 +196,11 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
 
 
 def emptied(
-    queue: str, broker: BrokerSettings, consumers: int, look: Callable[[], Standing], now: Callable[[], float]
+    queue: str,
+    broker: BrokerSettings,
+    consumers: int,
+    look: Callable[[], Standing],
+    now: Callable[[], float],
 ) -> str | None:
     """Return why a queue may hold something old, ``None`` once it was empty and consumers reported after that.
 
@@ -200,12 +252,23 @@ def number_of(entries: list[Mapping[str, Any]], destination: str) -> int:
     Raises:
         ConfigurationError: no entry lists it.
     """
-    numbers = (number for number, each in enumerate(entries) if destination in each["destinations"])
-    return require(next(numbers, -1) + 1, f"{destination} is in no [[rollout]] of the file") - 1
+    numbers = (
+        number
+        for number, each in enumerate(entries)
+        if destination in each["destinations"]
+    )
+    return (
+        require(next(numbers, -1) + 1, f"{destination} is in no [[rollout]] of the file")
+        - 1
+    )
 
 
 def changed(
-    text: str, number: int, destination: str | None, values: Mapping[str, Value], accepted: Mapping[str, str]
+    text: str,
+    number: int,
+    destination: str | None,
+    values: Mapping[str, Value],
+    accepted: Mapping[str, str],
 ) -> str:
     """Return a text with some keys of an entry set, and others removed.
 

@@ -27,7 +27,9 @@ _BACKLOG: Final = 512
 def log_lines(form: str, level: str) -> Iterator[None]:
     """Write the lines of mqauth, and errors of its server, to standard error within the block."""
     handler = logging.StreamHandler()
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    text = logging.Formatter(
+        "%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ"
+    )
     text.converter = time.gmtime
     handler.setFormatter(JSONFormatter() if form == "json" else text)
     # Whoever reaches the port chooses how many warnings uvicorn has.
@@ -35,7 +37,9 @@ def log_lines(form: str, level: str) -> Iterator[None]:
         logging.getLogger("mqauth"): logging.getLevelNamesMapping()[level.upper()],
         logging.getLogger("uvicorn"): logging.ERROR,
     }
-    kept = {logger: (logger.handlers, logger.propagate, logger.level) for logger in loggers}
+    kept = {
+        logger: (logger.handlers, logger.propagate, logger.level) for logger in loggers
+    }
     try:
         for logger, own in loggers.items():
             logger.handlers, logger.propagate = [handler], False
@@ -74,7 +78,11 @@ class Certificate:
                 self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
                 self._load(self.context)
             except ConfigurationError as error:
-                emit("serve.certificate_kept", "%s; the certificate read before stays in use", error)
+                emit(
+                    "serve.certificate_kept",
+                    "%s; the certificate read before stays in use",
+                    error,
+                )
 
     def _load(self, context: ssl.SSLContext) -> None:
         chain, key = self._files
@@ -83,8 +91,14 @@ class Certificate:
         try:
             context.load_cert_chain(chain, key, password=refuse)
         except (OSError, ValueError) as error:
-            why = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-            raise ConfigurationError(f"--tls-cert {chain}, --tls-key {key}: {why}") from error
+            why = (
+                getattr(error, "reason", None)
+                or getattr(error, "strerror", None)
+                or str(error)
+            )
+            raise ConfigurationError(
+                f"--tls-cert {chain}, --tls-key {key}: {why}"
+            ) from error
 
 
 def listen(host: str, port: int, *, tls: bool) -> socket.socket:
@@ -99,18 +113,29 @@ def listen(host: str, port: int, *, tls: bool) -> socket.socket:
         ConfigurationError: the address is not allowed, or cannot be listened on.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
         require(
             tls or ipaddress.ip_address(str(address[0])).is_loopback,
             f"--host {host}: reached from outside only with --tls-cert and --tls-key",
         )
-        return socket.create_server((str(address[0]), port), family=family, backlog=_BACKLOG)
+        return socket.create_server(
+            (str(address[0]), port), family=family, backlog=_BACKLOG
+        )
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or "no such host"
         raise ConfigurationError(f"--host {host} --port {port}: {why}") from error
 
 
-def server_of(application: Any, certificate: Certificate | None, *, requests: int, verb: str, extra: str) -> Any:
+def server_of(
+    application: Any,
+    certificate: Certificate | None,
+    *,
+    requests: int,
+    verb: str,
+    extra: str,
+) -> Any:
     """Return uvicorn with an application, and with nothing that the environment or another package could turn on.
 
     Args:
@@ -123,7 +148,9 @@ def server_of(application: Any, certificate: Certificate | None, *, requests: in
     Raises:
         ConfigurationError: uvicorn is not installed.
     """
-    with refusing(ImportError, f'mqauth {verb} needs uvicorn: install "mqauth[cli,{extra}]"'):
+    with refusing(
+        ImportError, f'mqauth {verb} needs uvicorn: install "mqauth[cli,{extra}]"'
+    ):
         import uvicorn
 
         from mqauth.cli import connections
@@ -171,26 +198,47 @@ class Serving:
         self,
         *,
         host: Annotated[
-            str, typer.Option("--host", help="Address to listen on; other than loopback only with TLS.")
+            str,
+            typer.Option(
+                "--host", help="Address to listen on; other than loopback only with TLS."
+            ),
         ] = "127.0.0.1",
-        tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="PEM file with the certificate.")] = None,
+        tls_cert: Annotated[
+            Path | None, typer.Option("--tls-cert", help="PEM file with the certificate.")
+        ] = None,
         tls_key: Annotated[
-            Path | None, typer.Option("--tls-key", help="PEM file with the key of the certificate.")
+            Path | None,
+            typer.Option("--tls-key", help="PEM file with the key of the certificate."),
         ] = None,
         log: Annotated[
             Literal["text", "json"],
-            typer.Option("--log", help="Form of the log on standard error: text, or JSON lines."),
+            typer.Option(
+                "--log", help="Form of the log on standard error: text, or JSON lines."
+            ),
         ] = "text",
         level: Annotated[
             Literal["debug", "info", "warning", "error"],
             typer.Option("--log-level", help="Least level of the log."),
         ] = "info",
     ) -> None:
-        require((tls_cert is None) is (tls_key is None), "--tls-cert and --tls-key go together")
-        self.certificate = None if tls_cert is None or tls_key is None else Certificate(tls_cert, tls_key)
+        require(
+            (tls_cert is None) is (tls_key is None),
+            "--tls-cert and --tls-key go together",
+        )
+        self.certificate = (
+            None
+            if tls_cert is None or tls_key is None
+            else Certificate(tls_cert, tls_key)
+        )
         self.host, self._log, self._level = host, log, level
 
-    def run(self, application: Any, listener: socket.socket, told: Callable[[], None], **settings: Any) -> None:
+    def run(
+        self,
+        application: Any,
+        listener: socket.socket,
+        told: Callable[[], None],
+        **settings: Any,
+    ) -> None:
         """Serve until SIGTERM or SIGINT.
 
         Args:

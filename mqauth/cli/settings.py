@@ -55,14 +55,19 @@ def given(value: Path | None, option: str, setting: Path | None) -> Path:
     Raises:
         ConfigurationError: neither is there.
     """
-    return require(value or setting, f"{option}: required, or [review] {option.lstrip('-')} in {FILE}")
+    return require(
+        value or setting,
+        f"{option}: required, or [review] {option.lstrip('-')} in {FILE}",
+    )
 
 
 def key_reader(
     path: Path, passphrase_env: str | None, passphrase_file: Path | None
 ) -> Callable[[], Key | SigningKey]:
     """Return a function that reads the reviewer's key from a keystore folder or PEM file."""
-    return lambda: signing_key(path, passphrase=read_passphrase(env=passphrase_env, file=passphrase_file))
+    return lambda: signing_key(
+        path, passphrase=read_passphrase(env=passphrase_env, file=passphrase_file)
+    )
 
 
 def reviewer_of(read_key: Callable[[], Key | SigningKey], named: str | None) -> str:

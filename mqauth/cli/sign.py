@@ -13,7 +13,17 @@ from typing import Annotated, Any, Final
 import typer
 
 from mqauth import MalformedMessage, Outcome, Reason, Verdict, load
-from mqauth.cli.app import MAX_INPUT, Config, Json, answer, group, parsed, print_json, read_texts, standard_input
+from mqauth.cli.app import (
+    MAX_INPUT,
+    Config,
+    Json,
+    answer,
+    group,
+    parsed,
+    print_json,
+    read_texts,
+    standard_input,
+)
 from mqauth.cli.forms import one_line, shown_time
 from mqauth.cli.settings import file_of
 from mqauth.clock import SYSTEM_CLOCK
@@ -33,38 +43,64 @@ def sign(
     lines: Lines = False,
     batch: Annotated[
         int,
-        typer.Option("--batch", min=1, max=MAX_BATCH, help="Messages that share one signature, with --lines."),
+        typer.Option(
+            "--batch",
+            min=1,
+            max=MAX_BATCH,
+            help="Messages that share one signature, with --lines.",
+        ),
     ] = 1,
     to: Annotated[
-        str | None, typer.Option("--to", help="Destination of one message, whose body is standard input.")
+        str | None,
+        typer.Option(
+            "--to", help="Destination of one message, whose body is standard input."
+        ),
     ] = None,
-    key: Annotated[str | None, typer.Option("--key", help="Kafka record key, with --to.")] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Kafka record key, with --to.")
+    ] = None,
 ) -> None:
     """Read messages as JSON and print them with a token in their headers.
 
     The first message that cannot be signed ends it; the messages before it are signed and printed.
     """
     require(batch == 1 or lines, "--batch: only with --lines")
-    require(to is None or not lines, "--lines: not with --to, where all of standard input is one body")
-    require(key is None or (to or "").startswith("kafka:"), "--key: only with --to kafka:TOPIC")
+    require(
+        to is None or not lines,
+        "--lines: not with --to, where all of standard input is one body",
+    )
+    require(
+        key is None or (to or "").startswith("kafka:"),
+        "--key: only with --to kafka:TOPIC",
+    )
     signer = load(file_of(config)).signer
     fault: MalformedMessage | None = None
     texts = read_texts(standard_input(), lines=lines)
     if to is not None:
         _, body = next(texts)
         require(body is not None, f"the body is over {MAX_INPUT} bytes", MalformedMessage)
-        message_form = {"destination": to, "body": base64.b64encode(body or b"").decode("ascii")}
+        message_form = {
+            "destination": to,
+            "body": base64.b64encode(body or b"").decode("ascii"),
+        }
         if key is not None:
-            message_form["key"] = base64.b64encode(key.encode("utf-8", "surrogateescape")).decode("ascii")
+            message_form["key"] = base64.b64encode(
+                key.encode("utf-8", "surrogateescape")
+            ).decode("ascii")
         texts = iter([(1, strict_json.dumps(message_form))])
     while fault is None and (texts_of_batch := list(islice(texts, batch))):
-        origins = [f"line {number}" if lines else "standard input" for number, _ in texts_of_batch]
+        origins = [
+            f"line {number}" if lines else "standard input"
+            for number, _ in texts_of_batch
+        ]
         forms: list[dict[str, Any]] = []
         prepared: list[Prepared] = []
         for (_, raw), where in zip(texts_of_batch, origins, strict=True):
             try:
                 form = parsed(raw)
-                require(isinstance(form, dict), "a message is an object", MalformedMessage)
+                require(
+                    isinstance(form, dict), "a message is an object", MalformedMessage
+                )
                 prepared.append(signer.prepare(json_form.from_form(form)))
             except MalformedMessage as error:
                 # Those before it are signed first.
@@ -83,7 +119,16 @@ def sign(
                 | {
                     "headers": [
                         *form.get("headers", []),
-                        [name, {"str": (token.decode("ascii") if isinstance(token, bytes) else token)}],
+                        [
+                            name,
+                            {
+                                "str": (
+                                    token.decode("ascii")
+                                    if isinstance(token, bytes)
+                                    else token
+                                )
+                            },
+                        ],
                     ]
                 }
             )
@@ -94,7 +139,9 @@ def sign(
 def verify(
     config: Config = None,
     lines: Lines = False,
-    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever the verdicts.")] = False,
+    exit_zero: Annotated[
+        bool, typer.Option("--exit-zero", help="Exit with 0 whatever the verdicts.")
+    ] = False,
 ) -> int:
     """Read messages as JSON and print the verdict on each.
 
@@ -109,16 +156,28 @@ def verify(
             message = json_form.from_form(parsed(raw))
         except MalformedMessage as error:
             # A text that is no message is rejected like any malformed message.
-            outcome = Outcome(verdict=Verdict.REJECTED, reason=Reason.MESSAGE_MALFORMED, detail=str(error))
+            outcome = Outcome(
+                verdict=Verdict.REJECTED,
+                reason=Reason.MESSAGE_MALFORMED,
+                detail=str(error),
+            )
         else:
             if message.origin == NO_ORIGIN:
                 message = replace(
-                    message, origin=Origin(timestamp_ms=int(SYSTEM_CLOCK.now() * 1000), timestamp_type="append")
+                    message,
+                    origin=Origin(
+                        timestamp_ms=int(SYSTEM_CLOCK.now() * 1000),
+                        timestamp_type="append",
+                    ),
                 )
             # A message that is accepted is confirmed, as by a consumer whose handler succeeds.
             delivery = pipeline.receive(message)
             outcome = run(pipeline.judge(delivery))
-            outcome = run(pipeline.confirm(delivery)) if outcome.verdict is Verdict.ACCEPTED else outcome
+            outcome = (
+                run(pipeline.confirm(delivery))
+                if outcome.verdict is Verdict.ACCEPTED
+                else outcome
+            )
         # The claims of a message that was not accepted may be forged, so they are left out.
         accepted = outcome.verdict is Verdict.ACCEPTED and outcome.verified is not None
         reason = outcome.cause if outcome.verdict is Verdict.DEFERRED else outcome.reason
@@ -127,13 +186,21 @@ def verify(
                 "verdict": outcome.verdict.value,
                 "reason": None if reason is None else reason.value,
                 "detail": None if outcome.detail is None else harmless(outcome.detail),
-                "claims": outcome.verified.claims.as_dict() if accepted and outcome.verified is not None else None,
+                "claims": outcome.verified.claims.as_dict()
+                if accepted and outcome.verified is not None
+                else None,
             }
         )
         verdicts.add(outcome.verdict)
     if exit_zero:
         return 0
-    return 1 if Verdict.REJECTED in verdicts else 3 if {Verdict.DEFERRED, Verdict.DUPLICATE} & verdicts else 0
+    return (
+        1
+        if Verdict.REJECTED in verdicts
+        else 3
+        if {Verdict.DEFERRED, Verdict.DUPLICATE} & verdicts
+        else 0
+    )
 
 
 app = group("Print what an identity or a token says.", "mqauth identity show -")
@@ -142,7 +209,9 @@ _INPUT: Final = "-"
 
 @app.command("show")
 def show(
-    token: Annotated[str, typer.Argument(help="A token or a WIT; - reads it from standard input.")] = _INPUT,
+    token: Annotated[
+        str, typer.Argument(help="A token or a WIT; - reads it from standard input.")
+    ] = _INPUT,
     as_json: Json = False,
 ) -> None:
     """Print what a token or a WIT says, without verifying any of it.
@@ -151,15 +220,30 @@ def show(
     stand in the list of processes.
     """
     raw = (
-        standard_input().read(jws.MAX_TOKEN + 2) if token == _INPUT else token.encode("utf-8", "backslashreplace")
+        standard_input().read(jws.MAX_TOKEN + 2)
+        if token == _INPUT
+        else token.encode("utf-8", "backslashreplace")
     )
-    where = "standard input" if token == _INPUT else "the argument (for a file: mqauth identity show - < FILE)"
-    with refusing(Rejection, lambda error: f"{where}: {error.reason}: {error.detail}", MalformedMessage):
+    where = (
+        "standard input"
+        if token == _INPUT
+        else "the argument (for a file: mqauth identity show - < FILE)"
+    )
+    with refusing(
+        Rejection,
+        lambda error: f"{where}: {error.reason}: {error.detail}",
+        MalformedMessage,
+    ):
         description = described(raw.strip())
     answer(
         as_json,
         description,
-        "\n".join(("nothing of this is verified: anybody may have written it", *_lines(description))),
+        "\n".join(
+            (
+                "nothing of this is verified: anybody may have written it",
+                *_lines(description),
+            )
+        ),
     )
 
 
@@ -175,7 +259,12 @@ def described(token: bytes) -> dict[str, Any]:
     first, _, rest = token.partition(identity.SEPARATOR)
     if not identity.is_wit(first):
         opened, claims = identity.opened_token(token)
-        direct = {"issuer": claims.iss, "subject": claims.sub, "kid": opened.kid, "algorithm": opened.algorithm}
+        direct = {
+            "issuer": claims.iss,
+            "subject": claims.sub,
+            "kid": opened.kid,
+            "algorithm": opened.algorithm,
+        }
         return {"form": "direct", "verified": False, "token": direct | _proof(claims)}
     wit = identity.parse_wit(first)
     who = wit.identity
@@ -199,8 +288,12 @@ def described(token: bytes) -> dict[str, Any]:
         },
     }
     if rest:
-        proof = identity.parse_proof(identity.open_proof(rest.partition(identity.SEPARATOR)[0]))
-        description["proof"] = {"algorithm": proof.opened.algorithm} | _proof(proof.claims)
+        proof = identity.parse_proof(
+            identity.open_proof(rest.partition(identity.SEPARATOR)[0])
+        )
+        description["proof"] = {"algorithm": proof.opened.algorithm} | _proof(
+            proof.claims
+        )
         description["proof_belongs_to_identity"] = proof.wth == wit.digest
     return description
 
@@ -208,7 +301,9 @@ def described(token: bytes) -> dict[str, Any]:
 def _proof(claims: Claims) -> dict[str, Any]:
     """Return what a token says of its message; of a batch only its proof says which message it binds."""
     mqa = claims.mqa
-    bound: dict[str, Any] = {"batch": mqa.size} if isinstance(mqa, Batch) else {"destination": mqa.dst}
+    bound: dict[str, Any] = (
+        {"batch": mqa.size} if isinstance(mqa, Batch) else {"destination": mqa.dst}
+    )
     return {
         "audience": claims.aud,
         "issued": claims.iat,
@@ -227,6 +322,8 @@ def _lines(description: dict[str, Any], indent: str = "") -> list[str]:
         if isinstance(value, dict) and value and name != "claims":
             lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
         elif value not in (None, [], {}):
-            shown = shown_time(value) if name in ("issued", "begins", "expires") else value
+            shown = (
+                shown_time(value) if name in ("issued", "begins", "expires") else value
+            )
             lines.append(indent + one_line(f"{name.replace('_', ' ')}: {shown}"))
     return lines

@@ -16,7 +16,17 @@ from typing import Annotated, Any, Final
 from urllib.parse import parse_qs, quote, urlsplit
 
 from mqauth.config.declaration import Settings, not_with, only_with
-from mqauth.config.kinds import BROKER_URL, FLAG, NAME, PATH, URLS, choice, is_broker_url, many, text
+from mqauth.config.kinds import (
+    BROKER_URL,
+    FLAG,
+    NAME,
+    PATH,
+    URLS,
+    choice,
+    is_broker_url,
+    many,
+    text,
+)
 from mqauth.config.toml_file import RefusedSetting, read_passphrase
 from mqauth.errors import refusing, require
 from mqauth.http.connection import is_loopback
@@ -37,19 +47,44 @@ class BrokerSettings(Settings):
     """
 
     url: Annotated[
-        str | None, BROKER_URL, "The broker: `amqp://`, `amqps://` or `kafka://host:port`, without a password."
+        str | None,
+        BROKER_URL,
+        "The broker: `amqp://`, `amqps://` or `kafka://host:port`, without a password.",
     ] = field(default=None, repr=False)
     url_env: Annotated[
-        str | None, NAME, "The environment variable with the URL, which may have a password.", not_with("url")
+        str | None,
+        NAME,
+        "The environment variable with the URL, which may have a password.",
+        not_with("url"),
     ] = None
-    queue: Annotated[str | None, NAME, "The dead-letter queue, on RabbitMQ; else [dead_letters] name."] = None
-    topic: Annotated[str | None, NAME, "The dead-letter topic, on Kafka; likewise.", not_with("queue")] = None
-    tls: Annotated[bool, FLAG, "On Kafka, TLS by the system's authorities; `ca` and `cert` say so too."] = False
-    ca: Annotated[Path | None, PATH, "A PEM file of the authorities that certify the broker."] = None
-    cert: Annotated[Path | None, PATH, "A PEM file with a certificate of ours.", only_with("key")] = None
-    key: Annotated[Path | None, PATH, "A PEM file with the key of that certificate.", only_with("cert")] = None
+    queue: Annotated[
+        str | None, NAME, "The dead-letter queue, on RabbitMQ; else [dead_letters] name."
+    ] = None
+    topic: Annotated[
+        str | None, NAME, "The dead-letter topic, on Kafka; likewise.", not_with("queue")
+    ] = None
+    tls: Annotated[
+        bool,
+        FLAG,
+        "On Kafka, TLS by the system's authorities; `ca` and `cert` say so too.",
+    ] = False
+    ca: Annotated[
+        Path | None, PATH, "A PEM file of the authorities that certify the broker."
+    ] = None
+    cert: Annotated[
+        Path | None, PATH, "A PEM file with a certificate of ours.", only_with("key")
+    ] = None
+    key: Annotated[
+        Path | None,
+        PATH,
+        "A PEM file with the key of that certificate.",
+        only_with("cert"),
+    ] = None
     passphrase_env: Annotated[
-        str | None, NAME, "The environment variable with the passphrase of that key.", only_with("key")
+        str | None,
+        NAME,
+        "The environment variable with the passphrase of that key.",
+        only_with("key"),
     ] = None
     passphrase_file: Annotated[
         Path | None,
@@ -58,9 +93,12 @@ class BrokerSettings(Settings):
         only_with("key"),
         not_with("passphrase_env"),
     ] = None
-    mechanism: Annotated[str | None, choice(MECHANISMS), "The mechanism of SASL, on Kafka.", only_with("user")] = (
-        None
-    )
+    mechanism: Annotated[
+        str | None,
+        choice(MECHANISMS),
+        "The mechanism of SASL, on Kafka.",
+        only_with("user"),
+    ] = None
     user: Annotated[
         str | None,
         NAME,
@@ -68,10 +106,17 @@ class BrokerSettings(Settings):
         only_with("password_env", "password_file"),
     ] = None
     password_env: Annotated[
-        str | None, NAME, "The environment variable with the user's password.", only_with("user")
+        str | None,
+        NAME,
+        "The environment variable with the user's password.",
+        only_with("user"),
     ] = None
     password_file: Annotated[
-        Path | None, PATH, "The file with the user's password.", only_with("user"), not_with("password_env")
+        Path | None,
+        PATH,
+        "The file with the user's password.",
+        only_with("user"),
+        not_with("password_env"),
     ] = None
     token_callback: Annotated[
         str | None,
@@ -106,17 +151,33 @@ class BrokerSettings(Settings):
         Raises:
             ConfigurationError: one of them cannot be read.
         """
-        password, passphrase = self.read_secret("password"), self.read_secret("passphrase")
+        password, passphrase = (
+            self.read_secret("password"),
+            self.read_secret("passphrase"),
+        )
         with self.table.located("url_env"):
             url = read_passphrase(env=self.url_env)
             address = self.url if url is None else url.decode("utf-8", "replace")
-            require(address is None or is_broker_url(address), f"the variable {self.url_env} holds no {URLS}")
-        with self.table.located("password_file"), refusing(UnicodeDecodeError, "the password is not UTF-8"):
+            require(
+                address is None or is_broker_url(address),
+                f"the variable {self.url_env} holds no {URLS}",
+            )
+        with (
+            self.table.located("password_file"),
+            refusing(UnicodeDecodeError, "the password is not UTF-8"),
+        ):
             text = None if password is None else password.decode("utf-8")
-        what = "there is no such function: is it installed, or is its folder in PYTHONPATH?"
-        with self.table.located("token_callback"), refusing((ImportError, AttributeError), what):
+        what = (
+            "there is no such function: is it installed, or is its folder in PYTHONPATH?"
+        )
+        with (
+            self.table.located("token_callback"),
+            refusing((ImportError, AttributeError), what),
+        ):
             ask: Any = self.token_callback and resolve_name(self.token_callback)
-        return replace(self, passphrase=passphrase, password=text, url=address, ask_token=ask)
+        return replace(
+            self, passphrase=passphrase, password=text, url=address, ask_token=ask
+        )
 
     def token(self) -> str:
         """Return the token of this moment, which the function of ``token_callback`` gives.
@@ -127,7 +188,9 @@ class BrokerSettings(Settings):
         what = "it raised an error, which --debug shows"
         with self.table.located("token_callback"), refusing(Exception, what):
             token = require(self.ask_token, "")()
-        self.table.require(isinstance(token, str) and token, "token_callback", "it returned no text")
+        self.table.require(
+            isinstance(token, str) and token, "token_callback", "it returned no text"
+        )
         return token
 
     @property
@@ -146,9 +209,15 @@ class BrokerSettings(Settings):
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             if self.cert is not None:
                 # Without a callback OpenSSL would ask for a passphrase at the terminal.
-                context.load_cert_chain(self.cert, self.key, self.passphrase or (lambda: b""))
+                context.load_cert_chain(
+                    self.cert, self.key, self.passphrase or (lambda: b"")
+                )
         except (OSError, ValueError) as error:
-            what = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+            what = (
+                getattr(error, "reason", None)
+                or getattr(error, "strerror", None)
+                or type(error).__name__
+            )
             raise self.table.refuse(
                 "cert" if self.ca is None else "ca", f"a PEM file cannot be used ({what})"
             ) from error
@@ -172,12 +241,19 @@ class BrokerSettings(Settings):
         if user is not None:
             password = self.password if self.ask_token is None else self.token()
             login = f"{quote(user, safe='')}:{quote(password or '', safe='')}"
-            url = parts._replace(netloc=f"{login}@{parts.netloc.rpartition('@')[2]}").geturl()
+            url = parts._replace(
+                netloc=f"{login}@{parts.netloc.rpartition('@')[2]}"
+            ).geturl()
         if not self.secure:
             return {"url": url}
-        require(parts.scheme == "amqps", "--broker: amqps:// is required by the TLS of [broker]")
         require(
-            query.keys().isdisjoint(("cafile", "capath", "cadata", "certfile", "keyfile")),
+            parts.scheme == "amqps",
+            "--broker: amqps:// is required by the TLS of [broker]",
+        )
+        require(
+            query.keys().isdisjoint(
+                ("cafile", "capath", "cadata", "certfile", "keyfile")
+            ),
             "--broker: certificates are in the URL and in [broker], not in both",
         )
         return {"url": url, "ssl_context": self.context()}
@@ -201,13 +277,20 @@ class BrokerSettings(Settings):
         if self.user is None and self.ask_token is None:
             return options
         self.table.require(
-            self.secure or all(is_loopback(urlsplit(f"//{server}").hostname or "") for server in servers),
+            self.secure
+            or all(
+                is_loopback(urlsplit(f"//{server}").hostname or "") for server in servers
+            ),
             "token_callback" if self.user is None else "password",
             "sent to another machine needs tls = true, or ca",
         )
         options["security_protocol"] = f"SASL_{options['security_protocol']}"
         if self.user is not None:
-            self.table.require(self.mechanism is not None, "user", f"needs mechanism, {' or '.join(MECHANISMS)}")
+            self.table.require(
+                self.mechanism is not None,
+                "user",
+                f"needs mechanism, {' or '.join(MECHANISMS)}",
+            )
             return options | {
                 "sasl_plain_username": self.user,
                 "sasl_plain_password": self.password,
@@ -217,18 +300,31 @@ class BrokerSettings(Settings):
 
         # Told at once: kafka-python would take it for a broker that cannot be reached.
         self.token()
-        provider = type("Provider", (AbstractTokenProvider,), {"token": lambda _: self.token()})()
-        return options | {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": provider}
+        provider = type(
+            "Provider", (AbstractTokenProvider,), {"token": lambda _: self.token()}
+        )()
+        return options | {
+            "sasl_mechanism": "OAUTHBEARER",
+            "sasl_oauth_token_provider": provider,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewSettings(Settings):
     """``[review]``: what a reviewer of dead letters works with, where no option says it."""
 
-    key: Annotated[Path | None, PATH, "The reviewer's keystore folder or PEM file, to redrive."] = None
+    key: Annotated[
+        Path | None, PATH, "The reviewer's keystore folder or PEM file, to redrive."
+    ] = None
     audit: Annotated[Path | None, PATH, "The reviewer's own audit file."] = None
-    authority: Annotated[str | None, NAME, "The issuer of the releases, as the consumers know it."] = None
-    reviewer: Annotated[str | None, NAME, "The reviewer's name, in releases and audit."] = None
+    authority: Annotated[
+        str | None, NAME, "The issuer of the releases, as the consumers know it."
+    ] = None
+    reviewer: Annotated[
+        str | None, NAME, "The reviewer's name, in releases and audit."
+    ] = None
     audit_files: Annotated[
-        tuple[Path, ...], many(PATH), "Audit files of consumers and reviewers, for the balance."
+        tuple[Path, ...],
+        many(PATH),
+        "Audit files of consumers and reviewers, for the balance.",
     ] = ()

@@ -35,7 +35,15 @@ from mqauth.config.kinds import (
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.judging.identities import MAX_CAPACITY, REMEMBERED
 from mqauth.judging.policy import Rule
-from mqauth.judging.rollout import EVERYWHERE, WEEK, AcceptAs, Exemption, RolloutEntry, Rung, WithoutEvidence
+from mqauth.judging.rollout import (
+    EVERYWHERE,
+    WEEK,
+    AcceptAs,
+    Exemption,
+    RolloutEntry,
+    Rung,
+    WithoutEvidence,
+)
 from mqauth.judging.token import MAX_LEEWAY, At
 from mqauth.policies.opa import MAX_REMEMBER, MIN_TIMEOUT, REMEMBER, TIMEOUT, is_path
 
@@ -57,12 +65,14 @@ class RolloutSettings(Settings):
     ]
     since: Annotated[date, DATE, "The day from which on they have this rung."]
     until: Annotated[
-        date | None, DATE, "The day by which it ends, at most 90 days after; required below enforce."
+        date | None,
+        DATE,
+        "The day by which it ends, at most 90 days after; required below enforce.",
     ] = None
     owner: Annotated[str, NAME, "Whom to ask."]
-    window: Annotated[int, seconds(3600), "How far the report looks back: the rarest producer's period."] = int(
-        WEEK
-    )
+    window: Annotated[
+        int, seconds(3600), "How far the report looks back: the rarest producer's period."
+    ] = int(WEEK)
     accepted: Annotated[
         Mapping[str, str] | None,
         entries(NAME, NAME),
@@ -93,7 +103,11 @@ class RolloutSettings(Settings):
         below = self.at < Rung.ENFORCE
         return self.refused(
             (below and until is None, "until", "required below enforce"),
-            (below and until is not None and not bounded, "until", f"must be 1 to {term.days} days after since"),
+            (
+                below and until is not None and not bounded,
+                "until",
+                f"must be 1 to {term.days} days after since",
+            ),
             (
                 everywhere and (len(self.destinations) > 1 or self.at > Rung.OBSERVE),
                 "destinations",
@@ -107,7 +121,9 @@ class UnsignedSettings(Settings):
     """One of ``[[consumer.unsigned]]``: messages that may lack a token for now, at enforce too."""
 
     blamed = "destination"
-    destination: Annotated[str, PATTERN, "Where they come from, a pattern as in `[[consumer.allow]]`."]
+    destination: Annotated[
+        str, PATTERN, "Where they come from, a pattern as in `[[consumer.allow]]`."
+    ]
     kinds: Annotated[
         frozenset[str],
         many(EXACT_NAME, into=frozenset),
@@ -125,20 +141,35 @@ class UnsignedSettings(Settings):
 class WithoutEvidenceSettings(Settings):
     """One of ``[[consumer.without_evidence]]``: messages that are dead-lettered as ``append_time_missing``."""
 
-    destination: Annotated[str, PATTERN, "Where they arrive, a pattern as in `[[consumer.allow]]`."]
+    destination: Annotated[
+        str, PATTERN, "Where they arrive, a pattern as in `[[consumer.allow]]`."
+    ]
     through: Annotated[
         datetime | Mapping[str, int],
         text_or_table(
-            MOMENT, entries(text("partition", str.isdecimal, "must be a partition, like 0"), whole(0), 1)
+            MOMENT,
+            entries(
+                text("partition", str.isdecimal, "must be a partition, like 0"),
+                whole(0),
+                1,
+            ),
         ),
         "The last of them: a time by which they were signed, or on Kafka an offset for each partition.",
     ]
-    why: Annotated[str, NAME, "Why the broker will never say when it took them; the audit records it."]
+    why: Annotated[
+        str,
+        NAME,
+        "Why the broker will never say when it took them; the audit records it.",
+    ]
 
     def build(self) -> WithoutEvidence:
         """Return the entry for the verifier."""
         through = self.through
-        last = through.timestamp() if isinstance(through, datetime) else {int(p): at for p, at in through.items()}
+        last = (
+            through.timestamp()
+            if isinstance(through, datetime)
+            else {int(p): at for p, at in through.items()}
+        )
         return WithoutEvidence(destination=self.destination, through=last, why=self.why)
 
 
@@ -148,7 +179,9 @@ class RuleSettings(Settings):
 
     blamed = "destinations"
     subject: Annotated[str, NAME, "The producer, letter for letter."]
-    issuer: Annotated[str | None, NAME, "Its issuer; required where several are configured."] = None
+    issuer: Annotated[
+        str | None, NAME, "Its issuer; required where several are configured."
+    ] = None
     claims: Annotated[
         Mapping[str, str] | None,
         entries(NAME, NAME, 1),
@@ -197,20 +230,30 @@ class OPASettings(Settings):
     ]
     path: Annotated[
         str,
-        text("path", is_path, "must be words of letters, digits, _ and -, with / between them"),
+        text(
+            "path",
+            is_path,
+            "must be words of letters, digits, _ and -, with / between them",
+        ),
         "The rule, which gives a boolean: `mqauth/allow` is `allow` of `package mqauth`.",
     ]
     remember: Annotated[
-        float, seconds(0, MAX_REMEMBER, fractions=True), "How long a decision is remembered, refusals too."
+        float,
+        seconds(0, MAX_REMEMBER, fractions=True),
+        "How long a decision is remembered, refusals too.",
     ] = REMEMBER
     timeout: Annotated[
         float,
         seconds(MIN_TIMEOUT, 5, fractions=True),
         "How long a whole request may take; after that the message waits.",
     ] = TIMEOUT
-    ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's."] = None
+    ca: Annotated[
+        Path | None, PATH, "A PEM file of the CAs to trust in place of the system's."
+    ] = None
     token_file: Annotated[
-        Path | None, PATH, "A file with the bearer token to send, read again for each request."
+        Path | None,
+        PATH,
+        "A file with the bearer token to send, read again for each request.",
     ] = None
 
 
@@ -223,9 +266,17 @@ class ConsumerSettings(Settings):
         NAME,
         "The group or queue whose consumers share replays; left out, the wrapper decides.",
     ] = None
-    audience: Annotated[tuple[str, ...], one_or_many(EXACT_NAME), "The audience of this consumer, or several."]
-    max_lifetime: Annotated[int, seconds(1), "How long a token may live at most: `exp` minus `iat`."] = 3600
-    leeway: Annotated[int, seconds(0, MAX_LEEWAY), "The difference between clocks that is allowed."] = 5
+    audience: Annotated[
+        tuple[str, ...],
+        one_or_many(EXACT_NAME),
+        "The audience of this consumer, or several.",
+    ]
+    max_lifetime: Annotated[
+        int, seconds(1), "How long a token may live at most: `exp` minus `iat`."
+    ] = 3600
+    leeway: Annotated[
+        int, seconds(0, MAX_LEEWAY), "The difference between clocks that is allowed."
+    ] = 5
     at: Annotated[
         At,
         choice(get_args(At)),
@@ -261,7 +312,9 @@ class ConsumerSettings(Settings):
         "Messages that wait for less than a day may be rejected for it: no warning says so.",
     ] = None
     unsigned_headers: Annotated[
-        Literal["hide", "reject"], choice(("hide", "reject")), "What happens to headers that no token covers."
+        Literal["hide", "reject"],
+        choice(("hide", "reject")),
+        "What happens to headers that no token covers.",
     ] = "hide"
     allow_unsigned_headers: Annotated[
         tuple[str, ...],
@@ -273,22 +326,31 @@ class ConsumerSettings(Settings):
         inners(AcceptAsSettings, 0, "at"),
         "Where messages arrive that were signed for another destination: mirrors, shovels, moved queues.",
     ] = ()
-    require_headers: Annotated[tuple[str, ...], many(NAME), "Headers that must be present and covered."] = ()
+    require_headers: Annotated[
+        tuple[str, ...], many(NAME), "Headers that must be present and covered."
+    ] = ()
     user_id: Annotated[
         Literal["subject"] | Mapping[str, str] | None,
         text_or_table(
             text(
-                "word", "subject".__eq__, 'must be "subject" or a table of user to subject', {"const": "subject"}
+                "word",
+                "subject".__eq__,
+                'must be "subject" or a table of user to subject',
+                {"const": "subject"},
             ),
             entries(ANY, NAME),
         ),
         "Compare the AMQP user with `sub`: they are equal, or a table maps users to subjects.",
     ] = None
     exception_messages: Annotated[
-        bool, FLAG, "Log the messages of exceptions that handlers raise; not where validators quote bodies."
+        bool,
+        FLAG,
+        "Log the messages of exceptions that handlers raise; not where validators quote bodies.",
     ] = True
     self_test: Annotated[
-        bool, FLAG, "Try at the start of a consumer that it refuses unsigned and forged messages."
+        bool,
+        FLAG,
+        "Try at the start of a consumer that it refuses unsigned and forged messages.",
     ] = True
     issuers: Annotated[
         tuple[IssuerSettings, ...],
@@ -319,24 +381,40 @@ class ConsumerSettings(Settings):
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing ``max_queue_age``, and of rules whose issuer is not configured."""
         yield from self.refused(
-            (self.at == "append" and self.max_queue_age is None, "max_queue_age", 'required with at = "append"')
+            (
+                self.at == "append" and self.max_queue_age is None,
+                "max_queue_age",
+                'required with at = "append"',
+            )
         )
         issuers = {each.issuer for each in self.issuers}
-        domains = {each.trust_domain for each in self.issuers if each.trust_domain is not None}
+        domains = {
+            each.trust_domain for each in self.issuers if each.trust_domain is not None
+        }
         for each in self.issuers:
             inside = any(f"{each.issuer}/".startswith(f"{domain}/") for domain in domains)
             yield from each.refused(
-                (each.trust_domain is None and inside, "issuer", "lies in a trust domain that is configured")
+                (
+                    each.trust_domain is None and inside,
+                    "issuer",
+                    "lies in a trust domain that is configured",
+                )
             )
         for rule in self.allow:
-            of_domain = rule.issuer in domains if rule.issuer is not None else issuers == domains
+            of_domain = (
+                rule.issuer in domains if rule.issuer is not None else issuers == domains
+            )
             yield from rule.refused(
                 (
                     rule.issuer is None and len(issuers) > 1,
                     "issuer",
                     "required where several issuers are configured",
                 ),
-                (rule.claims and not of_domain, "claims", "only for the subject of a trust domain"),
+                (
+                    rule.claims and not of_domain,
+                    "claims",
+                    "only for the subject of a trust domain",
+                ),
                 (
                     rule.issuer is not None and rule.issuer not in issuers,
                     "issuer",

@@ -20,7 +20,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeVar, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Final,
+    NamedTuple,
+    TypeVar,
+    get_origin,
+    get_type_hints,
+)
 
 from mqauth.config.kinds import Kind
 from mqauth.config.toml_file import (
@@ -56,10 +65,21 @@ class Setting(NamedTuple):
     def schema(self) -> Mapping[str, Any]:
         """The setting in JSON Schema, with its help and its default."""
         # A rule of one setting about another is not part of the schema; the description names it.
-        told = [self.help.removesuffix("."), *filter(None, (rule({}) for rule in self.rules))]
+        told = [
+            self.help.removesuffix("."),
+            *filter(None, (rule({}) for rule in self.rules)),
+        ]
         schema = {**self.kind.schema, "description": "; ".join(told) + "."}
-        default = list(self.default) if isinstance(self.default, tuple | frozenset) else self.default
-        return {**schema, "default": default} if isinstance(default, bool | int | float | str | list) else schema
+        default = (
+            list(self.default)
+            if isinstance(self.default, tuple | frozenset)
+            else self.default
+        )
+        return (
+            {**schema, "default": default}
+            if isinstance(default, bool | int | float | str | list)
+            else schema
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +97,18 @@ class Settings:
     def settings(cls) -> Mapping[str, Setting]:
         """Return the settings that the class declares, by name and in the order of declaration."""
         hints = get_type_hints(cls, include_extras=True)
-        declared = {each: hints[each.name] for each in fields(cls) if get_origin(hints[each.name]) is Annotated}
+        declared = {
+            each: hints[each.name]
+            for each in fields(cls)
+            if get_origin(hints[each.name]) is Annotated
+        }
         return {
-            each.name: Setting(hint.__metadata__[0], hint.__metadata__[1], hint.__metadata__[2:], each.default)
+            each.name: Setting(
+                hint.__metadata__[0],
+                hint.__metadata__[1],
+                hint.__metadata__[2:],
+                each.default,
+            )
             for each, hint in declared.items()
         }
 
@@ -101,7 +130,9 @@ class Settings:
     def arguments(self, target: Callable[..., object]) -> dict[str, Any]:
         """Return those settings that a class or function takes as arguments, by name."""
         parameters = inspect.signature(target).parameters
-        return {name: getattr(self, name) for name in self.settings() if name in parameters}
+        return {
+            name: getattr(self, name) for name in self.settings() if name in parameters
+        }
 
     def read_secret(self, name: str) -> bytes | None:
         """Return the secret that two of the settings refer to, ``None`` where neither is set.
@@ -149,11 +180,17 @@ def read(declared: type[S], table: Table) -> S:
     return settings
 
 
-def collect(declared: type[Settings], table: Table) -> tuple[dict[str, Any], list[RefusedSetting]]:
+def collect(
+    declared: type[Settings], table: Table
+) -> tuple[dict[str, Any], list[RefusedSetting]]:
     """Return the values of a table that are right one by one, and the refusals of all others."""
     known = declared.settings()
     values: dict[str, Any] = {}
-    meant = {key: "".join(difflib.get_close_matches(key, known, 1)) for key in table.members if key not in known}
+    meant = {
+        key: "".join(difflib.get_close_matches(key, known, 1))
+        for key in table.members
+        if key not in known
+    }
     refusals = [
         table.refuse(key, f"unknown key; did you mean {near}?" if near else "unknown key")
         for key, near in meant.items()
@@ -167,7 +204,11 @@ def collect(declared: type[Settings], table: Table) -> tuple[dict[str, Any], lis
                 values[name] = value
             else:
                 # A misspelt key is one mistake, and the suggestion names the missing key.
-                table.require(setting.default is not MISSING or name in meant.values(), name, "required")
+                table.require(
+                    setting.default is not MISSING or name in meant.values(),
+                    name,
+                    "required",
+                )
     return values, refusals
 
 
@@ -177,7 +218,9 @@ def schema_of(declared: type[Settings]) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": {name: setting.schema for name, setting in known.items()},
-        "required": [name for name, setting in known.items() if setting.default is MISSING],
+        "required": [
+            name for name, setting in known.items() if setting.default is MISSING
+        ],
         "additionalProperties": False,
     }
 
@@ -196,7 +239,9 @@ def not_with(other: str) -> Rule:
 
 def inner(declared: type[Settings]) -> Kind:
     """Return the kind of a table within a table."""
-    return Kind(schema_of(declared), lambda table, key, _: read(declared, table.inner(key)))
+    return Kind(
+        schema_of(declared), lambda table, key, _: read(declared, table.inner(key))
+    )
 
 
 def inners(declared: type[Settings], least: int = 0, unique: str = "") -> Kind:
@@ -215,9 +260,17 @@ def inners(declared: type[Settings], least: int = 0, unique: str = "") -> Kind:
             with collecting(refusals):
                 settings = read(declared, element)
                 name = getattr(settings, unique) if unique else number
-                element.require(by_name.setdefault(name, settings) is settings, unique, "is configured twice")
+                element.require(
+                    by_name.setdefault(name, settings) is settings,
+                    unique,
+                    "is configured twice",
+                )
         raise_first(refusals)
         table.require(len(by_name) >= least, key, f"must hold at least {least} table")
         return tuple(by_name.values())
 
-    return Kind({"type": "array", "items": schema_of(declared)} | ({"minItems": least} if least else {}), reader)
+    return Kind(
+        {"type": "array", "items": schema_of(declared)}
+        | ({"minItems": least} if least else {}),
+        reader,
+    )

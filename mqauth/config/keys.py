@@ -42,12 +42,17 @@ def key_source(source: SourceSettings, clock: Clock) -> KeySource:
         with source.table.located("file"):
             return JWKSFile(source.file, clock=clock, svid=source.svid)
     # What is discovered is no SPIFFE bundle.
-    given = source.arguments(JWKS) | {"clock": clock, "svid": None if source.jwks is None else source.svid}
+    given = source.arguments(JWKS) | {
+        "clock": clock,
+        "svid": None if source.jwks is None else source.svid,
+    }
     with source.table.located("discovery" if source.jwks is None else "jwks"):
         return JWKS(source.jwks or source.issuer, **given)
 
 
-def key_on_disk(producer: ProducerSettings, naming: Settings, subject: str, clock: Clock) -> Key | ActiveKey:
+def key_on_disk(
+    producer: ProducerSettings, naming: Settings, subject: str, clock: Clock
+) -> Key | ActiveKey:
     """Return the key of a PEM file, or the active key of a folder; it must be able to speak for the subject.
 
     Args:
@@ -59,7 +64,10 @@ def key_on_disk(producer: ProducerSettings, naming: Settings, subject: str, cloc
     Raises:
         ConfigurationError: the key may not be used.
     """
-    passphrase, keys = producer.read_secret("passphrase"), require(producer.keys, "no keys")
+    passphrase, keys = (
+        producer.read_secret("passphrase"),
+        require(producer.keys, "no keys"),
+    )
     with naming.table.located("keys"):
         # Path.is_dir raises for a path that we may not look at; reading such a path gives the better error.
         key: Key | ActiveKey = (
@@ -70,7 +78,9 @@ def key_on_disk(producer: ProducerSettings, naming: Settings, subject: str, cloc
         now = key if isinstance(key, Key) else key.signing_key()
     subjects = getattr(now, "subjects", None)
     naming.table.require(
-        subjects is None or subject in subjects, "subject", f"the key {now.kid} does not speak for it"
+        subjects is None or subject in subjects,
+        "subject",
+        f"the key {now.kid} does not speak for it",
     )
     return key
 
@@ -85,7 +95,10 @@ class ConfiguredAuthority:
     """
 
     def __init__(
-        self, settings: IdentityAuthoritySettings, clock: Clock, on_alert: Callable[[Alert], None] | None = None
+        self,
+        settings: IdentityAuthoritySettings,
+        clock: Clock,
+        on_alert: Callable[[Alert], None] | None = None,
     ) -> None:
         self.settings = settings
         self._clock = clock
@@ -130,9 +143,14 @@ class ConfiguredAuthority:
         passphrase = settings.read_secret("passphrase")
         with settings.table.located("keys"):
             keys = ActiveKey(settings.keys, passphrase=passphrase, clock=self._clock)
-            limited, overlap = getattr(keys.signing_key(), "subjects", None), self.keystore.ring().overlap
+            limited, overlap = (
+                getattr(keys.signing_key(), "subjects", None),
+                self.keystore.ring().overlap,
+            )
         settings.table.require(
-            limited is None, "keys", "its key speaks for some subjects only: make it with --pinned"
+            limited is None,
+            "keys",
+            "its key speaks for some subjects only: make it with --pinned",
         )
         settings.table.require(
             overlap >= settings.lifetime,
@@ -152,7 +170,11 @@ class ConfiguredAuthority:
             ConfigurationError: the key may not be used, its keystore has too short an overlap, or another process
                 writes the audit file.
         """
-        settings, keys, heads = self.settings, self.keys, self.settings.head_file(self._clock)
+        settings, keys, heads = (
+            self.settings,
+            self.keys,
+            self.settings.head_file(self._clock),
+        )
         with settings.table.located("audit"):
             file = AuditFile(audit or settings.audit, heads=heads)
             detector = Detector(instances=settings.instances)
@@ -161,7 +183,9 @@ class ConfiguredAuthority:
                 # Records of the audit file that the detectors read at the start.
                 for raw in last_lines(file.path, 10_000):
                     detector.observe(parse_record(raw))
-            sink = MisuseWatch(FloodGate(file), detector, on_alert=self._on_alert, clock=self._clock)
+            sink = MisuseWatch(
+                FloodGate(file), detector, on_alert=self._on_alert, clock=self._clock
+            )
         return IdentityAuthority(
             trust_domain=settings.trust_domain,
             desk=self.desk,
@@ -176,7 +200,11 @@ class ConfiguredAuthority:
     def key_age(self) -> float | None:
         """Return the seconds for which the present key has signed, ``None`` where none does."""
         active = self.keystore.ring().active
-        return None if active is None or active.activated is None else self._clock.now() - active.activated
+        return (
+            None
+            if active is None or active.activated is None
+            else self._clock.now() - active.activated
+        )
 
     def server(
         self, authority: IdentityAuthority, observers: Iterable[Callable[..., None]] = ()

@@ -65,14 +65,22 @@ def single(  # noqa: PLR0917
     def read(table: Table, key: str, value: Any) -> Any:
         # Not isinstance: bool is a subclass of int.
         table.require_type(type(value) in types, key, called, value)
-        table.require(fits(value), key, f"{refusal}, not {value}" if isinstance(value, int | float) else refusal)
+        table.require(
+            fits(value),
+            key,
+            f"{refusal}, not {value}" if isinstance(value, int | float) else refusal,
+        )
         return into(value, table)
 
     return Kind(schema, read)
 
 
 def text(
-    title: str, fits: Callable[[str], object], refusal: str, limits: Mapping[str, Any] | None = None, **into: Any
+    title: str,
+    fits: Callable[[str], object],
+    refusal: str,
+    limits: Mapping[str, Any] | None = None,
+    **into: Any,
 ) -> Kind:
     """Return the kind of a text.
 
@@ -83,7 +91,14 @@ def text(
         limits: the limits that JSON Schema can express.
         into: as for ``single``.
     """
-    return single((str,), "a string", {"type": "string", "title": title, **(limits or {})}, fits, refusal, **into)
+    return single(
+        (str,),
+        "a string",
+        {"type": "string", "title": title, **(limits or {})},
+        fits,
+        refusal,
+        **into,
+    )
 
 
 def choice(choices: tuple[str, ...]) -> Kind:
@@ -98,7 +113,13 @@ def choice(choices: tuple[str, ...]) -> Kind:
     )
 
 
-def whole(least: float, most: float = math.inf, *, called: str = "an integer", fractions: bool = False) -> Kind:
+def whole(
+    least: float,
+    most: float = math.inf,
+    *,
+    called: str = "an integer",
+    fractions: bool = False,
+) -> Kind:
     """Return the kind of a number from ``least`` to ``most``.
 
     Args:
@@ -108,7 +129,9 @@ def whole(least: float, most: float = math.inf, *, called: str = "an integer", f
         fractions: whether it is read as a float, and need not be whole.
     """
     name, types = ("number", (int, float)) if fractions else ("integer", (int,))
-    schema = {"type": name, "minimum": least} | ({} if most == math.inf else {"maximum": most})
+    schema = {"type": name, "minimum": least} | (
+        {} if most == math.inf else {"maximum": most}
+    )
     bounds = f"at least {least}" if most == math.inf else f"{least:.15g} to {most:.15g}"
     # NaN is never within the bounds.
     return single(
@@ -126,7 +149,9 @@ def seconds(least: float, most: float = math.inf, *, fractions: bool = False) ->
 
     Arguments are those of ``whole``.
     """
-    called = f'{"a number" if fractions else "an integer"} (seconds) or a string like "15m"'
+    called = (
+        f'{"a number" if fractions else "an integer"} (seconds) or a string like "15m"'
+    )
     number = whole(least, most, called=called, fractions=fractions)
 
     def read(table: Table, key: str, value: Any) -> Any:
@@ -140,12 +165,20 @@ def seconds(least: float, most: float = math.inf, *, fractions: bool = False) ->
         return number.read(table, key, value)
 
     return Kind(
-        {"anyOf": [number.schema, {"type": "string", "pattern": f"^{_DURATION.pattern}$"}], "title": "duration"},
+        {
+            "anyOf": [
+                number.schema,
+                {"type": "string", "pattern": f"^{_DURATION.pattern}$"},
+            ],
+            "title": "duration",
+        },
         read,
     )
 
 
-def many(item: Kind, least: int = 0, into: type[tuple[Any, ...]] | type[frozenset[Any]] = tuple) -> Kind:
+def many(
+    item: Kind, least: int = 0, into: type[tuple[Any, ...]] | type[frozenset[Any]] = tuple
+) -> Kind:
     """Return the kind of an array of texts.
 
     Args:
@@ -159,7 +192,10 @@ def many(item: Kind, least: int = 0, into: type[tuple[Any, ...]] | type[frozense
         table.require(len(value) >= least, key, f"must name at least {least}")
         return into(item.read(table, key, element) for element in value)
 
-    return Kind({"type": "array", "items": item.schema} | ({"minItems": least} if least else {}), read)
+    return Kind(
+        {"type": "array", "items": item.schema} | ({"minItems": least} if least else {}),
+        read,
+    )
 
 
 def one_or_many(item: Kind) -> Kind:
@@ -167,7 +203,9 @@ def one_or_many(item: Kind) -> Kind:
     several = many(item, 1)
 
     def read(table: Table, key: str, value: Any) -> Any:
-        table.require_type(isinstance(value, str | list), key, "a string or an array of strings", value)
+        table.require_type(
+            isinstance(value, str | list), key, "a string or an array of strings", value
+        )
         return several.read(table, key, [value] if isinstance(value, str) else value)
 
     return Kind({"anyOf": [item.schema, several.schema]}, read)
@@ -184,17 +222,23 @@ def entries(name: Kind, item: Kind, least: int = 0) -> Kind:
 
     def read(table: Table, key: str, _: Any) -> Any:
         inner = table.inner(key)
-        inner.require(len(inner.members) >= least, "", f"must have at least {least} entry")
+        inner.require(
+            len(inner.members) >= least, "", f"must have at least {least} entry"
+        )
         values: dict[Any, Any] = {}
         refusals: list[RefusedSetting] = []
         for inner_key, value in inner.members.items():
             with collecting(refusals):
-                values[name.read(inner, inner_key, inner_key)] = item.read(inner, inner_key, value)
+                values[name.read(inner, inner_key, inner_key)] = item.read(
+                    inner, inner_key, value
+                )
         raise_first(refusals)
         return values
 
     return Kind(
-        {"type": "object", "additionalProperties": item.schema} | ({"minProperties": least} if least else {}), read
+        {"type": "object", "additionalProperties": item.schema}
+        | ({"minProperties": least} if least else {}),
+        read,
     )
 
 
@@ -202,14 +246,22 @@ def text_or_table(word: Kind, table: Kind) -> Kind:
     """Return the kind of a text or a table, each of a kind of its own."""
     return Kind(
         {"anyOf": [word.schema, table.schema]},
-        lambda owner, key, value: (table if isinstance(value, dict) else word).read(owner, key, value),
+        lambda owner, key, value: (table if isinstance(value, dict) else word).read(
+            owner, key, value
+        ),
     )
 
 
 def url(*schemes: str, words: tuple[str, ...] = ()) -> Kind:
     """Return the kind of a URL with a host, or of certain words in its place."""
-    expected = [*(f'"{word}"' for word in words), *(f"{scheme}://..." for scheme in schemes)]
-    patterns = [*(f"^{scheme}://" for scheme in schemes), *(f"^{word}$" for word in words)]
+    expected = [
+        *(f'"{word}"' for word in words),
+        *(f"{scheme}://..." for scheme in schemes),
+    ]
+    patterns = [
+        *(f"^{scheme}://" for scheme in schemes),
+        *(f"^{word}$" for word in words),
+    ]
     return text(
         " or ".join([*(f'`"{word}"`' for word in words), "URL"]),
         lambda value: value in words or is_url(value, schemes),
@@ -236,7 +288,9 @@ def is_broker_url(text: str) -> bool:
     """Tell whether a text is an AMQP URL, or ``kafka://host:port`` with further servers after commas."""
     scheme, _, rest = text.partition("://")
     servers = rest.split(",") if scheme == "kafka" else [rest]
-    return all(is_url(f"{scheme}://{server}", ("amqp", "amqps", "kafka")) for server in servers)
+    return all(
+        is_url(f"{scheme}://{server}", ("amqp", "amqps", "kafka")) for server in servers
+    )
 
 
 def _is_destination(text: str) -> bool:
@@ -252,7 +306,12 @@ PATTERN: Final = text(
     f"must be 1 to {MAX_PATTERN} characters, none a control character",
     {"minLength": 1, "maxLength": MAX_PATTERN},
 )
-NAME: Final = text("name", is_name, f"must be 1 to {MAX_NAME} characters, none a control character", _NAME_LIMITS)
+NAME: Final = text(
+    "name",
+    is_name,
+    f"must be 1 to {MAX_NAME} characters, none a control character",
+    _NAME_LIMITS,
+)
 EXACT_NAME: Final = text(
     "name",
     lambda name: is_name(name) and "*" not in name,
@@ -260,10 +319,14 @@ EXACT_NAME: Final = text(
     {**_NAME_LIMITS, "pattern": r"^[^*]*$"},
 )
 DESTINATION: Final = text(
-    "destination", _is_destination, "must be a destination, rabbitmq:<exchange>/<routing key> or kafka:<topic>"
+    "destination",
+    _is_destination,
+    "must be a destination, rabbitmq:<exchange>/<routing key> or kafka:<topic>",
 )
 URLS: Final = "amqp://..., amqps://... or kafka://host:port"
-BROKER_URL: Final = text("URL", is_broker_url, f"must be {URLS}", {"pattern": "^(amqp|amqps|kafka)://"})
+BROKER_URL: Final = text(
+    "URL", is_broker_url, f"must be {URLS}", {"pattern": "^(amqp|amqps|kafka)://"}
+)
 PATH: Final = text(
     "path",
     lambda path: path and "\0" not in path,

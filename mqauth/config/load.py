@@ -33,7 +33,12 @@ from mqauth.judging.rollout import Rollout
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey
 from mqauth.keystore.identity.identity_key import IdentityKey
-from mqauth.keystore.identity.request import ClientCredentials, Credential, OwnKey, TokenFile
+from mqauth.keystore.identity.request import (
+    ClientCredentials,
+    Credential,
+    OwnKey,
+    TokenFile,
+)
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.policies.opa import OPA
 from mqauth.replay.memory import MemoryReplayStore
@@ -61,7 +66,9 @@ def load(
         ConfigurationError: one line that names the file and, where there is one, the table and key, or the line
             of a syntax error.
     """
-    return Configuration(str(path), read_toml(Path(path))[1], clock, observers=observers, on_alert=on_alert)
+    return Configuration(
+        str(path), read_toml(Path(path))[1], clock, observers=observers, on_alert=on_alert
+    )
 
 
 class Configuration:
@@ -102,7 +109,9 @@ class Configuration:
         """
         producer = self._required(self._settings.producer, "producer")
         if producer.identity is None:
-            key: Key | ActiveKey | IdentityKey = key_on_disk(producer, producer, producer.subject, self._clock)
+            key: Key | ActiveKey | IdentityKey = key_on_disk(
+                producer, producer, producer.subject, self._clock
+            )
         else:
             key = self.identity
             self.identity.start()
@@ -139,7 +148,10 @@ class Configuration:
                     unsafe_http_loopback=identity.unsafe_http_loopback,
                 )
         with identity.table.located("authority"):
-            return IdentityKey(clock=self._clock, **identity.arguments(IdentityKey) | {"credential": credential})
+            return IdentityKey(
+                clock=self._clock,
+                **identity.arguments(IdentityKey) | {"credential": credential},
+            )
 
     @property
     def batching(self) -> Batching:
@@ -155,9 +167,18 @@ class Configuration:
     def thresholds(self) -> Thresholds:
         """The thresholds of ``[misuse]``; the authorities include every issuer with ``vouches``."""
         misuse = self._settings.misuse or MisuseSettings()
-        issuers = () if self._settings.consumer is None else self._settings.consumer.issuers
-        vouching = {each.issuer for each in issuers if each.vouches or each.trust_domain is not None}
-        return Thresholds(**misuse.arguments(Thresholds) | {"authorities": misuse.authorities | vouching})
+        issuers = (
+            () if self._settings.consumer is None else self._settings.consumer.issuers
+        )
+        vouching = {
+            each.issuer
+            for each in issuers
+            if each.vouches or each.trust_domain is not None
+        }
+        return Thresholds(
+            **misuse.arguments(Thresholds)
+            | {"authorities": misuse.authorities | vouching}
+        )
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -170,13 +191,24 @@ class Configuration:
         given, sink = self._settings.audit, dict[str, Any]()
         if given is not None:
             heads = given.head_file(self._clock)
-            scope = None if self._settings.consumer is None else self._settings.consumer.scope
+            scope = (
+                None if self._settings.consumer is None else self._settings.consumer.scope
+            )
             given.table.require(
-                scope is not None or "{scope}" not in str(given.file), "file", "{scope} needs [consumer] scope"
+                scope is not None or "{scope}" not in str(given.file),
+                "file",
+                "{scope} needs [consumer] scope",
             )
             with given.table.located("file"):
-                path = Path(str(given.file).replace("{scope}", (scope or "").replace("/", "_")))
-                file = AuditFile(path, fsync=not given.unsafe_no_fsync, max_bytes=given.max_bytes, heads=heads)
+                path = Path(
+                    str(given.file).replace("{scope}", (scope or "").replace("/", "_"))
+                )
+                file = AuditFile(
+                    path,
+                    fsync=not given.unsafe_no_fsync,
+                    max_bytes=given.max_bytes,
+                    heads=heads,
+                )
             detector = Detector(self.thresholds)
             before = last_rollout(given.file, scope) if self.rollout else None
             # A rung that was lowered since the last start is an alert.
@@ -185,11 +217,16 @@ class Configuration:
             # The watch stands before the flood gate: a detector has to count the records that the gate sums up.
             sink = {
                 "audit": MisuseWatch(
-                    FloodGate(file, given.flood_after), detector, on_alert=self._on_alert, clock=self._clock
+                    FloodGate(file, given.flood_after),
+                    detector,
+                    on_alert=self._on_alert,
+                    clock=self._clock,
                 ),
                 "record": given.record,
             }
-        return self._pipeline(observers=self._observers, rollout=self.rollout, beside=False, **sink)
+        return self._pipeline(
+            observers=self._observers, rollout=self.rollout, beside=False, **sink
+        )
 
     @cached_property
     def rollout(self) -> Rollout:
@@ -229,7 +266,9 @@ class Configuration:
                 audit file.
         """
         return ConfiguredAuthority(
-            self._required(self._settings.authority, "authority"), self._clock, self._on_alert
+            self._required(self._settings.authority, "authority"),
+            self._clock,
+            self._on_alert,
         )
 
     @property
@@ -248,17 +287,25 @@ class Configuration:
         issuers: dict[str, Issuer | TrustDomain] = {}
         for each in consumer.issuers:
             kind = Issuer if each.trust_domain is None else TrustDomain
-            issuers[each.issuer] = kind(keys=key_source(each, clock), **each.arguments(kind))
+            issuers[each.issuer] = kind(
+                keys=key_source(each, clock), **each.arguments(kind)
+            )
         release = self._settings.release or ReleaseSettings()
         authorities = {
-            each.issuer: Authority(keys=key_source(each, clock), **each.arguments(Authority))
+            each.issuer: Authority(
+                keys=key_source(each, clock), **each.arguments(Authority)
+            )
             for each in release.authorities
         }
         settings = consumer.arguments(Verifier) | {
             "accept_as": [each.build() for each in consumer.accept_as],
             "without_evidence": [each.build() for each in consumer.without_evidence],
         }
-        releases = ReleaseAuthorities(authorities, leeway=consumer.leeway) if authorities else None
+        releases = (
+            ReleaseAuthorities(authorities, leeway=consumer.leeway)
+            if authorities
+            else None
+        )
         # The rules; an agent decides beside them, and is asked only what the rules allow.
         rules = Allow([rule.build() for rule in consumer.allow])
         policy: Policy = rules
@@ -292,7 +339,9 @@ class Configuration:
         if settings.redis is None:
             return MemoryReplayStore(settings.capacity, clock=self._clock)
         with refusing(
-            ImportError, 'needs redis-py: install "mqauth[redis]"', partial(settings.table.refuse, "store")
+            ImportError,
+            'needs redis-py: install "mqauth[redis]"',
+            partial(settings.table.refuse, "store"),
         ):
             from mqauth.stores.redis import RedisReplayStore
 

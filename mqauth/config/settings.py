@@ -62,12 +62,19 @@ class ProducerSettings(Settings):
 
     # Neither name is None once it was read: ``refusals`` asks for them.
     issuer: Annotated[
-        str, NAME, "The issuer that consumers trust for this key: `iss` of each token.", not_with("identity")
+        str,
+        NAME,
+        "The issuer that consumers trust for this key: `iss` of each token.",
+        not_with("identity"),
     ] = cast(str, None)
-    subject: Annotated[str, NAME, "The producer's name: `sub` of each token.", not_with("identity")] = cast(
-        str, None
-    )
-    audience: Annotated[str, EXACT_NAME, "The service or stream that messages are meant for: `aud` of each token."]
+    subject: Annotated[
+        str, NAME, "The producer's name: `sub` of each token.", not_with("identity")
+    ] = cast(str, None)
+    audience: Annotated[
+        str,
+        EXACT_NAME,
+        "The service or stream that messages are meant for: `aud` of each token.",
+    ]
     audiences: Annotated[
         Mapping[str, str] | None,
         entries(DESTINATION, EXACT_NAME),
@@ -90,17 +97,24 @@ class ProducerSettings(Settings):
         many(NAME),
         "Names, or beginnings and a `*`, of headers that tracing and transport add: not signed.",
     ] = ()
-    batch: Annotated[int, whole(1, MAX_BATCH), "Messages under one signature, at most; 1 is a token each."] = (
-        DEFAULT_BATCH
-    )
+    batch: Annotated[
+        int,
+        whole(1, MAX_BATCH),
+        "Messages under one signature, at most; 1 is a token each.",
+    ] = DEFAULT_BATCH
     linger: Annotated[
         float,
         seconds(0, MAX_LINGER, fractions=True),
         "How long a message may wait for others to share a signature with.",
     ] = 0
-    passphrase_env: Annotated[str | None, NAME, "The environment variable with the passphrase of the keys."] = None
+    passphrase_env: Annotated[
+        str | None, NAME, "The environment variable with the passphrase of the keys."
+    ] = None
     passphrase_file: Annotated[
-        Path | None, PATH, "The file with the passphrase of the keys.", not_with("passphrase_env")
+        Path | None,
+        PATH,
+        "The file with the passphrase of the keys.",
+        not_with("passphrase_env"),
     ] = None
 
     def __post_init__(self) -> None:
@@ -142,7 +156,9 @@ class ReplaySettings(Settings):
         "A file on a local disk in place of `store`, for one process; it outlasts a restart.",
         not_with("store"),
     ] = None
-    capacity: Annotated[int, POSITIVE, "Ids that the store in memory holds."] = DEFAULT_CAPACITY
+    capacity: Annotated[int, POSITIVE, "Ids that the store in memory holds."] = (
+        DEFAULT_CAPACITY
+    )
 
     @property
     def redis(self) -> str | None:
@@ -152,47 +168,79 @@ class ReplaySettings(Settings):
     @property
     def kind(self) -> str:
         """``file``, ``redis``, ``memory`` or ``none``."""
-        return "file" if self.file is not None else "redis" if self.redis is not None else self.store
+        return (
+            "file"
+            if self.file is not None
+            else "redis"
+            if self.redis is not None
+            else self.store
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditSettings(HeadsSettings):
     """``[audit]``: the audit file, its flood gate and its signed heads."""
 
-    file: Annotated[Path, PATH, "The audit file; `{pid}`, `{host}`, `{scope}` and `{instance}` are filled in."]
+    file: Annotated[
+        Path,
+        PATH,
+        "The audit file; `{pid}`, `{host}`, `{scope}` and `{instance}` are filled in.",
+    ]
     record: Annotated[
-        Literal["rejections", "all"], choice(("rejections", "all")), "Which verdicts are recorded."
+        Literal["rejections", "all"],
+        choice(("rejections", "all")),
+        "Which verdicts are recorded.",
     ] = "rejections"
     max_bytes: Annotated[
-        int | None, whole(MIN_BYTES), "Bytes after which the file is rotated; without, it never is."
+        int | None,
+        whole(MIN_BYTES),
+        "Bytes after which the file is rotated; without, it never is.",
     ] = None
     flood_after: Annotated[
-        int, POSITIVE, "Rejections of one kind in a minute, beyond which they are summed up."
+        int,
+        POSITIVE,
+        "Rejections of one kind in a minute, beyond which they are summed up.",
     ] = DEFAULT_FLOOD_AFTER
-    unsafe_no_fsync: Annotated[bool, FLAG, "Do not wait for the disk; a crash may lose records."] = False
+    unsafe_no_fsync: Annotated[
+        bool, FLAG, "Do not wait for the disk; a crash may lose records."
+    ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MisuseSettings(Settings):
     """``[misuse]``: the arguments of ``Thresholds``."""
 
-    window: Annotated[float, seconds(1), "The time over which events are counted."] = _THRESHOLDS.window
-    quiet: Annotated[float, seconds(1), "The time before an alert is repeated."] = _THRESHOLDS.quiet
+    window: Annotated[float, seconds(1), "The time over which events are counted."] = (
+        _THRESHOLDS.window
+    )
+    quiet: Annotated[float, seconds(1), "The time before an alert is repeated."] = (
+        _THRESHOLDS.quiet
+    )
     burst: Annotated[
-        int, POSITIVE, "Rejections of one reason for one issuer, kid, subject or destination in a window."
+        int,
+        POSITIVE,
+        "Rejections of one reason for one issuer, kid, subject or destination in a window.",
     ] = _THRESHOLDS.burst
-    replays: Annotated[int, POSITIVE, "Copies of one token in a window."] = _THRESHOLDS.replays
+    replays: Annotated[int, POSITIVE, "Copies of one token in a window."] = (
+        _THRESHOLDS.replays
+    )
     expired: Annotated[int, POSITIVE, "Expired tokens in a window."] = _THRESHOLDS.expired
     skewed_producers: Annotated[
-        int, POSITIVE, "Producers of expired tokens that make it a wrong clock, and not a thief."
+        int,
+        POSITIVE,
+        "Producers of expired tokens that make it a wrong clock, and not a thief.",
     ] = _THRESHOLDS.skewed_producers
-    unknown_kids: Annotated[int, POSITIVE, "Unknown kids of one issuer in a window."] = _THRESHOLDS.unknown_kids
+    unknown_kids: Annotated[int, POSITIVE, "Unknown kids of one issuer in a window."] = (
+        _THRESHOLDS.unknown_kids
+    )
     learn: Annotated[
         float,
         seconds(0),
         "How long new pairs of subject and destination, or kid and subject, are learned.",
     ] = _THRESHOLDS.learn
-    capacity: Annotated[int, POSITIVE, "Entries that each detector holds."] = _THRESHOLDS.capacity
+    capacity: Annotated[int, POSITIVE, "Entries that each detector holds."] = (
+        _THRESHOLDS.capacity
+    )
     authorities: Annotated[
         frozenset[str],
         many(NAME, into=frozenset),
@@ -212,7 +260,9 @@ class AuthoritySettings(SourceSettings):
     """One of ``[[release.authorities]]``: who may release dead letters."""
 
     waive: Annotated[
-        frozenset[Reason], many(choice(WAIVABLE), into=frozenset), "The reasons that its releases may waive."
+        frozenset[Reason],
+        many(choice(WAIVABLE), into=frozenset),
+        "The reasons that its releases may waive.",
     ] = frozenset()
 
 
@@ -231,33 +281,49 @@ class ReleaseSettings(Settings):
 class CheckSettings(Settings):
     """``[check]``: what ``mqauth check`` cannot read from the other tables; nothing else uses it."""
 
-    brokers: Annotated[tuple[str, ...], many(BROKER_URL), "The brokers' URLs; nothing connects to them."] = field(
-        default=(), repr=False
-    )
+    brokers: Annotated[
+        tuple[str, ...], many(BROKER_URL), "The brokers' URLs; nothing connects to them."
+    ] = field(default=(), repr=False)
     consumers: Annotated[int, POSITIVE, "Processes that share the consumer's scope."] = 1
-    rate: Annotated[int | None, POSITIVE, "Messages a second, all consumers together."] = None
-    rotation: Annotated[int, seconds(1), "The time after which a key is to be replaced."] = 90 * 86_400
-    accept: Annotated[tuple[str, ...], many(NAME), "Codes of findings that are known and wanted."] = ()
+    rate: Annotated[
+        int | None, POSITIVE, "Messages a second, all consumers together."
+    ] = None
+    rotation: Annotated[
+        int, seconds(1), "The time after which a key is to be replaced."
+    ] = 90 * 86_400
+    accept: Annotated[
+        tuple[str, ...], many(NAME), "Codes of findings that are known and wanted."
+    ] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSettings(Settings):
     """``mqauth.toml`` as a whole; a table that is absent is ``None``."""
 
-    producer: Annotated[ProducerSettings | None, inner(ProducerSettings), "Signs messages as one producer."] = None
+    producer: Annotated[
+        ProducerSettings | None,
+        inner(ProducerSettings),
+        "Signs messages as one producer.",
+    ] = None
     consumer: Annotated[
         ConsumerSettings | None,
         inner(ConsumerSettings),
         "Verifies messages: what is trusted, and who may publish where.",
     ] = None
     replay: Annotated[
-        ReplaySettings | None, inner(ReplaySettings), "Remembers what was handled, so that a copy is noticed."
+        ReplaySettings | None,
+        inner(ReplaySettings),
+        "Remembers what was handled, so that a copy is noticed.",
     ] = None
     audit: Annotated[
-        AuditSettings | None, inner(AuditSettings), "Records verdicts; required where messages are settled."
+        AuditSettings | None,
+        inner(AuditSettings),
+        "Records verdicts; required where messages are settled.",
     ] = None
     misuse: Annotated[
-        MisuseSettings | None, inner(MisuseSettings), "When a detector of misuse gives an alert."
+        MisuseSettings | None,
+        inner(MisuseSettings),
+        "When a detector of misuse gives an alert.",
     ] = None
     dead_letters: Annotated[
         DeadLettersSettings | None,
@@ -265,7 +331,9 @@ class FileSettings(Settings):
         "Takes rejected messages; required where messages are settled.",
     ] = None
     release: Annotated[
-        ReleaseSettings | None, inner(ReleaseSettings), "Who may release dead letters for another try."
+        ReleaseSettings | None,
+        inner(ReleaseSettings),
+        "Who may release dead letters for another try.",
     ] = None
     rollout: Annotated[
         tuple[RolloutSettings, ...],
@@ -273,7 +341,9 @@ class FileSettings(Settings):
         "Destinations that are not at enforce yet; the first entry that matches decides.",
     ] = ()
     broker: Annotated[
-        BrokerSettings | None, inner(BrokerSettings), "Where commands find the dead letters, and how."
+        BrokerSettings | None,
+        inner(BrokerSettings),
+        "Where commands find the dead letters, and how.",
     ] = None
     brokers: Annotated[
         Mapping[str, BrokerSettings] | None,
@@ -281,7 +351,9 @@ class FileSettings(Settings):
         "The same for several brokers; `--broker NAME` takes one.",
     ] = None
     review: Annotated[
-        ReviewSettings | None, inner(ReviewSettings), "What a reviewer of dead letters works with."
+        ReviewSettings | None,
+        inner(ReviewSettings),
+        "What a reviewer of dead letters works with.",
     ] = None
     authority: Annotated[
         IdentityAuthoritySettings | None,
@@ -289,5 +361,7 @@ class FileSettings(Settings):
         "Says which workload a key belongs to: `mqauth authority`.",
     ] = None
     check: Annotated[
-        CheckSettings | None, inner(CheckSettings), "Tells `mqauth check` what the other tables do not say."
+        CheckSettings | None,
+        inner(CheckSettings),
+        "Tells `mqauth check` what the other tables do not say.",
     ] = None

@@ -24,7 +24,9 @@ from mqauth.errors import ConfigurationError, refusing, require
 Place = tuple[str | int, ...]
 """Keys from the top of a file; an element of an array by its number, from 0."""
 _MAX_PASSPHRASE: Final = 1023
-_PLACEHOLDER: Final = re.compile(r"\$\$(?=\{)|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})?")
+_PLACEHOLDER: Final = re.compile(
+    r"\$\$(?=\{)|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})?"
+)
 _TYPES: Final = {
     bool: "a boolean",
     int: "an integer",
@@ -95,7 +97,12 @@ class Table:
     def refuse(self, key: str, what: str) -> RefusedSetting:
         """Return the refusal of a key of this table, or of the table itself where the key is empty."""
         where = " ".join(part for part in (self.name, spelt(key) if key else "") if part)
-        return RefusedSetting(file=self.file, path=(*self.path, key) if key else self.path, place=where, what=what)
+        return RefusedSetting(
+            file=self.file,
+            path=(*self.path, key) if key else self.path,
+            place=where,
+            what=what,
+        )
 
     def require(self, condition: object, key: str, what: str) -> None:
         """Refuse a key unless a condition holds.
@@ -109,13 +116,19 @@ class Table:
         """Turn a configuration error that is raised within the block into a refusal of a key."""
         return refusing(ConfigurationError, str, partial(self.refuse, key))
 
-    def require_type(self, condition: object, key: str, expected: str, value: Any) -> None:
+    def require_type(
+        self, condition: object, key: str, expected: str, value: Any
+    ) -> None:
         """Refuse a value unless its type is the expected one.
 
         Raises:
             RefusedSetting: it is another one.
         """
-        self.require(condition, key, f"must be {expected}, not {_TYPES.get(type(value), 'a date or time')}")
+        self.require(
+            condition,
+            key,
+            f"must be {expected}, not {_TYPES.get(type(value), 'a date or time')}",
+        )
 
     def inner(self, key: str) -> Table:
         """Return the table under a key of this table.
@@ -125,7 +138,12 @@ class Table:
         """
         value = self.members[key]
         self.require_type(isinstance(value, dict), key, "a table", value)
-        return Table(file=self.file, name=f"[{self._dotted(key)}]", members=value, path=(*self.path, key))
+        return Table(
+            file=self.file,
+            name=f"[{self._dotted(key)}]",
+            members=value,
+            path=(*self.path, key),
+        )
 
     def elements(self, key: str) -> Iterator[Table]:
         """Yield the tables of the array of tables under a key of this table.
@@ -141,7 +159,12 @@ class Table:
             value,
         )
         for number, item in enumerate(value):
-            yield Table(file=self.file, name=f"{name} #{number + 1}", members=item, path=(*self.path, key, number))
+            yield Table(
+                file=self.file,
+                name=f"{name} #{number + 1}",
+                members=item,
+                path=(*self.path, key, number),
+            )
 
     def _dotted(self, key: str) -> str:
         prefix = self.name.partition("]")[0].lstrip("[")
@@ -179,14 +202,22 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
     except ValueError as error:
         last = raw.rstrip(b"\n").count(b"\n") + 1
         raise ConfigurationError(
-            f"{path}: not TOML: {error}".replace("(at end of document)", f"(at line {last}, the end)")
+            f"{path}: not TOML: {error}".replace(
+                "(at end of document)", f"(at line {last}, the end)"
+            )
         ) from error
     return text, _filled(members, Table(file=str(path), members=members))
 
 
 def walk(value: Any, base: Place = ()) -> Iterator[tuple[Place, Any]]:
     """Yield all keys and elements within a value, each with where it stands."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in inside:
         yield (*base, key), inner
         yield from walk(inner, (*base, key))
@@ -195,7 +226,12 @@ def walk(value: Any, base: Place = ()) -> Iterator[tuple[Place, Any]]:
 def placeholders(members: Mapping[str, Any]) -> list[tuple[Place, str]]:
     """Return where each ``${NAME}`` stands in the texts of a file, and the name."""
     texts = [(at, text) for at, text in walk(members) if isinstance(text, str)]
-    return [(at, match[1]) for at, text in texts for match in _PLACEHOLDER.finditer(text) if match[1]]
+    return [
+        (at, match[1])
+        for at, text in texts
+        for match in _PLACEHOLDER.finditer(text)
+        if match[1]
+    ]
 
 
 def _filled(value: Any, table: Table, key: str = "") -> Any:
@@ -205,7 +241,11 @@ def _filled(value: Any, table: Table, key: str = "") -> Any:
     if isinstance(value, list):
         return [_filled(each, table, key) for each in value]
     if isinstance(value, dict):
-        inner = table.inner(key) if key and key in table.members and table.members[key] is value else table
+        inner = (
+            table.inner(key)
+            if key and key in table.members and table.members[key] is value
+            else table
+        )
         return {name: _filled(each, inner, name) for name, each in value.items()}
     return value
 
@@ -214,11 +254,17 @@ def _variable(placeholder: re.Match[str], table: Table, key: str) -> str:
     name, default = placeholder[1], placeholder[2]
     if placeholder[0] == "$$":
         return "$"
-    table.require(name, key, "a placeholder is ${NAME} or ${NAME:-default}; a ${ that is none is written $${")
+    table.require(
+        name,
+        key,
+        "a placeholder is ${NAME} or ${NAME:-default}; a ${ that is none is written $${",
+    )
     # An empty variable counts as one that is missing, where there is a default.
     value = os.environ.get(name) if default is None else os.environ.get(name) or default
     if value is None:
-        raise table.refuse(key, f"the variable {name} is not set, and ${{{name}}} has no default")
+        raise table.refuse(
+            key, f"the variable {name} is not set, and ${{{name}}} has no default"
+        )
     return value
 
 
@@ -242,7 +288,10 @@ def read_passphrase(*, env: str | None = None, file: Path | None = None) -> byte
         raw = disk.read_bounded(file, 64 * 1024).removesuffix(b"\n").removesuffix(b"\r")
     else:
         return None
-    require(1 <= len(raw) <= _MAX_PASSPHRASE, f"{name}: a passphrase has 1 to {_MAX_PASSPHRASE} bytes")
+    require(
+        1 <= len(raw) <= _MAX_PASSPHRASE,
+        f"{name}: a passphrase has 1 to {_MAX_PASSPHRASE} bytes",
+    )
     return raw
 
 

@@ -26,7 +26,15 @@ from mqauth.console.backend import Backend, BusyError
 from mqauth.console.display import overview, visible
 from mqauth.console.oidc import IDTokenError, NoNameError, person
 from mqauth.console.oidc_provider import LIFETIME, Attempts, Provider
-from mqauth.console.pages import SEE_OTHER, Fields, Pages, bad_request, for_everybody, posted, read_form
+from mqauth.console.pages import (
+    SEE_OTHER,
+    Fields,
+    Pages,
+    bad_request,
+    for_everybody,
+    posted,
+    read_form,
+)
 from mqauth.console.site import (
     REVIEWER,
     STATIC,
@@ -51,9 +59,13 @@ def places_of(backends: Mapping[str, Backend]) -> list[ConsoleQueue]:
     if len(backends) == 1:
         return [ConsoleQueue(backend, name=name) for name, backend in backends.items()]
     # A name as it stands in addresses.
-    bases = {f"/at/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-.').lower()}": name for name in backends}
+    bases = {
+        f"/at/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-.').lower()}": name
+        for name in backends
+    }
     require(
-        backends and len(bases) == len(backends), "[brokers]: each needs a name of its own, of letters or digits"
+        backends and len(bases) == len(backends),
+        "[brokers]: each needs a name of its own, of letters or digits",
     )
     for name, backend in backends.items():
         backend.beside = [other for called, other in backends.items() if called != name]
@@ -123,7 +135,9 @@ def application(
             else (409 if isinstance(error, BusyError) else 400, str(error))
         )
         known: Site = getattr(request.state, "site", site)
-        return known.error(status, _NO_PAGE if text == "Not Found" else text, site.session(request))
+        return known.error(
+            status, _NO_PAGE if text == "Not Found" else text, site.session(request)
+        )
 
     async def faulty(request: Request, error: Exception) -> Response:
         return site.error(
@@ -140,10 +154,16 @@ def application(
         Route(CALLBACK, lobby.callback, methods=["GET"]),
         Route("/logout", lobby.log_out, methods=["POST"]),
         Mount("/static", StaticFiles(directory=STATIC)),
-        *([Route("/", lobby.queues), Route("/refresh", lobby.refresh, methods=["POST"])] if only is None else []),
+        *(
+            [Route("/", lobby.queues), Route("/refresh", lobby.refresh, methods=["POST"])]
+            if only is None
+            else []
+        ),
     ]
     # The pages of each queue or topic.
-    for pages, base in ((Pages(replace(site, place=place)), place.base) for place in places):
+    for pages, base in (
+        (Pages(replace(site, place=place)), place.base) for place in places
+    ):
         routes += [
             Route(f"{base}/", pages.groups),
             Route(f"{base}/letters", pages.letters),
@@ -162,8 +182,12 @@ def application(
             Route(f"{base}/account", pages.start_account, methods=["POST"]),
         ]
     # Starlette raises a fault again once it has answered with our page; the shield keeps it from the server.
-    handlers: Any = dict.fromkeys((HTTPException, BusyError, ConfigurationError), failed) | {Exception: faulty}
-    return SecurityMiddleware(Starlette(routes=routes, exception_handlers=handlers), hosts, tls=tls)
+    handlers: Any = dict.fromkeys(
+        (HTTPException, BusyError, ConfigurationError), failed
+    ) | {Exception: faulty}
+    return SecurityMiddleware(
+        Starlette(routes=routes, exception_handlers=handlers), hosts, tls=tls
+    )
 
 
 def origin(hosts: Sequence[str], provider: Provider | None, *, tls: bool) -> str:
@@ -211,7 +235,9 @@ class Lobby:
         self.site, self._tokens, self._reviewer = site, tokens, reviewer
         self._provider, self._origin, self._attempts = provider, origin, attempts
         # A strict cookie would not be sent when the provider leads the browser back.
-        self._cookie = Cookie(name="mqauth-login", tls=site.cookie.tls, samesite="lax", max_age=LIFETIME)
+        self._cookie = Cookie(
+            name="mqauth-login", tls=site.cookie.tls, samesite="lax", max_age=LIFETIME
+        )
         self._waiting = 0
 
     @for_everybody
@@ -221,13 +247,18 @@ class Lobby:
             "places.html",
             session,
             found=[
-                (queue, await run_in_threadpool(queue.backend.letters.ask, overview, None))
+                (
+                    queue,
+                    await run_in_threadpool(queue.backend.letters.ask, overview, None),
+                )
                 for queue in self.site.places
             ],
         )
 
     @posted(viewers=True)
-    async def refresh(self, request: Request, session: WebSession, fields: Fields) -> Response:
+    async def refresh(
+        self, request: Request, session: WebSession, fields: Fields
+    ) -> Response:
         """Read the letters of all of them again; one that is at work goes on with that."""
         for queue in self.site.places:
             with contextlib.suppress(BusyError):
@@ -235,7 +266,9 @@ class Lobby:
         return RedirectResponse("/", SEE_OTHER)
 
     @posted(viewers=True)
-    async def log_out(self, request: Request, session: WebSession, fields: Fields) -> Response:
+    async def log_out(
+        self, request: Request, session: WebSession, fields: Fields
+    ) -> Response:
         """End the session."""
         self.site.sessions.end(self.site.cookie.read(request) or "")
         response = RedirectResponse("/login", SEE_OTHER)
@@ -244,7 +277,11 @@ class Lobby:
 
     async def log_in(self, request: Request) -> Response:
         """Show the ways to log in."""
-        return self._page() if self.site.session(request) is None else RedirectResponse("/", SEE_OTHER)
+        return (
+            self._page()
+            if self.site.session(request) is None
+            else RedirectResponse("/", SEE_OTHER)
+        )
 
     async def with_token(self, request: Request) -> Response:
         """Begin a session for a local token."""
@@ -254,7 +291,10 @@ class Lobby:
         if role is None:
             return self._page(403, "This token is not one of this console.")
         return self.site.begin(
-            request, RedirectResponse("/", SEE_OTHER), self._reviewer if role == REVIEWER else role, role
+            request,
+            RedirectResponse("/", SEE_OTHER),
+            self._reviewer if role == REVIEWER else role,
+            role,
         )
 
     async def start(self, request: Request) -> Response:
@@ -265,7 +305,9 @@ class Lobby:
             return RedirectResponse(self._origin + START, SEE_OTHER)
         attempt, sealed = self._attempts.begin()
         try:
-            where = await self._ask(provider.authorization_url, attempt, self._origin + CALLBACK)
+            where = await self._ask(
+                provider.authorization_url, attempt, self._origin + CALLBACK
+            )
         except HTTPException as error:
             return self._page(error.status_code, error.detail)
         response = RedirectResponse(where, SEE_OTHER)
@@ -276,18 +318,26 @@ class Lobby:
         """Begin a session for a person whom the provider sends back. Whatever happens, this login is over."""
         try:
             provider = require(self._provider, _NO_PAGE, partial(HTTPException, 404))
-            pairs, forbidden = request.query_params.multi_items(), partial(HTTPException, 403)
+            pairs, forbidden = (
+                request.query_params.multi_items(),
+                partial(HTTPException, 403),
+            )
             answer, issuer = dict(pairs), provider.settings.issuer
             # A parameter that is repeated makes the answer invalid (RFC 6749, section 3.1).
             malformed = "The identity provider's answer is not in its form."
             require(len(answer) == len(pairs), malformed, bad_request)
             attempt = require(
-                self._attempts.redeem(self._cookie.read(request), answer.get("state", "")),
+                self._attempts.redeem(
+                    self._cookie.read(request), answer.get("state", "")
+                ),
                 "This login was not begun here, is too old, or was used before. Begin again.",
                 forbidden,
             )
             # The answer of another provider (RFC 9207), and an answer that is an error.
-            names_itself = provider.known.get("authorization_response_iss_parameter_supported") is True
+            names_itself = (
+                provider.known.get("authorization_response_iss_parameter_supported")
+                is True
+            )
             require(
                 answer.get("iss", None if names_itself else issuer) == issuer,
                 "The answer is not of our identity provider. Begin again.",
@@ -295,21 +345,42 @@ class Lobby:
             )
             if "error" in answer:
                 error = answer["error"]
-                emit("console.login_failed", "the identity provider answered a login with %s", visible(error)[:80])
-                raise HTTPException(403, _ERRORS.get(error, "The identity provider refused the login."))
+                emit(
+                    "console.login_failed",
+                    "the identity provider answered a login with %s",
+                    visible(error)[:80],
+                )
+                raise HTTPException(
+                    403, _ERRORS.get(error, "The identity provider refused the login.")
+                )
             require("code" in answer, malformed, bad_request)
-            claims = await self._ask(provider.claims, answer["code"], attempt, self._origin + CALLBACK)
+            claims = await self._ask(
+                provider.claims, answer["code"], attempt, self._origin + CALLBACK
+            )
             try:
                 name, role = person(claims, provider.settings)
             except NoNameError as unnamed:
                 emit("console.login_failed", "a login failed: %s", unnamed)
                 raise HTTPException(403, f"{visible(str(unnamed))}.") from unnamed
             who = visible(name)
-            emit("console.login", "login of %s (sub %s): %s", who, visible(str(claims["sub"])), role or "no role")
-            role = require(role, f"You are {who}, but nothing gives you a role in this console.", forbidden)
+            emit(
+                "console.login",
+                "login of %s (sub %s): %s",
+                who,
+                visible(str(claims["sub"])),
+                role or "no role",
+            )
+            role = require(
+                role,
+                f"You are {who}, but nothing gives you a role in this console.",
+                forbidden,
+            )
             # A page, not a redirect: the session's strict cookie is not sent on one that another site began.
             response = self.site.begin(
-                request, self.site.page("welcome.html", None, who=who, role=role), name, role
+                request,
+                self.site.page("welcome.html", None, who=who, role=role),
+                name,
+                role,
             )
         except HTTPException as refused:
             response = self._page(refused.status_code, refused.detail)
@@ -329,15 +400,22 @@ class Lobby:
         except MqauthError as error:
             emit("console.login_failed", "a login failed: %s", error)
             if isinstance(error, IDTokenError):
-                raise HTTPException(403, "The identity provider's answer could not be trusted.") from error
-            raise HTTPException(502, "The identity provider gave no good answer. Try again.") from error
+                raise HTTPException(
+                    403, "The identity provider's answer could not be trusted."
+                ) from error
+            raise HTTPException(
+                502, "The identity provider gave no good answer. Try again."
+            ) from error
         finally:
             self._waiting -= 1
 
     def _page(self, status: int = 200, trouble: str | None = None) -> Response:
         label, leave = None, None
         if self._provider is not None:
-            label, leave = self._provider.settings.label, self._provider.known.get("end_session_endpoint")
+            label, leave = (
+                self._provider.settings.label,
+                self._provider.known.get("end_session_endpoint"),
+            )
             # Where people log out at the provider (OpenID Connect RP-Initiated Logout 1.0).
             if leave is not None:
                 leave += ("&" if "?" in leave else "?") + urlencode(

@@ -144,7 +144,11 @@ class Letters:
             old.close()
 
     def ask(
-        self, question: Callable[Concatenate[Index, P], T], otherwise: T, *args: P.args, **options: P.kwargs
+        self,
+        question: Callable[Concatenate[Index, P], T],
+        otherwise: T,
+        *args: P.args,
+        **options: P.kwargs,
     ) -> T:
         """Ask the index, if there is one; it is not replaced before it has answered.
 
@@ -155,7 +159,11 @@ class Letters:
             options: of the question.
         """
         with self._lock:
-            return otherwise if self.index is None else question(self.index, *args, **options)
+            return (
+                otherwise
+                if self.index is None
+                else question(self.index, *args, **options)
+            )
 
     def read(self, job: Job) -> None:
         """Read all letters. While the broker is out of reach, try again until it is back or the job is cancelled.
@@ -170,11 +178,18 @@ class Letters:
             # Into a new index, which is shown at once where the current one no longer holds.
             fresh = Index(self._session.clock.now())
             try:
-                self._session.survey(fresh, progress=partial(self._progress, job, fresh), cancelled=job.cancelled)
+                self._session.survey(
+                    fresh,
+                    progress=partial(self._progress, job, fresh),
+                    cancelled=job.cancelled,
+                )
                 self.lost = None
                 return
             except Unavailable as error:
-                self.lost = self.lost or {"since": self._session.clock.now(), "why": str(error)}
+                self.lost = self.lost or {
+                    "since": self._session.clock.now(),
+                    "why": str(error),
+                }
             finally:
                 if fresh.complete or self.index is fresh:
                     self.show(fresh)
@@ -206,7 +221,13 @@ class Backend:
     Attributes: ``beside``, the backends of the console's other queues and topics.
     """
 
-    def __init__(self, session: Session, *, files: Sequence[Path] = (), waits: Sequence[float] = WAITS) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        files: Sequence[Path] = (),
+        waits: Sequence[float] = WAITS,
+    ) -> None:
         self.session, self.files = session, tuple(files)
         self.beside: Sequence[Backend] = ()
         self.job: Job | None = None
@@ -247,7 +268,9 @@ class Backend:
             index = self.letters.index
             if index is not None:
                 job.total = index.count(wanted)
-                job.counts = self.session.judge(index, wanted, progress=job.saw, cancelled=job.cancelled)
+                job.counts = self.session.judge(
+                    index, wanted, progress=job.saw, cancelled=job.cancelled
+                )
 
         self.session.pipeline()
         return self._start(Job(kind=JUDGE, by=by), work)
@@ -270,7 +293,9 @@ class Backend:
 
         self.session.check(plan)
         with self._lock:
-            self._rehearsal = self._start(Job(kind=REHEARSE, by=plan.reviewer, plan=plan), work)
+            self._rehearsal = self._start(
+                Job(kind=REHEARSE, by=plan.reviewer, plan=plan), work
+            )
             return self._rehearsal
 
     def act(self, id: str, by: str) -> Job:
@@ -285,9 +310,17 @@ class Backend:
         """
         with self._lock:
             rehearsal = self._rehearsal
-            if rehearsal is None or rehearsal.id != id or not rehearsal.confirmable or rehearsal.by != by:
+            if (
+                rehearsal is None
+                or rehearsal.id != id
+                or not rehearsal.confirmable
+                or rehearsal.by != by
+            ):
                 raise BusyError("This preview is no longer the newest: make it again.")
-            plan, selection = require(rehearsal.plan, "no plan"), require(rehearsal.selection, "no selection")
+            plan, selection = (
+                require(rehearsal.plan, "no plan"),
+                require(rehearsal.selection, "no selection"),
+            )
 
             def work(job: Job) -> None:
                 # The index no longer holds, even where the act fails halfway.
@@ -300,7 +333,13 @@ class Backend:
                 job.cancelled = threading.Event()
                 self.letters.read(job)
 
-            job = Job(kind=plan.act, by=by, plan=plan, selection=selection, total=selection.total())
+            job = Job(
+                kind=plan.act,
+                by=by,
+                plan=plan,
+                selection=selection,
+                total=selection.total(),
+            )
             self._start(job, work)
             self._rehearsal = None
             return job
@@ -320,15 +359,24 @@ class Backend:
                 # As of when all of them were read, and their ids with whether they are intact.
                 answers = [
                     each.letters.ask(
-                        lambda other: (other.as_of, list(other.ids())) if other.complete else None, None
+                        lambda other: (
+                            (other.as_of, list(other.ids())) if other.complete else None
+                        ),
+                        None,
                     )
                     for each in self.beside
                 ]
                 read = [ids for ids in answers if ids is not None]
-                require(len(read) == len(answers), "The other queues and topics are not all read yet.", BusyError)
+                require(
+                    len(read) == len(answers),
+                    "The other queues and topics are not all read yet.",
+                    BusyError,
+                )
                 beside = chain.from_iterable(ids for _, ids in read)
                 as_of = min([index.as_of, *(at for at, _ in read)])
-                self.ledger = self.session.ledger(index, self.files, beside=beside, as_of=as_of)
+                self.ledger = self.session.ledger(
+                    index, self.files, beside=beside, as_of=as_of
+                )
 
         return self._start(Job(kind=ACCOUNT, by=by), work)
 
@@ -349,7 +397,9 @@ class Backend:
             ConfigurationError: a file cannot be read, or they are too large for that.
         """
         require(
-            self._looking.acquire(blocking=False), "Somebody is reading the audit files: try again.", BusyError
+            self._looking.acquire(blocking=False),
+            "Somebody is reading the audit files: try again.",
+            BusyError,
         )
         try:
             return trail(self.files, letter)
@@ -360,7 +410,11 @@ class Backend:
         with self._lock:
             if self.job is not None and self.job.running:
                 # Whoever may only look can start nothing that keeps a reviewer from working on what is shown.
-                gives_way = self.job.kind in FOR_ALL and job.kind not in FOR_ALL and not self.letters.stale
+                gives_way = (
+                    self.job.kind in FOR_ALL
+                    and job.kind not in FOR_ALL
+                    and not self.letters.stale
+                )
                 require(gives_way, "Another job is running.", BusyError)
                 self.job.cancelled.set()
             self.job = job

@@ -88,7 +88,9 @@ def of_producer(subject: str) -> int:
 
     Producers may share a colour. It helps to follow one down a table, and proves nothing.
     """
-    return hashlib.sha256(subject.encode("utf-8", "backslashreplace")).digest()[0] % COLOURS
+    return (
+        hashlib.sha256(subject.encode("utf-8", "backslashreplace")).digest()[0] % COLOURS
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +113,19 @@ def visible(text: str, *, lines: bool = False) -> str:
     kept = "\n\t" if lines else ""
     return "".join(
         (f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}")
-        if char not in kept and (unicodedata.category(char) in _HIDDEN or _BLANK.match(char))
+        if char not in kept
+        and (unicodedata.category(char) in _HIDDEN or _BLANK.match(char))
         else char
         for char in text
     )
 
 
 def _short(raw: str | bytes) -> str:
-    text = raw if isinstance(raw, str) else raw[:MAX_VALUE].decode("utf-8", "backslashreplace")
+    text = (
+        raw
+        if isinstance(raw, str)
+        else raw[:MAX_VALUE].decode("utf-8", "backslashreplace")
+    )
     return visible(text[:MAX_VALUE])
 
 
@@ -135,7 +142,10 @@ def body(raw: bytes | None, form: str) -> Body:
         parsed = body(raw, "json")
         return parsed if parsed.text else body(raw, "text")
     if form == "hex":
-        rows = ((start, raw[start : start + _ROW]) for start in range(0, min(len(raw), MAX_HEX), _ROW))
+        rows = (
+            (start, raw[start : start + _ROW])
+            for start in range(0, min(len(raw), MAX_HEX), _ROW)
+        )
         shown = (
             f"{start:08x}  {row.hex(' '):<47}  {''.join(chr(byte) if 32 <= byte < 127 else '.' for byte in row)}"
             for start, row in rows
@@ -149,7 +159,9 @@ def body(raw: bytes | None, form: str) -> Body:
         return Body("json", "", len(raw), "Too large to be shown as JSON.")
     text = ""
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse)
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse
+        )
         # A little more than is shown: the whole could be a thousand times as long as the body, since 900 lists in
         # each other indent to 57 MB.
         for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(value):
@@ -158,10 +170,15 @@ def body(raw: bytes | None, form: str) -> Body:
                 break
     except (ValueError, RecursionError):
         return Body(
-            "json", "", len(raw), "This is not JSON, or it has a key twice, of which readers may take either."
+            "json",
+            "",
+            len(raw),
+            "This is not JSON, or it has a key twice, of which readers may take either.",
         )
     note = (
-        f"The first {MAX_BODY} characters are shown." if len(text) > MAX_BODY else "The text has numbers as sent."
+        f"The first {MAX_BODY} characters are shown."
+        if len(text) > MAX_BODY
+        else "The text has numbers as sent."
     )
     return Body("json", visible(text[:MAX_BODY], lines=True), len(raw), note)
 
@@ -187,16 +204,26 @@ def headers(message: Message) -> list[tuple[str, str, str]]:
             size = len(value) if isinstance(value, str | bytes) else 0
             rows.append((_short(name), f"not shown, {size} bytes", "token"))
         else:
-            shown = json.dumps(json_form.value_to_form(value)) if isinstance(value, tuple | Mapping) else value
+            shown = (
+                json.dumps(json_form.value_to_form(value))
+                if isinstance(value, tuple | Mapping)
+                else value
+            )
             rows.append(
-                (_short(name), _short(shown if isinstance(shown, bytes) else str(shown)), type(value).__name__)
+                (
+                    _short(name),
+                    _short(shown if isinstance(shown, bytes) else str(shown)),
+                    type(value).__name__,
+                )
             )
     return rows
 
 
 def properties(message: Message) -> list[tuple[str, str]]:
     """Return the record key and the properties."""
-    rows = [(visible(name), _short(str(value))) for name, value in message.properties.items()]
+    rows = [
+        (visible(name), _short(str(value))) for name, value in message.properties.items()
+    ]
     return rows if message.key is None else [("record key", _short(message.key)), *rows]
 
 
@@ -210,7 +237,10 @@ def claims(reading: Reading) -> list[tuple[str, str]]:
     if reading.claims is None:
         return []
     members = reading.claims.as_dict()
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in members.items()}
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in members.items()
+    }
     texts |= {
         name: f"{members[name]} ({moment(float(members[name]))})"
         for name in ("iat", "exp", "nbf")
@@ -244,7 +274,9 @@ def overview(index: Index) -> Any:
     step = max(last - first, 1.0) / COLUMNS
     places = {name: number for number, name in enumerate(shown)}
     columns: dict[int, Counter[int]] = defaultdict(Counter)
-    for reason, at, count in index.columns(first, step, COLUMNS, before=_FOREVER) if span else ():
+    for reason, at, count in (
+        index.columns(first, step, COLUMNS, before=_FOREVER) if span else ()
+    ):
         # Reasons that have no series of their own are in the last.
         columns[at][places.get(reason, len(shown) - 1)] += count
     heights = [column.total() for column in columns.values()]

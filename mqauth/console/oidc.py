@@ -28,7 +28,18 @@ from mqauth.wire import strict_json
 from mqauth.wire.claims import is_name
 
 ALGORITHMS: Final = frozenset(
-    ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519")
+    (
+        "RS256",
+        "RS384",
+        "RS512",
+        "PS256",
+        "PS384",
+        "PS512",
+        "ES256",
+        "ES384",
+        "ES512",
+        "Ed25519",
+    )
 )
 """Signatures by a key that only the provider has: not ``none``, and not HMAC, whose key the client has too."""
 LEEWAY: Final = 30
@@ -43,7 +54,9 @@ _MIN_RSA_BITS: Final = 2048
 class RoleSettings(Settings):
     """``[roles]``: the values of the role claim that stand for each of our roles."""
 
-    viewer: Annotated[tuple[str, ...], many(NAME), "Values that make a viewer, letter for letter."] = ()
+    viewer: Annotated[
+        tuple[str, ...], many(NAME), "Values that make a viewer, letter for letter."
+    ] = ()
     reviewer: Annotated[tuple[str, ...], many(NAME), "Values that make a reviewer."] = ()
 
 
@@ -54,7 +67,9 @@ def _roles(table: Table, key: str, _: Any) -> dict[str, str]:
     for role in ROLES:
         for value in getattr(listed, role):
             listed.table.require(
-                roles.setdefault(value, role) == role, role, "names a value that stands for another role too"
+                roles.setdefault(value, role) == role,
+                role,
+                "names a value that stands for another role too",
             )
     listed.table.require(roles, "", "must name at least one value")
     return roles
@@ -63,7 +78,8 @@ def _roles(table: Table, key: str, _: Any) -> dict[str, str]:
 _ORIGIN: Final = text(
     "URL",
     lambda url: (
-        is_url(url, ("https", "http")) and not set("/?#@") & set(url.partition("://")[2].removesuffix("/"))
+        is_url(url, ("https", "http"))
+        and not set("/?#@") & set(url.partition("://")[2].removesuffix("/"))
     ),
     "must be scheme, host and port alone: https://console.example:8443",
     into=lambda url, _: url.removesuffix("/").lower(),
@@ -78,36 +94,57 @@ class OIDCSettings(Settings):
         secret: the client's secret; ``None`` for a public client, which only PKCE protects.
     """
 
-    issuer: Annotated[str, NAME, "The provider's https URL, exactly as its ID tokens name it."]
-    client_id: Annotated[str, NAME, "The console's client, as registered with the provider."]
+    issuer: Annotated[
+        str, NAME, "The provider's https URL, exactly as its ID tokens name it."
+    ]
+    client_id: Annotated[
+        str, NAME, "The console's client, as registered with the provider."
+    ]
     client_secret_file: Annotated[
-        Path | None, PATH, "The file with the client's secret; refused where others may read it."
+        Path | None,
+        PATH,
+        "The file with the client's secret; refused where others may read it.",
     ] = None
     client_secret_env: Annotated[
-        str | None, NAME, "The environment variable with the client's secret.", not_with("client_secret_file")
+        str | None,
+        NAME,
+        "The environment variable with the client's secret.",
+        not_with("client_secret_file"),
     ] = None
     url: Annotated[
         str | None,
         _ORIGIN,
         "Scheme, host and port under which people reach the console; by default where it listens.",
     ] = None
-    label: Annotated[str, NAME, "The words on the button, after *Sign in with*."] = "OpenID Connect"
-    scopes: Annotated[tuple[str, ...], many(NAME, 1), "What is asked for; `openid` is among them."] = (
+    label: Annotated[str, NAME, "The words on the button, after *Sign in with*."] = (
+        "OpenID Connect"
+    )
+    scopes: Annotated[
+        tuple[str, ...], many(NAME, 1), "What is asked for; `openid` is among them."
+    ] = (
         "openid",
         "email",
         "profile",
     )
-    name_claim: Annotated[str, NAME, "The claim that names people in releases and audit records."] = "email"
+    name_claim: Annotated[
+        str, NAME, "The claim that names people in releases and audit records."
+    ] = "email"
     role_claim: Annotated[
-        tuple[str, ...], one_or_many(NAME), "The claim with a person's groups; a list leads into nested claims."
+        tuple[str, ...],
+        one_or_many(NAME),
+        "The claim with a person's groups; a list leads into nested claims.",
     ] = ("groups",)
     roles: Annotated[
         Mapping[str, str],
         Kind(schema_of(RoleSettings), _roles),
         "Which values of that claim stand for a role; of two roles the higher counts.",
     ]
-    ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's."] = None
-    unsafe_http_loopback: Annotated[bool, FLAG, "Allow http to a provider on this machine, for tests."] = False
+    ca: Annotated[
+        Path | None, PATH, "A PEM file of the CAs to trust in place of the system's."
+    ] = None
+    unsafe_http_loopback: Annotated[
+        bool, FLAG, "Allow http to a provider on this machine, for tests."
+    ] = False
     secret: str | None = field(default=None, repr=False)
 
     def refusals(self) -> Iterator[RefusedSetting]:
@@ -130,12 +167,20 @@ def read_settings(path: Path) -> OIDCSettings:
     """
     settings = read_file(OIDCSettings, path)
     if settings.client_secret_file is not None:
-        key, raw = "client_secret_file", read_bounded(settings.client_secret_file, 1024, private=True)
+        key, raw = (
+            "client_secret_file",
+            read_bounded(settings.client_secret_file, 1024, private=True),
+        )
     elif settings.client_secret_env is not None:
-        key, raw = "client_secret_env", os.environb.get(os.fsencode(settings.client_secret_env), b"")
+        key, raw = (
+            "client_secret_env",
+            os.environb.get(os.fsencode(settings.client_secret_env), b""),
+        )
     else:
         return settings
-    settings.table.require(re.fullmatch(rb"[ -~]+", raw.strip()), key, "must hold printable ASCII characters")
+    settings.table.require(
+        re.fullmatch(rb"[ -~]+", raw.strip()), key, "must hold printable ASCII characters"
+    )
     return replace(settings, secret=raw.strip().decode("ascii"))
 
 
@@ -174,7 +219,11 @@ def check(
         # The signature, by the one key that the header means. Of two with one name neither is used.
         signature = jws.extract_compact(token.encode("ascii"))
         header = signature.headers()
-        require(header.get("alg") in allowed, "the ID token's algorithm is not allowed", IDTokenError)
+        require(
+            header.get("alg") in allowed,
+            "the ID token's algorithm is not allowed",
+            IDTokenError,
+        )
         listed = jwks.get("keys")
         # Those that are asymmetric, for signatures, and have the name and algorithm of the header.
         fit = [
@@ -186,7 +235,11 @@ def check(
             and members.get("alg", header["alg"]) == header["alg"]
             and header.get("kid") in (None, members.get("kid"))
         ]
-        require(len(fit) == 1, "the provider has no key, or several, for the ID token", IDTokenError)
+        require(
+            len(fit) == 1,
+            "the provider has no key, or several, for the ID token",
+            IDTokenError,
+        )
         key = JWKRegistry.import_key(fit[0])
         require(
             not isinstance(key, RSAKey) or key.public_key.key_size >= _MIN_RSA_BITS,
@@ -199,7 +252,9 @@ def check(
         raise
     # Hostile text can make the library raise more than its own errors.
     except Exception as error:
-        raise IDTokenError(f"the ID token cannot be verified: {type(error).__name__}") from None
+        raise IDTokenError(
+            f"the ID token cannot be verified: {type(error).__name__}"
+        ) from None
     require(good is True, "the ID token's signature does not hold", IDTokenError)
     require(isinstance(claims, dict), "the ID token holds no claims", IDTokenError)
     # The claims that every ID token has.
@@ -217,10 +272,16 @@ def check(
     try:
         registry.validate(claims)
     except Exception as error:
-        raise IDTokenError(f"a claim of the ID token is wrong: {getattr(error, 'claim', None) or 'one'}") from None
+        raise IDTokenError(
+            f"a claim of the ID token is wrong: {getattr(error, 'claim', None) or 'one'}"
+        ) from None
     # What binds it to this client and this login.
     client = settings.client_id
-    given = claims["nonce"].encode("utf-8", "surrogatepass") if isinstance(claims["nonce"], str) else b""
+    given = (
+        claims["nonce"].encode("utf-8", "surrogatepass")
+        if isinstance(claims["nonce"], str)
+        else b""
+    )
     for holds, what in (
         (claims["aud"] in (client, [client]), "is for others too"),
         (claims.get("azp", client) == client, "was issued to another client"),
@@ -256,7 +317,19 @@ def person(claims: Mapping[str, Any], settings: OIDCSettings) -> tuple[str, str 
     values: Any = claims
     for step in settings.role_claim:
         values = values.get(step) if isinstance(values, Mapping) else None
-    values = [values] if isinstance(values, str) else values if isinstance(values, list) else []
-    mine = {settings.roles.get(value) for value in values[: MAX_VALUES + 1] if isinstance(value, str)}
-    role = next((role for role in ROLES if role in mine and len(values) <= MAX_VALUES), None)
+    values = (
+        [values]
+        if isinstance(values, str)
+        else values
+        if isinstance(values, list)
+        else []
+    )
+    mine = {
+        settings.roles.get(value)
+        for value in values[: MAX_VALUES + 1]
+        if isinstance(value, str)
+    }
+    role = next(
+        (role for role in ROLES if role in mine and len(values) <= MAX_VALUES), None
+    )
     return str(name), role

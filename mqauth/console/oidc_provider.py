@@ -61,9 +61,13 @@ class Attempts:
     """
 
     clock: Clock = SYSTEM_CLOCK
-    _seal: Fernet = field(default_factory=lambda: Fernet(Fernet.generate_key()), init=False, repr=False)
+    _seal: Fernet = field(
+        default_factory=lambda: Fernet(Fernet.generate_key()), init=False, repr=False
+    )
     # The states of those that were used, far more than people log in within the life of a cookie.
-    _used: memo.Recent[str, None] = field(default_factory=lambda: memo.Recent(MAX_USED), init=False)
+    _used: memo.Recent[str, None] = field(
+        default_factory=lambda: memo.Recent(MAX_USED), init=False
+    )
 
     def begin(self) -> tuple[Attempt, str]:
         """Return a new login, and the same sealed, for the cookie."""
@@ -75,12 +79,16 @@ class Attempts:
     def redeem(self, sealed: str | None, state: str) -> Attempt | None:
         """Return the login that comes back; ``None`` if it is not this browser's, too old, or was used before."""
         try:
-            raw = self._seal.decrypt_at_time((sealed or "").encode("ascii"), LIFETIME, int(self.clock.now()))
+            raw = self._seal.decrypt_at_time(
+                (sealed or "").encode("ascii"), LIFETIME, int(self.clock.now())
+            )
         except (InvalidToken, ValueError):
             return None
         attempt = Attempt(**json.loads(raw))
         if (
-            not hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "replace"))
+            not hmac.compare_digest(
+                attempt.state.encode(), state.encode("utf-8", "replace")
+            )
             or attempt.state in self._used
         ):
             return None
@@ -100,10 +108,18 @@ class Provider:
         ConfigurationError: the issuer is no https URL without query, or the CA file holds no certificate.
     """
 
-    def __init__(self, settings: OIDCSettings, *, clock: Clock = SYSTEM_CLOCK, dial: Dial | None = None) -> None:
+    def __init__(
+        self,
+        settings: OIDCSettings,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        dial: Dial | None = None,
+    ) -> None:
         require("?" not in settings.issuer, "issuer: must be a URL without query")
         self.settings = settings
-        self._configuration = self._endpoint(settings.issuer.removesuffix("/") + WELL_KNOWN, "issuer")
+        self._configuration = self._endpoint(
+            settings.issuer.removesuffix("/") + WELL_KNOWN, "issuer"
+        )
         self._context, self._clock, self._dial = tls_context(settings.ca), clock, dial
         self.known: Mapping[str, Any] = {}
         """What it published of itself when it was asked last (OpenID Connect Discovery 1.0, section 3)."""
@@ -118,11 +134,17 @@ class Provider:
         """
         now = self._clock.monotonic()
         if not self.known or now - self._asked_at >= REDISCOVER:
-            document = self._get(self._configuration, deadline or Deadline(self._clock, TIMEOUT))
+            document = self._get(
+                self._configuration, deadline or Deadline(self._clock, TIMEOUT)
+            )
             for holds, what in (
-                (document.get("issuer") == self.settings.issuer, "'s configuration is another issuer's"),
                 (
-                    "S256" in _listed(document, "code_challenge_methods_supported", "S256"),
+                    document.get("issuer") == self.settings.issuer,
+                    "'s configuration is another issuer's",
+                ),
+                (
+                    "S256"
+                    in _listed(document, "code_challenge_methods_supported", "S256"),
                     " does not support PKCE with S256",
                 ),
                 (
@@ -136,7 +158,11 @@ class Provider:
                 ),
             ):
                 require(holds, f"the identity provider{what}")
-            end = ["end_session_endpoint"] if document.get("end_session_endpoint") is not None else []
+            end = (
+                ["end_session_endpoint"]
+                if document.get("end_session_endpoint") is not None
+                else []
+            )
             for name in ("authorization_endpoint", "token_endpoint", "jwks_uri", *end):
                 self._endpoint(document.get(name), name)
             self.known, self._asked_at = document, now
@@ -189,7 +215,9 @@ class Provider:
             pair = f"{quote_plus(id)}:{quote_plus(secret)}".encode("ascii")
             authorization = f"Basic {base64.b64encode(pair).decode('ascii')}"
         else:
-            form |= {"client_id": id} | ({} if secret is None else {"client_secret": secret})
+            form |= {"client_id": id} | (
+                {} if secret is None else {"client_secret": secret}
+            )
         answer = request(
             self._endpoint(metadata["token_endpoint"], "token_endpoint"),
             deadline=deadline,
@@ -213,15 +241,27 @@ class Provider:
     def _endpoint(self, url: Any, name: str) -> Endpoint:
         """Return where to ask: https, or http to this machine where the settings allow that by name."""
         with refusing(
-            ConfigurationError, f"{name}: must be an https URL with a host, without user, password and fragment"
+            ConfigurationError,
+            f"{name}: must be an https URL with a host, without user, password and fragment",
         ):
             require(isinstance(url, str) and len(url) <= 2048, "no URL")
-            return Endpoint.parse(url, unsafe_http_loopback=self.settings.unsafe_http_loopback)
+            return Endpoint.parse(
+                url, unsafe_http_loopback=self.settings.unsafe_http_loopback
+            )
 
     def _get(self, endpoint: Endpoint, deadline: Deadline) -> Mapping[str, Any]:
-        return request(endpoint, deadline=deadline, context=self._context, dial=self._dial).document or {}
+        return (
+            request(
+                endpoint, deadline=deadline, context=self._context, dial=self._dial
+            ).document
+            or {}
+        )
 
 
 def _listed(document: Mapping[str, Any], name: str, default: str) -> set[str]:
     listed = document.get(name, [default])
-    return {text for text in listed if isinstance(text, str)} if isinstance(listed, list) else set()
+    return (
+        {text for text in listed if isinstance(text, str)}
+        if isinstance(listed, list)
+        else set()
+    )

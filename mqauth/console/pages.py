@@ -21,7 +21,18 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from mqauth.console import backend, display
 from mqauth.console.site import Site, WebSession
 from mqauth.errors import SIGNED_REASONS, MqauthError, Reason, refusing, require
-from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Index, Order, Plan, Reading, waivable
+from mqauth.review import (
+    ACTS,
+    DIMENSIONS,
+    LARGEST,
+    QUEUE,
+    Filter,
+    Index,
+    Order,
+    Plan,
+    Reading,
+    waivable,
+)
 from mqauth.review.glossary import LABELS, explain
 
 PAGE: Final = 100
@@ -62,7 +73,8 @@ async def read_form(request: Request) -> Fields:
         HTTPException: another type, too large, or not urlencoded.
     """
     require(
-        request.headers.get("content-type", "").partition(";")[0].strip() == "application/x-www-form-urlencoded",
+        request.headers.get("content-type", "").partition(";")[0].strip()
+        == "application/x-www-form-urlencoded",
         _NOT_OURS,
         bad_request,
     )
@@ -72,7 +84,12 @@ async def read_form(request: Request) -> Fields:
         raw += piece
         require(len(raw) <= 16 * 1024, "The form is too large.", bad_request)
     with refusing(ValueError, _NOT_OURS, bad_request):
-        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=PAGE + 40, errors="strict")
+        pairs = parse_qsl(
+            raw.decode("ascii"),
+            keep_blank_values=True,
+            max_num_fields=PAGE + 40,
+            errors="strict",
+        )
     return Fields(pairs)
 
 
@@ -83,17 +100,27 @@ def filter_of(fields: Fields) -> Filter:
         HTTPException: a text is too long, or a mark is none.
     """
     texts: dict[str, Any] = {
-        name: fields[name] for name in (*DIMENSIONS, "today", "id", "search") if name in fields
+        name: fields[name]
+        for name in (*DIMENSIONS, "today", "id", "search")
+        if name in fields
     }
-    require(all(len(text) <= 300 for text in texts.values()), "A filter is too long.", bad_request)
+    require(
+        all(len(text) <= 300 for text in texts.values()),
+        "A filter is too long.",
+        bad_request,
+    )
     marks = fields.getlist("marks")
     require(
-        len(marks) <= PAGE and all(re.fullmatch("[0-9a-f]{64}", mark) for mark in marks), _NOT_OURS, bad_request
+        len(marks) <= PAGE and all(re.fullmatch("[0-9a-f]{64}", mark) for mark in marks),
+        _NOT_OURS,
+        bad_request,
     )
     return Filter(**texts, marks=tuple(marks) or None)
 
 
-def order_of(query: Mapping[str, str], columns: Collection[str], otherwise: Order) -> Order:
+def order_of(
+    query: Mapping[str, str], columns: Collection[str], otherwise: Order
+) -> Order:
     """Return the order that a query names: ``time``, or ``-time`` with the largest first.
 
     Raises:
@@ -109,7 +136,9 @@ def order_of(query: Mapping[str, str], columns: Collection[str], otherwise: Orde
 
 def query_of(wanted: Filter, **more: object) -> str:
     """Return the query that means this filter."""
-    return urlencode(wanted.given() | {name: str(value) for name, value in more.items()}, doseq=True)
+    return urlencode(
+        wanted.given() | {name: str(value) for name, value in more.items()}, doseq=True
+    )
 
 
 def row_number(text: str) -> int:
@@ -118,22 +147,34 @@ def row_number(text: str) -> int:
     Raises:
         HTTPException: it is no number.
     """
-    require(text.isascii() and text.isdecimal() and len(text) <= 12, "A number is expected.", bad_request)
+    require(
+        text.isascii() and text.isdecimal() and len(text) <= 12,
+        "A number is expected.",
+        bad_request,
+    )
     return int(text)
 
 
-def for_everybody(page: Callable[[Any, Request, WebSession], Awaitable[Response]]) -> Endpoint:
+def for_everybody(
+    page: Callable[[Any, Request, WebSession], Awaitable[Response]],
+) -> Endpoint:
     """Let a page be seen by whoever is logged in."""
 
     async def seen(self: Any, request: Request) -> Response:
         request.state.site = self.site
         session = self.site.session(request)
-        return RedirectResponse("/login", SEE_OTHER) if session is None else await page(self, request, session)
+        return (
+            RedirectResponse("/login", SEE_OTHER)
+            if session is None
+            else await page(self, request, session)
+        )
 
     return seen
 
 
-def posted(*, viewers: bool = False) -> Callable[[Callable[..., Awaitable[Response | None]]], Endpoint]:
+def posted(
+    *, viewers: bool = False
+) -> Callable[[Callable[..., Awaitable[Response | None]]], Endpoint]:
     """Let a form be posted by a reviewer, or by anybody logged in, with the CSRF token of the session.
 
     A form that answers nothing leads on to the job that it began.
@@ -142,12 +183,15 @@ def posted(*, viewers: bool = False) -> Callable[[Callable[..., Awaitable[Respon
     def wrap(page: Callable[..., Awaitable[Response | None]]) -> Endpoint:
         async def answered(self: Any, request: Request) -> Response:
             forbidden, request.state.site = partial(HTTPException, 403), self.site
-            session = require(self.site.session(request), "You are not signed in any more.", forbidden)
+            session = require(
+                self.site.session(request), "You are not signed in any more.", forbidden
+            )
             require(session.may_act or viewers, _LOOK_ONLY, forbidden)
             fields = await read_form(request)
             require(
                 hmac.compare_digest(
-                    session.csrf.encode(), fields.get("csrf", "").encode("utf-8", "surrogatepass")
+                    session.csrf.encode(),
+                    fields.get("csrf", "").encode("utf-8", "surrogatepass"),
                 ),
                 "The form is not of this session. Load the page again.",
                 forbidden,
@@ -169,14 +213,20 @@ class Pages:
     """
 
     def __init__(self, site: Site) -> None:
-        self.site, self._backend = site, require(site.place, "these pages are of a queue or topic").backend
+        self.site, self._backend = (
+            site,
+            require(site.place, "these pages are of a queue or topic").backend,
+        )
         self._ask = self._backend.letters.ask
 
     @for_everybody
     async def groups(self, request: Request, session: WebSession) -> Response:
         """Show the groups of letters, the first page."""
         query = request.query_params
-        wanted, order = Filter(search=query.get("search") or None), order_of(query, GROUP_COLUMNS, LARGEST)
+        wanted, order = (
+            Filter(search=query.get("search") or None),
+            order_of(query, GROUP_COLUMNS, LARGEST),
+        )
         return self._filtered(
             "groups.html",
             session,
@@ -194,12 +244,24 @@ class Pages:
         """Show the letters that a filter means, a page at a time."""
         query = request.query_params
         wanted, order = filter_of(query), order_of(query, LETTER_COLUMNS, QUEUE)
-        after, before = row_number(query.get("after", "0")), row_number(query.get("before", "0"))
+        after, before = (
+            row_number(query.get("after", "0")),
+            row_number(query.get("before", "0")),
+        )
         start, most = before or after, PAGE + 1
         rows = await run_in_threadpool(
-            self._ask, Index.page, [], wanted, after=start, limit=most, order=order.reverse if before else order
+            self._ask,
+            Index.page,
+            [],
+            wanted,
+            after=start,
+            limit=most,
+            order=order.reverse if before else order,
         )
-        total, whole = await run_in_threadpool(self._ask, Index.count, 0, wanted), len(rows) <= PAGE
+        total, whole = (
+            await run_in_threadpool(self._ask, Index.count, 0, wanted),
+            len(rows) <= PAGE,
+        )
         rows = rows[:PAGE][::-1] if before else rows[:PAGE]
         sort = {"sort": query["sort"]} if "sort" in query else {}
         earlier = bool(rows) and (not whole if before else after > 0)
@@ -234,7 +296,9 @@ class Pages:
         before, after = (
             rows[0] if rows else None
             for rows in [
-                await run_in_threadpool(self._ask, Index.page, [], among, after=row.number, limit=1, order=way)
+                await run_in_threadpool(
+                    self._ask, Index.page, [], among, after=row.number, limit=1, order=way
+                )
                 for way in (order.reverse, order)
             ]
         )
@@ -275,30 +339,40 @@ class Pages:
         )
 
     @posted(viewers=True)
-    async def refresh(self, request: Request, session: WebSession, fields: Fields) -> None:
+    async def refresh(
+        self, request: Request, session: WebSession, fields: Fields
+    ) -> None:
         """Read all letters again."""
         self._backend.read(session.name)
 
     @posted()
-    async def judge(self, request: Request, session: WebSession, fields: Fields) -> Response:
+    async def judge(
+        self, request: Request, session: WebSession, fields: Fields
+    ) -> Response:
         """Judge letters by today's verifier."""
         wanted = filter_of(fields)
         self._backend.judge(wanted, session.name)
         return RedirectResponse(f"{self.site.base}/job?{query_of(wanted)}", SEE_OTHER)
 
     @posted()
-    async def chosen(self, request: Request, session: WebSession, fields: Fields) -> Response:
+    async def chosen(
+        self, request: Request, session: WebSession, fields: Fields
+    ) -> Response:
         """Go on with the letters that were chosen one by one, and with nothing else."""
         among, act = filter_of(fields), fields.get("act", "")
         wanted = Filter(marks=among.marks)
         # Without any mark the same filter would mean all letters.
         if not wanted.marks:
-            return RedirectResponse(f"{self.site.base}/letters?{query_of(among, chosen='none')}", SEE_OTHER)
+            return RedirectResponse(
+                f"{self.site.base}/letters?{query_of(among, chosen='none')}", SEE_OTHER
+            )
         if act == backend.JUDGE:
             self._backend.judge(wanted, session.name)
             return RedirectResponse(f"{self.site.base}/job?{query_of(wanted)}", SEE_OTHER)
         require(act in ACTS, _NOT_OURS, bad_request)
-        return RedirectResponse(f"{self.site.base}/act/{act}?{query_of(wanted)}", SEE_OTHER)
+        return RedirectResponse(
+            f"{self.site.base}/act/{act}?{query_of(wanted)}", SEE_OTHER
+        )
 
     @for_everybody
     async def act_form(self, request: Request, session: WebSession) -> Response:
@@ -312,11 +386,16 @@ class Pages:
             wanted,
             act=act,
             total=await run_in_threadpool(self._ask, Index.count, 0, wanted),
-            reasons=[group.reason for group in await run_in_threadpool(self._ask, Index.groups, [], wanted)],
+            reasons=[
+                group.reason
+                for group in await run_in_threadpool(self._ask, Index.groups, [], wanted)
+            ],
         )
 
     @posted()
-    async def rehearse(self, request: Request, session: WebSession, fields: Fields) -> None:
+    async def rehearse(
+        self, request: Request, session: WebSession, fields: Fields
+    ) -> None:
         """Freeze a selection, and find out what the act would do."""
         act, rate, limits = (
             request.path_params["act"],
@@ -341,7 +420,9 @@ class Pages:
         )
 
     @posted()
-    async def confirm(self, request: Request, session: WebSession, fields: Fields) -> None:
+    async def confirm(
+        self, request: Request, session: WebSession, fields: Fields
+    ) -> None:
         """Do what was rehearsed."""
         self._backend.act(fields.get("job", ""), session.name)
 
@@ -353,23 +434,37 @@ class Pages:
     @for_everybody
     async def job(self, request: Request, session: WebSession) -> Response:
         """Show the newest job."""
-        return self._filtered("job.html", session, filter_of(request.query_params), rehearsing=backend.REHEARSE)
+        return self._filtered(
+            "job.html",
+            session,
+            filter_of(request.query_params),
+            rehearsing=backend.REHEARSE,
+        )
 
     @for_everybody
     async def progress(self, request: Request, session: WebSession) -> Response:
         """Return the progress of the newest job as JSON."""
         job = self._backend.job
         return JSONResponse(
-            {} if job is None else {**job.as_dict(), "lost": self._backend.letters.lost is not None}
+            {}
+            if job is None
+            else {**job.as_dict(), "lost": self._backend.letters.lost is not None}
         )
 
     @for_everybody
     async def account(self, request: Request, session: WebSession) -> Response:
         """Show whether all letters add up."""
-        return self.site.page("account.html", session, ledger=self._backend.ledger, files=self._backend.files)
+        return self.site.page(
+            "account.html",
+            session,
+            ledger=self._backend.ledger,
+            files=self._backend.files,
+        )
 
     @posted(viewers=True)
-    async def start_account(self, request: Request, session: WebSession, fields: Fields) -> None:
+    async def start_account(
+        self, request: Request, session: WebSession, fields: Fields
+    ) -> None:
         """Compare the audit files with the letters."""
         self._backend.account(session.name)
 
@@ -377,12 +472,22 @@ class Pages:
         """Return the letter of an address, by its mark."""
         mark = Filter(marks=(request.path_params["mark"],))
         letters: list[tuple[Any, Reading]] = await run_in_threadpool(
-            self._ask, lambda index: [(row, index.reading(row.number)) for row in index.page(mark, limit=1)], []
+            self._ask,
+            lambda index: [
+                (row, index.reading(row.number)) for row in index.page(mark, limit=1)
+            ],
+            [],
         )
         return require(
-            letters, "No such dead letter is open. It may have been resolved since.", partial(HTTPException, 404)
+            letters,
+            "No such dead letter is open. It may have been resolved since.",
+            partial(HTTPException, 404),
         )[0]
 
-    def _filtered(self, name: str, session: WebSession, wanted: Filter, **values: Any) -> Response:
+    def _filtered(
+        self, name: str, session: WebSession, wanted: Filter, **values: Any
+    ) -> Response:
         """Return a page that shows the filter by which it was made."""
-        return self.site.page(name, session, fields=wanted.given(), query=query_of(wanted), **values)
+        return self.site.page(
+            name, session, fields=wanted.given(), query=query_of(wanted), **values
+        )

@@ -55,9 +55,12 @@ class Tokens:
     """
 
     def __init__(self, tokens: dict[str, str]) -> None:
-        require(tokens and set(tokens) <= set(ROLES), f"tokens are for {' and '.join(ROLES)}")
         require(
-            all(len(token) >= _SHORTEST for token in tokens.values()) and len(set(tokens.values())) == len(tokens),
+            tokens and set(tokens) <= set(ROLES), f"tokens are for {' and '.join(ROLES)}"
+        )
+        require(
+            all(len(token) >= _SHORTEST for token in tokens.values())
+            and len(set(tokens.values())) == len(tokens),
             f"each role needs a token of its own, of at least {_SHORTEST} characters",
         )
         self._digests = {role: _digest(token) for role, token in tokens.items()}
@@ -66,7 +69,11 @@ class Tokens:
         """Return the role of a token, ``None`` where it is no token of ours."""
         # Every digest is compared, in constant time: how long it takes tells nothing about the tokens.
         given = _digest(token)
-        roles = [role for role, known in self._digests.items() if hmac.compare_digest(given, known)]
+        roles = [
+            role
+            for role, known in self._digests.items()
+            if hmac.compare_digest(given, known)
+        ]
         return roles[0] if roles else None
 
 
@@ -86,7 +93,11 @@ def tokens_of(path: Path) -> tuple[dict[str, str], bool]:
             descriptor = open_private(path, os.O_WRONLY | os.O_EXCL)
         except FileExistsError:
             raw = read_bounded(path, 4096, private=True)
-            pairs = [line.split() for line in raw.decode("ascii", "replace").splitlines() if line.strip()]
+            pairs = [
+                line.split()
+                for line in raw.decode("ascii", "replace").splitlines()
+                if line.strip()
+            ]
             require(
                 pairs and all(len(pair) == 2 for pair in pairs),
                 f"{path}: one line for each role: its name and its token",
@@ -133,9 +144,17 @@ class Sessions:
         id, now = secrets.token_urlsafe(32), self.clock.monotonic()
         if len(self._open) >= MAX_SESSIONS:
             # Whoever logs in again and again ends sessions of their own, and nobody else's.
-            owners = Counter((session.name, session.role) for session in self._open.values())
+            owners = Counter(
+                (session.name, session.role) for session in self._open.values()
+            )
             most = owners.most_common(1)[0][0]
-            del self._open[next(key for key, each in self._open.items() if (each.name, each.role) == most)]
+            del self._open[
+                next(
+                    key
+                    for key, each in self._open.items()
+                    if (each.name, each.role) == most
+                )
+            ]
         self._open[_digest(id)] = WebSession(name=name, role=role, began=now, used=now)
         return id
 
@@ -197,7 +216,13 @@ class Cookie:
 
     def delete(self, response: Response) -> None:
         """Delete the cookie in the browser."""
-        response.delete_cookie(self.full_name, path="/", secure=self.tls, httponly=True, samesite=self.samesite)
+        response.delete_cookie(
+            self.full_name,
+            path="/",
+            secure=self.tls,
+            httponly=True,
+            samesite=self.samesite,
+        )
 
 
 def _environment() -> Environment:
@@ -270,14 +295,18 @@ class Site:
         """Return the session of whoever sent a request."""
         return self.sessions.find(self.cookie.read(request) or "")
 
-    def begin(self, request: Request, response: Response, name: str, role: str) -> Response:
+    def begin(
+        self, request: Request, response: Response, name: str, role: str
+    ) -> Response:
         """Begin a session for whoever has just logged in, and end the one before."""
         # The id is always a new one. An id that the browser brought along may be known to an attacker.
         self.sessions.end(self.cookie.read(request) or "")
         self.cookie.put(response, self.sessions.begin(name, role))
         return response
 
-    def page(self, name: str, session: WebSession | None, *, status: int = 200, **values: Any) -> Response:
+    def page(
+        self, name: str, session: WebSession | None, *, status: int = 200, **values: Any
+    ) -> Response:
         """Return a page."""
         backend = None if self.place is None else self.place.backend
         html = self.environment.get_template(name).render(
@@ -293,7 +322,11 @@ class Site:
         return HTMLResponse(html, status)
 
     def error(
-        self, status: int, text: str, session: WebSession | None = None, fault: Exception | None = None
+        self,
+        status: int,
+        text: str,
+        session: WebSession | None = None,
+        fault: Exception | None = None,
     ) -> Response:
         """Return the page of an error, with an id by which the log has it.
 
@@ -305,9 +338,24 @@ class Site:
         """
         id = secrets.token_hex(6)
         if fault is not None:
-            emit("console.page_failed", "console page failed: error %s", id, error=fault, error_id=id)
-        elif self.refusals.admits("console.refused", (status, text[:_TOLD]), {"error_id": id}):
-            emit("console.refused", "console answered %d: error %s: %s", status, id, text[:_TOLD], error_id=id)
+            emit(
+                "console.page_failed",
+                "console page failed: error %s",
+                id,
+                error=fault,
+                error_id=id,
+            )
+        elif self.refusals.admits(
+            "console.refused", (status, text[:_TOLD]), {"error_id": id}
+        ):
+            emit(
+                "console.refused",
+                "console answered %d: error %s: %s",
+                status,
+                id,
+                text[:_TOLD],
+                error_id=id,
+            )
         return self.page("error.html", session, status=status, text=text, id=id)
 
 
@@ -361,7 +409,9 @@ class SecurityMiddleware:
         here = headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
         if len(host) != 1 or host[0].lower() not in self._hosts:
             answer = PlainTextResponse("this is not the name of this console\n", 400)
-        elif scope["method"] not in ("GET", "HEAD") and not (here and (sender and sender.lower()) in ours):
+        elif scope["method"] not in ("GET", "HEAD") and not (
+            here and (sender and sender.lower()) in ours
+        ):
             answer = PlainTextResponse("the request comes from another site\n", 403)
         # A fault of one page was told there and logged, and the console goes on.
         with suppress(Exception):

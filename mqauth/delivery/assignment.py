@@ -11,7 +11,13 @@ from typing import Any, Final
 
 from mqauth.clock import Backoff, Clock
 from mqauth.delivery.health import NO_SETTINGS, Counts, LogHealth, Settings
-from mqauth.delivery.partition import ClientCalls, Finished, Partition, TopicPartition, offset_of
+from mqauth.delivery.partition import (
+    ClientCalls,
+    Finished,
+    Partition,
+    TopicPartition,
+    offset_of,
+)
 from mqauth.delivery.start import Start
 from mqauth.errors import require
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
@@ -56,7 +62,10 @@ class Assignment:
         width: int = 1,
     ) -> None:
         require(interval > 0, f"commit_interval must be above 0 seconds, not {interval}")
-        require(0 < backoff.first <= backoff.longest, "backoff: 0 < first <= longest, in seconds")
+        require(
+            0 < backoff.first <= backoff.longest,
+            "backoff: 0 < first <= longest, in seconds",
+        )
         self._clock = clock
         self.backoff = backoff
         self._interval = interval
@@ -73,7 +82,9 @@ class Assignment:
         self._held_back = self._stopping = self._ended = False
         self._revoked: Set[Any] = frozenset()
         self._generation: int | None = None
-        self._committed_at = self._held_until = self._renewed_at = self._begins_at = clock.monotonic()
+        self._committed_at = self._held_until = self._renewed_at = self._begins_at = (
+            clock.monotonic()
+        )
         self._beats: tuple[float, float] | None = None
         self._doubted: float | None = None
         self._finished = Finished()
@@ -95,17 +106,28 @@ class Assignment:
             if self._revoked or self._clock.monotonic() < self._begins_at:
                 return frozenset()
             # A handler may still run for what was taken away: once it has ended it need not run again.
-            return held - self._partitions.keys() - {each.topic_partition for each in self._running}
+            return (
+                held
+                - self._partitions.keys()
+                - {each.topic_partition for each in self._running}
+            )
 
     def begin(self, starts: Mapping[Any, Start], among: Collection[Any]) -> None:
         """Begin partitions whose start is committed; those ``among`` that are missing are tried in a second."""
         with self._lock:
             for place, start in starts.items():
-                self._partitions[place] = Partition.begun(place, start, self.early.pop(place, None))
+                self._partitions[place] = Partition.begun(
+                    place, start, self.early.pop(place, None)
+                )
             if len(starts) < len(among):
                 self._begins_at = self._clock.monotonic() + COMMIT_RETRY
 
-    def revoked(self, partitions: Collection[Any], held: Collection[Any], generation: int | None = None) -> None:
+    def revoked(
+        self,
+        partitions: Collection[Any],
+        held: Collection[Any],
+        generation: int | None = None,
+    ) -> None:
         """Suspend revoked partitions that the client still holds, and drop the others.
 
         ``generation`` is the group's until now, where it is told; negative where we are no member.
@@ -118,7 +140,11 @@ class Assignment:
                 self._partitions[name].suspended = True
 
     def assigned(
-        self, held: Collection[Any], generation: int | None = None, *, at_commits: bool = False
+        self,
+        held: Collection[Any],
+        generation: int | None = None,
+        *,
+        at_commits: bool = False,
     ) -> Set[Any]:
         """End a rebalance: go on with what the client holds, and drop what did not come back.
 
@@ -130,11 +156,15 @@ class Assignment:
             before = self._generation
             in_a_row = before is None or 0 <= before == (generation or 0) - 1
             others = frozenset[Any]() if in_a_row else self._revoked
-            suspended = {name for name, each in self._partitions.items() if each.suspended}
+            suspended = {
+                name for name, each in self._partitions.items() if each.suspended
+            }
             self._forget(others | ((suspended | self.early.keys()) - set(held)))
             for partition in self._partitions.values():
                 if partition.suspended and at_commits:
-                    partition.seek = partition.expected if partition.seek is None else partition.seek
+                    partition.seek = (
+                        partition.expected if partition.seek is None else partition.seek
+                    )
                 partition.suspended = False
             self._revoked, self._generation, self._doubted = frozenset(), None, None
             return others
@@ -180,10 +210,16 @@ class Assignment:
                 messages = messages[count:]
             while back := partition.receive(messages, now):
                 # A user's seek: it is read again from there. Letters of records before that offset are kept.
-                kept = (letter for letter in partition.letters if letter[0] < offset_of(back[0]))
+                kept = (
+                    letter
+                    for letter in partition.letters
+                    if letter[0] < offset_of(back[0])
+                )
                 self._finished.forget(place)
                 partition.alive = False
-                partition = Partition(place, letters=deque(kept), metadata=partition.metadata)
+                partition = Partition(
+                    place, letters=deque(kept), metadata=partition.metadata
+                )
                 self._partitions[place], messages = partition, back
 
     def choose(self) -> Partition | None:
@@ -193,7 +229,11 @@ class Assignment:
             if self._held_back or self._stopping or self._doubted is not None:
                 return None
             for each in self._partitions.values():
-                if each.running or each.suspended or (each.stall is not None and now < each.retry_at):
+                if (
+                    each.running
+                    or each.suspended
+                    or (each.stall is not None and now < each.retry_at)
+                ):
                     continue
                 # Work is also to tell the store what was handled, where it could not be told.
                 if each.waiting or each.done:
@@ -207,7 +247,10 @@ class Assignment:
         """Return the next delivery of a chosen partition, ``None`` where its worker is to leave it."""
         # Without the lock: only this worker takes a delivery away. Whoever takes the partition away waits for this
         # worker, or its fence refuses.
-        if self._beats is not None and self._clock.monotonic() - self._beats[0] > self._session:
+        if (
+            self._beats is not None
+            and self._clock.monotonic() - self._beats[0] > self._session
+        ):
             # A handler that blocks an event loop has kept everybody from polling.
             self.heartbeat()
         if self._held_back or self._stopping or self._doubted is not None:
@@ -222,7 +265,9 @@ class Assignment:
                 self.stall(partition, offset_of(partition.waiting[0].message), outcome)
                 partition.put_back()
                 return False
-            self._finished.add(partition, self._partitions.get(partition.topic_partition, partition))
+            self._finished.add(
+                partition, self._partitions.get(partition.topic_partition, partition)
+            )
             partition.settle()
             return True
 
@@ -230,7 +275,9 @@ class Assignment:
         """Note that a worker has left a partition: also once a handler has returned for what was taken away."""
         with self._lock:
             if partition.is_handled and not partition.alive:
-                self._finished.add(partition, self._partitions.get(partition.topic_partition, partition))
+                self._finished.add(
+                    partition, self._partitions.get(partition.topic_partition, partition)
+                )
             partition.running = False
             self._running.remove(partition)
             self._ended = True
@@ -244,7 +291,9 @@ class Assignment:
         """Defer a partition at an offset."""
         with self._lock:
             partition.defer(offset, outcome, self._clock.now())
-            partition.retry_at = self._clock.monotonic() + self.backoff.wait(partition.attempt)
+            partition.retry_at = self._clock.monotonic() + self.backoff.wait(
+                partition.attempt
+            )
 
     def keys_changed(self) -> None:
         """Try deferred partitions again at once: the keys that they wait for may be there now."""
@@ -258,12 +307,20 @@ class Assignment:
             partitions = self._partitions.values()
             unbegun = held - self._partitions.keys()
             busy = {each.topic_partition for each in partitions if each.busy}
-            wished = held & (held if 0 < self._width <= len(self._running) else busy | unbegun)
+            wished = held & (
+                held if 0 < self._width <= len(self._running) else busy | unbegun
+            )
             pause, resume = wished - paused, (paused & self._paused) - wished
             self._paused = pause | (wished & self._paused)
-            wanted = {each.topic_partition: each.seek for each in partitions if each.topic_partition in held}
+            wanted = {
+                each.topic_partition: each.seek
+                for each in partitions
+                if each.topic_partition in held
+            }
             wanted |= {place: self.early.get(place) for place in unbegun}
-            seek = {place: offset for place, offset in wanted.items() if offset is not None}
+            seek = {
+                place: offset for place, offset in wanted.items() if offset is not None
+            }
             for place in held & self._partitions.keys():
                 self._partitions[place].seek = None
             return ClientCalls(pause=pause, resume=resume, seek=seek)
@@ -274,19 +331,35 @@ class Assignment:
         with self._lock:
             if self._running and not beside_handlers:
                 return 0.0
-            stalled = (each for each in self._partitions.values() if each.stall is not None and each.ours)
+            stalled = (
+                each
+                for each in self._partitions.values()
+                if each.stall is not None and each.ours
+            )
             # The attempt that runs now is none to be waited for.
             moments = [each.retry_at for each in stalled if not each.running]
             # A member without a partition has nothing to commit that would end its doubt.
-            moments += [] if self._doubted is None or not self.settled_offsets() else [self._held_until]
+            moments += (
+                []
+                if self._doubted is None or not self.settled_offsets()
+                else [self._held_until]
+            )
             return max(0.0, min([longest, *(moment - now for moment in moments)]))
 
     def due_commits(self, *, last: bool = False) -> Due:
         """Return the offsets to commit now: after visits, at intervals in a long one, and before a rebalance."""
         now = self._clock.monotonic()
         with self._lock:
-            pause = self._interval if self._running and not self._ended else min(COMMIT_PACE, self._interval)
-            early = not self._held_back and self._doubted is None and now - self._committed_at < pause
+            pause = (
+                self._interval
+                if self._running and not self._ended
+                else min(COMMIT_PACE, self._interval)
+            )
+            early = (
+                not self._held_back
+                and self._doubted is None
+                and now - self._committed_at < pause
+            )
             if not last and (early or now < self._held_until):
                 return {}
             due = self.settled_offsets()
@@ -315,7 +388,9 @@ class Assignment:
         """Note that a commit begins; return the moment, which ``committed`` needs."""
         with self._lock:
             self._ended, self._committed_at = False, self._clock.monotonic()
-            self._uncommitted = self._committed_at if self._uncommitted is None else self._uncommitted
+            self._uncommitted = (
+                self._committed_at if self._uncommitted is None else self._uncommitted
+            )
             return self._committed_at
 
     @contextmanager
@@ -354,22 +429,40 @@ class Assignment:
     def running_deliveries(self) -> list[Delivery]:
         """Return the deliveries whose handlers may be running now."""
         with self._lock:
-            return [partition.waiting[0] for partition in self._running if partition.waiting]
+            return [
+                partition.waiting[0] for partition in self._running if partition.waiting
+            ]
 
     def unhandled_claims(self) -> list[Delivery]:
         """Return the deliveries that were claimed and will not be handled here: deferred, or claimed early."""
         with self._lock:
-            idle = [x for each in self._partitions.values() if not each.running for x in each.waiting]
+            idle = [
+                x
+                for each in self._partitions.values()
+                if not each.running
+                for x in each.waiting
+            ]
             # The store may hold a claim although its answer was lost.
-            return [x for x in idle if x.step is Step.HANDLE or (x.step is Step.JUDGE and x.claim is not None)]
+            return [
+                x
+                for x in idle
+                if x.step is Step.HANDLE or (x.step is Step.JUDGE and x.claim is not None)
+            ]
 
     def final_calls(self, held: Set[Any], paused: Set[Any]) -> ClientCalls:
         """Return the calls that leave the client as it was; a handler that runs on gets no further attempt."""
         with self._lock:
-            opened = self.early | {each.topic_partition: each.first_open for each in self._partitions.values()}
+            opened = self.early | {
+                each.topic_partition: each.first_open
+                for each in self._partitions.values()
+            }
             for partition in self._partitions.values():
                 partition.alive = False
-            seek = {place: offset for place, offset in opened.items() if offset is not None and place in held}
+            seek = {
+                place: offset
+                for place, offset in opened.items()
+                if offset is not None and place in held
+            }
             return ClientCalls(pause=frozenset(), resume=paused & self._paused, seek=seek)
 
     def health(self, consuming: bool, settings: Settings = NO_SETTINGS) -> LogHealth:
@@ -392,7 +485,9 @@ class Assignment:
         """Drop partitions that were taken away; the client forgets their pauses too."""
         for place in places:
             self.early.pop(place, None)
-            if (partition := self._partitions.get(place)) is not None and partition.is_handled:
+            if (
+                partition := self._partitions.get(place)
+            ) is not None and partition.is_handled:
                 self._finished.add(partition, partition)
         for place in places & self._partitions.keys():
             self._partitions.pop(place).alive = False

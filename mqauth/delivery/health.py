@@ -27,14 +27,21 @@ def told_of(rollout: Rollout | None, verifier: Verifier) -> Settings:
         ``rollout``: the rung of each pattern of destinations that is below ``enforce``, and what is exempt above;
         ``aliases``: where messages are accepted that were signed for another destination, and for which.
     """
-    aliases = {alias.at: ", ".join(alias.signed_for) for alias in verifier.aliases.values()}
+    aliases = {
+        alias.at: ", ".join(alias.signed_for) for alias in verifier.aliases.values()
+    }
     exempt = (
         {}
         if rollout is None
-        else {each.destination: f"enforce, exempt until {each.until}" for each in rollout.exemptions}
+        else {
+            each.destination: f"enforce, exempt until {each.until}"
+            for each in rollout.exemptions
+        }
     )
     below = () if rollout is None else rollout.below
-    rungs = {pattern: entry.rung.label for entry in below for pattern in entry.destinations}
+    rungs = {
+        pattern: entry.rung.label for entry in below for pattern in entry.destinations
+    }
     return {"rollout": exempt | rungs, "aliases": aliases}
 
 
@@ -133,9 +140,17 @@ class Health:
         """``stopped``; ``stalled`` where something waits for over a minute; ``degraded``, anything is amiss."""
         if not self.running:
             return State.STOPPED
-        if self.stalled_since is not None and self.at - self.stalled_since > STALLED_AFTER:
+        if (
+            self.stalled_since is not None
+            and self.at - self.stalled_since > STALLED_AFTER
+        ):
             return State.STALLED
-        amiss = self.deferred or self.cause is not None or self.rollout or self.silent > STALLED_AFTER
+        amiss = (
+            self.deferred
+            or self.cause is not None
+            or self.rollout
+            or self.silent > STALLED_AFTER
+        )
         return State.DEGRADED if amiss else State.OK
 
     @property
@@ -143,10 +158,20 @@ class Health:
         """Lines for people on why it is not ``ok``."""
         lines = [] if self.running else ["not running"]
         if self.cause is not None or self.detail is not None:
-            since = "" if self.stalled_since is None else f" for {self.at - self.stalled_since:.0f} s"
+            since = (
+                ""
+                if self.stalled_since is None
+                else f" for {self.at - self.stalled_since:.0f} s"
+            )
             lines.append(f"{self.cause or 'ended'}{since}: {self.detail or ''}")
-        lines += [f"{destination} is at {rung}" for destination, rung in self.rollout.items()]
-        return (*lines, f"nothing moved for {self.silent:.0f} s") if self.silent > STALLED_AFTER else tuple(lines)
+        lines += [
+            f"{destination} is at {rung}" for destination, rung in self.rollout.items()
+        ]
+        return (
+            (*lines, f"nothing moved for {self.silent:.0f} s")
+            if self.silent > STALLED_AFTER
+            else tuple(lines)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return state, reasons and everything else as JSON values."""
@@ -165,7 +190,13 @@ class LogHealth(Health):
 
     @classmethod
     def of(
-        cls, waiting: Iterable[Stall | None], *, consuming: bool, counts: Counts, uncommitted: float, **more: Any
+        cls,
+        waiting: Iterable[Stall | None],
+        *,
+        consuming: bool,
+        counts: Counts,
+        uncommitted: float,
+        **more: Any,
     ) -> LogHealth:
         """Return the health of a consumer by its stalls, the longest waiting first.
 
@@ -176,7 +207,10 @@ class LogHealth(Health):
             uncommitted: seconds for which no commit has succeeded although one was asked for.
             more: other attributes.
         """
-        stalls = sorted((stall for stall in waiting if stall is not None), key=lambda stall: stall.since)
+        stalls = sorted(
+            (stall for stall in waiting if stall is not None),
+            key=lambda stall: stall.since,
+        )
         why: tuple[Cause | None, float | None, str | None] = None, None, None
         if stalls:
             why = stalls[0].cause, stalls[0].since, stalls[0].detail

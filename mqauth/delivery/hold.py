@@ -87,7 +87,10 @@ class HeldDelivery:
     def is_given_up(self) -> bool:
         """Whether its handler asked for another time until its last delivery was over."""
         return (
-            self.waits and self.slot.is_ours and self.slot.is_last and self.outcome.cause is Cause.HANDLER_DEFERRED
+            self.waits
+            and self.slot.is_ours
+            and self.slot.is_last
+            and self.outcome.cause is Cause.HANDLER_DEFERRED
         )
 
     def give_up(self, now: float) -> None:
@@ -100,7 +103,10 @@ class HeldDelivery:
 
     def end(self) -> None:
         """Note that its waiting has ended."""
-        self.goes_back, self.is_over = self.waits and self.slot.is_ours and self.needs_ours, True
+        self.goes_back, self.is_over = (
+            self.waits and self.slot.is_ours and self.needs_ours,
+            True,
+        )
 
 
 class Hold:
@@ -164,16 +170,24 @@ class Hold:
     @property
     def nobody_has_keys(self) -> bool:
         """Whether no configured issuer has keys, as far as the held deliveries tell."""
-        return bool(self._issuers) and all(self._without_keys[issuer] > 0 for issuer in self._issuers)
+        return bool(self._issuers) and all(
+            self._without_keys[issuer] > 0 for issuer in self._issuers
+        )
 
     def concerns_everyone(self, cause: Cause | None, party: str | None) -> bool:
         """Return whether a cause concerns every message, so that the queue is to be suspended."""
-        return not _is_beside(cause, party) or (cause is Cause.KEYS_UNAVAILABLE and self.nobody_has_keys)
+        return not _is_beside(cause, party) or (
+            cause is Cause.KEYS_UNAVAILABLE and self.nobody_has_keys
+        )
 
     def has_room(self) -> bool:
         """Return whether more may be held beside the window."""
         beside = self._by_tag.total()
-        return beside < self._max_held and self._bytes < self._max_bytes and not self.nobody_has_keys
+        return (
+            beside < self._max_held
+            and self._bytes < self._max_bytes
+            and not self.nobody_has_keys
+        )
 
     def wants_another(self, tag: str, window: int, active: int) -> bool:
         """Return whether to consume anew: at least half of the window is held, and at most half of it is at work.
@@ -192,7 +206,9 @@ class Hold:
 
     def by_cause(self) -> dict[str, int]:
         """Return how many are held for each cause and party, the most frequent first."""
-        return dict(Counter(_told(held.outcome) for held in self._held.values()).most_common())
+        return dict(
+            Counter(_told(held.outcome) for held in self._held.values()).most_common()
+        )
 
     @property
     def longest(self) -> HeldDelivery | None:
@@ -236,9 +252,18 @@ class Hold:
             return True
         # A handler that ended is confirmed all the same, and one that failed gives its claim back.
         if not slot.is_ours:
-            return (step is not Step.CONFIRM and step is not Step.RELEASE) or self._is_old(slot)
-        if self._seconds is not None and held.everyones_since is not None and not held.is_kept:
-            return self._clock.monotonic() - held.everyones_since >= self._seconds or self._is_old(slot)
+            return (
+                step is not Step.CONFIRM and step is not Step.RELEASE
+            ) or self._is_old(slot)
+        if (
+            self._seconds is not None
+            and held.everyones_since is not None
+            and not held.is_kept
+        ):
+            return (
+                self._clock.monotonic() - held.everyones_since >= self._seconds
+                or self._is_old(slot)
+            )
         return self._is_old(slot) and (not slot.is_last or held.is_given_up)
 
     def _is_old(self, slot: Slot) -> bool:
@@ -255,7 +280,13 @@ class Hold:
     def wants_suspension(self, held: HeldDelivery) -> bool:
         """Return whether the queue is to be suspended before a delivery goes back: its cause concerns everyone."""
         everyones = held.everyones_since is not None or self.suspended
-        return self._seconds is not None and everyones and held.waits and not held.is_kept and held.slot.is_ours
+        return (
+            self._seconds is not None
+            and everyones
+            and held.waits
+            and not held.is_kept
+            and held.slot.is_ours
+        )
 
 
 def is_deferred(outcome: Outcome) -> bool:

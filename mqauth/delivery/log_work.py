@@ -12,7 +12,14 @@ from typing import Any, Final
 from mqauth.audit.record import AuditRecord
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import Partition, TopicPartition
-from mqauth.errors import Cause, RejectNow, RetryLater, StaleDelivery, Unavailable, require
+from mqauth.errors import (
+    Cause,
+    RejectNow,
+    RetryLater,
+    StaleDelivery,
+    Unavailable,
+    require,
+)
 from mqauth.flow import Flow, call, is_async, refuse_async, requires_two, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.verified import Decode, Unverifieds, Verified, equip
@@ -71,7 +78,11 @@ class LogWork:
         self._letters = letters
         self._renewed: dict[int, tuple[Delivery, float]] = {}
         # ``reread="duplicate"`` has to know at once of each record that it is done.
-        self._confirm_many = getattr(guard.replay, "confirm_many", None) if guard.verdicts.handles_again else None
+        self._confirm_many = (
+            getattr(guard.replay, "confirm_many", None)
+            if guard.verdicts.handles_again
+            else None
+        )
 
     def visit(self, partition: Partition) -> None:
         """Carry the deliveries of a chosen partition to their end, until one is deferred or none is left.
@@ -96,7 +107,9 @@ class LogWork:
                     if (judging := early.judge_ahead(partition.waiting)) is not None:
                         yield from self._confirming(partition)
                         yield from judging
-                    outcome = yield from guard.process(delivery, handler, letters, unverified, done)
+                    outcome = yield from guard.process(
+                        delivery, handler, letters, unverified, done
+                    )
                     if not assignment.attempted(partition, outcome):
                         break
             yield from self._confirming(partition)
@@ -111,16 +124,30 @@ class LogWork:
         """
         if partition.done and self._confirm_many is not None:
             try:
-                yield from call(self._confirm_many, partition.done, cause=Cause.REPLAY_STORE_UNAVAILABLE)
+                yield from call(
+                    self._confirm_many,
+                    partition.done,
+                    cause=Cause.REPLAY_STORE_UNAVAILABLE,
+                )
                 partition.done.clear()
             except Unavailable as error:
-                if self._guard.journal.rate.admits("claim.not_renewed", (error.cause,), {}):
-                    emit("claim.not_renewed", "what was handled is not confirmed yet: %s", error)
+                if self._guard.journal.rate.admits(
+                    "claim.not_renewed", (error.cause,), {}
+                ):
+                    emit(
+                        "claim.not_renewed",
+                        "what was handled is not confirmed yet: %s",
+                        error,
+                    )
                 self._assignment.stall(
-                    partition, partition.next or 0, Outcome(Verdict.DEFERRED, None, error.cause, error.detail)
+                    partition,
+                    partition.next or 0,
+                    Outcome(Verdict.DEFERRED, None, error.cause, error.detail),
                 )
 
-    def skipping(self, place: TopicPartition, first: int, beyond: int, record: AuditRecord) -> Flow[bool]:
+    def skipping(
+        self, place: TopicPartition, first: int, beyond: int, record: AuditRecord
+    ) -> Flow[bool]:
         """Audit a range that cannot be read, then go on behind it; where audit is out of reach, defer it.
 
         Args:
@@ -138,9 +165,15 @@ class LogWork:
             self._assignment.early.setdefault(place, first)
             return False
         try:
-            yield from call(self._guard.audit.write, record, cause=Cause.AUDIT_UNAVAILABLE)  # type: ignore[union-attr]
+            yield from call(
+                self._guard.audit.write, record, cause=Cause.AUDIT_UNAVAILABLE
+            )  # type: ignore[union-attr]
         except Unavailable as error:
-            self._assignment.stall(partition, first, Outcome(Verdict.DEFERRED, None, error.cause, error.detail))
+            self._assignment.stall(
+                partition,
+                first,
+                Outcome(Verdict.DEFERRED, None, error.cause, error.detail),
+            )
             return False
         self._assignment.skipped(partition, beyond)
         return True
@@ -164,7 +197,9 @@ class LogWork:
     def giving_back(self) -> Flow[None]:
         """Release claims that are not used here; the same place may take over one that cannot be released."""
         for delivery in self._assignment.unhandled_claims():
-            if (yield from self._guard.release(delivery)).cause is not Cause.HANDLER_DEFERRED:
+            if (
+                yield from self._guard.release(delivery)
+            ).cause is not Cause.HANDLER_DEFERRED:
                 return
 
 
@@ -182,10 +217,14 @@ class EarlyClaims:
         on_loop: whether this is an event loop: what waits for keys or a decision is judged when it is processed.
     """
 
-    def __init__(self, guard: Pipeline, *, longest: float = MAX_VERDICT_AGE, on_loop: bool = False) -> None:
+    def __init__(
+        self, guard: Pipeline, *, longest: float = MAX_VERDICT_AGE, on_loop: bool = False
+    ) -> None:
         # A policy that is asked elsewhere is asked in a record's turn: none waits for the answers about others.
         self._many: Callable[[list[ClaimRequest]], Any] | None = (
-            None if on_loop and is_async(guard.policy.decide) else getattr(guard.replay, "claim_many", None)
+            None
+            if on_loop and is_async(guard.policy.decide)
+            else getattr(guard.replay, "claim_many", None)
         )
         self._on_loop = on_loop
         self._guard = guard
@@ -220,7 +259,11 @@ class EarlyClaims:
             # The verdict is too old. Its owner, the same delivery, may claim again.
             if delivery.step is _HANDLE and not delivery.deferred:
                 delivery.step = _JUDGE
-        self._judged, self._left, self._ends = len(deliveries), len(deliveries) - 1, now + self._longest
+        self._judged, self._left, self._ends = (
+            len(deliveries),
+            len(deliveries) - 1,
+            now + self._longest,
+        )
         return self._judge(deliveries)
 
     def _judge(self, deliveries: list[Delivery]) -> Flow[None]:
@@ -247,7 +290,10 @@ class EarlyClaims:
         for delivery, request in requests:
             # From now on the store may hold the claim, even if its answer is lost.
             delivery.claim = request
-        asking, ladder = call(self._many, [request for _, request in requests]), self._guard.verdicts.ladder
+        asking, ladder = (
+            call(self._many, [request for _, request in requests]),
+            self._guard.verdicts.ladder,
+        )
         if ladder is not None:
             asking = ladder.patient(asking, (delivery for delivery, _ in requests))
         try:
@@ -286,7 +332,11 @@ def equipped(
         # A tombstone has no body.
         if decode is not None and verified.body is not None:
             try:
-                value = decode(verified.body, verified) if takes_message else decode(verified.body)
+                value = (
+                    decode(verified.body, verified)
+                    if takes_message
+                    else decode(verified.body)
+                )
             except (RejectNow, RetryLater):
                 raise
             except Exception as error:
@@ -324,6 +374,9 @@ def check_plugins(guard: Pipeline, **plugins: object) -> None:
         store_release=guard.replay.release,
         audit=getattr(guard.audit, "write", None),
         policy=guard.policy.decide,
-        **{f"keys of {name}": issuer.keys.refresh for name, issuer in guard.verifier.issuers.items()},
+        **{
+            f"keys of {name}": issuer.keys.refresh
+            for name, issuer in guard.verifier.issuers.items()
+        },
         **plugins,
     )

@@ -179,7 +179,12 @@ class Partition:
     @property
     def busy(self) -> bool:
         """Whether it is to be paused at the client: no more of its records are wanted now."""
-        return self.running or self.stall is not None or bool(self.waiting) or bool(self.letters)
+        return (
+            self.running
+            or self.stall is not None
+            or bool(self.waiting)
+            or bool(self.letters)
+        )
 
     @property
     def is_handled(self) -> bool:
@@ -189,7 +194,11 @@ class Partition:
     @property
     def settled(self) -> int | None:
         """The offset that may be committed; never past a record that is not settled."""
-        return self.next if self.waiting or self.beyond is None else max(self.beyond, self.next or 0)
+        return (
+            self.next
+            if self.waiting or self.beyond is None
+            else max(self.beyond, self.next or 0)
+        )
 
     @property
     def expected(self) -> int | None:
@@ -212,17 +221,32 @@ class Partition:
         """
         if not self.waiting:
             self.next, self.beyond = self.settled, None
-        last, fence, add = -1 if self.last is None else self.last, self.fence, self.waiting.append
+        last, fence, add = (
+            -1 if self.last is None else self.last,
+            self.fence,
+            self.waiting.append,
+        )
         for place, message in enumerate(messages):
             offset = message.origin.offset or 0
             if offset <= last:
                 return messages[place:]
             self.last = last = offset
             # The records are many, and the receipts are none but after records were read again.
-            known = next((each for each in self.receipts if offset <= each.upto), None) if self.receipts else None
+            known = (
+                next((each for each in self.receipts if offset <= each.upto), None)
+                if self.receipts
+                else None
+            )
             received = known.received if known else now
             # Hashed here, where the record is in the processor's caches; after a handler it is not.
-            add(Delivery(message=message, received=received, fence=fence, content=_content(message)))
+            add(
+                Delivery(
+                    message=message,
+                    received=received,
+                    fence=fence,
+                    content=_content(message),
+                )
+            )
         return ()
 
     def settle(self) -> None:
@@ -241,9 +265,15 @@ class Partition:
             last = offset_of(tail[-1].message)
             # One entry for each run of equal times.
             runs = groupby(tail, key=lambda delivery: delivery.received)
-            receipts = [Receipt(max(offset_of(each.message) for each in run), time) for time, run in runs]
+            receipts = [
+                Receipt(max(offset_of(each.message) for each in run), time)
+                for time, run in runs
+            ]
             # Records behind these were put back before, and were not read again yet.
-            self.receipts = (*receipts, *(known for known in self.receipts if known.upto > last))
+            self.receipts = (
+                *receipts,
+                *(known for known in self.receipts if known.upto > last),
+            )
             self.waiting = deque((head,))
             self.last, self.beyond = offset_of(head.message), None
             self.seek = offset_of(tail[0].message)
@@ -320,11 +350,20 @@ class Finished:
         Returns:
             How many they are. Each has the content that is remembered: a topic may have been made anew.
         """
-        place, records = partition.topic_partition, self._places.get(partition.topic_partition)
-        went_back = offset_of(messages[0]) <= (-1 if partition.last is None else partition.last)
+        place, records = (
+            partition.topic_partition,
+            self._places.get(partition.topic_partition),
+        )
+        went_back = offset_of(messages[0]) <= (
+            -1 if partition.last is None else partition.last
+        )
         if records is None or partition.waiting or partition.running or went_back:
             return 0
-        known = list(takewhile(lambda each: records.get(offset_of(each)) == _content(each), messages))
+        known = list(
+            takewhile(
+                lambda each: records.get(offset_of(each)) == _content(each), messages
+            )
+        )
         if known:
             partition.last = offset_of(known[-1])
             partition.next, partition.beyond = partition.last + 1, None
@@ -346,7 +385,9 @@ class Finished:
         if (records := self._places.pop(place, None)) is None:
             return
         self._size -= len(records)
-        done = [] if upto is None else list(takewhile(lambda offset: offset < upto, records))
+        done = (
+            [] if upto is None else list(takewhile(lambda offset: offset < upto, records))
+        )
         for offset in done:
             del records[offset]
         if upto is not None and records:
@@ -357,4 +398,12 @@ class Finished:
 def _content(message: Message) -> int:
     # The token is among the headers, and speaks for the body.
     origin = message.origin
-    return hash((origin.topic_id, origin.timestamp_ms, message.key, message.headers, len(message.body or b"")))
+    return hash(
+        (
+            origin.topic_id,
+            origin.timestamp_ms,
+            message.key,
+            message.headers,
+            len(message.body or b""),
+        )
+    )

@@ -55,7 +55,9 @@ class Progress:
         max_bytes: bytes of the deliveries given back.
     """
 
-    def __init__(self, guard: Pipeline, ended: Callable[[Any], bool], *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, guard: Pipeline, ended: Callable[[Any], bool], *, max_bytes: int = MAX_BYTES
+    ) -> None:
         self._guard = guard
         self._ended = ended
         self._max_bytes = max_bytes
@@ -75,7 +77,10 @@ class Progress:
         if not message.origin.redelivered or not (self._kept or self._in_flight):
             return self._guard.receive(message)
         key = self._key(message)
-        rollout, kept = self._guard.rollout, min(self._kept.get(key, ()), key=_order, default=None)
+        rollout, kept = (
+            self._guard.rollout,
+            min(self._kept.get(key, ()), key=_order, default=None),
+        )
         if rollout is not None and rollout.is_lenient(message):
             # Handled whatever became of an earlier one, and judged by the time of that.
             if kept is None:
@@ -97,9 +102,11 @@ class Progress:
             delivery = Delivery(message=message, received=lost.received, deferred=True)
             self._new[id(delivery)] = follower = _Follower(delivery, lost)
             followers = self._followers.setdefault(id(lost), [])
-            followers[:] = [each for each in followers if not self._ended(each.delivery.message.native)] + [
-                follower
-            ]
+            followers[:] = [
+                each
+                for each in followers
+                if not self._ended(each.delivery.message.native)
+            ] + [follower]
             return delivery
         if kept is not None:
             self._drop(key, kept)
@@ -107,7 +114,10 @@ class Progress:
             # recorded may be ``replayed`` only because the message was handled elsewhere meanwhile. A handler that
             # failed has ended, and is not run again.
             reason = None if kept.rejection is None else kept.rejection.reason
-            unproven = kept.step is Step.RECORD and reason not in (None, Reason.HANDLER_FAILED)
+            unproven = kept.step is Step.RECORD and reason not in (
+                None,
+                Reason.HANDLER_FAILED,
+            )
             return again(message, kept) if kept.step is Step.JUDGE or unproven else kept
         return self._guard.receive(message)
 
@@ -149,7 +159,11 @@ class Progress:
             if field.name not in ("message", "fence"):
                 setattr(later, field.name, getattr(delivery, field.name))
         if later.step is Step.SETTLE and later.rejection is None:
-            later.verdict, later.step, later.record_id = Verdict.DUPLICATE, Step.RECORD, None
+            later.verdict, later.step, later.record_id = (
+                Verdict.DUPLICATE,
+                Step.RECORD,
+                None,
+            )
         return True
 
     def keep(self, delivery: Delivery) -> None:
@@ -169,8 +183,14 @@ class Progress:
             Unavailable: ``claim_held``. The store says the same, but only until the lease is over.
         """
         is_judged = delivery.step is Step.JUDGE
-        if is_judged and id(follower.earlier) in self._in_flight and follower.earlier.step is not Step.JUDGE:
-            raise Unavailable(Cause.CLAIM_HELD, "an earlier delivery of it is still being handled here")
+        if (
+            is_judged
+            and id(follower.earlier) in self._in_flight
+            and follower.earlier.step is not Step.JUDGE
+        ):
+            raise Unavailable(
+                Cause.CLAIM_HELD, "an earlier delivery of it is still being handled here"
+            )
         return fence(delivery)
 
     def _drop(self, key: str, delivery: Delivery) -> None:
@@ -191,11 +211,17 @@ def again(message: Message, earlier: Delivery) -> Delivery:
 
     The store may have taken the earlier claim although its answer was lost; the owner may claim again.
     """
-    return Delivery(message=message, received=earlier.received, deferred=True, owner=earlier.owner)
+    return Delivery(
+        message=message, received=earlier.received, deferred=True, owner=earlier.owner
+    )
 
 
 def _size(message: Message) -> int:
-    return OVERHEAD + len(message.body or b"") + sum(len(name) + _length(value) for name, value in message.headers)
+    return (
+        OVERHEAD
+        + len(message.body or b"")
+        + sum(len(name) + _length(value) for name, value in message.headers)
+    )
 
 
 def _length(value: object) -> int:
@@ -225,7 +251,9 @@ LEFT: Final = (
     " without audit record and dead letter, where the queue has a dead-letter exchange there"
 )
 INTERRUPTED: Final = Outcome(
-    Verdict.DEFERRED, cause=Cause.HANDLER_DEFERRED, detail="what the handler waited for was cancelled"
+    Verdict.DEFERRED,
+    cause=Cause.HANDLER_DEFERRED,
+    detail="what the handler waited for was cancelled",
 )
 """Outcome of an attempt in which a client cancelled what it waited for, because its connection was lost."""
 
@@ -281,12 +309,16 @@ class QueueWork:
             fence: called before each step; raises where the broker has given the message to somebody else.
         """
         delivery = self._progress.receive(message)
-        delivery.fence = self._progress.fenced(delivery, fence) if delivery.deferred else fence
+        delivery.fence = (
+            self._progress.fenced(delivery, fence) if delivery.deferred else fence
+        )
         return delivery
 
     def attempt(self, delivery: Delivery) -> Flow[Outcome]:
         """Take a delivery through the pipeline until it is settled or deferred."""
-        return self._guard.process(delivery, self._handler, self._dead_letters, self._unverified)
+        return self._guard.process(
+            delivery, self._handler, self._dead_letters, self._unverified
+        )
 
     def probe(self, delivery: Delivery) -> Flow[bool]:
         """Return whether a delivery that was given back would get further now; its handler is not run."""
@@ -301,7 +333,9 @@ class QueueWork:
                 return True
         # Under an owner of its own: the delivery may be here again, and releasing the trial must not release its
         # claim.
-        self._trial = trial = Delivery(message=delivery.message, received=delivery.received, deferred=True)
+        self._trial = trial = Delivery(
+            message=delivery.message, received=delivery.received, deferred=True
+        )
         outcome = yield from self._guard.judge(trial)
         yield from self.end_probe()
         # A store that says who holds a claim is in reach, and that cause concerns one message alone.
@@ -377,7 +411,9 @@ class QueueLeases:
         before = now - self.every
         # A copy, made at once: threads of a task queue's workers end deliveries meanwhile.
         return [
-            each for each, since in tuple(self._since.values()) if since <= before and each.step is Step.HANDLE
+            each
+            for each, since in tuple(self._since.values())
+            if since <= before and each.step is Step.HANDLE
         ]
 
     def renewing(self, guard: Pipeline) -> Flow[None]:
@@ -389,5 +425,8 @@ class QueueLeases:
     def lost(self, delivery: Delivery) -> None:
         """Log that a claim belongs to somebody else now, unless its handler has ended meanwhile."""
         if delivery.step is Step.HANDLE:
-            emit("claim.lost", "a handler outlived its claim, its message may be handled twice")
+            emit(
+                "claim.lost",
+                "a handler outlived its claim, its message may be handled twice",
+            )
             self.remove(delivery)

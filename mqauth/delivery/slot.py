@@ -78,7 +78,9 @@ class Slot:
 
     __slots__ = ("_gone", "_limit", "_proved", "facts", "native", "received")
 
-    def __init__(self, native: Any, facts: DeliveryFacts, received: float, limit: int = NO_LIMIT) -> None:
+    def __init__(
+        self, native: Any, facts: DeliveryFacts, received: float, limit: int = NO_LIMIT
+    ) -> None:
         self.native = native
         self.received = received
         self.facts = facts
@@ -205,7 +207,9 @@ class DeliveryTags:
         Args:
             window: how many unacked deliveries the broker allows.
         """
-        return self.waiting >= min(max(1, window // 2), MAX_UNSENT) or self.unacked >= window
+        return (
+            self.waiting >= min(max(1, window // 2), MAX_UNSENT) or self.unacked >= window
+        )
 
     def opened(self, tag: int) -> None:
         """Add a delivery; no ack covers it before it is settled."""
@@ -235,7 +239,9 @@ class DeliveryTags:
         before = [tag for tag in settled if tag < first_open]
         acks = [Ack(tag, False, (settled[tag],)) for tag in settled if tag >= first_open]
         if before:
-            acks.insert(0, Ack(max(before), len(before) > 1, [settled[tag] for tag in before]))
+            acks.insert(
+                0, Ack(max(before), len(before) > 1, [settled[tag] for tag in before])
+            )
         return acks
 
     def drop(self) -> list[Delivery]:

@@ -77,7 +77,11 @@ def topic_start(partitions: Set[Any], commits: Mapping[Any, Committed]) -> Topic
     """
     known = partitions & commits.keys()
     missing = partitions - known
-    count, added, unmarked = partitions_at_first(commits[place] for place in known), set[Any](), set[Any]()
+    count, added, unmarked = (
+        partitions_at_first(commits[place] for place in known),
+        set[Any](),
+        set[Any](),
+    )
     if count is not None:
         added = {place for place in missing if place.partition >= count}
     elif known:

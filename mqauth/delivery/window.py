@@ -117,12 +117,20 @@ class Window:
 
     def begins(self) -> None:
         """Note that it does not consume, and wants to."""
-        self._out_since, self._why_out = (self._clock.monotonic(), self._clock.now()), _DOWN
+        self._out_since, self._why_out = (
+            (self._clock.monotonic(), self._clock.now()),
+            _DOWN,
+        )
 
     def cannot(self, error: BaseException) -> None:
         """Log why it could not consume, and that it is tried again."""
         self._why_out = str(error) or type(error).__name__
-        emit("connection.unavailable", "cannot consume %s now, trying again: %s", self._queue, self._why_out)
+        emit(
+            "connection.unavailable",
+            "cannot consume %s now, trying again: %s",
+            self._queue,
+            self._why_out,
+        )
 
     def opens(self) -> None:
         """Note that consuming is being asked for, on an open channel."""
@@ -194,15 +202,29 @@ class Window:
         """
         if self.consumer is None:
             return False
-        was_full, self._said_full = self._said_full, self._hold.is_full(self.consumer, self.prefetch)
+        was_full, self._said_full = (
+            self._said_full,
+            self._hold.is_full(self.consumer, self.prefetch),
+        )
         if self._said_full and not was_full:
-            causes = ", ".join(f"{number} {what}" for what, number in self._hold.by_cause().items())
+            causes = ", ".join(
+                f"{number} {what}" for what, number in self._hold.by_cause().items()
+            )
             # A warning where the user chose a prefetch of 1, else an error.
             level, why = logging.ERROR, "no more can be held"
             if self.prefetch == 1:
                 level, why = logging.WARNING, "its prefetch is 1"
-            emit("consumer.full", "%s waits, since %s: %s", self._queue, why, causes, level=level)
-        return self._hold.wants_another(self.consumer, self.prefetch, busy - len(self._hold))
+            emit(
+                "consumer.full",
+                "%s waits, since %s: %s",
+                self._queue,
+                why,
+                causes,
+                level=level,
+            )
+        return self._hold.wants_another(
+            self.consumer, self.prefetch, busy - len(self._hold)
+        )
 
     def suspend(self, held: HeldDelivery) -> bool:
         """Suspend the queue before a delivery goes back.
@@ -255,7 +277,12 @@ class Window:
     def fail(self, error: BaseException) -> None:
         """Remember the first error that ends the consumer."""
         if self.failure is None:
-            emit("consumer.failed", "the consumer of %s ends: %s", self._queue, type(error).__name__)
+            emit(
+                "consumer.failed",
+                "the consumer of %s ends: %s",
+                self._queue,
+                type(error).__name__,
+            )
             self.failure = error
 
     def health(
@@ -285,11 +312,19 @@ class Window:
         elif blocked:
             alarm = "the broker has blocked this connection by an alarm: it takes no ack and answers nothing"
             why = Cause.BROKER_UNAVAILABLE, None, alarm
-        elif self._out_since is not None and self._clock.monotonic() - self._out_since[0] >= OUTAGE_AFTER:
-            why = Cause.BROKER_UNAVAILABLE, self._out_since[1], f"cannot consume: {self._why_out}"
+        elif (
+            self._out_since is not None
+            and self._clock.monotonic() - self._out_since[0] >= OUTAGE_AFTER
+        ):
+            why = (
+                Cause.BROKER_UNAVAILABLE,
+                self._out_since[1],
+                f"cannot consume: {self._why_out}",
+            )
         cause, since, detail = why
         return QueueHealth(
-            consuming=self.consumer is not None and not self._hold.is_full(self.consumer, self.prefetch),
+            consuming=self.consumer is not None
+            and not self._hold.is_full(self.consumer, self.prefetch),
             in_flight=in_flight,
             deferred=len(self._hold),
             stalled_since=since,

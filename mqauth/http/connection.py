@@ -71,7 +71,9 @@ class Endpoint:
     tls: bool
 
     @classmethod
-    def parse(cls, url: str, *, unsafe_http_loopback: bool = False, name: str = "a JWKS URL") -> Endpoint:
+    def parse(
+        cls, url: str, *, unsafe_http_loopback: bool = False, name: str = "a JWKS URL"
+    ) -> Endpoint:
         """Check a URL.
 
         Args:
@@ -83,7 +85,10 @@ class Endpoint:
             ConfigurationError: it is neither https nor an allowed http on loopback, or has a user, a password or
                 a fragment.
         """
-        require(isinstance(url, str) and VISIBLE.fullmatch(url), f"{name} is ASCII text without spaces")
+        require(
+            isinstance(url, str) and VISIBLE.fullmatch(url),
+            f"{name} is ASCII text without spaces",
+        )
         with refusing(ValueError, f"{name} is malformed"):
             parts = urlsplit(url)
             host, port = parts.hostname or "", parts.port
@@ -93,7 +98,8 @@ class Endpoint:
         )
         tls = parts.scheme == "https"
         require(
-            tls or (parts.scheme == "http" and unsafe_http_loopback and is_loopback(host)),
+            tls
+            or (parts.scheme == "http" and unsafe_http_loopback and is_loopback(host)),
             f"{name} is https; http only on loopback, with unsafe_http_loopback",
         )
         return cls(
@@ -127,7 +133,9 @@ def tls_context(ca: str | Path | None) -> ssl.SSLContext:
     return context
 
 
-def connect(endpoint: Endpoint, deadline: Deadline, context: ssl.SSLContext | None) -> socket.socket:
+def connect(
+    endpoint: Endpoint, deadline: Deadline, context: ssl.SSLContext | None
+) -> socket.socket:
     """Open a connection to one of the addresses of a host.
 
     Raises:
@@ -136,7 +144,9 @@ def connect(endpoint: Endpoint, deadline: Deadline, context: ssl.SSLContext | No
     """
     # The resolver of the system takes no timeout, so it runs on a thread that is left behind when time is up.
     resolver = DaemonThread("mqauth-resolve")
-    looked = resolver.submit(socket.getaddrinfo, endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    looked = resolver.submit(
+        socket.getaddrinfo, endpoint.host, endpoint.port, type=socket.SOCK_STREAM
+    )
     resolver.shutdown()
     with (
         refusing((OSError, UnicodeError), "the host name is not known", FetchFailed),
@@ -153,7 +163,11 @@ def connect(endpoint: Endpoint, deadline: Deadline, context: ssl.SSLContext | No
             # The body is sent behind the headers; without this it waits for their acknowledgement, 40 ms.
             wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             wire.settimeout(deadline.remaining())
-            return wire if context is None else context.wrap_socket(wire, server_hostname=endpoint.host)
+            return (
+                wire
+                if context is None
+                else context.wrap_socket(wire, server_hostname=endpoint.host)
+            )
         except BaseException as error:
             wire.close()
             # A host whose TLS fails at one address is not asked at another one.

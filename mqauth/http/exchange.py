@@ -60,11 +60,19 @@ class Response:
 
 
 def request(
-    endpoint: Endpoint, *, deadline: Deadline, context: ssl.SSLContext | None, etag: str | None = None,
-    form: Mapping[str, str] | None = None, document: Any = None, headers: Mapping[str, str | None] | None = None,
-    statuses: Collection[int] = (200,), limit: int = jwk.MAX_DOCUMENT, dial: Dial | None = None,
+    endpoint: Endpoint,
+    *,
+    deadline: Deadline,
+    context: ssl.SSLContext | None,
+    etag: str | None = None,
+    form: Mapping[str, str] | None = None,
+    document: Any = None,
+    headers: Mapping[str, str | None] | None = None,
+    statuses: Collection[int] = (200,),
+    limit: int = jwk.MAX_DOCUMENT,
+    dial: Dial | None = None,
     kept: Kept | None = None,
-) -> Response:  # fmt: skip
+) -> Response:
     """Send one request: a GET, or a POST where there is a form or a document.
 
     It is never sent again but on a connection that was kept, where the server said nothing: it may have ended that
@@ -112,7 +120,12 @@ def request(
         with ExitStack() as undo, closing(connection):
             undo.callback(wire.close)
             connection.sock = DeadlineSocket(wire, deadline)
-            connection.request("GET" if body is None else "POST", endpoint.target, body=body, headers=sent)
+            connection.request(
+                "GET" if body is None else "POST",
+                endpoint.target,
+                body=body,
+                headers=sent,
+            )
             with (
                 connection.getresponse() as response,
                 refusing(ConnectionError, "the answer broke off", FetchFailed),
@@ -128,10 +141,14 @@ def request(
         with suppress(ConnectionError):
             if kept is not None and (wire := kept.take()) is not None:
                 return asked(wire)
-        return asked((dial or connect)(endpoint, deadline, context if endpoint.tls else None))
+        return asked(
+            (dial or connect)(endpoint, deadline, context if endpoint.tls else None)
+        )
     except ssl.SSLCertVerificationError as error:
         why = getattr(error, "verify_message", "")
-        raise FetchFailed(f"its certificate is not trusted: {why}".removesuffix(": ")) from error
+        raise FetchFailed(
+            f"its certificate is not trusted: {why}".removesuffix(": ")
+        ) from error
     except TimeoutError as error:
         deadline.remaining()
         raise FetchFailed("timed out") from error
@@ -144,16 +161,24 @@ def request(
 
 
 def _checked(
-    response: http.client.HTTPResponse, etag: str | None, statuses: Collection[int], limit: int
+    response: http.client.HTTPResponse,
+    etag: str | None,
+    statuses: Collection[int],
+    limit: int,
 ) -> Response:
     """Return the JSON object of an answer that was asked for, or that it is still the same."""
     document, status, headers = None, response.status, response.headers
     # A redirect could lead the request to a host that nobody configured.
-    expect(not (300 <= status < 400 and status != 304), f"a redirect ({status}), which is never followed")
+    expect(
+        not (300 <= status < 400 and status != 304),
+        f"a redirect ({status}), which is never followed",
+    )
     if status in statuses:
         kind = headers.get("Content-Type")
         kinds = r"application/(json|[a-z0-9.-]+\+json)"
-        good = kind is None or re.fullmatch(kinds, kind.partition(";")[0].strip().lower(), re.ASCII)
+        good = kind is None or re.fullmatch(
+            kinds, kind.partition(";")[0].strip().lower(), re.ASCII
+        )
         expect(good, "its content type is not JSON")
         encoding = headers.get("Content-Encoding", "identity").strip().lower()
         expect(encoding in ("identity", "gzip"), "its content encoding was not asked for")
@@ -167,18 +192,26 @@ def _checked(
                 body = zlib.decompressobj(wbits=31).decompress(raw, limit + 1)
         expect(max(len(raw), len(body)) <= limit, f"over {limit} bytes")
         expect(not response.length, "the answer ends early")
-        with refusing(strict_json.StrictJSONError, lambda error: f"not JSON: {error}", FetchFailed):
+        with refusing(
+            strict_json.StrictJSONError, lambda error: f"not JSON: {error}", FetchFailed
+        ):
             document, etag = strict_json.loads(body, depth=8), None
         expect(isinstance(document, dict), "not a JSON object")
-    expect(document is not None or (status == 304 and etag is not None), f"status {status}")
+    expect(
+        document is not None or (status == 304 and etag is not None), f"status {status}"
+    )
     tag = headers.get("ETag")
     # One that can be sent back in a header.
     etag = tag if tag is not None and len(tag) <= 256 and VISIBLE.fullmatch(tag) else etag
     return Response(
-        document=document, status=status, etag=etag,
-        max_age=_max_age(headers.get("Cache-Control")), age=_seconds(headers.get("Age")),
-        date=_date(headers.get("Date")), retry_after=_seconds(headers.get("Retry-After")),
-    )  # fmt: skip
+        document=document,
+        status=status,
+        etag=etag,
+        max_age=_max_age(headers.get("Cache-Control")),
+        age=_seconds(headers.get("Age")),
+        date=_date(headers.get("Date")),
+        retry_after=_seconds(headers.get("Retry-After")),
+    )
 
 
 def _max_age(value: str | None) -> float | None:
@@ -186,14 +219,20 @@ def _max_age(value: str | None) -> float | None:
     for directive in (value or "").lower().split(","):
         if directive.strip() in ("no-store", "no-cache"):
             return 0.0
-        if (found := re.fullmatch(r"max-age=\"?(\d{1,9})\"?", directive.strip(), re.ASCII)) is not None:
+        if (
+            found := re.fullmatch(r"max-age=\"?(\d{1,9})\"?", directive.strip(), re.ASCII)
+        ) is not None:
             return float(found[1])
     return None
 
 
 def _seconds(value: str | None) -> float:
     """Return a whole number of seconds, 0 for anything else."""
-    return float(value) if value is not None and re.fullmatch(r"\d{1,9}", value, re.ASCII) else 0.0
+    return (
+        float(value)
+        if value is not None and re.fullmatch(r"\d{1,9}", value, re.ASCII)
+        else 0.0
+    )
 
 
 def _date(value: str | None) -> float | None:

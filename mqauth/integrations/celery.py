@@ -61,7 +61,11 @@ _LOOK: Final = 0.5
 
 
 def protect(
-    app: A, *, signer: Signer, guard: Callable[[], Pipeline] | None = None, dead_letters: str | None = None
+    app: A,
+    *,
+    signer: Signer,
+    guard: Callable[[], Pipeline] | None = None,
+    dead_letters: str | None = None,
 ) -> A:
     """Have an application run only tasks that were verified, and sign what it sends; call it at its making.
 
@@ -101,7 +105,9 @@ def _protected(kind: Any) -> type:
             refuse_results(self.app)
             send, signer = super()._create_task_sender(), self.app._mqauth.signer
 
-            def send_signed(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            def send_signed(
+                producer: Any, name: str, message: Any, **options: Any
+            ) -> Any:
                 return send(Signing(producer, signer), name, message, **options)
 
             return send_signed
@@ -139,7 +145,11 @@ class Protection:
     """
 
     def __init__(
-        self, app: Any, make: Callable[[], Pipeline] | None, signer: Signer, dead_letters: str | None
+        self,
+        app: Any,
+        make: Callable[[], Pipeline] | None,
+        signer: Signer,
+        dead_letters: str | None,
     ) -> None:
         self._app = app
         self._make = make
@@ -163,9 +173,14 @@ class Protection:
         """
         app, pool = self._app, worker.pool_cls.__module__
         transport = app.connection_for_read().transport
-        require(isinstance(transport, pyamqp.Transport), "broker_url: RabbitMQ by py-amqp, amqp:// or pyamqp://")
+        require(
+            isinstance(transport, pyamqp.Transport),
+            "broker_url: RabbitMQ by py-amqp, amqp:// or pyamqp://",
+        )
         # Others run tasks in the thread that renews the claims, or leave it no event loop.
-        require(pool in _POOLS and worker.use_eventloop, "worker_pool: prefork or threads")
+        require(
+            pool in _POOLS and worker.use_eventloop, "worker_pool: prefork or threads"
+        )
         pidbox = "workers obey whoever may send to the broker's pidbox: set worker_enable_remote_control = False"
         require(not app.conf.worker_enable_remote_control, pidbox)
         refuse_results(app)
@@ -185,7 +200,9 @@ class Protection:
             require(not isinstance(step, _DOORS), door)
         self.guard = worker_guard(self._make, self._dead_letters)
         self.letters = Letters(
-            lambda: self._app.connection_for_write(heartbeat=0, transport_options={"confirm_publish": True}),
+            lambda: self._app.connection_for_write(
+                heartbeat=0, transport_options={"confirm_publish": True}
+            ),
             self._dead_letters or "",
         )
         self.letters.declare()
@@ -363,10 +380,14 @@ class Judged(Held):
         settle: ends it at the broker.
     """
 
-    def __init__(self, guard: Pipeline, letters: Letters, frame: Any, consumer: Any) -> None:
+    def __init__(
+        self, guard: Pipeline, letters: Letters, frame: Any, consumer: Any
+    ) -> None:
         super().__init__(guard, letters, frame)
         self.request: Any = None
-        self.settle: Callable[[], object] = lambda: frame.channel.basic_ack(frame.delivery_tag)
+        self.settle: Callable[[], object] = lambda: frame.channel.basic_ack(
+            frame.delivery_tag
+        )
         self._consumer = consumer
 
     def receive(self) -> None:
@@ -376,8 +397,12 @@ class Judged(Held):
             StaleDelivery: its consumer was cancelled, or its channel ended: the broker delivers it again.
         """
         frame, tag = self.native, self.native.delivery_info["consumer_tag"]
-        queue = next((name for name, of in self._consumer._active_tags.items() if of == tag), None)
-        delivery = self._guard.receive(read(frame, require(queue, "its consumer was cancelled", StaleDelivery)))
+        queue = next(
+            (name for name, of in self._consumer._active_tags.items() if of == tag), None
+        )
+        delivery = self._guard.receive(
+            read(frame, require(queue, "its consumer was cancelled", StaleDelivery))
+        )
         facts: Any = SimpleNamespace(ended=ended)
         slot = Slot(frame.channel, facts, self._guard.clock.monotonic())
 

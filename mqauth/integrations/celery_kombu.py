@@ -60,7 +60,9 @@ def refuse_results(app: Any) -> None:
         "result_backend: results are kept by Redis or files alone; others are unsigned messages, or pickled",
     )
     require(
-        backend.accept is not None and _PICKLE not in backend.accept and backend.content_type != _PICKLE,
+        backend.accept is not None
+        and _PICKLE not in backend.accept
+        and backend.content_type != _PICKLE,
         "whoever writes to the store of results runs code, for they may be pickled: set result_serializer ="
         ' "json" and result_accept_content = ["json"]',
     )
@@ -105,13 +107,20 @@ class Signing:
             " where it was signed for; give the queue a direct exchange",
         )
         headers = _lists(headers or {})
-        prepared = self._producer._prepare(body, serializer, None, None, compression, headers)
+        prepared = self._producer._prepare(
+            body, serializer, None, None, compression, headers
+        )
         body, properties["content_type"], properties["content_encoding"] = prepared
         if isinstance(body, str):
             body = body.encode(properties["content_encoding"])
         properties["message_id"] = properties.get("message_id") or new_message_id()
         message = amqp_messages.published(
-            SimpleNamespace(**{attribute: properties.get(attribute) for attribute in SHORT_STRINGS.values()}),
+            SimpleNamespace(
+                **{
+                    attribute: properties.get(attribute)
+                    for attribute in SHORT_STRINGS.values()
+                }
+            ),
             headers,
             body,
             exchange=name,
@@ -121,7 +130,12 @@ class Signing:
         signed = amqp_values.headers_out(self._signer.sign(message).headers, bytes)
         # It is compressed already, and has its content type: kombu leaves the bytes alone.
         return self._producer.publish(
-            body, exchange=exchange, routing_key=routing_key, headers=signed, compression="", **properties
+            body,
+            exchange=exchange,
+            routing_key=routing_key,
+            headers=signed,
+            compression="",
+            **properties,
         )
 
 
@@ -149,7 +163,9 @@ def scalar_on_wire(value: object) -> HeaderValue:
 
 def carries(name: str, value: HeaderValue) -> bool:
     """Return whether py-amqp can send a header so that it arrives as exactly the same value."""
-    return amqp_values.arrives(name, value, amqp_values.value_out(value, bytes), scalar_on_wire)
+    return amqp_values.arrives(
+        name, value, amqp_values.value_out(value, bytes), scalar_on_wire
+    )
 
 
 class Letters:
@@ -178,11 +194,17 @@ class Letters:
             Unavailable: ``dead_letter_unavailable``.
         """
         try:
-            run(burying(letter, self._send, carries, _TOO_LARGE, DEFAULT_MAX_BODY, "reference"))
+            run(
+                burying(
+                    letter, self._send, carries, _TOO_LARGE, DEFAULT_MAX_BODY, "reference"
+                )
+            )
         except LOST as error:
             # The next attempt opens another.
             self.close()
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
+            raise Unavailable(
+                Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__
+            ) from error
 
     def close(self) -> None:
         """Close the connection."""
@@ -196,9 +218,13 @@ class Letters:
         return self._connection
 
     def _send(self, form: Message) -> None:
-        properties: dict[str, Any] = {name: form.properties.get(text) for text, name in SHORT_STRINGS.items()}
+        properties: dict[str, Any] = {
+            name: form.properties.get(text) for text, name in SHORT_STRINGS.items()
+        }
         properties |= {
-            name: int(form.properties[name]) for name in ("priority", "timestamp") if name in form.properties
+            name: int(form.properties[name])
+            for name in ("priority", "timestamp")
+            if name in form.properties
         }
         properties |= {"message_id": new_message_id(), "delivery_mode": 2}
         headers, body = amqp_values.headers_out(form.headers, bytes), form.body or b""
@@ -228,7 +254,9 @@ class Task(pyamqp.Message):  # type: ignore[misc]
         super().__init__(held.native, channel=held.native.channel, accept=consumer.accept)
         # What Celery sends after a task, a retry for example, has its headers, and a token of its own.
         self.headers = {
-            name: value for name, value in self.headers.items() if not str(name).lower().startswith("mqauth-")
+            name: value
+            for name, value in self.headers.items()
+            if not str(name).lower().startswith("mqauth-")
         }
         self.held = held
         self._protection = consumer.protection
@@ -276,7 +304,11 @@ def read(frame: Any, queue: str) -> Message:
     try:
         properties, info = frame.properties, frame.delivery_info
         expires = properties.get("expiration")
-        faults = ["the expiration is no number"] if expires and _number(expires) is None else []
+        faults = (
+            ["the expiration is no number"]
+            if expires and _number(expires) is None
+            else []
+        )
         if _UNREADABLE in properties:
             faults.append("py-amqp cannot read its properties")
         return amqp_messages.delivered(
@@ -297,7 +329,11 @@ def read(frame: Any, queue: str) -> Message:
 
 
 def _number(text: object) -> int | None:
-    return int(text) if isinstance(text, str) and text.isdecimal() and text.isascii() else None
+    return (
+        int(text)
+        if isinstance(text, str) and text.isdecimal() and text.isascii()
+        else None
+    )
 
 
 _NUMBERS: Final[tuple[Number, ...]] = (
@@ -324,13 +360,17 @@ def answers(channel: Any) -> bool:
         channel.send_method(spec.Channel.Flow, "b", (True,))
         channel.wait(spec.Channel.FlowOk, timeout=_ANSWER)
     except TimeoutError as error:
-        raise RecoverableConnectionError("the broker did not answer on a channel") from error
+        raise RecoverableConnectionError(
+            "the broker did not answer on a channel"
+        ) from error
     except LOST:
         return False
     return True
 
 
-async def echoed(connection: Any, headers: dict[str, Any], body: bytes) -> Mapping[str, Any]:
+async def echoed(
+    connection: Any, headers: dict[str, Any], body: bytes
+) -> Mapping[str, Any]:
     """Send a message to an exclusive queue of a connection, and return the headers that it comes back with.
 
     Raises:

@@ -67,7 +67,10 @@ def protect(
             it, or results are pickled.
     """
     protected: Any = broker
-    require(isinstance(broker, RabbitmqBroker), "protect takes a dramatiq.brokers.rabbitmq.RabbitmqBroker")
+    require(
+        isinstance(broker, RabbitmqBroker),
+        "protect takes a dramatiq.brokers.rabbitmq.RabbitmqBroker",
+    )
     require(not hasattr(protected, "_mqauth"), "the broker is protected already")
     protected.__class__ = _protected(type(protected))
     protected._mqauth = Protection(guard, signer, dead_letters)
@@ -77,7 +80,12 @@ def protect(
 class Protection:
     """What protects one broker: pipeline, signer and the name of the dead-letter queue."""
 
-    def __init__(self, make: Callable[[], Pipeline] | None, signer: Signer, dead_letters: str | None) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Pipeline] | None,
+        signer: Signer,
+        dead_letters: str | None,
+    ) -> None:
         self._make = make
         self.signer = signer
         self.dead_letters = dead_letters or ""
@@ -90,7 +98,9 @@ class Protection:
             ConfigurationError: as ``protect`` says.
         """
         for each in broker.middleware:
-            encoder = getattr(getattr(each, "backend", None), "encoder", None) or get_encoder()
+            encoder = (
+                getattr(getattr(each, "backend", None), "encoder", None) or get_encoder()
+            )
             pickled = isinstance(each, Results) and isinstance(encoder, PickleEncoder)
             require(
                 not pickled,
@@ -154,7 +164,12 @@ class SigningChannel:
         return getattr(self._channel, name)
 
     def basic_publish(
-        self, exchange: str, routing_key: str, body: bytes, properties: pika.BasicProperties, **flags: Any
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: pika.BasicProperties,
+        **flags: Any,
     ) -> None:
         """Sign a message and publish it."""
         properties.message_id = properties.message_id or new_message_id()
@@ -240,7 +255,9 @@ class Judging(_CONSUMER):  # type: ignore[misc]
         """Judge a delivery; settle it or have it wait, unless its task is to be run."""
         try:
             if held.delivery is None:
-                held.delivery = received(self._guard, self.channel, *held.native, queue=self.queue_name)
+                held.delivery = received(
+                    self._guard, self.channel, *held.native, queue=self.queue_name
+                )
             accepted = held.go_on()
         except StaleDelivery:
             # The broker delivers it again.

@@ -17,14 +17,24 @@ with needs_extra("faststream"):
     from faststream import AckPolicy, Context
 
 from mqauth.brokers.event_loop import Leaving
-from mqauth.integrations.faststream_middleware import Middleware, NotHandledError, Protection
+from mqauth.integrations.faststream_middleware import (
+    Middleware,
+    NotHandledError,
+    Protection,
+)
 from mqauth.integrations.faststream_unverified import kinds_of, require_manual, unverified
 from mqauth.integrations.framework import Letters
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.verified import Unverified, Verified
 from mqauth.signer import Signer
 
-__all__ = ["NotHandledError", "UnverifiedMessage", "VerifiedMessage", "protect", "unverified"]
+__all__ = [
+    "NotHandledError",
+    "UnverifiedMessage",
+    "VerifiedMessage",
+    "protect",
+    "unverified",
+]
 
 VerifiedMessage = Annotated[Verified, Context("verified")]
 """The type of a handler's parameter that gets the verified message."""
@@ -62,15 +72,20 @@ def protect(
         ConfigurationError: neither guard nor signer is given, a guard has no dead letters or no audit, the broker
             is of another kind, is protected already, or has subscribers.
     """
-    require(guard is not None or signer is not None, "protect takes guard=, signer= or both")
+    require(
+        guard is not None or signer is not None, "protect takes guard=, signer= or both"
+    )
     if guard is not None:
         require(guard.audit is not None, "a consumer's pipeline needs audit=")
         require(dead_letters is not None, "guard= needs dead_letters=")
     protected: Any = broker
     protection = Protection(protected, guard, dead_letters, signer)
-    require(not protected.subscribers, "protect a broker before its subscribers are declared")
     require(
-        not hasattr(protected, "_mqauth"), "the broker is protected already: give guard= and signer= in one call"
+        not protected.subscribers, "protect a broker before its subscribers are declared"
+    )
+    require(
+        not hasattr(protected, "_mqauth"),
+        "the broker is protected already: give guard= and signer= in one call",
     )
     protected.config.broker_config.ack_policy = AckPolicy.MANUAL
     protected.add_middleware(partial(Middleware, protection=protection))
@@ -140,5 +155,6 @@ def _marked(endpoints: list[Any]) -> list[Any]:
 def _signed(endpoint: Any, schema: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     told, channels = ROLLING if kinds_of(endpoint) else SIGNED, schema().items()
     return {
-        name: replace(spec, description=f"{spec.description or ''}\n\n{told}".strip()) for name, spec in channels
+        name: replace(spec, description=f"{spec.description or ''}\n\n{told}".strip())
+        for name, spec in channels
     }

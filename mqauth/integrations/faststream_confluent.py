@@ -12,8 +12,21 @@ from confluent_kafka import KafkaException, Message
 from faststream.confluent.publisher.usecase import BatchPublisher
 from faststream.confluent.subscriber.usecase import DefaultSubscriber
 
-from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, from_native, is_sendable, membership_of
-from mqauth.brokers.confluent.positions import Offsets, bounds, left_out, native, places_of, reset_of
+from mqauth.brokers.confluent.client import (
+    COMES_AGAIN,
+    error_of,
+    from_native,
+    is_sendable,
+    membership_of,
+)
+from mqauth.brokers.confluent.positions import (
+    Offsets,
+    bounds,
+    left_out,
+    native,
+    places_of,
+    reset_of,
+)
 from mqauth.brokers.confluent.positions import Place as Partition
 from mqauth.delivery.start import Committed
 from mqauth.errors import MalformedMessage, Unavailable, require
@@ -71,7 +84,10 @@ class ConfluentRecords(Records):
             with suppress(*self.lost):
                 client = self._subscriber.consumer.consumer
                 assigned = await self.offsets().here(
-                    lambda: (places_of(client.assignment()), membership_of(client).generation)
+                    lambda: (
+                        places_of(client.assignment()),
+                        membership_of(client).generation,
+                    )
                 )
         # Not before: until it answers, what is being handled is ours as it was.
         self.held, self.generation = assigned
@@ -83,13 +99,17 @@ class ConfluentRecords(Records):
     async def left_out(self, place: Any, expected: int, offset: int | None) -> int | None:
         """Return the first offset that is left, where the client has left ``expected`` out."""
         offsets = self.offsets()
-        first: int | None = await offsets.here(left_out, offsets.client, place, expected, offset)
+        first: int | None = await offsets.here(
+            left_out, offsets.client, place, expected, offset
+        )
         return first
 
     async def seek(self, place: Any, offset: int) -> bool:
         """Have a partition read from an offset next."""
         offsets = self.offsets()
-        return await sought(partial(offsets.here, offsets.client.seek, native(place, offset)), self.lost)
+        return await sought(
+            partial(offsets.here, offsets.client.seek, native(place, offset)), self.lost
+        )
 
 
 class Ends:
@@ -135,7 +155,9 @@ class SubscriberOffsets(Offsets):
         self._client = self.client = consumer.consumer
         self._generation = generation
         self._pool = consumer._thread_pool
-        self._ends = consumer._on_assign.ends if isinstance(consumer._on_assign, Ends) else {}
+        self._ends = (
+            consumer._on_assign.ends if isinstance(consumer._on_assign, Ends) else {}
+        )
         self.scope = group
         self.reset = reset_of(consumer.config)
 
@@ -167,14 +189,19 @@ def processor(subscriber: Any) -> Callable[..., LogProcessor]:
         str(config.get("enable.auto.commit", False)).lower() == "false",
         "enable.auto.commit would commit records before their verdict: leave it out of config=",
     )
-    require("group.id" not in config, "config= has group.id for all subscribers: give each its group_id=")
+    require(
+        "group.id" not in config,
+        "config= has group.id for all subscribers: give each its group_id=",
+    )
     broker = subscriber._outer_config.broker_config
     if getattr(broker.builder, "func", None) is not built:
         broker.builder = partial(built, broker.builder)
     return partial(LogProcessor, ConfluentRecords(subscriber, DefaultSubscriber))
 
 
-async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers: bool) -> None:
+async def seal(
+    broker: Any, command: Any, send: Any, signer: Signer, *, answers: bool
+) -> None:
     """Encode what a command publishes, and sign it.
 
     Raises:

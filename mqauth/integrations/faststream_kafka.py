@@ -84,12 +84,16 @@ class AioKafkaRecords(Records):
             return None
         first = (await offsets.bounds([place], False))[place]
         if offset is not None and offset < expected:
-            return first if (await offsets.bounds([place], True))[place] < expected else None
+            return (
+                first if (await offsets.bounds([place], True))[place] < expected else None
+            )
         return first if first > expected else None
 
     async def seek(self, place: Any, offset: int) -> bool:
         """Have a partition read from an offset next."""
-        return await sought(partial(self._subscriber.consumer.seek, place, offset), self.lost)
+        return await sought(
+            partial(self._subscriber.consumer.seek, place, offset), self.lost
+        )
 
 
 class SubscriberOffsets(Offsets):
@@ -123,4 +127,6 @@ def processor(subscriber: Any) -> Callable[..., LogProcessor]:
 
 def is_out_of_reach(error: BaseException) -> bool:
     """Return whether a publish failed since the broker, or the signing key, is out of reach."""
-    return isinstance(error, Unavailable | KafkaTimeoutError) or bool(getattr(error, "retriable", False))
+    return isinstance(error, Unavailable | KafkaTimeoutError) or bool(
+        getattr(error, "retriable", False)
+    )

@@ -51,7 +51,10 @@ class Records:
             type(subscriber) is kind,
             "a subscriber takes single messages with one worker: leave batch= and max_workers= out",
         )
-        require(bool(subscriber.group_id), "a subscriber needs group_id=: offsets are committed for a group")
+        require(
+            bool(subscriber.group_id),
+            "a subscriber needs group_id=: offsets are committed for a group",
+        )
         self.queue: str = subscriber.group_id
         self._subscriber = subscriber
         self._again: set[Place] = set()
@@ -120,7 +123,9 @@ class Records:
         """Commit it; return ``False`` where the client cannot."""
         if self.is_tested or self.ended(native):
             return self.is_tested
-        return await self.positions.commit(self.partition(native), self.place(native).offset + 1)
+        return await self.positions.commit(
+            self.partition(native), self.place(native).offset + 1
+        )
 
     async def requeue(self, native: Any, /) -> bool:
         """Have it read again; return ``False`` where the client cannot."""
@@ -128,7 +133,11 @@ class Records:
         self._again.add(place)
         self.positions.read_again(partition, place.offset)
         # A subscriber that has stopped has no client: the next one begins at the committed offset.
-        return self.is_tested if self._subscriber.consumer is None else await self.seek(partition, place.offset)
+        return (
+            self.is_tested
+            if self._subscriber.consumer is None
+            else await self.seek(partition, place.offset)
+        )
 
     async def lives(self, native: Any, /) -> bool:
         """Return whether its partition is still ours."""
@@ -149,7 +158,9 @@ class LogProcessor(Processor):
         rest: as ``Processor`` has them.
     """
 
-    def __init__(self, calls: Records, guard: Pipeline, *rest: Any, **settings: Any) -> None:
+    def __init__(
+        self, calls: Records, guard: Pipeline, *rest: Any, **settings: Any
+    ) -> None:
         check_log(guard)
         # What is deferred is held until it is decided, since nothing after it may be committed.
         super().__init__(calls, guard, *rest, consumer_timeout=math.inf, **settings)
@@ -162,7 +173,10 @@ class LogProcessor(Processor):
         Raises:
             OffsetsRefusedError: the broker does not let the group commit.
         """
-        place, offset = self._records.partition(native), self._records.place(native).offset
+        place, offset = (
+            self._records.partition(native),
+            self._records.place(native).offset,
+        )
         if not (self._records.is_tested or await self.positions.ready(place, offset)):
             return None
         self.positions.running += 1
@@ -182,12 +196,18 @@ async def sought(seek: Callable[[], Any], lost: tuple[type[Exception], ...]) -> 
     try:
         await settled(seek())
     except lost as error:
-        emit("client.commit_failed", "seek failed, what is not committed comes again: %s", type(error).__name__)
+        emit(
+            "client.commit_failed",
+            "seek failed, what is not committed comes again: %s",
+            type(error).__name__,
+        )
         return False
     return True
 
 
-async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers: bool) -> None:
+async def seal(
+    broker: Any, command: Any, send: Any, signer: Signer, *, answers: bool
+) -> None:
     """Encode what a command publishes, and sign it.
 
     Args:
@@ -202,20 +222,30 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
         ConfigurationError: a codec would encode what is signed once more, or an answer would not be verified.
     """
     require(not answers, "answers are verified on RabbitMQ alone")
-    require(type(send.__self__.codec) is DefaultCodec, "a codec of your own would encode after the signature")
+    require(
+        type(send.__self__.codec) is DefaultCodec,
+        "a codec of your own would encode after the signature",
+    )
     kind = None
     # None without a key is an empty value: a record needs one of the two
     if command.body is not None or command.key is None:
-        command.body, kind = await DefaultCodec().encode(command.body, broker.config.fd_config._serializer)
+        command.body, kind = await DefaultCodec().encode(
+            command.body, broker.config.fd_config._serializer
+        )
     if isinstance(command.key, str):
         command.key = command.key.encode()
     pairs = [
         (name, (text or "").encode())
-        for name, text in {"content-type": kind or "", **command.headers_to_publish()}.items()
+        for name, text in {
+            "content-type": kind or "",
+            **command.headers_to_publish(),
+        }.items()
     ]
     message = to_message(command.destination, command.body, command.key, pairs)
     sealed = await signed(signer, signer.sign, message)
-    command.headers = {name: value.decode() for name, value in native_headers(sealed.headers)}
+    command.headers = {
+        name: value.decode() for name, value in native_headers(sealed.headers)
+    }
 
 
 def only_signed(message: Any, verified: Verified) -> None:

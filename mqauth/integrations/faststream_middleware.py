@@ -24,7 +24,13 @@ from faststream.exceptions import (
 
 from mqauth.brokers.event_loop import ticking, was_cancelled
 from mqauth.brokers.queue.processor import Processor
-from mqauth.errors import ConfigurationError, MqauthError, RejectNow, StaleDelivery, require
+from mqauth.errors import (
+    ConfigurationError,
+    MqauthError,
+    RejectNow,
+    StaleDelivery,
+    require,
+)
 from mqauth.flow import arun
 from mqauth.integrations.faststream_unverified import (
     check_handlers,
@@ -35,7 +41,13 @@ from mqauth.integrations.faststream_unverified import (
     require_manual,
     take_over,
 )
-from mqauth.integrations.framework import LateLetters, Letters, Turn, handle, handle_unverified
+from mqauth.integrations.framework import (
+    LateLetters,
+    Letters,
+    Turn,
+    handle,
+    handle_unverified,
+)
 from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.selftest import starting
 from mqauth.judging.verified import Unverified, Verified
@@ -48,7 +60,10 @@ LEAVES: Final = {
     "faststream.confluent": "mqauth.integrations.faststream_confluent",
 }
 """FastStream's packages, each with the module that makes its client's calls."""
-TESTING: Final = ("faststream._internal.testing.broker", *(f"{package}.testing" for package in LEAVES))
+TESTING: Final = (
+    "faststream._internal.testing.broker",
+    *(f"{package}.testing" for package in LEAVES),
+)
 """Modules of FastStream's test brokers."""
 _DONE: Final = (AckMessage, SkipMessage)
 _STOPS: Final = (StopConsume, SystemExit)
@@ -66,9 +81,15 @@ class NotHandledError(MqauthError, IgnoredException):
     code = "not_handled"
 
     def __init__(self, outcome: Outcome | None) -> None:
-        verdict = "the message is no longer ours" if outcome is None else outcome.verdict.value
+        verdict = (
+            "the message is no longer ours" if outcome is None else outcome.verdict.value
+        )
         why = None if outcome is None else outcome.reason or outcome.cause
-        super().__init__(f"not handled: {verdict}" if why is None else f"not handled: {verdict}: {why.value}")
+        super().__init__(
+            f"not handled: {verdict}"
+            if why is None
+            else f"not handled: {verdict}: {why.value}"
+        )
         self.outcome = outcome
 
 
@@ -86,7 +107,11 @@ class Protection:
     """
 
     def __init__(
-        self, broker: Any, guard: Pipeline | None, dead_letters: Letters | None, signer: Signer | None
+        self,
+        broker: Any,
+        guard: Pipeline | None,
+        dead_letters: Letters | None,
+        signer: Signer | None,
     ) -> None:
         self.leaf = _leaf(broker)
         self.letters = LateLetters(dead_letters)
@@ -185,7 +210,11 @@ class Protection:
 
     def _positions(self) -> list[Any]:
         # Those of records; a queue keeps its own messages.
-        return [each.positions for each in self._processors.values() if hasattr(each, "positions")]
+        return [
+            each.positions
+            for each in self._processors.values()
+            if hasattr(each, "positions")
+        ]
 
     async def prove(self, native: Any) -> None:
         """Have the broker of a delivery prove its append times, once a connection.
@@ -220,10 +249,14 @@ class Protection:
             send = send.args[-1]
         require(self._signer is not None, "publishing needs signer=")
         require(
-            send.__name__ in ("publish", "request"), f"{send.__name__} has one set of headers for many messages"
+            send.__name__ in ("publish", "request"),
+            f"{send.__name__} has one set of headers for many messages",
         )
         asks = send.__name__ == "request"
-        require(not asks or self._guard is not None, "request needs guard=: answers are verified")
+        require(
+            not asks or self._guard is not None,
+            "request needs guard=: answers are verified",
+        )
         # the test broker makes its answers itself: nobody published them, and so nobody signed them
         answers = asks and type(send.__self__).__module__ not in TESTING
         await leaf.seal(self._broker, command, send, self._signer, answers=answers)
@@ -243,7 +276,13 @@ class Protection:
             TimeoutError: it could not be decided in time.
         """
         accepted: list[Verified] = []
-        calls = Processor(self.leaf.ANSWERS, guard, accepted.append, dead_letters=self.letters, gives_back=True)
+        calls = Processor(
+            self.leaf.ANSWERS,
+            guard,
+            accepted.append,
+            dead_letters=self.letters,
+            gives_back=True,
+        )
         async with asyncio.timeout(seconds):
             outcome = await calls.process(answer)
         if not accepted:
@@ -280,7 +319,10 @@ class Middleware(BaseMiddleware):
         if self.msg is _ANSWER.get():
             return
         # FastStream's ``TestBroker`` made a subscriber, to see what a publisher publishes
-        calls = [unwrap(call.handler._original_call) for call in getattr(subscriber, "calls", ())]
+        calls = [
+            unwrap(call.handler._original_call)
+            for call in getattr(subscriber, "calls", ())
+        ]
         if calls and all(call.__module__ in TESTING for call in calls):
             return
         processor = self._protection.processor(subscriber)
@@ -289,7 +331,9 @@ class Middleware(BaseMiddleware):
         self._message = await self._turn.wanted()
         if self._message is None:
             raise _not_handled(self._turn)
-        self._scope.enter_context(self.context.scope(type(self._message).__name__.lower(), self._message))
+        self._scope.enter_context(
+            self.context.scope(type(self._message).__name__.lower(), self._message)
+        )
         self._scope.enter_context(passing(subscriber, self._message))
 
     async def consume_scope(self, call_next: Callable[[Any], Any], msg: Any) -> Any:
@@ -320,7 +364,9 @@ class Middleware(BaseMiddleware):
                     raise _not_handled(self._turn) from error
         return await call_next(msg)
 
-    async def after_processed(self, exc_type: Any = None, exc_val: Any = None, exc_tb: Any = None) -> bool:
+    async def after_processed(
+        self, exc_type: Any = None, exc_val: Any = None, exc_tb: Any = None
+    ) -> bool:
         """Settle a message once its handler's result is published; give it back where that may succeed later.
 
         Raises:
@@ -333,12 +379,18 @@ class Middleware(BaseMiddleware):
                 return False
             # only a publish meets a broker: a file that a parser does not find is an OSError, too
             published = exc_val is not None and self._reached is not None
-            stops = exc_val is not None and (not isinstance(exc_val, Exception) or isinstance(exc_val, _STOPS))
+            stops = exc_val is not None and (
+                not isinstance(exc_val, Exception) or isinstance(exc_val, _STOPS)
+            )
             if stops or (published and self._reached.is_out_of_reach(exc_val)):
                 await turn.give_back()
                 return False
             # FastStream cannot be asked to parse, or to publish a result, once more
-            end = None if exc_val is None or isinstance(exc_val, _DONE) else RejectNow(type(exc_val).__name__)
+            end = (
+                None
+                if exc_val is None or isinstance(exc_val, _DONE)
+                else RejectNow(type(exc_val).__name__)
+            )
             turn.end(end)
             while await turn.wanted() is not None:
                 turn.end(end)
@@ -356,8 +408,16 @@ class Middleware(BaseMiddleware):
 
 def _leaf(broker: Any) -> Any:
     modules = [kind.__module__ for kind in type(broker).__mro__]
-    leaves = [leaf for each in modules for package, leaf in LEAVES.items() if each.startswith(f"{package}.")]
-    require(leaves, "protect takes FastStream's RabbitBroker, KafkaBroker or Confluent's KafkaBroker")
+    leaves = [
+        leaf
+        for each in modules
+        for package, leaf in LEAVES.items()
+        if each.startswith(f"{package}.")
+    ]
+    require(
+        leaves,
+        "protect takes FastStream's RabbitBroker, KafkaBroker or Confluent's KafkaBroker",
+    )
     return import_module(leaves[0])
 
 

@@ -94,7 +94,11 @@ class Positions:
                     return False
                 break
             except self._client.lost as error:
-                emit("client.poll_failed", "looking for what is left failed with %s", type(error).__name__)
+                emit(
+                    "client.poll_failed",
+                    "looking for what is left failed with %s",
+                    type(error).__name__,
+                )
                 await asyncio.sleep(LOOK)
         position.expected = offset + 1
         return True
@@ -119,7 +123,12 @@ class Positions:
                 return
             # A record may come to wait meanwhile.
             starts = await arun(
-                beginning(client.offsets(), new, ChainMap(self._early, self._waiting), lambda: True)
+                beginning(
+                    client.offsets(),
+                    new,
+                    ChainMap(self._early, self._waiting),
+                    lambda: True,
+                )
             )
             await self._see_assignment()
             if self._generation != generation:
@@ -127,7 +136,9 @@ class Positions:
             for place, start in starts.items():
                 self._early.pop(place, None)
                 sought = start.seek and start.offset != self._waiting.get(place)
-                if (not sought or await client.seek(place, start.offset)) and self._generation == generation:
+                if (
+                    not sought or await client.seek(place, start.offset)
+                ) and self._generation == generation:
                     self._places[place] = Position(start.offset, start.committed, sought)
             if len(starts) < len(new):
                 self._begins_at = self._clock.monotonic() + COMMIT_RETRY
@@ -166,7 +177,10 @@ class Positions:
         # After a rebalance others may have had any of them.
         if self._client.generation != self._generation:
             self._places, self._early, self._generation = {}, {}, self._client.generation
-        self._places = {place: self._places[place] for place in self._places.keys() & self._client.held}
+        self._places = {
+            place: self._places[place]
+            for place in self._places.keys() & self._client.held
+        }
 
     async def _watch(self) -> None:
         while True:
@@ -175,7 +189,10 @@ class Positions:
                 # Everything is committed again: offsets expire at the broker.
                 if (now := self._clock.monotonic()) - self._renewed_at >= RENEWAL:
                     async with self._lock:
-                        offsets = {place: position.commit for place, position in self._places.items()}
+                        offsets = {
+                            place: position.commit
+                            for place, position in self._places.items()
+                        }
                         if not offsets or await self._commit(offsets):
                             self._renewed_at = now
                 # See whether the client has gone to the end of a partition that brings nothing.
@@ -190,7 +207,11 @@ class Positions:
                 await self._client.end()
                 return
             except self._client.lost as error:
-                emit("client.poll_failed", "looking at partitions failed with %s", type(error).__name__)
+                emit(
+                    "client.poll_failed",
+                    "looking at partitions failed with %s",
+                    type(error).__name__,
+                )
             await asyncio.sleep(WATCH)
 
     async def _went_on(self, place: Any, position: Position, offset: int | None) -> bool:
@@ -221,7 +242,11 @@ class Positions:
         except self._client.lost as error:
             failure = type(error).__name__
         if failure is not None:
-            emit("client.commit_failed", "commit failed, what is not committed comes again: %s", failure)
+            emit(
+                "client.commit_failed",
+                "commit failed, what is not committed comes again: %s",
+                failure,
+            )
             # Soon with all the others: no further record may come, whose commit would cover it.
             self._renewed_at = self._clock.monotonic() - RENEWAL + COMMIT_RETRY
         return failure is None

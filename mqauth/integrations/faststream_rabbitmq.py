@@ -54,10 +54,16 @@ def processor(subscriber: Any) -> Callable[..., Processor]:
     if queue.arguments.get("x-queue-type") == QueueType.STREAM.value:
         raise stream_refused(queue.name)
     declared: Any = SimpleNamespace(passive=not queue.declare, arguments=queue.arguments)
-    return partial(Processor, FastStreamDeliveries(queue.name), delivery_limit=limit_of(declared, None))
+    return partial(
+        Processor,
+        FastStreamDeliveries(queue.name),
+        delivery_limit=limit_of(declared, None),
+    )
 
 
-async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers: bool) -> None:
+async def seal(
+    broker: Any, command: Any, send: Any, signer: Signer, *, answers: bool
+) -> None:
     """Encode what a command publishes, and sign it.
 
     Args:
@@ -80,7 +86,9 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
         correlation_id=command.correlation_id,
         **command.message_options,
     )
-    sealed = await signed(signer, Producer(command.exchange, signer).seal, native, command.destination)
+    sealed = await signed(
+        signer, Producer(command.exchange, signer).seal, native, command.destination
+    )
     # one dict for both: middlewares that come after ours add trace headers to the command's
     command.body, command.headers = sealed, sealed.headers
 
@@ -96,7 +104,9 @@ def check(command: Any, returned: object) -> None:
         UnroutableError: no queue takes the message; FastStream would return it as if it were confirmed.
     """
     # RabbitMQ returns a mandatory direct reply although it delivers it (manual, Direct Reply-to)
-    if isinstance(returned, DeliveredMessage) and not command.destination.startswith(DIRECT_REPLY):
+    if isinstance(returned, DeliveredMessage) and not command.destination.startswith(
+        DIRECT_REPLY
+    ):
         raise UnroutableError(command.exchange.name, command.destination)
 
 
@@ -105,7 +115,9 @@ def is_out_of_reach(error: BaseException) -> bool:
     return isinstance(error, OUT_OF_REACH)
 
 
-async def prove(times: Times, broker: Any, native: AbstractIncomingMessage | None = None) -> None:
+async def prove(
+    times: Times, broker: Any, native: AbstractIncomingMessage | None = None
+) -> None:
     """Have a broker prove that it overwrites append times; nothing is asked of FastStream's test broker.
 
     Args:
@@ -118,5 +130,8 @@ async def prove(times: Times, broker: Any, native: AbstractIncomingMessage | Non
         StaleDelivery: the delivery's channel ended.
     """
     source = broker._connection if native is None else native
-    if isinstance(source, AbstractRobustConnection) or getattr(native, "delivery_tag", None) is not None:
+    if (
+        isinstance(source, AbstractRobustConnection)
+        or getattr(native, "delivery_tag", None) is not None
+    ):
         await proved(times, source)

@@ -23,7 +23,9 @@ from mqauth.errors import RejectNow, RetryLater, require
 from mqauth.judging.rollout import EVERYWHERE
 from mqauth.judging.verified import Unverified, Verified, kind_of
 
-_PASSED: Final[ContextVar[Unverified | None]] = ContextVar("mqauth_unverified", default=None)
+_PASSED: Final[ContextVar[Unverified | None]] = ContextVar(
+    "mqauth_unverified", default=None
+)
 """The message that is handled now, where nothing proved it."""
 
 
@@ -56,7 +58,9 @@ No other handler of the subscriber gets what nothing proved."""
 def kinds_of(endpoint: Any) -> tuple[str, ...]:
     """Return the kinds for which a subscriber has such a handler; a publisher has none."""
     calls = getattr(endpoint, "calls", ())
-    return tuple(call.filter.kind for call in calls if isinstance(call.filter, UnverifiedFilter))
+    return tuple(
+        call.filter.kind for call in calls if isinstance(call.filter, UnverifiedFilter)
+    )
 
 
 def check_handlers(subscriber: Any) -> None:
@@ -81,7 +85,10 @@ def passing(subscriber: Any, message: Verified | Unverified) -> Iterator[None]:
     unproven = message if isinstance(message, Unverified) else None
     # All filters but ours ask for a proof first; a handler may have been added a moment ago.
     for call in subscriber.calls if unproven is not None else ():
-        if not isinstance(call.filter, UnverifiedFilter) and getattr(call.filter, "func", None) is not _proven:
+        if (
+            not isinstance(call.filter, UnverifiedFilter)
+            and getattr(call.filter, "func", None) is not _proven
+        ):
             call.filter = partial(_proven, call.filter)
     token = _PASSED.set(unproven)
     try:

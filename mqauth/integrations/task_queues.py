@@ -73,7 +73,9 @@ class Held:
         guard = self._guard
         if self._flow is None:
             unverified = hand_over if guard.rollout else None
-            self._flow = guard.process(self.delivery, hand_over, self._letters, unverified)
+            self._flow = guard.process(
+                self.delivery, hand_over, self._letters, unverified
+            )
         try:
             outcome = run(self._flow)
         except HandedOver:

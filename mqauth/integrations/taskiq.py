@@ -34,7 +34,13 @@ from mqauth.brokers.rabbitmq.channel import proved
 from mqauth.brokers.rabbitmq.consumer import Deliveries, as_incoming, limit_of
 from mqauth.brokers.rabbitmq.producer import Producer, UnroutableError
 from mqauth.flow import arun
-from mqauth.integrations.framework import LateLetters, Letters, Turn, handle, handle_unverified
+from mqauth.integrations.framework import (
+    LateLetters,
+    Letters,
+    Turn,
+    handle,
+    handle_unverified,
+)
 from mqauth.integrations.task_queues import worker_guard
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.selftest import starting
@@ -69,10 +75,14 @@ def protect(
             pipeline has no audit or no replay store that outlives it, results are pickled, or a queue is a stream.
     """
     protected: Any = broker
-    require(isinstance(broker, AioPikaBroker), "protect takes a taskiq_aio_pika.AioPikaBroker")
+    require(
+        isinstance(broker, AioPikaBroker), "protect takes a taskiq_aio_pika.AioPikaBroker"
+    )
     require(not hasattr(protected, "_mqauth"), "the broker is protected already")
     require(broker.write_conn is None, "protect a broker before it starts")
-    plugin = "the delayed-message plug-in changes what was signed: delay tasks by delay_queue="
+    plugin = (
+        "the delayed-message plug-in changes what was signed: delay tasks by delay_queue="
+    )
     require(not protected._delayed_message_exchange_plugin, plugin)
     protected.__class__ = _protected(type(protected))
     protected._mqauth = Protection(guard, signer, dead_letters)
@@ -88,7 +98,12 @@ class Task(AckableMessage):
 class Protection:
     """What protects one broker: pipeline, signer, dead letters, and the tasks that are under way in a worker."""
 
-    def __init__(self, make: Callable[[], Pipeline] | None, signer: Signer, dead_letters: Letters | None) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Pipeline] | None,
+        signer: Signer,
+        dead_letters: Letters | None,
+    ) -> None:
         self._make = make
         self._dead_letters = dead_letters
         self.guard: Pipeline | None = None
@@ -104,7 +119,9 @@ class Protection:
         """
         self.guard = guard = worker_guard(self._make, self._dead_letters)
         require(
-            not isinstance(getattr(broker.result_backend, "serializer", None), PickleSerializer),
+            not isinstance(
+                getattr(broker.result_backend, "serializer", None), PickleSerializer
+            ),
             "whoever writes to the store of results runs code, for they are pickled: give the result backend"
             " serializer=taskiq.serializers.JSONSerializer()",
         )
@@ -126,7 +143,9 @@ class Protection:
                 ready.put_nowait(error)
 
         async def received(processor: Processor, native: Any) -> None:
-            task = asyncio.create_task(self.judge(guard, processor, as_incoming(native), ready))
+            task = asyncio.create_task(
+                self.judge(guard, processor, as_incoming(native), ready)
+            )
             begun.add(task)
             task.add_done_callback(over)
 
@@ -134,7 +153,12 @@ class Protection:
         queues = await broker._declare_queues(broker.read_channel)
         delays = None if broker._delay_queue is None else broker._delay_queue.name
         consumed = [
-            (queue, await queue.consume(partial(received, self.processor(guard, queue)), **arguments))
+            (
+                queue,
+                await queue.consume(
+                    partial(received, self.processor(guard, queue)), **arguments
+                ),
+            )
             for queue, arguments in queues
             if queue.name != delays
         ]
@@ -181,7 +205,9 @@ class Protection:
         if message is None:
             await self.ended(turn)
         else:
-            ready.put_nowait(Task(data=native.body, ack=partial(self.ack, turn), message=message))
+            ready.put_nowait(
+                Task(data=native.body, ack=partial(self.ack, turn), message=message)
+            )
 
     async def ack(self, turn: Turn) -> None:
         """End a task that has run, and settle it."""
@@ -233,7 +259,9 @@ class SigningChannel:
     async def get_exchange(self, name: str, **options: Any) -> Producer:
         """Return an exchange that signs."""
         if name not in self._producers:
-            self._producers[name] = Producer(await self._channel.get_exchange(name, **options), self._signer)
+            self._producers[name] = Producer(
+                await self._channel.get_exchange(name, **options), self._signer
+            )
         return self._producers[name]
 
     async def _delay(self, message: Any, routing_key: str) -> None:
@@ -250,12 +278,20 @@ class SigningChannel:
         waits, message.expiration = message.expiration, None
         moved = {
             "x-dead-letter-exchange": broker._exchange.name,
-            "x-dead-letter-routing-key": delay.routing_key or first.routing_key or first.name,
+            "x-dead-letter-routing-key": delay.routing_key
+            or first.routing_key
+            or first.name,
         } | delay.arguments
-        exchange = await self._channel.get_exchange(moved["x-dead-letter-exchange"], ensure=False)
-        sealed = Producer(exchange, self._signer).seal(message, moved["x-dead-letter-routing-key"])
+        exchange = await self._channel.get_exchange(
+            moved["x-dead-letter-exchange"], ensure=False
+        )
+        sealed = Producer(exchange, self._signer).seal(
+            message, moved["x-dead-letter-routing-key"]
+        )
         sealed.expiration = waits
-        returned = await self._channel.default_exchange.publish(sealed, routing_key=routing_key)
+        returned = await self._channel.default_exchange.publish(
+            sealed, routing_key=routing_key
+        )
         if isinstance(returned, DeliveredMessage):
             raise UnroutableError("", routing_key)
 
@@ -268,7 +304,9 @@ def _protected(kind: Any) -> type:
             if self.is_worker_process:
                 await self._mqauth.check(self)
             await super().startup()
-            self.write_channel: Any = SigningChannel(self.write_channel, self._mqauth.signer, self)
+            self.write_channel: Any = SigningChannel(
+                self.write_channel, self._mqauth.signer, self
+            )
             if self.is_worker_process:
                 await self._mqauth.letters.start()
 

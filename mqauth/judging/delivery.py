@@ -8,7 +8,15 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from mqauth.audit import record as audit_records
-from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, Unavailable, Verdict, require
+from mqauth.errors import (
+    SIGNED_REASONS,
+    Cause,
+    Reason,
+    Rejection,
+    Unavailable,
+    Verdict,
+    require,
+)
 from mqauth.judging.rollout import Rung
 from mqauth.judging.verified import Unverified, Verified
 from mqauth.judging.verifier import Candidate
@@ -67,12 +75,27 @@ class Outcome(NamedTuple):
         if rejection is None:
             verified, seconds = delivery.verified, delivery.judge_seconds
             return NEW_TUPLE(
-                cls, (delivery.verdict, None, None, None, verified, None, seconds, None, delivery.unverified)
+                cls,
+                (
+                    delivery.verdict,
+                    None,
+                    None,
+                    None,
+                    verified,
+                    None,
+                    seconds,
+                    None,
+                    delivery.unverified,
+                ),
             )
         return cls(
-            delivery.verdict, reason=rejection.reason, detail=rejection.sentence(), dead_letter=delivery.letter,
-            judge_seconds=delivery.judge_seconds, unverified=delivery.unverified,
-        )  # fmt: skip
+            delivery.verdict,
+            reason=rejection.reason,
+            detail=rejection.sentence(),
+            dead_letter=delivery.letter,
+            judge_seconds=delivery.judge_seconds,
+            unverified=delivery.unverified,
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,9 +174,12 @@ class Delivery:
         """Defer the delivery, and return that outcome."""
         self.deferred, self.attempts = True, 0
         return Outcome(
-            Verdict.DEFERRED, cause=error.cause, detail=error.detail, judge_seconds=self.judge_seconds,
+            Verdict.DEFERRED,
+            cause=error.cause,
+            detail=error.detail,
+            judge_seconds=self.judge_seconds,
             party=error.party,
-        )  # fmt: skip
+        )
 
 
 def refuse_unjudged(delivery: Delivery) -> None:
@@ -179,10 +205,13 @@ def verdict_record(
     extra: dict[str, Any] = {}
     if release is not None:
         extra["release"] = {
-            "iss": harmless(release.iss), "sub": harmless(release.sub),
-            "jti": harmless(release.jti), "letter": release.letter, "waive": sorted(release.waive),
+            "iss": harmless(release.iss),
+            "sub": harmless(release.sub),
+            "jti": harmless(release.jti),
+            "letter": release.letter,
+            "waive": sorted(release.waive),
             "scope": harmless(release.scope),
-        }  # fmt: skip
+        }
     if delivery.error is not None:
         extra["error"] = delivery.error
     if rejection is not None:
@@ -206,9 +235,15 @@ def verdict_record(
         None if opened is None else opened.algorithm,
         None if candidate is None else candidate.token.claims,
         index=None if proof is None else proof.place,
-        identity=None if candidate is None or candidate.token.wit is None else candidate.token.wit.identity,
+        identity=None
+        if candidate is None or candidate.token.wit is None
+        else candidate.token.wit.identity,
         verified=verified is not None
-        or (rejection is not None and delivery.unverified is None and rejection.reason in SIGNED_REASONS),
+        or (
+            rejection is not None
+            and delivery.unverified is None
+            and rejection.reason in SIGNED_REASONS
+        ),
     )
     return audit_records.AuditRecord(
         id=delivery.record_id or "",
@@ -223,7 +258,9 @@ def verdict_record(
         body_size=None if body is None else len(body),
         key_set=delivery.key_set,
         policy=policy,
-        dead_letter=None if rejection is None else letter_id(message, scope, digest=delivery.content_digest()),
+        dead_letter=None
+        if rejection is None
+        else letter_id(message, scope, digest=delivery.content_digest()),
         instance=instance,
         extra=extra,
     )

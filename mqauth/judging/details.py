@@ -106,14 +106,18 @@ def _token_missing(case: _Case) -> Both:
     names = {fold(name)[:MAX_VALUE]: name for name in case.names[:_COMPARED]}
     near = get_close_matches(TOKEN_HEADER, names, 1, 0.7)
     nearest = {"nearest": names[near[0]]} if near else {}
-    return {"headers": len(case.message.headers)} | nearest | {"names": case.names}, {"header": TOKEN_HEADER}
+    return {"headers": len(case.message.headers)} | nearest | {"names": case.names}, {
+        "header": TOKEN_HEADER
+    }
 
 
 def _token_header(case: _Case) -> Both:
     """Say which parameters a token has that was refused for them, or for its algorithm."""
     key = None if case.delivery.candidate is None else case.key
     if key is not None:
-        return {"alg": case.candidate.token.opened.algorithm, "kid": case.kid}, {"alg": key.algorithm}
+        return {"alg": case.candidate.token.opened.algorithm, "kid": case.kid}, {
+            "alg": key.algorithm
+        }
     segment = envelope.token_of(case.message).split(b".")[0]
     parameters = strict_json.loads(base64url.decode(segment), depth=4)
     shown = {name: parameters.get(name) for name in ("typ", "alg") if name in parameters}
@@ -131,15 +135,26 @@ def _key_unknown(case: _Case) -> Both:
 
 
 def _key_revoked(case: _Case) -> Both:
-    revoked = None if case.key is None or case.key.revocation is None else case.key.revocation.revoked_at
-    return {"kid": case.kid, "issued": _time(case.claims.iat)}, {"revoked": _time(revoked)}
+    revoked = (
+        None
+        if case.key is None or case.key.revocation is None
+        else case.key.revocation.revoked_at
+    )
+    return {"kid": case.kid, "issued": _time(case.claims.iat)}, {
+        "revoked": _time(revoked)
+    }
 
 
 def _subject(case: _Case) -> Both:
-    user, issuer = case.message.properties.get("user-id"), case.verifier.issuers[case.claims.iss]
+    user, issuer = (
+        case.message.properties.get("user-id"),
+        case.verifier.issuers[case.claims.iss],
+    )
     shown = {"subject": case.claims.sub, "kid": case.kid}
     speaks_for = () if case.key is None else issuer.subjects_of(case.key)
-    return shown | ({} if user is None else {"user-id": user}), {"subject": tuple(sorted(speaks_for))}
+    return shown | ({} if user is None else {"user-id": user}), {
+        "subject": tuple(sorted(speaks_for))
+    }
 
 
 def _times(case: _Case) -> Both:
@@ -156,9 +171,15 @@ def _times(case: _Case) -> Both:
         "waited": None if appended is None else f"{received - appended:.0f} s",
     }
     by = "this consumer's clock" if appended is None else "the broker's append time"
-    limits = {"max_lifetime": times.max_lifetime, "leeway": times.leeway, "max_queue_age": times.max_queue_age}
+    limits = {
+        "max_lifetime": times.max_lifetime,
+        "leeway": times.leeway,
+        "max_queue_age": times.max_queue_age,
+    }
     retired = None if case.key is None else _time(case.key.expires)
-    seconds = {name: None if value is None else f"{value} s" for name, value in limits.items()}
+    seconds = {
+        name: None if value is None else f"{value} s" for name, value in limits.items()
+    }
     return moments, {"at": times.at, "by": by, "key retired": retired} | seconds
 
 
@@ -173,7 +194,9 @@ def _headers(case: _Case) -> Both:
     """Name the headers, never their values."""
     covered, names = case.claims.mqa.hdr, set(case.names)
     spellings = {fold(name) for name in covered}
-    twins = [name for name in case.names if name not in covered and fold(name) in spellings]
+    twins = [
+        name for name in case.names if name not in covered and fold(name) in spellings
+    ]
     absent = [name for name in covered if name not in names]
     changed = {} if absent or twins else {"a value changed of one of": len(covered)}
     return {"covered but absent": absent, "in another spelling": twins} | changed, {}
@@ -181,22 +204,34 @@ def _headers(case: _Case) -> Both:
 
 def _coverage(case: _Case) -> Both:
     covered = set(case.claims.mqa.hdr)
-    return {"not covered": case.verifier.uncovered(case.message, covered)}, {"required": case.verifier.required}
+    return {"not covered": case.verifier.uncovered(case.message, covered)}, {
+        "required": case.verifier.required
+    }
 
 
 def _producer(case: _Case) -> Both:
     rules = local_rules(case.policy)
     its = [
-        destination for rule in rules or () if rule.subject == case.claims.sub for destination in rule.destinations
+        destination
+        for rule in rules or ()
+        if rule.subject == case.claims.sub
+        for destination in rule.destinations
     ]
     expected: dict[str, Any] = {} if rules is None else {"its rules": its or ["none"]}
     asked = {} if isinstance(case.policy, Allow) else {"policy": case.policy.version}
-    return {"subject": case.claims.sub, "destination": case.message.destination}, expected | asked
+    return {
+        "subject": case.claims.sub,
+        "destination": case.message.destination,
+    }, expected | asked
 
 
 def _replayed(case: _Case) -> Both:
     origin = case.message.origin
-    where = None if origin.offset is None else f"{origin.topic}/{origin.partition}/{origin.offset}"
+    where = (
+        None
+        if origin.offset is None
+        else f"{origin.topic}/{origin.partition}/{origin.offset}"
+    )
     return {"this is": where, "jti": case.claims.jti}, {}
 
 
@@ -205,7 +240,10 @@ _TELLERS: Final[dict[Reason, Callable[[_Case], Both]]] = {
     Reason.TOKEN_TYPE: _token_header,
     Reason.HEADER_FORBIDDEN: _token_header,
     Reason.ALGORITHM_FORBIDDEN: _token_header,
-    Reason.ISSUER_UNTRUSTED: lambda case: ({"issuer": case.claims.iss}, {"issuer": tuple(case.verifier.issuers)}),
+    Reason.ISSUER_UNTRUSTED: lambda case: (
+        {"issuer": case.claims.iss},
+        {"issuer": tuple(case.verifier.issuers)},
+    ),
     Reason.KEY_UNKNOWN: _key_unknown,
     Reason.KEY_REVOKED: _key_revoked,
     Reason.KEY_EXPIRED: _times,
@@ -239,7 +277,11 @@ def _time(seconds: float | None) -> str | None:
 def _bounded(details: dict[str, Any]) -> dict[str, str]:
     """Return the members that say something, as short harmless texts."""
     # Eight members at most; of what is configured five values are told, and how many more there are.
-    texts = {name: _text(value, 5) for name, value in details.items() if value not in (None, (), [])}
+    texts = {
+        name: _text(value, 5)
+        for name, value in details.items()
+        if value not in (None, (), [])
+    }
     return dict(list(texts.items())[:8])
 
 

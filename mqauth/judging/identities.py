@@ -51,7 +51,8 @@ class TrustDomain:
             "the subjects of a trust domain are a set: a text would admit its substrings",
         )
         require(
-            type(self.max_identity_lifetime) is int and 1 <= self.max_identity_lifetime <= MAX_IDENTITY_LIFETIME,
+            type(self.max_identity_lifetime) is int
+            and 1 <= self.max_identity_lifetime <= MAX_IDENTITY_LIFETIME,
             f"max_identity_lifetime is 1 to {MAX_IDENTITY_LIFETIME} whole seconds",
         )
 
@@ -95,7 +96,8 @@ class Identities:
 
     def __init__(self, capacity: int = REMEMBERED) -> None:
         require(
-            type(capacity) is int and 1 <= capacity <= MAX_CAPACITY, f"identities is 1 to {MAX_CAPACITY} in number"
+            type(capacity) is int and 1 <= capacity <= MAX_CAPACITY,
+            f"identities is 1 to {MAX_CAPACITY} in number",
         )
         self._capacity = capacity
         self._held = memo.Recent[bytes, _Held](capacity)
@@ -123,13 +125,18 @@ class Identities:
         """
         text, more, position = rest.partition(identity.SEPARATOR)
         if identity.SEPARATOR in position:
-            raise Rejection(Reason.TOKEN_MALFORMED, "more than an identity, a proof and a place in a batch")
+            raise Rejection(
+                Reason.TOKEN_MALFORMED,
+                "more than an identity, a proof and a place in a batch",
+            )
         whole, behind = first + identity.SEPARATOR + text, position if more else None
         known = tokens.get(whole) if more else None
         if known is not None:
             return known, batch.proof_of(behind, known.claims), True
         if len(first) > identity.MAX_WIT:
-            raise Rejection(Reason.TOKEN_OVERSIZE, f"an identity over {identity.MAX_WIT} bytes")
+            raise Rejection(
+                Reason.TOKEN_OVERSIZE, f"an identity over {identity.MAX_WIT} bytes"
+            )
         held = self._held.get(first)
         if held is None:
             # Step (2) is of both: a WIT that is no JWS comes before the type of its proof.
@@ -140,17 +147,37 @@ class Identities:
             reader = readers.get((held.wit.digest.encode("ascii"), len(opened.payload)))
             read = None if reader is None else reader.read(opened.payload)
             if read is not None:
-                return Token(whole, opened._replace(kid=held.wit.identity.kid), read, held.wit), None, True
+                return (
+                    Token(
+                        whole, opened._replace(kid=held.wit.identity.kid), read, held.wit
+                    ),
+                    None,
+                    True,
+                )
         parsed = identity.parse_proof(opened)
-        proof, wit = batch.proof_of(behind, parsed.claims), identity.parse_wit(first) if held is None else held.wit
+        proof, wit = (
+            batch.proof_of(behind, parsed.claims),
+            identity.parse_wit(first) if held is None else held.wit,
+        )
         if wit.digest != parsed.wth:
-            raise Rejection(Reason.IDENTITY_MISMATCH, "the proof belongs to another identity")
+            raise Rejection(
+                Reason.IDENTITY_MISMATCH, "the proof belongs to another identity"
+            )
         who = wit.identity
         claims = parsed.claims._replace(iss=who.trust_domain, sub=who.subject)
-        return Token(whole, parsed.opened._replace(kid=who.kid), claims, wit), proof, False
+        return (
+            Token(whole, parsed.opened._replace(kid=who.kid), claims, wit),
+            proof,
+            False,
+        )
 
     def authenticate(
-        self, token: Token, wit: identity.Wit, keys: KeySet, key: Key, appended: float | None
+        self,
+        token: Token,
+        wit: identity.Wit,
+        keys: KeySet,
+        key: Key,
+        appended: float | None,
     ) -> None:
         """Take what the identity form adds to steps (6) and (7): algorithm, cut-off, and both signatures.
 
@@ -165,7 +192,10 @@ class Identities:
             Rejection: ``algorithm_forbidden``, ``key_revoked``, ``signature_invalid`` or ``identity_invalid``.
         """
         if not key.allows(wit.opened.algorithm):
-            raise Rejection(Reason.ALGORITHM_FORBIDDEN, "the identity names another algorithm than its key has")
+            raise Rejection(
+                Reason.ALGORITHM_FORBIDDEN,
+                "the identity names another algorithm than its key has",
+            )
         # The broker's evidence saves a message that is older than the cut-off.
         who, cutoff = wit.identity, keys.cutoffs.get(wit.identity.subject)
         if (
@@ -184,11 +214,16 @@ class Identities:
                 try:
                     jws.verify(whole.opened, key)
                 except Rejection as error:
-                    raise Rejection(error.reason, f"{error.detail}, of the identity") from error
+                    raise Rejection(
+                        error.reason, f"{error.detail}, of the identity"
+                    ) from error
                 workload = identity.workload_key(wit)
             # Equal as texts, so that a message has one form.
             if token.opened.algorithm != wit.jwk["alg"]:
-                raise Rejection(Reason.ALGORITHM_FORBIDDEN, "the proof names another algorithm than its key has")
+                raise Rejection(
+                    Reason.ALGORITHM_FORBIDDEN,
+                    "the proof names another algorithm than its key has",
+                )
             jws.verify(token.opened, workload)
             token.key = key
 
@@ -208,7 +243,9 @@ class Identities:
         with self._lock:
             # Without what only its signature needs, which is more than half of what it takes.
             opened = wit.opened._replace(signing_input=b"", payload=b"", signature=b"")
-            self._held.keep(wit.text, _Held(wit._replace(opened=opened), authority, workload))
+            self._held.keep(
+                wit.text, _Held(wit._replace(opened=opened), authority, workload)
+            )
 
 
 def check_life(  # noqa: PLR0917 - all that one life is judged by
@@ -240,17 +277,28 @@ def check_life(  # noqa: PLR0917 - all that one life is judged by
     who, leeway = wit.identity, times.leeway
     moment, waived = times.moment(message, issued, received, waived)
     # By the moment and not by ``iat``: whoever has a retired key can write any, and a WIT may have none.
-    if key.expires is not None and moment >= key.expires and Reason.KEY_EXPIRED not in waived:
+    if (
+        key.expires is not None
+        and moment >= key.expires
+        and Reason.KEY_EXPIRED not in waived
+    ):
         raise Rejection(Reason.KEY_EXPIRED, "the authority's key had retired")
     if who.issued is not None and who.issued > moment + leeway:
         raise Rejection(Reason.ISSUED_IN_FUTURE, "issued in the future, of the identity")
     if wit.begins is not None and wit.begins > moment + leeway:
         raise Rejection(Reason.NOT_YET_VALID, "not valid yet, of the identity")
-    ended = who.expires + leeway <= moment or (who.issued is not None and who.expires <= who.issued)
+    ended = who.expires + leeway <= moment or (
+        who.issued is not None and who.expires <= who.issued
+    )
     if ended and Reason.EXPIRED not in waived:
         raise Rejection(Reason.EXPIRED, "expired, of the identity")
-    if who.expires - moment > longest + leeway and Reason.LIFETIME_EXCESSIVE not in waived:
-        raise Rejection(Reason.LIFETIME_EXCESSIVE, "lives longer than the limit, of the identity")
+    if (
+        who.expires - moment > longest + leeway
+        and Reason.LIFETIME_EXCESSIVE not in waived
+    ):
+        raise Rejection(
+            Reason.LIFETIME_EXCESSIVE, "lives longer than the limit, of the identity"
+        )
 
 
 def ends_of(wit: identity.Wit, key: Key, times: Times) -> float:

@@ -11,7 +11,16 @@ from typing import Any, Final
 from mqauth._version import __version__
 from mqauth.audit.record import AuditSink
 from mqauth.clock import Clock, Randomness, uuid7
-from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, RejectNow, RetryLater, Unavailable, Verdict
+from mqauth.errors import (
+    SIGNED_REASONS,
+    Cause,
+    Reason,
+    Rejection,
+    RejectNow,
+    RetryLater,
+    Unavailable,
+    Verdict,
+)
 from mqauth.flow import ColourError
 from mqauth.judging.delivery import Delivery, Outcome, Step
 from mqauth.judging.identities import TrustDomain
@@ -20,7 +29,16 @@ from mqauth.judging.rollout import Rollout, destinations_of
 from mqauth.judging.token import BACKLOG, longest_wait
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetterSink, letter_id
-from mqauth.logs import EVENTS, KINDS, Rate, emit, error_fields, error_id, harmless, place_of
+from mqauth.logs import (
+    EVENTS,
+    KINDS,
+    Rate,
+    emit,
+    error_fields,
+    error_id,
+    harmless,
+    place_of,
+)
 from mqauth.replay.rules import ReplayStore
 from mqauth.wire.message import Message
 
@@ -28,7 +46,9 @@ AGAIN: Final = 300.0
 """Seconds after which a deferral that lasts is logged again."""
 _NAMED: Final = 5
 _DONE: Final = logging.getLogger(EVENTS["message.accepted"][0])
-ONE_MESSAGE: Final = frozenset((Cause.CLAIM_HELD, Cause.HANDLER_DEFERRED, Cause.APPEND_TIME_UNAVAILABLE))
+ONE_MESSAGE: Final = frozenset(
+    (Cause.CLAIM_HELD, Cause.HANDLER_DEFERRED, Cause.APPEND_TIME_UNAVAILABLE)
+)
 """Causes that concern one message: others need not wait for it."""
 
 
@@ -81,7 +101,9 @@ class Journal:
         delivery.attempts += 1
         facts = self._facts(delivery)
         kind = error_fields(error, messages=False)["exception_type"]
-        if self.rate.admits("handler.retried", (kind, facts["destination"]), _ids(delivery)):
+        if self.rate.admits(
+            "handler.retried", (kind, facts["destination"]), _ids(delivery)
+        ):
             emit(
                 "handler.retried",
                 "%s: attempt %d of the handler failed with %s, and is made again",
@@ -110,7 +132,9 @@ class Journal:
         at = f" in {harmless(where)}" if where else ""
         sentence = f"{type(error).__name__}{at}, attempt {delivery.attempts + 1}, error {delivery.error}"
         facts, ids = self._facts(delivery), _ids(delivery)
-        if self.rate.admits("handler.failed", (delivery.error, facts["destination"]), ids):
+        if self.rate.admits(
+            "handler.failed", (delivery.error, facts["destination"]), ids
+        ):
             scope = self._scope_of(delivery.message)
             letter = letter_id(delivery.message, scope, digest=delivery.content_digest())
             emit(
@@ -151,7 +175,9 @@ class Journal:
         if rejection is not None and not (failed and delivery.error is not None):
             facts, ids = self._facts(delivery), _ids(delivery)
             event = "handler.failed" if failed else "message.rejected"
-            if self.rate.admits(event, (rejection.reason.value, facts["destination"]), ids):
+            if self.rate.admits(
+                event, (rejection.reason.value, facts["destination"]), ids
+            ):
                 emit(
                     event,
                     "%s: rejected, %s: %s",
@@ -168,12 +194,25 @@ class Journal:
                     **facts | ids,
                 )
         elif rejection is None and _DONE.isEnabledFor(logging.DEBUG):
-            event = "message.duplicate" if delivery.verdict is Verdict.DUPLICATE else "message.accepted"
+            event = (
+                "message.duplicate"
+                if delivery.verdict is Verdict.DUPLICATE
+                else "message.accepted"
+            )
             facts = self._facts(delivery)
-            emit(event, "%s: %s", _place(facts), delivery.verdict.value, **facts, **_ids(delivery))
+            emit(
+                event,
+                "%s: %s",
+                _place(facts),
+                delivery.verdict.value,
+                **facts,
+                **_ids(delivery),
+            )
         self.rate.tick()
 
-    def deferred(self, delivery: Delivery, error: Unavailable, dead_letters: DeadLetterSink | None) -> Outcome:
+    def deferred(
+        self, delivery: Delivery, error: Unavailable, dead_letters: DeadLetterSink | None
+    ) -> Outcome:
         """Defer a delivery, with a detail that names what is out of reach, and the verdict where there is one.
 
         It is logged when deliveries begin to wait for that, and every five minutes while it lasts.
@@ -191,9 +230,15 @@ class Journal:
             detail = f"{detail} ({what})" if detail else what
         if delivery.rejection is not None:
             sentence = harmless(delivery.rejection.sentence(), 1024)
-            detail = f"{detail}; its verdict is {delivery.rejection.reason.value}: {sentence}"
+            detail = (
+                f"{detail}; its verdict is {delivery.rejection.reason.value}: {sentence}"
+            )
         error = Unavailable(error.cause, detail, error.party)
-        whose = delivery.message.destination if error.cause in ONE_MESSAGE else error.party or ""
+        whose = (
+            delivery.message.destination
+            if error.cause in ONE_MESSAGE
+            else error.party or ""
+        )
         delivery.waits = kind = (error.cause.value, harmless(whose))
         now = self._clock.monotonic()
         with self._lock:
@@ -202,7 +247,11 @@ class Journal:
             if wait is None and len(self._waits) < KINDS:
                 wait = self._waits[kind] = _Wait(self._clock.now(), now)
         if not silent and self.rate.admits("message.deferred", kind, {}):
-            facts, detail, rejection = self._facts(delivery), harmless(error.detail, 2048), delivery.rejection
+            facts, detail, rejection = (
+                self._facts(delivery),
+                harmless(error.detail, 2048),
+                delivery.rejection,
+            )
             emit(
                 "message.deferred",
                 "%s: waits, %s: %s",
@@ -229,9 +278,13 @@ class Journal:
         }
         if origin.offset is not None:
             return facts | {"partition": origin.partition, "offset": origin.offset}
-        return facts if origin.queue is None else facts | {"queue": harmless(origin.queue)}
+        return (
+            facts if origin.queue is None else facts | {"queue": harmless(origin.queue)}
+        )
 
-    def started(self, source: str, scope: str, dead_letters: str, rollout: Rollout | None = None) -> None:
+    def started(
+        self, source: str, scope: str, dead_letters: str, rollout: Rollout | None = None
+    ) -> None:
         """Log what a consumer trusts, and what it refuses.
 
         Args:
@@ -248,7 +301,11 @@ class Journal:
             "audit": where(self._audit),
             "store": where(self._replay),
         }
-        but = f", but gives what is not proven at {destinations_of(rollout)} to unverified=" if rollout else ""
+        but = (
+            f", but gives what is not proven at {destinations_of(rollout)} to unverified="
+            if rollout
+            else ""
+        )
         self._began = self._clock.monotonic()
         emit(
             "consumer.started",
@@ -256,13 +313,20 @@ class Journal:
             " by the rules %(rules)s; rejects everything else, also what is not signed%(but)s; headers that are"
             " not signed are %(unsigned_headers)s; dead letters to %(dead_letters)s; audit in %(audit)s; replay"
             " store %(store)s",
-            {name: harmless(value, 1024) for name, value in (facts | {"but": but}).items()},
+            {
+                name: harmless(value, 1024)
+                for name, value in (facts | {"but": but}).items()
+            },
             version=__version__,
             **facts,
         )
 
         times = self._verifier.times
-        domains = [issuer for issuer in self._verifier.issuers.values() if isinstance(issuer, TrustDomain)]
+        domains = [
+            issuer
+            for issuer in self._verifier.issuers.values()
+            if isinstance(issuer, TrustDomain)
+        ]
         lives = [domain.max_identity_lifetime for domain in domains]
         waits = longest_wait(times.max_queue_age, [times.max_lifetime], lives)
         if waits < BACKLOG and times.backlog is None:
@@ -277,7 +341,12 @@ class Journal:
             )
         for alias in self._verifier.aliases.values():
             signed_for = ", ".join(alias.signed_for)
-            emit("rollout.alias", "%s: messages signed for %s are accepted there", alias.at, signed_for)
+            emit(
+                "rollout.alias",
+                "%s: messages signed for %s are accepted there",
+                alias.at,
+                signed_for,
+            )
 
     def stopped(self, scope: str, counts: Any) -> None:
         """Log what became of a consumer's deliveries, a data class of numbers, and what the log has left out."""
@@ -333,6 +402,10 @@ def _ids(delivery: Delivery) -> dict[str, Any]:
     if candidate is None:
         return {}
     claims, proof = candidate.token.claims, candidate.proof
-    claimed = {"subject": claims.sub, "jti": claims.jti, "kid": candidate.token.opened.kid}
+    claimed = {
+        "subject": claims.sub,
+        "jti": claims.jti,
+        "kid": candidate.token.opened.kid,
+    }
     ids: dict[str, Any] = {name: harmless(text) for name, text in claimed.items()}
     return ids if proof is None else ids | {"index": proof.place}

@@ -59,17 +59,41 @@ from types import GeneratorType
 from typing import Any, Final, Literal, TypeAlias, cast
 
 from mqauth.clock import Clock, Randomness
-from mqauth.errors import Cause, Reason, Rejection, Unavailable, Verdict, refusing, require
+from mqauth.errors import (
+    Cause,
+    Reason,
+    Rejection,
+    Unavailable,
+    Verdict,
+    refusing,
+    require,
+)
 from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, at_once, call
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.key_lookup import known, looked_up
 from mqauth.judging.ladder import Ladder, would_be
-from mqauth.judging.policy import POLICY, Allow, Decision, Policy, decided, decision_of, on_the_spot
+from mqauth.judging.policy import (
+    POLICY,
+    Allow,
+    Decision,
+    Policy,
+    decided,
+    decision_of,
+    on_the_spot,
+)
 from mqauth.judging.rollout import is_lenient
 from mqauth.judging.verified import Verified, Would, scope_of
 from mqauth.judging.verifier import Candidate, Verifier
 from mqauth.letters.release import Release, open_release
-from mqauth.replay.rules import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, first_seen, release_id
+from mqauth.replay.rules import (
+    ClaimRequest,
+    ClaimStatus,
+    ReplayStore,
+    batch_id,
+    claim_id,
+    first_seen,
+    release_id,
+)
 from mqauth.wire.keys import KeySet, KeySource
 from mqauth.wire.message import Message
 
@@ -156,7 +180,9 @@ class Judge:
         except Exception as error:
             self._refuse(delivery, error)
 
-    def prepare(self, delivery: Delivery, waited: KeySet | None = None) -> Claim | Flow[Claim]:
+    def prepare(
+        self, delivery: Delivery, waited: KeySet | None = None
+    ) -> Claim | Flow[Claim]:
         """Take steps (0) to (12), and return the claim to be made; ``conclude`` takes what the store said.
 
         Whoever judges many deliveries can so make their claims in one round trip.
@@ -174,7 +200,11 @@ class Judge:
         """
         try:
             # the rung: below ``enforce`` or exempt, a message may need no verdict
-            if self.ladder is not None and waited is None and self.ladder.passes(delivery):
+            if (
+                self.ladder is not None
+                and waited is None
+                and self.ladder.passes(delivery)
+            ):
                 return None
             # (0) to (4): the token is taken apart, and nothing in it is believed
             delivery.candidate = candidate = self._verifier.open(delivery.message)
@@ -183,14 +213,20 @@ class Judge:
             # (5): only a configured issuer's keys are asked for
             source = self._verifier.issuer(candidate.token).keys
             keys = _at_hand(source) if waited is None else waited
-            if waited is None and (type(keys) is not KeySet or candidate.token.opened.kid not in keys.by_kid):
+            if waited is None and (
+                type(keys) is not KeySet or candidate.token.opened.kid not in keys.by_kid
+            ):
                 return self._keyed(delivery, candidate, source, keys)
             delivery.key_set = keys.version
             # (6) to (11): key and signature, then what is claimed, then the message itself
-            delivery.verified = self._verifier.verify(delivery.message, candidate, keys, delivery.received)
+            delivery.verified = self._verifier.verify(
+                delivery.message, candidate, keys, delivery.received
+            )
             # (12): identity, so that no truthy answer of a broken policy passes for ALLOW
             at_hand = self.ladder is None or self._is_local or not is_lenient(delivery)
-            decision = at_once(POLICY, self._decide, delivery.verified) if at_hand else None
+            decision = (
+                at_once(POLICY, self._decide, delivery.verified) if at_hand else None
+            )
             if decision is not _ALLOW:
                 return self._decided(delivery, candidate, decision)
             return self._request(delivery, candidate)
@@ -198,7 +234,9 @@ class Judge:
             self._refuse(delivery, error)
             return None
 
-    def _keyed(self, delivery: Delivery, candidate: Candidate, source: KeySource, held: Any) -> Flow[Claim]:
+    def _keyed(
+        self, delivery: Delivery, candidate: Candidate, source: KeySource, held: Any
+    ) -> Flow[Claim]:
         """Wait for the keys of a token, and take the steps with them."""
         try:
             keys = yield from self._keys(delivery, candidate, source, held)
@@ -208,20 +246,26 @@ class Judge:
         claim = self.prepare(delivery, keys)
         return (yield from claim) if type(claim) is GeneratorType else cast(Claim, claim)
 
-    def _decided(self, delivery: Delivery, candidate: Candidate, decision: Any) -> Flow[Claim]:
+    def _decided(
+        self, delivery: Delivery, candidate: Candidate, decision: Any
+    ) -> Flow[Claim]:
         """Wait for the decision of a policy, which may be a refusal already."""
         try:
             verified, ladder = cast(Verified, delivery.verified), self._below(delivery)
             if ladder is None or self._is_local:
                 _permit((yield from decided(self._policy, verified, decision)))
             else:
-                _permit((yield from ladder.policy.watch(decision_of(self._policy, verified))))
+                _permit(
+                    (yield from ladder.policy.watch(decision_of(self._policy, verified)))
+                )
             return self._request(delivery, candidate)
         except Exception as error:
             self._refuse(delivery, error)
             return None
 
-    def conclude(self, delivery: Delivery, claim: ClaimRequest, status: ClaimStatus) -> None:
+    def conclude(
+        self, delivery: Delivery, claim: ClaimRequest, status: ClaimStatus
+    ) -> None:
         """Reach the verdict that follows from what the store said of a claim: the end of step (13).
 
         Raises:
@@ -238,7 +282,11 @@ class Judge:
 
     def _claim_released(self, delivery: Delivery) -> Flow[ClaimStatus]:
         """Take steps (5) to (13) of a message that a reviewer has released."""
-        message, candidate, received = delivery.message, cast(Candidate, delivery.candidate), delivery.received
+        message, candidate, received = (
+            delivery.message,
+            cast(Candidate, delivery.candidate),
+            delivery.received,
+        )
         source = self._verifier.issuer(candidate.token).keys  # (5)
         keys = yield from self._keys(delivery, candidate, source, _at_hand(source))
         delivery.key_set = keys.version
@@ -248,7 +296,9 @@ class Judge:
         release = delivery.release = yield from self._released(delivery)
         if release.scope != self.scope_of(message):
             return ClaimStatus.DUPLICATE
-        delivery.verified = self._verifier.verify(message, candidate, keys, received, release)  # (8) to (11)
+        delivery.verified = self._verifier.verify(
+            message, candidate, keys, received, release
+        )  # (8) to (11)
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
             _permit((yield from decision_of(self._policy, delivery.verified)))  # (12)
         # (13): the release is claimed, and the message too unless ``replayed`` is waived. It does not matter which
@@ -256,9 +306,11 @@ class Judge:
         # duplicate, a message that is done a replay, and either that is held is waited for.
         claim = self._request(delivery, candidate)
         claim = replace(
-            claim, place=None, redelivered=True,
+            claim,
+            place=None,
+            redelivered=True,
             expires=max(claim.expires, float(release.exp + self._verifier.retention)),
-        )  # fmt: skip
+        )
         released = replace(claim, id=release_id(release.iss, release.letter), index=None)
         status = yield from self._claim(delivery, released)
         if status is not _FRESH or Reason.REPLAYED in release.waive:
@@ -266,22 +318,30 @@ class Judge:
         delivery.release_claim = delivery.claim
         status = yield from self._claim(delivery, claim)
         if status is ClaimStatus.DUPLICATE:
-            raise Rejection(Reason.REPLAYED, "the message was handled before, without this release")
+            raise Rejection(
+                Reason.REPLAYED, "the message was handled before, without this release"
+            )
         return status
 
     def _released(self, delivery: Delivery) -> Flow[Release]:
         """Judge the release that a message carries; whatever is wrong with it is ``release_invalid``."""
         message, invalid = delivery.message, partial(Rejection, Reason.RELEASE_INVALID)
         opened = open_release(message)
-        authorities = require(self._verifier.release, "no release authority is configured", invalid)
+        authorities = require(
+            self._verifier.release, "no release authority is configured", invalid
+        )
         source, kid = authorities.source(opened), opened.opened.kid
         keys = yield from known(_at_hand(source))
         if keys is None or keys.get(kid) is None:
             with refusing(Rejection, "the authority has no such key", invalid):
-                keys = yield from looked_up(source, kid, delivery.received, opened.release.iss)
+                keys = yield from looked_up(
+                    source, kid, delivery.received, opened.release.iss
+                )
         return authorities.verify(message, opened, keys, delivery.received)
 
-    def _keys(self, delivery: Delivery, candidate: Candidate, source: KeySource, held: Any) -> Flow[KeySet]:
+    def _keys(
+        self, delivery: Delivery, candidate: Candidate, source: KeySource, held: Any
+    ) -> Flow[KeySet]:
         """Return the keys of the token's issuer, waiting for them if the token's key is not among those held."""
         kid, issuer = candidate.token.opened.kid, candidate.token.claims.iss
         keys = yield from known(held)
@@ -289,12 +349,19 @@ class Judge:
             delivery.key_set = None if keys is None else keys.version
             looking = looked_up(source, kid, delivery.received, issuer)
             ladder = self._below(delivery)
-            keys = yield from looking if ladder is None else ladder.issuers[issuer].watch(looking)
+            keys = (
+                yield from looking
+                if ladder is None
+                else ladder.issuers[issuer].watch(looking)
+            )
         return keys
 
     def draw_owners(self, deliveries: Sequence[Delivery]) -> None:
         """Give each delivery that has none the random owner it claims with; all are drawn in one call."""
-        drawn, length = self._randomness(_OWNER_BYTES * len(deliveries)).hex(), 2 * _OWNER_BYTES
+        drawn, length = (
+            self._randomness(_OWNER_BYTES * len(deliveries)).hex(),
+            2 * _OWNER_BYTES,
+        )
         for at, delivery in enumerate(deliveries):
             if delivery.owner is None:
                 delivery.owner = drawn[at * length : (at + 1) * length]
@@ -332,15 +399,22 @@ class Judge:
 
     def _asked(self, delivery: Delivery, claim: ClaimRequest) -> Flow[Any]:
         """Return what the store says of a claim; below ``enforce`` it is asked with little patience."""
-        asking, ladder = call(self._replay.claim, claim, cause=STORE), self._below(delivery)
+        asking, ladder = (
+            call(self._replay.claim, claim, cause=STORE),
+            self._below(delivery),
+        )
         return (yield from asking if ladder is None else ladder.store.watch(asking))
 
-    def _claimed(self, delivery: Delivery, claim: ClaimRequest, status: ClaimStatus) -> ClaimStatus:
+    def _claimed(
+        self, delivery: Delivery, claim: ClaimRequest, status: ClaimStatus
+    ) -> ClaimStatus:
         """Return what a claim came to, and note it if the message is this delivery's now."""
         if status is ClaimStatus.REPLAYED:
             raise Rejection(Reason.REPLAYED, first_seen(self._replay, claim))
         if status is ClaimStatus.HELD:
-            raise Unavailable(Cause.CLAIM_HELD, "an earlier delivery of it is still being handled")
+            raise Unavailable(
+                Cause.CLAIM_HELD, "an earlier delivery of it is still being handled"
+            )
         if status is ClaimStatus.REREAD and not self.handles_again:
             return ClaimStatus.DUPLICATE
         if status is _FRESH or status is ClaimStatus.REREAD:
@@ -358,28 +432,38 @@ class Judge:
         if status is not ClaimStatus.DUPLICATE:
             delivery.step = _HANDLE
         elif (ladder := self._below(delivery)) is not None:
-            ladder.pass_on(delivery, Would(Verdict.DUPLICATE, detail="it was handled before"))
+            ladder.pass_on(
+                delivery, Would(Verdict.DUPLICATE, detail="it was handled before")
+            )
         else:
             delivery.verdict, delivery.step = Verdict.DUPLICATE, Step.RECORD
 
     def _refuse(self, delivery: Delivery, error: Exception) -> None:
         """Reject a delivery for what a step raised, and raise again what is out of reach; below, pass it on."""
         ladder = self._below(delivery)
-        if isinstance(error, OUR_FAULT) and (ladder is None or not isinstance(error, Unavailable)):
+        if isinstance(error, OUR_FAULT) and (
+            ladder is None or not isinstance(error, Unavailable)
+        ):
             raise error
         if not isinstance(error, Rejection | Unavailable):
             # nobody foresaw it: that ends no consumer
-            error = Rejection(Reason.MESSAGE_MALFORMED, f"{type(error).__name__} while it was judged")
+            error = Rejection(
+                Reason.MESSAGE_MALFORMED, f"{type(error).__name__} while it was judged"
+            )
         if ladder is not None:
             ladder.pass_on(delivery, would_be(error))
         elif isinstance(error, Rejection):
             # of a released message that was handled before, the release is claimed already, and is given back
-            delivery.reject(error, Step.RECORD if delivery.claim is None else Step.RELEASE)
+            delivery.reject(
+                error, Step.RECORD if delivery.claim is None else Step.RELEASE
+            )
 
 
 def _permit(decision: Decision) -> None:
     if decision is not _ALLOW:
-        raise Rejection(Reason.PRODUCER_FORBIDDEN, "no rule lets this subject publish here")
+        raise Rejection(
+            Reason.PRODUCER_FORBIDDEN, "no rule lets this subject publish here"
+        )
 
 
 def _at_hand(source: KeySource) -> Any:

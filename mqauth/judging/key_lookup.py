@@ -29,7 +29,12 @@ def looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow[
     twin = getattr(source, "arefresh", None)
     try:
         keys = yield from call(
-            source.refresh, kid, received, twin=twin, cause=_KEYS, passing=(*OUR_FAULT, Rejection)
+            source.refresh,
+            kid,
+            received,
+            twin=twin,
+            cause=_KEYS,
+            passing=(*OUR_FAULT, Rejection),
         )
     except Unavailable as error:
         raise Unavailable(error.cause, error.detail, party) from error

@@ -15,7 +15,14 @@ from mqauth.errors import Cause, Reason, Rejection, Unavailable, Verdict, requir
 from mqauth.flow import Flow, unwrap
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.observing import Breaker, Observing
-from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung, destinations_of, is_lenient, kinds_of
+from mqauth.judging.rollout import (
+    EVERYWHERE,
+    Rollout,
+    Rung,
+    destinations_of,
+    is_lenient,
+    kinds_of,
+)
 from mqauth.judging.verified import (
     UnverifiedHandler,
     Unverifieds,
@@ -41,13 +48,24 @@ class Ladder:
         store, policy, issuers: keep a plug-in that failed or was slow from being asked again at once.
     """
 
-    def __init__(self, rollout: Rollout, observing: Observing, *, issuers: Iterable[str], clock: Clock) -> None:
+    def __init__(
+        self,
+        rollout: Rollout,
+        observing: Observing,
+        *,
+        issuers: Iterable[str],
+        clock: Clock,
+    ) -> None:
         self._rollout = rollout
         self._observing = observing
         self.store = Breaker(Cause.REPLAY_STORE_UNAVAILABLE, clock)
         self.policy = Breaker(Cause.POLICY_UNAVAILABLE, clock)
         self.issuers = {name: Breaker(Cause.KEYS_UNAVAILABLE, clock) for name in issuers}
-        self._breakers = {Step.CONFIRM: self.store, Step.RELEASE: self.store, Step.RECORD: observing.breaker}
+        self._breakers = {
+            Step.CONFIRM: self.store,
+            Step.RELEASE: self.store,
+            Step.RECORD: observing.breaker,
+        }
 
     def passes(self, delivery: Delivery) -> bool:
         """Note the rung of a delivery; return whether its handler gets it without a verdict."""
@@ -57,13 +75,22 @@ class Ladder:
         if exemption is not None:
             kind = message.text_property("type") if exemption.kinds else None
             self.pass_on(
-                delivery, Would(Verdict.REJECTED, Reason.TOKEN_MISSING, None, "exempt: no token header"), kind
+                delivery,
+                Would(
+                    Verdict.REJECTED,
+                    Reason.TOKEN_MISSING,
+                    None,
+                    "exempt: no token header",
+                ),
+                kind,
             )
         elif rung is Rung.OFF:
             self.pass_on(delivery, None)
         return delivery.step is Step.PASS_ON
 
-    def pass_on(self, delivery: Delivery, would: Would | None, kind: str | None = None) -> None:
+    def pass_on(
+        self, delivery: Delivery, would: Would | None, kind: str | None = None
+    ) -> None:
         """Have a delivery given to the handler of ``Unverified``.
 
         Args:
@@ -113,7 +140,9 @@ def would_be(error: Rejection | Unavailable) -> Would:
     return Would(Verdict.REJECTED, error.reason, None, error.detail)
 
 
-def check_handlers(rollout: Rollout | None, handler: Any, unverified: Unverifieds | None) -> None:
+def check_handlers(
+    rollout: Rollout | None, handler: Any, unverified: Unverifieds | None
+) -> None:
     """Refuse a consumer whose handlers do not fit its rollout.
 
     Args:
@@ -132,15 +161,28 @@ def check_handlers(rollout: Rollout | None, handler: Any, unverified: Unverified
         )
         return
     if not rollout:
-        emit("rollout.wired_in", "unverified= is given and nothing is below enforce: old code is still wired in")
+        emit(
+            "rollout.wired_in",
+            "unverified= is given and nothing is below enforce: old code is still wired in",
+        )
     given = listed(unverified)
     for each in given.values():
-        require(callable(each), "unverified= is a handler, or a table of handlers by kind")
-        require(unwrap(each) != unwrap(handler), "unverified= is the handler itself: give another")
+        require(
+            callable(each), "unverified= is a handler, or a table of handlers by kind"
+        )
+        require(
+            unwrap(each) != unwrap(handler),
+            "unverified= is the handler itself: give another",
+        )
         noted = getattr(unwrap(each), "__annotations__", {})
         kinds = [kind for name, kind in noted.items() if name != "return"]
-        wrong = any(kind is Verified or str(kind).split(".")[-1] == "Verified" for kind in kinds)
-        require(not wrong, "unverified= takes an Unverified, and is annotated to take a Verified")
+        wrong = any(
+            kind is Verified or str(kind).split(".")[-1] == "Verified" for kind in kinds
+        )
+        require(
+            not wrong,
+            "unverified= takes an Unverified, and is annotated to take a Verified",
+        )
     needed = frozenset() if rollout is None else kinds_of(rollout)
     missing = sorted(needed - given.keys())
     require(not missing, f"unverified= has no handler for {', '.join(missing)}")

@@ -53,7 +53,9 @@ class Breaker:
         """
         began, failed = self._monotonic(), False
         if began < self._pause.until:
-            raise Unavailable(self._cause, f"it failed or was slow within the last {PAUSE:g} s")
+            raise Unavailable(
+                self._cause, f"it failed or was slow within the last {PAUSE:g} s"
+            )
         try:
             return (yield from flow)
         except Exception as error:
@@ -111,7 +113,9 @@ class Observing:
         self._randomness = randomness
         self._instance = instance
         self._policy = policy
-        self._rules = hashlib.sha256(f"{policy.version} {verifier.settings}".encode()).hexdigest()[:16]
+        self._rules = hashlib.sha256(
+            f"{policy.version} {verifier.settings}".encode()
+        ).hexdigest()[:16]
         self._scope_of = scope_of
         self._sees = hasattr(audit, "see")
         self._pending: deque[tuple[bool, AuditRecord]] = deque()
@@ -138,7 +142,9 @@ class Observing:
             return
         group = group_of_message(delivery.message, would.code, delivery.candidate)
         shown = self.counts.would(pattern, group, self._clock.now())
-        if self.sink is not None and (shown or (self._sees and would.reason not in (None, Reason.TOKEN_MISSING))):
+        if self.sink is not None and (
+            shown or (self._sees and would.reason not in (None, Reason.TOKEN_MISSING))
+        ):
             if len(self._pending) < PENDING:
                 record = verdict_record(
                     delivery,
@@ -153,7 +159,9 @@ class Observing:
                     verdict="would_reject",
                     dead_letter=None,
                     reason=None if would.reason is None else would.reason.value,
-                    detail=would.detail if would.reason is not None else f"{would.code}: {would.detail}",
+                    detail=would.detail
+                    if would.reason is not None
+                    else f"{would.code}: {would.detail}",
                 )
                 self._pending.append((shown, record))
             else:
@@ -167,12 +175,19 @@ class Observing:
 
     def _seen(self, message: Message) -> str | None:
         """Return the pattern of a message's destination, and note how old it is where RabbitMQ proves that."""
-        self._scope, entry = self._scope_of(message), self.rollout.entry(message.destination)
+        self._scope, entry = (
+            self._scope_of(message),
+            self.rollout.entry(message.destination),
+        )
         pattern = None if entry is None else entry.pattern(message.destination)
         # what a sender may have written says nothing of what waits
         times = self._verifier.times
         appended = None if times.unsafe_append_evidence else times.evidence(message)
-        if pattern is not None and appended is not None and not is_kafka(message.destination):
+        if (
+            pattern is not None
+            and appended is not None
+            and not is_kafka(message.destination)
+        ):
             self.counts.appended(pattern, appended)
         return pattern
 
@@ -210,9 +225,15 @@ class Observing:
         # Some messages that would be refused are recorded; the detectors see others, too.
         while self._pending:
             shown, record = self._pending.popleft()
-            yield from self._attempt(self.sink.write if shown else self.sink.see, record, last)
+            yield from self._attempt(
+                self.sink.write if shown else self.sink.see, record, last
+            )
         if self.counts.lost:
-            emit("rollout.not_awaited", "below enforce, not waited for: %s", dict(self.counts.lost))
+            emit(
+                "rollout.not_awaited",
+                "below enforce, not waited for: %s",
+                dict(self.counts.lost),
+            )
         if self.rollout:
             began, self._began = self._began, self._clock.now()
             rungs = {
@@ -220,7 +241,11 @@ class Observing:
                 for entry in self.rollout.entries
                 for destination in entry.destinations
             }
-            facts = {"seconds": round(self._began - began, 3), "rules": self._rules, "rungs": rungs}
+            facts = {
+                "seconds": round(self._began - began, 3),
+                "rules": self._rules,
+                "rungs": rungs,
+            }
             yield from self._write("observed", facts | self.counts.take(), last)
 
     def _write(self, verdict: str, facts: dict[str, Any], last: bool) -> Flow[None]:
@@ -256,21 +281,41 @@ class Observing:
             return True
         except Exception as error:
             self.counts.lose("audit_unavailable")
-            emit("rollout.unwritten", "a record of the rollout was not written: %s", type(error).__name__)
+            emit(
+                "rollout.unwritten",
+                "a record of the rollout was not written: %s",
+                type(error).__name__,
+            )
             return False
 
     def _tell_end(self, kind: str, name: str, until: date, now: float) -> None:
         """Warn of a day by which something is to end, unless that was said within the last day or hour."""
         left = days_left(until, self._clock.now())
-        every, told = HOUR if left < 0 else DAY, self._told.get((kind, name), float("-inf"))
+        every, told = (
+            HOUR if left < 0 else DAY,
+            self._told.get((kind, name), float("-inf")),
+        )
         if left > SOON or now < told + every:
             return
         self._told[kind, name] = now
         what = "not enforced" if kind == "rollout" else "its keys still count"
         if left < 0:
-            emit(f"{kind}.overdue", "%s: %s, and its time was over on %s", name, what, until)
+            emit(
+                f"{kind}.overdue",
+                "%s: %s, and its time was over on %s",
+                name,
+                what,
+                until,
+            )
         else:
-            emit(f"{kind}.ending", "%s: %s, %d days left, until %s", name, what, left, until)
+            emit(
+                f"{kind}.ending",
+                "%s: %s, %d days left, until %s",
+                name,
+                what,
+                left,
+                until,
+            )
 
 
 def lines(rollout: Rollout) -> Iterator[str]:
@@ -298,7 +343,9 @@ def days_left(until: date, now: float) -> int:
     return (until - datetime.fromtimestamp(now, UTC).date()).days
 
 
-def group_of_message(message: Message, code: str, candidate: Candidate | None = None) -> Group:
+def group_of_message(
+    message: Message, code: str, candidate: Candidate | None = None
+) -> Group:
     """Return the group of a message that would be refused, by what it says of itself."""
     user = message.properties.get("user-id")
     claims = None if candidate is None else candidate.token.claims

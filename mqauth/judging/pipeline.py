@@ -20,8 +20,24 @@ from typing import Any, Literal, TypeAlias
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, Unavailable, Verdict, require
-from mqauth.flow import Attempts, Call, Flow, answered, at_once, call, is_last, pause, settling
-from mqauth.judging.delivery import Delivery, Outcome, Step, refuse_unjudged, verdict_record
+from mqauth.flow import (
+    Attempts,
+    Call,
+    Flow,
+    answered,
+    at_once,
+    call,
+    is_last,
+    pause,
+    settling,
+)
+from mqauth.judging.delivery import (
+    Delivery,
+    Outcome,
+    Step,
+    refuse_unjudged,
+    verdict_record,
+)
 from mqauth.judging.details import explain
 from mqauth.judging.journal import Journal
 from mqauth.judging.judge import STORE, Judge
@@ -33,11 +49,26 @@ from mqauth.judging.verified import UnverifiedHandler, Unverifieds, V, Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.logs import HANDLING, emit
-from mqauth.replay.rules import DEFAULT_LEASE, ClaimRequest, ClaimStatus, NoReplayStore, ReplayStore
+from mqauth.replay.rules import (
+    DEFAULT_LEASE,
+    ClaimRequest,
+    ClaimStatus,
+    NoReplayStore,
+    ReplayStore,
+)
 from mqauth.wire.base64url import encode as base64url_encode
 from mqauth.wire.message import NEW_TUPLE, Message
 
-__all__ = ["Delivery", "Handler", "Observer", "Outcome", "Pipeline", "Step", "V", "Verdict"]
+__all__ = [
+    "Delivery",
+    "Handler",
+    "Observer",
+    "Outcome",
+    "Pipeline",
+    "Step",
+    "V",
+    "Verdict",
+]
 Handler: TypeAlias = Callable[[Verified[V]], Any]
 Observer = Callable[[Outcome, Message, float], None]
 # Python 3.11 takes its time to look a member of an enum up
@@ -97,7 +128,10 @@ class Pipeline:
         require(lease > 0, "lease is more than 0 seconds")
         replay = NoReplayStore() if replay is None else replay
         # a rule without an issuer would admit its subject of each of them
-        loose = any(rule.issuer is None for rule in local_rules(policy) or ()) and len(verifier.issuers) > 1
+        loose = (
+            any(rule.issuer is None for rule in local_rules(policy) or ())
+            and len(verifier.issuers) > 1
+        )
         require(not loose, "several issuers are trusted: each rule must name its issuer")
         self.verifier = verifier
         self.policy = policy
@@ -113,9 +147,18 @@ class Pipeline:
         self.self_test = self_test
         self.instance = instance or base64url_encode(randomness(6)).decode("ascii")
         self.rollout = rollout or None
-        plugins: dict[str, Any] = {"verifier": verifier, "policy": policy, "replay": replay}
+        plugins: dict[str, Any] = {
+            "verifier": verifier,
+            "policy": policy,
+            "replay": replay,
+        }
         self.journal = Journal(
-            clock, randomness, self.scope_of, audit=audit, messages=exception_messages, **plugins
+            clock,
+            randomness,
+            self.scope_of,
+            audit=audit,
+            messages=exception_messages,
+            **plugins,
         )
         self.observing: Observing | None = None
         self._ladder: Ladder | None = None
@@ -132,9 +175,13 @@ class Pipeline:
                 scope_of=self.scope_of,
             )
             if self.rollout is not None:
-                self._ladder = Ladder(self.rollout, self.observing, issuers=verifier.issuers, clock=clock)
+                self._ladder = Ladder(
+                    self.rollout, self.observing, issuers=verifier.issuers, clock=clock
+                )
         times: dict[str, Any] = {"lease": lease, "clock": clock, "randomness": randomness}
-        self.verdicts = Judge(scope=scope, reread=reread, ladder=self._ladder, **plugins, **times)
+        self.verdicts = Judge(
+            scope=scope, reread=reread, ladder=self._ladder, **plugins, **times
+        )
         """Takes the steps of a verdict; for whoever makes the claims of many deliveries together."""
 
     def receive(self, message: Message) -> Delivery:
@@ -167,12 +214,24 @@ class Pipeline:
         """
         try:
             # it waited after it was judged, perhaps for longer than its lease: another delivery may hold the claim
-            if delivery.deferred and delivery.step is _HANDLE and not (yield from self._is_held(delivery)):
+            if (
+                delivery.deferred
+                and delivery.step is _HANDLE
+                and not (yield from self._is_held(delivery))
+            ):
                 delivery.claim, delivery.release_claim, delivery.step = None, None, _JUDGE
             while (step := delivery.step) is not _SETTLE:
                 # these steps condemn nothing, so they are right whoever has the delivery by now
-                ends = step is _CONFIRM or step is _RELEASE or (step is _RECORD and delivery.rejection is None)
-                if not ends and delivery.fence is not None and (passed := delivery.fence(delivery)) is not None:
+                ends = (
+                    step is _CONFIRM
+                    or step is _RELEASE
+                    or (step is _RECORD and delivery.rejection is None)
+                )
+                if (
+                    not ends
+                    and delivery.fence is not None
+                    and (passed := delivery.fence(delivery)) is not None
+                ):
                     yield from settling(passed)
                 if step is _JUDGE:
                     started = self.clock.monotonic() if self._observers else 0.0
@@ -182,10 +241,19 @@ class Pipeline:
                         if self._observers:
                             delivery.judge_seconds = self.clock.monotonic() - started
                 elif step is _HANDLE and handler is not None:
-                    yield from self._handled(delivery, handler, delivery.verified, _CONFIRM)
+                    yield from self._handled(
+                        delivery, handler, delivery.verified, _CONFIRM
+                    )
                 else:
-                    ending, ladder = self._end(delivery, dead_letters, unverified, done), self._ladder
-                    yield from ending if ladder is None else ladder.end(delivery, ending, self._record_all)
+                    ending, ladder = (
+                        self._end(delivery, dead_letters, unverified, done),
+                        self._ladder,
+                    )
+                    yield from (
+                        ending
+                        if ladder is None
+                        else ladder.end(delivery, ending, self._record_all)
+                    )
             outcome = Outcome.of(delivery)
             self.journal.ended(delivery)
         except Unavailable as error:
@@ -219,7 +287,9 @@ class Pipeline:
         """
         refuse_unjudged(delivery)
         require(delivery.rejection is None, "a rejected delivery ends with bury")
-        delivery.step = {_PASS_ON: _SETTLE, _HANDLE: _CONFIRM}.get(delivery.step, delivery.step)
+        delivery.step = {_PASS_ON: _SETTLE, _HANDLE: _CONFIRM}.get(
+            delivery.step, delivery.step
+        )
         return (yield from self.process(delivery, None, None))
 
     def release(self, delivery: Delivery) -> Flow[Outcome]:
@@ -236,7 +306,11 @@ class Pipeline:
         try:
             if delivery.step in (_HANDLE, _PASS_ON, _JUDGE):
                 # before the store is asked: if its answer is lost the claim may be gone, and is made again
-                delivery.step, delivery.verdict, delivery.unverified = _JUDGE, Verdict.ACCEPTED, None
+                delivery.step, delivery.verdict, delivery.unverified = (
+                    _JUDGE,
+                    Verdict.ACCEPTED,
+                    None,
+                )
                 for claim in delivery.claims:
                     yield from call(self.replay.release, claim, cause=STORE)
                 delivery.claim = delivery.release_claim = None
@@ -262,8 +336,12 @@ class Pipeline:
     def _renewed(self, delivery: Delivery) -> Flow[bool]:
         now = self.clock.now()
         for claim in delivery.claims:
-            wish = replace(claim, renew=True, expires=max(claim.expires, now + self.lease))
-            if (yield from call(self.replay.claim, wish, cause=STORE)) is not ClaimStatus.FRESH:
+            wish = replace(
+                claim, renew=True, expires=max(claim.expires, now + self.lease)
+            )
+            if (
+                yield from call(self.replay.claim, wish, cause=STORE)
+            ) is not ClaimStatus.FRESH:
                 return False
         delivery.renewed = now
         return True
@@ -286,10 +364,14 @@ class Pipeline:
         """
         refuse_unjudged(delivery)
         refused = delivery.verdict not in (Verdict.ACCEPTED, Verdict.UNVERIFIED)
-        require(refused, "an accepted or unverified delivery ends with confirm or release")
+        require(
+            refused, "an accepted or unverified delivery ends with confirm or release"
+        )
         return (yield from self.process(delivery, None, dead_letters))
 
-    def handlers(self, handler: Any, unverified: Unverifieds | None) -> UnverifiedHandler | None:
+    def handlers(
+        self, handler: Any, unverified: Unverifieds | None
+    ) -> UnverifiedHandler | None:
         """Return what ``process`` is given as ``unverified``; to be asked once, when a consumer is made.
 
         Raises:
@@ -312,7 +394,12 @@ class Pipeline:
     ) -> Flow[None]:
         """Take one of the steps after verdict and handler: end the claims, record, pass on, or bury."""
         step, claim = delivery.step, delivery.claim if delivery.rung is None else None
-        if step is _CONFIRM and done is not None and claim is not None and claim.place is not None:
+        if (
+            step is _CONFIRM
+            and done is not None
+            and claim is not None
+            and claim.place is not None
+        ):
             done.append(claim)
             delivery.step = _RECORD if self._record_all else _SETTLE
         elif step is _CONFIRM or step is _RELEASE:
@@ -323,15 +410,25 @@ class Pipeline:
                 ended = None if claim is None else at_once(STORE, ends, claim)
                 if ended is not None:
                     yield from answered(STORE, ended)
-            delivery.step = _SETTLE if delivery.rejection is None and not self._record_all else _RECORD
+            delivery.step = (
+                _SETTLE
+                if delivery.rejection is None and not self._record_all
+                else _RECORD
+            )
         elif step is _RECORD:
             # the audit record, durable, if the verdict is one to be recorded; the dead letter names it
             explain(delivery, self.verifier, self.policy)
-            if delivery.rejection is not None or (self._record_all and self.audit is not None):
+            if delivery.rejection is not None or (
+                self._record_all and self.audit is not None
+            ):
                 # Not by its truth: a sink may be empty.
                 if self.audit is None:
-                    raise ConfigurationError("a pipeline without audit cannot settle rejected messages")
-                delivery.record_id = delivery.record_id or uuid7(self.clock, self._randomness)
+                    raise ConfigurationError(
+                        "a pipeline without audit cannot settle rejected messages"
+                    )
+                delivery.record_id = delivery.record_id or uuid7(
+                    self.clock, self._randomness
+                )
                 record = verdict_record(
                     delivery,
                     scope=self.scope_of(delivery.message),
@@ -343,12 +440,20 @@ class Pipeline:
             delivery.step = _SETTLE if delivery.rejection is None else Step.BURY
         elif step is _PASS_ON:
             # nothing is claimed of what needs no proof, and nothing recorded
-            old = require(unverified, "an unverified message came to a consumer without unverified=")
+            old = require(
+                unverified, "an unverified message came to a consumer without unverified="
+            )
             yield from self._handled(delivery, old, delivery.unverified, _SETTLE)
         else:
             # the dead letter, once the broker has confirmed it
-            if dead_letters is None or delivery.rejection is None or delivery.record_id is None:
-                raise ConfigurationError("only a rejected message that was recorded can be buried")
+            if (
+                dead_letters is None
+                or delivery.rejection is None
+                or delivery.record_id is None
+            ):
+                raise ConfigurationError(
+                    "only a rejected message that was recorded can be buried"
+                )
             letter = DeadLetter(
                 message=delivery.message,
                 rejection=delivery.rejection,
@@ -360,10 +465,14 @@ class Pipeline:
                 error=delivery.error,
                 rung=delivery.rung_label,
             )
-            yield from call(dead_letters.publish, letter, cause=Cause.DEAD_LETTER_UNAVAILABLE)
+            yield from call(
+                dead_letters.publish, letter, cause=Cause.DEAD_LETTER_UNAVAILABLE
+            )
             delivery.letter, delivery.step = letter.id, _SETTLE
 
-    def _handled(self, delivery: Delivery, handler: Any, message: Any, then: Step) -> Flow[None]:
+    def _handled(
+        self, delivery: Delivery, handler: Any, message: Any, then: Step
+    ) -> Flow[None]:
         """Call a handler once, and go on with step ``then`` if it returned; ``process`` makes further attempts."""
         HANDLING.set(delivery)
         try:

@@ -76,11 +76,18 @@ class Rule:
 
     def __repr__(self) -> str:
         text = f"Rule(subject={self.subject!r}, destinations={self.destinations!r}, issuer={self.issuer!r}"
-        return f"{text}, claims={sorted((self.claims or {}).items())})" if self.claims else f"{text})"
+        return (
+            f"{text}, claims={sorted((self.claims or {}).items())})"
+            if self.claims
+            else f"{text})"
+        )
 
     def __post_init__(self) -> None:
         require(
-            all(is_name(name) and is_name(value) for name, value in (self.claims or {}).items()),
+            all(
+                is_name(name) and is_name(value)
+                for name, value in (self.claims or {}).items()
+            ),
             "a claim of a rule is text of 1 to 256 characters",
         )
         require(
@@ -94,7 +101,10 @@ class Rule:
         """Tell whether the identity behind a message has the claims of this rule, equal as texts."""
         claims = {} if verified.identity is None else verified.identity.claims
         wanted = self.claims or {}
-        return all(type(claims.get(name)) is str and claims[name] == value for name, value in wanted.items())
+        return all(
+            type(claims.get(name)) is str and claims[name] == value
+            for name, value in wanted.items()
+        )
 
     def allows(self, issuer: str, destination: str) -> bool:
         """Tell whether this rule lets its subject, of an issuer, publish to a destination."""
@@ -117,12 +127,17 @@ class Allow:
         if isinstance(rules, Mapping):
             listed = not any(isinstance(patterns, str) for patterns in rules.values())
             require(listed, "the destinations of a subject are a list")
-            rules = [Rule(subject=name, destinations=tuple(patterns)) for name, patterns in rules.items()]
+            rules = [
+                Rule(subject=name, destinations=tuple(patterns))
+                for name, patterns in rules.items()
+            ]
         self.rules = tuple(rules)
         self._by_subject: dict[str, list[Rule]] = {}
         self._claiming: dict[str, list[Rule]] = {}
         for rule in self.rules:
-            (self._claiming if rule.claims else self._by_subject).setdefault(rule.subject, []).append(rule)
+            (self._claiming if rule.claims else self._by_subject).setdefault(
+                rule.subject, []
+            ).append(rule)
         self.version = hashlib.sha256(repr(self.rules).encode()).hexdigest()[:16]
         self._decisions = memo.Memo(self._decision)
 
@@ -132,7 +147,9 @@ class Allow:
         if decision is _DENY and verified.subject in self._claiming:
             # a rule with claims is asked each time, since the identity differs from WIT to WIT
             for rule in self._claiming[verified.subject]:
-                if rule.is_met(verified) and rule.allows(verified.issuer, verified.destination):
+                if rule.is_met(verified) and rule.allows(
+                    verified.issuer, verified.destination
+                ):
                     return Decision.ALLOW
         return decision
 
@@ -140,7 +157,10 @@ class Allow:
         issuer, subject, destination = asked
         return (
             Decision.ALLOW
-            if any(rule.allows(issuer, destination) for rule in self._by_subject.get(subject, ()))
+            if any(
+                rule.allows(issuer, destination)
+                for rule in self._by_subject.get(subject, ())
+            )
             else Decision.DENY
         )
 
@@ -163,13 +183,19 @@ def decided(policy: Policy, verified: Verified, decision: Any) -> Flow[Decision]
     """
     twin = getattr(policy, "adecide", None)
     if decision is None and twin is not None:
-        return cast(Decision, (yield from call(policy.decide, verified, twin=twin, cause=POLICY)))
+        return cast(
+            Decision, (yield from call(policy.decide, verified, twin=twin, cause=POLICY))
+        )
     return cast(Decision, (yield from answered(POLICY, decision)))
 
 
 def decision_of(policy: Policy, verified: Verified) -> Flow[Decision]:
     """Return the decision of a policy, as ``decided``."""
-    return (yield from decided(policy, verified, at_once(POLICY, on_the_spot(policy), verified)))
+    return (
+        yield from decided(
+            policy, verified, at_once(POLICY, on_the_spot(policy), verified)
+        )
+    )
 
 
 def local_rules(policy: Policy) -> tuple[Rule, ...] | None:
@@ -190,15 +216,25 @@ def matches(pattern: str, destination: str) -> bool:
     reachable = {0}
     for item in words:
         if item == "#":
-            reachable = set(range(min(reachable), len(place_words) + 1)) if reachable else set()
+            reachable = (
+                set(range(min(reachable), len(place_words) + 1)) if reachable else set()
+            )
         else:
-            reachable = {at + 1 for at in reachable if at < len(place_words) and item in ("*", place_words[at])}
+            reachable = {
+                at + 1
+                for at in reachable
+                if at < len(place_words) and item in ("*", place_words[at])
+            }
     return len(place_words) in reachable
 
 
 def _split(destination: str) -> tuple[str, list[str]]:
     """Return the part of a destination that is compared exactly, and its dotted words."""
-    cut = destination.find("/") if destination.startswith("rabbitmq:") else destination.find(":")
+    cut = (
+        destination.find("/")
+        if destination.startswith("rabbitmq:")
+        else destination.find(":")
+    )
     return destination[: cut + 1], destination[cut + 1 :].split(".")
 
 

@@ -56,15 +56,22 @@ class AcceptAs:
         kind = destination.is_kafka(self.at)
         # The two brokers carry properties in different ways, so that no message keeps its signature across them.
         require(
-            all(destination.is_kafka(each) is kind for each in self.signed_for), "at and signed_for: one broker"
+            all(destination.is_kafka(each) is kind for each in self.signed_for),
+            "at and signed_for: one broker",
         )
 
     @property
     def broad(self) -> tuple[str, ...]:
         """The patterns with ``#``, which takes any number of words."""
-        return tuple(pattern for pattern in self.signed_for if "#" in pattern.replace(":", ".").split("."))
+        return tuple(
+            pattern
+            for pattern in self.signed_for
+            if "#" in pattern.replace(":", ".").split(".")
+        )
 
-    def signed(self, message: Message, claims: Claims, proof: batch.Proof | None) -> Message:
+    def signed(
+        self, message: Message, claims: Claims, proof: batch.Proof | None
+    ) -> Message:
         """Return a message as at the destination it was signed for, if that is one of these; else itself."""
         if isinstance(claims.mqa, Binding):
             signed_for = claims.mqa.dst
@@ -97,7 +104,9 @@ class WithoutEvidence:
     def __post_init__(self) -> None:
         check_pattern(self.destination)
         require(is_name(self.why), "why is a reason of 1 to 256 characters")
-        of_a_queue = isinstance(self.through, Mapping) and not destination.is_kafka(self.destination)
+        of_a_queue = isinstance(self.through, Mapping) and not destination.is_kafka(
+            self.destination
+        )
         require(not of_a_queue, "only a Kafka topic has offsets")
 
     @property
@@ -212,7 +221,9 @@ class Exemption:
     def holds(self, message: Message) -> bool:
         """Return whether a message is one of these; whether it has a token is not asked here."""
         kind = message.text_property("type") if self.kinds else None
-        return matches(self.destination, message.destination) and (not self.kinds or kind in self.kinds)
+        return matches(self.destination, message.destination) and (
+            not self.kinds or kind in self.kinds
+        )
 
 
 class Rollout:
@@ -223,7 +234,9 @@ class Rollout:
         exemptions: what may lack a token.
     """
 
-    def __init__(self, entries: Iterable[RolloutEntry] = (), exemptions: Iterable[Exemption] = ()) -> None:
+    def __init__(
+        self, entries: Iterable[RolloutEntry] = (), exemptions: Iterable[Exemption] = ()
+    ) -> None:
         self.entries = tuple(entries)
         self.exemptions = tuple(exemptions)
         self._found = memo.Memo[str, RolloutEntry | None](self._find)
@@ -264,7 +277,9 @@ class Rollout:
         """
         entry = self._find(message.destination)
         listed = entry is not None and entry.pattern(message.destination) != EVERYWHERE
-        return (listed and self.is_lenient(message)) or self.exemption(message) is not None
+        return (listed and self.is_lenient(message)) or self.exemption(
+            message
+        ) is not None
 
     def _find(self, destination: str) -> RolloutEntry | None:
         return next((entry for entry in self.entries if entry.holds(destination)), None)
@@ -282,8 +297,12 @@ def is_lenient(delivery: Any) -> bool:
 
 def destinations_of(rollout: Rollout) -> str:
     """Return the destinations whose messages may be unverified, for people."""
-    destinations = [destination for entry in rollout.below for destination in entry.destinations]
-    return ", ".join([*destinations, *(exemption.destination for exemption in rollout.exemptions)])
+    destinations = [
+        destination for entry in rollout.below for destination in entry.destinations
+    ]
+    return ", ".join(
+        [*destinations, *(exemption.destination for exemption in rollout.exemptions)]
+    )
 
 
 def kinds_of(rollout: Rollout) -> frozenset[str]:
@@ -315,5 +334,7 @@ def as_facts(rollout: Rollout, aliases: Iterable[AcceptAs] = ()) -> dict[str, An
             }
             for exempt in rollout.exemptions
         ],
-        "accept_as": [{"at": alias.at, "signed_for": list(alias.signed_for)} for alias in aliases],
+        "accept_as": [
+            {"at": alias.at, "signed_for": list(alias.signed_for)} for alias in aliases
+        ],
     }

@@ -51,7 +51,11 @@ class SelfTest:
         """Return it for people, one line each."""
         lines = [f"hostile messages refused: {self.refused}"]
         lines += [f"LET IN: {hostile}" for hostile in self.accepted]
-        return lines + ([f"unsigned messages reach a handler on purpose: {self.lenient}"] if self.lenient else [])
+        return lines + (
+            [f"unsigned messages reach a handler on purpose: {self.lenient}"]
+            if self.lenient
+            else []
+        )
 
 
 def starting(guard: Pipeline) -> Flow[None]:
@@ -67,17 +71,25 @@ def starting(guard: Pipeline) -> Flow[None]:
     if guard in _TRIED:
         return
     policy: Any = guard.policy
-    require(getattr(policy, "scope", guard.scope) == guard.scope, "the policy has another scope than the pipeline")
+    require(
+        getattr(policy, "scope", guard.scope) == guard.scope,
+        "the policy has another scope than the pipeline",
+    )
     if hasattr(policy, "probe"):
         yield from call(policy.probe, twin=policy.aprobe)
     if not guard.self_test:
-        emit("selftest.off", "self_test is off: nobody has tried whether this consumer refuses a forged message")
+        emit(
+            "selftest.off",
+            "self_test is off: nobody has tried whether this consumer refuses a forged message",
+        )
         return
     result = self_test(guard)
     told = harmless("; ".join(result.lines()), 1024)
     if result.accepted:
         emit("selftest.accepted", "the consumer does not start: %s", told)
-        raise ConfigurationError(f"self-test: the consumer would let in {few(result.accepted)}")
+        raise ConfigurationError(
+            f"self-test: the consumer would let in {few(result.accepted)}"
+        )
     _TRIED.add(guard)
     emit("selftest.passed", "self-test: %s", told)
 
@@ -89,14 +101,21 @@ def self_test(guard: Pipeline) -> SelfTest:
     """
     # Places that the rules admit; of another policy they are made up.
     rules = local_rules(guard.policy) or ()
-    destinations = dict.fromkeys(place_of_pattern(pattern) for rule in rules for pattern in rule.destinations)
+    destinations = dict.fromkeys(
+        place_of_pattern(pattern) for rule in rules for pattern in rule.destinations
+    )
     stranger = Signer(
-        key=Key.generate(), issuer=STRANGER, subject="mqauth-self-test", audience=min(guard.verifier.audiences),
+        key=Key.generate(),
+        issuer=STRANGER,
+        subject="mqauth-self-test",
+        audience=min(guard.verifier.audiences),
         clock=guard.clock,
-    )  # fmt: skip
+    )
     refused, accepted = 0, list[str]()
     for destination in list(islice(destinations, MOST)) or _ANYWHERE:
-        unsigned = Message(destination=destination, body=b"mqauth self-test", headers=(), properties={})
+        unsigned = Message(
+            destination=destination, body=b"mqauth self-test", headers=(), properties={}
+        )
         hostile = {
             "an unsigned message": unsigned,
             "a message of an issuer nobody trusts": stranger.sign(unsigned),
@@ -105,7 +124,9 @@ def self_test(guard: Pipeline) -> SelfTest:
             delivery = guard.receive(message)
             # Strictly also what a rung or an exemption lets through.
             judge, rollout = guard.verdicts, guard.rollout
-            if rollout is not None and (rollout.is_lenient(message) or rollout.exemption(message) is not None):
+            if rollout is not None and (
+                rollout.is_lenient(message) or rollout.exemption(message) is not None
+            ):
                 judge = copy(judge)
                 judge.ladder = None
             # Steps (0) to (12), or what it would wait for before.

@@ -20,7 +20,16 @@ from typing import Final, Literal, NamedTuple
 from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
 from mqauth.judging.rollout import WithoutEvidence
 from mqauth.letters.release import is_release
-from mqauth.wire import base64url, batch, destination, envelope, jws, memo, template, workload
+from mqauth.wire import (
+    base64url,
+    batch,
+    destination,
+    envelope,
+    jws,
+    memo,
+    template,
+    workload,
+)
 from mqauth.wire.claims import Batch, Claims, build
 from mqauth.wire.identity import Wit
 from mqauth.wire.keys import Key, KeySet
@@ -57,7 +66,16 @@ class Shape:
         readers: what reads a payload, once one like it was accepted with this form.
     """
 
-    __slots__ = ("_charge", "_form", "encoders", "fault", "on_kafka", "place", "readers", "released")
+    __slots__ = (
+        "_charge",
+        "_form",
+        "encoders",
+        "fault",
+        "on_kafka",
+        "place",
+        "readers",
+        "released",
+    )
 
     def __init__(self, form: Form, charge: Callable[[int], bool]) -> None:
         self._charge = charge
@@ -88,7 +106,9 @@ class Shape:
         reader = template.reader_of(token.opened.payload, token.claims, made)
         if reader is None:
             return
-        if (by, reader.length) in self.readers or self._charge(memo.size_of(by) + reader.size):
+        if (by, reader.length) in self.readers or self._charge(
+            memo.size_of(by) + reader.size
+        ):
             self.readers[by, reader.length] = reader
 
 
@@ -118,7 +138,9 @@ class Token:
 
     __slots__ = ("claims", "id", "key", "opened", "proven", "text", "validity", "wit")
 
-    def __init__(self, text: bytes, opened: jws.Opened, claims: Claims, wit: Wit | None = None) -> None:
+    def __init__(
+        self, text: bytes, opened: jws.Opened, claims: Claims, wit: Wit | None = None
+    ) -> None:
         self.wit = wit
         self.text = text
         self.opened = opened
@@ -128,7 +150,9 @@ class Token:
         self.validity: Validity | None = None
         self.proven: batch.Proven | None = None
         if isinstance(claims.mqa, Batch):
-            self.proven = batch.Proven(base64url.decode(claims.mqa.root.encode("ascii")), claims.mqa.size)
+            self.proven = batch.Proven(
+                base64url.decode(claims.mqa.root.encode("ascii")), claims.mqa.size
+            )
 
     def __repr__(self) -> str:
         return f"Token({self.opened!r})"
@@ -136,7 +160,9 @@ class Token:
     @property
     def size(self) -> int:
         """Bytes it takes at most once all its messages were proven."""
-        return _CHARACTER * len(self.text) + LEAF * (1 if self.proven is None else self.proven.size)
+        return _CHARACTER * len(self.text) + LEAF * (
+            1 if self.proven is None else self.proven.size
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,9 +180,15 @@ class Times:
 
     def __post_init__(self) -> None:
         require(self.backlog in (None, "expires"), 'backlog is "expires"')
-        require(self.at == "append" or not self.without_evidence, 'without_evidence is for at = "append"')
+        require(
+            self.at == "append" or not self.without_evidence,
+            'without_evidence is for at = "append"',
+        )
         require(self.at in ("consume", "append"), 'at is "consume" or "append"')
-        require(self.append_evidence in (None, "interceptor"), 'append_evidence is "interceptor"')
+        require(
+            self.append_evidence in (None, "interceptor"),
+            'append_evidence is "interceptor"',
+        )
         require(
             self.append_evidence is not None or not self.unsafe_append_evidence,
             "unsafe_append_evidence goes with append_evidence",
@@ -167,15 +199,27 @@ class Times:
         )
         _check_seconds("max_lifetime", self.max_lifetime, 1, None)
         _check_seconds("leeway", self.leeway, 0, MAX_LEEWAY)
-        _check_seconds("max_queue_age", 1 if self.max_queue_age is None else self.max_queue_age, 1, None)
+        _check_seconds(
+            "max_queue_age",
+            1 if self.max_queue_age is None else self.max_queue_age,
+            1,
+            None,
+        )
 
     def evidence(self, message: Message) -> float | None:
         """Return when the broker says it appended a message, UTC seconds; ``None`` if it may not be believed."""
         origin = message.origin
         # a producer writes a timestamp of another type itself, and on RabbitMQ any header
-        if self.at == "consume" or origin.timestamp_ms is None or origin.timestamp_type != "append":
+        if (
+            self.at == "consume"
+            or origin.timestamp_ms is None
+            or origin.timestamp_type != "append"
+        ):
             return None
-        if not destination.is_kafka(message.destination) and self.append_evidence != "interceptor":
+        if (
+            not destination.is_kafka(message.destination)
+            and self.append_evidence != "interceptor"
+        ):
             return None
         return origin.timestamp_ms / 1000
 
@@ -201,13 +245,22 @@ class Times:
             # A reviewer has let it through although nobody knows how long it waited.
             return received, waived | {Reason.EXPIRED}
         if any(entry.names(message, issued) for entry in self.without_evidence):
-            raise Rejection(Reason.APPEND_TIME_MISSING, "the broker did not say when it took the message")
-        raise Unavailable(Cause.APPEND_TIME_UNAVAILABLE, "the broker gives no evidence of append time")
+            raise Rejection(
+                Reason.APPEND_TIME_MISSING,
+                "the broker did not say when it took the message",
+            )
+        raise Unavailable(
+            Cause.APPEND_TIME_UNAVAILABLE, "the broker gives no evidence of append time"
+        )
 
     def ends(self, claims: Claims, key: Key) -> float:
         """Return until when the outcome of ``check`` at ``"consume"`` stays as it is, UTC seconds of receipt."""
         until = float(claims.exp + self.leeway)
-        return until if key.revocation is None else min(until, float(key.revocation.revoked_at))
+        return (
+            until
+            if key.revocation is None
+            else min(until, float(key.revocation.revoked_at))
+        )
 
     def check(
         self,
@@ -234,23 +287,35 @@ class Times:
             # whoever has a retired key can write any ``iat``; the append time is the broker's word
             appended = self.evidence(message)
             if (claims.iat if appended is None else appended) >= retires:
-                raise Rejection(Reason.KEY_EXPIRED, "the key had retired before the token was made")
+                raise Rejection(
+                    Reason.KEY_EXPIRED, "the key had retired before the token was made"
+                )
         moment, waived = self.moment(message, claims.iat, received, waived)
         if claims.iat > moment + self.leeway:
             raise Rejection(Reason.ISSUED_IN_FUTURE, "issued in the future")
         if claims.nbf is not None and claims.nbf > moment + self.leeway:
             raise Rejection(Reason.NOT_YET_VALID, "not valid yet")
-        if (claims.exp + self.leeway <= moment or claims.exp <= claims.iat) and Reason.EXPIRED not in waived:
+        if (
+            claims.exp + self.leeway <= moment or claims.exp <= claims.iat
+        ) and Reason.EXPIRED not in waived:
             if claims.exp <= claims.iat:
                 raise Rejection(Reason.EXPIRED, "expires before it was issued")
             # for how long it had waited, and which setting would have kept it
             until, kept = (
-                ("received", 'at = "append"') if self.at == "consume" else ("appended", "a longer lifetime")
+                ("received", 'at = "append"')
+                if self.at == "consume"
+                else ("appended", "a longer lifetime")
             )
-            waited, lifetime = f"{moment - claims.iat:.0f} s", f"{claims.exp - claims.iat} s"
+            waited, lifetime = (
+                f"{moment - claims.iat:.0f} s",
+                f"{claims.exp - claims.iat} s",
+            )
             why = f"{until} {waited} after it was signed, with a token of {lifetime}; {kept} would have kept it"
             raise Rejection(Reason.EXPIRED, why)
-        if claims.exp - claims.iat > self.max_lifetime and Reason.LIFETIME_EXCESSIVE not in waived:
+        if (
+            claims.exp - claims.iat > self.max_lifetime
+            and Reason.LIFETIME_EXCESSIVE not in waived
+        ):
             raise Rejection(Reason.LIFETIME_EXCESSIVE, "lives longer than the limit")
         if (
             self.max_queue_age is not None
@@ -262,7 +327,9 @@ class Times:
 
 
 def longest_wait(
-    max_queue_age: int | None, lifetimes: Iterable[int], identity_lifetimes: Iterable[int] = ()
+    max_queue_age: int | None,
+    lifetimes: Iterable[int],
+    identity_lifetimes: Iterable[int] = (),
 ) -> int:
     """Return for how many seconds a message may wait in its queue before it is rejected for that alone.
 

@@ -65,7 +65,10 @@ class Verified(Generic[V_co]):
     _facts: _Facts
 
     def __init__(self, maker: object, facts: _Facts, /) -> None:
-        require(maker is _MAKER, "only a verifier makes a Verified; mqauth.testing.verified() seals one")
+        require(
+            maker is _MAKER,
+            "only a verifier makes a Verified; mqauth.testing.verified() seals one",
+        )
         _SET_FACTS(self, facts)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
@@ -103,7 +106,9 @@ class Verified(Generic[V_co]):
         """The verified claim set; what its caller changes in it, nobody else sees."""
         # The siblings of a batch share one claim set.
         claims = self._facts.claims
-        return claims if not claims.extra else claims._replace(extra=deepcopy(claims.extra))
+        return (
+            claims if not claims.extra else claims._replace(extra=deepcopy(claims.extra))
+        )
 
     @property
     def kid(self) -> str:
@@ -118,7 +123,9 @@ class Verified(Generic[V_co]):
         """
         # Messages share what is remembered of their WIT.
         identity = self._facts.identity
-        if identity is None or not any(isinstance(value, dict | list) for value in identity.claims.values()):
+        if identity is None or not any(
+            isinstance(value, dict | list) for value in identity.claims.values()
+        ):
             return identity
         return identity._replace(claims=deepcopy(dict(identity.claims)))
 
@@ -192,7 +199,10 @@ class Verified(Generic[V_co]):
     @property
     def properties(self) -> dict[str, str]:
         """The seven protected properties that are present, as text."""
-        pairs = ((name, self._facts.message.text_property(name)) for name in PROTECTED_PROPERTIES)
+        pairs = (
+            (name, self._facts.message.text_property(name))
+            for name in PROTECTED_PROPERTIES
+        )
         return {name: value for name, value in pairs if value is not None}
 
     def header(self, name: str) -> HeaderValue:
@@ -211,7 +221,10 @@ class Verified(Generic[V_co]):
                 It is raised on RabbitMQ when the result is awaited, and on Kafka also by its ``get``.
             ConfigurationError: the consumer has no ``replies`` signer.
         """
-        answer = require(self._facts.responder, "give the consumer a producer as replies= to answer messages")
+        answer = require(
+            self._facts.responder,
+            "give the consumer a producer as replies= to answer messages",
+        )
         return answer(self, body)
 
 
@@ -232,7 +245,21 @@ def make_verified(  # noqa: PLR0917 - one is made for every message
     verified: Verified = NEW_OBJECT(Verified)
     _SET_FACTS(
         verified,
-        NEW_TUPLE(_Facts, (message, claims, kid, key_set, received, release, index, None, None, identity)),
+        NEW_TUPLE(
+            _Facts,
+            (
+                message,
+                claims,
+                kid,
+                key_set,
+                received,
+                release,
+                index,
+                None,
+                None,
+                identity,
+            ),
+        ),
     )
     return verified
 
@@ -248,7 +275,9 @@ def scope_of(origin: Origin, configured: str | None) -> str:
     return configured or origin.scope or origin.queue or "default"
 
 
-def equip(verified: Verified, *, responder: Responder | None = None, value: Any = None) -> Verified:
+def equip(
+    verified: Verified, *, responder: Responder | None = None, value: Any = None
+) -> Verified:
     """Return a verified message that has a way to reply and a decoded value; for broker wrappers."""
     if responder is None and value is None:
         return verified
@@ -290,7 +319,10 @@ class Unverified:
     _kind: str | None
 
     def __post_init__(self, maker: object) -> None:
-        require(maker is _MAKER, "only the pipeline makes an Unverified; mqauth.testing.unverified() makes one")
+        require(
+            maker is _MAKER,
+            "only the pipeline makes an Unverified; mqauth.testing.unverified() makes one",
+        )
 
     def __repr__(self) -> str:
         return f"Unverified({self.destination!r}, would={None if self.would is None else self.would.code!r})"
@@ -354,7 +386,9 @@ def listed(unverified: Unverifieds | None) -> dict[str, UnverifiedHandler]:
     return dict(unverified) if isinstance(unverified, Mapping) else {"*": unverified}
 
 
-def make_unverified(message: Message, would: Would | None, kind: str | None = None) -> Unverified:
+def make_unverified(
+    message: Message, would: Would | None, kind: str | None = None
+) -> Unverified:
     """Return the view of a message that nothing proved; for the pipeline and for tests."""
     return Unverified(_MAKER, message, would, kind)
 

@@ -15,9 +15,24 @@ from datetime import date
 from typing import Literal, NamedTuple
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
-from mqauth.judging.identities import REMEMBERED, Identities, TrustDomain, check_life, ends_of
+from mqauth.judging.identities import (
+    REMEMBERED,
+    Identities,
+    TrustDomain,
+    check_life,
+    ends_of,
+)
 from mqauth.judging.rollout import AcceptAs, WithoutEvidence
-from mqauth.judging.token import CAPACITY, NOTHING, At, Shape, Times, Token, Validity, is_revoked
+from mqauth.judging.token import (
+    CAPACITY,
+    NOTHING,
+    At,
+    Shape,
+    Times,
+    Token,
+    Validity,
+    is_revoked,
+)
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
@@ -25,7 +40,14 @@ from mqauth.wire import batch, envelope, jwk, jws, memo
 from mqauth.wire.claims import MAX_NAME, Binding, Claims, is_name, parse
 from mqauth.wire.identity import is_trust_domain, is_wit
 from mqauth.wire.keys import Key, KeySet, KeySource
-from mqauth.wire.message import NEW_TUPLE, PROTECTED_PROPERTIES, Form, HeaderNames, Message, form_of
+from mqauth.wire.message import (
+    NEW_TUPLE,
+    PROTECTED_PROPERTIES,
+    Form,
+    HeaderNames,
+    Message,
+    form_of,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +70,10 @@ class Issuer:
     until: date | None = None
 
     def __post_init__(self) -> None:
-        require(not (self.vouches and self.subjects), "an issuer either vouches for all or pins subjects")
+        require(
+            not (self.vouches and self.subjects),
+            "an issuer either vouches for all or pins subjects",
+        )
         require(
             not any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()),
             "pinned subjects are a set: a text would admit its substrings",
@@ -68,7 +93,11 @@ class Issuer:
             return False
         if key.subjects is not None:
             return subject in key.subjects
-        return self.vouches or pinned is not None or subject in (self.subjects or {}).get("*", frozenset())
+        return (
+            self.vouches
+            or pinned is not None
+            or subject in (self.subjects or {}).get("*", frozenset())
+        )
 
 
 class Verifier:
@@ -127,8 +156,12 @@ class Verifier:
         trusted = any(isinstance(issuer, TrustDomain) for issuer in self.issuers.values())
         self.identities = Identities(identities) if trusted else None
         # Whoever signs messages must not release them.
-        for shared in sorted(set(self.issuers) & set(() if release is None else release.authorities)):
-            raise ConfigurationError(f"{shared!r} is an issuer and a release authority: give each its own name")
+        for shared in sorted(
+            set(self.issuers) & set(() if release is None else release.authorities)
+        ):
+            raise ConfigurationError(
+                f"{shared!r} is an issuer and a release authority: give each its own name"
+            )
         self.audiences = frozenset([audience] if isinstance(audience, str) else audience)
         require(self.audiences, "audience names at least one audience")
         require(
@@ -136,41 +169,75 @@ class Verifier:
             "an audience is a name of 1 to 256 characters, never a wildcard",
         )
         self.times = Times(
-            max_lifetime=max_lifetime, leeway=leeway, at=at, max_queue_age=max_queue_age,
-            append_evidence=append_evidence, unsafe_append_evidence=unsafe_append_evidence,
-            without_evidence=tuple(without_evidence), backlog=backlog,
-        )  # fmt: skip
-        require(unsigned_headers in ("hide", "reject"), 'unsigned_headers is "hide" or "reject"')
+            max_lifetime=max_lifetime,
+            leeway=leeway,
+            at=at,
+            max_queue_age=max_queue_age,
+            append_evidence=append_evidence,
+            unsafe_append_evidence=unsafe_append_evidence,
+            without_evidence=tuple(without_evidence),
+            backlog=backlog,
+        )
+        require(
+            unsigned_headers in ("hide", "reject"),
+            'unsigned_headers is "hide" or "reject"',
+        )
         users = user_id in (None, "subject") or isinstance(user_id, Mapping)
         require(users, 'user_id is "subject" or a table of user to subject')
-        require(not isinstance(require_headers, str), "require_headers is a list of names")
+        require(
+            not isinstance(require_headers, str), "require_headers is a list of names"
+        )
         self.required = tuple(require_headers)
-        self.allowed = HeaderNames("allow_unsigned_headers", allow_unsigned_headers, self.required)
+        self.allowed = HeaderNames(
+            "allow_unsigned_headers", allow_unsigned_headers, self.required
+        )
         aliases = list(accept_as)
         self.aliases = {alias.at: alias for alias in aliases}
-        require(len(self.aliases) == len(aliases), "accept_as: one entry for each destination")
+        require(
+            len(self.aliases) == len(aliases), "accept_as: one entry for each destination"
+        )
         self._reject_unsigned = unsigned_headers == "reject"
         self._covers = bool(self.required) or self._reject_unsigned
         self.user_id = user_id
         self.tokens = memo.Memo[bytes, Token](capacity=CAPACITY)
-        self.shapes = memo.Memo[Form, Shape](lambda form: Shape(form, self.shapes.charge), capacity=CAPACITY)
+        self.shapes = memo.Memo[Form, Shape](
+            lambda form: Shape(form, self.shapes.charge), capacity=CAPACITY
+        )
         # append times and AMQP users differ between the messages of a batch, and steps (9) and (10) with them
         self._alike = at == "consume" and user_id is None
         self.release = release
-        self.ends = {name: issuer.until for name, issuer in self.issuers.items() if issuer.until is not None}
+        self.ends = {
+            name: issuer.until
+            for name, issuer in self.issuers.items()
+            if issuer.until is not None
+        }
 
     @property
     def settings(self) -> str:
         """A text that changes with what is trusted and how it is judged."""
-        return repr((
-            sorted(
-                (name, issuer.vouches, sorted((kid, sorted(who)) for kid, who in (issuer.subjects or {}).items()),
-                 getattr(issuer, "max_identity_lifetime", 0))
-                for name, issuer in self.issuers.items()
-            ),
-            sorted(self.audiences), self.times, self.required, self._reject_unsigned, self.user_id,
-            sorted(self.allowed.names), sorted(map(repr, self.aliases.values())),
-        ))  # fmt: skip
+        return repr(
+            (
+                sorted(
+                    (
+                        name,
+                        issuer.vouches,
+                        sorted(
+                            (kid, sorted(who))
+                            for kid, who in (issuer.subjects or {}).items()
+                        ),
+                        getattr(issuer, "max_identity_lifetime", 0),
+                    )
+                    for name, issuer in self.issuers.items()
+                ),
+                sorted(self.audiences),
+                self.times,
+                self.required,
+                self._reject_unsigned,
+                self.user_id,
+                sorted(self.allowed.names),
+                sorted(map(repr, self.aliases.values())),
+            )
+        )
 
     @property
     def retention(self) -> int:
@@ -198,19 +265,26 @@ class Verifier:
         shape = self.shapes[form_of(message)]
         if shape.fault is not None:
             raise Rejection(*shape.fault)
-        text = envelope.token_of_value(message.headers[shape.place][1], on_kafka=shape.on_kafka)
+        text = envelope.token_of_value(
+            message.headers[shape.place][1], on_kafka=shape.on_kafka
+        )
         text, batched, behind = text.partition(batch.SEPARATOR)
         token, learnt, proof = self.tokens.get(text) if batched else None, True, None
         if token is None:
             if batched and self.identities is not None and is_wit(text):
-                token, proof, learnt = self.identities.open(text, behind, self.tokens, shape.readers)
+                token, proof, learnt = self.identities.open(
+                    text, behind, self.tokens, shape.readers
+                )
                 return NEW_TUPLE(Candidate, (token, proof, shape, learnt))
             # (2), (3)
             opened = jws.take_apart(text)
             # (4): a reader compares bytes with a payload that was parsed before; what it does not know is parsed
             reader = shape.readers.get((opened.kid, len(opened.payload)))
             read = None if reader is None else reader.read(opened.payload)
-            token, learnt = Token(text, opened, read or parse(opened.payload)), read is not None
+            token, learnt = (
+                Token(text, opened, read or parse(opened.payload)),
+                read is not None,
+            )
         if batched or token.proven is not None:
             proof = batch.proof_of(behind if batched else None, token.claims)
         return NEW_TUPLE(Candidate, (token, proof, shape, learnt))
@@ -227,7 +301,9 @@ class Verifier:
             raise Rejection(Reason.ISSUER_UNTRUSTED, "no such issuer is configured")
         return issuer
 
-    def authenticate(self, message: Message, token: Token, keys: KeySet, received: float) -> Key:
+    def authenticate(
+        self, message: Message, token: Token, keys: KeySet, received: float
+    ) -> Key:
         """Return the key that signed a token: steps (6) and (7).
 
         Args:
@@ -243,10 +319,14 @@ class Verifier:
         key = keys.by_kid.get(token.opened.kid)
         if key is None:
             raise Rejection(Reason.KEY_UNKNOWN, "the issuer has no such key")
-        if key.revocation is not None and is_revoked(key, self.times.evidence(message), received):
+        if key.revocation is not None and is_revoked(
+            key, self.times.evidence(message), received
+        ):
             raise Rejection(Reason.KEY_REVOKED, "the key is revoked")
         if token.wit is not None and self.identities is not None:
-            self.identities.authenticate(token, token.wit, keys, key, self.times.evidence(message))
+            self.identities.authenticate(
+                token, token.wit, keys, key, self.times.evidence(message)
+            )
         # (6) its algorithm, (7) the signature; under another key object it is checked again
         if token.key is not key:
             jws.verify(token.opened, key)
@@ -278,9 +358,11 @@ class Verifier:
         claims, proven = token.claims, token.proven
         stands = token.validity
         if (
-            stands is None or stands.keys is not keys or not stands.since <= received < stands.until
+            stands is None
+            or stands.keys is not keys
+            or not stands.since <= received < stands.until
             or release is not None
-        ):  # fmt: skip
+        ):
             self._believe(message, token, keys, received, release)
         # (11)
         if message.destination in self.aliases:
@@ -297,7 +379,16 @@ class Verifier:
             self._check_coverage(message, claims)
         position = None if proof is None else proof.place
         who = None if token.wit is None else token.wit.identity
-        return make_verified(message, claims, token.opened.kid, keys.version, received, release, position, who)
+        return make_verified(
+            message,
+            claims,
+            token.opened.kid,
+            keys.version,
+            received,
+            release,
+            position,
+            who,
+        )
 
     def learn(self, candidate: Candidate) -> None:
         """Remember what messages like this one have in common; it was verified and permitted, by no release."""
@@ -308,7 +399,12 @@ class Verifier:
         candidate.shape.learn(token)
 
     def _believe(
-        self, message: Message, token: Token, keys: KeySet, received: float, release: Release | None
+        self,
+        message: Message,
+        token: Token,
+        keys: KeySet,
+        received: float,
+        release: Release | None,
     ) -> None:
         """Take steps (6) to (10): all of a token but the message that it binds."""
         claims, waived = token.claims, NOTHING if release is None else release.waive
@@ -320,17 +416,34 @@ class Verifier:
         # (9)
         issuer, retires, wit = self.issuer(token), key.expires, token.wit
         if wit is not None and isinstance(issuer, TrustDomain):
-            check_life(wit, key, issuer.max_identity_lifetime, self.times, message, claims.iat, received, waived)
-            retires = None  # the proof is of the workload's key, which ends with its identity
+            check_life(
+                wit,
+                key,
+                issuer.max_identity_lifetime,
+                self.times,
+                message,
+                claims.iat,
+                received,
+                waived,
+            )
+            retires = (
+                None  # the proof is of the workload's key, which ends with its identity
+            )
         self.times.check(claims, retires, message, received, waived)
         # (10)
         if not issuer.speaks_for(key, claims.sub):
-            raise Rejection(Reason.SUBJECT_MISMATCH, "the key does not speak for this subject")
+            raise Rejection(
+                Reason.SUBJECT_MISMATCH, "the key does not speak for this subject"
+            )
         user = None if self.user_id is None else message.properties.get("user-id")
         if user is not None:
-            expected = user if self.user_id == "subject" else dict(self.user_id or {}).get(user)
+            expected = (
+                user if self.user_id == "subject" else dict(self.user_id or {}).get(user)
+            )
             if expected != claims.sub:
-                raise Rejection(Reason.SUBJECT_MISMATCH, "the broker's user is another subject")
+                raise Rejection(
+                    Reason.SUBJECT_MISMATCH, "the broker's user is another subject"
+                )
         if wit is not None and self.identities is not None and release is None:
             self.identities.keep(wit, key)
         if token.proven is not None and release is None and self._alike:
@@ -342,7 +455,9 @@ class Verifier:
         """Return the application's headers that no token covers, but those that may stand without."""
         return [
             name
-            for name in self.allowed.without(envelope.application_headers(form_of(message)))
+            for name in self.allowed.without(
+                envelope.application_headers(form_of(message))
+            )
             if name not in covered
         ]
 
@@ -356,24 +471,38 @@ class Verifier:
             else:
                 present = bool(message.occurrences(name)) and name in covered
             if not present:
-                raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a required header is absent or not covered")
+                raise Rejection(
+                    Reason.COVERAGE_INSUFFICIENT,
+                    "a required header is absent or not covered",
+                )
         if self._reject_unsigned and self.uncovered(message, covered):
             raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a header is not covered")
 
 
-def _issuers(keys: Mapping[str, KeySource | Issuer | TrustDomain]) -> dict[str, Issuer | TrustDomain]:
-    require(isinstance(keys, Mapping) and keys, "keys names at least one issuer and its keys")
+def _issuers(
+    keys: Mapping[str, KeySource | Issuer | TrustDomain],
+) -> dict[str, Issuer | TrustDomain]:
+    require(
+        isinstance(keys, Mapping) and keys, "keys names at least one issuer and its keys"
+    )
     require(all(map(is_name, keys)), f"an issuer is text of 1 to {MAX_NAME} characters")
     issuers = {
         name: issuer if isinstance(issuer, Issuer | TrustDomain) else Issuer(keys=issuer)
         for name, issuer in keys.items()
     }
-    domains = [name for name, issuer in issuers.items() if isinstance(issuer, TrustDomain)]
-    require(all(map(is_trust_domain, domains)), "a trust domain is wimse:// or spiffe:// and a name")
+    domains = [
+        name for name, issuer in issuers.items() if isinstance(issuer, TrustDomain)
+    ]
+    require(
+        all(map(is_trust_domain, domains)),
+        "a trust domain is wimse:// or spiffe:// and a name",
+    )
     # An issuer that lies in a trust domain would pass for the authority.
     for name in issuers.keys() - domains:
         inside = any(f"{name}/".startswith(f"{domain}/") for domain in domains)
-        require(not inside, f"the issuer {name!r} lies in a trust domain that is configured")
+        require(
+            not inside, f"the issuer {name!r} lies in a trust domain that is configured"
+        )
     return issuers
 
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
-from mqauth.errors import MalformedMessage, Reason, Rejection, Unavailable, refusing, require
+from mqauth.errors import (
+    MalformedMessage,
+    Reason,
+    Rejection,
+    Unavailable,
+    refusing,
+    require,
+)
 from mqauth.letters.release import (
     MAX_LIFETIME,
     NO_PAST,
@@ -48,7 +55,10 @@ class Authority:
     waive: frozenset[Reason] = field(default_factory=frozenset)
 
     def __post_init__(self) -> None:
-        require(set(self.waive) <= set(WAIVABLE), f"an authority may waive {', '.join(WAIVABLE)}")
+        require(
+            set(self.waive) <= set(WAIVABLE),
+            f"an authority may waive {', '.join(WAIVABLE)}",
+        )
 
 
 class ReleaseAuthorities:
@@ -64,7 +74,11 @@ class ReleaseAuthorities:
     """
 
     def __init__(
-        self, authorities: Mapping[str, Authority], *, max_lifetime: int = MAX_LIFETIME, leeway: int = 5
+        self,
+        authorities: Mapping[str, Authority],
+        *,
+        max_lifetime: int = MAX_LIFETIME,
+        leeway: int = 5,
     ) -> None:
         require(
             isinstance(authorities, Mapping) and authorities,
@@ -90,7 +104,9 @@ class ReleaseAuthorities:
         """
         return self._authority(opened.release).keys
 
-    def verify(self, message: Message, opened: OpenedRelease, keys: KeySet, received: float) -> Release:
+    def verify(
+        self, message: Message, opened: OpenedRelease, keys: KeySet, received: float
+    ) -> Release:
         """Verify a release against the message it came with.
 
         Args:
@@ -105,13 +121,21 @@ class ReleaseAuthorities:
         release = _signed(opened, keys, received)
         # Always by the time of receipt, also where the consumer judges tokens by the time of append: the release
         # was made for this very delivery.
-        expect(release.iat <= received + self._leeway, "the release is issued in the future")
-        expect(release.exp + self._leeway > received and release.exp > release.iat, "the release has expired")
+        expect(
+            release.iat <= received + self._leeway, "the release is issued in the future"
+        )
+        expect(
+            release.exp + self._leeway > received and release.exp > release.iat,
+            "the release has expired",
+        )
         expect(
             release.exp - release.iat <= self._max_lifetime,
             f"the release lives longer than {self._max_lifetime} s",
         )
-        expect(release.waive <= self._authority(release).waive, "it waives what this authority may not waive")
+        expect(
+            release.waive <= self._authority(release).waive,
+            "it waives what this authority may not waive",
+        )
         _check_bindings(message, release)
         return release
 
@@ -133,7 +157,11 @@ class ReleaseAuthorities:
         return release.lineage
 
     def _authority(self, release: Release) -> Authority:
-        return require(self.authorities.get(release.iss), "no such release authority is configured", invalid)
+        return require(
+            self.authorities.get(release.iss),
+            "no such release authority is configured",
+            invalid,
+        )
 
 
 class Releaser:
@@ -213,7 +241,9 @@ class Releaser:
         require(waived <= set(WAIVABLE), f"a release may waive {', '.join(WAIVABLE)}")
         bare, now = without_release(message), int(self._clock.now())
         what = "only a message with a whole token can be released"
-        with refusing(Rejection, lambda error: f"{what}: {error.reason}", MalformedMessage):
+        with refusing(
+            Rejection, lambda error: f"{what}: {error.reason}", MalformedMessage
+        ):
             token = envelope.token_of(bare)
             covered = covered_names(token)
         release = Release(
@@ -230,36 +260,74 @@ class Releaser:
             jti=base64url.encode(self._randomness(16)).decode("ascii"),
             past=past,
         )
-        signed = jws.compact(strict_json.dumps(release.as_dict()), self._key, typ=RELEASE_TYPE)
+        signed = jws.compact(
+            strict_json.dumps(release.as_dict()), self._key, typ=RELEASE_TYPE
+        )
         if len(signed) > jws.MAX_TOKEN and past is not None and past.hops:
             return self.release(
-                message, letter=letter, scope=scope, reason=reason, waive=waived, past=Past(count=past.count)
+                message,
+                letter=letter,
+                scope=scope,
+                reason=reason,
+                waive=waived,
+                past=Past(count=past.count),
             )
-        require(len(signed) <= jws.MAX_TOKEN, f"the release is over {jws.MAX_TOKEN} bytes", MalformedMessage)
-        header = (RELEASE_HEADER, signed.encode("ascii") if destination.is_kafka(message.destination) else signed)
+        require(
+            len(signed) <= jws.MAX_TOKEN,
+            f"the release is over {jws.MAX_TOKEN} bytes",
+            MalformedMessage,
+        )
+        header = (
+            RELEASE_HEADER,
+            signed.encode("ascii")
+            if destination.is_kafka(message.destination)
+            else signed,
+        )
         return replace(bare, headers=(*bare.headers, header)), release
 
 
 def _signed(opened: OpenedRelease, keys: KeySet, received: float) -> Release:
     """Return a release once one of the authority's keys is found to have signed it."""
-    key, release = require(keys.get(opened.opened.kid), "the authority has no such key", invalid), opened.release
+    key, release = (
+        require(keys.get(opened.opened.kid), "the authority has no such key", invalid),
+        opened.release,
+    )
     revocation, expires, subjects = key.revocation, key.expires, key.subjects
-    expect(revocation is None or revocation.revoked_at > received, "the authority's key is revoked")
+    expect(
+        revocation is None or revocation.revoked_at > received,
+        "the authority's key is revoked",
+    )
     expect(
         not (expires is not None and release.iat >= expires),
         "the authority's key had retired before the release was made",
     )
-    expect(subjects is None or release.sub in subjects, "the authority's key does not speak for this reviewer")
-    with refusing(Rejection, lambda error: f"the release itself: {error.reason.value}", invalid):
+    expect(
+        subjects is None or release.sub in subjects,
+        "the authority's key does not speak for this reviewer",
+    )
+    with refusing(
+        Rejection, lambda error: f"the release itself: {error.reason.value}", invalid
+    ):
         jws.verify(opened.opened, key)
     return release
 
 
 def _check_bindings(message: Message, release: Release) -> None:
     """Check that a release is about this message and about the producer's token on it."""
-    with refusing(Rejection, lambda error: f"the release is of another message: {error.reason.value}", invalid):
+    with refusing(
+        Rejection,
+        lambda error: f"the release is of another message: {error.reason.value}",
+        invalid,
+    ):
         token = envelope.token_of(message)
-        envelope.check(message, release.mqa, envelope.checked_encoder(form_of(message), release.mqa.hdr))
+        envelope.check(
+            message,
+            release.mqa,
+            envelope.checked_encoder(form_of(message), release.mqa.hdr),
+        )
         covered = covered_names(token)
     expect(release.tok == base64url.digest(token), "the release is of another token")
-    expect(release.mqa.hdr == covered, "the release covers other headers than the producer's token")
+    expect(
+        release.mqa.hdr == covered,
+        "the release covers other headers than the producer's token",
+    )

@@ -19,15 +19,32 @@ from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable, requi
 from mqauth.letters.release import NO_PAST, Release
 from mqauth.logs import harmless
 from mqauth.wire import base64url, destination, envelope, json_form, strict_json
-from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message, fold
+from mqauth.wire.message import (
+    NO_PROPERTIES,
+    TOKEN_HEADER,
+    HeaderPair,
+    HeaderValue,
+    Message,
+    fold,
+)
 
 PREFIX: Final = "mqauth-dead-"
 LIVE_PROPERTIES: Final = frozenset(
-    ("user-id", "expiration", "reply-to", "message-id", "delivery-mode", "cluster-id", "timestamp")
+    (
+        "user-id",
+        "expiration",
+        "reply-to",
+        "message-id",
+        "delivery-mode",
+        "cluster-id",
+        "timestamp",
+    )
 )
 """Properties that act on a letter itself, or that RabbitMQ's interceptor overwrites on it; those of the original
 are in the letter's metadata."""
-WRITTEN_ON_LETTERS: Final = frozenset(("timestamp_in_ms", "x-delivery-count", "x-acquired-count"))
+WRITTEN_ON_LETTERS: Final = frozenset(
+    ("timestamp_in_ms", "x-delivery-count", "x-acquired-count")
+)
 """Headers that RabbitMQ writes on a letter, so that a reader cannot tell those of the original."""
 LIVE_HEADERS: Final = frozenset(("CC", "BCC", "x-delay", "reply-to", "timestamp_in_ms"))
 """Headers that route, delay or answer a letter; the broker overwrites the last one."""
@@ -101,7 +118,11 @@ class DeadLetter:
         # not count what RabbitMQ may have written: a reader takes that off the letter first.
         kept: list[HeaderPair] = []
         metadata: dict[str, Any] = {"headers": [], "places": [], "stripped": 0}
-        written = frozenset[str]() if destination.is_kafka(message.destination) else WRITTEN_ON_LETTERS
+        written = (
+            frozenset[str]()
+            if destination.is_kafka(message.destination)
+            else WRITTEN_ON_LETTERS
+        )
         moved, position = False, 0
         for name, value in message.headers:
             lowered = fold(name)
@@ -109,9 +130,15 @@ class DeadLetter:
             token = name == TOKEN_HEADER and not moved
             if lowered.startswith(PREFIX):
                 metadata["stripped"] += 1
-            elif name in LIVE_HEADERS or not carries(name, value) or (lowered == TOKEN_HEADER and not token):
+            elif (
+                name in LIVE_HEADERS
+                or not carries(name, value)
+                or (lowered == TOKEN_HEADER and not token)
+            ):
                 metadata["places"].append(position)
-                metadata["headers"].append([json_form.writable(name), json_form.value_to_form(value)])
+                metadata["headers"].append(
+                    [json_form.writable(name), json_form.value_to_form(value)]
+                )
                 position += 1
             else:
                 kept.append((f"{PREFIX}token" if token else name, value))
@@ -124,14 +151,21 @@ class DeadLetter:
         }
         return replace(
             message,
-            properties={name: value for name, value in message.properties.items() if name not in LIVE_PROPERTIES},
+            properties={
+                name: value
+                for name, value in message.properties.items()
+                if name not in LIVE_PROPERTIES
+            },
             headers=(*kept, *self._lineage(metadata)),
             native=None,
         )
 
     def in_body(self) -> Message:
         """Return the letter with the whole message in its body, in the JSON form."""
-        return self._bare(strict_json.dumps(json_form.to_form(replace(self.message, malformed=None))), "json")
+        return self._bare(
+            strict_json.dumps(json_form.to_form(replace(self.message, malformed=None))),
+            "json",
+        )
 
     def reference(self) -> Message:
         """Return a letter that only names the message: its place, its digest and its sizes."""
@@ -154,7 +188,10 @@ class DeadLetter:
         return letter if size is None or size <= _MAX_KEY else replace(letter, key=None)
 
     def forms(
-        self, carries: Carries, fits: Callable[[Message], bool], oversize: Oversize = "reference"
+        self,
+        carries: Carries,
+        fits: Callable[[Message], bool],
+        oversize: Oversize = "reference",
     ) -> Iterator[Message]:
         """Yield the forms of the letter that fit, the most complete first; each is made only when it is asked for.
 
@@ -165,9 +202,20 @@ class DeadLetter:
         """
         # Of a message with more headers there is only the reference: one with 330,000 of them would take seconds
         # of the consumer's time.
-        complete = (lambda: self.whole(carries), self.in_body) if len(self.message.headers) <= MAX_HEADERS else ()
+        complete = (
+            (lambda: self.whole(carries), self.in_body)
+            if len(self.message.headers) <= MAX_HEADERS
+            else ()
+        )
         yield from filter(
-            fits, (make() for make in (*complete, *((self.reference,) if oversize == "reference" else ())))
+            fits,
+            (
+                make()
+                for make in (
+                    *complete,
+                    *((self.reference,) if oversize == "reference" else ()),
+                )
+            ),
         )
 
     def _bare(self, body: bytes, form: str) -> Message:
@@ -184,7 +232,11 @@ class DeadLetter:
     def _lineage(self, metadata: Mapping[str, Any]) -> tuple[HeaderPair, ...]:
         """Return mqauth's headers on a letter, all of them text."""
         message = self.message
-        key = None if message.key is None or len(message.key) > _MAX_KEY else base64url.encode(message.key)
+        key = (
+            None
+            if message.key is None or len(message.key) > _MAX_KEY
+            else base64url.encode(message.key)
+        )
         kept = {name: value for name, value in metadata.items() if value}
         past = NO_PAST if self.release is None else self.release.lineage
         return tuple(
@@ -203,7 +255,14 @@ class DeadLetter:
                 "digest": self.digest,
                 "count": str(past.count + 1),
                 "history": strict_json.dumps(
-                    [{"id": hop.letter, "reason": hop.reason, "released": iso_time(hop.time)} for hop in past.hops]
+                    [
+                        {
+                            "id": hop.letter,
+                            "reason": hop.reason,
+                            "released": iso_time(hop.time),
+                        }
+                        for hop in past.hops
+                    ]
                 ).decode("ascii"),
                 "rung": self.rung,
                 "key": None if key is None else key.decode("ascii"),
@@ -219,7 +278,12 @@ def name_of(sink: DeadLetterSink) -> str:
     Raises:
         ConfigurationError: it has no name.
     """
-    return str(require(getattr(sink, "name", None), "a sink of dead letters has a name, its queue or topic"))
+    return str(
+        require(
+            getattr(sink, "name", None),
+            "a sink of dead letters has a name, its queue or topic",
+        )
+    )
 
 
 def check_oversize(oversize: Oversize) -> None:
@@ -228,7 +292,9 @@ def check_oversize(oversize: Oversize) -> None:
     Raises:
         ConfigurationError: it is neither ``"reference"`` nor ``"stop"``.
     """
-    require(oversize in ("reference", "stop"), 'oversize_letters is "reference" or "stop"')
+    require(
+        oversize in ("reference", "stop"), 'oversize_letters is "reference" or "stop"'
+    )
 
 
 def undelivered(detail: str) -> Unavailable:
@@ -246,7 +312,11 @@ def content_digest(message: Message) -> str:
     # same.
     for name, value in (
         *((name, str(message.properties[name])) for name in sorted(message.properties)),
-        *(pair for pair in sorted(message.headers, key=itemgetter(0)) if not envelope.is_broker_written(pair[0])),
+        *(
+            pair
+            for pair in sorted(message.headers, key=itemgetter(0))
+            if not envelope.is_broker_written(pair[0])
+        ),
     ):
         _add_any(parts, name, value)
     return hashlib.sha256(b"".join(parts)).hexdigest()
@@ -274,5 +344,7 @@ def _add_any(parts: list[bytes], name: str, value: HeaderValue) -> None:
         envelope.add_named(parts, name, (value,))
     except MalformedMessage:
         del parts[size:]
-        raw = strict_json.dumps([json_form.writable(name), json_form.value_to_form(value)])
+        raw = strict_json.dumps(
+            [json_form.writable(name), json_form.value_to_form(value)]
+        )
         parts.append(b"?" + len(raw).to_bytes(4, "big") + raw)

@@ -36,7 +36,19 @@ MAX_LIFETIME: Final = 7 * 86_400
 MAX_HOPS: Final = 8
 """Earlier dead letters that a release names; older ones are only counted."""
 MAX_COUNT: Final = 1_000_000
-_REQUIRED: Final = ("iss", "sub", "reason", "letter", "tok", "mqa", "waive", "scope", "iat", "exp", "jti")
+_REQUIRED: Final = (
+    "iss",
+    "sub",
+    "reason",
+    "letter",
+    "tok",
+    "mqa",
+    "waive",
+    "scope",
+    "iat",
+    "exp",
+    "jti",
+)
 _LETTER: Final = re.compile(r"[0-9a-f]{64}")
 _DIGEST: Final = re.compile(r"[A-Za-z0-9\-_]{43}")
 
@@ -70,7 +82,9 @@ class Past:
 
     def and_then(self, hop: Hop) -> Past:
         """Return the past with one more letter."""
-        return Past(count=min(self.count + 1, MAX_COUNT), hops=(*self.hops, hop)[-MAX_HOPS:])
+        return Past(
+            count=min(self.count + 1, MAX_COUNT), hops=(*self.hops, hop)[-MAX_HOPS:]
+        )
 
 
 NO_PAST: Final = Past()
@@ -110,7 +124,9 @@ class Release:
     @property
     def lineage(self) -> Past:
         """The dead letters of the message so far, at least the one that this release lets through."""
-        return self.past or NO_PAST.and_then(Hop(letter=self.letter, reason=None, time=self.iat))
+        return self.past or NO_PAST.and_then(
+            Hop(letter=self.letter, reason=None, time=self.iat)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the claims as they stand in the token."""
@@ -145,7 +161,10 @@ def is_release(name: str) -> bool:
 
 def without_release(message: Message) -> Message:
     """Return the message without any release, in any spelling."""
-    return replace(message, headers=tuple(pair for pair in message.headers if not is_release(pair[0])))
+    return replace(
+        message,
+        headers=tuple(pair for pair in message.headers if not is_release(pair[0])),
+    )
 
 
 def open_release(message: Message) -> OpenedRelease:
@@ -157,8 +176,13 @@ def open_release(message: Message) -> OpenedRelease:
     try:
         # The one release header has the form of a token header.
         headers = [(name, value) for name, value in message.headers if is_release(name)]
-        expect(len(headers) == 1 and headers[0][0] == RELEASE_HEADER, "not exactly one release header")
-        token = envelope.token_of_value(headers[0][1], on_kafka=destination.is_kafka(message.destination))
+        expect(
+            len(headers) == 1 and headers[0][0] == RELEASE_HEADER,
+            "not exactly one release header",
+        )
+        token = envelope.token_of_value(
+            headers[0][1], on_kafka=destination.is_kafka(message.destination)
+        )
         opened = jws.take_apart(token, typ=RELEASE_TYPE)
         return OpenedRelease(opened, parse(opened.payload))
     except Rejection as error:
@@ -176,8 +200,14 @@ def parse(raw: bytes) -> Release:
     members = claims.load(raw, _REQUIRED)
     expect(not members.keys() - {*_REQUIRED, "past"}, "the release has an unknown claim")
     waived = members["waive"]
-    expect(type(waived) is list and all(type(name) is str for name in waived), "waive is no list of reasons")
-    expect(len(set(waived)) == len(waived) and set(waived) <= set(WAIVABLE), "it waives what no release may waive")
+    expect(
+        type(waived) is list and all(type(name) is str for name in waived),
+        "waive is no list of reasons",
+    )
+    expect(
+        len(set(waived)) == len(waived) and set(waived) <= set(WAIVABLE),
+        "it waives what no release may waive",
+    )
     return Release(
         iss=claims.text_claim(members, "iss"),
         sub=claims.text_claim(members, "sub"),
@@ -237,16 +267,27 @@ def _hop(value: Any) -> Hop:
     members = _members(value, "letter", "reason", "time")
     reason, time = members["reason"], members["time"]
     # The last second of the year 9999, beyond which a time cannot be written.
-    expect(type(time) is int and 0 <= time <= 253_402_300_799, "a hop has no time in whole seconds")
-    expect(reason is None or (type(reason) is str and reason in set(Reason)), "a hop has an unknown reason")
+    expect(
+        type(time) is int and 0 <= time <= 253_402_300_799,
+        "a hop has no time in whole seconds",
+    )
+    expect(
+        reason is None or (type(reason) is str and reason in set(Reason)),
+        "a hop has an unknown reason",
+    )
     return Hop(
-        letter=_matching(members, "letter", _LETTER), reason=None if reason is None else Reason(reason), time=time
+        letter=_matching(members, "letter", _LETTER),
+        reason=None if reason is None else Reason(reason),
+        time=time,
     )
 
 
 def _members(value: Any, *names: str) -> dict[str, Any]:
     """Return an object that must have exactly these members."""
-    expect(type(value) is dict and value.keys() == set(names), f"past is not an object of {' and '.join(names)}")
+    expect(
+        type(value) is dict and value.keys() == set(names),
+        f"past is not an object of {' and '.join(names)}",
+    )
     return dict(value)
 
 

@@ -26,7 +26,16 @@ from typing import Any, Final, Literal, NamedTuple
 from mqauth.audit.disk import read_bounded
 from mqauth.clock import SYSTEM_CLOCK, Backoff, Clock, Pause
 from mqauth.errors import Cause, MqauthError, Unavailable, refusing, require
-from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, Kept, tls_context
+from mqauth.http.connection import (
+    MAX_TIMEOUT,
+    VISIBLE,
+    Deadline,
+    Dial,
+    Endpoint,
+    FetchFailed,
+    Kept,
+    tls_context,
+)
 from mqauth.http.exchange import request
 from mqauth.judging.policy import Allow, Decision
 from mqauth.judging.verified import Verified, scope_of
@@ -78,7 +87,11 @@ class Question(NamedTuple):
     @property
     def document(self) -> dict[str, Any]:
         """The question as the member ``input`` that is posted."""
-        return {"v": VERSION, **self._asdict(), "claims": strict_json.loads(self.claims, depth=8)}
+        return {
+            "v": VERSION,
+            **self._asdict(),
+            "claims": strict_json.loads(self.claims, depth=8),
+        }
 
 
 def question_of(verified: Verified, scope: str | None) -> Question:
@@ -162,12 +175,22 @@ class OPA:
         clock: Clock = SYSTEM_CLOCK,
         dial: Dial | None = None,
     ) -> None:
-        require(is_path(path), "a path in OPA is words of letters, digits, _ and -, with / between them")
+        require(
+            is_path(path),
+            "a path in OPA is words of letters, digits, _ and -, with / between them",
+        )
         require(isinstance(url, str) and "?" not in url, "the URL of OPA has no query")
-        require(0 <= remember <= MAX_REMEMBER, f"remember is 0 to {MAX_REMEMBER:g} seconds")
-        require(MIN_TIMEOUT <= timeout <= MAX_TIMEOUT, f"timeout is {MIN_TIMEOUT:g} to {MAX_TIMEOUT:g} seconds")
+        require(
+            0 <= remember <= MAX_REMEMBER, f"remember is 0 to {MAX_REMEMBER:g} seconds"
+        )
+        require(
+            MIN_TIMEOUT <= timeout <= MAX_TIMEOUT,
+            f"timeout is {MIN_TIMEOUT:g} to {MAX_TIMEOUT:g} seconds",
+        )
         self._endpoint = Endpoint.parse(
-            f"{url.rstrip('/')}/v1/data/{path}?provenance=true", unsafe_http_loopback=True, name="the URL of OPA"
+            f"{url.rstrip('/')}/v1/data/{path}?provenance=true",
+            unsafe_http_loopback=True,
+            name="the URL of OPA",
         )
         self._context = tls_context(ca) if self._endpoint.tls else None
         self._token_file = None if token_file is None else Path(token_file)
@@ -197,14 +220,20 @@ class OPA:
 
         All decisions that are remembered came from these: another revision empties the memory.
         """
-        return self._version if self.within is None else f"{self.within.version}, {self._version}"
+        return (
+            self._version
+            if self.within is None
+            else f"{self.within.version}, {self._version}"
+        )
 
     def remembered(self, verified: Verified, /) -> Decision | None:
         """Return a decision that is known without asking, ``None`` where there is none; never waits."""
         if self.within is not None and self.within.decide(verified) is not Decision.ALLOW:
             return Decision.DENY
         known = self._decisions.get(question_of(verified, self.scope))
-        return known[1] if known is not None and self._clock.monotonic() < known[0] else None
+        return (
+            known[1] if known is not None and self._clock.monotonic() < known[0] else None
+        )
 
     def decide(self, verified: Verified, /) -> Decision:
         """Return the decision for one message; it blocks for ``timeout`` seconds at most.
@@ -213,7 +242,9 @@ class OPA:
             Unavailable: ``policy_unavailable``: there was no answer, or it is no decision.
         """
         decision = self.remembered(verified)
-        return self._ask(question_of(verified, self.scope)) if decision is None else decision
+        return (
+            self._ask(question_of(verified, self.scope)) if decision is None else decision
+        )
 
     async def adecide(self, verified: Verified, /) -> Decision:
         """Do the same as ``decide``, and let the event loop run meanwhile."""
@@ -222,7 +253,9 @@ class OPA:
             # While the agent is left alone nobody waits for a thread, which others may have.
             require(self._clock.monotonic() >= self._pause.until, self._why, _unavailable)
             # Where no thread can be started, or the interpreter ends, nobody asks.
-            with refusing(RuntimeError, lambda error: f"nobody can ask: {error}", _unavailable):
+            with refusing(
+                RuntimeError, lambda error: f"nobody can ask: {error}", _unavailable
+            ):
                 asked = self._pool.submit(self._ask, question_of(verified, self.scope))
             decision = await asyncio.wrap_future(asked)
         return decision
@@ -238,7 +271,12 @@ class OPA:
         try:
             self.probed()
         except FetchFailed as error:
-            emit("policy.unreachable", "%s: %s; messages wait until it answers", self.source, error)
+            emit(
+                "policy.unreachable",
+                "%s: %s; messages wait until it answers",
+                self.source,
+                error,
+            )
 
     async def aprobe(self) -> None:
         """Do the same as ``probe``, and let the event loop run meanwhile."""
@@ -258,7 +296,10 @@ class OPA:
             type(allowed) is bool,
             f"{self.source}: {_NO_DECISION}: is the path misspelt, or the rule without `default allow := false`?",
         )
-        require(allowed is False, f"{self.source}: it allows what names no producer: is its default true?")
+        require(
+            allowed is False,
+            f"{self.source}: it allows what names no producer: is its default true?",
+        )
         with self._lock:
             self._learn(version, begun)
         return version or _UNVERSIONED
@@ -271,10 +312,15 @@ class OPA:
             since = self._pause.failing_since if now < self._pause.until + 60.0 else None
             known: State = "unasked" if self._version == _UNASKED else "ok"
             return PolicyHealth(
-                source=self.source, state=known if since is None else "failing", version=self.version,
-                remembered=len(self._decisions), asked=self._asked, failed=self._failed,
-                failing_for=0.0 if since is None else now - since, last_failure=self._why,
-            )  # fmt: skip
+                source=self.source,
+                state=known if since is None else "failing",
+                version=self.version,
+                remembered=len(self._decisions),
+                asked=self._asked,
+                failed=self._failed,
+                failing_for=0.0 if since is None else now - since,
+                last_failure=self._why,
+            )
 
     def forked(self) -> None:
         """Make what a child after a fork lacks: the lock and the threads."""
@@ -296,7 +342,11 @@ class OPA:
         try:
             allowed, version = self._post(question.document)
         except Exception as error:  # whatever goes wrong is no decision
-            why = str(error) if isinstance(error, MqauthError) else f"the request broke: {type(error).__name__}"
+            why = (
+                str(error)
+                if isinstance(error, MqauthError)
+                else f"the request broke: {type(error).__name__}"
+            )
             with self._lock:
                 self._why, self._failed = why, self._failed + 1
                 self._pause.failed(begun, self._clock.monotonic())
@@ -337,18 +387,31 @@ class OPA:
         with self._lock:
             self._asked += 1
         response = request(
-            self._endpoint, deadline=Deadline(self._clock, self._timeout), context=self._context,
-            document={"input": document}, headers={"Authorization": self._bearer()}, statuses=(200, 400, 500),
-            limit=MAX_ANSWER, dial=self._dial, kept=self._kept,
-        )  # fmt: skip
+            self._endpoint,
+            deadline=Deadline(self._clock, self._timeout),
+            context=self._context,
+            document={"input": document},
+            headers={"Authorization": self._bearer()},
+            statuses=(200, 400, 500),
+            limit=MAX_ANSWER,
+            dial=self._dial,
+            kept=self._kept,
+        )
         answer = response.document or {}
-        return (answer.get("result"), version_of(answer)) if response.status == 200 else (None, None)
+        return (
+            (answer.get("result"), version_of(answer))
+            if response.status == 200
+            else (None, None)
+        )
 
     def _bearer(self) -> str | None:
         if self._token_file is None:
             return None
         token = read_bounded(self._token_file, 8192).decode("ascii", "replace").strip()
-        require(VISIBLE.fullmatch(token), f"{self._token_file}: not a token in one line of ASCII")
+        require(
+            VISIBLE.fullmatch(token),
+            f"{self._token_file}: not a token in one line of ASCII",
+        )
         return f"Bearer {token}"
 
 
@@ -368,11 +431,17 @@ def version_of(document: Mapping[str, Any]) -> str:
     if not isinstance(bundles, dict) or not bundles:
         return _UNVERSIONED
     named = sorted(
-        f"{name}@{bundle.get('revision') or '?'}" if isinstance(bundle, dict) else f"{name}@?"
+        f"{name}@{bundle.get('revision') or '?'}"
+        if isinstance(bundle, dict)
+        else f"{name}@?"
         for name, bundle in bundles.items()
     )
     version = harmless("opa " + " ".join(named), 4 * MAX_ANSWER)
-    return version if len(version) <= 128 else f"opa {hashlib.sha256(version.encode()).hexdigest()[:16]}"
+    return (
+        version
+        if len(version) <= 128
+        else f"opa {hashlib.sha256(version.encode()).hexdigest()[:16]}"
+    )
 
 
 def _unavailable(why: str) -> Unavailable:

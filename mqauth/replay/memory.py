@@ -50,7 +50,9 @@ class MemoryReplayStore:
 
     in_process: Final = True
 
-    def __init__(self, capacity: int = DEFAULT_CAPACITY, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, capacity: int = DEFAULT_CAPACITY, *, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         require(capacity >= 1, "capacity is at least 1")
         self._capacity = capacity
         self._clock = clock

@@ -37,7 +37,9 @@ from mqauth.logs import emit
 from mqauth.wire import memo, message
 
 DEFAULT_LEASE: Final = 60.0
-_NO_MESSAGE: Final = bytes(4)  # a message's id has the length of its issuer there, which is never empty
+_NO_MESSAGE: Final = bytes(
+    4
+)  # a message's id has the length of its issuer there, which is never empty
 
 
 class ClaimStatus(Enum):
@@ -51,7 +53,9 @@ class ClaimStatus(Enum):
     LOST = "lost"
 
 
-_FRESH: Final = ClaimStatus.FRESH  # Python 3.11 takes its time to look a member of an enum up
+_FRESH: Final = (
+    ClaimStatus.FRESH
+)  # Python 3.11 takes its time to look a member of an enum up
 _LOST: Final = ClaimStatus.LOST
 
 
@@ -128,7 +132,10 @@ class NoReplayStore:
 
     def at_start(self) -> None:
         """Say at each start what is missing."""
-        emit("replay.off", "replay is off: a copy of a message is handled as often as it is sent")
+        emit(
+            "replay.off",
+            "replay is off: a copy of a message is handled as often as it is sent",
+        )
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus:
         """Take every claim for a first one."""
@@ -184,12 +191,16 @@ def batch_id(token: bytes, index: int) -> bytes:
 
 def claim_id(issuer: str, subject: str, jti: str) -> bytes:
     """Return the 16-byte id of a token (wire profile, section 8); no producer can make the id of another's."""
-    return hashlib.sha256(_PRODUCERS[issuer, subject] + jti.encode("utf-8", "surrogatepass")).digest()[:16]
+    return hashlib.sha256(
+        _PRODUCERS[issuer, subject] + jti.encode("utf-8", "surrogatepass")
+    ).digest()[:16]
 
 
 def release_id(authority: str, letter: str) -> bytes:
     """Return the 16-byte id of a release (wire profile, section 12); no message has such an id."""
-    return hashlib.sha256(_NO_MESSAGE + _sized(authority) + letter.encode("utf-8", "surrogatepass")).digest()[:16]
+    return hashlib.sha256(
+        _NO_MESSAGE + _sized(authority) + letter.encode("utf-8", "surrogatepass")
+    ).digest()[:16]
 
 
 def _sized(text: str) -> bytes:
@@ -198,5 +209,7 @@ def _sized(text: str) -> bytes:
     return len(raw).to_bytes(4, "big") + raw
 
 
-_PRODUCERS: Final = memo.Memo[tuple[str, str], bytes](lambda names: _sized(names[0]) + _sized(names[1]))
+_PRODUCERS: Final = memo.Memo[tuple[str, str], bytes](
+    lambda names: _sized(names[0]) + _sized(names[1])
+)
 """What stands before the ``jti`` of each message, by issuer and subject."""

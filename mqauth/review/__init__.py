@@ -6,11 +6,27 @@ the selection. These functions are flows: ``mqauth.flow.run`` or ``arun`` runs t
 reviewer works with and runs the flows; ``mqauth dlq`` and the console both work through it.
 """
 
-from mqauth.review.acts import ACTS, DISCARD, REDRIVE, Account, Plan, SharedAuditFile, act, rehearse, waivable
+from mqauth.review.acts import (
+    ACTS,
+    DISCARD,
+    REDRIVE,
+    Account,
+    Plan,
+    SharedAuditFile,
+    act,
+    rehearse,
+    waivable,
+)
 from mqauth.review.index import ALL, DIMENSIONS, LARGEST, QUEUE, Filter, Index, Order
 from mqauth.review.letter import Letter, Reading, read, time_text
 from mqauth.review.letterbox import Judge, LetterBox, fill, judge, take_in
-from mqauth.review.session import Ledger, MakeReleaser, Session, account, reviewers_releaser
+from mqauth.review.session import (
+    Ledger,
+    MakeReleaser,
+    Session,
+    account,
+    reviewers_releaser,
+)
 
 __all__ = [
     "ACTS",

@@ -23,7 +23,13 @@ from typing import Any, Final, cast
 import tenacity
 
 from mqauth.audit.file import AuditFile
-from mqauth.audit.record import AuditRecord, AuditSink, broker_fields, sha256, token_fields
+from mqauth.audit.record import (
+    AuditRecord,
+    AuditSink,
+    broker_fields,
+    sha256,
+    token_fields,
+)
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, uuid7
 from mqauth.errors import (
     Cause,
@@ -105,9 +111,12 @@ class Plan:
             f"a reason is required: one line of 1 to {claim_set.MAX_NAME} characters",
         )
         waivable(self.waive)
-        require(self.rate is None or self.rate > 0, "rate must be above 0 letters a second")
         require(
-            claim_set.is_name(self.reviewer), f"a reviewer must be text of 1 to {claim_set.MAX_NAME} characters"
+            self.rate is None or self.rate > 0, "rate must be above 0 letters a second"
+        )
+        require(
+            claim_set.is_name(self.reviewer),
+            f"a reviewer must be text of 1 to {claim_set.MAX_NAME} characters",
         )
 
 
@@ -177,12 +186,19 @@ def rehearse(
 
     def verdict_on(number: int) -> Flow[str]:
         try:
-            yield from _returned(today, (yield from recalled(index.reading(number), originals)), plan, releaser)
+            yield from _returned(
+                today,
+                (yield from recalled(index.reading(number), originals)),
+                plan,
+                releaser,
+            )
         except _RefusedError as refusal:
             return str(refusal)
         return "accepted"
 
-    return (yield from count_verdicts(index, plan.wanted, verdict_on, progress, cancelled))
+    return (
+        yield from count_verdicts(index, plan.wanted, verdict_on, progress, cancelled)
+    )
 
 
 def act(
@@ -220,7 +236,11 @@ def act(
     stop = cancelled or threading.Event()
     account, wanted = Account(selected=selection.total()), selection.copy()
     due, wait = clock.monotonic(), cast(Callable[[float], Any], stop.wait)
-    today = None if plan.act == DISCARD else Judge(require(guard, "a redrive needs a pipeline"), originals)
+    today = (
+        None
+        if plan.act == DISCARD
+        else Judge(require(guard, "a redrive needs a pipeline"), originals)
+    )
     try:
         while account.left and not account.cancelled:
             letters = yield from call(box.browse, BATCH)
@@ -232,7 +252,11 @@ def act(
                 if not wanted.get(mark):
                     continue
                 # A waiting act looks five times a second whether it was cancelled.
-                while plan.rate is not None and (left := due - clock.monotonic()) > 0 and not stop.is_set():
+                while (
+                    plan.rate is not None
+                    and (left := due - clock.monotonic()) > 0
+                    and not stop.is_set()
+                ):
                     yield from call(wait, min(left, 0.2), twin=asyncio.sleep)
                 due = max(due, clock.monotonic()) + 1 / (plan.rate or math.inf)
                 if stop.is_set():
@@ -245,7 +269,10 @@ def act(
                     if today is not None:
                         reading = yield from recalled(reading, today.originals)
                         message, release = yield from _returned(
-                            today, reading, plan, require(releaser, "a redrive needs a key")
+                            today,
+                            reading,
+                            plan,
+                            require(releaser, "a redrive needs a key"),
                         )
                         with refusing(MalformedMessage, UNSENDABLE, _RefusedError):
                             yield from call(box.publish, message)
@@ -277,33 +304,56 @@ def _returned(
     with nothing, and each verdict that the terms may waive adds one reason. Only of a letter rejected as
     ``replayed`` that reason is waived at once, since a verdict without claims does not find it.
     """
-    original = require(reading.original if reading.intact else None, why_not_intact(reading), _RefusedError)
+    original = require(
+        reading.original if reading.intact else None,
+        why_not_intact(reading),
+        _RefusedError,
+    )
     scope, now = today.scope_for(reading, plan.scope), today.clock.now()
     if reading.rung is not None:
-        plain = without_release(redeliverable(original, scope=scope, now=now, proven=False))
+        plain = without_release(
+            redeliverable(original, scope=scope, now=now, proven=False)
+        )
         # Nothing that a release may waive would prove who sent it.
         require(today.admits(plain), "enforced", _RefusedError)
         return plain, None
     # The letter that is released now, as the next dead letter of the message will tell of it.
     past = today.past(original).and_then(
-        Hop(letter=reading.id, reason=None if reading.reason == UNKNOWN else Reason(reading.reason), time=int(now))
+        Hop(
+            letter=reading.id,
+            reason=None if reading.reason == UNKNOWN else Reason(reading.reason),
+            time=int(now),
+        )
     )
     original = redeliverable(original, scope=scope, now=now)
-    waived = plan.waive & {Reason.REPLAYED} if reading.reason == Reason.REPLAYED else frozenset[Reason]()
+    waived = (
+        plan.waive & {Reason.REPLAYED}
+        if reading.reason == Reason.REPLAYED
+        else frozenset[Reason]()
+    )
     while True:
         try:
             message, release = releaser.release(
-                original, letter=reading.id, scope=scope, reason=plan.reason, waive=waived, past=past
+                original,
+                letter=reading.id,
+                scope=scope,
+                reason=plan.reason,
+                waive=waived,
+                past=past,
             )
         except (MalformedMessage, ConfigurationError) as error:
             outcome = yield from today.verdict(without_release(original), scope=scope)
             raise _RefusedError(
-                UNSENDABLE if outcome.verdict is Verdict.ACCEPTED else verdict_word(outcome)
+                UNSENDABLE
+                if outcome.verdict is Verdict.ACCEPTED
+                else verdict_word(outcome)
             ) from error
         outcome = yield from today.verdict(message, scope=scope)
         if outcome.verdict is Verdict.ACCEPTED:
             return message, release
-        require(outcome.reason in plan.waive - waived, verdict_word(outcome), _RefusedError)
+        require(
+            outcome.reason in plan.waive - waived, verdict_word(outcome), _RefusedError
+        )
         waived |= plan.waive & {outcome.reason}
 
 
@@ -315,14 +365,22 @@ def _end(box: LetterBox, account: Account) -> Flow[None]:
         account.error = account.error or str(error)
 
 
-def _record(plan: Plan, reading: Reading, clock: Clock, release: Release | None) -> AuditRecord:
+def _record(
+    plan: Plan, reading: Reading, clock: Clock, release: Release | None
+) -> AuditRecord:
     """Return the audit record of one act. What the token claims is verified only where a release was signed."""
     original = reading.original
     body = None if original is None else original.body
-    released = {} if release is None else {
-        "release": release.jti, "authority": harmless(release.iss), "waive": sorted(release.waive),
-        "until": release.exp,
-    }  # fmt: skip
+    released = (
+        {}
+        if release is None
+        else {
+            "release": release.jti,
+            "authority": harmless(release.iss),
+            "waive": sorted(release.waive),
+            "until": release.exp,
+        }
+    )
     return AuditRecord(
         id=uuid7(clock, SYSTEM_RANDOMNESS),
         time=clock.now(),
@@ -330,8 +388,12 @@ def _record(plan: Plan, reading: Reading, clock: Clock, release: Release | None)
         reason=None if reading.reason == UNKNOWN else reading.reason,
         detail=plan.reason,
         scope=reading.scope if release is None else release.scope,
-        broker={"destination": reading.destination} if original is None else broker_fields(original),
-        token=token_fields(None, reading.kid, reading.alg, reading.claims, verified=release is not None),
+        broker={"destination": reading.destination}
+        if original is None
+        else broker_fields(original),
+        token=token_fields(
+            None, reading.kid, reading.alg, reading.claims, verified=release is not None
+        ),
         body_sha256=None if body is None else sha256(body),
         body_size=None if body is None else len(body),
         key_set=None,
@@ -374,13 +436,22 @@ class SharedAuditFile:
             Unavailable: ``audit_unavailable``: the disk refused, or another process keeps the file.
         """
         with (
-            refusing(ConfigurationError, str, partial(Unavailable, Cause.AUDIT_UNAVAILABLE)),
+            refusing(
+                ConfigurationError, str, partial(Unavailable, Cause.AUDIT_UNAVAILABLE)
+            ),
             self._opened() as file,
         ):
             file.write(record)
 
     def _opened(self) -> AuditFile:
         # Again for as long as another writer has the lock.
-        locked = tenacity.retry_if_exception(lambda error: isinstance(error.__cause__, BlockingIOError))
-        until, often = tenacity.stop_after_delay(self._patience), tenacity.wait_fixed(0.01)
-        return tenacity.Retrying(retry=locked, stop=until, wait=often, reraise=True)(AuditFile, self._path)
+        locked = tenacity.retry_if_exception(
+            lambda error: isinstance(error.__cause__, BlockingIOError)
+        )
+        until, often = (
+            tenacity.stop_after_delay(self._patience),
+            tenacity.wait_fixed(0.01),
+        )
+        return tenacity.Retrying(retry=locked, stop=until, wait=often, reraise=True)(
+            AuditFile, self._path
+        )

@@ -21,7 +21,16 @@ from mqauth.review.letter import Letter, Reading, read
 from mqauth.threads import Closing
 from mqauth.wire import json_form, strict_json
 
-_TEXTS: Final = ("id", "reason", "replace(reason, '_', ' ')", "subject", "kid", "issuer", "destination", "detail")
+_TEXTS: Final = (
+    "id",
+    "reason",
+    "replace(reason, '_', ' ')",
+    "subject",
+    "kid",
+    "issuer",
+    "destination",
+    "detail",
+)
 _CONDITIONS: Final = {
     "id": "substr(id, 1, length(?)) = ?",
     "since": "time >= ?",
@@ -89,8 +98,18 @@ DIMENSIONS: Final = ("reason", "issuer", "kid", "subject", "destination")
 GROUP: Final = (*DIMENSIONS, "count", "first", "last")
 """What is told of a group: how many letters, and the time of the first and the last, UTC seconds or ``None``."""
 ROW: Final = (
-    *DIMENSIONS, "number", "id", "mark", "detail", "scope", "time", "form", "size", "intact", "today",
-)  # fmt: skip
+    *DIMENSIONS,
+    "number",
+    "id",
+    "mark",
+    "detail",
+    "scope",
+    "time",
+    "form",
+    "size",
+    "intact",
+    "today",
+)
 """What is told of a letter in a list; its texts are harmless to show."""
 
 
@@ -144,7 +163,9 @@ class Index(Closing):
     def add(self, letters: Sequence[Letter]) -> None:
         """Read letters one by one and add them."""
         readings = [read(letter) for letter in letters]
-        forms = [strict_json.dumps(json_form.to_form(letter.message)) for letter in letters]
+        forms = [
+            strict_json.dumps(json_form.to_form(letter.message)) for letter in letters
+        ]
         rows = [
             (
                 reading.reason,
@@ -169,14 +190,18 @@ class Index(Closing):
                 f"INSERT INTO letters VALUES (?, {', '.join('?' * 13)}, NULL)",  # noqa: S608
                 ((number, *row) for number, row in zip(numbers, rows, strict=True)),
             )
-            self._db.executemany("INSERT INTO originals VALUES (?, ?)", zip(numbers, forms, strict=True))
+            self._db.executemany(
+                "INSERT INTO originals VALUES (?, ?)", zip(numbers, forms, strict=True)
+            )
             self.size += len(letters)
 
     def count(self, wanted: Filter = ALL) -> int:
         """Return how many letters are meant."""
         return int(self._ask(*_select("count(*)", wanted))[0][0])
 
-    def groups(self, wanted: Filter = ALL, *, limit: int | None = None, order: Order = LARGEST) -> list[Any]:
+    def groups(
+        self, wanted: Filter = ALL, *, limit: int | None = None, order: Order = LARGEST
+    ) -> list[Any]:
         """Return the groups, each with the attributes ``GROUP``, by default the largest first.
 
         Args:
@@ -191,16 +216,24 @@ class Index(Closing):
         down = "DESC" if order.down else "ASC"
         rest = f"GROUP BY {_NAMES} ORDER BY {order.by} {down}, {_NAMES} LIMIT ?"
         times = "count(*) AS count, min(time) AS first, max(time) AS last"
-        rows = self._ask(*_select(f"{_NAMES}, {times}", wanted, rest, [-1 if limit is None else limit]))
+        rows = self._ask(
+            *_select(f"{_NAMES}, {times}", wanted, rest, [-1 if limit is None else limit])
+        )
         return [SimpleNamespace(**dict(zip(GROUP, row, strict=True))) for row in rows]
 
     def kinds(self) -> int:
         """Return how many groups there are."""
-        return int(self._ask(f"SELECT count(*) FROM (SELECT 1 FROM letters GROUP BY {_NAMES})")[0][0])  # noqa: S608
+        return int(
+            self._ask(f"SELECT count(*) FROM (SELECT 1 FROM letters GROUP BY {_NAMES})")[  # noqa: S608
+                0
+            ][0]
+        )
 
     def reasons(self) -> list[tuple[str, int]]:
         """Return how many letters name each reason, the most frequent first."""
-        return self._ask("SELECT reason, count(*) FROM letters GROUP BY reason ORDER BY 2 DESC, 1")
+        return self._ask(
+            "SELECT reason, count(*) FROM letters GROUP BY reason ORDER BY 2 DESC, 1"
+        )
 
     def span(self, before: float) -> tuple[float, float] | None:
         """Return the first and last time of letters, UTC seconds from 0 to ``before``; ``None`` without any."""
@@ -208,7 +241,9 @@ class Index(Closing):
         first, last = self._ask(span, [before])[0]
         return None if first is None else (first, last)
 
-    def columns(self, first: float, step: float, count: int, *, before: float) -> list[tuple[str, int, int]]:
+    def columns(
+        self, first: float, step: float, count: int, *, before: float
+    ) -> list[tuple[str, int, int]]:
         """Return reason, column and number of letters, for letters with a time from 0 to ``before``.
 
         Args:
@@ -219,7 +254,14 @@ class Index(Closing):
         """
         return self._ask(_COLUMNS, [first, step, count - 1, before])
 
-    def page(self, wanted: Filter = ALL, *, after: int = 0, limit: int = 100, order: Order = QUEUE) -> list[Any]:
+    def page(
+        self,
+        wanted: Filter = ALL,
+        *,
+        after: int = 0,
+        limit: int = 100,
+        order: Order = QUEUE,
+    ) -> list[Any]:
         """Return a page of letters, each with the attributes ``ROW``, by default in the order of the queue.
 
         Args:
@@ -234,7 +276,11 @@ class Index(Closing):
         require(order.by in ROW, f"letters are sorted by {', '.join(ROW)}")
         more, down = ("<", " DESC") if order.down else (">", "")
         # By number alone the index need not be sorted for each page.
-        keys = ["number"] if order.by == QUEUE.by else [f"coalesce({order.by}, '')", "number"]
+        keys = (
+            ["number"]
+            if order.by == QUEUE.by
+            else [f"coalesce({order.by}, '')", "number"]
+        )
         here = f"(SELECT {', '.join(keys)} FROM letters WHERE number = ?)"  # noqa: S608
         follows = f"AND ({', '.join(keys)}) {more} {here}" if after else "AND ? = 0"
         rest = f"{follows} ORDER BY {', '.join(key + down for key in keys)} LIMIT ?"
@@ -250,29 +296,45 @@ class Index(Closing):
         """
         rows = self._ask("SELECT letter FROM originals WHERE number = ?", [number])
         require(rows, "no such letter")
-        with refusing(MalformedMessage, lambda error: f"the letter cannot be shown: {error}"):
-            message = json_form.from_form(strict_json.loads(rows[0][0], depth=json_form.JSON_DEPTH, wide=True))
+        with refusing(
+            MalformedMessage, lambda error: f"the letter cannot be shown: {error}"
+        ):
+            message = json_form.from_form(
+                strict_json.loads(rows[0][0], depth=json_form.JSON_DEPTH, wide=True)
+            )
         return read(Letter(message=message))
 
     def forms(self, wanted: Filter = ALL) -> Iterator[dict[str, Any]]:
         """Yield letters in the JSON form of a message, in the order of the queue, a few at a time."""
-        sql = _select("letter", wanted, "ORDER BY number", table="letters JOIN originals USING (number)")
+        sql = _select(
+            "letter",
+            wanted,
+            "ORDER BY number",
+            table="letters JOIN originals USING (number)",
+        )
         yield from (json.loads(raw) for (raw,) in self._each(*sql))
 
     def ids(self) -> Iterator[tuple[str, bool]]:
         """Yield each id once, and whether one of its letters is intact."""
         yield from (
-            (id, bool(intact)) for id, intact in self._each("SELECT id, max(intact) FROM letters GROUP BY id", [])
+            (id, bool(intact))
+            for id, intact in self._each(
+                "SELECT id, max(intact) FROM letters GROUP BY id", []
+            )
         )
 
     def freeze(self, wanted: Filter = ALL) -> Counter[str]:
         """Return the letters that are meant now, counted."""
-        return Counter(dict(self._each(*_select("mark, count(*)", wanted, "GROUP BY mark"))))
+        return Counter(
+            dict(self._each(*_select("mark, count(*)", wanted, "GROUP BY mark")))
+        )
 
     def note(self, number: int, today: str) -> None:
         """Keep the verdict that a letter would get today."""
         with self._lock:
-            self._db.execute("UPDATE letters SET today = ? WHERE number = ?", [today, number])
+            self._db.execute(
+                "UPDATE letters SET today = ? WHERE number = ?", [today, number]
+            )
 
     def _ask(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock:
@@ -290,7 +352,12 @@ class Index(Closing):
 
 
 def _select(
-    what: str, wanted: Filter, rest: str = "", more: Sequence[Any] = (), *, table: str = "letters"
+    what: str,
+    wanted: Filter,
+    rest: str = "",
+    more: Sequence[Any] = (),
+    *,
+    table: str = "letters",
 ) -> tuple[str, list[Any]]:
     """Return a query for the letters that are meant, and its parameters. No value stands in the SQL itself."""
     conditions, values = ["1"], list[Any]()
@@ -298,4 +365,7 @@ def _select(
         condition = _CONDITIONS.get(name, f"{name} = ?")
         conditions.append(condition)
         values += [json.dumps(value) if name == "marks" else value] * condition.count("?")
-    return f"SELECT {what} FROM {table} WHERE {' AND '.join(conditions)} {rest}", [*values, *more]  # noqa: S608
+    return f"SELECT {what} FROM {table} WHERE {' AND '.join(conditions)} {rest}", [  # noqa: S608
+        *values,
+        *more,
+    ]

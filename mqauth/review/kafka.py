@@ -54,7 +54,9 @@ class KafkaLetterBox:
         ConfigurationError: a client has other settings.
     """
 
-    def __init__(self, consumer: Any, producer: Any, topic: str, *, timeout: float = 30) -> None:
+    def __init__(
+        self, consumer: Any, producer: Any, topic: str, *, timeout: float = 30
+    ) -> None:
         config = producer_settings(producer)
         require(
             not config["enable_idempotence"] and config["acks"] in (-1, "all"),
@@ -87,7 +89,9 @@ class KafkaLetterBox:
                     message = from_native(record, scope=self.name)
                     # The key of a letter's resolution has its id and its place, so no letter resolves another.
                     letter = letter_headers(message).get("id", "")[:64]
-                    key = f"{letter}/{message.origin.partition}/{message.origin.offset}".encode("utf-8", "replace")
+                    key = f"{letter}/{message.origin.partition}/{message.origin.offset}".encode(
+                        "utf-8", "replace"
+                    )
                     if key not in self._resolved:
                         self._waiting.append(Letter(message=message, handle=key))
         if not limit or not self._waiting:
@@ -116,7 +120,9 @@ class KafkaLetterBox:
             Unavailable: ``dead_letter_unavailable``.
         """
         scheme, *names = destination.parse(message.destination)
-        require(scheme == destination.KAFKA, "a message of another broker", MalformedMessage)
+        require(
+            scheme == destination.KAFKA, "a message of another broker", MalformedMessage
+        )
         require(
             all(carries(name, value) for name, value in message.headers),
             "a header that kafka-python cannot send unchanged",
@@ -127,7 +133,12 @@ class KafkaLetterBox:
             "kafka-python sends no record without key and value",
             MalformedMessage,
         )
-        self._send(names[0], value=message.body, key=message.key, headers=dead_letter_headers(message.headers))
+        self._send(
+            names[0],
+            value=message.body,
+            key=message.key,
+            headers=dead_letter_headers(message.headers),
+        )
 
     def remove(self, letter: Letter, /) -> None:
         """Resolve the very letter, for every reviewer.
@@ -136,7 +147,9 @@ class KafkaLetterBox:
             Unavailable: ``dead_letter_unavailable``.
         """
         origin = letter.message.origin
-        value = strict_json.dumps({"v": 1, "partition": origin.partition, "offset": origin.offset})
+        value = strict_json.dumps(
+            {"v": 1, "partition": origin.partition, "offset": origin.offset}
+        )
         self._send(self.name + REVIEWED, value=value, key=letter.handle)
         self._resolved.add(letter.handle)
 
@@ -153,7 +166,9 @@ class KafkaLetterBox:
         """End the pass where the broker has no answer, and say in our words why."""
         with (
             undone_on_error(setattr, self, "_ends", {}),
-            refusing((KafkaError, OSError), lambda error: type(error).__name__, undelivered),
+            refusing(
+                (KafkaError, OSError), lambda error: type(error).__name__, undelivered
+            ),
         ):
             yield
 
@@ -162,12 +177,19 @@ class KafkaLetterBox:
         self._resolved, self._waiting = set(), deque()
         self._assign(self.name + REVIEWED)
         while (records := self._poll()) is not None:
-            self._resolved |= {record.key for record in records if record.value is not None and record.key}
+            self._resolved |= {
+                record.key
+                for record in records
+                if record.value is not None and record.key
+            }
         self._assign(self.name)
         first = {each.partition: self._consumer.position(each) for each in self._ends}
         there = sum(end - first[each.partition] for each, end in self._ends.items())
         # What is resolved may have left its topic long ago.
-        gone = sum(offset >= first.get(partition, math.inf) for partition, offset in map(_place, self._resolved))
+        gone = sum(
+            offset >= first.get(partition, math.inf)
+            for partition, offset in map(_place, self._resolved)
+        )
         self.expected = max(0, there - gone)
 
     def _assign(self, topic: str) -> None:
@@ -181,7 +203,10 @@ class KafkaLetterBox:
 
     def _poll(self) -> list[Any] | None:
         """Return the next records, ``None`` at the end of the pass."""
-        if all(self._consumer.position(partition) >= end for partition, end in self._ends.items()):
+        if all(
+            self._consumer.position(partition) >= end
+            for partition, end in self._ends.items()
+        ):
             return None
         try:
             polled = self._consumer.poll(timeout_ms=_POLL_MS)
@@ -233,12 +258,20 @@ class KafkaRecords:
                     return None
                 partition = _PYTHON.TopicPartition(topic, number)
                 first = self._consumer.beginning_offsets([partition])[partition]
-                if not first <= offset < self._consumer.end_offsets([partition])[partition]:
+                if (
+                    not first
+                    <= offset
+                    < self._consumer.end_offsets([partition])[partition]
+                ):
                     return None
                 self._consumer.assign([partition])
                 self._consumer.seek(partition, offset)
                 record = self._next(partition)
-        except (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError):
+        except (
+            InvalidTopicError,
+            TopicAuthorizationFailedError,
+            UnknownTopicOrPartitionError,
+        ):
             return None
         except (KafkaError, OSError) as error:
             raise undelivered(type(error).__name__) from error
@@ -261,7 +294,10 @@ class KafkaRecords:
             if records := polled.get(partition):
                 return records[0]
             # Offsets of compacted records and of the markers of transactions have nothing to return.
-            if self._consumer.position(partition) >= self._consumer.end_offsets([partition])[partition]:
+            if (
+                self._consumer.position(partition)
+                >= self._consumer.end_offsets([partition])[partition]
+            ):
                 return None
         raise KafkaError("no record in time")
 
@@ -283,6 +319,8 @@ def create_reviewed(admin: Any, topic: str, *, replicas: int = -1) -> None:
         topic: the dead-letter topic.
         replicas: -1 for the broker's default.
     """
-    wanted = _ADMIN.NewTopic(topic + REVIEWED, 1, replicas, topic_configs={"cleanup.policy": "compact"})
+    wanted = _ADMIN.NewTopic(
+        topic + REVIEWED, 1, replicas, topic_configs={"cleanup.policy": "compact"}
+    )
     with suppress(TopicAlreadyExistsError):
         admin.create_topics([wanted], wait_for_metadata=True)

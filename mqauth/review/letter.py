@@ -16,7 +16,13 @@ from typing import Any, Final
 from mqauth.audit.query import RUNGS
 from mqauth.audit.record import MAX_SOURCE, iso_time
 from mqauth.errors import MalformedMessage, Reason, Rejection, refusing, require
-from mqauth.letters.dead_letter import LIVE_PROPERTIES, PREFIX, WRITTEN_ON_LETTERS, content_digest, letter_id
+from mqauth.letters.dead_letter import (
+    LIVE_PROPERTIES,
+    PREFIX,
+    WRITTEN_ON_LETTERS,
+    content_digest,
+    letter_id,
+)
 from mqauth.letters.release import MAX_HOPS
 from mqauth.logs import harmless
 from mqauth.wire import destination, envelope, identity, json_form, strict_json
@@ -100,7 +106,18 @@ class Reading:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the reading as JSON values, the original in the JSON form of a message."""
-        same = ("id", "mark", "reason", "detail", "time", "scope", "destination", "source", "audit", "count")
+        same = (
+            "id",
+            "mark",
+            "reason",
+            "detail",
+            "time",
+            "scope",
+            "destination",
+            "source",
+            "audit",
+            "count",
+        )
         return {name: getattr(self, name) for name in same} | {
             "history": [dict(hop) for hop in self.history],
             "form": self.form,
@@ -111,7 +128,9 @@ class Reading:
             "kid": None if self.kid is None else harmless(self.kid),
             "alg": self.alg,
             "claimed": None if self.claims is None else self.claims.as_dict(),
-            "message": None if self.original is None else json_form.to_form(self.original),
+            "message": None
+            if self.original is None
+            else json_form.to_form(self.original),
         }
 
 
@@ -146,8 +165,14 @@ def read(letter: Letter) -> Reading:
     # The earlier letters; none where what the letter says of them is not in its form.
     hops: Any = None
     with suppress(strict_json.StrictJSONError):
-        hops = strict_json.loads(lines.get("history", "").encode("utf-8", "backslashreplace"), depth=2)
-    good = type(hops) is list and len(hops) <= MAX_HOPS and all(type(hop) is dict for hop in hops)
+        hops = strict_json.loads(
+            lines.get("history", "").encode("utf-8", "backslashreplace"), depth=2
+        )
+    good = (
+        type(hops) is list
+        and len(hops) <= MAX_HOPS
+        and all(type(hop) is dict for hop in hops)
+    )
     mark = letter.mark
     return Reading(
         mark=mark,
@@ -159,9 +184,14 @@ def read(letter: Letter) -> Reading:
         source=harmless(lines.get("source", ""), MAX_SOURCE),
         audit=harmless(lines.get("audit", "")),
         time=_seconds(lines.get("time", "")),
-        count=int(lines["count"]) if re.fullmatch(r"[1-9][0-9]{0,6}", lines.get("count", "")) else 1,
+        count=int(lines["count"])
+        if re.fullmatch(r"[1-9][0-9]{0,6}", lines.get("count", ""))
+        else 1,
         history=tuple(
-            {name: harmless(str(hop.get(name) or "")) for name in ("id", "reason", "released")}
+            {
+                name: harmless(str(hop.get(name) or ""))
+                for name in ("id", "reason", "released")
+            }
             for hop in (hops if good else ())
         ),
         form=form if form in ("whole", "json", "reference") else UNKNOWN,
@@ -178,7 +208,9 @@ def read(letter: Letter) -> Reading:
 def letter_headers(message: Message) -> dict[str, str]:
     """Return a letter's own headers as text, by their names without prefix; of a repeated one the first."""
     return {
-        name.removeprefix(PREFIX): value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
+        name.removeprefix(PREFIX): value
+        if isinstance(value, str)
+        else value.decode("utf-8", "backslashreplace")
         for name, value in reversed(message.headers)
         if name.startswith(PREFIX) and isinstance(value, str | bytes)
     }
@@ -188,27 +220,38 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     """Return the original of a letter that kept body and headers."""
     address = lines.get("destination", "")
     parsed = destination.parse(address)
-    metadata: Any = _parse(lines.get("metadata", "{}").encode("utf-8", "backslashreplace"), "metadata")
-    require(isinstance(metadata, dict), "the letter's metadata is no object", MalformedMessage)
-    require(not metadata.get("stripped"), "headers in mqauth's own names were stripped from it", MalformedMessage)
+    metadata: Any = _parse(
+        lines.get("metadata", "{}").encode("utf-8", "backslashreplace"), "metadata"
+    )
+    require(
+        isinstance(metadata, dict), "the letter's metadata is no object", MalformedMessage
+    )
+    require(
+        not metadata.get("stripped"),
+        "headers in mqauth's own names were stripped from it",
+        MalformedMessage,
+    )
     # The headers that stayed headers of the letter, the token under its own name.
     written = WRITTEN_ON_LETTERS if parsed[0] == destination.RABBITMQ else ()
     kept = [
         (TOKEN_HEADER if name == f"{PREFIX}token" else name, value)
         for name, value in message.headers
-        if name == f"{PREFIX}token" or (name not in written and not fold(name).startswith(PREFIX))
+        if name == f"{PREFIX}token"
+        or (name not in written and not fold(name).startswith(PREFIX))
     ]
     # Those of the metadata go back into their places among them; the order of headers is signed.
     pairs = metadata.get("headers", [])
     require(
-        isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs),
+        isinstance(pairs, list)
+        and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs),
         "the letter's metadata has no list of headers",
         MalformedMessage,
     )
     total = len(kept) + len(pairs)
     places = metadata.get("places", list(range(len(kept), total)))
     require(
-        isinstance(places, list) and all(type(at) is int and 0 <= at < total for at in places),
+        isinstance(places, list)
+        and all(type(at) is int and 0 <= at < total for at in places),
         "the letter's metadata has a header at a place that does not exist",
         MalformedMessage,
     )
@@ -217,13 +260,27 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
         "the letter's metadata does not have one place for each header",
         MalformedMessage,
     )
-    require(all(isinstance(name, str) for name, _ in pairs), "a header's name is text", MalformedMessage)
+    require(
+        all(isinstance(name, str) for name, _ in pairs),
+        "a header's name is text",
+        MalformedMessage,
+    )
     moved, stayed = (
-        dict(zip(places, [(name, json_form.value_from_form(tagged)) for name, tagged in pairs], strict=True)),
+        dict(
+            zip(
+                places,
+                [(name, json_form.value_from_form(tagged)) for name, tagged in pairs],
+                strict=True,
+            )
+        ),
         iter(kept),
     )
     headers = tuple(moved[at] if at in moved else next(stayed) for at in range(total))
-    own = {name: value for name, value in message.properties.items() if name not in LIVE_PROPERTIES}
+    own = {
+        name: value
+        for name, value in message.properties.items()
+        if name not in LIVE_PROPERTIES
+    }
     live = metadata.get("properties", {})
     require(
         isinstance(live, dict) and all(isinstance(value, str) for value in live.values()),
@@ -244,12 +301,18 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
         key=message.key,
         properties=own if parsed[0] == destination.RABBITMQ else {},
         headers=headers,
-        origin=require(origin, "the letter's source is not a place in a topic", MalformedMessage),
+        origin=require(
+            origin, "the letter's source is not a place in a topic", MalformedMessage
+        ),
     )
 
 
 def _parse(raw: bytes, part: str) -> Any:
-    with refusing(strict_json.StrictJSONError, lambda error: f"the letter's {part} is {error}", MalformedMessage):
+    with refusing(
+        strict_json.StrictJSONError,
+        lambda error: f"the letter's {part} is {error}",
+        MalformedMessage,
+    ):
         return strict_json.loads(raw, depth=json_form.JSON_DEPTH, wide=True)
 
 
@@ -290,7 +353,9 @@ def proven(reading: Reading, original: Message) -> Reading:
     )
 
 
-def redeliverable(original: Message, *, scope: str, now: float, proven: bool = True) -> Message:
+def redeliverable(
+    original: Message, *, scope: str, now: float, proven: bool = True
+) -> Message:
     """Return an original as it would be delivered again.
 
     It has no headers and properties that brokers write, or that would make one send copies elsewhere or delay it.
@@ -303,15 +368,25 @@ def redeliverable(original: Message, *, scope: str, now: float, proven: bool = T
         proven: whether the token is verified before anything is sent; otherwise it covers nothing.
     """
     claims = _token_fields(original)["claims"] if proven else None
-    dropped = {"BCC", "x-delay", "timestamp_in_ms", "CC"} - set(() if claims is None else claims.mqa.hdr)
+    dropped = {"BCC", "x-delay", "timestamp_in_ms", "CC"} - set(
+        () if claims is None else claims.mqa.hdr
+    )
     live = ("user-id", "expiration", "delivery-mode", "cluster-id")
     return replace(
         original,
         headers=tuple(
-            pair for pair in original.headers if pair[0] not in dropped and not envelope.is_broker_written(pair[0])
+            pair
+            for pair in original.headers
+            if pair[0] not in dropped and not envelope.is_broker_written(pair[0])
         ),
-        properties={name: value for name, value in original.properties.items() if name not in live},
+        properties={
+            name: value for name, value in original.properties.items() if name not in live
+        },
         origin=replace(
-            original.origin, scope=scope, timestamp_ms=int(now * 1000), timestamp_type="append", redelivered=False
+            original.origin,
+            scope=scope,
+            timestamp_ms=int(now * 1000),
+            timestamp_type="append",
+            redelivered=False,
         ),
     )

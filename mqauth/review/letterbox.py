@@ -104,7 +104,11 @@ def fill(
             index.add(letters)
             progress(index.size)
             # With all letters read only the end of the pass is left, and an index that is complete is worth more.
-            if cancelled is not None and cancelled.is_set() and index.size != index.expected:
+            if (
+                cancelled is not None
+                and cancelled.is_set()
+                and index.size != index.expected
+            ):
                 yield from call(box.browse, 0)
                 return
     except Exception:
@@ -132,14 +136,18 @@ def take_in(box: LetterBox, forms: Iterable[Any]) -> Flow[int]:
             f"letter {count}: no dead letter with a valid id and digest",
             MalformedMessage,
         )
-        yield from call(box.publish, replace(message, destination=box.destination, origin=NO_ORIGIN))
+        yield from call(
+            box.publish, replace(message, destination=box.destination, origin=NO_ORIGIN)
+        )
     return count
 
 
 ONLY_REFERENCE: Final = "reference_only"
 GONE: Final = "original_gone"
 CHANGED: Final = "original_changed"
-_PLACE: Final = re.compile(r"((?!\.{1,2}/)[A-Za-z0-9._-]{1,249})/([0-9]{1,9})/([0-9]{1,18})(?:@.{0,90})?")
+_PLACE: Final = re.compile(
+    r"((?!\.{1,2}/)[A-Za-z0-9._-]{1,249})/([0-9]{1,9})/([0-9]{1,18})(?:@.{0,90})?"
+)
 
 
 Originals = Callable[[str, int, int], Any]
@@ -167,8 +175,13 @@ def recalled(reading: Reading, originals: Originals | None) -> Flow[Reading]:
     fetched = yield from call(originals, named[1], int(named[2]), int(named[3]))
     if fetched is None:
         return replace(reading, fault=GONE)
-    original = replace(fetched, origin=replace(fetched.origin, scope=reading.consumer), native=None)
-    if original.malformed is not None or letter_id(original, reading.consumer) != reading.id:
+    original = replace(
+        fetched, origin=replace(fetched.origin, scope=reading.consumer), native=None
+    )
+    if (
+        original.malformed is not None
+        or letter_id(original, reading.consumer) != reading.id
+    ):
         return replace(reading, fault=CHANGED)
     return proven(reading, original)
 
@@ -185,7 +198,9 @@ class Judge:
         self.clock, self.originals, self._scope = guard.clock, originals, guard.scope
         self._rollout = guard.rollout
         # Without a store nothing is claimed, so that judging leaves no trace.
-        self._guard = Pipeline(verifier=guard.verifier, policy=guard.policy, replay=None, clock=guard.clock)
+        self._guard = Pipeline(
+            verifier=guard.verifier, policy=guard.policy, replay=None, clock=guard.clock
+        )
 
     def scope_for(self, reading: Reading, wanted: str | None = None) -> str:
         """Return the scope that a letter is judged and released for: the wanted, the pipeline's, or its own."""
@@ -195,7 +210,9 @@ class Judge:
         """Judge a message as if it were delivered now, without asking whether it was handled before."""
         return (
             yield from self._guard.judge(
-                self._guard.receive(redeliverable(message, scope=scope, now=self.clock.now()))
+                self._guard.receive(
+                    redeliverable(message, scope=scope, now=self.clock.now())
+                )
             )
         )
 
@@ -206,7 +223,11 @@ class Judge:
     def past(self, original: Message) -> Past:
         """Return the dead letters that a message had before, as far as a release on it proves them."""
         authorities = self._guard.verifier.release
-        return NO_PAST if authorities is None else authorities.past(original, self.clock.now())
+        return (
+            NO_PAST
+            if authorities is None
+            else authorities.past(original, self.clock.now())
+        )
 
     def today(self, reading: Reading) -> Flow[str]:
         """Return what would become of a letter's original today: ``accepted``, a reason, or a cause.
@@ -220,12 +241,18 @@ class Judge:
         bare = without_release(reading.original)
         if reading.rung is not None and self.admits(bare):
             return Verdict.UNVERIFIED.value
-        return verdict_word((yield from self.verdict(bare, scope=self.scope_for(reading) or "default")))
+        return verdict_word(
+            (yield from self.verdict(bare, scope=self.scope_for(reading) or "default"))
+        )
 
 
 def why_not_intact(reading: Reading) -> str:
     """Return in one word why a letter has no original that could be sent."""
-    return reading.fault if reading.fault in (ONLY_REFERENCE, GONE, CHANGED) else "letter_not_intact"
+    return (
+        reading.fault
+        if reading.fault in (ONLY_REFERENCE, GONE, CHANGED)
+        else "letter_not_intact"
+    )
 
 
 def verdict_word(outcome: Outcome) -> str:

@@ -19,8 +19,20 @@ from pamqp import commands
 
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error
 from mqauth.brokers.rabbitmq.consumer import delivered
-from mqauth.brokers.rabbitmq.translate import carries, failures_of, frame_limit, from_native, to_native
-from mqauth.errors import ConfigurationError, MalformedMessage, Unavailable, refusing, require
+from mqauth.brokers.rabbitmq.translate import (
+    carries,
+    failures_of,
+    frame_limit,
+    from_native,
+    to_native,
+)
+from mqauth.errors import (
+    ConfigurationError,
+    MalformedMessage,
+    Unavailable,
+    refusing,
+    require,
+)
 from mqauth.letters.dead_letter import undelivered
 from mqauth.review.letter import Letter
 from mqauth.wire import destination
@@ -85,7 +97,10 @@ class RabbitMQLetterBox:
             )
             if not arrived:
                 await self._end()
-            return [Letter(message=from_native(item, queue=self.name), handle=item) for item in arrived]
+            return [
+                Letter(message=from_native(item, queue=self.name), handle=item)
+                for item in arrived
+            ]
 
     async def depth(self) -> int:
         """Return how many letters are ready in the queue, by a passive declaration; one at a reviewer is not.
@@ -108,7 +123,11 @@ class RabbitMQLetterBox:
             Unavailable: ``dead_letter_unavailable``.
         """
         scheme, *names = destination.parse(message.destination)
-        require(scheme == destination.RABBITMQ, "a message of another broker", MalformedMessage)
+        require(
+            scheme == destination.RABBITMQ,
+            "a message of another broker",
+            MalformedMessage,
+        )
         require(
             all(carries(name, value) for name, value in message.headers),
             "a header that aio-pika cannot send unchanged",
@@ -122,7 +141,9 @@ class RabbitMQLetterBox:
             async with asyncio.timeout(self._timeout):
                 with closing_is_an_error():
                     if self._publishing is None or self._publishing.is_closed:
-                        self._publishing = await (await self._connected()).channel(publisher_confirms=True)
+                        self._publishing = await (await self._connected()).channel(
+                            publisher_confirms=True
+                        )
                     channel = self._publishing
                     exchange = (
                         await channel.get_exchange(exchange_name, ensure=False)
@@ -134,7 +155,11 @@ class RabbitMQLetterBox:
         except _GONE as error:
             raise self._unavailable(error) from error
         # Only the broker's ack counts: a message that no queue takes is returned instead.
-        require(isinstance(result, commands.Basic.Ack), "no queue takes the message", undelivered)
+        require(
+            isinstance(result, commands.Basic.Ack),
+            "no queue takes the message",
+            undelivered,
+        )
 
     async def remove(self, letter: Letter, /) -> None:
         """Ack the very letter.
@@ -167,11 +192,18 @@ class RabbitMQLetterBox:
         queue = await channel.get_queue(self.name, ensure=True)
         waiting = queue.declaration_result.message_count or 0
         self.expected = self.expected or waiting
-        below, arrived = await channel.get_underlay_channel(), asyncio.Queue[DeliveredMessage]()
+        below, arrived = (
+            await channel.get_underlay_channel(),
+            asyncio.Queue[DeliveredMessage](),
+        )
         if not waiting:
             # A quorum queue that has just started counts no messages. Only its leader's answer tells.
             answer = await below.basic_get(self.name)
-            return [] if isinstance(answer.delivery, commands.Basic.GetEmpty) else [delivered(answer)]
+            return (
+                []
+                if isinstance(answer.delivery, commands.Basic.GetEmpty)
+                else [delivered(answer)]
+            )
         # The consumer is aiormq's, with a prefetch that bounds what is in flight. That of aio-pika makes a task of
         # each delivery, which is twice the work.
         await channel.set_qos(prefetch_count=limit)
@@ -233,7 +265,11 @@ class RabbitMQLetterBox:
         """Note that channel or connection may be gone, and return the error to raise."""
         self._lost = True
         # aio-pika says by RuntimeError that a connection is closed.
-        return undelivered("the connection is closed" if type(error) is RuntimeError else type(error).__name__)
+        return undelivered(
+            "the connection is closed"
+            if type(error) is RuntimeError
+            else type(error).__name__
+        )
 
 
 class _NoMessageId(str):
@@ -264,10 +300,16 @@ async def is_unlimited(connection: AbstractConnection, queue: str) -> bool:
     channel = await connection.channel()
     with (
         refusing(exceptions.ChannelNotFoundEntity, f"there is no queue {queue}"),
-        refusing(ValueError, lambda error: f"queue {queue}: aio-pika cannot name it: {error}"),
+        refusing(
+            ValueError, lambda error: f"queue {queue}: aio-pika cannot name it: {error}"
+        ),
     ):
         await channel.get_queue(queue, ensure=True)
-    wanted: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": -1, "x-overflow": "reject-publish"}
+    wanted: dict[str, Any] = {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": -1,
+        "x-overflow": "reject-publish",
+    }
     # Declaring a queue with other arguments is an error that names the first that differs.
     try:
         await channel.declare_queue(queue, durable=True, arguments=wanted)

@@ -64,21 +64,35 @@ class Session:
         originals: Originals | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.box, self.run, self.guard, self.originals, self.clock = box, run, guard, originals, clock
+        self.box, self.run, self.guard, self.originals, self.clock = (
+            box,
+            run,
+            guard,
+            originals,
+            clock,
+        )
         self.audit = audit
         self._releaser = releaser
 
     @property
     def can_redrive(self) -> bool:
         """Whether there is a pipeline that judges, a key that signs releases, and an audit."""
-        return self.guard is not None and self._releaser is not None and self.audit is not None
+        return (
+            self.guard is not None
+            and self._releaser is not None
+            and self.audit is not None
+        )
 
     @property
     def waivable(self) -> list[Reason]:
         """The reasons that the consumer lets releases waive."""
         release = None if self.guard is None else self.guard.verifier.release
         permitted = () if release is None else release.authorities.values()
-        return [reason for reason in WAIVABLE if any(reason in each.waive for each in permitted)]
+        return [
+            reason
+            for reason in WAIVABLE
+            if any(reason in each.waive for each in permitted)
+        ]
 
     def pipeline(self) -> Pipeline:
         """Return the pipeline that judges.
@@ -129,7 +143,14 @@ class Session:
             ConfigurationError: the session has no pipeline.
         """
         return self.run(
-            judge(index, self.pipeline(), wanted, originals=self.originals, progress=progress, cancelled=cancelled)
+            judge(
+                index,
+                self.pipeline(),
+                wanted,
+                originals=self.originals,
+                progress=progress,
+                cancelled=cancelled,
+            )
         )
 
     def verdict(self, reading: Reading) -> str:
@@ -238,12 +259,21 @@ class Session:
 
     def _releaser_of(self, plan: Plan) -> Releaser:
         allowed = ", ".join(self.waivable) or "nothing"
-        require(plan.waive <= {*self.waivable}, f"waive: [[release.authorities]] lets a release waive {allowed}")
-        return require(self._releaser, "started without --key: nothing can be redriven")(plan.reviewer)
+        require(
+            plan.waive <= {*self.waivable},
+            f"waive: [[release.authorities]] lets a release waive {allowed}",
+        )
+        return require(self._releaser, "started without --key: nothing can be redriven")(
+            plan.reviewer
+        )
 
 
 def reviewers_releaser(
-    guard: Pipeline, read_key: Callable[[], Key | SigningKey], *, authority: str | None, lifetime: int
+    guard: Pipeline,
+    read_key: Callable[[], Key | SigningKey],
+    *,
+    authority: str | None,
+    lifetime: int,
 ) -> MakeReleaser:
     """Return a function that returns what signs releases for a reviewer, by their name.
 
@@ -256,11 +286,22 @@ def reviewers_releaser(
     Raises:
         ConfigurationError: the pipeline trusts no authority, or several and none was named.
     """
-    trusted = [] if guard.verifier.release is None else list(guard.verifier.release.authorities)
-    require(trusted, "--config: has no [[release.authorities]], so its consumer accepts no release")
-    require(authority or len(trusted) == 1, "--authority: required, since the configuration trusts several")
+    trusted = (
+        [] if guard.verifier.release is None else list(guard.verifier.release.authorities)
+    )
+    require(
+        trusted,
+        "--config: has no [[release.authorities]], so its consumer accepts no release",
+    )
+    require(
+        authority or len(trusted) == 1,
+        "--authority: required, since the configuration trusts several",
+    )
     return lambda reviewer: Releaser(
-        key=read_key(), issuer=authority or trusted[0], reviewer=reviewer, lifetime=lifetime
+        key=read_key(),
+        issuer=authority or trusted[0],
+        reviewer=reviewer,
+        lifetime=lifetime,
     )
 
 
@@ -296,7 +337,11 @@ class Ledger:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the ledger as JSON values; of long lists the first 100 ids, with the full count."""
-        lists = {"missing": self.missing, "unknown": self.unknown, "unproven": self.unproven}
+        lists = {
+            "missing": self.missing,
+            "unknown": self.unknown,
+            "unproven": self.unproven,
+        }
         return {
             "as_of": None if self.as_of is None else iso_time(self.as_of),
             "rejected": self.rejected,
@@ -304,12 +349,18 @@ class Ledger:
             "redriven": self.redriven,
             "discarded": self.discarded,
             "difference": self.difference,
-            **{name: {"count": len(ids), "ids": list(ids[:100])} for name, ids in lists.items()},
+            **{
+                name: {"count": len(ids), "ids": list(ids[:100])}
+                for name, ids in lists.items()
+            },
         }
 
 
 def account(
-    records: Iterable[Mapping[str, Any]], waiting: Iterable[tuple[str, bool]], *, as_of: float | None = None
+    records: Iterable[Mapping[str, Any]],
+    waiting: Iterable[tuple[str, bool]],
+    *,
+    as_of: float | None = None,
 ) -> Ledger:
     """Compare audit records with the letters in the queue.
 
@@ -324,14 +375,20 @@ def account(
     for record in records:
         letter, verdict = record.get("dead_letter"), record.get("verdict")
         if isinstance(letter, str) and verdict == "rejected":
-            (rejected if end is None or str(record.get("time")) <= end else later).add(letter)
+            (rejected if end is None or str(record.get("time")) <= end else later).add(
+                letter
+            )
         elif isinstance(letter, str) and verdict in ("redriven", "discarded"):
             acts[letter] = (verdict, member(record, "review").get("intact") is True)
     # Another machine's clock may run ahead: what is here, or was acted on, had been rejected by then all the same.
     rejected |= later & (here.keys() | acts.keys())
     # A letter still in the queue is open whatever the audit says: an act recorded before a crash may not have
     # removed it.
-    resolved = {letter: act for letter, act in acts.items() if letter in rejected and letter not in here}
+    resolved = {
+        letter: act
+        for letter, act in acts.items()
+        if letter in rejected and letter not in here
+    }
     unproven = [
         *(letter for letter, intact in here.items() if letter in rejected and not intact),
         *(letter for letter, (_, intact) in resolved.items() if not intact),
@@ -368,10 +425,15 @@ def trail(files: Iterable[Path], letter: str) -> list[tuple[Record, Line, bool]]
     for part in chain.from_iterable(logs):
         with file_errors(part):
             size += part.stat().st_size
-    require(size <= LARGEST_FILES, f"the audit files have {size:,} bytes: ask mqauth audit show {letter} FILES")
+    require(
+        size <= LARGEST_FILES,
+        f"the audit files have {size:,} bytes: ask mqauth audit show {letter} FILES",
+    )
     steps: list[tuple[Record, Line, bool]] = []
     name = letter.encode("utf-8", "backslashreplace")
-    for line, raw, unbroken in chain.from_iterable(find(log, lambda raw: name in raw) for log in logs):
+    for line, raw, unbroken in chain.from_iterable(
+        find(log, lambda raw: name in raw) for log in logs
+    ):
         # A line that somebody damaged breaks the chain, and is no record.
         with suppress(ValueError):
             record = parse_record(raw)

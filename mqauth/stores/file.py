@@ -51,8 +51,12 @@ INSERT INTO age VALUES (0)
 """
 _WRITE: Final = "REPLACE INTO ids VALUES (?, ?, ?, ?, ?, ?)"
 _GROW_OLD: Final = "UPDATE age SET seconds = ?"
-_BITS: Final = 5  # a row has at most 2 ** 5 messages, so that it is always far smaller than a page
-_PLACE: Final = struct.Struct(">Iq")  # the number of a log, from 1, and an offset; zeros for no place
+_BITS: Final = (
+    5  # a row has at most 2 ** 5 messages, so that it is always far smaller than a page
+)
+_PLACE: Final = struct.Struct(
+    ">Iq"
+)  # the number of a log, from 1, and an offset; zeros for no place
 _LOOK: Final = 1000  # rows that are looked at while claims wait: a millisecond or two
 _LAST: Final = b"\xff" * 32  # after every key
 
@@ -113,17 +117,24 @@ class FileReplayStore:
         self._execute = self._file.connection.execute
         self._names = [
             (),
-            *(tuple(json.loads(name)) for (name,) in self._execute("SELECT name FROM names ORDER BY number")),
+            *(
+                tuple(json.loads(name))
+                for (name,) in self._execute("SELECT name FROM names ORDER BY number")
+            ),
         ]
         self._numbers = {name: number for number, name in enumerate(self._names)}
         ((age,),) = self._execute("SELECT seconds FROM age")
         self._opened = clock.monotonic() - age
         self._rows: dict[bytes, _Row] = {}  # those in which something is held
         self._added = 0  # ids since the thread last came by
-        self._looked_at = SYSTEM_RANDOMNESS(16)  # the last key that it came to; not the first one at each start
+        self._looked_at = SYSTEM_RANDOMNESS(
+            16
+        )  # the last key that it came to; not the first one at each start
         self._trouble: tuple[Cause, str] | None = None  # what it met
         self._lock, self._closed = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._tending, name=f"mqauth {path}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._tending, name=f"mqauth {path}", daemon=True
+        )
         self._thread.start()
 
     def at_start(self) -> None:
@@ -145,7 +156,9 @@ class FileReplayStore:
         """
         return self._alone(self._claim, request)
 
-    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus] | Awaitable[list[ClaimStatus]]:
+    def claim_many(
+        self, requests: Sequence[ClaimRequest], /
+    ) -> list[ClaimStatus] | Awaitable[list[ClaimStatus]]:
         """Claim each, in order, in one transaction; answers and errors are those of ``claim``."""
         return self._alone(self._claim_many, requests)
 
@@ -179,10 +192,15 @@ class FileReplayStore:
             with self._lock:
                 self._file.close()
 
-    def _alone(self, action: Callable[[A], T], given: A, *, waits: bool = False) -> T | Awaitable[T]:
+    def _alone(
+        self, action: Callable[[A], T], given: A, *, waits: bool = False
+    ) -> T | Awaitable[T]:
         """Do something while nobody else does; an event loop does not wait for that, but gets an awaitable."""
         if not self._file.is_ours:
-            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, f"{self.where}: opened before a fork; {SHARE}")
+            raise Unavailable(
+                Cause.REPLAY_STORE_UNAVAILABLE,
+                f"{self.where}: opened before a fork; {SHARE}",
+            )
         if not self._lock.acquire(blocking=waits):
             if in_event_loop():
                 return asyncio.to_thread(self._alone, action, given, waits=True)  # type: ignore[arg-type]
@@ -220,9 +238,15 @@ class FileReplayStore:
             return status, row
         # Whoever takes a claim over keeps the place of the first: copies are judged by that.
         if entry is None:
-            log, offset = (0, 0) if request.place is None else (self._number(request.place[:3]), request.place[3])
+            log, offset = (
+                (0, 0)
+                if request.place is None
+                else (self._number(request.place[:3]), request.place[3])
+            )
             start = row.start(bit)
-            row.places = row.places[:start] + _PLACE.pack(log, offset) + row.places[start:]
+            row.places = (
+                row.places[:start] + _PLACE.pack(log, offset) + row.places[start:]
+            )
             row.seen |= 1 << bit
             self._added += 1
         left = max(0.0, request.expires - self._clock.now())
@@ -241,7 +265,9 @@ class FileReplayStore:
                 row.done |= 1 << bit
                 held[row.key, bit] = row
         rows = {row.key: row for row in held.values()}.values()
-        self._write("UPDATE ids SET done = ? WHERE key = ?", [(row.done, row.key) for row in rows])
+        self._write(
+            "UPDATE ids SET done = ? WHERE key = ?", [(row.done, row.key) for row in rows]
+        )
         for (_, bit), row in held.items():
             self._let_go(row, bit)
 
@@ -251,7 +277,10 @@ class FileReplayStore:
             start, seen = row.start(bit), row.seen & ~(1 << bit)
             places = row.places[:start] + row.places[start + _PLACE.size :]
             if seen:
-                self._execute("UPDATE ids SET seen = ?, places = ? WHERE key = ?", (seen, places, row.key))
+                self._execute(
+                    "UPDATE ids SET seen = ?, places = ? WHERE key = ?",
+                    (seen, places, row.key),
+                )
             else:
                 self._execute("DELETE FROM ids WHERE key = ?", (row.key,))
             row.seen, row.places = seen, places
@@ -274,7 +303,10 @@ class FileReplayStore:
         """Return the row of an id, a new one if it has none, and its bit there."""
         key, bit, index = request.id, 0, request.index
         if index is not None:
-            key, bit = key[:-2] + (index >> _BITS).to_bytes(2, "big"), index & ((1 << _BITS) - 1)
+            key, bit = (
+                key[:-2] + (index >> _BITS).to_bytes(2, "big"),
+                index & ((1 << _BITS) - 1),
+            )
         # The number keeps scopes apart, and a single token from a batch of the same id.
         key += self._number((request.scope, index is None)).to_bytes(4, "big")
         row = self._rows.get(key)
@@ -293,7 +325,9 @@ class FileReplayStore:
             owner, ends = row.held[bit]
             return Entry(owner, place, ends)
         # What a process held that is dead has an owner that nobody is: owners that live are random.
-        return Entry(None if row.done >> bit & 1 else "a process that is dead", place, -math.inf)
+        return Entry(
+            None if row.done >> bit & 1 else "a process that is dead", place, -math.inf
+        )
 
     def _number(self, name: tuple[Any, ...]) -> int:
         """Return the number of a log, or of a scope with whether it is that of single tokens."""
@@ -318,25 +352,41 @@ class FileReplayStore:
                     self._forget()
             if added:
                 with self._lock:
-                    self._execute(_GROW_OLD, (int(self._clock.monotonic() - self._opened),))
+                    self._execute(
+                        _GROW_OLD, (int(self._clock.monotonic() - self._opened),)
+                    )
             if self._file.sync():
                 with self._lock:
                     self._file.begin_anew()
-                    self._execute(_GROW_OLD, (int(self._clock.monotonic() - self._opened),))
+                    self._execute(
+                        _GROW_OLD, (int(self._clock.monotonic() - self._opened),)
+                    )
             self._trouble = None
         except (OSError, sqlite3.Error) as error:
             self._trouble = self._file.words(error)
 
     def _forget(self) -> None:
         """Forget what is over among the next rows, and after the last row what is held in memory."""
-        after, wall, age = self._looked_at, self._clock.now(), self._clock.monotonic() - self._opened
-        upto = self._execute("SELECT key FROM ids WHERE key > ? ORDER BY key LIMIT 1 OFFSET ?", (after, _LOOK - 1))
+        after, wall, age = (
+            self._looked_at,
+            self._clock.now(),
+            self._clock.monotonic() - self._opened,
+        )
+        upto = self._execute(
+            "SELECT key FROM ids WHERE key > ? ORDER BY key LIMIT 1 OFFSET ?",
+            (after, _LOOK - 1),
+        )
         (last,) = upto.fetchone() or (_LAST,)
         self._execute(
-            "DELETE FROM ids WHERE key > ? AND key <= ? AND expires < ? AND kept < ?", (after, last, wall, age)
+            "DELETE FROM ids WHERE key > ? AND key <= ? AND expires < ? AND kept < ?",
+            (after, last, wall, age),
         )
         self._looked_at = last
         if last == _LAST:
             self._looked_at = b""
-            for row in [each for each in self._rows.values() if each.expires < wall and each.kept < age]:
+            for row in [
+                each
+                for each in self._rows.values()
+                if each.expires < wall and each.kept < age
+            ]:
                 del self._rows[row.key]

@@ -72,7 +72,10 @@ class RedisReplayStore:
         self._lease_clock = unsafe_lease_clock
         # Host, port and database, or the socket; never user or password.
         settings = client.get_connection_kwargs()
-        host = settings.get("path") or f"{settings.get('host', type(client).__name__)}:{settings.get('port', '')}"
+        host = (
+            settings.get("path")
+            or f"{settings.get('host', type(client).__name__)}:{settings.get('port', '')}"
+        )
         self.where = f"redis {host}/{settings.get('db', 0)}"
         # By event loop, verb and scope what was asked in its present turn, and the task that will send it.
         self._asked: dict[Any, tuple[list[ClaimRequest], asyncio.Task[list[Any]]]] = {}
@@ -97,11 +100,18 @@ class RedisReplayStore:
         require(connections >= 1, f"connections is at least 1, not {connections}")
         # Short waits, because the consumer itself waits for the end of a longer outage.
         backoff = redis.backoff.FullJitterBackoff(cap=0.5, base=0.05)
-        pool = _pool(redis.ConnectionPool, url, timeout, redis.retry.Retry(backoff, _RETRIES))
+        pool = _pool(
+            redis.ConnectionPool, url, timeout, redis.retry.Retry(backoff, _RETRIES)
+        )
         store = cls(redis.Redis.from_pool(pool), **settings)
         retry = redis.asyncio.retry.Retry(backoff, _RETRIES)
         pool = _pool(
-            redis.asyncio.BlockingConnectionPool, url, timeout, retry, max_connections=connections, timeout=timeout
+            redis.asyncio.BlockingConnectionPool,
+            url,
+            timeout,
+            retry,
+            max_connections=connections,
+            timeout=timeout,
         )
         store._awaited = redis.asyncio.Redis.from_pool(pool)
         return store
@@ -138,7 +148,9 @@ class RedisReplayStore:
         """Forget the claim, if this owner still holds it."""
         return self._one(redis_script.Verb.RELEASE, request)  # type: ignore[no-any-return]
 
-    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus] | Awaitable[list[ClaimStatus]]:
+    def claim_many(
+        self, requests: Sequence[ClaimRequest], /
+    ) -> list[ClaimStatus] | Awaitable[list[ClaimStatus]]:
         """Claim each, in order, in one round trip for every 1,000. On a cluster all must be of one scope."""
         return self._many(redis_script.Verb.CLAIM, requests)  # type: ignore[no-any-return]
 
@@ -153,11 +165,17 @@ class RedisReplayStore:
     def _client(self) -> tuple[Any, bool]:
         """Return the client for this thread, and whether what it gives is to be awaited."""
         client = self._awaited if in_event_loop() else self._plain
-        return client, isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster)
+        return client, isinstance(
+            client, redis.asyncio.Redis | redis.asyncio.RedisCluster
+        )
 
     def _one(self, verb: redis_script.Verb, request: ClaimRequest) -> Any:
         """Have one request sent, in an event loop together with what comes in the same turn."""
-        return self._joined(verb, request) if self._client()[1] else run(self._sent(verb, (request,)))[0]
+        return (
+            self._joined(verb, request)
+            if self._client()[1]
+            else run(self._sent(verb, (request,)))[0]
+        )
 
     def _many(self, verb: redis_script.Verb, requests: Sequence[ClaimRequest]) -> Any:
         flow = self._sent(verb, requests)
@@ -180,10 +198,16 @@ class RedisReplayStore:
         asked, _ = self._asked.pop(together)
         return await arun(self._sent(together[1], asked))
 
-    def _sent(self, verb: redis_script.Verb, requests: Sequence[ClaimRequest]) -> Flow[list[Any]]:
+    def _sent(
+        self, verb: redis_script.Verb, requests: Sequence[ClaimRequest]
+    ) -> Flow[list[Any]]:
         """Return what the script says of each request, in order; it takes a round trip for every 1,000."""
         statuses: list[Any] = []
-        said: Mapping[str, Any] = redis_script.STATUSES if verb is redis_script.Verb.CLAIM else redis_script.ENDED
+        said: Mapping[str, Any] = (
+            redis_script.STATUSES
+            if verb is redis_script.Verb.CLAIM
+            else redis_script.ENDED
+        )
         client, _ = self._client()
         try:
             if not self._inspected:
@@ -201,8 +225,14 @@ class RedisReplayStore:
                         forbidden,
                     )
                 # A cluster answers with a dict for each of its nodes.
-                nodes = info.values() if all(isinstance(node, dict) for node in info.values()) else [info]
-                for risk in sorted({risk for node in nodes if first for risk in redis_script.risks(node)}):
+                nodes = (
+                    info.values()
+                    if all(isinstance(node, dict) for node in info.values())
+                    else [info]
+                )
+                for risk in sorted(
+                    {risk for node in nodes if first for risk in redis_script.risks(node)}
+                ):
                     emit("store.unsafe", "the replay store is not safe: %s", risk)
             for start in range(0, len(requests), BATCH):
                 asked = redis_script.script_call(
@@ -211,7 +241,9 @@ class RedisReplayStore:
                     namespace=self._namespace,
                     now=self._clock.now(),
                     margin=self._margin,
-                    lease_clock=None if self._lease_clock is None else self._lease_clock.monotonic(),
+                    lease_clock=None
+                    if self._lease_clock is None
+                    else self._lease_clock.monotonic(),
                 )
                 given = (len(asked.keys), *asked.keys, *asked.arguments)
                 try:
@@ -238,13 +270,21 @@ def _pool(kind: Any, url: str, timeout: float, retry: Any, /, **limits: float) -
     try:
         # Before 6.0 redis-py tries again only where it is told after which errors.
         pool = kind.from_url(
-            url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=retry,
-            retry_on_error=[redis.ConnectionError, redis.TimeoutError], **limits,
-        )  # fmt: skip
+            url,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=retry,
+            retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+            **limits,
+        )
     except Exception:
-        raise ConfigurationError("the replay store's URL is not one of redis://, rediss:// or unix://") from None
+        raise ConfigurationError(
+            "the replay store's URL is not one of redis://, rediss:// or unix://"
+        ) from None
     options = pool.connection_kwargs
-    if issubclass(pool.connection_class, redis.SSLConnection | redis.asyncio.SSLConnection):
+    if issubclass(
+        pool.connection_class, redis.SSLConnection | redis.asyncio.SSLConnection
+    ):
         # redis-py checks the name of the host by default only since 6.0.
         options.setdefault("ssl_check_hostname", True)
     strict = options.get("ssl_cert_reqs", "required") in ("required", ssl.CERT_REQUIRED)

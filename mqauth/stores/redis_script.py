@@ -178,14 +178,19 @@ def script_call(
     for number, request in enumerate(requests):
         prefix, token = _PREFIXES[namespace, request.scope], request.id
         # the ids of a batch have one key, that of its token; the tilde keeps it apart from a single token's
-        groups.setdefault(prefix + token if request.index is None else prefix + token[:-2] + b"~", []).append(
-            number
-        )
-    arguments: list[bytes | str | int] = ["" if lease_clock is None else round(lease_clock * 1000)]
+        groups.setdefault(
+            prefix + token if request.index is None else prefix + token[:-2] + b"~", []
+        ).append(number)
+    arguments: list[bytes | str | int] = [
+        "" if lease_clock is None else round(lease_clock * 1000)
+    ]
     for numbers in groups.values():
         remaining = max(requests[number].expires for number in numbers) - now
         # Ten years at most: Redis refuses an expiry that overflows.
-        arguments += (len(numbers), int(min(max(remaining, 0.0) + margin, 10 * 366 * 86_400) * 1000) + 1)
+        arguments += (
+            len(numbers),
+            int(min(max(remaining, 0.0) + margin, 10 * 366 * 86_400) * 1000) + 1,
+        )
         for request in (requests[number] for number in numbers):
             script_verb = verb
             if verb is Verb.CLAIM and (request.renew or request.redelivered):
@@ -194,9 +199,15 @@ def script_call(
                 "" if request.index is None else request.index,
                 request.owner.encode("utf-8", "surrogatepass"),
             )
-            head = f"{script_verb.value} {index} {round(request.lease * 1000)} {len(owner)} "
+            head = (
+                f"{script_verb.value} {index} {round(request.lease * 1000)} {len(owner)} "
+            )
             arguments.append(head.encode("ascii") + owner + _place(request.place))
-    return ScriptCall(list(groups), arguments, [number for numbers in groups.values() for number in numbers])
+    return ScriptCall(
+        list(groups),
+        arguments,
+        [number for numbers in groups.values() for number in numbers],
+    )
 
 
 def letters(answer: Any, asked: ScriptCall) -> list[str]:
@@ -218,11 +229,14 @@ def risks(info: dict[str, Any]) -> list[str]:
     """
     policy = str(info.get("maxmemory_policy", "noeviction"))
     known = {
-        f"its maxmemory-policy {policy} forgets live ids when memory is short; set noeviction":
-            policy != "noeviction" and int(info.get("maxmemory", 0)) > 0,
-        "it keeps no append-only file and forgets claims when it restarts; set appendonly yes":
-            int(info.get("aof_enabled", 1)) == 0,
-    }  # fmt: skip
+        f"its maxmemory-policy {policy} forgets live ids when memory is short; set noeviction": policy
+        != "noeviction"
+        and int(info.get("maxmemory", 0)) > 0,
+        "it keeps no append-only file and forgets claims when it restarts; set appendonly yes": int(
+            info.get("aof_enabled", 1)
+        )
+        == 0,
+    }
     return [risk for risk, holds in known.items() if holds]
 
 

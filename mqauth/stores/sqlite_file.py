@@ -21,7 +21,20 @@ from mqauth.errors import Cause, file_errors, refusing, require
 SHARE: Final = "several processes (prefork, replicas) share a store on Redis or Valkey"
 MOUNTS: Final = Path("/proc/self/mountinfo")
 _NETWORK: Final = frozenset(
-    ("9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gfs2", "lustre", "nfs", "nfs4", "ocfs2", "smb3")
+    (
+        "9p",
+        "afs",
+        "ceph",
+        "cifs",
+        "fuse.glusterfs",
+        "fuse.sshfs",
+        "gfs2",
+        "lustre",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "smb3",
+    )
 )
 _FRAMES: Final = 4096  # pages in the log, 16 MiB, beyond which it is to begin anew
 _DAMAGE: Final = (
@@ -67,7 +80,10 @@ class SQLiteFile:
             # (``flock``), on another file, and the file's own descriptor is kept until SQLite has closed it.
             lock = open_private(path.with_name(f"{path.name}.lock"), os.O_RDWR)
             with undone_on_error(os.close, lock):
-                with refusing(BlockingIOError, f"{path}: already open, here or in another process; {SHARE}"):
+                with refusing(
+                    BlockingIOError,
+                    f"{path}: already open, here or in another process; {SHARE}",
+                ):
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file = open_private(path, os.O_RDWR)
                 with undone_on_error(os.close, file):
@@ -77,15 +93,23 @@ class SQLiteFile:
         self._opened = ExitStack()
         for descriptor in self._descriptors:
             self._opened.callback(os.close, descriptor)
-        with undone_on_error(self._opened.close), refusing(sqlite3.Error, lambda error: self.words(error)[1]):
+        with (
+            undone_on_error(self._opened.close),
+            refusing(sqlite3.Error, lambda error: self.words(error)[1]),
+        ):
             self.connection, self._syncing = self._connect(), self._connect()
             execute = self.connection.execute
             if execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-                self.connection.executescript(f"BEGIN; {schema}; PRAGMA application_id = {application}; COMMIT")
+                self.connection.executescript(
+                    f"BEGIN; {schema}; PRAGMA application_id = {application}; COMMIT"
+                )
             (application_id,) = execute("PRAGMA application_id").fetchone()
             require(application_id == application, f"{path}: another program's file")
             # A page that is damaged is to be met here, and not while messages are handled.
-            require(execute("PRAGMA quick_check(1)").fetchone() == ("ok",), f"{path}: {_DAMAGE}")
+            require(
+                execute("PRAGMA quick_check(1)").fetchone() == ("ok",),
+                f"{path}: {_DAMAGE}",
+            )
         _OPEN.append(self)
 
     @property
@@ -119,7 +143,10 @@ class SQLiteFile:
         if code in full or getattr(error, "errno", 0) == errno.ENOSPC:
             return Cause.REPLAY_STORE_FULL, f"{self.path}: the disk is full"
         damaged = code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-        return Cause.REPLAY_STORE_UNAVAILABLE, f"{self.path}: {_DAMAGE if damaged else error}"
+        return (
+            Cause.REPLAY_STORE_UNAVAILABLE,
+            f"{self.path}: {_DAMAGE if damaged else error}",
+        )
 
     def close(self) -> None:
         """Copy the log to its place, and close the file, while nobody uses it; in a forked child do nothing."""
@@ -130,7 +157,11 @@ class SQLiteFile:
     def _connect(self) -> sqlite3.Connection:
         """Return a connection that waits for nobody, and copies the log only when it is told to."""
         connection = self._opened.enter_context(
-            closing(sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False))
+            closing(
+                sqlite3.connect(
+                    self.path, timeout=0, isolation_level=None, check_same_thread=False
+                )
+            )
         )
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         require(mode == "wal", f"{self.path}: SQLite cannot keep a log (WAL) here")

@@ -40,17 +40,35 @@ from mqauth.wire.message import Message, fold
 __all__ = ["METRICS", "AuthorityTelemetry", "Telemetry", "traced"]
 MAX_DESTINATIONS: Final = 100
 _GAUGES: Final = {
-    "mqauth.deferred": ("{message}", "Messages that wait because something is out of reach"),
+    "mqauth.deferred": (
+        "{message}",
+        "Messages that wait because something is out of reach",
+    ),
     "mqauth.stalled": ("s", "How long the oldest of them waits"),
     "mqauth.key_set.age": ("s", "Age of the key set in use"),
-    "mqauth.issuer.ends": ("s", "Time until the day of a direct issuer is over; negative once it is overdue"),
-    "mqauth.identity.expires": ("s", "Time until the identity of a producer ends; 0 where it signs nothing"),
-    "mqauth.policy.failing": ("s", "How long a policy from outside has not answered; 0 while it does"),
+    "mqauth.issuer.ends": (
+        "s",
+        "Time until the day of a direct issuer is over; negative once it is overdue",
+    ),
+    "mqauth.identity.expires": (
+        "s",
+        "Time until the identity of a producer ends; 0 where it signs nothing",
+    ),
+    "mqauth.policy.failing": (
+        "s",
+        "How long a policy from outside has not answered; 0 while it does",
+    ),
     "mqauth.replay.size": ("{id}", "Ids in the replay store"),
     "mqauth.dead_letters.open": ("{message}", "Dead letters that nobody has reviewed"),
     "mqauth.dead_letters.oldest": ("s", "How long the oldest of them lies there"),
-    "mqauth.rollout.rung": ("{rung}", "Rung of destinations: 0 off, 1 observe, 2 enforce"),
-    "mqauth.rollout.days_left": ("{day}", "Days until a rung or an exemption ends; negative once it is overdue"),
+    "mqauth.rollout.rung": (
+        "{rung}",
+        "Rung of destinations: 0 off, 1 observe, 2 enforce",
+    ),
+    "mqauth.rollout.days_left": (
+        "{day}",
+        "Days until a rung or an exemption ends; negative once it is overdue",
+    ),
     "mqauth.rollout.aliases": (
         "{destination}",
         "Destinations whose messages are accepted where they were not signed for",
@@ -94,7 +112,9 @@ class Telemetry:
         self._messages = meter.create_counter(
             "mqauth.messages", unit="{message}", description="Verdicts on deliveries"
         )
-        self._alerts = meter.create_counter("mqauth.alerts", unit="{alert}", description="Misuse alerts by kind")
+        self._alerts = meter.create_counter(
+            "mqauth.alerts", unit="{alert}", description="Misuse alerts by kind"
+        )
         self._duration = meter.create_histogram(
             "mqauth.judge.duration",
             unit="s",
@@ -143,17 +163,29 @@ class Telemetry:
     def observe(self, outcome: Outcome, message: Message, _seconds: float) -> None:
         """Count one outcome of ``Pipeline.process``."""
         cause = outcome.cause if outcome.verdict is Verdict.DEFERRED else outcome.reason
-        would = None if outcome.unverified is None or cause is not None else outcome.unverified.would
+        would = (
+            None
+            if outcome.unverified is None or cause is not None
+            else outcome.unverified.would
+        )
         self._messages.add(
             1,
             {
                 "verdict": outcome.verdict.value,
-                "reason": cause.value if cause is not None else "" if would is None else would.code,
-                "destination": self._bounded(message.destination, verified=outcome.verified is not None),
+                "reason": cause.value
+                if cause is not None
+                else ""
+                if would is None
+                else would.code,
+                "destination": self._bounded(
+                    message.destination, verified=outcome.verified is not None
+                ),
             },
         )
         if outcome.judge_seconds is not None:
-            self._duration.record(outcome.judge_seconds, {"verdict": outcome.verdict.value})
+            self._duration.record(
+                outcome.judge_seconds, {"verdict": outcome.verdict.value}
+            )
 
     def alert(self, alert: Alert) -> None:
         """Count one misuse alert."""
@@ -170,7 +202,11 @@ class Telemetry:
         self._watch("mqauth.deferred", lambda: health().deferred, consumer=name)
         self._watch(
             "mqauth.stalled",
-            lambda: 0.0 if (since := health().stalled_since) is None else max(0.0, self._now() - since),
+            lambda: (
+                0.0
+                if (since := health().stalled_since) is None
+                else max(0.0, self._now() - since)
+            ),
             consumer=name,
         )
 
@@ -189,7 +225,11 @@ class Telemetry:
         for issuer, until in verifier.ends.items():
             # The day itself still counts, as it does for ``days_left``.
             over = datetime.combine(until + timedelta(days=1), time(), UTC).timestamp()
-            self._watch("mqauth.issuer.ends", partial(lambda end: end - self._now(), over), issuer=issuer)
+            self._watch(
+                "mqauth.issuer.ends",
+                partial(lambda end: end - self._now(), over),
+                issuer=issuer,
+            )
 
     def watch_identity(self, health: Callable[[], Any]) -> None:
         """Measure how long a producer's identity still lasts, with the label ``subject``.
@@ -197,7 +237,11 @@ class Telemetry:
         Args:
             health: of the ``IdentityKey``; in a configuration it is ``config.identity.health``.
         """
-        self._watch("mqauth.identity.expires", lambda: health().expires_in or 0.0, subject=health().subject)
+        self._watch(
+            "mqauth.identity.expires",
+            lambda: health().expires_in or 0.0,
+            subject=health().subject,
+        )
 
     def watch_policy(self, name: str, health: Callable[[], Any]) -> None:
         """Measure for how long a policy from outside has not answered.
@@ -218,7 +262,10 @@ class Telemetry:
         self._watch("mqauth.replay.size", size, store=name)
 
     def watch_dead_letters(
-        self, name: str, open_: Callable[[], float | None], oldest: Callable[[], float | None] | None = None
+        self,
+        name: str,
+        open_: Callable[[], float | None],
+        oldest: Callable[[], float | None] | None = None,
     ) -> None:
         """Measure how many dead letters wait for a review, and for how long.
 
@@ -231,7 +278,9 @@ class Telemetry:
         if oldest is not None:
             self._watch("mqauth.dead_letters.oldest", oldest, queue=name)
 
-    def watch_rollout(self, rollout: Rollout | None, verifier: Verifier | None = None) -> None:
+    def watch_rollout(
+        self, rollout: Rollout | None, verifier: Verifier | None = None
+    ) -> None:
         """Measure the rungs of a pipeline's ``rollout`` and the days left, with the label ``destination``.
 
         Args:
@@ -239,12 +288,20 @@ class Telemetry:
             verifier: of the pipeline; with it, how many destinations each alias accepts, too.
         """
         for alias in () if verifier is None else verifier.aliases.values():
-            self._watch("mqauth.rollout.aliases", partial(float, len(alias.signed_for)), destination=alias.at)
+            self._watch(
+                "mqauth.rollout.aliases",
+                partial(float, len(alias.signed_for)),
+                destination=alias.at,
+            )
         if rollout is None:
             return
         for entry in rollout.entries:
             for destination in entry.destinations:
-                self._watch("mqauth.rollout.rung", partial(int, entry.rung), destination=destination)
+                self._watch(
+                    "mqauth.rollout.rung",
+                    partial(int, entry.rung),
+                    destination=destination,
+                )
         for places, until in ends(rollout):
             self._watch(
                 "mqauth.rollout.days_left",
@@ -258,7 +315,9 @@ class Telemetry:
         @contextmanager
         def timing(verified: Verified) -> Iterator[None]:
             began, labels = SYSTEM_CLOCK.monotonic(), _said(verified)
-            labels["messaging.destination.name"] = self._bounded(verified.destination, verified=True)
+            labels["messaging.destination.name"] = self._bounded(
+                verified.destination, verified=True
+            )
             try:
                 yield
             except BaseException as error:
@@ -279,7 +338,9 @@ class Telemetry:
             return destination if destination in self._destinations else "other"
 
 
-def traced(handler: Handler, tracer: trace.Tracer | None = None, *, trust_parent: bool = True) -> Handler:
+def traced(
+    handler: Handler, tracer: trace.Tracer | None = None, *, trust_parent: bool = True
+) -> Handler:
     """Return a handler that runs within a span named after the destination of its message.
 
     Args:
@@ -294,7 +355,9 @@ def traced(handler: Handler, tracer: trace.Tracer | None = None, *, trust_parent
         propagator = get_global_textmap()
         fields = {fold(name): name for name in propagator.fields}
         headers = {
-            fields[fold(name)]: value.decode("ascii", "replace") if isinstance(value, bytes) else value
+            fields[fold(name)]: value.decode("ascii", "replace")
+            if isinstance(value, bytes)
+            else value
             for name, value in verified._facts.message.headers
             if fold(name) in fields and isinstance(value, str | bytes)
         }
@@ -307,9 +370,13 @@ def traced(handler: Handler, tracer: trace.Tracer | None = None, *, trust_parent
         broker = {
             "messaging.message.body.size": None if body is None else len(body),
             "messaging.rabbitmq.destination.routing_key": origin.routing_key,
-            "messaging.destination.partition.id": None if origin.partition is None else str(origin.partition),
+            "messaging.destination.partition.id": None
+            if origin.partition is None
+            else str(origin.partition),
             "messaging.kafka.offset": origin.offset,
-            "messaging.kafka.message.tombstone": True if body is None and origin.offset is not None else None,
+            "messaging.kafka.message.tombstone": True
+            if body is None and origin.offset is not None
+            else None,
         }
         return tracer.start_as_current_span(
             f"process {name}",
@@ -328,7 +395,9 @@ def traced(handler: Handler, tracer: trace.Tracer | None = None, *, trust_parent
     return _within(handler, span)
 
 
-def _within(handler: Handler, entered: Callable[[Verified], AbstractContextManager[Any]]) -> Handler:
+def _within(
+    handler: Handler, entered: Callable[[Verified], AbstractContextManager[Any]]
+) -> Handler:
     """Return a handler that runs within what is entered for its message; it is of the same kind."""
 
     async def run_async(verified: Verified) -> Any:
@@ -349,5 +418,9 @@ def _said(verified: Verified) -> dict[str, Any]:
         "messaging.system": "kafka" if on_kafka else "rabbitmq",
         "messaging.operation.name": "process",
         "messaging.operation.type": "process",
-        **({"messaging.consumer.group.name": group} if on_kafka and group is not None else {}),
+        **(
+            {"messaging.consumer.group.name": group}
+            if on_kafka and group is not None
+            else {}
+        ),
     }

@@ -21,7 +21,9 @@ Gauge = tuple[dict[str, str], Callable[[], float | None]]
 """The labels of a gauge, and the function that reads it."""
 
 
-def gauges(meter: metrics.Meter, known: Mapping[str, tuple[str, str]]) -> Callable[..., None]:
+def gauges(
+    meter: metrics.Meter, known: Mapping[str, tuple[str, str]]
+) -> Callable[..., None]:
     """Make observable gauges; return a function that takes the name of one, what reads its value, and its labels.
 
     Args:
@@ -31,7 +33,10 @@ def gauges(meter: metrics.Meter, known: Mapping[str, tuple[str, str]]) -> Callab
     made: dict[str, list[Gauge]] = {name: [] for name in known}
     for name, (unit, text) in known.items():
         meter.create_observable_gauge(
-            name, callbacks=[partial(_observations, made[name])], unit=unit, description=text
+            name,
+            callbacks=[partial(_observations, made[name])],
+            unit=unit,
+            description=text,
         )
 
     def watch(name: str, read: Callable[[], float | None], **labels: str) -> None:
@@ -40,14 +45,20 @@ def gauges(meter: metrics.Meter, known: Mapping[str, tuple[str, str]]) -> Callab
     return watch
 
 
-def _observations(gauges: list[Gauge], _options: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
+def _observations(
+    gauges: list[Gauge], _options: metrics.CallbackOptions
+) -> Iterator[metrics.Observation]:
     """Yield the values of all gauges of one name; OpenTelemetry calls it when metrics are collected."""
     for labels, read in gauges:
         # An exception here would end the generator, and with it the gauges that follow.
         try:
             value = read()
         except Exception as error:
-            emit("telemetry.gauge_failed", "a gauge could not be read: %s", type(error).__name__)
+            emit(
+                "telemetry.gauge_failed",
+                "a gauge could not be read: %s",
+                type(error).__name__,
+            )
             continue
         if value is not None:
             yield metrics.Observation(value, labels)
@@ -81,10 +92,14 @@ class AuthorityTelemetry:
         self._lock = threading.Lock()
         self._subjects: set[str] = set()
         self._requests = meter.create_counter(
-            "mqauth.authority.requests", unit="{request}", description="Answers of an authority"
+            "mqauth.authority.requests",
+            unit="{request}",
+            description="Answers of an authority",
         )
         self._identities = meter.create_counter(
-            "mqauth.authority.identities", unit="{identity}", description="Identities that were given"
+            "mqauth.authority.identities",
+            unit="{identity}",
+            description="Identities that were given",
         )
         self._duration = meter.create_histogram(
             "mqauth.authority.duration",
@@ -108,9 +123,13 @@ class AuthorityTelemetry:
         )
         self._watch = gauges(meter, _GAUGES)
 
-    def observe(self, *, answer: str, refusal: str, credential: str, subject: str, seconds: float) -> None:
+    def observe(
+        self, *, answer: str, refusal: str, credential: str, subject: str, seconds: float
+    ) -> None:
         """Count one answer of an authority; it says what these are."""
-        self._requests.add(1, {"answer": answer, "refusal": refusal, "credential": credential})
+        self._requests.add(
+            1, {"answer": answer, "refusal": refusal, "credential": credential}
+        )
         self._duration.record(seconds, {"answer": answer})
         if subject:
             with self._lock:
@@ -120,7 +139,11 @@ class AuthorityTelemetry:
             self._identities.add(1, {"subject": label, "credential": credential})
 
     def watch(
-        self, trust_domain: str, *, cutoffs: Callable[[], float | None], key_age: Callable[[], float | None]
+        self,
+        trust_domain: str,
+        *,
+        cutoffs: Callable[[], float | None],
+        key_age: Callable[[], float | None],
     ) -> None:
         """Measure how many subjects are cut off, and for how long the present key has signed.
 

@@ -36,13 +36,19 @@ def _answering(
         others: answers every other path.
     """
 
-    def application(environ: Mapping[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+    def application(
+        environ: Mapping[str, Any], start: Callable[..., Any]
+    ) -> Iterable[bytes]:
         path = str(environ.get("PATH_INFO"))
         if path not in (LIVE, READY, HEALTH):
             return others(environ, start)
         looked = {name: _looked(health) for name, health in list(consumers.items())}
         if path == LIVE:
-            told: dict[str, Any] = {"silent": {name: each.silent for name, each in looked.items() if each.running}}
+            told: dict[str, Any] = {
+                "silent": {
+                    name: each.silent for name, each in looked.items() if each.running
+                }
+            }
             # Seconds without a move of its loop or poll thread after which a process is taken for dead.
             fine = all(seconds < 300.0 for seconds in told["silent"].values())
         elif path == READY:
@@ -51,10 +57,17 @@ def _answering(
         else:
             states = {each.state for each in looked.values()}
             state = next(
-                (state for state in (State.STOPPED, State.STALLED, State.DEGRADED, State.OK) if state in states),
+                (
+                    state
+                    for state in (State.STOPPED, State.STALLED, State.DEGRADED, State.OK)
+                    if state in states
+                ),
                 State.OK,
             )
-            told = {"state": state.value, "consumers": {name: each.as_dict() for name, each in looked.items()}}
+            told = {
+                "state": state.value,
+                "consumers": {name: each.as_dict() for name, each in looked.items()},
+            }
             fine = state is not State.STOPPED
         body = json.dumps(told, default=str).encode()
         start(
@@ -129,7 +142,9 @@ class Endpoint(Closing):
         self.port = int(self._server.server_port)
         self.meter = self._provider.get_meter("mqauth", __version__)
         self.telemetry = Telemetry(self.meter, now=now)
-        self._server.set_app(_answering(self.telemetry.consumers, make_wsgi_app(registry)))
+        self._server.set_app(
+            _answering(self.telemetry.consumers, make_wsgi_app(registry))
+        )
 
     def close(self) -> None:
         """Stop the server, and wait until its thread has ended."""

@@ -41,10 +41,15 @@ def _rows() -> tuple[AttackClass, ...]:
     """Return the classes of the table below, numbered by their order."""
     rows = (line.split("|") for line in _TABLE.strip().splitlines())
     return tuple(
-        AttackClass(number=number, story=story.strip(), source=source.strip(), attacks=tuple(names.split()),
-                    elsewhere=rest.strip())
+        AttackClass(
+            number=number,
+            story=story.strip(),
+            source=source.strip(),
+            attacks=tuple(names.split()),
+            elsewhere=rest.strip(),
+        )
         for number, (story, source, names, rest) in enumerate(rows, 1)
-    )  # fmt: skip
+    )
 
 
 _TABLE: Final = """

@@ -231,7 +231,11 @@ def _entered(consumer: Any, thread: LoopThread) -> Iterator[None]:
         finally:
             thread.call(consumer.__aexit__(None, None, None))
     else:
-        with consumer if isinstance(consumer, AbstractContextManager) else _on_a_thread(consumer):
+        with (
+            consumer
+            if isinstance(consumer, AbstractContextManager)
+            else _on_a_thread(consumer)
+        ):
             yield
 
 

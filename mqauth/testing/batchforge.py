@@ -64,7 +64,11 @@ def leaf_of(message: Message, names: Sequence[str]) -> Leaf:
 
 
 def _octets(letter: bytes, value: bytes | None) -> bytes:
-    return letter + b"n" if value is None else letter + b"v" + len(value).to_bytes(8, "big") + value
+    return (
+        letter + b"n"
+        if value is None
+        else letter + b"v" + len(value).to_bytes(8, "big") + value
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,12 +89,16 @@ class ForgedBatch:
     tree: Tree
     names: tuple[str, ...]
 
-    def proof(self, index: int, *, shorts: bytes | None = None, path: bytes | None = None) -> bytes:
+    def proof(
+        self, index: int, *, shorts: bytes | None = None, path: bytes | None = None
+    ) -> bytes:
         """Return the bytes behind the index; parts that are not given are honest."""
         honest = self.tree.paths()[index] if path is None else path
         return (self.leaves[index].shorts if shorts is None else shorts) + honest
 
-    def header(self, place: int, *, number: str | None = None, proof: bytes | str | None = None) -> str:
+    def header(
+        self, place: int, *, number: str | None = None, proof: bytes | str | None = None
+    ) -> str:
         """Return the token header of one message.
 
         Args:
@@ -134,12 +142,17 @@ def forge_batch(
     claim["tree"] = bent(claim["tree"], tree)
     claims = {"mqa": bent(claim, mqa)} | dict(bends.pop("claims", None) or {})
     jws = forge.jws(messages[0], claims=claims, **bends)
-    return ForgedBatch(jws=jws, messages=tuple(messages), leaves=leaves, tree=built, names=tuple(names))
+    return ForgedBatch(
+        jws=jws, messages=tuple(messages), leaves=leaves, tree=built, names=tuple(names)
+    )
 
 
 def batch_claim(tree: Tree, size: int, names: Sequence[str]) -> dict[str, Any]:
     """Return the honest ``mqa`` of a batch."""
-    claim: dict[str, Any] = {"v": 1, "tree": {"root": base64url.encode(tree.root).decode("ascii"), "size": size}}
+    claim: dict[str, Any] = {
+        "v": 1,
+        "tree": {"root": base64url.encode(tree.root).decode("ascii"), "size": size},
+    }
     return claim | ({"hdr": list(names)} if names else {})
 
 
@@ -178,12 +191,17 @@ class _BatchSigner(Signer):
 
     def tokens(self, prepared: Sequence[Prepared]) -> list[str | MalformedMessage]:
         """Return each message's token of a batch of its own."""
-        batches = ([self.prepare(each) for each in siblings(member.message)] for member in prepared)
+        batches = (
+            [self.prepare(each) for each in siblings(member.message)]
+            for member in prepared
+        )
         return [super(_BatchSigner, self).tokens(member)[PLACE] for member in batches]
 
 
 def _names(message: Message, cover: Iterable[str] | None) -> list[str]:
-    return sorted(envelope.application_headers(form_of(message)) if cover is None else set(cover))
+    return sorted(
+        envelope.application_headers(form_of(message)) if cover is None else set(cover)
+    )
 
 
 def _tree(message: Message, names: Sequence[str]) -> Tree:

@@ -23,8 +23,12 @@ Edit = Callable[[Message], Message]
 
 def _claim(name: str, story: str, reason: Reason = _BENT, **claims: Any) -> Attack:
     """Return an attack that claims something else, signed by the honest key."""
-    return Attack(name=name, story=story, reason=reason,
-                  mount=lambda forge, message: forge.seal(message, claims=claims))  # fmt: skip
+    return Attack(
+        name=name,
+        story=story,
+        reason=reason,
+        mount=lambda forge, message: forge.seal(message, claims=claims),
+    )
 
 
 def _without(claim: str, story: str) -> Attack:
@@ -32,18 +36,34 @@ def _without(claim: str, story: str) -> Attack:
     return _claim(f"no-{claim}", story, Reason.CLAIM_MISSING, **{claim: REMOVED})
 
 
-def _edited(name: str, story: str, reason: Reason, edit: Edit, before: Edit = lambda message: message,
-            **other: Any) -> Attack:  # fmt: skip
+def _edited(
+    name: str,
+    story: str,
+    reason: Reason,
+    edit: Edit,
+    before: Edit = lambda message: message,
+    **other: Any,
+) -> Attack:
     """Return an attack that edits an honest message after it was signed."""
-    return Attack(name=name, story=story, reason=reason, **other,
-                  mount=lambda forge, message: edit(forge.seal(before(message))))  # fmt: skip
+    return Attack(
+        name=name,
+        story=story,
+        reason=reason,
+        **other,
+        mount=lambda forge, message: edit(forge.seal(before(message))),
+    )
 
 
 def _bound(name: str, story: str, reason: Reason = _BENT, **binding: Any) -> Attack:
     """Return an attack on what a single message's token binds; a batch has its own."""
-    return Attack(name=name, story=story, reason=reason,
-                  mount=lambda forge, message: with_token(
-                      message, forge.jws(message, claims={"mqa": _bent(forge, message, binding)})))  # fmt: skip
+    return Attack(
+        name=name,
+        story=story,
+        reason=reason,
+        mount=lambda forge, message: with_token(
+            message, forge.jws(message, claims={"mqa": _bent(forge, message, binding)})
+        ),
+    )
 
 
 def _bent(forge: Forge, message: Message, binding: dict[str, Any]) -> dict[str, Any]:
@@ -64,12 +84,20 @@ def with_property(name: str, value: str) -> Edit:
 
 def with_header(name: str, value: str) -> Edit:
     """Return an edit that adds a header."""
-    return lambda message: replace(message, headers=(*message.headers, (name, on_wire(message, value))))
+    return lambda message: replace(
+        message, headers=(*message.headers, (name, on_wire(message, value)))
+    )
 
 
 def _renamed(forge: Forge, message: Message) -> Message:
     """Move the token to a header of an older scheme, in the hope that it is read and trusted."""
-    return replace(message, headers=(*message.headers, ("authorization", on_wire(message, forge.token(message)))))
+    return replace(
+        message,
+        headers=(
+            *message.headers,
+            ("authorization", on_wire(message, forge.token(message))),
+        ),
+    )
 
 
 def _names_its_keys(forge: Forge, message: Message) -> Message:
@@ -80,14 +108,18 @@ def _names_its_keys(forge: Forge, message: Message) -> Message:
 
 def _as_the_producer(forge: Forge, message: Message) -> Message:
     """Sign as a neighbour, and name the honest producer in headers."""
-    named = with_header("producer", forge.subject)(with_property("app-id", forge.subject)(message))
+    named = with_header("producer", forge.subject)(
+        with_property("app-id", forge.subject)(message)
+    )
     return forge.seal(named, key=forge.neighbour, claims={"sub": forge.neighbour_subject})
 
 
 def _republished_letter(forge: Forge, message: Message) -> Message:
     """Publish a dead letter again, as a re-drive of other systems would: without its token."""
     letter = without_token(forge.seal(message))
-    return with_header("mqauth-dead-reason", "token_missing")(with_header("mqauth-dead-audit", "0")(letter))
+    return with_header("mqauth-dead-reason", "token_missing")(
+        with_header("mqauth-dead-audit", "0")(letter)
+    )
 
 
 def _forged_release(forge: Forge, message: Message) -> Message:
@@ -119,65 +151,204 @@ CLAIM_ATTACKS: Final = (
     _without("iat", "a token without its time"),
     _without("jti", "a token without an id, so that a copy cannot be told"),
     _without("mqa", "a token that binds no message"),
-    _claim("issuer-list", "two issuers, one of them trusted", iss=["https://evil.example", "https://auth.example"]),
-    Attack(name="issuer-longer", story="the issuer's name with more behind it", reason=Reason.ISSUER_UNTRUSTED,
-           mount=lambda forge, message: forge.seal(message, claims={"iss": forge.issuer + ".evil.example"})),
-    Attack(name="audience-list", story="many audiences, ours among them", reason=_BENT,
-           mount=lambda forge, message: forge.seal(message, claims={"aud": [forge.audience, "shipping"]})),
+    _claim(
+        "issuer-list",
+        "two issuers, one of them trusted",
+        iss=["https://evil.example", "https://auth.example"],
+    ),
+    Attack(
+        name="issuer-longer",
+        story="the issuer's name with more behind it",
+        reason=Reason.ISSUER_UNTRUSTED,
+        mount=lambda forge, message: forge.seal(
+            message, claims={"iss": forge.issuer + ".evil.example"}
+        ),
+    ),
+    Attack(
+        name="audience-list",
+        story="many audiences, ours among them",
+        reason=_BENT,
+        mount=lambda forge, message: forge.seal(
+            message, claims={"aud": [forge.audience, "shipping"]}
+        ),
+    ),
     _claim("audience-wildcard", "every audience", Reason.AUDIENCE_MISMATCH, aud="*"),
-    _claim("expiry-absurd", "an expiry after the end of the sun", Reason.LIFETIME_EXCESSIVE, exp=_NEVER),
+    _claim(
+        "expiry-absurd",
+        "an expiry after the end of the sun",
+        Reason.LIFETIME_EXCESSIVE,
+        exp=_NEVER,
+    ),
     _claim("expiry-fraction", "an expiry that is no integer", exp=9_999_999_999.5),
     _claim("expiry-negative", "an expiry before 1970", exp=-1),
     _claim("expiry-true", "true, which is 1 in some languages", exp=True),
     _claim("id-empty", "an empty id", jti=""),
     _claim("id-null", "no id, said as null", jti=None),
-    _claim("subject-is-sql", "a subject that is SQL", Reason.SUBJECT_MISMATCH, sub="x' OR '1'='1"),
-    _claim("subject-with-line-break", "a subject that forges a line of the log", sub="orders\nINFO accepted"),
-    Attack(name="subject-in-another-case", story="the producer's name in capitals", reason=Reason.SUBJECT_MISMATCH,
-           mount=lambda forge, message: forge.seal(message, claims={"sub": forge.subject.upper()})),
+    _claim(
+        "subject-is-sql",
+        "a subject that is SQL",
+        Reason.SUBJECT_MISMATCH,
+        sub="x' OR '1'='1",
+    ),
+    _claim(
+        "subject-with-line-break",
+        "a subject that forges a line of the log",
+        sub="orders\nINFO accepted",
+    ),
+    Attack(
+        name="subject-in-another-case",
+        story="the producer's name in capitals",
+        reason=Reason.SUBJECT_MISMATCH,
+        mount=lambda forge, message: forge.seal(
+            message, claims={"sub": forge.subject.upper()}
+        ),
+    ),
     _bound("body-not-bound", "a token that leaves the body open", bod=REMOVED),
-    _bound("body-bound-to-nothing", "a token for a message without a body", Reason.BODY_MISMATCH, bod=None),
-    _bound("headers-not-bound", "a token that leaves the headers open", hdr=REMOVED, hds=REMOVED),
+    _bound(
+        "body-bound-to-nothing",
+        "a token for a message without a body",
+        Reason.BODY_MISMATCH,
+        bod=None,
+    ),
+    _bound(
+        "headers-not-bound",
+        "a token that leaves the headers open",
+        hdr=REMOVED,
+        hds=REMOVED,
+    ),
     _bound("destination-not-bound", "a token for any destination", dst=REMOVED),
-    _bound("destination-wildcard", "a token for every exchange", Reason.CLAIMS_MALFORMED, dst="*"),
+    _bound(
+        "destination-wildcard",
+        "a token for every exchange",
+        Reason.CLAIMS_MALFORMED,
+        dst="*",
+    ),
     _bound("older-scheme", "a profile before the first", v=0),
     _bound("version-text", "a version that is text", v="1"),
     _bound("version-fraction", "a version that is a fraction", v=1.0),
-    Attack(name="token-renamed", story="an honest token in another header", reason=Reason.TOKEN_MISSING,
-           mount=_renamed),
-    Attack(name="token-in-body", story="an honest token in the body", reason=Reason.TOKEN_MISSING,
-           mount=lambda forge, message: replace(message, body=forge.token(message).encode())),
-    Attack(name="token-empty", story="an empty token", reason=Reason.TOKEN_MALFORMED,
-           mount=lambda forge, message: with_token(message, "")),
-    Attack(name="token-null", story="a token that is null", reason=Reason.TOKEN_MALFORMED,
-           mount=lambda forge, message: replace(message, headers=(*message.headers, (TOKEN_HEADER, None)))),
-    Attack(name="keys-named-by-message", story="a header says where the keys are", reason=Reason.KEY_UNKNOWN,
-           mount=_names_its_keys),
-    Attack(name="producer-by-header", story="a neighbour names the producer in headers",
-           reason=Reason.PRODUCER_FORBIDDEN, mount=_as_the_producer),
-    Attack(name="letter-republished", story="a dead letter, published again", reason=Reason.TOKEN_MISSING,
-           mount=_republished_letter),
-    Attack(name="release-forged", story="a release that no reviewer signed", reason=Reason.RELEASE_INVALID,
-           mount=_forged_release),
-    Attack(name="bomb-unsigned", story="a body that breaks parsers", reason=Reason.TOKEN_MISSING,
-           mount=lambda forge, message: replace(message, body=b"[" * _DEEP)),
-    _edited("reply-to-added", "answers are sent to the attacker", _OTHER, with_property("reply-to", "evil")),
-    _edited("type-added", "another kind of message", _OTHER, with_property("type", "refund")),
-    _edited("encoding-added", "another decoder", _OTHER, with_property("content-encoding", "gzip")),
-    _edited("correlation-added", "the answer to another question", _OTHER, with_property("correlation-id", "7")),
-    _edited("header-renamed", "a letter of a header's name moved", _OTHER, _first_renamed),
-    _edited("header-twice", "a covered header twice", _OTHER, _first_twice, scheme="kafka"),
-    _edited("body-reserialised", "the same JSON in other bytes", Reason.BODY_MISMATCH,
-            lambda message: replace(message, body=(message.body or b"").replace(b": ", b":"))),
-    _edited("body-emptied", "no bytes in place of the body", Reason.BODY_MISMATCH,
-            lambda message: replace(message, body=b"")),
-    _edited("body-appended", "a byte more", Reason.BODY_MISMATCH,
-            lambda message: replace(message, body=(message.body or b"") + b" ")),
-    _edited("tombstone", "a deletion in place of an empty body", Reason.BODY_MISMATCH, scheme="kafka",
-            edit=lambda message: replace(message, body=None), before=lambda message: replace(message, body=b"")),
-    _edited("record-key-emptied", "an empty key in place of none", Reason.RECORD_KEY_MISMATCH, scheme="kafka",
-            edit=lambda message: replace(message, key=b""), before=lambda message: replace(message, key=None)),
-    _edited("key-moved-to-body", "a byte moved from the key to the body", Reason.RECORD_KEY_MISMATCH,
-            _key_to_body, scheme="kafka"),
-)  # fmt: skip
+    Attack(
+        name="token-renamed",
+        story="an honest token in another header",
+        reason=Reason.TOKEN_MISSING,
+        mount=_renamed,
+    ),
+    Attack(
+        name="token-in-body",
+        story="an honest token in the body",
+        reason=Reason.TOKEN_MISSING,
+        mount=lambda forge, message: replace(message, body=forge.token(message).encode()),
+    ),
+    Attack(
+        name="token-empty",
+        story="an empty token",
+        reason=Reason.TOKEN_MALFORMED,
+        mount=lambda forge, message: with_token(message, ""),
+    ),
+    Attack(
+        name="token-null",
+        story="a token that is null",
+        reason=Reason.TOKEN_MALFORMED,
+        mount=lambda forge, message: replace(
+            message, headers=(*message.headers, (TOKEN_HEADER, None))
+        ),
+    ),
+    Attack(
+        name="keys-named-by-message",
+        story="a header says where the keys are",
+        reason=Reason.KEY_UNKNOWN,
+        mount=_names_its_keys,
+    ),
+    Attack(
+        name="producer-by-header",
+        story="a neighbour names the producer in headers",
+        reason=Reason.PRODUCER_FORBIDDEN,
+        mount=_as_the_producer,
+    ),
+    Attack(
+        name="letter-republished",
+        story="a dead letter, published again",
+        reason=Reason.TOKEN_MISSING,
+        mount=_republished_letter,
+    ),
+    Attack(
+        name="release-forged",
+        story="a release that no reviewer signed",
+        reason=Reason.RELEASE_INVALID,
+        mount=_forged_release,
+    ),
+    Attack(
+        name="bomb-unsigned",
+        story="a body that breaks parsers",
+        reason=Reason.TOKEN_MISSING,
+        mount=lambda forge, message: replace(message, body=b"[" * _DEEP),
+    ),
+    _edited(
+        "reply-to-added",
+        "answers are sent to the attacker",
+        _OTHER,
+        with_property("reply-to", "evil"),
+    ),
+    _edited(
+        "type-added", "another kind of message", _OTHER, with_property("type", "refund")
+    ),
+    _edited(
+        "encoding-added",
+        "another decoder",
+        _OTHER,
+        with_property("content-encoding", "gzip"),
+    ),
+    _edited(
+        "correlation-added",
+        "the answer to another question",
+        _OTHER,
+        with_property("correlation-id", "7"),
+    ),
+    _edited(
+        "header-renamed", "a letter of a header's name moved", _OTHER, _first_renamed
+    ),
+    _edited(
+        "header-twice", "a covered header twice", _OTHER, _first_twice, scheme="kafka"
+    ),
+    _edited(
+        "body-reserialised",
+        "the same JSON in other bytes",
+        Reason.BODY_MISMATCH,
+        lambda message: replace(message, body=(message.body or b"").replace(b": ", b":")),
+    ),
+    _edited(
+        "body-emptied",
+        "no bytes in place of the body",
+        Reason.BODY_MISMATCH,
+        lambda message: replace(message, body=b""),
+    ),
+    _edited(
+        "body-appended",
+        "a byte more",
+        Reason.BODY_MISMATCH,
+        lambda message: replace(message, body=(message.body or b"") + b" "),
+    ),
+    _edited(
+        "tombstone",
+        "a deletion in place of an empty body",
+        Reason.BODY_MISMATCH,
+        scheme="kafka",
+        edit=lambda message: replace(message, body=None),
+        before=lambda message: replace(message, body=b""),
+    ),
+    _edited(
+        "record-key-emptied",
+        "an empty key in place of none",
+        Reason.RECORD_KEY_MISMATCH,
+        scheme="kafka",
+        edit=lambda message: replace(message, key=b""),
+        before=lambda message: replace(message, key=None),
+    ),
+    _edited(
+        "key-moved-to-body",
+        "a byte moved from the key to the body",
+        Reason.RECORD_KEY_MISMATCH,
+        _key_to_body,
+        scheme="kafka",
+    ),
+)
 """Attacks on what is claimed and bound."""

@@ -63,12 +63,16 @@ class Play:
         self.stage.consume(
             self.guard(**settings),
             self.handler,
-            until=lambda: len(self.handled) >= handled and len(self.stage.letters()) >= letters,
+            until=lambda: (
+                len(self.handled) >= handled and len(self.stage.letters()) >= letters
+            ),
         )
 
     def reasons(self) -> list[str]:
         """Return the reasons on the dead letters, sorted."""
-        return sorted(_text(letter, "mqauth-dead-reason") for letter in self.stage.letters())
+        return sorted(
+            _text(letter, "mqauth-dead-reason") for letter in self.stage.letters()
+        )
 
 
 class _Contract:
@@ -89,7 +93,11 @@ class _Contract:
         play.run(handled=1)
         (seen,) = play.handled
         sent = play.message(7)
-        assert (seen.body, seen.key, seen.destination) == (sent.body, sent.key, sent.destination)
+        assert (seen.body, seen.key, seen.destination) == (
+            sent.body,
+            sent.key,
+            sent.destination,
+        )
         assert seen.subject == "orders-api"
         assert seen.properties["content-type"] == "application/json"
         assert seen.header("tenant") in ("acme", b"acme")
@@ -108,7 +116,11 @@ class _Contract:
         """Two producers of one issuer sign the same ``jti``: each message is handled, and only a copy is not."""
         jti = "one-id-for-two-producers"
         policy = Allow({name: [play.stage.destination] for name in (SUBJECT, NEIGHBOUR)})
-        theirs = play.forge.seal(play.message(0), key=play.forge.neighbour, claims={"sub": NEIGHBOUR, "jti": jti})
+        theirs = play.forge.seal(
+            play.message(0),
+            key=play.forge.neighbour,
+            claims={"sub": NEIGHBOUR, "jti": jti},
+        )
         ours = play.forge.seal(play.message(1), claims={"jti": jti})
         for message in (theirs, ours, ours):
             play.stage.inject(message)
@@ -132,7 +144,9 @@ class _Contract:
             raise ValueError("no such order")
 
         play.stage.produce(play.forge.signer(), play.message())
-        play.stage.consume(play.guard(), failing, until=lambda: len(play.stage.letters()) >= 1)
+        play.stage.consume(
+            play.guard(), failing, until=lambda: len(play.stage.letters()) >= 1
+        )
         assert play.reasons() == [Reason.HANDLER_FAILED.value]
         assert play.calls == 2
 
@@ -146,7 +160,9 @@ class _Contract:
         play.stage.consume(
             play.guard(audit=attempted),
             play.handler,
-            until=lambda: attempted.happened and restore() and len(play.stage.letters()) >= 1,
+            until=lambda: (
+                attempted.happened and restore() and len(play.stage.letters()) >= 1
+            ),
         )
         play.stage.produce(play.forge.signer(), honest)
         play.run(handled=1)
@@ -159,7 +175,9 @@ class _Contract:
         for number in range(self.in_order):
             play.stage.produce(signer, _same_key(play.message(number)))
         play.run(handled=self.in_order)
-        assert [seen.body for seen in play.handled] == [play.message(n).body for n in range(self.in_order)]
+        assert [seen.body for seen in play.handled] == [
+            play.message(n).body for n in range(self.in_order)
+        ]
 
     def test_shutdown(self, play: Play) -> None:
         """What was settled before a graceful stop is not delivered again, and nothing after it is lost."""
@@ -170,7 +188,9 @@ class _Contract:
         play.run(handled=3, replay=store)
         play.stage.produce(signer, play.message(3))
         play.run(handled=4, replay=store, reread="duplicate")
-        assert [seen.body for seen in play.handled] == [play.message(n).body for n in range(4)]
+        assert [seen.body for seen in play.handled] == [
+            play.message(n).body for n in range(4)
+        ]
         assert play.stage.letters() == []
 
 
@@ -202,7 +222,11 @@ class BatchContract(_Contract):
 
     def test_attacks(self, play: Play) -> None:
         """Every attack, on single messages and on batches, is dead-lettered with its reason and never handled."""
-        fitting = [attack for attack in (*ATTACKS, *BATCH_ATTACKS) if attack.fits(play.stage.destination)]
+        fitting = [
+            attack
+            for attack in (*ATTACKS, *BATCH_ATTACKS)
+            if attack.fits(play.stage.destination)
+        ]
         for attack in fitting:
             play.stage.inject(attack.mount(play.forge, play.message()))
         play.stage.produce(play.forge.signer(), play.message(1))
@@ -212,13 +236,17 @@ class BatchContract(_Contract):
 
     def test_siblings(self, play: Play) -> None:
         """Of one batch some are lost, one is forged, one copied, all out of order: the rest is handled once."""
-        sealed = Forge.signer(play.forge).sign_many([play.message(number) for number in range(5)])
+        sealed = Forge.signer(play.forge).sign_many(
+            [play.message(number) for number in range(5)]
+        )
         forged = replace(sealed[2], body=b"forged")
         for message in (sealed[4], forged, sealed[0], sealed[4], sealed[3]):
             play.stage.inject(message)
         play.run(handled=3, letters=2)
         assert sorted(seen.index or 0 for seen in play.handled) == [0, 3, 4]
-        assert {seen.body for seen in play.handled} == {play.message(number).body for number in (0, 3, 4)}
+        assert {seen.body for seen in play.handled} == {
+            play.message(number).body for number in (0, 3, 4)
+        }
         assert play.reasons() == [Reason.BODY_MISMATCH.value, Reason.REPLAYED.value]
 
 

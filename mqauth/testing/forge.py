@@ -55,8 +55,13 @@ class Forge:
         self.key = Key.generate(algorithm, subjects=[subject])
         self.neighbour = Key.generate(algorithm, subjects=[neighbour_subject])
         self.stranger = Key.generate(algorithm, subjects=[subject])
-        self.retired = replace(Key.generate(algorithm, subjects=[subject]), expires=int(clock.now()) - 3600)
-        self.revoked = replace(Key.generate(algorithm, subjects=[subject]), revocation=Revocation(reason="stolen"))
+        self.retired = replace(
+            Key.generate(algorithm, subjects=[subject]), expires=int(clock.now()) - 3600
+        )
+        self.revoked = replace(
+            Key.generate(algorithm, subjects=[subject]),
+            revocation=Revocation(reason="stolen"),
+        )
 
     @property
     def keys(self) -> KeySet:
@@ -70,27 +75,40 @@ class Forge:
     def identity(self, **settings: Any) -> dict[str, Any]:
         """Return the arguments of the honest producer's signer."""
         return {
-            "key": self.key, "issuer": self.issuer, "subject": self.subject, "audience": self.audience,
-            "lifetime": self.lifetime, "clock": self.clock,
-        } | settings  # fmt: skip
+            "key": self.key,
+            "issuer": self.issuer,
+            "subject": self.subject,
+            "audience": self.audience,
+            "lifetime": self.lifetime,
+            "clock": self.clock,
+        } | settings
 
     def verifier(self, **settings: Any) -> Verifier:
         """Return a verifier that trusts the issuer and its known keys."""
-        wanted: dict[str, Any] = {"keys": {self.issuer: Issuer(keys=self.keys)}, "audience": self.audience}
+        wanted: dict[str, Any] = {
+            "keys": {self.issuer: Issuer(keys=self.keys)},
+            "audience": self.audience,
+        }
         return Verifier(**(wanted | settings))
 
     def policy(self, *destinations: str) -> Allow:
         """Return a policy that lets only the honest producer publish, to these destinations."""
         return Allow({self.subject: destinations})
 
-    def claims(self, message: Message, *, cover: Iterable[str] | None = None) -> dict[str, Any]:
+    def claims(
+        self, message: Message, *, cover: Iterable[str] | None = None
+    ) -> dict[str, Any]:
         """Return honest claims for a message, which can then be changed."""
         now = int(self.clock.now())
         return {
-            "iss": self.issuer, "sub": self.subject, "aud": self.audience, "iat": now, "exp": now + self.lifetime,
+            "iss": self.issuer,
+            "sub": self.subject,
+            "aud": self.audience,
+            "iat": now,
+            "exp": now + self.lifetime,
             "jti": base64url.encode(SYSTEM_RANDOMNESS(16)).decode(),
             "mqa": self.mqa(message, cover),
-        }  # fmt: skip
+        }
 
     def mqa(self, message: Message, cover: Iterable[str] | None = None) -> dict[str, Any]:
         """Return the honest ``mqa`` for a message."""
@@ -127,10 +145,16 @@ class Forge:
         key = key or self.key
         members = self.claims(message, cover=cover)
         members["mqa"] = bent(members["mqa"], binding)
-        parameters = bent({"alg": key.algorithm, "typ": TOKEN_TYPE, "kid": key.kid}, header)
+        parameters = bent(
+            {"alg": key.algorithm, "typ": TOKEN_TYPE, "kid": key.kid}, header
+        )
         raw = strictjson.dumps(bent(members, claims)) if payload is None else payload
-        signing_input = base64url.encode(strictjson.dumps(parameters)) + b"." + base64url.encode(raw)
-        signed = LocalSigningKey(key).sign(signing_input) if signature is None else signature
+        signing_input = (
+            base64url.encode(strictjson.dumps(parameters)) + b"." + base64url.encode(raw)
+        )
+        signed = (
+            LocalSigningKey(key).sign(signing_input) if signature is None else signature
+        )
         return (signing_input + b"." + base64url.encode(signed)).decode("ascii")
 
     def seal(self, message: Message, **bends: Any) -> Message:
@@ -153,4 +177,8 @@ def without_token(message: Message) -> Message:
 
 def bent(members: dict[str, Any], changes: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the members with changes; ``REMOVED`` leaves a member out."""
-    return {name: value for name, value in (members | dict(changes or {})).items() if value is not REMOVED}
+    return {
+        name: value
+        for name, value in (members | dict(changes or {})).items()
+        if value is not REMOVED
+    }

@@ -31,7 +31,9 @@ class WITSigner:
         lifetime: seconds that a WIT lives.
     """
 
-    def __init__(self, key: Key | None = None, *, clock: Clock = SYSTEM_CLOCK, lifetime: int = 3600) -> None:
+    def __init__(
+        self, key: Key | None = None, *, clock: Clock = SYSTEM_CLOCK, lifetime: int = 3600
+    ) -> None:
         self.key = key or Key.generate()
         self.clock = clock
         self.lifetime = lifetime
@@ -72,14 +74,24 @@ class WITSigner:
         key = key or self.key
         now = int(self.clock.now())
         members = {
-            "sub": subject, "iat": now, "exp": now + self.lifetime,
-            "cnf": {"jwk": bent(public_members(workload.public) | {"alg": workload.algorithm}, jwk)},
-        }  # fmt: skip
-        parameters = bent({"typ": identity.WIT_TYPE, "alg": key.algorithm, "kid": key.kid}, header)
+            "sub": subject,
+            "iat": now,
+            "exp": now + self.lifetime,
+            "cnf": {
+                "jwk": bent(
+                    public_members(workload.public) | {"alg": workload.algorithm}, jwk
+                )
+            },
+        }
+        parameters = bent(
+            {"typ": identity.WIT_TYPE, "alg": key.algorithm, "kid": key.kid}, header
+        )
         raw = strict_json.dumps(bent(members, claims)) if payload is None else payload
         return self.jws(strict_json.dumps(parameters), raw, key, signature)
 
-    def jws(self, header: bytes, payload: bytes, key: Key, signature: bytes | None = None) -> str:
+    def jws(
+        self, header: bytes, payload: bytes, key: Key, signature: bytes | None = None
+    ) -> str:
         """Return a JWS of exactly these bytes."""
         data = base64url.encode(header) + b"." + base64url.encode(payload)
         signed = LocalSigningKey(key).sign(data) if signature is None else signature
@@ -95,11 +107,18 @@ class IdentityForge(Forge):
         algorithm: of every key.
     """
 
-    def __init__(self, clock: Clock = SYSTEM_CLOCK, *, lifetime: int = 60, algorithm: str = "EdDSA") -> None:
+    def __init__(
+        self, clock: Clock = SYSTEM_CLOCK, *, lifetime: int = 60, algorithm: str = "EdDSA"
+    ) -> None:
         super().__init__(
-            clock, lifetime=lifetime, algorithm=algorithm, issuer=TRUST_DOMAIN, subject=WORKLOAD,
-            neighbour_subject=OTHER_WORKLOAD, audience=AUDIENCE,
-        )  # fmt: skip
+            clock,
+            lifetime=lifetime,
+            algorithm=algorithm,
+            issuer=TRUST_DOMAIN,
+            subject=WORKLOAD,
+            neighbour_subject=OTHER_WORKLOAD,
+            audience=AUDIENCE,
+        )
         self.authority = WITSigner(Key.generate(algorithm), clock=clock)
 
     @property
@@ -118,17 +137,26 @@ class IdentityForge(Forge):
 
     def verifier(self, **settings: Any) -> Verifier:
         """Return a verifier that trusts the trust domain and its authority's key."""
-        wanted: dict[str, Any] = {"keys": {self.issuer: TrustDomain(keys=self.keys)}, "audience": self.audience}
+        wanted: dict[str, Any] = {
+            "keys": {self.issuer: TrustDomain(keys=self.keys)},
+            "audience": self.audience,
+        }
         return Verifier(**(wanted | settings))
 
     def policy(self, *destinations: str) -> Allow:
         """Return a policy that lets only the honest workload publish, to these destinations."""
-        return Allow([Rule(subject=self.subject, destinations=destinations, issuer=self.issuer)])
+        return Allow(
+            [Rule(subject=self.subject, destinations=destinations, issuer=self.issuer)]
+        )
 
-    def claims(self, message: Message, *, cover: Iterable[str] | None = None) -> dict[str, Any]:
+    def claims(
+        self, message: Message, *, cover: Iterable[str] | None = None
+    ) -> dict[str, Any]:
         """Return the honest claims of a proof but its ``wth``."""
         claims = super().claims(message, cover=cover)
-        return {name: value for name, value in claims.items() if name not in ("iss", "sub")}
+        return {
+            name: value for name, value in claims.items() if name not in ("iss", "sub")
+        }
 
     def proof(
         self,
@@ -153,13 +181,25 @@ class IdentityForge(Forge):
             cover: names of the headers to cover.
         """
         key = key or self.key
-        members = self.claims(message, cover=cover) | {"wth": base64url.digest(wit.encode())}
+        members = self.claims(message, cover=cover) | {
+            "wth": base64url.digest(wit.encode())
+        }
         parameters = bent({"alg": key.algorithm, "typ": identity.PROOF_TYPE}, header)
         return self.authority.jws(
-            strict_json.dumps(parameters), strict_json.dumps(bent(members, claims)), key, signature
+            strict_json.dumps(parameters),
+            strict_json.dumps(bent(members, claims)),
+            key,
+            signature,
         )
 
-    def jws(self, message: Message, *, wit: str | None = None, shown: str | None = None, **bends: Any) -> str:
+    def jws(
+        self,
+        message: Message,
+        *,
+        wit: str | None = None,
+        shown: str | None = None,
+        **bends: Any,
+    ) -> str:
         """Return WIT and proof.
 
         Args:
@@ -169,7 +209,9 @@ class IdentityForge(Forge):
             **bends: as ``proof`` takes them.
         """
         wit = self.wit() if wit is None else wit
-        return f"{wit if shown is None else shown}~{self.proof(message, wit=wit, **bends)}"
+        return (
+            f"{wit if shown is None else shown}~{self.proof(message, wit=wit, **bends)}"
+        )
 
 
 class BatchIdentityForge(IdentityForge, BatchForge):

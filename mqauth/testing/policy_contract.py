@@ -35,7 +35,9 @@ _EACH: Final = 10
 
 def honest(**changes: Any) -> Verified:
     """Return a message that the policy under test allows, or one that differs."""
-    return verified(**({"issuer": ISSUER, "subject": SUBJECT, "destination": PLACE} | changes))
+    return verified(
+        **({"issuer": ISSUER, "subject": SUBJECT, "destination": PLACE} | changes)
+    )
 
 
 REFUSED: Final = {
@@ -53,12 +55,18 @@ class PolicyContract:
 
     def test_it_allows_what_is_allowed(self, policy: Policy) -> None:
         """What is allowed is ``Decision.ALLOW`` itself, the first time and later."""
-        assert [run(decision_of(policy, honest())) for _ in range(3)] == [Decision.ALLOW] * 3
+        assert [run(decision_of(policy, honest())) for _ in range(3)] == [
+            Decision.ALLOW
+        ] * 3
 
     @pytest.mark.parametrize("changes", REFUSED.values(), ids=REFUSED)
-    def test_it_refuses_everything_else(self, policy: Policy, changes: dict[str, str]) -> None:
+    def test_it_refuses_everything_else(
+        self, policy: Policy, changes: dict[str, str]
+    ) -> None:
         """Whatever is not allowed is ``Decision.DENY`` itself, the first time and later."""
-        assert [run(decision_of(policy, honest(**changes))) for _ in range(3)] == [Decision.DENY] * 3
+        assert [run(decision_of(policy, honest(**changes))) for _ in range(3)] == [
+            Decision.DENY
+        ] * 3
 
     def test_body_and_headers_change_nothing(self, policy: Policy) -> None:
         """A decision does not depend on what a message carries."""
@@ -79,12 +87,16 @@ class PolicyContract:
         allowed, denied = honest(), honest(destination=ELSEWHERE)
 
         def ask(number: int) -> list[Decision]:
-            return [run(decision_of(policy, allowed if number % 2 else denied)) for _ in range(_EACH)]
+            return [
+                run(decision_of(policy, allowed if number % 2 else denied))
+                for _ in range(_EACH)
+            ]
 
         with ThreadPoolExecutor(_THREADS) as pool:
             decisions = list(pool.map(ask, range(_THREADS)))
         assert decisions == [
-            [Decision.ALLOW if number % 2 else Decision.DENY] * _EACH for number in range(_THREADS)
+            [Decision.ALLOW if number % 2 else Decision.DENY] * _EACH
+            for number in range(_THREADS)
         ]
 
     def test_an_event_loop_asks_it(self, policy: Policy) -> None:
@@ -92,7 +104,9 @@ class PolicyContract:
 
         async def ask() -> list[Decision]:
             messages = [honest(), honest(destination=ELSEWHERE)] * 5
-            return await asyncio.gather(*(arun(decision_of(policy, message)) for message in messages))
+            return await asyncio.gather(
+                *(arun(decision_of(policy, message)) for message in messages)
+            )
 
         assert asyncio.run(ask()) == [Decision.ALLOW, Decision.DENY] * 5
 
@@ -100,7 +114,10 @@ class PolicyContract:
         """A pipeline accepts what it allows, and rejects the rest as ``producer_forbidden``."""
         assert judged(policy, PLACE).verdict is Verdict.ACCEPTED
         refused = judged(policy, ELSEWHERE)
-        assert (refused.verdict, refused.reason) == (Verdict.REJECTED, Reason.PRODUCER_FORBIDDEN)
+        assert (refused.verdict, refused.reason) == (
+            Verdict.REJECTED,
+            Reason.PRODUCER_FORBIDDEN,
+        )
 
 
 class AskedPolicyContract:
@@ -117,7 +134,9 @@ class AskedPolicyContract:
         for message in (honest(), honest(destination=ELSEWHERE)):
             assert asyncio.run(policy.adecide(message)) is policy.decide(message)
 
-    def test_out_of_reach_is_no_decision(self, policy: AskedPolicy, out_of_reach: Callable[[], object]) -> None:
+    def test_out_of_reach_is_no_decision(
+        self, policy: AskedPolicy, out_of_reach: Callable[[], object]
+    ) -> None:
         """Without an answer nothing is allowed and nothing refused: ``policy_unavailable``, in both ways."""
         out_of_reach()
         with pytest.raises(Unavailable) as blocking:
@@ -126,12 +145,17 @@ class AskedPolicyContract:
             asyncio.run(policy.adecide(honest(destination=ELSEWHERE)))
         assert blocking.value.cause is waiting.value.cause is Cause.POLICY_UNAVAILABLE
 
-    def test_out_of_reach_defers(self, policy: AskedPolicy, out_of_reach: Callable[[], object]) -> None:
+    def test_out_of_reach_defers(
+        self, policy: AskedPolicy, out_of_reach: Callable[[], object]
+    ) -> None:
         """A pipeline defers what nobody can decide, whether it would be allowed or not."""
         out_of_reach()
         for destination in (PLACE, ELSEWHERE):
             delivery = judged(policy, destination)
-            assert (delivery.verdict, delivery.cause) == (Verdict.DEFERRED, Cause.POLICY_UNAVAILABLE)
+            assert (delivery.verdict, delivery.cause) == (
+                Verdict.DEFERRED,
+                Cause.POLICY_UNAVAILABLE,
+            )
 
     def test_its_failure_tells_nothing_secret(
         self, policy: AskedPolicy, out_of_reach: Callable[[], object]
@@ -147,5 +171,13 @@ class AskedPolicyContract:
 def judged(policy: Policy, destination: str) -> Outcome:
     """Return what a pipeline with a policy makes of an honest message to a place."""
     forge = Forge()
-    guard = Pipeline(verifier=forge.verifier(), policy=policy, replay=MemoryReplayStore(8))
-    return run(guard.judge(guard.receive(forge.signer().sign(Message(destination=destination, body=b"hello")))))
+    guard = Pipeline(
+        verifier=forge.verifier(), policy=policy, replay=MemoryReplayStore(8)
+    )
+    return run(
+        guard.judge(
+            guard.receive(
+                forge.signer().sign(Message(destination=destination, body=b"hello"))
+            )
+        )
+    )

@@ -44,13 +44,25 @@ def verified(
     """
     signing = Key.generate(subjects=[subject])
     signer = Signer(key=signing, issuer=issuer, subject=subject, audience=audience)
-    message = Message(destination=destination, body=body, key=key, headers=tuple(headers),
-                      properties=dict(properties or {}))  # fmt: skip
-    sealed = signer.sign(message) if index is None else signer.sign_many([message] * (index + 2))[index]
+    message = Message(
+        destination=destination,
+        body=body,
+        key=key,
+        headers=tuple(headers),
+        properties=dict(properties or {}),
+    )
+    sealed = (
+        signer.sign(message)
+        if index is None
+        else signer.sign_many([message] * (index + 2))[index]
+    )
     verifier = Verifier(keys={issuer: Issuer(keys=KeySet([signing]))}, audience=audience)
     candidate = verifier.open(sealed)
     return equip(
-        verifier.verify(sealed, candidate, KeySet([signing]), float(candidate.token.claims.iat)), value=value
+        verifier.verify(
+            sealed, candidate, KeySet([signing]), float(candidate.token.claims.iat)
+        ),
+        value=value,
     )
 
 
@@ -73,7 +85,9 @@ def unverified(
         would: why ``enforce`` would have rejected or deferred it; ``None`` at ``off``.
         native: the message of a client library.
     """
-    message = Message(destination=destination, body=body, key=key, headers=tuple(headers), native=native)
+    message = Message(
+        destination=destination, body=body, key=key, headers=tuple(headers), native=native
+    )
     if would is None:
         return make_unverified(message, None)
     if isinstance(would, Cause):

@@ -20,7 +20,14 @@ from mqauth.signer import Signer
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.wire import base64url, envelope, jws
 from mqauth.wire.claims import is_name
-from mqauth.wire.keys import ALGORITHMS, MAX_KID, Key, KeySet, SigningKey, SigningKeySource
+from mqauth.wire.keys import (
+    ALGORITHMS,
+    MAX_KID,
+    Key,
+    KeySet,
+    SigningKey,
+    SigningKeySource,
+)
 from mqauth.wire.message import Message
 
 SIZES: Final = {
@@ -39,7 +46,9 @@ _EACH: Final = 25
 class SigningContract:
     """What every ``SigningKey`` must do; the docstring of each test is the promise."""
 
-    def test_kid_and_algorithm_are_those_of_the_public_half(self, signing_key: SigningKey, public: Key) -> None:
+    def test_kid_and_algorithm_are_those_of_the_public_half(
+        self, signing_key: SigningKey, public: Key
+    ) -> None:
         """The key has the kid and algorithm that consumers know, and keeps them."""
         assert is_name(signing_key.kid, 1, MAX_KID)
         assert signing_key.algorithm in ALGORITHMS
@@ -47,13 +56,17 @@ class SigningContract:
         assert (signing_key.kid, signing_key.algorithm) == (public.kid, public.algorithm)
 
     @pytest.mark.parametrize("size", [0, 1, 300, 5000])
-    def test_signature_holds(self, signing_key: SigningKey, public: Key, size: int) -> None:
+    def test_signature_holds(
+        self, signing_key: SigningKey, public: Key, size: int
+    ) -> None:
         """A signature over any bytes, up to about the largest token, is raw and verifies with the public half."""
         token = jws.compact(b"\xa5" * size, signing_key)
         assert len(signature_of(token)) in SIZES[public.algorithm]
         verify(token, public)
 
-    def test_signature_is_over_these_bytes(self, signing_key: SigningKey, public: Key) -> None:
+    def test_signature_is_over_these_bytes(
+        self, signing_key: SigningKey, public: Key
+    ) -> None:
         """A signature does not verify over other bytes."""
         token = jws.compact(b"one", signing_key)
         head, _, signature = token.split(".")
@@ -65,17 +78,24 @@ class SigningContract:
         """Threads that sign at the same time each get the signature of their own bytes."""
 
         def sign(thread: int) -> list[str]:
-            return [jws.compact(b"%d/%d" % (thread, number), signing_key) for number in range(_EACH)]
+            return [
+                jws.compact(b"%d/%d" % (thread, number), signing_key)
+                for number in range(_EACH)
+            ]
 
         with ThreadPoolExecutor(_THREADS) as pool:
-            tokens = [token for signed in pool.map(sign, range(_THREADS)) for token in signed]
+            tokens = [
+                token for signed in pool.map(sign, range(_THREADS)) for token in signed
+            ]
         for token in tokens:
             verify(token, public)
         assert len(set(tokens)) == _THREADS * _EACH
 
     def test_messages_are_accepted(self, signing_key: SigningKey, public: Key) -> None:
         """A ``Signer`` with this key makes messages that a consumer accepts."""
-        signer = Signer(key=signing_key, issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+        signer = Signer(
+            key=signing_key, issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE
+        )
         assert accepted(signer.sign(_MESSAGE), public) == public.kid
 
     def test_it_shows_nothing(self, signing_key: SigningKey) -> None:
@@ -88,7 +108,9 @@ class SigningContract:
 class RotationContract:
     """What every ``SigningKeySource`` that follows rotation must do; the docstring of each test is the promise."""
 
-    def test_key_handed_out_never_changes(self, source: SigningKeySource, rotate: Callable[[], Key]) -> None:
+    def test_key_handed_out_never_changes(
+        self, source: SigningKeySource, rotate: Callable[[], Key]
+    ) -> None:
         """A key taken before a rotation keeps its kid and algorithm, and never signs as another."""
         before = source.signing_key()
         named = (before.kid, before.algorithm)
@@ -96,7 +118,9 @@ class RotationContract:
         source.signing_key()
         assert (before.kid, before.algorithm) == named
 
-    def test_rotation_is_followed(self, source: SigningKeySource, rotate: Callable[[], Key]) -> None:
+    def test_rotation_is_followed(
+        self, source: SigningKeySource, rotate: Callable[[], Key]
+    ) -> None:
         """A running signer signs with the next key after a rotation, without an error in between."""
         signer = Signer(key=source, issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
         first = kid_of(signer.sign(_MESSAGE))
@@ -138,7 +162,12 @@ def kid_of(message: Message) -> str:
 
 def accepted(message: Message, public: Key) -> str:
     """Verify a message as a consumer that knows this key, and return the kid with which it was signed."""
-    issuer = Issuer(keys=KeySet([public]), subjects=None if public.subjects else {"*": frozenset((SUBJECT,))})
+    issuer = Issuer(
+        keys=KeySet([public]),
+        subjects=None if public.subjects else {"*": frozenset((SUBJECT,))},
+    )
     verifier = Verifier(keys={ISSUER: issuer}, audience=AUDIENCE)
     candidate = verifier.open(message)
-    return verifier.verify(message, candidate, KeySet([public]), float(candidate.token.claims.iat)).kid
+    return verifier.verify(
+        message, candidate, KeySet([public]), float(candidate.token.claims.iat)
+    ).kid

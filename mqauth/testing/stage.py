@@ -37,7 +37,9 @@ class Stage(Protocol):
         """Publish a message to the source unchanged, past mqauth, as an attacker does; confirmed."""
         ...
 
-    def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool]) -> None:
+    def consume(
+        self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool]
+    ) -> None:
         """Run the consumer wrapper until the condition holds, then stop it in order.
 
         Raises:
@@ -87,10 +89,14 @@ class MemoryStage:
         """Publish a message unchanged, past mqauth."""
         self.broker.publish(message)
 
-    def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool]) -> None:
+    def consume(
+        self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool]
+    ) -> None:
         """Drain the queue until the condition holds."""
         letters = memory.DeadLetters(self.broker, self.dead)
-        consumer = memory.Consumer(self.broker, self.destination, guard, handler, dead_letters=letters)
+        consumer = memory.Consumer(
+            self.broker, self.destination, guard, handler, dead_letters=letters
+        )
         for _ in range(100):
             consumer.drain()
             if until():
@@ -114,7 +120,9 @@ class MemoryStage:
         self.broker = memory.MemoryBroker()
 
 
-def wait_until(condition: Callable[[], bool], goes_on: Callable[[], bool] = lambda: True) -> None:
+def wait_until(
+    condition: Callable[[], bool], goes_on: Callable[[], bool] = lambda: True
+) -> None:
     """Wait until a condition holds, or until nothing is going on any more.
 
     Raises:

@@ -39,14 +39,22 @@ class AiokafkaClients:
 
     async def consumer(self, topic: str, **settings: Any) -> Any:
         """Return a consumer of the group."""
-        wanted = {"group_id": self._group, "auto_offset_reset": "earliest", "enable_auto_commit": False}
-        client = _CLIENT.AIOKafkaConsumer(topic, bootstrap_servers=self._servers, **(wanted | settings))
+        wanted = {
+            "group_id": self._group,
+            "auto_offset_reset": "earliest",
+            "enable_auto_commit": False,
+        }
+        client = _CLIENT.AIOKafkaConsumer(
+            topic, bootstrap_servers=self._servers, **(wanted | settings)
+        )
         await client.start()
         return client
 
     async def producer(self, **settings: Any) -> Any:
         """Return a producer."""
-        client = _CLIENT.AIOKafkaProducer(bootstrap_servers=self._servers, **({"acks": "all"} | settings))
+        client = _CLIENT.AIOKafkaProducer(
+            bootstrap_servers=self._servers, **({"acks": "all"} | settings)
+        )
         await client.start()
         return client
 
@@ -72,23 +80,43 @@ class AiokafkaStage(KafkaStage):
         _, topic = destination.parse(message.destination)
         headers = dead_letter_headers(message.headers)
         producer = aiokafka.Producer(self._producer, signer)
-        self.thread.call(producer.send_and_wait(topic, message.body, key=message.key, headers=headers))
+        self.thread.call(
+            producer.send_and_wait(topic, message.body, key=message.key, headers=headers)
+        )
 
-    def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool], **settings: Any) -> None:
+    def consume(
+        self,
+        guard: Pipeline,
+        handler: Handler,
+        *,
+        until: Callable[[], bool],
+        **settings: Any,
+    ) -> None:
         """Run the consumer wrapper until the condition holds.
 
         Raises:
             TimeoutError: it did not come to hold within a minute.
         """
-        self.thread.call(self._consume(guard, on_thread(handler), until, settings), 2 * PATIENCE)
+        self.thread.call(
+            self._consume(guard, on_thread(handler), until, settings), 2 * PATIENCE
+        )
 
     async def _consume(
-        self, guard: Pipeline, handler: Handler, until: Callable[[], bool], settings: dict[str, Any]
+        self,
+        guard: Pipeline,
+        handler: Handler,
+        until: Callable[[], bool],
+        settings: dict[str, Any],
     ) -> None:
-        client, letters = await self.clients.consumer(self.topic), await self.clients.producer()
+        client, letters = (
+            await self.clients.consumer(self.topic),
+            await self.clients.producer(),
+        )
         sink = aiokafka.DeadLetters(letters, self.dead, timeout=10)
         try:
-            async with aiokafka.Consumer(client, guard, handler, dead_letters=sink, **settings) as wrapped:
+            async with aiokafka.Consumer(
+                client, guard, handler, dead_letters=sink, **settings
+            ) as wrapped:
                 await asyncio.to_thread(wait_until, until, lambda: not wrapped.failed)
         finally:
             await client.stop()

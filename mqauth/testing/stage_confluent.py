@@ -32,22 +32,35 @@ class ConfluentClients:
     """
 
     def __init__(self, servers: list[str], group: str) -> None:
-        self._settings: dict[str, Any] = {"bootstrap.servers": ",".join(servers), **SETTINGS}
+        self._settings: dict[str, Any] = {
+            "bootstrap.servers": ",".join(servers),
+            **SETTINGS,
+        }
         self._group = group
 
     def consumer_settings(self, **settings: Any) -> dict[str, Any]:
         """Return the settings of a consumer of the group; names with ``_`` for dots."""
-        wanted = {"group.id": self._group, "auto.offset.reset": "earliest", "enable.auto.offset.store": False}
+        wanted = {
+            "group.id": self._group,
+            "auto.offset.reset": "earliest",
+            "enable.auto.offset.store": False,
+        }
         return self._settings | wanted | _dotted(settings)
 
     def producer_settings(self, **settings: Any) -> dict[str, Any]:
         """Return the settings of a producer."""
-        return self._settings | {"allow.auto.create.topics": False, "linger.ms": 0} | _dotted(settings)
+        return (
+            self._settings
+            | {"allow.auto.create.topics": False, "linger.ms": 0}
+            | _dotted(settings)
+        )
 
     def letters(self, topic: str) -> confluent.DeadLetters:
         """Return a sink of dead letters with a client of its own."""
         settings = self.producer_settings()
-        return confluent.DeadLetters(Producer(settings), topic, timeout=10, config=settings)
+        return confluent.DeadLetters(
+            Producer(settings), topic, timeout=10, config=settings
+        )
 
 
 def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
@@ -77,12 +90,23 @@ class ConfluentStage(KafkaStage):
         told: list[KafkaError | None] = []
         producer = confluent.Producer(self._producer, signer, config=self._config)
         producer.produce(
-            topic, message.body, message.key, on_delivery=lambda error, _: told.append(error), headers=headers
+            topic,
+            message.body,
+            message.key,
+            on_delivery=lambda error, _: told.append(error),
+            headers=headers,
         )
         if producer.flush(PATIENCE) or told != [None]:
             raise TimeoutError(f"a message was not delivered: {told}")
 
-    def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool], **settings: Any) -> None:
+    def consume(
+        self,
+        guard: Pipeline,
+        handler: Handler,
+        *,
+        until: Callable[[], bool],
+        **settings: Any,
+    ) -> None:
         """Run the consumer wrapper until the condition holds.
 
         Raises:
@@ -92,7 +116,13 @@ class ConfluentStage(KafkaStage):
         client = Consumer(config)
         letters = self.clients.letters(self.dead)
         wrapped = confluent.Consumer(
-            client, guard, handler, config=config, topics=[self.topic], dead_letters=letters, **settings
+            client,
+            guard,
+            handler,
+            config=config,
+            topics=[self.topic],
+            dead_letters=letters,
+            **settings,
         )
         try:
             with wrapped:
@@ -107,12 +137,23 @@ class AIOConfluentStage(ConfluentStage):
 
     name = "confluent+aio"
 
-    def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool], **settings: Any) -> None:
+    def consume(
+        self,
+        guard: Pipeline,
+        handler: Handler,
+        *,
+        until: Callable[[], bool],
+        **settings: Any,
+    ) -> None:
         """Run the consumer wrapper until the condition holds."""
         asyncio.run(self._consume(guard, on_thread(handler), until, settings))
 
     async def _consume(
-        self, guard: Pipeline, handler: Handler, until: Callable[[], bool], settings: dict[str, Any]
+        self,
+        guard: Pipeline,
+        handler: Handler,
+        until: Callable[[], bool],
+        settings: dict[str, Any],
     ) -> None:
         from confluent_kafka.aio import AIOConsumer
 
@@ -120,7 +161,13 @@ class AIOConfluentStage(ConfluentStage):
         config = self.clients.consumer_settings()
         async with AIOConsumer(config) as client:
             wrapped = confluent.AIOConsumer(
-                client, guard, handler, config=config, topics=[self.topic], dead_letters=letters, **settings
+                client,
+                guard,
+                handler,
+                config=config,
+                topics=[self.topic],
+                dead_letters=letters,
+                **settings,
             )
             async with wrapped:
                 await asyncio.to_thread(wait_until, until, lambda: not wrapped.failed)

@@ -38,7 +38,9 @@ class KafkaStage:
 
     name = "kafka"
 
-    def __init__(self, url: str, *, partitions: int = 1, config: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, url: str, *, partitions: int = 1, config: dict[str, str] | None = None
+    ) -> None:
         self.servers = servers(url)
         self.topic = f"orders.{uuid.uuid4().hex[:12]}"
         self.dead = f"{self.topic}.dead"
@@ -55,16 +57,27 @@ class KafkaStage:
         """Send through the producer wrapper and wait for the broker."""
         _, topic = destination.parse(message.destination)
         headers = dead_letter_headers(message.headers)
-        future: Any = kafka.Producer(self._client, signer).send(topic, message.body, message.key, headers)
+        future: Any = kafka.Producer(self._client, signer).send(
+            topic, message.body, message.key, headers
+        )
         future.get(timeout=PATIENCE)
 
     def inject(self, message: Message) -> None:
         """Send past mqauth and wait for the broker."""
         headers = dead_letter_headers(message.headers)
-        future = self._client.send(self.topic, value=message.body, key=message.key, headers=headers)
+        future = self._client.send(
+            self.topic, value=message.body, key=message.key, headers=headers
+        )
         future.get(timeout=PATIENCE)
 
-    def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool], **settings: Any) -> None:
+    def consume(
+        self,
+        guard: Pipeline,
+        handler: Handler,
+        *,
+        until: Callable[[], bool],
+        **settings: Any,
+    ) -> None:
         """Run the consumer wrapper until the condition holds.
 
         Raises:
@@ -73,7 +86,11 @@ class KafkaStage:
         client = self.consumer()
         letters = self.dead_letter_client()
         wrapped = kafka.Consumer(
-            client, guard, handler, dead_letters=kafka.DeadLetters(letters, self.dead, timeout=10), **settings
+            client,
+            guard,
+            handler,
+            dead_letters=kafka.DeadLetters(letters, self.dead, timeout=10),
+            **settings,
         )
         try:
             with wrapped:
@@ -85,17 +102,21 @@ class KafkaStage:
     def consumer(self, **settings: Any) -> Any:
         """Return a client of the stage's group, subscribed to the source."""
         wanted: dict[str, Any] = {
-            "bootstrap_servers": self.servers, "group_id": self.group, "enable_auto_commit": False,
+            "bootstrap_servers": self.servers,
+            "group_id": self.group,
+            "enable_auto_commit": False,
             "auto_offset_reset": "earliest",
-        }  # fmt: skip
+        }
         return _PYTHON.KafkaConsumer(self.topic, **(wanted | settings))
 
     def dead_letter_client(self, **settings: Any) -> Any:
         """Return a client for dead letters that does not create topics by itself."""
         wanted: dict[str, Any] = {
-            "bootstrap_servers": self.servers, "enable_idempotence": False, "acks": "all",
+            "bootstrap_servers": self.servers,
+            "enable_idempotence": False,
+            "acks": "all",
             "allow_auto_create_topics": False,
-        }  # fmt: skip
+        }
         return _PYTHON.KafkaProducer(**(wanted | settings))
 
     def letters(self) -> list[Message]:
@@ -103,14 +124,18 @@ class KafkaStage:
         partition = TopicPartition(self.dead, 0)
         if self._reader is None:
             self._reader = _PYTHON.KafkaConsumer(
-                bootstrap_servers=self.servers, auto_offset_reset="earliest", isolation_level="read_committed"
+                bootstrap_servers=self.servers,
+                auto_offset_reset="earliest",
+                isolation_level="read_committed",
             )
             self._reader.assign([partition])
             self._letters = []
         end = self._reader.end_offsets([partition])[partition]
         while self._reader.position(partition) < end:
             for records in self._reader.poll(timeout_ms=100).values():
-                self._letters += [kafka.from_native(record, scope=self.group) for record in records]
+                self._letters += [
+                    kafka.from_native(record, scope=self.group) for record in records
+                ]
         return list(self._letters)
 
     def remove_dead_letters(self) -> None:
@@ -134,12 +159,16 @@ class KafkaStage:
                 continue
         self.admin.close()
 
-    def create(self, topic: str, partitions: int = 1, config: dict[str, str] | None = None) -> None:
+    def create(
+        self, topic: str, partitions: int = 1, config: dict[str, str] | None = None
+    ) -> None:
         """Create a topic with the broker's default number of replicas; wait for one that is being deleted."""
 
         def created() -> bool:
             try:
-                self.admin.create_topics([_ADMIN.NewTopic(topic, partitions, topic_configs=config or {})])
+                self.admin.create_topics(
+                    [_ADMIN.NewTopic(topic, partitions, topic_configs=config or {})]
+                )
             except TopicAlreadyExistsError:
                 return False
             return True

@@ -57,15 +57,25 @@ class PikaStage(RabbitMQStage):
         _, exchange, routing_key = destination.parse(message.destination)
         if self._producer is None or self._producer[0] != (signer, exchange):
             self._end_producer()
-            self._producer = (signer, exchange), pika.Producer(self._sending, exchange, signer)
+            self._producer = (
+                (signer, exchange),
+                pika.Producer(self._sending, exchange, signer),
+            )
         self._producer[1].publish(message.body, routing_key, to_properties(message))
 
-    def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool]) -> None:
+    def consume(
+        self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool]
+    ) -> None:
         """Run the consumer until the condition holds, then stop it in order."""
         with connect(self._url) as consuming, connect(self._url) as publishing:
             letters = pika.DeadLetters(publishing, self.dead, timeout=5)
             consumer = pika.Consumer(
-                consuming, self.queue, guard, handler, dead_letters=letters, prefetch=self._prefetch
+                consuming,
+                self.queue,
+                guard,
+                handler,
+                dead_letters=letters,
+                prefetch=self._prefetch,
             )
             with consumer:
                 wait_until(until, lambda: not consumer.failed)

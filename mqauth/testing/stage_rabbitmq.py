@@ -53,7 +53,9 @@ class RabbitMQStage:
         """Publish a message past mqauth, with exactly the properties it has."""
         self._call(self._inject(message))
 
-    def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool]) -> None:
+    def consume(
+        self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool]
+    ) -> None:
         """Run the consumer until the condition holds, then stop it in order.
 
         Raises:
@@ -91,15 +93,21 @@ class RabbitMQStage:
         self._channel: AbstractChannel = await self._publishing.channel()
         self._letters_channel: AbstractChannel = await self._publishing.channel()
         self._source_channel: AbstractChannel = await self._consuming.channel()
-        exchange = await self._channel.declare_exchange(self._exchange, aio_pika.ExchangeType.TOPIC, durable=True)
-        self._source: AbstractQueue = await rabbitmq.declare_source(self._source_channel, self.queue)
+        exchange = await self._channel.declare_exchange(
+            self._exchange, aio_pika.ExchangeType.TOPIC, durable=True
+        )
+        self._source: AbstractQueue = await rabbitmq.declare_source(
+            self._source_channel, self.queue
+        )
         await self._source.bind(exchange, "orders.created")
         await rabbitmq.declare_dead_letters(self._letters_channel, self.dead)
 
     async def _produce(self, signer: Signer, message: Message) -> None:
         _, exchange_name, routing_key = destination.parse(message.destination)
         exchange = await self._channel.get_exchange(exchange_name, ensure=False)
-        native = to_native(message, message_id=message.properties.get("message-id") or uuid.uuid4().hex)
+        native = to_native(
+            message, message_id=message.properties.get("message-id") or uuid.uuid4().hex
+        )
         await rabbitmq.Producer(exchange, signer).publish(native, routing_key)
 
     async def _inject(self, message: Message) -> None:
@@ -112,7 +120,11 @@ class RabbitMQStage:
     async def _consumer(self, guard: Pipeline, handler: Handler) -> rabbitmq.Consumer:
         dead_letters = rabbitmq.DeadLetters(self._channel, self.dead, timeout=5)
         consumer = rabbitmq.Consumer(
-            self._source, guard, handler, dead_letters=dead_letters, prefetch=self._prefetch
+            self._source,
+            guard,
+            handler,
+            dead_letters=dead_letters,
+            prefetch=self._prefetch,
         )
         return await consumer.__aenter__()
 

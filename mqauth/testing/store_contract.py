@@ -41,7 +41,9 @@ def wish(owner: str = "first", **changes: Any) -> ClaimRequest:
     return replace(request, **changes)
 
 
-def sibling(index: int, owner: str = "first", *, token: bytes = bytes(range(16)), **changes: Any) -> ClaimRequest:
+def sibling(
+    index: int, owner: str = "first", *, token: bytes = bytes(range(16)), **changes: Any
+) -> ClaimRequest:
     """Return a claim on one message of a batch, by default of a token with the id of ``wish()``."""
     return wish(owner, id=batch_id(token, index), index=index, **changes)
 
@@ -61,7 +63,11 @@ class Row:
 
     def __str__(self) -> str:
         broker = (
-            "rabbitmq" if self.second is None else "kafka-same" if self.second == self.first else "kafka-other"
+            "rabbitmq"
+            if self.second is None
+            else "kafka-same"
+            if self.second == self.first
+            else "kafka-other"
         )
         return f"{self.state}-{broker}-{'redelivered' if self.redelivered else 'new'}"
 
@@ -87,15 +93,25 @@ _RABBITMQ: Final[list[tuple[State, bool, ClaimStatus]]] = [
 ]
 # On Kafka neither the lease nor the hint counts: the place tells a redelivery exactly.
 ROWS: Final = [
-    *(Row(state, HERE, place, hint, status) for state, place, status in _KAFKA for hint in (False, True)),
+    *(
+        Row(state, HERE, place, hint, status)
+        for state, place, status in _KAFKA
+        for hint in (False, True)
+    ),
     *(Row(state, None, None, hint, status) for state, hint, status in _RABBITMQ),
 ]
 
 
 ODD_PLACES: Final[list[Place]] = [
-    ("", "", 0, 0), ("a", "b", 0, 2**47), ("a", "b", 0, 2**48), ("a", "b", 0, 2**63 - 1), ("a", "b", 7, 0),
-    ("\ud800", "b", 0, 7), ("a/b", "", 0, 7), ("a" * 300, "b", 2**31 - 1, 7),
-]  # fmt: skip
+    ("", "", 0, 0),
+    ("a", "b", 0, 2**47),
+    ("a", "b", 0, 2**48),
+    ("a", "b", 0, 2**63 - 1),
+    ("a", "b", 7, 0),
+    ("\ud800", "b", 0, 7),
+    ("a/b", "", 0, 7),
+    ("a" * 300, "b", 2**31 - 1, 7),
+]
 
 
 def confirm_all(store: Any, requests: Sequence[ClaimRequest]) -> None:
@@ -108,10 +124,16 @@ class StoreContract:
     """What every replay store must do; the docstring of each test is the promise."""
 
     @pytest.mark.parametrize("row", ROWS, ids=str)
-    @pytest.mark.parametrize("index", [None, 0, 1023], ids=["single", "first of a batch", "last of a batch"])
-    def test_row(self, store: PlainStore, clock: FakeClock, row: Row, index: int | None) -> None:
+    @pytest.mark.parametrize(
+        "index", [None, 0, 1023], ids=["single", "first of a batch", "last of a batch"]
+    )
+    def test_row(
+        self, store: PlainStore, clock: FakeClock, row: Row, index: int | None
+    ) -> None:
         """A second delivery finds what the table says, single or in a batch."""
-        name: dict[str, Any] = {} if index is None else {"id": batch_id(bytes(16), index), "index": index}
+        name: dict[str, Any] = (
+            {} if index is None else {"id": batch_id(bytes(16), index), "index": index}
+        )
         first = wish(place=row.first, **name)
         if row.state != "unseen":
             assert store.claim(first) is FRESH
@@ -147,7 +169,9 @@ class StoreContract:
         """Of two consumers that wait for a lease to end, one gets the claim."""
         store.claim(wish())
         clock.advance(LEASE)
-        taken = [store.claim(wish(owner, redelivered=True)) for owner in ("second", "third")]
+        taken = [
+            store.claim(wish(owner, redelivered=True)) for owner in ("second", "third")
+        ]
         assert taken == [FRESH, HELD]
 
     def test_renewal(self, store: PlainStore, clock: FakeClock) -> None:
@@ -166,7 +190,9 @@ class StoreContract:
         assert store.claim(wish("second", redelivered=True)) is HELD
 
     @pytest.mark.parametrize("place", [HERE, None], ids=["kafka", "rabbitmq"])
-    def test_renewal_by_former_owner(self, store: PlainStore, clock: FakeClock, place: Place | None) -> None:
+    def test_renewal_by_former_owner(
+        self, store: PlainStore, clock: FakeClock, place: Place | None
+    ) -> None:
         """A former owner's renewal finds its claim lost and takes nothing back."""
         store.claim(wish(place=place))
         clock.advance(LEASE)
@@ -185,7 +211,9 @@ class StoreContract:
         assert store.claim(wish("third", renew=True)) is LOST
 
     @pytest.mark.parametrize("place", [HERE, None], ids=["kafka", "rabbitmq"])
-    def test_end_by_former_owner(self, store: PlainStore, clock: FakeClock, place: Place | None) -> None:
+    def test_end_by_former_owner(
+        self, store: PlainStore, clock: FakeClock, place: Place | None
+    ) -> None:
         """A former owner's confirm and release do nothing."""
         store.claim(wish(place=place))
         clock.advance(LEASE)
@@ -229,7 +257,9 @@ class StoreContract:
     @pytest.mark.parametrize("place", ODD_PLACES, ids=str)
     def test_odd_places(self, store: PlainStore, place: Place, index: int | None) -> None:
         """Every place differs from every other, whatever its log is called and however large its offset is."""
-        name: dict[str, Any] = {} if index is None else {"id": batch_id(bytes(16), index), "index": index}
+        name: dict[str, Any] = (
+            {} if index is None else {"id": batch_id(bytes(16), index), "index": index}
+        )
         for number in (0, 2):
             before = sibling(number, place=HERE, token=bytes(16))
             store.claim(before)
@@ -257,18 +287,33 @@ class StoreContract:
         """Each scope may handle a message once."""
         scopes = ["billing", "shipping", "billing:1", "bill"]
         assert [store.claim(wish(scope=scope)) for scope in scopes] == [FRESH] * 4
-        assert [store.claim(wish("second", scope=scope)) for scope in scopes] == [REPLAYED] * 4
+        assert [store.claim(wish("second", scope=scope)) for scope in scopes] == [
+            REPLAYED
+        ] * 4
 
     def test_ids_apart(self, store: PlainStore) -> None:
         """Ids that differ in one bit, the first or the last, are different messages."""
-        ids = [bytes(16), b"\x80" + bytes(15), bytes(15) + b"\x01", b"\n" * 16, b"\xff" * 16]
+        ids = [
+            bytes(16),
+            b"\x80" + bytes(15),
+            bytes(15) + b"\x01",
+            b"\n" * 16,
+            b"\xff" * 16,
+        ]
         assert [store.claim(wish(id=identity)) for identity in ids] == [FRESH] * 5
-        assert [store.claim(wish("second", id=identity)) for identity in ids] == [REPLAYED] * 5
+        assert [store.claim(wish("second", id=identity)) for identity in ids] == [
+            REPLAYED
+        ] * 5
 
     def test_siblings_apart(self, store: PlainStore) -> None:
         """Each message of a batch counts by itself, and so does a single message whose token has the same id."""
         siblings = [sibling(index) for index in (0, 1, 2, 63, 64, 255, 256, 1023)]
-        everyone = [wish(), wish(id=bytes(17) + b"\x01"), *siblings, sibling(1, token=b"\x01" * 16)]
+        everyone = [
+            wish(),
+            wish(id=bytes(17) + b"\x01"),
+            *siblings,
+            sibling(1, token=b"\x01" * 16),
+        ]
         assert [store.claim(one) for one in everyone] == [FRESH] * 11
         for one in everyone[::2]:
             store.confirm(one)
@@ -280,12 +325,17 @@ class StoreContract:
     @pytest.mark.parametrize("step", [1, -1], ids=["in order", "backwards"])
     def test_siblings_by_place(self, store: PlainStore, step: int) -> None:
         """Each done message of a batch is a re-read at its own place and a replay at its siblings'."""
-        batch = [sibling(7 * n, f"{n}", place=("c", "orders", n % 3, 100 - n)) for n in range(9)]
+        batch = [
+            sibling(7 * n, f"{n}", place=("c", "orders", n % 3, 100 - n))
+            for n in range(9)
+        ]
         for one in batch[::step]:
             assert store.claim(one) is FRESH
         confirm_all(store, batch[::-step])
         assert [store.claim(replace(one, owner="again")) for one in batch] == [REREAD] * 9
-        moved = [replace(one, owner="again", place=two.place) for one, two in pairwise(batch)]
+        moved = [
+            replace(one, owner="again", place=two.place) for one, two in pairwise(batch)
+        ]
         assert [store.claim(one) for one in moved] == [REPLAYED] * 8
 
     def test_siblings_with_and_without_place(self, store: PlainStore) -> None:
@@ -308,7 +358,9 @@ class StoreContract:
             assert [*map(store.claim, again)] == [HELD] * 5
             store.confirm(first)
             assert [*map(store.claim, again)] == [DUPLICATE] * 5
-            assert [store.claim(replace(first, owner=f"c{n}")) for n in range(5)] == [REPLAYED] * 5
+            assert [store.claim(replace(first, owner=f"c{n}")) for n in range(5)] == [
+                REPLAYED
+            ] * 5
 
 
 class BatchStoreContract(StoreContract):
@@ -316,12 +368,19 @@ class BatchStoreContract(StoreContract):
 
     def test_batch(self, store: PlainBatchStore) -> None:
         """The claims of a batch are judged in order, including a copy within the batch."""
-        batch = [wish(f"{n}", id=bytes([n % 3]) * 16, place=("c", "orders", 0, n)) for n in range(5)]
+        batch = [
+            wish(f"{n}", id=bytes([n % 3]) * 16, place=("c", "orders", 0, n))
+            for n in range(5)
+        ]
         assert store.claim_many(batch) == [FRESH, FRESH, FRESH, REPLAYED, REPLAYED]
         confirm_all(store, batch[:2])
         assert store.claim_many([replace(one, owner="again") for one in batch]) == [
-            REREAD, REREAD, FRESH, REPLAYED, REPLAYED,
-        ]  # fmt: skip
+            REREAD,
+            REREAD,
+            FRESH,
+            REPLAYED,
+            REPLAYED,
+        ]
 
     def test_batch_of_siblings(self, store: PlainBatchStore) -> None:
         """Messages of two batches, single ones between them and a copy of each are judged in order."""
@@ -330,14 +389,19 @@ class BatchStoreContract(StoreContract):
             for n in range(6)
             for one in (
                 sibling(n, f"{n}", token=bytes(16), place=("c", "orders", 0, 3 * n)),
-                sibling(n, f"{n}", token=b"\x01" * 16, place=("c", "orders", 0, 3 * n + 1)),
+                sibling(
+                    n, f"{n}", token=b"\x01" * 16, place=("c", "orders", 0, 3 * n + 1)
+                ),
                 wish(f"{n}", id=bytes([n]) * 16, place=("c", "orders", 0, 3 * n + 2)),
             )
         ]
         copies = [replace(one, owner="copy", place=("c", "orders", 1, 0)) for one in poll]
         assert store.claim_many(poll + copies) == [FRESH] * 18 + [REPLAYED] * 18
         confirm_all(store, poll[::2] + copies)
-        assert store.claim_many([replace(one, owner="again") for one in poll]) == [REREAD, FRESH] * 9
+        assert (
+            store.claim_many([replace(one, owner="again") for one in poll])
+            == [REREAD, FRESH] * 9
+        )
 
     def test_batch_repeated(self, store: PlainBatchStore) -> None:
         """A batch whose answer was lost may be claimed again."""
@@ -351,7 +415,13 @@ class BatchStoreContract(StoreContract):
 
     def test_batch_large(self, store: PlainBatchStore) -> None:
         """A batch may be larger than any poll: 2,500 claims are judged in order."""
-        batch = [wish(id=n.to_bytes(16, "big"), place=("c", "orders", 0, n)) for n in range(2500)]
+        batch = [
+            wish(id=n.to_bytes(16, "big"), place=("c", "orders", 0, n))
+            for n in range(2500)
+        ]
         assert store.claim_many(batch) == [FRESH] * 2500
         confirm_all(store, batch)
-        assert store.claim_many([replace(one, owner="again") for one in batch]) == [REREAD] * 2500
+        assert (
+            store.claim_many([replace(one, owner="again") for one in batch])
+            == [REREAD] * 2500
+        )

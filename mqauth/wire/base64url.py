@@ -10,7 +10,9 @@ import hashlib
 from typing import Final
 
 _TO_URLSAFE: Final = bytes.maketrans(b"+/", b"-_")
-_TO_STANDARD: Final = bytes.maketrans(b"-_+/=", b"+/!!!")  # characters of base64 alone become ones of neither
+_TO_STANDARD: Final = bytes.maketrans(
+    b"-_+/=", b"+/!!!"
+)  # characters of base64 alone become ones of neither
 _PADDING: Final = (b"", b"", b"==", b"=")
 _LAST: Final = (None, b"", b"AQgw", b"AEIMQUYcgkosw048")
 """By length modulo 4, the last characters whose unused bits are zero; no text is one character too long."""
@@ -30,10 +32,14 @@ def decode(text: bytes) -> bytes:
     last = _LAST[len(text) % 4]
     if last is not None and text[-1] not in last:
         raise ValueError("not canonical base64url")
-    return binascii.a2b_base64(text.translate(_TO_STANDARD) + _PADDING[len(text) % 4], strict_mode=True)
+    return binascii.a2b_base64(
+        text.translate(_TO_STANDARD) + _PADDING[len(text) % 4], strict_mode=True
+    )
 
 
 def digest(raw: bytes) -> str:
     """Return the base64url SHA-256 of ``raw``."""
     text = binascii.b2a_base64(hashlib.sha256(raw).digest(), newline=False)
-    return text[:-1].translate(_TO_URLSAFE).decode("ascii")  # 32 bytes end in one character of padding
+    return (
+        text[:-1].translate(_TO_URLSAFE).decode("ascii")
+    )  # 32 bytes end in one character of padding

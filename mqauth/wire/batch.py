@@ -65,7 +65,9 @@ class Tree:
         while len(self._levels[-1]) > 1:
             # An odd last node moves up.
             level = self._levels[-1]
-            pairs = [node_hash(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
+            pairs = [
+                node_hash(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)
+            ]
             self._levels.append(pairs + level[len(pairs) * 2 :])
 
     @property
@@ -101,7 +103,9 @@ class Proven:
 
     def __init__(self, root: bytes, size: int) -> None:
         self.size = size
-        self._known: dict[int, tuple[bytes, bytes]] = {(size - 1).bit_length() * _ROW: (root, b"")}
+        self._known: dict[int, tuple[bytes, bytes]] = {
+            (size - 1).bit_length() * _ROW: (root, b"")
+        }
 
     def proves(self, leaf: bytes, index: int, path: bytes) -> bool:
         """Tell whether a path leads from the leaf at an index to the root, and remember its nodes.
@@ -127,7 +131,9 @@ class Proven:
                     proven[row + index] = node, rest
                 sibling, rest = rest[:HASH_BYTES], rest[HASH_BYTES:]
                 proven[row + (index ^ 1)] = sibling, node + rest
-                node = _sha256(_NODE + (sibling + node if index & 1 else node + sibling)).digest()
+                node = _sha256(
+                    _NODE + (sibling + node if index & 1 else node + sibling)
+                ).digest()
             index, last, row = index >> 1, last >> 1, row + _ROW
 
 
@@ -154,7 +160,9 @@ def leaf_of(message: Message, headers: bytes) -> Leaf:
         of_body = hasher.digest()
     return (
         _DESTINATIONS[message.destination],
-        _NO_KEY if key is None else _sha256(b"kv" + len(key).to_bytes(8, "big") + key).digest(),
+        _NO_KEY
+        if key is None
+        else _sha256(b"kv" + len(key).to_bytes(8, "big") + key).digest(),
         of_body,
         b"hv" + len(headers).to_bytes(8, "big") + headers,
     )
@@ -168,7 +176,12 @@ def leaf_hash(leaf: Leaf) -> bytes:
 def shorts_of(leaf: Leaf) -> bytes:
     """Return the first three bytes of each part's digest, by which a failed proof tells which part differs."""
     destination, key, body, headers = leaf
-    return destination[:_SHORT] + key[:_SHORT] + body[:_SHORT] + _sha256(headers).digest()[:_SHORT]
+    return (
+        destination[:_SHORT]
+        + key[:_SHORT]
+        + body[:_SHORT]
+        + _sha256(headers).digest()[:_SHORT]
+    )
 
 
 def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
@@ -209,7 +222,9 @@ def proof_text(index: int, shorts: bytes, path: bytes) -> str:
     return f"~{index}.{base64url.encode(shorts + path).decode('ascii')}"
 
 
-def check(message: Message, proof: Proof, proven: Proven, encode: envelope.Encoder) -> None:
+def check(
+    message: Message, proof: Proof, proven: Proven, encode: envelope.Encoder
+) -> None:
     """Hold a verified root against one message: step 11 of the verdict.
 
     Args:

@@ -49,9 +49,13 @@ class Binding(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """Return the binding as it stands in the token."""
         return {
-            "v": PROFILE_VERSION, "dst": self.dst, "bod": self.bod, "key": self.key,
-            "hdr": list(self.hdr), "hds": self.hds,
-        }  # fmt: skip
+            "v": PROFILE_VERSION,
+            "dst": self.dst,
+            "bod": self.bod,
+            "key": self.key,
+            "hdr": list(self.hdr),
+            "hds": self.hds,
+        }
 
 
 class Batch(NamedTuple):
@@ -91,9 +95,16 @@ class Claims(NamedTuple):
         """Return the claims as they stand in the token."""
         begins = {} if self.nbf is None else {"nbf": self.nbf}
         return {
-            "iss": self.iss, "sub": self.sub, "aud": self.aud, "iat": self.iat, "exp": self.exp, "jti": self.jti,
-            **begins, "mqa": self.mqa.as_dict(), **self.extra,
-        }  # fmt: skip
+            "iss": self.iss,
+            "sub": self.sub,
+            "aud": self.aud,
+            "iat": self.iat,
+            "exp": self.exp,
+            "jti": self.jti,
+            **begins,
+            "mqa": self.mqa.as_dict(),
+            **self.extra,
+        }
 
 
 def is_name(value: object, minimum: int = 1, maximum: int = MAX_NAME) -> bool:
@@ -131,7 +142,9 @@ def parse(raw: bytes) -> Claims:
     )
 
 
-def extra_claims(members: dict[str, Any], registered: frozenset[str]) -> Mapping[str, Any]:
+def extra_claims(
+    members: dict[str, Any], registered: frozenset[str]
+) -> Mapping[str, Any]:
     """Return the claims that are not among the registered ones.
 
     Their values are counted, since a list of empty lists takes many times its text in memory.
@@ -142,13 +155,18 @@ def extra_claims(members: dict[str, Any], registered: frozenset[str]) -> Mapping
     if members.keys() <= registered:
         return NO_EXTRA
     extra = {name: value for name, value in members.items() if name not in registered}
-    _require(sum(map(_values, extra.values())) <= MAX_EXTRA, f"other claims have more than {MAX_EXTRA} values")
+    _require(
+        sum(map(_values, extra.values())) <= MAX_EXTRA,
+        f"other claims have more than {MAX_EXTRA} values",
+    )
     return extra
 
 
 def _values(value: Any) -> int:
     """Count a value, and the values that its members or elements hold."""
-    inner = value.values() if type(value) is dict else value if type(value) is list else ()
+    inner = (
+        value.values() if type(value) is dict else value if type(value) is list else ()
+    )
     return 1 + sum(map(_values, inner))
 
 
@@ -179,9 +197,15 @@ def mqa_claim(members: Any) -> Binding | Batch:
         return binding_claim(members)
     _check_members(members, frozenset(("v", "tree")), frozenset(("v", "tree", "hdr")))
     tree = members["tree"]
-    _require(type(tree) is dict and tree.keys() == {"root", "size"}, "mqa.tree has not exactly its members")
+    _require(
+        type(tree) is dict and tree.keys() == {"root", "size"},
+        "mqa.tree has not exactly its members",
+    )
     size = tree["size"]
-    _require(type(size) is int and 1 <= size <= MAX_BATCH, f"mqa.tree.size is not 1 to {MAX_BATCH}")
+    _require(
+        type(size) is int and 1 <= size <= MAX_BATCH,
+        f"mqa.tree.size is not 1 to {MAX_BATCH}",
+    )
     names = _header_names(members.get("hdr", []))
     _require(names or "hdr" not in members, "mqa.hdr is left out where nothing is listed")
     return Batch(root=digest_claim(tree["root"], "mqa.tree.root"), size=size, hdr=names)
@@ -190,7 +214,9 @@ def mqa_claim(members: Any) -> Binding | Batch:
 def _check_members(value: Any, *members: frozenset[str]) -> None:
     version = value.get("v") if type(value) is dict else None
     # True == 1, so the type is compared as well
-    _require(type(version) is int and version == PROFILE_VERSION, "mqa is of no known version")
+    _require(
+        type(version) is int and version == PROFILE_VERSION, "mqa is of no known version"
+    )
     _require(value.keys() in members, "mqa has not exactly its members")
 
 
@@ -230,12 +256,17 @@ def digest_claim(value: Any, name: str) -> str:
 
 
 def _header_names(value: Any) -> tuple[str, ...]:
-    _require(type(value) is list and all(type(name) is str for name in value), "mqa.hdr is no list of names")
+    _require(
+        type(value) is list and all(type(name) is str for name in value),
+        "mqa.hdr is no list of names",
+    )
     _require(len(set(value)) == len(value), "mqa.hdr names a header twice")
     return tuple(value)
 
 
-def text_claim(members: dict[str, Any], name: str, minimum: int = 1, maximum: int = MAX_NAME) -> str:
+def text_claim(
+    members: dict[str, Any], name: str, minimum: int = 1, maximum: int = MAX_NAME
+) -> str:
     """Return a text claim within its limits, characters.
 
     Raises:

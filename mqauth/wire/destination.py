@@ -24,7 +24,9 @@ def encode(text: str) -> str:
     Raises:
         MalformedMessage: ``text`` has a lone surrogate, so it has no UTF-8 form.
     """
-    with refusing(UnicodeEncodeError, "a destination has no UTF-8 form", MalformedMessage):
+    with refusing(
+        UnicodeEncodeError, "a destination has no UTF-8 form", MalformedMessage
+    ):
         return quote(text, safe="")
 
 
@@ -58,8 +60,12 @@ def _decode(segment: str) -> str:
     return text
 
 
-_ROUTES: Final = Memo[tuple[str, str], str](lambda route: f"{RABBITMQ}:{encode(route[0])}/{encode(route[1])}")
-kafka: Final[Callable[[str], str]] = Memo[str, str](lambda topic: f"{KAFKA}:{encode(topic)}").__getitem__
+_ROUTES: Final = Memo[tuple[str, str], str](
+    lambda route: f"{RABBITMQ}:{encode(route[0])}/{encode(route[1])}"
+)
+kafka: Final[Callable[[str], str]] = Memo[str, str](
+    lambda topic: f"{KAFKA}:{encode(topic)}"
+).__getitem__
 """Return the destination of a topic."""
 parse: Final[Callable[[str], tuple[str, ...]]] = Memo(_parse).__getitem__
 """Return ``("rabbitmq", exchange, routing key)`` or ``("kafka", topic)`` of a canonical destination.

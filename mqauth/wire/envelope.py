@@ -45,12 +45,32 @@ _SIZES: Final = [size.to_bytes(4, "big") for size in range(_FEW)]
 _DIRECT_REPLY: Final = "amq.rabbitmq.reply-to"
 _BROKER_WRITTEN: Final = frozenset(("x-death", "x-delivery-count", "x-acquired-count"))
 _TRANSPORT: Final = _BROKER_WRITTEN | {
-    "x-delay", "timestamp_in_ms", "traceparent", "tracestate", "baggage", "b3", "sentry-trace", "uber-trace-id",
-    "x-amzn-trace-id", "x-cloud-trace-context", "newrelic", "elastic-apm-traceparent", "x-shovelled",
-    "x-shovelled-timestamp", "x-received-from", "x-original-exchange", "x-original-routing-key",
-}  # fmt: skip
+    "x-delay",
+    "timestamp_in_ms",
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "b3",
+    "sentry-trace",
+    "uber-trace-id",
+    "x-amzn-trace-id",
+    "x-cloud-trace-context",
+    "newrelic",
+    "elastic-apm-traceparent",
+    "x-shovelled",
+    "x-shovelled-timestamp",
+    "x-received-from",
+    "x-original-exchange",
+    "x-original-routing-key",
+}
 _BROKER_PREFIXES: Final = ("x-first-death-", "x-last-death-", "x-stream-", "x-opt-")
-_TRANSPORT_PREFIXES: Final = (*_BROKER_PREFIXES, "x-b3-", "x-datadog-", "uberctx-", "mqauth-")
+_TRANSPORT_PREFIXES: Final = (
+    *_BROKER_PREFIXES,
+    "x-b3-",
+    "x-datadog-",
+    "uberctx-",
+    "mqauth-",
+)
 _PROPERTIES: Final = frozenset(PROTECTED_PROPERTIES)
 
 Encoder: TypeAlias = Callable[[Message], bytes]
@@ -62,7 +82,11 @@ def is_transport(name: str) -> bool:
 
     What they add would be a covered header's twin in another case. ``BCC`` is removed, so ``bcc`` has no twin.
     """
-    return name == "BCC" or (folded := fold(name)) in _TRANSPORT or folded.startswith(_TRANSPORT_PREFIXES)
+    return (
+        name == "BCC"
+        or (folded := fold(name)) in _TRANSPORT
+        or folded.startswith(_TRANSPORT_PREFIXES)
+    )
 
 
 def is_broker_written(name: str) -> bool:
@@ -73,7 +97,11 @@ def is_broker_written(name: str) -> bool:
 def application_headers(form: Form) -> tuple[str, ...]:
     """Return the names of the application's headers, each once, in order of first appearance."""
     skip = _PROPERTIES if is_kafka(form[0]) else frozenset[str]()
-    return tuple(name for name in dict.fromkeys(form[1]) if name not in skip and not is_transport(name))
+    return tuple(
+        name
+        for name in dict.fromkeys(form[1])
+        if name not in skip and not is_transport(name)
+    )
 
 
 def bind(message: Message, cover: Iterable[str] | None = None) -> Binding:
@@ -105,8 +133,13 @@ def attach(message: Message, token: str) -> tuple[HeaderPair, ...]:
         MalformedMessage: the token is over its size.
     """
     if len(token) > MAX_TOKEN:
-        raise MalformedMessage(f"the token is over {MAX_TOKEN} bytes: cover fewer headers")
-    return (*message.headers, (TOKEN_HEADER, token.encode("ascii") if is_kafka(message.destination) else token))
+        raise MalformedMessage(
+            f"the token is over {MAX_TOKEN} bytes: cover fewer headers"
+        )
+    return (
+        *message.headers,
+        (TOKEN_HEADER, token.encode("ascii") if is_kafka(message.destination) else token),
+    )
 
 
 def refuse_token(names: Iterable[str]) -> None:
@@ -129,7 +162,9 @@ def token_of(message: Message) -> bytes:
         Rejection: ``token_missing``, ``token_repeated``, ``token_oversize`` or ``token_malformed``.
     """
     position = place_of_token([name for name, _ in message.headers])
-    return token_of_value(message.headers[position][1], on_kafka=is_kafka(message.destination))
+    return token_of_value(
+        message.headers[position][1], on_kafka=is_kafka(message.destination)
+    )
 
 
 def place_of_token(names: Sequence[str]) -> int:
@@ -138,11 +173,18 @@ def place_of_token(names: Sequence[str]) -> int:
     Raises:
         Rejection: ``token_missing`` or ``token_repeated``.
     """
-    positions = [at for at, name in enumerate(names) if len(name) == _LENGTH and fold(name) == TOKEN_HEADER]
+    positions = [
+        at
+        for at, name in enumerate(names)
+        if len(name) == _LENGTH and fold(name) == TOKEN_HEADER
+    ]
     if len(positions) > 1:
         raise Rejection(Reason.TOKEN_REPEATED, f"{len(positions)} token headers")
     if not positions or names[positions[0]] != TOKEN_HEADER:
-        raise Rejection(Reason.TOKEN_MISSING, "no token header" if not positions else "the header is misspelt")
+        raise Rejection(
+            Reason.TOKEN_MISSING,
+            "no token header" if not positions else "the header is misspelt",
+        )
     return positions[0]
 
 
@@ -153,7 +195,10 @@ def token_of_value(value: HeaderValue, *, on_kafka: bool) -> bytes:
         Rejection: ``token_oversize`` or ``token_malformed``.
     """
     if not isinstance(value, bytes if on_kafka else str):
-        raise Rejection(Reason.TOKEN_MALFORMED, "the header is not of the type that its broker carries")
+        raise Rejection(
+            Reason.TOKEN_MALFORMED,
+            "the header is not of the type that its broker carries",
+        )
     raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
     if len(raw) > MAX_TOKEN:
         raise Rejection(Reason.TOKEN_OVERSIZE, f"over {MAX_TOKEN} bytes")
@@ -184,7 +229,9 @@ def check(message: Message, binding: Binding, encode: Encoder) -> None:
     except MalformedMessage as error:
         raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
     if binding.hds != base64url.digest(headers):
-        raise Rejection(Reason.HEADERS_MISMATCH, "signed with other properties or headers")
+        raise Rejection(
+            Reason.HEADERS_MISMATCH, "signed with other properties or headers"
+        )
 
 
 def headers_input(message: Message, names: Sequence[str]) -> bytes:
@@ -208,7 +255,11 @@ def encoder(form: Form, names: Sequence[str]) -> Encoder:
         names: the covered headers; one that is absent is covered as absent.
     """
     destination, present, properties = form
-    texts, values, before = list[tuple[bytes, str]](), list[tuple[bytes, bytes, int]](), _DOMAIN
+    texts, values, before = (
+        list[tuple[bytes, str]](),
+        list[tuple[bytes, bytes, int]](),
+        _DOMAIN,
+    )
     places: dict[str, list[int]] = {}
     for at, name in enumerate(present):
         places.setdefault(name, []).append(at)
@@ -244,13 +295,20 @@ def checked_encoder(form: Form, names: tuple[str, ...]) -> Encoder:
 
 
 def _encoded(
-    texts: list[tuple[bytes, str]], values: list[tuple[bytes, bytes, int]], tail: bytes, message: Message
+    texts: list[tuple[bytes, str]],
+    values: list[tuple[bytes, bytes, int]],
+    tail: bytes,
+    message: Message,
 ) -> bytes:
     parts: list[bytes] = []
     for before, name in texts:
         text = message.properties[name]
         # RabbitMQ adds a suffix to direct reply-to that the sender does not know (broker manual)
-        direct = name == "reply-to" and isinstance(text, str) and text.startswith(_DIRECT_REPLY + ".")
+        direct = (
+            name == "reply-to"
+            and isinstance(text, str)
+            and text.startswith(_DIRECT_REPLY + ".")
+        )
         parts.append(before)
         add_value(parts, _DIRECT_REPLY if direct else text)
     headers = message.headers
@@ -258,7 +316,11 @@ def _encoded(
         value = headers[position][1]
         if type(value) is bytes:
             size = len(value)
-            parts += (before_bytes, _SIZES[size] if size < _FEW else size.to_bytes(4, "big"), value)
+            parts += (
+                before_bytes,
+                _SIZES[size] if size < _FEW else size.to_bytes(4, "big"),
+                value,
+            )
         else:
             parts.append(before)
             add_value(parts, value)
@@ -274,7 +336,11 @@ def refuse_case_twins(form: Form, covered: Iterable[str]) -> None:
     """
     exact = {*covered, *PROTECTED_PROPERTIES} if is_kafka(form[0]) else set(covered)
     folded = {fold(name) for name in exact}
-    require(len(folded) == len(exact), "two covered names differ in case only", MalformedMessage)
+    require(
+        len(folded) == len(exact),
+        "two covered names differ in case only",
+        MalformedMessage,
+    )
     require(
         not any(name not in exact and fold(name) in folded for name in form[1]),
         "two header names differ in case only",
@@ -353,7 +419,9 @@ def _scalar(value: object) -> bytes:
         return _sized(b"T", str(seconds).encode("ascii"))
     if isinstance(value, Decimal) and is_carried_decimal(value):
         return _sized(b"D", format(value, "f").encode("ascii"))
-    raise MalformedMessage(f"a header value is {type(value).__name__}, of a type or size that no broker carries")
+    raise MalformedMessage(
+        f"a header value is {type(value).__name__}, of a type or size that no broker carries"
+    )
 
 
 def epoch_seconds(value: datetime) -> int:
@@ -367,9 +435,12 @@ def is_carried_decimal(value: Decimal) -> bool:
     sign, digits, exponent = value.as_tuple()
     # it is bounded before it is written out, for it may be as long as it likes
     return (
-        isinstance(exponent, int) and exponent >= -255 and len(digits) + max(exponent, 0) <= 10
-        and -(2**31) <= int(format(value, "f").replace(".", "")) < 2**31 and not (sign and value == 0)
-    )  # fmt: skip
+        isinstance(exponent, int)
+        and exponent >= -255
+        and len(digits) + max(exponent, 0) <= 10
+        and -(2**31) <= int(format(value, "f").replace(".", "")) < 2**31
+        and not (sign and value == 0)
+    )
 
 
 def is_carried_integer(value: int) -> bool:

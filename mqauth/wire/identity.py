@@ -107,7 +107,11 @@ class Proof(NamedTuple):
 
 def is_trust_domain(value: object) -> bool:
     """Tell whether a value is a trust domain, such as ``wimse://prod.example``."""
-    return isinstance(value, str) and len(value) < MAX_NAME and _TRUST_DOMAIN.fullmatch(value) is not None
+    return (
+        isinstance(value, str)
+        and len(value) < MAX_NAME
+        and _TRUST_DOMAIN.fullmatch(value) is not None
+    )
 
 
 def trust_domain_of(subject: str) -> str | None:
@@ -133,8 +137,13 @@ def parse_wit(text: bytes) -> Wit:
     segment, opened = take_apart(text)
     header = _parameters(segment)
     algorithm = header.get("alg")
-    _require(header.keys() == {"typ", "alg", "kid"}, "its header has not exactly typ, alg and kid")
-    _require(type(algorithm) is str and algorithm in jws.ALLOWED, "its alg is not on the list")
+    _require(
+        header.keys() == {"typ", "alg", "kid"},
+        "its header has not exactly typ, alg and kid",
+    )
+    _require(
+        type(algorithm) is str and algorithm in jws.ALLOWED, "its alg is not on the list"
+    )
     opened = opened._replace(algorithm=str(algorithm), kid=str(header["kid"]))
     try:
         wit_claims = claims.load(opened.payload, _WIT_REQUIRED)
@@ -143,10 +152,14 @@ def parse_wit(text: bytes) -> Wit:
         _require(domain is not None, "its sub is no identifier of a workload")
         _require("aud" not in wit_claims, "it has an aud")
         confirmed = wit_claims["cnf"]
-        _require(type(confirmed) is dict and confirmed.keys() == {"jwk"}, "its cnf is not exactly a jwk")
+        _require(
+            type(confirmed) is dict and confirmed.keys() == {"jwk"},
+            "its cnf is not exactly a jwk",
+        )
         members = read_jwk(confirmed["jwk"])
         issued, begins = (
-            claims.time_claim(wit_claims, name) if name in wit_claims else None for name in ("iat", "nbf")
+            claims.time_claim(wit_claims, name) if name in wit_claims else None
+            for name in ("iat", "nbf")
         )
         who = Identity(
             subject=subject,
@@ -154,10 +167,14 @@ def parse_wit(text: bytes) -> Wit:
             kid=opened.kid,
             expires=claims.time_claim(wit_claims, "exp"),
             issued=issued,
-            jti=claims.text_claim(wit_claims, "jti", 1, MAX_JTI) if "jti" in wit_claims else None,
+            jti=claims.text_claim(wit_claims, "jti", 1, MAX_JTI)
+            if "jti" in wit_claims
+            else None,
             iss=claims.text_claim(wit_claims, "iss") if "iss" in wit_claims else None,
             jkt=jkt_of(members),
-            claims=MappingProxyType(dict(claims.extra_claims(wit_claims, _WIT_REGISTERED))),
+            claims=MappingProxyType(
+                dict(claims.extra_claims(wit_claims, _WIT_REGISTERED))
+            ),
         )
     except Rejection as error:
         raise _invalid(error.detail) from error
@@ -203,7 +220,8 @@ def parse_proof(opened: jws.Opened) -> Proof:
         partial(Rejection, Reason.CLAIMS_MALFORMED),
     )
     proof_claims = Claims(
-        "", "",
+        "",
+        "",
         claims.text_claim(members, "aud"),
         claims.time_claim(members, "iat"),
         claims.time_claim(members, "exp"),
@@ -211,7 +229,7 @@ def parse_proof(opened: jws.Opened) -> Proof:
         claims.mqa_claim(members["mqa"]),
         claims.time_claim(members, "nbf") if "nbf" in members else None,
         claims.extra_claims(members, _PROOF_REGISTERED),
-    )  # fmt: skip
+    )
     return Proof(opened, proof_claims, claims.digest_claim(members["wth"], "wth"))
 
 
@@ -256,7 +274,9 @@ def opened_token(token: bytes) -> tuple[jws.Opened, Claims]:
         return opened, claims.parse(opened.payload)
     proof, wit = parse_proof(open_proof(rest.partition(SEPARATOR)[0])), parse_wit(first)
     who = wit.identity
-    return proof.opened._replace(kid=who.kid), proof.claims._replace(iss=who.trust_domain, sub=who.subject)
+    return proof.opened._replace(kid=who.kid), proof.claims._replace(
+        iss=who.trust_domain, sub=who.subject
+    )
 
 
 def read_jwk(jwk: Any) -> dict[str, str]:
@@ -265,17 +285,29 @@ def read_jwk(jwk: Any) -> dict[str, str]:
     Raises:
         Rejection: ``identity_invalid``.
     """
-    _require(type(jwk) is dict and all(type(value) is str for value in jwk.values()), "its jwk has no texts")
+    _require(
+        type(jwk) is dict and all(type(value) is str for value in jwk.values()),
+        "its jwk has no texts",
+    )
     kind = _KINDS.get((jwk.get("kty", ""), jwk.get("crv", "")))
     if kind is None:
         raise _invalid("its jwk is of no kind that a workload may have")
     algorithms, numbers, size = kind
     members = {name: value for name, value in jwk.items() if name not in ("kid", "use")}
-    _require(members.keys() == {"kty", "crv", "alg", *numbers}, "its jwk has not exactly its members")
+    _require(
+        members.keys() == {"kty", "crv", "alg", *numbers},
+        "its jwk has not exactly its members",
+    )
     _require(members["alg"] in algorithms, "the alg of its jwk is not one of its kind")
     _require(jwk.get("use", "sig") == "sig", "the use of its jwk is not sig")
-    _require(claims.is_name(jwk.get("kid", "-"), 1, MAX_KID), "the kid of its jwk is out of its limits")
-    _require(all(_size(members[name]) == size for name in numbers), "a number of its jwk is not in its form")
+    _require(
+        claims.is_name(jwk.get("kid", "-"), 1, MAX_KID),
+        "the kid of its jwk is out of its limits",
+    )
+    _require(
+        all(_size(members[name]) == size for name in numbers),
+        "a number of its jwk is not in its form",
+    )
     return members
 
 
@@ -295,7 +327,9 @@ def jkt_of(members: Mapping[str, str]) -> str:
 
 def _parameters(segment: bytes) -> dict[str, Any]:
     """Return the JOSE header of a first segment."""
-    with refusing(ValueError, "the header is no JSON in canonical base64url", jws.malformed):
+    with refusing(
+        ValueError, "the header is no JSON in canonical base64url", jws.malformed
+    ):
         parameters = strict_json.loads(base64url.decode(segment), depth=4)
     require(type(parameters) is dict, "the header is no object", jws.malformed)
     return dict(parameters)
@@ -315,10 +349,14 @@ def _proof_header(segment: bytes) -> str:
     if header.get("typ") != PROOF_TYPE:
         raise Rejection(Reason.TOKEN_TYPE, f"typ behind an identity is not {PROOF_TYPE}")
     if header.keys() - {"alg", "typ"}:
-        raise Rejection(Reason.HEADER_FORBIDDEN, "a parameter besides alg and typ in a proof")
+        raise Rejection(
+            Reason.HEADER_FORBIDDEN, "a parameter besides alg and typ in a proof"
+        )
     algorithm = header.get("alg")
     if type(algorithm) is not str or algorithm not in ALGORITHMS:
-        raise Rejection(Reason.ALGORITHM_FORBIDDEN, "the alg of a proof is missing or not on the list")
+        raise Rejection(
+            Reason.ALGORITHM_FORBIDDEN, "the alg of a proof is missing or not on the list"
+        )
     return algorithm
 
 
@@ -327,7 +365,9 @@ _PROOF_HEADERS: Final = memo.Memo(_proof_header)
 
 
 def _invalid(detail: str) -> Rejection:
-    return Rejection(Reason.IDENTITY_INVALID, f"{detail}, of the identity" if detail else "")
+    return Rejection(
+        Reason.IDENTITY_INVALID, f"{detail}, of the identity" if detail else ""
+    )
 
 
 _require: Final = partial(require, error=_invalid)

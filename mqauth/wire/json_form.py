@@ -23,11 +23,24 @@ from typing import Any, Final
 
 from mqauth.errors import MalformedMessage, refusing, require
 from mqauth.wire import destination, envelope, strict_json
-from mqauth.wire.message import NO_ORIGIN, PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
+from mqauth.wire.message import (
+    NO_ORIGIN,
+    PROTECTED_PROPERTIES,
+    HeaderPair,
+    HeaderValue,
+    Message,
+    Origin,
+)
 
 PROPERTIES: Final = (
-    *PROTECTED_PROPERTIES, "user-id", "expiration", "priority", "delivery-mode", "timestamp", "cluster-id",
-)  # fmt: skip
+    *PROTECTED_PROPERTIES,
+    "user-id",
+    "expiration",
+    "priority",
+    "delivery-mode",
+    "timestamp",
+    "cluster-id",
+)
 JSON_DEPTH: Final = 3 + 3 * envelope.MAX_DEPTH + 1
 """How deep containers may stand within each other; every reader of the form allows it.
 
@@ -41,7 +54,9 @@ _PLACE_TEXTS: Final = ("cluster", "topic", "topic_id", "queue", "exchange", "rou
 def to_form(message: Message) -> dict[str, Any]:
     """Return the JSON form of a message, as values that ``json`` can write."""
     key = {"key": None if message.key is None else _base64(message.key)}
-    stated = ((name, getattr(message.origin, name)) for name in Origin.__dataclass_fields__)
+    stated = (
+        (name, getattr(message.origin, name)) for name in Origin.__dataclass_fields__
+    )
     origin = {
         name: writable(value) if isinstance(value, str) else value
         for name, value in stated
@@ -51,8 +66,13 @@ def to_form(message: Message) -> dict[str, Any]:
         "destination": message.destination,
         **(key if destination.is_kafka(message.destination) else {}),
         "body": None if message.body is None else _base64(message.body),
-        "properties": {name.replace("-", "_"): writable(str(value)) for name, value in message.properties.items()},
-        "headers": [[writable(name), value_to_form(value)] for name, value in message.headers],
+        "properties": {
+            name.replace("-", "_"): writable(str(value))
+            for name, value in message.properties.items()
+        },
+        "headers": [
+            [writable(name), value_to_form(value)] for name, value in message.headers
+        ],
         **({"origin": origin} if origin else {}),
     }
 
@@ -68,7 +88,8 @@ def from_form(form: Any) -> Message:
     """
     _require(
         isinstance(form, Mapping)
-        and not form.keys() - frozenset(("destination", "key", "body", "properties", "headers", "origin"))
+        and not form.keys()
+        - frozenset(("destination", "key", "body", "properties", "headers", "origin"))
         and {"destination", "body"} <= form.keys(),
         "a message has destination, body and no unknown member",
     )
@@ -77,13 +98,20 @@ def from_form(form: Any) -> Message:
     parsed = destination.parse(target)
     on_kafka = parsed[0] == destination.KAFKA
     key, body = _octets(form, "key"), _octets(form, "body")
-    _require(on_kafka or (key is None and body is not None), "only Kafka has record keys and tombstones")
+    _require(
+        on_kafka or (key is None and body is not None),
+        "only Kafka has record keys and tombstones",
+    )
     properties = _properties(form.get("properties", {}))
     listed = form.get("headers", [])
     _require(_are_pairs(listed), "headers is a list of name and tagged value")
-    headers: tuple[HeaderPair, ...] = tuple((name, value_from_form(tagged)) for name, tagged in listed)
+    headers: tuple[HeaderPair, ...] = tuple(
+        (name, value_from_form(tagged)) for name, tagged in listed
+    )
     if on_kafka:
-        carried = all(value is None or isinstance(value, str | bytes) for _, value in headers)
+        carried = all(
+            value is None or isinstance(value, str | bytes) for _, value in headers
+        )
         _require(carried, "Kafka headers are str, b64 or null")
         # there the properties are headers of these names
         headers = tuple(
@@ -93,14 +121,22 @@ def from_form(form: Any) -> Message:
         properties = {}
     _require(on_kafka or len(dict(headers)) == len(headers), "a header stands twice")
     return Message(
-        destination=target, key=key, body=body, properties=properties, headers=headers,
+        destination=target,
+        key=key,
+        body=body,
+        properties=properties,
+        headers=headers,
         origin=_origin(form.get("origin"), parsed),
-    )  # fmt: skip
+    )
 
 
 def writable(text: str) -> str:
     """Return text that UTF-8 can carry, with lone surrogates escaped."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return (
+        text
+        if text.isascii()
+        else text.encode("utf-8", "backslashreplace").decode("utf-8")
+    )
 
 
 def value_to_form(value: HeaderValue, depth: int = envelope.MAX_DEPTH) -> dict[str, Any]:
@@ -110,10 +146,18 @@ def value_to_form(value: HeaderValue, depth: int = envelope.MAX_DEPTH) -> dict[s
     if isinstance(value, Mapping | tuple) and depth == 0:
         return {"str": "(nested too deep)"}
     if isinstance(value, Mapping):
-        return {"table": [[writable(str(name)), value_to_form(item, depth - 1)] for name, item in value.items()]}
+        return {
+            "table": [
+                [writable(str(name)), value_to_form(item, depth - 1)]
+                for name, item in value.items()
+            ]
+        }
     if isinstance(value, tuple):
         return {"list": [value_to_form(item, depth - 1) for item in value]}
-    return next((write(value) for kind, write in _WRITERS if isinstance(value, kind)), _foreign(value))
+    return next(
+        (write(value) for kind, write in _WRITERS if isinstance(value, kind)),
+        _foreign(value),
+    )
 
 
 def value_from_form(tagged: Any, depth: int = envelope.MAX_DEPTH) -> HeaderValue:
@@ -122,10 +166,14 @@ def value_from_form(tagged: Any, depth: int = envelope.MAX_DEPTH) -> HeaderValue
     Raises:
         MalformedMessage: there is not one known tag, or the value is not of its tag.
     """
-    _require(isinstance(tagged, Mapping) and len(tagged) == 1, "a header value is one tag and its value")
+    _require(
+        isinstance(tagged, Mapping) and len(tagged) == 1,
+        "a header value is one tag and its value",
+    )
     ((tag, value),) = tagged.items()
     _require(
-        tag not in ("list", "table") or depth > 0, f"a header value is nested deeper than {envelope.MAX_DEPTH}"
+        tag not in ("list", "table") or depth > 0,
+        f"a header value is nested deeper than {envelope.MAX_DEPTH}",
     )
     if tag == "list" and isinstance(value, list):
         return tuple(value_from_form(item, depth - 1) for item in value)
@@ -169,7 +217,11 @@ _WRITERS: Final[tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...]] = (
     (datetime, _time_to_form),
     (
         Decimal,
-        lambda value: {"decimal": format(value, "f")} if envelope.is_carried_decimal(value) else _foreign(value),
+        lambda value: (
+            {"decimal": format(value, "f")}
+            if envelope.is_carried_decimal(value)
+            else _foreign(value)
+        ),
     ),
 )
 """What writes a value that holds no others, by its type; ``bool`` before ``int``, for every ``bool`` is one."""
@@ -178,7 +230,8 @@ _WRITERS: Final[tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...]] = (
 def _are_pairs(value: Any) -> bool:
     """Tell whether a value is a list of pairs of a name and something."""
     return isinstance(value, list) and all(
-        isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in value
+        isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)
+        for pair in value
     )
 
 
@@ -198,12 +251,18 @@ _text = _of(str, "a str is text")
 def _integer(value: Any) -> int:
     if isinstance(value, str) and re.fullmatch(r"0|-?[1-9][0-9]{0,18}", value):
         value = int(value)
-    _require(type(value) is int and envelope.is_carried_integer(value), "an int is an integer of 64 bits")
+    _require(
+        type(value) is int and envelope.is_carried_integer(value),
+        "an int is an integer of 64 bits",
+    )
     return int(value)
 
 
 def _float(value: Any) -> float:
-    _require(type(value) in (int, float) or value in ("nan", "inf", "-inf"), "a float is a number")
+    _require(
+        type(value) in (int, float) or value in ("nan", "inf", "-inf"),
+        "a float is a number",
+    )
     with refusing(OverflowError, "a float is a number of 64 bits", MalformedMessage):
         return float(value)
 
@@ -217,20 +276,34 @@ def _bytes(value: Any) -> bytes:
 
 def _time(value: Any) -> datetime:
     refusal = "a time is RFC 3339 UTC in whole seconds"
-    _require(re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", _text(value)), refusal)
+    _require(
+        re.fullmatch(
+            r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", _text(value)
+        ),
+        refusal,
+    )
     with refusing(ValueError, refusal, MalformedMessage):
         return datetime.fromisoformat(value)
 
 
 def _decimal(value: Any) -> Decimal:
-    _require(re.fullmatch(r"-?[0-9]{1,300}(\.[0-9]{1,300})?", _text(value)), "a decimal is digits with a point")
+    _require(
+        re.fullmatch(r"-?[0-9]{1,300}(\.[0-9]{1,300})?", _text(value)),
+        "a decimal is digits with a point",
+    )
     return Decimal(value)
 
 
 _READERS: Final[dict[str, Callable[[Any], HeaderValue]]] = {
-    "str": _text, "b64": _bytes, "int": _integer, "float": _float, "bool": _of(bool, "a bool is true or false"),
-    "null": _of(NoneType, "a null is null"), "time": _time, "decimal": _decimal,
-}  # fmt: skip
+    "str": _text,
+    "b64": _bytes,
+    "int": _integer,
+    "float": _float,
+    "bool": _of(bool, "a bool is true or false"),
+    "null": _of(NoneType, "a null is null"),
+    "time": _time,
+    "decimal": _decimal,
+}
 
 
 def _octets(form: Mapping[str, Any], name: str) -> bytes | None:
@@ -245,10 +318,15 @@ def _properties(form: Any) -> dict[str, str]:
     result: dict[str, str] = {}
     for name, value in form.items():
         hyphenated = str(name).replace("_", "-")
-        _require(hyphenated in PROPERTIES and "-" not in str(name), "properties has an unknown member")
+        _require(
+            hyphenated in PROPERTIES and "-" not in str(name),
+            "properties has an unknown member",
+        )
         if value is not None:
             result[hyphenated] = (
-                str(_integer(value)) if type(value) is int else envelope.utf8(_text(value)).decode()
+                str(_integer(value))
+                if type(value) is int
+                else envelope.utf8(_text(value)).decode()
             )
     return result
 
@@ -263,7 +341,10 @@ def _origin(form: Any, parsed: tuple[str, ...]) -> Origin:
     )
     # a member that is null is an absent one
     origin_members = {name: value for name, value in form.items() if value is not None}
-    texts, numbers = ("scope", *_PLACE_TEXTS), [origin_members.get(name, 0) for name in _NUMBER_ORIGIN]
+    texts, numbers = (
+        ("scope", *_PLACE_TEXTS),
+        [origin_members.get(name, 0) for name in _NUMBER_ORIGIN],
+    )
     _require(
         all(isinstance(origin_members.get(name, ""), str) for name in texts)
         and all(type(number) is int and number >= 0 for number in numbers)
@@ -276,13 +357,20 @@ def _origin(form: Any, parsed: tuple[str, ...]) -> Origin:
     on_kafka = scheme == destination.KAFKA
     own = ("topic",) if on_kafka else ("exchange", "routing_key")
     _require(
-        all(getattr(origin, member) in (None, name) for member, name in zip(own, names, strict=True)),
+        all(
+            getattr(origin, member) in (None, name)
+            for member, name in zip(own, names, strict=True)
+        ),
         "origin contradicts destination",
     )
-    of_record, of_delivery = (*_PLACE_TEXTS[:3], "partition", "offset"), (*_PLACE_TEXTS[3:], "redelivered")
+    of_record, of_delivery = (
+        (*_PLACE_TEXTS[:3], "partition", "offset"),
+        (*_PLACE_TEXTS[3:], "redelivered"),
+    )
     others = [getattr(origin, name) for name in (of_delivery if on_kafka else of_record)]
     _require(
-        all(value is None or value is False for value in others), "origin names another broker than destination"
+        all(value is None or value is False for value in others),
+        "origin names another broker than destination",
     )
     return origin
 

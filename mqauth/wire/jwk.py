@@ -56,12 +56,20 @@ _SMALL_ORDER: Final = frozenset(
 
 def dump_key_set(keys: KeySet) -> dict[str, Any]:
     """Return a JWK Set of public keys, ready to publish, with the subjects that are cut off."""
-    cut = [{"sub": subject, **asdict(cutoff)} for subject, cutoff in sorted(keys.cutoffs.items())]
-    return {"keys": [jwk_members(key) for key in keys]} | ({"mqauth_cutoff": cut} if cut else {})
+    cut = [
+        {"sub": subject, **asdict(cutoff)}
+        for subject, cutoff in sorted(keys.cutoffs.items())
+    ]
+    return {"keys": [jwk_members(key) for key in keys]} | (
+        {"mqauth_cutoff": cut} if cut else {}
+    )
 
 
 def load_key_set(
-    document: bytes | Mapping[str, Any], *, name: str = "JWK Set", svid: Svid | None = None
+    document: bytes | Mapping[str, Any],
+    *,
+    name: str = "JWK Set",
+    svid: Svid | None = None,
 ) -> KeySet:
     """Return the usable keys of a JWK Set; ``KeySet.skipped`` says which could not be used, and why.
 
@@ -96,8 +104,14 @@ def load_key_set(
         if keys.setdefault(key.kid, key) != key:
             ambiguous.add(key.kid)
     skipped += [f"kid {kid[:MAX_KID]!r} stands for two keys" for kid in sorted(ambiguous)]
-    skipped += ["mqauth_cutoff cannot be read; the cut-offs before it stay"] if cutoffs is None else []
-    return KeySet((key for kid, key in keys.items() if kid not in ambiguous), skipped, cutoffs)
+    skipped += (
+        ["mqauth_cutoff cannot be read; the cut-offs before it stay"]
+        if cutoffs is None
+        else []
+    )
+    return KeySet(
+        (key for kid, key in keys.items() if kid not in ambiguous), skipped, cutoffs
+    )
 
 
 def _cutoffs(listed: Any) -> Mapping[str, Cutoff] | None:
@@ -124,7 +138,9 @@ def _cutoffs(listed: Any) -> Mapping[str, Cutoff] | None:
 def is_other_svid(members: Any, svid: Svid | None) -> bool:
     """Tell whether a key of a SPIFFE bundle is there for another kind of SVID: no mistake, and never ours."""
     use = members.get("use") if isinstance(members, Mapping) else None
-    return svid is not None and use in ("x509-svid", "jwt-svid", "wit-svid") and use != svid
+    return (
+        svid is not None and use in ("x509-svid", "jwt-svid", "wit-svid") and use != svid
+    )
 
 
 def check_source(source: object, *taken: Svid) -> None:
@@ -137,9 +153,15 @@ def check_source(source: object, *taken: Svid) -> None:
     Raises:
         ConfigurationError: it has no key set, or reads keys of another use.
     """
-    require(hasattr(source, "key_set"), "keys come from a source: JWKS, JWKSFile or KeySet, not a text or a path")
+    require(
+        hasattr(source, "key_set"),
+        "keys come from a source: JWKS, JWKSFile or KeySet, not a text or a path",
+    )
     svid = getattr(source, "svid", None)
-    require(svid in (None, *taken), f"a source of {svid} keys of a SPIFFE bundle: they are for something else")
+    require(
+        svid in (None, *taken),
+        f"a source of {svid} keys of a SPIFFE bundle: they are for something else",
+    )
 
 
 def load_key(members: Any, *, svid: Svid | None = None) -> Key:
@@ -160,15 +182,22 @@ def load_key(members: Any, *, svid: Svid | None = None) -> Key:
     use = members.get("use", "sig")
     require(use == "sig" or (svid is not None and use == svid), "its use is not sig")
     operations = members.get("key_ops", ["verify"])
-    require(isinstance(operations, list) and "verify" in operations, "its key_ops do not allow verify")
+    require(
+        isinstance(operations, list) and "verify" in operations,
+        "its key_ops do not allow verify",
+    )
     public = public_key(members)
     # The algorithm belongs to the key: an RSA key says which one, and Ed25519 is EdDSA (RFC 9864).
-    require("alg" in members or not isinstance(public, rsa.RSAPublicKey), "an RSA key without alg")
+    require(
+        "alg" in members or not isinstance(public, rsa.RSAPublicKey),
+        "an RSA key without alg",
+    )
     algorithm = members["alg"] if "alg" in members else natural_algorithm(public)
     require(isinstance(algorithm, str), "its alg is no text")
     subjects = members.get("mqauth_sub", [])
     require(
-        isinstance(subjects, list) and all(claims.is_name(subject) for subject in subjects),
+        isinstance(subjects, list)
+        and all(claims.is_name(subject) for subject in subjects),
         "its mqauth_sub is no list of subjects",
     )
     expires, revocation = _end(members)
@@ -188,7 +217,11 @@ def public_key(members: Mapping[str, Any]) -> PublicKey:
     Raises:
         ConfigurationError: its kind is none of this profile, or its numbers are no key.
     """
-    kind = "RSA" if members.get("kty") == "RSA" else f"{members.get('kty')} {members.get('crv')}"
+    kind = (
+        "RSA"
+        if members.get("kty") == "RSA"
+        else f"{members.get('kty')} {members.get('crv')}"
+    )
     require(kind in _KINDS, "its kty or crv is not one of this profile")
     with refusing(ValueError, "its public key is malformed"):
         return _KINDS[kind](members)
@@ -204,10 +237,16 @@ def _point(members: Mapping[str, Any], curve: ec.EllipticCurve, size: int) -> Pu
     """Return a point on its curve, whose coordinates have their full length (RFC 7518, section 6.2.1.2)."""
     x, y = _octets(members, "x"), _octets(members, "y")
     require(len(x) == len(y) == size, "coordinates are of full length", ValueError)
-    numbers = ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve)
+    numbers = ec.EllipticCurvePublicNumbers(
+        int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve
+    )
     point = numbers.public_key()
     # a coordinate that is not below the prime would be taken for what is left of it
-    require(point.public_numbers() == numbers, "a coordinate is not below the prime", ValueError)
+    require(
+        point.public_numbers() == numbers,
+        "a coordinate is not below the prime",
+        ValueError,
+    )
     return point
 
 
@@ -215,10 +254,18 @@ def _rsa(members: Mapping[str, Any]) -> PublicKey:
     """Return an RSA key; ``Key`` checks its size and exponent."""
     modulus, exponent = _octets(members, "n"), _octets(members, "e")
     # numbers without a bound would take their time before ``Key`` could refuse them
-    require(len(modulus) * 8 <= MAX_RSA_BITS and len(exponent) <= 8, "too large", ValueError)
+    require(
+        len(modulus) * 8 <= MAX_RSA_BITS and len(exponent) <= 8, "too large", ValueError
+    )
     # one number has one spelling (RFC 7518, section 2, Base64urlUInt)
-    require(modulus[:1] > b"\0" and exponent[:1] > b"\0", "a number that begins with a zero", ValueError)
-    return rsa.RSAPublicNumbers(int.from_bytes(exponent, "big"), int.from_bytes(modulus, "big")).public_key()
+    require(
+        modulus[:1] > b"\0" and exponent[:1] > b"\0",
+        "a number that begins with a zero",
+        ValueError,
+    )
+    return rsa.RSAPublicNumbers(
+        int.from_bytes(exponent, "big"), int.from_bytes(modulus, "big")
+    ).public_key()
 
 
 _KINDS: Final[dict[str, Callable[[Mapping[str, Any]], PublicKey]]] = {
@@ -249,7 +296,9 @@ def _end(members: Mapping[str, Any]) -> tuple[int | None, Revocation | None]:
     if not _is_time(at):
         return expires, Revocation(reason="malformed revoked")
     reason = revoked.get("reason")
-    return expires, Revocation(revoked_at=at, reason=reason if isinstance(reason, str) else "")
+    return expires, Revocation(
+        revoked_at=at, reason=reason if isinstance(reason, str) else ""
+    )
 
 
 def _is_time(value: Any) -> bool:

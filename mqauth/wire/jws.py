@@ -17,8 +17,17 @@ from functools import partial
 from typing import Final, NamedTuple, cast
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from jwt.algorithms import Algorithm, ECAlgorithm, OKPAlgorithm, RSAAlgorithm, RSAPSSAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+from jwt.algorithms import (
+    Algorithm,
+    ECAlgorithm,
+    OKPAlgorithm,
+    RSAAlgorithm,
+    RSAPSSAlgorithm,
+)
 
 from mqauth.errors import Reason, Rejection, require
 from mqauth.wire import base64url, claims, keys, memo, strict_json
@@ -85,8 +94,12 @@ def compact(payload: bytes, key: keys.SigningKey, *, typ: str = TOKEN_TYPE) -> s
         key: signs, and decides ``alg`` and ``kid``.
         typ: the type of the token.
     """
-    signing_input = _HEADER_SEGMENTS[key.algorithm, typ, key.kid] + base64url.encode(payload)
-    return (signing_input + b"." + base64url.encode(key.sign(signing_input))).decode("ascii")
+    signing_input = _HEADER_SEGMENTS[key.algorithm, typ, key.kid] + base64url.encode(
+        payload
+    )
+    return (signing_input + b"." + base64url.encode(key.sign(signing_input))).decode(
+        "ascii"
+    )
 
 
 def take_apart(token: bytes, *, typ: str = TOKEN_TYPE) -> Opened:
@@ -105,8 +118,12 @@ def take_apart(token: bytes, *, typ: str = TOKEN_TYPE) -> Opened:
         payload, signature = base64url.decode(segments[1]), base64url.decode(segments[2])
         algorithm, kid = _HEADERS[segments[0], typ]
     except ValueError as error:
-        raise malformed("a segment is not canonical base64url, or the header no JSON") from error
-    return _TUPLE(Opened, (algorithm, kid, token[: token.rindex(b".")], payload, signature))
+        raise malformed(
+            "a segment is not canonical base64url, or the header no JSON"
+        ) from error
+    return _TUPLE(
+        Opened, (algorithm, kid, token[: token.rindex(b".")], payload, signature)
+    )
 
 
 def verify(opened: Opened, key: keys.Key) -> None:
@@ -116,7 +133,10 @@ def verify(opened: Opened, key: keys.Key) -> None:
         Rejection: ``algorithm_forbidden`` or ``signature_invalid``.
     """
     if not key.allows(opened.algorithm):
-        raise Rejection(Reason.ALGORITHM_FORBIDDEN, "the token names another algorithm than its key has")
+        raise Rejection(
+            Reason.ALGORITHM_FORBIDDEN,
+            "the token names another algorithm than its key has",
+        )
     data, public, signature = opened.signing_input, key.public, opened.signature
     try:
         if key.algorithm == "EdDSA":  # ``Key`` takes no other key for this algorithm
@@ -138,7 +158,10 @@ def ed25519_signer(private: Ed25519PrivateKey) -> Callable[[bytes], bytes]:
         return private.sign
     # libsodium takes the seed with a public half, and with the half of another key it would give the seed away: so
     # the half is computed from the seed here
-    sign, secret = _SIGN, private.private_bytes_raw() + private.public_key().public_bytes_raw()
+    sign, secret = (
+        _SIGN,
+        private.private_bytes_raw() + private.public_key().public_bytes_raw(),
+    )
     return lambda data: sign(data, secret)[:_SIGNATURE]
 
 
@@ -146,7 +169,11 @@ def ed25519_holds(data: bytes, public: Ed25519PublicKey, signature: bytes) -> bo
     """Tell whether a signature is one over ``data`` (RFC 8032, section 5.1.7)."""
     try:
         whole = len(signature) == _SIGNATURE
-        accepted = _OPEN is not None and whole and _OPEN(signature + data, public.public_bytes_raw()) == data
+        accepted = (
+            _OPEN is not None
+            and whole
+            and _OPEN(signature + data, public.public_bytes_raw()) == data
+        )
     except Exception:
         accepted = False  # OpenSSL decides
     if accepted:
@@ -172,7 +199,11 @@ def _check_header(header: tuple[bytes, str]) -> tuple[str, str]:
     parameters = strict_json.loads(base64url.decode(segment), depth=4)
     require(type(parameters) is dict, "the header is no object", malformed)
     kid = parameters.get("kid")
-    require(claims.is_name(kid, 1, keys.MAX_KID), f"no kid of 1 to {keys.MAX_KID} characters", malformed)
+    require(
+        claims.is_name(kid, 1, keys.MAX_KID),
+        f"no kid of 1 to {keys.MAX_KID} characters",
+        malformed,
+    )
     if parameters.get("typ") != typ:
         raise Rejection(Reason.TOKEN_TYPE, f"typ is not {typ}")
     if parameters.keys() - {"alg", "typ", "kid"}:
@@ -188,7 +219,10 @@ _HEADERS: Final = memo.Memo(_check_header)
 # the first segment of a token and its dot, by ``alg``, ``typ`` and ``kid``
 _HEADER_SEGMENTS: Final = memo.Memo[tuple[str, str, str], bytes](
     lambda header: (
-        base64url.encode(strict_json.dumps(dict(zip(("alg", "typ", "kid"), header, strict=True)))) + b"."
+        base64url.encode(
+            strict_json.dumps(dict(zip(("alg", "typ", "kid"), header, strict=True)))
+        )
+        + b"."
     )
 )
 

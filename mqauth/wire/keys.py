@@ -23,8 +23,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from mqauth.errors import ConfigurationError, file_errors, refusing, require
 from mqauth.wire import base64url
 
-PrivateKey: TypeAlias = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-PublicKey: TypeAlias = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+PrivateKey: TypeAlias = (
+    ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+)
+PublicKey: TypeAlias = (
+    ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+)
 
 MIN_RSA_BITS: Final = 2048
 MAX_RSA_BITS: Final = 8192
@@ -130,31 +134,43 @@ class Key:
     def __post_init__(self) -> None:
         natural, public = natural_algorithm(self.public), self.public
         require(
-            self.algorithm == natural or (natural == "RS256" and self.algorithm == "PS256"),
+            self.algorithm == natural
+            or (natural == "RS256" and self.algorithm == "PS256"),
             "the algorithm is not one of this key",
         )
         if isinstance(public, rsa.RSAPublicKey):
             bits = f"RSA keys have {MIN_RSA_BITS} to {MAX_RSA_BITS} bits"
             require(MIN_RSA_BITS <= public.key_size <= MAX_RSA_BITS, bits)
-            require(public.public_numbers().e >= MIN_RSA_EXPONENT, f"the RSA exponent is under {MIN_RSA_EXPONENT}")
+            require(
+                public.public_numbers().e >= MIN_RSA_EXPONENT,
+                f"the RSA exponent is under {MIN_RSA_EXPONENT}",
+            )
         require(1 <= len(self.kid) <= MAX_KID, f"a kid has 1 to {MAX_KID} characters")
 
     def __repr__(self) -> str:
         return f"Key({self.kid!r}, {self.algorithm})"
 
     @classmethod
-    def generate(cls, algorithm: str = "EdDSA", *, subjects: Iterable[str] | None = None) -> Key:
+    def generate(
+        cls, algorithm: str = "EdDSA", *, subjects: Iterable[str] | None = None
+    ) -> Key:
         """Return a new private key.
 
         Raises:
             ConfigurationError: the algorithm is not one of ``ALGORITHMS``.
         """
         require(algorithm in ALGORITHMS, f"algorithms are {', '.join(ALGORITHMS)}")
-        return cls.from_private(_GENERATORS[algorithm](), algorithm=algorithm, subjects=subjects)
+        return cls.from_private(
+            _GENERATORS[algorithm](), algorithm=algorithm, subjects=subjects
+        )
 
     @classmethod
     def from_private(
-        cls, private: PrivateKey, *, algorithm: str | None = None, subjects: Iterable[str] | None = None
+        cls,
+        private: PrivateKey,
+        *,
+        algorithm: str | None = None,
+        subjects: Iterable[str] | None = None,
     ) -> Key:
         """Return a key around a private key of ``cryptography``; RSA signs RS256 unless told otherwise."""
         public = private.public_key()
@@ -167,7 +183,13 @@ class Key:
         )
 
     @classmethod
-    def load(cls, path: str | Path, *, passphrase: bytes | None = None, algorithm: str | None = None) -> Key:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        passphrase: bytes | None = None,
+        algorithm: str | None = None,
+    ) -> Key:
         """Read a PKCS#8 PEM private key.
 
         Raises:
@@ -175,11 +197,18 @@ class Key:
         """
         with file_errors(path):
             raw = Path(path).read_bytes()
-        return cls.from_pem(raw, passphrase=passphrase, algorithm=algorithm, name=str(path))
+        return cls.from_pem(
+            raw, passphrase=passphrase, algorithm=algorithm, name=str(path)
+        )
 
     @classmethod
     def from_pem(
-        cls, raw: bytes, *, passphrase: bytes | None = None, algorithm: str | None = None, name: str = "key"
+        cls,
+        raw: bytes,
+        *,
+        passphrase: bytes | None = None,
+        algorithm: str | None = None,
+        name: str = "key",
     ) -> Key:
         """Parse a PKCS#8 PEM private key; errors quote ``name``.
 
@@ -216,7 +245,9 @@ class Key:
 
     def allows(self, algorithm: str) -> bool:
         """Tell whether a token may name this ``alg``; EdDSA and Ed25519 are the same (RFC 9864)."""
-        return algorithm == self.algorithm or (algorithm == "Ed25519" and self.algorithm == "EdDSA")
+        return algorithm == self.algorithm or (
+            algorithm == "Ed25519" and self.algorithm == "EdDSA"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,15 +279,29 @@ class KeySet:
         require(len(by_kid) == len(public), "a kid stands for two keys")
         # The version changes with any key, its subjects or its end, and with any cut-off.
         lines = sorted(
-            repr((key.kid, key.algorithm, thumbprint(key.public), sorted(key.subjects or ()), key.expires,
-                  key.revocation)) for key in public
-        )  # fmt: skip
+            repr(
+                (
+                    key.kid,
+                    key.algorithm,
+                    thumbprint(key.public),
+                    sorted(key.subjects or ()),
+                    key.expires,
+                    key.revocation,
+                )
+            )
+            for key in public
+        )
         lines += sorted(repr(item) for item in (cutoffs or NO_CUTOFFS).items())
         members = {
-            "keys": public, "skipped": tuple(skipped), "by_kid": by_kid, "cutoffs": cutoffs or NO_CUTOFFS,
+            "keys": public,
+            "skipped": tuple(skipped),
+            "by_kid": by_kid,
+            "cutoffs": cutoffs or NO_CUTOFFS,
             "misread": cutoffs is None,
-            "version": hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()[:16],
-        }  # fmt: skip
+            "version": hashlib.sha256(
+                "\n".join(lines).encode("utf-8", "backslashreplace")
+            ).hexdigest()[:16],
+        }
         for name, value in members.items():
             object.__setattr__(self, name, value)
 
@@ -323,7 +368,9 @@ def natural_algorithm(public: PublicKey) -> str:
 def thumbprint(public: PublicKey) -> str:
     """Return the RFC 7638 SHA-256 thumbprint, base64url."""
     return base64url.digest(
-        json.dumps(public_members(public), separators=(",", ":"), sort_keys=True).encode("ascii")
+        json.dumps(public_members(public), separators=(",", ":"), sort_keys=True).encode(
+            "ascii"
+        )
     )
 
 

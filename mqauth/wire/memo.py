@@ -26,7 +26,9 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 CAPACITY: Final = 4 * 1024 * 1024
 """Bytes that one memo may take, unless it is told otherwise."""
-_SHARE: Final = 8  # one entry may take an eighth of a memo; a larger one is not remembered
+_SHARE: Final = (
+    8  # one entry may take an eighth of a memo; a larger one is not remembered
+)
 _ENTRY: Final = 1024
 _TEXT: Final = 192
 _CHARACTER: Final = 4
@@ -74,7 +76,9 @@ class Memo(dict[K, V]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # copied and pickled empty: what is remembered can be made again, and a lock cannot be pickled
-        return partial(type(self), size=self._size, capacity=self._capacity), (self._function,)
+        return partial(type(self), size=self._size, capacity=self._capacity), (
+            self._function,
+        )
 
     def clear(self) -> None:
         """Forget everything."""
@@ -111,9 +115,11 @@ class Recent(dict[K, V]):
     """
 
     def __init__(
-        self, capacity: int, size: Callable[[K, V], int] = lambda _key, _value: 1,
+        self,
+        capacity: int,
+        size: Callable[[K, V], int] = lambda _key, _value: 1,
         owner: Callable[[K], object] = lambda _key: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self._capacity = capacity
         self._size = size

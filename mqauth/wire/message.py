@@ -17,9 +17,17 @@ from typing import Any, Final, Literal, TypeAlias
 from mqauth.errors import require
 
 HeaderValue: TypeAlias = (
-    None | bool | int | float | str | bytes | datetime | Decimal
-    | tuple["HeaderValue", ...] | Mapping[str, "HeaderValue"]
-)  # fmt: skip
+    None
+    | bool
+    | int
+    | float
+    | str
+    | bytes
+    | datetime
+    | Decimal
+    | tuple["HeaderValue", ...]
+    | Mapping[str, "HeaderValue"]
+)
 HeaderPair: TypeAlias = tuple[str, HeaderValue]
 TimestampType: TypeAlias = Literal["append", "create"]
 Place: TypeAlias = tuple[str, str, int, int]
@@ -40,7 +48,9 @@ PROTECTED_PROPERTIES: Final = (
 """The seven properties that change a message's meaning; always covered, on Kafka as headers of these names."""
 
 _LOWER: Final = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
-_RECORD: Final = re.compile(r"([^/]+)/([0-9]{1,10})/([0-9]{1,20})(?:@(.{0,64}?)(?:/([A-Za-z0-9_-]{22}))?)?")
+_RECORD: Final = re.compile(
+    r"([^/]+)/([0-9]{1,10})/([0-9]{1,20})(?:@(.{0,64}?)(?:/([A-Za-z0-9_-]{22}))?)?"
+)
 NO_PROPERTIES: Final[Mapping[str, str]] = MappingProxyType({})
 _NAME: Final = itemgetter(0)
 _NO_NAMES: Final[tuple[str, ...]] = ()
@@ -89,7 +99,9 @@ class Origin:
         position = f"{self.topic}/{self.partition}/{self.offset}"
         if self.cluster is None and self.topic_id is None:
             return position
-        return f"{position}@{self.cluster or ''}" + (f"/{self.topic_id}" if self.topic_id else "")
+        return f"{position}@{self.cluster or ''}" + (
+            f"/{self.topic_id}" if self.topic_id else ""
+        )
 
     @classmethod
     def of_record(cls, source: str, *, scope: str | None) -> Origin | None:
@@ -103,9 +115,13 @@ class Origin:
         if match is None:
             return None
         return cls(
-            scope=scope, topic=match[1], partition=int(match[2]), offset=int(match[3]),
-            cluster=match[4] or None, topic_id=match[5],
-        )  # fmt: skip
+            scope=scope,
+            topic=match[1],
+            partition=int(match[2]),
+            offset=int(match[3]),
+            cluster=match[4] or None,
+            topic_id=match[5],
+        )
 
 
 NO_ORIGIN: Final = Origin()
@@ -140,7 +156,12 @@ def kafka_origin(  # noqa: PLR0917 - by name would cost what it saves
 ) -> Origin:
     """Return the ``Origin`` of a Kafka record, in a tenth of the time of the class: every record has one."""
     origin: Any = NEW_OBJECT(_ORIGIN_DRAFT)
-    origin.scope, origin.cluster, origin.topic, origin.topic_id = scope, cluster, topic, topic_id
+    origin.scope, origin.cluster, origin.topic, origin.topic_id = (
+        scope,
+        cluster,
+        topic,
+        topic_id,
+    )
     origin.partition, origin.offset = partition, offset
     origin.queue = origin.exchange = origin.routing_key = None
     origin.redelivered = False
@@ -216,8 +237,18 @@ def message_of(  # noqa: PLR0917 - as above
 ) -> Message:
     """Return a ``Message``, in a tenth of the time of the class: broker wrappers make one for each delivery."""
     message: Any = NEW_OBJECT(_MESSAGE_DRAFT)
-    message.destination, message.body, message.key, message.properties = destination, body, key, properties
-    message.headers, message.origin, message.native, message.malformed = headers, origin, native, malformed
+    message.destination, message.body, message.key, message.properties = (
+        destination,
+        body,
+        key,
+        properties,
+    )
+    message.headers, message.origin, message.native, message.malformed = (
+        headers,
+        origin,
+        native,
+        malformed,
+    )
     message.__class__ = Message
     return message  # type: ignore[no-any-return]
 
@@ -233,7 +264,11 @@ def fold(name: str) -> str:
 def form_of(message: Message) -> Form:
     """Return the form of a message: all that follows from its names is worked out once for it."""
     names, properties = tuple(map(_NAME, message.headers)), message.properties
-    return message.destination, names, _NO_NAMES if properties is NO_PROPERTIES else tuple(properties)
+    return (
+        message.destination,
+        names,
+        _NO_NAMES if properties is NO_PROPERTIES else tuple(properties),
+    )
 
 
 MIN_PREFIX: Final = 4
@@ -255,14 +290,20 @@ class HeaderNames:
         ConfigurationError: one is neither; or it is a protected property, mqauth's own, or required.
     """
 
-    def __init__(self, setting: str, names: Iterable[str], required: Iterable[str] = ()) -> None:
-        require(not isinstance(names, str), f"{setting} is a list of names: a text would name its letters")
+    def __init__(
+        self, setting: str, names: Iterable[str], required: Iterable[str] = ()
+    ) -> None:
+        require(
+            not isinstance(names, str),
+            f"{setting} is a list of names: a text would name its letters",
+        )
         folded = tuple(fold(name) for name in names)
         self.names = frozenset(folded)
         self._exact = frozenset(name for name in folded if not name.endswith("*"))
         self._prefixes = tuple(name[:-1] for name in folded if name.endswith("*"))
         require(
-            all(self._exact) and not any("*" in name for name in (*self._exact, *self._prefixes)),
+            all(self._exact)
+            and not any("*" in name for name in (*self._exact, *self._prefixes)),
             f"{setting}: a name is not empty, and a * stands at its end alone",
         )
         require(
@@ -271,7 +312,10 @@ class HeaderNames:
         )
         own = any(name.startswith("mqauth-") for name in (*self._exact, *self._prefixes))
         for name in (*PROTECTED_PROPERTIES, TOKEN_HEADER, *required):
-            require(name not in self and not own, f"{setting} may not hold {TOKEN_HEADER if own else name}")
+            require(
+                name not in self and not own,
+                f"{setting} may not hold {TOKEN_HEADER if own else name}",
+            )
 
     def __contains__(self, name: str) -> bool:
         folded = fold(name)
@@ -280,7 +324,11 @@ class HeaderNames:
     @property
     def broad(self) -> tuple[str, ...]:
         """The beginnings that end within a word, and so may be those of other names too."""
-        return tuple(f"{prefix}*" for prefix in self._prefixes if not prefix.endswith(("-", "_", ".")))
+        return tuple(
+            f"{prefix}*"
+            for prefix in self._prefixes
+            if not prefix.endswith(("-", "_", "."))
+        )
 
     def without(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return the names that are none of these."""

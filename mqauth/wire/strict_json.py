@@ -96,10 +96,15 @@ def _float(text: str) -> float:
 
 def _decoder(integer: Callable[[str], int]) -> json.JSONDecoder:
     return json.JSONDecoder(
-        object_pairs_hook=_unique, parse_int=integer, parse_float=_float, parse_constant=_float
+        object_pairs_hook=_unique,
+        parse_int=integer,
+        parse_float=_float,
+        parse_constant=_float,
     )
 
 
 _DECODER: Final = _decoder(_integers(-MAX_INTEGER, MAX_INTEGER + 1, "2^53"))
 _WIDE_DECODER: Final = _decoder(_integers(-(2**63), 2**63, "64 bits"))
-_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_ENCODER: Final = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":")
+)

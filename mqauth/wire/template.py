@@ -25,7 +25,9 @@ _NAMES: Final = (b',"iat":', b',"exp":', b',"jti":"', b'"bod":', b',"key":', b',
 """What stands before the six values. Text inside a payload is none of these, since its quotes are escaped."""
 
 
-def pieces_of(claims: Claims, binding: Binding, made: Callable[[Claims], bytes] = build) -> Pieces:
+def pieces_of(
+    claims: Claims, binding: Binding, made: Callable[[Claims], bytes] = build
+) -> Pieces:
     """Return what stands before, between and behind the six values in the payload of these claims.
 
     Args:
@@ -33,7 +35,12 @@ def pieces_of(claims: Claims, binding: Binding, made: Callable[[Claims], bytes] 
         binding: its ``mqa``.
         made: makes the payload.
     """
-    values = (str(claims.iat), str(claims.exp), claims.jti, *map(_quoted, (binding.bod, binding.key, binding.hds)))
+    values = (
+        str(claims.iat),
+        str(claims.exp),
+        claims.jti,
+        *map(_quoted, (binding.bod, binding.key, binding.hds)),
+    )
     pieces, rest = list[bytes](), made(claims)
     for name, value in zip(_NAMES, values, strict=True):
         before, mark, rest = rest.partition(name)
@@ -42,7 +49,13 @@ def pieces_of(claims: Claims, binding: Binding, made: Callable[[Claims], bytes] 
     return (*pieces, rest)
 
 
-def fill(pieces: Pieces, iat: bytes, exp: bytes, jti: bytes, digests: tuple[str | None, str | None, str]) -> bytes:
+def fill(
+    pieces: Pieces,
+    iat: bytes,
+    exp: bytes,
+    jti: bytes,
+    digests: tuple[str | None, str | None, str],
+) -> bytes:
     """Return a payload.
 
     Args:
@@ -54,10 +67,23 @@ def fill(pieces: Pieces, iat: bytes, exp: bytes, jti: bytes, digests: tuple[str 
     """
     before, between, before_jti, before_bod, before_key, before_hds, tail = pieces
     bod, key, hds = digests
-    return b"".join((
-        before, iat, between, exp, before_jti, jti, before_bod, _quoted(bod), before_key, _quoted(key), before_hds,
-        _quoted(hds), tail,
-    ))  # fmt: skip
+    return b"".join(
+        (
+            before,
+            iat,
+            between,
+            exp,
+            before_jti,
+            jti,
+            before_bod,
+            _quoted(bod),
+            before_key,
+            _quoted(key),
+            before_hds,
+            _quoted(hds),
+            tail,
+        )
+    )
 
 
 class Reader:
@@ -72,18 +98,39 @@ class Reader:
 
     __slots__ = ("_claims", "_fixed", "_values", "length")
 
-    def __init__(self, claims: Claims, binding: Binding, length: int, made: Callable[[Claims], bytes]) -> None:
-        before, between, before_jti, before_bod, before_key, before_hds, tail = pieces_of(claims, binding, made)
+    def __init__(
+        self,
+        claims: Claims,
+        binding: Binding,
+        length: int,
+        made: Callable[[Claims], bytes],
+    ) -> None:
+        before, between, before_jti, before_bod, before_key, before_hds, tail = pieces_of(
+            claims, binding, made
+        )
         # What stands in JSON before the text of a digest and behind it.
         (bod, after_bod), (key, after_key) = (
-            (b"null", b"") if digest is None else (b'"', b'"') for digest in (binding.bod, binding.key)
+            (b"null", b"") if digest is None else (b'"', b'"')
+            for digest in (binding.bod, binding.key)
         )
         self._claims = claims, binding
         self._fixed = (
-            before, between, before_jti, before_bod + bod, after_bod + before_key + key,
-            after_key + before_hds + b'"', b'"' + tail,
-        )  # fmt: skip
-        sizes = (_TIME, _TIME, len(claims.jti), _DIGEST * bool(after_bod), _DIGEST * bool(after_key), _DIGEST)
+            before,
+            between,
+            before_jti,
+            before_bod + bod,
+            after_bod + before_key + key,
+            after_key + before_hds + b'"',
+            b'"' + tail,
+        )
+        sizes = (
+            _TIME,
+            _TIME,
+            len(claims.jti),
+            _DIGEST * bool(after_bod),
+            _DIGEST * bool(after_key),
+            _DIGEST,
+        )
         places, at = list[slice](), 0
         for fixed, size in zip(self._fixed, sizes, strict=False):
             places.append(slice(at + len(fixed), at + len(fixed) + size))
@@ -100,7 +147,12 @@ class Reader:
         """Return the claims of a payload, as ``claims.parse`` does; ``None`` if it differs in anything else."""
         iat, exp, jti, bod, key, hds = self._values(payload)
         one, two, three, four, five, six, seven = self._fixed
-        if b"".join((one, iat, two, exp, three, jti, four, bod, five, key, six, hds, seven)) != payload:
+        if (
+            b"".join(
+                (one, iat, two, exp, three, jti, four, bod, five, key, six, hds, seven)
+            )
+            != payload
+        ):
             return None
         # JSON knows no leading zero, and the parser would refuse one
         if not (iat + exp).isdigit() or iat[0] == _ZERO or exp[0] == _ZERO:
@@ -108,18 +160,34 @@ class Reader:
         # characters of base64url stand for themselves in JSON: no escape can hide among them
         if (jti + bod + key + hds).translate(None, _TEXT):
             return None
-        if hds[-1] not in _LAST or (bod and bod[-1] not in _LAST) or (key and key[-1] not in _LAST):
+        if (
+            hds[-1] not in _LAST
+            or (bod and bod[-1] not in _LAST)
+            or (key and key[-1] not in _LAST)
+        ):
             return None
         like, of = self._claims
         texts = bod.decode("ascii") if bod else None, key.decode("ascii") if key else None
         binding = _TUPLE(Binding, (of.dst, *texts, of.hdr, hds.decode("ascii")))
         return _TUPLE(
             Claims,
-            (like.iss, like.sub, like.aud, int(iat), int(exp), jti.decode("ascii"), binding, None, NO_EXTRA),
+            (
+                like.iss,
+                like.sub,
+                like.aud,
+                int(iat),
+                int(exp),
+                jti.decode("ascii"),
+                binding,
+                None,
+                NO_EXTRA,
+            ),
         )
 
 
-def reader_of(payload: bytes, claims: Claims, made: Callable[[Claims], bytes] = build) -> Reader | None:
+def reader_of(
+    payload: bytes, claims: Claims, made: Callable[[Claims], bytes] = build
+) -> Reader | None:
     """Return a reader of payloads like one, ``None`` if mqauth would not have built that one so.
 
     Args:
@@ -128,7 +196,12 @@ def reader_of(payload: bytes, claims: Claims, made: Callable[[Claims], bytes] = 
         made: makes the payload.
     """
     binding = claims.mqa
-    if not isinstance(binding, Binding) or claims.nbf is not None or claims.extra or made(claims) != payload:
+    if (
+        not isinstance(binding, Binding)
+        or claims.nbf is not None
+        or claims.extra
+        or made(claims) != payload
+    ):
         return None
     reader = Reader(claims, binding, len(payload), made)
     return reader if reader.read(payload) == claims else None

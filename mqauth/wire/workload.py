@@ -34,14 +34,18 @@ class WorkloadKey:
 
     is_identity: ClassVar[bool] = True
 
-    def __init__(self, wit: str, key: SigningKey, public: PublicKey, host: str = "") -> None:
+    def __init__(
+        self, wit: str, key: SigningKey, public: PublicKey, host: str = ""
+    ) -> None:
         with refusing(
-            (Rejection, UnicodeEncodeError), lambda error: f"no WIT: {getattr(error, 'detail', 'not ASCII')}"
+            (Rejection, UnicodeEncodeError),
+            lambda error: f"no WIT: {getattr(error, 'detail', 'not ASCII')}",
         ):
             require(identity.is_wit(wit.encode("ascii")), "it is no wit+jwt")
             parsed = identity.parse_wit(wit.encode("ascii"))
         require(
-            {name: parsed.jwk.get(name) for name in public_members(public)} == public_members(public),
+            {name: parsed.jwk.get(name) for name in public_members(public)}
+            == public_members(public),
             "the identity vouches for another key",
         )
         self.host = host
@@ -52,7 +56,10 @@ class WorkloadKey:
         self.subjects = frozenset((parsed.identity.subject,))
         self.prefix = parsed.text + identity.SEPARATOR
         self.before = (
-            base64url.encode(strict_json.dumps({"alg": parsed.jwk["alg"], "typ": identity.PROOF_TYPE})) + b"."
+            base64url.encode(
+                strict_json.dumps({"alg": parsed.jwk["alg"], "typ": identity.PROOF_TYPE})
+            )
+            + b"."
         )
         self.wth = _with(parsed.digest)
 
@@ -63,7 +70,9 @@ class WorkloadKey:
 def build(claims: Claims) -> bytes:
     """Return the payload of a proof but its ``wth``, which ``compact`` adds."""
     members = claims.as_dict()
-    return strict_json.dumps({name: value for name, value in members.items() if name not in ("iss", "sub")})
+    return strict_json.dumps(
+        {name: value for name, value in members.items() if name not in ("iss", "sub")}
+    )
 
 
 def payload(claims: Claims, wth: str) -> bytes:
@@ -88,4 +97,6 @@ def compact(payload: bytes, key: WorkloadKey) -> str:
         key: signs, and has the WIT.
     """
     signing_input = key.before + base64url.encode(payload[:-1] + key.wth)
-    return (key.prefix + signing_input + b"." + base64url.encode(key.sign(signing_input))).decode("ascii")
+    return (
+        key.prefix + signing_input + b"." + base64url.encode(key.sign(signing_input))
+    ).decode("ascii")

@@ -41,9 +41,14 @@ class LogPlay(Play):
         self._running: Counter[int] = Counter()
         self._lock = threading.Lock()
 
-    def send(self, count: int, *, key: bytes | None = None, sealed: bool = True) -> list[bytes]:
+    def send(
+        self, count: int, *, key: bytes | None = None, sealed: bool = True
+    ) -> list[bytes]:
         """Send ``count`` messages, over several partitions or with one key, and return their bodies."""
-        keys = [key or _KEYS[(len(self.sent) + number) % len(_KEYS)] for number in range(count)]
+        keys = [
+            key or _KEYS[(len(self.sent) + number) % len(_KEYS)]
+            for number in range(count)
+        ]
         return [self.inject(key=each, sealed=sealed) for each in keys]
 
     def handle(self, verified: Verified) -> None:
@@ -66,10 +71,16 @@ class LogPlay(Play):
             with self._lock:
                 self._running[number] -= 1
 
-    def start(self, handler: Callable[[Verified], Any] | None = None, **settings: Any) -> Member:
+    def start(
+        self, handler: Callable[[Verified], Any] | None = None, **settings: Any
+    ) -> Member:
         """Start a consumer."""
         workers = settings.pop("workers", 1)
-        self.members.append(self.stage.second(self.guard(**settings), handler or self.handle, workers=workers))
+        self.members.append(
+            self.stage.second(
+                self.guard(**settings), handler or self.handle, workers=workers
+            )
+        )
         return self.members[-1]
 
     def wait(self, condition: Callable[[], bool], seconds: float | None = None) -> None:
@@ -93,7 +104,9 @@ class LogPlay(Play):
             done = self.places()
             missing = [at for at in range(offset) if (partition, at) not in done]
             if missing:
-                self.faults.append(f"{offset} of partition {partition} was committed without {missing}")
+                self.faults.append(
+                    f"{offset} of partition {partition} was committed without {missing}"
+                )
 
         self.stage.watch(observe)
 
@@ -101,7 +114,9 @@ class LogPlay(Play):
         """Return the places of the messages that were handled or whose dead letter is confirmed."""
         origins = [seen.origin for seen in list(self.handled)]
         buried = [_source(letter) for letter in self.stage.letters()]
-        return {(origin.partition or 0, origin.offset or 0) for origin in origins} | set(buried)
+        return {(origin.partition or 0, origin.offset or 0) for origin in origins} | set(
+            buried
+        )
 
     def all_committed(self) -> bool:
         """Tell whether the group has committed everything."""
@@ -114,7 +129,10 @@ class LogDeliveryContract:
     @pytest.fixture
     def play(self, stage: Any, tmp_path: Any) -> Any:
         """Yield a play on a fresh stage, and stop its consumers afterwards."""
-        with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit, ExitStack() as ending:
+        with (
+            AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit,
+            ExitStack() as ending,
+        ):
             play = LogPlay(stage, audit)
             ending.callback(_end, play)
             yield play
@@ -132,7 +150,9 @@ class LogDeliveryContract:
         honest += play.send(10)
         # More than there are partitions, so that one polls and commits beside the handlers.
         member = play.start(handler, workers=5)
-        play.wait(lambda: len(play.handled) == len(honest) and len(play.stage.letters()) == 4)
+        play.wait(
+            lambda: len(play.handled) == len(honest) and len(play.stage.letters()) == 4
+        )
         play.wait(play.all_committed)
         play.stop(member)
         assert play.faults == []
@@ -156,7 +176,9 @@ class LogDeliveryContract:
         member = play.start()
         play.wait(lambda: play.stage.attempts() >= 2)
         assert member.health().cause is Cause.DEAD_LETTER_UNAVAILABLE
-        assert [outcome.cause for _, outcome in play.outcomes[:1]] == [Cause.DEAD_LETTER_UNAVAILABLE]
+        assert [outcome.cause for _, outcome in play.outcomes[:1]] == [
+            Cause.DEAD_LETTER_UNAVAILABLE
+        ]
         assert play.bodies == []
         play.stage.refuse_letters(False)
         play.wait(lambda: play.bodies == behind)
@@ -270,7 +292,11 @@ class LogDeliveryContract:
         play.stage.rebalance()
         play.wait(lambda: len(play.handled) >= len(bodies))
         play.wait(play.all_committed)
-        assert (sorted(play.bodies), play.reasons(), play.faults) == (sorted(bodies), [], [])
+        assert (sorted(play.bodies), play.reasons(), play.faults) == (
+            sorted(bodies),
+            [],
+            [],
+        )
 
     def test_a_consumer_that_is_killed(self, play: LogPlay) -> None:
         """The messages of a killed consumer are handled by the next one, and nothing is condemned or lost."""
@@ -347,7 +373,10 @@ class LogDeliveryContract:
         if loses_commits:
             with suppress(CommitUnansweredError):
                 first.close()
-        assert (sorted(play.bodies), play.reasons()) == (sorted(warm + bodies + after), [])
+        assert (sorted(play.bodies), play.reasons()) == (
+            sorted(warm + bodies + after),
+            [],
+        )
 
 
 class Death(BaseException):

@@ -75,13 +75,19 @@ class QueueDeliveryContract(WaitingContract):
         play.send(3, sealed=False)
         behind = play.send(3)
         member = play.start()
-        play.wait(lambda: play.stage.attempts() >= 2 and member.health().cause is not None)
+        play.wait(
+            lambda: play.stage.attempts() >= 2 and member.health().cause is not None
+        )
         assert member.health().cause is Cause.DEAD_LETTER_UNAVAILABLE
         play.stage.refuse_letters(False)
         play.all_handled(behind)
         play.wait(lambda: len(play.reasons()) >= 3)
         play.stop_all()
-        assert (play.reasons(), play.faults, play.stage.left()) == (["token_missing"] * 3, [], 0)
+        assert (play.reasons(), play.faults, play.stage.left()) == (
+            ["token_missing"] * 3,
+            [],
+            0,
+        )
 
     # ends
 
@@ -266,7 +272,9 @@ class QueueDeliveryContract(WaitingContract):
         """A queue that was away for some seconds is consumed again."""
         self._again(play, lambda _: self._away(play, 5), times=1)
 
-    def test_consumes_again_when_its_queue_is_back_after_a_minute(self, play: QueuePlay) -> None:
+    def test_consumes_again_when_its_queue_is_back_after_a_minute(
+        self, play: QueuePlay
+    ) -> None:
         """A queue that was away for a minute is consumed again."""
         self._again(play, lambda _: self._away(play, 60), times=1)
 
@@ -276,7 +284,9 @@ class QueueDeliveryContract(WaitingContract):
         play.go_on(seconds)
         play.stage.restore_source()
 
-    def _again(self, play: QueuePlay, fault: Callable[[Member], None], *, times: int = 2) -> None:
+    def _again(
+        self, play: QueuePlay, fault: Callable[[Member], None], *, times: int = 2
+    ) -> None:
         """Let a fault happen some times, and check that the consumer goes on after each."""
         member = play.start()
         for _ in range(times):

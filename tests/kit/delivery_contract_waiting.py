@@ -112,6 +112,12 @@ class WaitingContract:
         for _ in range(RESTARTS):
             before = len(play.calls)
             play.start(play.later())
-            play.wait(lambda before=before: len(play.calls) > before or bool(play.reasons()))  # type: ignore[misc]
+            play.wait(
+                lambda before=before: len(play.calls) > before or bool(play.reasons())
+            )  # type: ignore[misc]
             play.stop_all()
-        assert (play.reasons(), play.stage.put_away(), play.stage.left()) == (["handler_failed"], 0, 0)
+        assert (play.reasons(), play.stage.put_away(), play.stage.left()) == (
+            ["handler_failed"],
+            0,
+            0,
+        )

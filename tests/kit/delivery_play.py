@@ -8,7 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from mqauth import Attempts, AuditFile, MemoryReplayStore, Message, Outcome, Pipeline, Verified
+from mqauth import (
+    Attempts,
+    AuditFile,
+    MemoryReplayStore,
+    Message,
+    Outcome,
+    Pipeline,
+    Verified,
+)
 from mqauth.clock import Clock
 from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import Forge
@@ -56,7 +64,9 @@ class Play:
     def _observe(self, outcome: Outcome, message: Message, _seconds: float) -> None:
         self.outcomes.append((message.body or b"", outcome))
 
-    def inject(self, *, key: bytes | None = None, sealed: bool = True, **identity: Any) -> bytes:
+    def inject(
+        self, *, key: bytes | None = None, sealed: bool = True, **identity: Any
+    ) -> bytes:
         """Send one message and return its body, which no other message has.
 
         Args:
@@ -66,7 +76,9 @@ class Play:
         """
         number = len(self.sent)
         body = b"message %d" % number
-        plain = replace(honest_message(self.stage.destination, number), key=key, body=body)
+        plain = replace(
+            honest_message(self.stage.destination, number), key=key, body=body
+        )
         self.stage.inject(self.forge.signer(**identity).sign(plain) if sealed else plain)
         self.sent.append(body)
         return body
@@ -83,7 +95,9 @@ class Play:
 
     def reasons(self) -> list[str]:
         """Return the reasons on the dead letters, sorted."""
-        return sorted(text(letter, "mqauth-dead-reason") for letter in self.stage.letters())
+        return sorted(
+            text(letter, "mqauth-dead-reason") for letter in self.stage.letters()
+        )
 
 
 def text(letter: Message, name: str) -> str:

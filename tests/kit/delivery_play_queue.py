@@ -7,7 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mqauth import Allow, Cause, Issuer, KeySet, MemoryReplayStore, RetryLater, Rule, Unavailable, Verified
+from mqauth import (
+    Allow,
+    Cause,
+    Issuer,
+    KeySet,
+    MemoryReplayStore,
+    RetryLater,
+    Rule,
+    Unavailable,
+    Verified,
+)
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.testing.forge import ISSUER, SUBJECT
 from tests.kit.delivery_play import Play
@@ -104,11 +114,18 @@ class QueuePlay(Play):
         return handler
 
     def start(
-        self, handler: Steps | None = None, *, prefetch: int = 10, grace: float = 10, **settings: Any
+        self,
+        handler: Steps | None = None,
+        *,
+        prefetch: int = 10,
+        grace: float = 10,
+        **settings: Any,
     ) -> Member:
         """Start a consumer."""
         guard = self.guard(**settings)
-        member = self.stage.second(guard, handler or self.handle, prefetch=prefetch, grace=grace)
+        member = self.stage.second(
+            guard, handler or self.handle, prefetch=prefetch, grace=grace
+        )
         self.members.append(member)
         return member
 
@@ -116,8 +133,14 @@ class QueuePlay(Play):
         """Return the arguments of a pipeline that trusts a second issuer, whose keys come from ``keys``."""
         issuers = {ISSUER: Issuer(keys=self.forge.keys), OTHER: Issuer(keys=keys)}
         places = (self.stage.destination,)
-        rules = [Rule(subject=SUBJECT, destinations=places, issuer=issuer) for issuer in issuers]
-        return {"verifier": self.forge.verifier(leeway=0, keys=issuers), "policy": Allow(rules)}
+        rules = [
+            Rule(subject=SUBJECT, destinations=places, issuer=issuer)
+            for issuer in issuers
+        ]
+        return {
+            "verifier": self.forge.verifier(leeway=0, keys=issuers),
+            "policy": Allow(rules),
+        }
 
     def wait(self, condition: Callable[[], bool], seconds: float | None = None) -> None:
         """Wait until a condition holds, as long as every consumer runs.
@@ -149,7 +172,9 @@ class QueuePlay(Play):
         """Note a fault for each ack of a message that was neither handled nor dead-lettered."""
 
         def observe(body: bytes) -> None:
-            if body not in self.bodies and body not in [letter.body for letter in self.stage.letters()]:
+            if body not in self.bodies and body not in [
+                letter.body for letter in self.stage.letters()
+            ]:
                 self.faults.append(f"{body!r} was acked unsettled")
 
         self.stage.watch(observe)
@@ -166,4 +191,6 @@ class QueuePlay(Play):
         found = [f"{body!r} was not handled" for body in due - handled]
         found += [f"{body!r} was handled {handled[body]} times" for body in handled - due]
         found += [f"a message is condemned as {reason}" for reason in self.reasons()]
-        return found + [f"{left} messages are left" for left in [self.stage.left()] if left]
+        return found + [
+            f"{left} messages are left" for left in [self.stage.left()] if left
+        ]

@@ -64,7 +64,9 @@ class LogMember:
 class KafkaMember(LogMember):
     """A consumer in the background, whose client's calls can be refused, observed and blocked."""
 
-    def __init__(self, stage: KafkaLogStage, consumer: Callable[[Any, Any], kafka.Consumer]) -> None:
+    def __init__(
+        self, stage: KafkaLogStage, consumer: Callable[[Any, Any], kafka.Consumer]
+    ) -> None:
         self._stage = stage
         times = {"session_timeout_ms": SESSION_MS, "heartbeat_interval_ms": HEARTBEAT_MS}
         self._client = stage.consumer(**(times | stage.settings))
@@ -147,7 +149,9 @@ class KafkaLogStage(KafkaStage):
         self.observers: list[CommitObserver] = []
         self.sent = 0
         self._reading = threading.Lock()
-        self._places = [TopicPartition(self.topic, number) for number in range(PARTITIONS)]
+        self._places = [
+            TopicPartition(self.topic, number) for number in range(PARTITIONS)
+        ]
         self._asking: Any = self.consumer()
         self._asking.unsubscribe()
 
@@ -160,7 +164,14 @@ class KafkaLogStage(KafkaStage):
         backoff = kafka.Backoff(first=0.3, longest=1)
 
         def consumer(client: Any, letters: Any) -> kafka.Consumer:
-            return kafka.Consumer(client, guard, handler, dead_letters=letters, workers=workers, backoff=backoff)
+            return kafka.Consumer(
+                client,
+                guard,
+                handler,
+                dead_letters=letters,
+                workers=workers,
+                backoff=backoff,
+            )
 
         return KafkaMember(self, consumer)
 
@@ -225,7 +236,11 @@ class KafkaLogStage(KafkaStage):
 
     def ends(self) -> dict[int, int]:
         """Return the ends of the source's partitions."""
-        return {place.partition: end for place, end in self._asking.end_offsets(self._places).items() if end}
+        return {
+            place.partition: end
+            for place, end in self._asking.end_offsets(self._places).items()
+            if end
+        }
 
     def watch(self, observer: CommitObserver) -> None:
         """Call an observer with every commit."""

@@ -34,7 +34,9 @@ class Service:
         settings: arguments of ``Consumer``.
     """
 
-    def __init__(self, source: str, dead: str, guard: Pipeline, handler: Steps, **settings: Any) -> None:
+    def __init__(
+        self, source: str, dead: str, guard: Pipeline, handler: Steps, **settings: Any
+    ) -> None:
         self._source = source
         self._dead = dead
         self._guard = guard
@@ -71,7 +73,10 @@ class Service:
             letters_url: of the broker, to publish dead letters.
         """
         try:
-            consuming, publishing = await aio_pika.connect_robust(url), await aio_pika.connect_robust(letters_url)
+            consuming, publishing = (
+                await aio_pika.connect_robust(url),
+                await aio_pika.connect_robust(letters_url),
+            )
             async with consuming, publishing:
                 await self._consume(await consuming.channel(), await publishing.channel())
         finally:
@@ -79,7 +84,9 @@ class Service:
 
     async def _consume(self, channel: Any, letters_channel: Any) -> None:
         """Run the consumer until asked to stop; after an error, keep the connections open until then."""
-        letters = rabbitmq.DeadLetters(letters_channel, self._dead, timeout=LETTER_TIMEOUT)
+        letters = rabbitmq.DeadLetters(
+            letters_channel, self._dead, timeout=LETTER_TIMEOUT
+        )
         queue = await channel.get_queue(self._source)
         self.consumer = rabbitmq.Consumer(
             queue, self._guard, self._handler, dead_letters=letters, **self._settings
@@ -87,7 +94,9 @@ class Service:
         running = asyncio.create_task(self.consumer.run())
         running.add_done_callback(self._ended)
         await self._asked.wait()
-        await asyncio.gather(self.consumer.stop(), self._stop_again(), running, return_exceptions=True)
+        await asyncio.gather(
+            self.consumer.stop(), self._stop_again(), running, return_exceptions=True
+        )
 
     async def _stop_again(self) -> None:
         """Call ``stop`` again while it is under way, as a second signal does."""

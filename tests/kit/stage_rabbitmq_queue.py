@@ -45,7 +45,9 @@ class RabbitMQMember:
         self._may_run = threading.Event()
         self._may_run.set()
         self._loop = asyncio.new_event_loop()
-        urls = [stage.call_wire(relay.open()) for relay in (self.consuming, self.publishing)]
+        urls = [
+            stage.call_wire(relay.open()) for relay in (self.consuming, self.publishing)
+        ]
         self._thread = threading.Thread(target=self._run, args=urls, daemon=True)
         self._thread.start()
 
@@ -93,7 +95,9 @@ class RabbitMQMember:
 
     def _run(self, *urls: str) -> None:
         try:
-            self._loop.run_until_complete(self.service.live(*(f"{url}?{RECONNECT}" for url in urls)))
+            self._loop.run_until_complete(
+                self.service.live(*(f"{url}?{RECONNECT}" for url in urls))
+            )
         except BaseException as error:
             self._failure = error
         finally:
@@ -128,9 +132,13 @@ class RabbitMQQueueStage(RabbitMQStage):
         """Run a coroutine in the event loop of the relays, and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._wires).result(PATIENCE)
 
-    def second(self, guard: Pipeline, handler: Steps, *, prefetch: int = 10, grace: float = 10) -> RabbitMQMember:
+    def second(
+        self, guard: Pipeline, handler: Steps, *, prefetch: int = 10, grace: float = 10
+    ) -> RabbitMQMember:
         """Start one more consumer."""
-        service = Service(self.queue, self.dead, guard, handler, prefetch=prefetch, grace=grace)
+        service = Service(
+            self.queue, self.dead, guard, handler, prefetch=prefetch, grace=grace
+        )
         member = RabbitMQMember(self, service)
         self._members.append(member)
         self.wait(lambda: member.consuming.consumed or member.failed, self.patience)

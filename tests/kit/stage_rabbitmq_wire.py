@@ -64,7 +64,9 @@ class Relay:
         port = self._server.sockets[0].getsockname()[1]
         login = self._parts.netloc.rpartition("@")[0]
         return urlunsplit(
-            self._parts._replace(netloc=f"{login}@127.0.0.1:{port}" if login else f"127.0.0.1:{port}")
+            self._parts._replace(
+                netloc=f"{login}@127.0.0.1:{port}" if login else f"127.0.0.1:{port}"
+            )
         )
 
     async def close(self) -> None:
@@ -84,7 +86,9 @@ class Relay:
         """Have the broker close each channel that consumes, by acking a tag that it does not know."""
         for passage in self._passages:
             for channel in passage.consumers:
-                passage.server.write(frames.marshal(commands.Basic.Ack(_UNKNOWN_TAG), channel))
+                passage.server.write(
+                    frames.marshal(commands.Basic.Ack(_UNKNOWN_TAG), channel)
+                )
 
     async def cancel(self) -> None:
         """Have each consumer cancelled, and let its client believe that the broker did it."""
@@ -102,8 +106,12 @@ class Relay:
                 passage.client.transport.abort()
                 passage.server.transport.abort()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(self._parts.hostname, self._parts.port or 5672)
+    async def _accept(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        far_reader, far_writer = await asyncio.open_connection(
+            self._parts.hostname, self._parts.port or 5672
+        )
         passage = Passage(self, writer, far_writer)
         self._passages.append(passage)
         for work in (passage.up(reader), passage.down(far_reader)):
@@ -121,7 +129,9 @@ class Passage:
         server: writes to the broker.
     """
 
-    def __init__(self, relay: Relay, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, relay: Relay, client: asyncio.StreamWriter, server: asyncio.StreamWriter
+    ) -> None:
         self._relay = relay
         self.client = client
         self.server = server
@@ -168,11 +178,17 @@ class Passage:
     def _said(self, channel: int, frame: Any) -> None:
         """Note what the client settles, and call the observers before its acks are passed on."""
         if isinstance(frame, commands.Basic.Ack):
-            for body in self._settled(channel, frame.delivery_tag or 0, multiple=bool(frame.multiple)):
+            for body in self._settled(
+                channel, frame.delivery_tag or 0, multiple=bool(frame.multiple)
+            ):
                 for observer in self._relay.traffic.observers:
                     observer(body)
         elif isinstance(frame, commands.Basic.Nack | commands.Basic.Reject):
-            self._settled(channel, frame.delivery_tag or 0, multiple=bool(getattr(frame, "multiple", False)))
+            self._settled(
+                channel,
+                frame.delivery_tag or 0,
+                multiple=bool(getattr(frame, "multiple", False)),
+            )
         elif isinstance(frame, commands.Basic.Cancel):
             self.consumers.pop(channel, None)
 
@@ -205,7 +221,9 @@ class Passage:
     def _settled(self, channel: int, tag: int, *, multiple: bool) -> list[bytes]:
         """Return and forget the deliveries that a tag settles."""
         unacked = self._unacked.get(channel, {})
-        tags = [known for known in unacked if known <= tag or not tag] if multiple else [tag]
+        tags = (
+            [known for known in unacked if known <= tag or not tag] if multiple else [tag]
+        )
         return [unacked.pop(known) for known in tags if known in unacked]
 
 

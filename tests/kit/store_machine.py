@@ -66,7 +66,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(requests=st.lists(_REQUESTS, max_size=4))
     def claim_many(self, requests: list[ClaimRequest]) -> None:
         """Claim several messages."""
-        assert self.store.claim_many(requests) == [self._claimed(request) for request in requests]
+        assert self.store.claim_many(requests) == [
+            self._claimed(request) for request in requests
+        ]
 
     @precondition(lambda self: hasattr(self.store, "confirm_many"))
     @rule(requests=st.lists(_REQUESTS, max_size=4))

@@ -34,31 +34,65 @@ def main(arguments: list[str]) -> int:
     if wanted.log is None:
         logging.disable(logging.CRITICAL)
     else:
-        logging.basicConfig(level=wanted.log, stream=sys.stdout, format="%(levelname)s %(name)s %(message)s")
+        logging.basicConfig(
+            level=wanted.log,
+            stream=sys.stdout,
+            format="%(levelname)s %(name)s %(message)s",
+        )
     if wanted.kafka:
         return _play_kafka(wanted)
     return _play_plans(wanted) if wanted.plan else _play_seeds(wanted)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.simulation", description=__doc__
+    )
     parser.add_argument("--seeds", type=int, default=100, help="how many")
-    parser.add_argument("--engines", type=int, default=0, help="play so many schedules of the pure engines")
+    parser.add_argument(
+        "--engines",
+        type=int,
+        default=0,
+        help="play so many schedules of the pure engines",
+    )
     parser.add_argument("--engine", help="of this one alone")
-    parser.add_argument("--jobs", type=int, help="processes at a time that play engines, by default one a core")
-    parser.add_argument("--kafka", action="store_true", help="play a whole Kafka leaf instead")
-    parser.add_argument("--client", help="the leaf of this client; with --kafka one of a client of Kafka's")
-    parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
-    parser.add_argument("--plan", type=Path, nargs="+", help="play the plans of these files")
-    parser.add_argument("--code", type=Path, help="another checkout, whose mqauth is played")
-    parser.add_argument("--without", nargs="*", default=[], help="leave out faults of these kinds")
-    parser.add_argument("--strict", action="store_true", help="want what the pages do not promise, too")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="processes at a time that play engines, by default one a core",
+    )
+    parser.add_argument(
+        "--kafka", action="store_true", help="play a whole Kafka leaf instead"
+    )
+    parser.add_argument(
+        "--client",
+        help="the leaf of this client; with --kafka one of a client of Kafka's",
+    )
+    parser.add_argument(
+        "--from", type=int, default=0, dest="first", help="the first of them"
+    )
+    parser.add_argument(
+        "--plan", type=Path, nargs="+", help="play the plans of these files"
+    )
+    parser.add_argument(
+        "--code", type=Path, help="another checkout, whose mqauth is played"
+    )
+    parser.add_argument(
+        "--without", nargs="*", default=[], help="leave out faults of these kinds"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="want what the pages do not promise, too"
+    )
     parser.add_argument("--trace", action="store_true", help="print all that happens")
     parser.add_argument("--log", help="print the log from this level on")
     parser.add_argument("--digests", action="store_true", help="print each seed's digest")
-    parser.add_argument("--no-shrink", action="store_true", help="print failing plans whole")
+    parser.add_argument(
+        "--no-shrink", action="store_true", help="print failing plans whole"
+    )
     parser.add_argument("--save", type=Path, help="keep the failing plans in this folder")
-    parser.add_argument("--until", type=int, default=0, help="end after so many failing seeds")
+    parser.add_argument(
+        "--until", type=int, default=0, help="end after so many failing seeds"
+    )
     return parser
 
 
@@ -71,7 +105,10 @@ def _play_engines(wanted: argparse.Namespace) -> int:
         for name in names:
             for seed in range(wanted.first, wanted.first + wanted.engines):
                 print("\n".join(engines.traced(seed, engines.ENGINES[name])))
-    found = [engines.play(name, wanted.first, wanted.engines, _say, jobs=wanted.jobs) for name in names]
+    found = [
+        engines.play(name, wanted.first, wanted.engines, _say, jobs=wanted.jobs)
+        for name in names
+    ]
     return min(1, sum(found))
 
 
@@ -89,10 +126,15 @@ def _play_kafka(wanted: argparse.Namespace) -> int:
         if result.problems:
             failed += 1
             shown = result if wanted.no_shrink else reduced(result, kafka_play.run)
-            print(f"seed {seed} fails, shown with {len(shown.play.faults)} of {len(result.play.faults)} faults")
+            print(
+                f"seed {seed} fails, shown with {len(shown.play.faults)} of {len(result.play.faults)} faults"
+            )
             _show(shown)
     took = time.perf_counter() - started
-    print(f"{wanted.seeds} seeds, {failed} failed, {wanted.seeds / took:.2f} a second", flush=True)
+    print(
+        f"{wanted.seeds} seeds, {failed} failed, {wanted.seeds / took:.2f} a second",
+        flush=True,
+    )
     return min(failed, 1)
 
 
@@ -147,7 +189,11 @@ def _tell(result: object, wanted: argparse.Namespace) -> None:
     from tests.simulation.runner import Result, reduced, run
 
     assert isinstance(result, Result)
-    shown = result if wanted.no_shrink else reduced(result, partial(run, strict=wanted.strict))
+    shown = (
+        result
+        if wanted.no_shrink
+        else reduced(result, partial(run, strict=wanted.strict))
+    )
     print(
         f"seed {result.play.seed} fails with {len(result.play.faults)} faults, shown with {len(shown.play.faults)}"
     )
@@ -169,10 +215,15 @@ def _show(result: object) -> None:
         print(f"  - {name}: {text}")
     if len(result.problems) > 12:
         print(f"  - and {len(result.problems) - 12} more")
-    print(f"    {result.virtual:.1f} s in {result.real:.2f} s, digest {result.digest[:16]}", flush=True)
+    print(
+        f"    {result.virtual:.1f} s in {result.real:.2f} s, digest {result.digest[:16]}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(code)  # what is left of the last seed's processes must not run its clean-up here
+    os._exit(
+        code
+    )  # what is left of the last seed's processes must not run its clean-up here

@@ -62,7 +62,9 @@ class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
         self._errors: dict[Any, Exception] = {}
         self._coordinator = self
         strategy = OffsetResetStrategy.from_str(broker.reset)
-        self._fetcher = SimpleNamespace(seek_to=self._seek_to, _default_reset_strategy=strategy)
+        self._fetcher = SimpleNamespace(
+            seek_to=self._seek_to, _default_reset_strategy=strategy
+        )
         self._client = SimpleNamespace(get_random_node=lambda: 0, send=self._answer)
         self._coordinating = loop_of(process).create_task(self._coordinate())
 
@@ -80,7 +82,9 @@ class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
 
     # What mqauth calls
 
-    async def getmany(self, *places: Any, timeout_ms: int = 0, max_records: Any = None) -> Any:
+    async def getmany(
+        self, *places: Any, timeout_ms: int = 0, max_records: Any = None
+    ) -> Any:
         """Return records, after at most so long; during a rebalance its end is waited for."""
         loop = loop_of(self.process)
         until = loop.time() + timeout_ms / 1000
@@ -145,7 +149,11 @@ class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
             await self._rebalance()
 
     def _is_behind(self) -> bool:
-        return not self.member or self.broker.rebalancing or self.generation != self.broker.generation
+        return (
+            not self.member
+            or self.broker.rebalancing
+            or self.generation != self.broker.generation
+        )
 
     async def _rebalance(self) -> None:
         """Give up all partitions, join until it succeeds, and take a share."""
@@ -158,7 +166,9 @@ class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
             await self._travel()
             self._left_alone()
             self.broker.join(self)
-            await loop_of(self.process).until(lambda: self._offered != before or not self.member)
+            await loop_of(self.process).until(
+                lambda: self._offered != before or not self.member
+            )
         await self._travel()
         self._begin(self._offer)
         await asyncio.sleep(self._threads.draw.choice((0.0, 0.0, 0.01)))
@@ -178,7 +188,9 @@ class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
         self.held, self.held_since = set(share), dict.fromkeys(share, now)
         for place in sorted(places):
             self._ready_later(place, FETCH)
-        self.broker.note(self.process.name, f"is assigned {sorted(place.partition for place in share)}")
+        self.broker.note(
+            self.process.name, f"is assigned {sorted(place.partition for place in share)}"
+        )
 
     async def _tell(self, method: str, places: set[Any]) -> None:
         """Call the listener; aiokafka logs what it raises."""
@@ -187,7 +199,9 @@ class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
             try:
                 await getattr(listener, method)(places)
             except Exception as error:
-                self.broker.note(self.process.name, f"{method} raised {type(error).__name__}")
+                self.broker.note(
+                    self.process.name, f"{method} raised {type(error).__name__}"
+                )
 
     # Records and commits
 
@@ -201,7 +215,9 @@ class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
             if not self.member or generation != self.broker.generation:
                 self.generation = -1
                 raise CommitFailedError
-            self._commit_all((_place(place), *commit[:2]) for place, commit in offsets.items())
+            self._commit_all(
+                (_place(place), *commit[:2]) for place, commit in offsets.items()
+            )
         if how in ("fails", "answer lost"):
             await asyncio.sleep(1.0)
             return False
@@ -217,7 +233,10 @@ class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
     def _left(self, place: Any) -> int:
         """Return how many records of a partition can be read now; 1 where there is an error to raise."""
         broker, at = self.broker, _place(place)
-        if self._ready_at[place] > self._threads.agenda.now or place not in self.assignment():
+        if (
+            self._ready_at[place] > self._threads.agenda.now
+            or place not in self.assignment()
+        ):
             return 0
         state, error = self._state(place), None
         if place not in self._errors and not state.has_valid_position:
@@ -244,7 +263,9 @@ class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
         return sorted(self.assignment() & set(places))
 
     def _has_some(self, places: Any) -> bool:
-        return self._subscription.reassignment_in_progress or any(map(self._left, self._wanted(places)))
+        return self._subscription.reassignment_in_progress or any(
+            map(self._left, self._wanted(places))
+        )
 
     def _take(self, places: Any) -> dict[Any, list[ConsumerRecord[Any, Any]]]:
         """Take what has been fetched; an error comes behind the records of other partitions."""
@@ -296,9 +317,14 @@ class LetterClient(AIOKafkaProducer):
         await loop.until(lambda: self._broker.out.get("letters") != "refused")
         return SimpleNamespace(topics=lambda: {TOPIC, DEAD})
 
-    async def send(self, topic: Any, value: Any = None, key: Any = None, **record: Any) -> Awaitable[None]:
+    async def send(
+        self, topic: Any, value: Any = None, key: Any = None, **record: Any
+    ) -> Awaitable[None]:
         """Append a letter, or lose it."""
-        loop, fate = loop_of(self._process), self._broker.bury(topic, value, key, record["headers"])
+        loop, fate = (
+            loop_of(self._process),
+            self._broker.bury(topic, value, key, record["headers"]),
+        )
         if fate is None:
             raise KafkaTimeoutError("no metadata")
         sent = loop.create_future()

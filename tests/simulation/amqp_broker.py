@@ -83,7 +83,12 @@ class Queue:
         dead_letter: takes what is over the delivery limit, with the routing key of the dead-letter exchange.
     """
 
-    def __init__(self, name: str, arguments: dict[str, Any], dead_letter: Callable[[Queue, Stored], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        dead_letter: Callable[[Queue, Stored], None],
+    ) -> None:
         self.name = name
         self.arguments = arguments
         self.limit = int(arguments.get("x-delivery-limit", 20))
@@ -253,7 +258,9 @@ class Channel:
 
     def received(self, frame: Any) -> None:
         """Execute one frame of the client."""
-        if self.closing and not isinstance(frame, commands.Channel.CloseOk | commands.Channel.Close):
+        if self.closing and not isinstance(
+            frame, commands.Channel.CloseOk | commands.Channel.Close
+        ):
             return
         try:
             if isinstance(frame, header.ContentHeader):
@@ -293,7 +300,11 @@ class Channel:
             self.unacked[self._tag] = Unacked(consumer, message, self._broker.now)
         self._broker.world.delivered(self, consumer, message, self._tag)
         frame = commands.Basic.Deliver(
-            consumer.tag, self._tag, message.returned > 0, message.exchange, message.routing_key
+            consumer.tag,
+            self._tag,
+            message.returned > 0,
+            message.exchange,
+            message.routing_key,
         )
         self._content(frame, message)
 
@@ -317,9 +328,16 @@ class Channel:
         properties = message.properties
         if message.returned:
             values = {name: getattr(properties, name) for name in properties.attributes()}
-            properties = commands.Basic.Properties(**(values | {"headers": message.headers()}))
+            properties = commands.Basic.Properties(
+                **(values | {"headers": message.headers()})
+            )
         whole = header.ContentHeader(0, len(message.body), properties)
-        self.connection.send(self.number, frame, whole, *([ContentBody(message.body)] if message.body else []))
+        self.connection.send(
+            self.number,
+            frame,
+            whole,
+            *([ContentBody(message.body)] if message.body else []),
+        )
 
     def _on_select(self, _frame: commands.Confirm.Select) -> None:
         self._confirming = True
@@ -333,15 +351,21 @@ class Channel:
         self._send(commands.Channel.FlowOk(bool(frame.active)))
 
     def _on_queue_declare(self, frame: commands.Queue.Declare) -> None:
-        queue = self._broker.declare(frame.queue or "", dict(frame.arguments or {}), passive=bool(frame.passive))
-        self._send(commands.Queue.DeclareOk(frame.queue, len(queue.ready), len(queue.consumers)))
+        queue = self._broker.declare(
+            frame.queue or "", dict(frame.arguments or {}), passive=bool(frame.passive)
+        )
+        self._send(
+            commands.Queue.DeclareOk(frame.queue, len(queue.ready), len(queue.consumers))
+        )
 
     def _on_queue_delete(self, frame: commands.Queue.Delete) -> None:
         self._broker.delete(frame.queue or "")
         self._send(commands.Queue.DeleteOk(0))
 
     def _on_bind(self, frame: commands.Queue.Bind) -> None:
-        self._broker.bind(frame.queue or "", frame.exchange or "", frame.routing_key or "")
+        self._broker.bind(
+            frame.queue or "", frame.exchange or "", frame.routing_key or ""
+        )
         self._send(commands.Queue.BindOk())
 
     def _on_exchange_declare(self, frame: commands.Exchange.Declare) -> None:
@@ -368,12 +392,16 @@ class Channel:
         self._send(commands.Basic.CancelOk(frame.consumer_tag))
 
     def _on_ack(self, frame: commands.Basic.Ack) -> None:
-        for found in self._settled(frame.delivery_tag or 0, multiple=bool(frame.multiple)):
+        for found in self._settled(
+            frame.delivery_tag or 0, multiple=bool(frame.multiple)
+        ):
             self._broker.world.acked(self, found.message)
             found.consumer.queue.acked(found.consumer, (found.message,))
 
     def _on_nack(self, frame: commands.Basic.Nack | commands.Basic.Reject) -> None:
-        for found in self._settled(frame.delivery_tag or 0, multiple=bool(getattr(frame, "multiple", False))):
+        for found in self._settled(
+            frame.delivery_tag or 0, multiple=bool(getattr(frame, "multiple", False))
+        ):
             if frame.requeue:
                 found.consumer.queue.returned(found.consumer, (found.message,))
             else:
@@ -386,7 +414,9 @@ class Channel:
         else:
             tags = [tag] if tag in self.unacked else []
         if not tags and (not multiple or tag > 0):
-            raise ChannelError(PRECONDITION_FAILED, f"PRECONDITION_FAILED - unknown delivery tag {tag}")
+            raise ChannelError(
+                PRECONDITION_FAILED, f"PRECONDITION_FAILED - unknown delivery tag {tag}"
+            )
         return [self.unacked.pop(known) for known in tags]
 
     def _on_get(self, frame: commands.Basic.Get) -> None:
@@ -402,7 +432,11 @@ class Channel:
             queue.unacked[message.number] = message
             self.unacked[self._tag] = Unacked(reader, message, self._broker.now)
         found = commands.Basic.GetOk(
-            self._tag, message.returned > 0, message.exchange, message.routing_key, len(queue.ready)
+            self._tag,
+            message.returned > 0,
+            message.exchange,
+            message.routing_key,
+            len(queue.ready),
         )
         self._content(found, message)
 
@@ -415,15 +449,27 @@ class Channel:
         frame, head = self._publish, self._header
         if frame is None or head is None or len(self._body) < head.body_size:
             return
-        body, self._publish, self._header, self._body = bytes(self._body), None, None, bytearray()
+        body, self._publish, self._header, self._body = (
+            bytes(self._body),
+            None,
+            None,
+            bytearray(),
+        )
         self._published += 1
         number = self._published if self._confirming else None
         self._broker.publish(self, frame, head.properties, body, number)
 
-    def return_to_sender(self, frame: commands.Basic.Publish, properties: Any, body: bytes) -> None:
+    def return_to_sender(
+        self, frame: commands.Basic.Publish, properties: Any, body: bytes
+    ) -> None:
         """Return a mandatory message that no queue takes."""
-        said = commands.Basic.Return(312, "NO_ROUTE", frame.exchange or "", frame.routing_key or "")
-        self._content(said, Stored(0, frame.exchange or "", frame.routing_key or "", properties, body))
+        said = commands.Basic.Return(
+            312, "NO_ROUTE", frame.exchange or "", frame.routing_key or ""
+        )
+        self._content(
+            said,
+            Stored(0, frame.exchange or "", frame.routing_key or "", properties, body),
+        )
 
     def _on_close(self, _frame: commands.Channel.Close) -> None:
         self._send(commands.Channel.CloseOk())
@@ -494,7 +540,11 @@ class BrokerConnection:
         if not self._greeted and len(self._buffer) >= len(_GREETING):
             self._greeted = True
             self._buffer = self._buffer[len(_GREETING) :]
-            start = {"product": "RabbitMQ", "version": "4.0.5", "capabilities": _CAPABILITIES}
+            start = {
+                "product": "RabbitMQ",
+                "version": "4.0.5",
+                "capabilities": _CAPABILITIES,
+            }
             self.send(0, commands.Connection.Start(0, 9, start, "PLAIN", "en_US"))
         while self._greeted and self.open and (found := self._next_frame()) is not None:
             self._act(*found)
@@ -548,7 +598,9 @@ class BrokerConnection:
         """Return a frame's bytes, a large body in several."""
         most = _FRAME_MAX - 8
         if isinstance(frame, ContentBody) and len(frame.value) > most:
-            parts = [frame.value[at : at + most] for at in range(0, len(frame.value), most)]
+            parts = [
+                frame.value[at : at + most] for at in range(0, len(frame.value), most)
+            ]
             return [frames.marshal(ContentBody(part), channel) for part in parts]
         return [frames.marshal(frame, channel)]
 
@@ -571,7 +623,9 @@ class BrokerConnection:
             if number in self.channels:
                 # aiormq drops its close-ok where ten frames wait to be written, and opens the channel again.
                 if not self.channels[number].closing:
-                    self.broker.world.protocol_error(self, f"channel {number} opened twice")
+                    self.broker.world.protocol_error(
+                        self, f"channel {number} opened twice"
+                    )
                 return self.end(504, "CHANNEL_ERROR - second 'channel.open' seen")
             self.channels[number] = Channel(self, number)
             self.send(number, commands.Channel.OpenOk())
@@ -579,9 +633,13 @@ class BrokerConnection:
             self.channels[number].received(frame)
         elif not isinstance(frame, commands.Channel.CloseOk):
             # aiormq closes a channel a second time where a heartbeat has passed without an answer to the first.
-            repeated = getattr(frame, "reply_text", "").startswith("RPC timeout on frame <Channel.Close ")
+            repeated = getattr(frame, "reply_text", "").startswith(
+                "RPC timeout on frame <Channel.Close "
+            )
             if number not in self.closed_by_us and not repeated:
-                self.broker.world.protocol_error(self, f"{frame.name} on channel {number}, which is not open")
+                self.broker.world.protocol_error(
+                    self, f"{frame.name} on channel {number}, which is not open"
+                )
             self.end(504, "CHANNEL_ERROR - expected 'channel.open'")
         return None
 
@@ -684,13 +742,20 @@ class Broker:
         self.world.network.refuse(ADDRESS)
         for connection in tuple(self._connections):
             if orderly:
-                connection.end(320, "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'")
+                connection.end(
+                    320,
+                    "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'",
+                )
             else:
                 connection.wire.break_off()
 
     def connections_of(self, process: str) -> list[BrokerConnection]:
         """Return the open connections of a process."""
-        return [found for found in self._connections if found.process == process and found.opened]
+        return [
+            found
+            for found in self._connections
+            if found.process == process and found.opened
+        ]
 
     def set_alarm(self, on: bool) -> None:
         """Block those who publish, or let them go on."""
@@ -734,9 +799,13 @@ class Broker:
         if found is None:
             found = self._queues[name] = Queue(name, arguments, self._dead_letter)
         elif found.missing:
-            raise ChannelError(NOT_FOUND, f"NOT_FOUND - queue '{name}' in vhost '/' process is stopped")
+            raise ChannelError(
+                NOT_FOUND, f"NOT_FOUND - queue '{name}' in vhost '/' process is stopped"
+            )
         elif found.arguments != arguments:
-            raise ChannelError(PRECONDITION_FAILED, "PRECONDITION_FAILED - inequivalent arg")
+            raise ChannelError(
+                PRECONDITION_FAILED, "PRECONDITION_FAILED - inequivalent arg"
+            )
         return found
 
     def delete(self, name: str) -> None:
@@ -752,7 +821,9 @@ class Broker:
             ChannelError: it is not there and only looked for.
         """
         if name in self._missing_exchanges or (passive and name not in self._exchanges):
-            raise ChannelError(NOT_FOUND, f"NOT_FOUND - no exchange '{name}' in vhost '/'")
+            raise ChannelError(
+                NOT_FOUND, f"NOT_FOUND - no exchange '{name}' in vhost '/'"
+            )
         self._exchanges.setdefault(name, [])
 
     def hide_exchange(self, name: str) -> None:
@@ -777,12 +848,19 @@ class Broker:
     # messages
 
     def publish(
-        self, channel: Channel, frame: commands.Basic.Publish, properties: Any, body: bytes, number: int | None
+        self,
+        channel: Channel,
+        frame: commands.Basic.Publish,
+        properties: Any,
+        body: bytes,
+        number: int | None,
     ) -> None:
         """Route a message of a client, and confirm it if it wants that."""
         exchange, routing_key = frame.exchange or "", frame.routing_key or ""
         if exchange in self._missing_exchanges or exchange not in self._exchanges:
-            raise ChannelError(NOT_FOUND, f"NOT_FOUND - no exchange '{exchange}' in vhost '/'")
+            raise ChannelError(
+                NOT_FOUND, f"NOT_FOUND - no exchange '{exchange}' in vhost '/'"
+            )
         if self.publishes_lost:
             self.world.note("broker", "loses a publish")
             channel.connection.unconfirmed = True
@@ -799,7 +877,9 @@ class Broker:
         elif number is not None:
             self._confirm(channel, number, taken=taken)
 
-    def put(self, exchange: str, routing_key: str, properties: Any, body: bytes) -> list[Stored]:
+    def put(
+        self, exchange: str, routing_key: str, properties: Any, body: bytes
+    ) -> list[Stored]:
         """Put a message into its queues without a client connection, as an attacker may."""
         stored = []
         for queue in self._routed(exchange, routing_key):
@@ -807,7 +887,9 @@ class Broker:
             queue.publish(stored[-1])
         return stored
 
-    def _stored(self, exchange: str, routing_key: str, properties: Any, body: bytes) -> Stored:
+    def _stored(
+        self, exchange: str, routing_key: str, properties: Any, body: bytes
+    ) -> Stored:
         self._numbers += 1
         return Stored(self._numbers, exchange, routing_key, properties, body)
 
@@ -816,12 +898,18 @@ class Broker:
         if exchange == "":
             names = [routing_key]
         else:
-            names = [queue for key, queue in self._exchanges[exchange] if key in (routing_key, "#")]
+            names = [
+                queue
+                for key, queue in self._exchanges[exchange]
+                if key in (routing_key, "#")
+            ]
         return [queue for queue in self.found_queues(names) if not queue.missing]
 
     def _confirm(self, channel: Channel, number: int, *, taken: bool) -> None:
         """Confirm soon; confirms of one channel in their order."""
-        due = max(channel.confirms_at, self.now + self.world.pace.uniform(*self.confirm_delay))
+        due = max(
+            channel.confirms_at, self.now + self.world.pace.uniform(*self.confirm_delay)
+        )
         channel.confirms_at = due
         self.world.agenda.at(due, lambda: channel.confirm(number, taken=taken))
 
@@ -844,7 +932,9 @@ class Broker:
         self.world.agenda.after(_LOOKS_EVERY, self._look_for_old)
         for connection in tuple(self._connections):
             for channel in tuple(connection.channels.values()):
-                oldest = min((found.since for found in channel.unacked.values()), default=self.now)
+                oldest = min(
+                    (found.since for found in channel.unacked.values()), default=self.now
+                )
                 if self.now - oldest > CONSUMER_TIMEOUT:
                     text = "PRECONDITION_FAILED - delivery acknowledgement on channel timed out"
                     channel.fail(ChannelError(PRECONDITION_FAILED, text))

@@ -92,7 +92,9 @@ class Client(Consumer, Member):
     def store_offsets(self, message: Any = None, offsets: Any = None) -> None:
         """Store nothing, as where ``enable.auto.offset.store`` is off."""
 
-    def subscribe(self, topics: Any, on_assign: Any, on_revoke: Any, on_lost: Any) -> None:  # type: ignore[override]
+    def subscribe(
+        self, topics: Any, on_assign: Any, on_revoke: Any, on_lost: Any
+    ) -> None:  # type: ignore[override]
         """Join the group with the next ``consume``."""
         assert topics == [TOPIC]
         self._on_assign, self._on_revoke, self._on_lost = on_assign, on_revoke, on_lost
@@ -120,7 +122,9 @@ class Client(Consumer, Member):
                 if not threads.wait(self._has_work, max(until, threads.agenda.now)):
                     break
             for place, record in taken:
-                self._positions[place] = max(self._positions.get(place, -1), record.offset + 1)
+                self._positions[place] = max(
+                    self._positions.get(place, -1), record.offset + 1
+                )
             return [_message(record) for _, record in taken]
 
     def commit(self, *, offsets: Any, asynchronous: bool) -> Any:  # type: ignore[override]
@@ -138,9 +142,15 @@ class Client(Consumer, Member):
             if generation != self.broker.generation:
                 return self._fail(offsets, KafkaError.ILLEGAL_GENERATION)
             # It writes a NUL behind metadata.
-            self._commit_all((_place(each), each.offset, f"{each.metadata}\0") for each in offsets)
+            self._commit_all(
+                (_place(each), each.offset, f"{each.metadata}\0") for each in offsets
+            )
             self._travel()
-            return self._fail(offsets, KafkaError._TIMED_OUT) if how == "answer lost" else offsets
+            return (
+                self._fail(offsets, KafkaError._TIMED_OUT)
+                if how == "answer lost"
+                else offsets
+            )
 
     def committed(self, partitions: Any, timeout: float = -1) -> Any:
         """Return the group's commits; a partition without one has no valid offset."""
@@ -154,9 +164,16 @@ class Client(Consumer, Member):
                 raise refusal(KafkaError._TIMED_OUT)
             found = self.broker.commits(map(_place, partitions))
             self._travel()
-            told = {place: (commit.offset, commit.metadata.rstrip("\0")) for place, commit in found.items()}
+            told = {
+                place: (commit.offset, commit.metadata.rstrip("\0"))
+                for place, commit in found.items()
+            }
             return [
-                TopicPartition(each.topic, each.partition, *told.get(_place(each), (OFFSET_INVALID, "")))
+                TopicPartition(
+                    each.topic,
+                    each.partition,
+                    *told.get(_place(each), (OFFSET_INVALID, "")),
+                )
                 for each in partitions
             ]
 
@@ -165,7 +182,9 @@ class Client(Consumer, Member):
         with self._one_at_a_time():
             self._travel()
             numbers = {place.partition: None for place in PLACES}
-            return SimpleNamespace(topics={topic: SimpleNamespace(error=None, partitions=numbers)})
+            return SimpleNamespace(
+                topics={topic: SimpleNamespace(error=None, partitions=numbers)}
+            )
 
     def offsets_for_times(self, partitions: Any, timeout: float = -1) -> Any:
         """Return where partitions begin or end, as is asked of each."""
@@ -180,7 +199,9 @@ class Client(Consumer, Member):
                 for each in partitions
             ]  # fmt: skip
 
-    def get_watermark_offsets(self, partition: Any, timeout: float = -1, cached: bool = False) -> Any:
+    def get_watermark_offsets(
+        self, partition: Any, timeout: float = -1, cached: bool = False
+    ) -> Any:
         """Return the bounds that the last fetch of a partition has told."""
         assert cached
         return self._bounds.get(_place(partition), (OFFSET_INVALID, OFFSET_INVALID))
@@ -214,7 +235,11 @@ class Client(Consumer, Member):
     def position(self, partitions: Any) -> Any:
         """Return what is read next, where a record was read before."""
         return [
-            TopicPartition(each.topic, each.partition, self._positions.get(_place(each), OFFSET_INVALID))
+            TopicPartition(
+                each.topic,
+                each.partition,
+                self._positions.get(_place(each), OFFSET_INVALID),
+            )
             for each in partitions
         ]
 
@@ -233,7 +258,9 @@ class Client(Consumer, Member):
     def _call_back(self, taken: list[tuple[Any, Record]]) -> bool:
         """Serve what is known of a rebalance; return whether a callback was called."""
         threads = self._threads
-        if not self._has_heard() or (not taken and self._has_some() and threads.draw.random() < 0.5):
+        if not self._has_heard() or (
+            not taken and self._has_some() and threads.draw.random() < 0.5
+        ):
             return False
         if self._offer is not None:
             self._take(self._offer)
@@ -255,7 +282,9 @@ class Client(Consumer, Member):
             return False
         if self._hears_at is None:
             delay = HEARTBEAT if self.held else 0.01
-            self._hears_at = self._threads.agenda.now + self._threads.draw.uniform(0, delay)
+            self._hears_at = self._threads.agenda.now + self._threads.draw.uniform(
+                0, delay
+            )
             self._threads.agenda.at(self._hears_at, nothing)
         return self._threads.agenda.now >= self._hears_at
 
@@ -270,7 +299,13 @@ class Client(Consumer, Member):
     def _give_up(self, callback: Callable[[Any, Any], None]) -> None:
         """Have all partitions revoked, or lost; librdkafka drops them where the callback fails, too."""
         try:
-            callback(self, [TopicPartition(place.topic, place.partition) for place in sorted(self.held)])
+            callback(
+                self,
+                [
+                    TopicPartition(place.topic, place.partition)
+                    for place in sorted(self.held)
+                ],
+            )
         finally:
             self.held, self.held_since = set(), {}
             self._fetched = {}
@@ -278,9 +313,14 @@ class Client(Consumer, Member):
     def _take(self, share: set[Any]) -> None:
         """Have partitions assigned; they begin where the callback says, else behind what is committed."""
         self._offer, self._starts, self._joined = None, None, False
-        self.broker.note(self.process.name, f"is told of {sorted(place.partition for place in share)}")
+        self.broker.note(
+            self.process.name, f"is told of {sorted(place.partition for place in share)}"
+        )
         try:
-            self._on_assign(self, [TopicPartition(place.topic, place.partition) for place in sorted(share)])
+            self._on_assign(
+                self,
+                [TopicPartition(place.topic, place.partition) for place in sorted(share)],
+            )
         finally:
             if self._starts is None:
                 self._begin(dict.fromkeys(share, OFFSET_INVALID))
@@ -310,18 +350,28 @@ class Client(Consumer, Member):
         # Told no offset, it asks for the group's. It tells nobody where it goes from one that is out of range.
         at = broker.committed.get(place, -1) if at is None else at
         at = at if broker.is_in_range(place, at) else broker.without_offset(place)
-        self._fetched[place], self._bounds[place] = at, (broker.first[place], len(broker.logs[place]))
+        self._fetched[place], self._bounds[place] = (
+            at,
+            (broker.first[place], len(broker.logs[place])),
+        )
         return len(broker.logs[place]) - at
 
     def _read(self, most: int) -> list[tuple[Any, Record]]:
         """Take what has been fetched of one partition after the other."""
         found: list[tuple[Any, Record]] = []
         for place in sorted(self.held):
-            count = min(self._left(place), most - len(found), self._threads.draw.randint(1, self._most))
+            count = min(
+                self._left(place),
+                most - len(found),
+                self._threads.draw.randint(1, self._most),
+            )
             if count > 0:
                 begin = self._fetched[place] or 0
                 self._fetched[place] = begin + count
-                found += [(place, record) for record in self.broker.logs[place][begin : begin + count]]
+                found += [
+                    (place, record)
+                    for record in self.broker.logs[place][begin : begin + count]
+                ]
         return found
 
     def _fail(self, offsets: Iterable[Any], code: int) -> list[SimpleNamespace]:
@@ -332,7 +382,10 @@ class Client(Consumer, Member):
         if threads.draw.random() < 0.5:
             raise refusal(code)
         return [
-            SimpleNamespace(topic=each.topic, partition=each.partition, error=KafkaError(code)) for each in offsets
+            SimpleNamespace(
+                topic=each.topic, partition=each.partition, error=KafkaError(code)
+            )
+            for each in offsets
         ]
 
     def _travel(self) -> None:
@@ -392,13 +445,26 @@ class LetterClient(Producer):
             raise refusal(KafkaError._TIMED_OUT)
         return SimpleNamespace(topics={DEAD: None})
 
-    def produce(self, topic: Any, value: Any = None, key: Any = None, *, on_delivery: Any, headers: Any) -> None:  # type: ignore[override]
+    def produce(
+        self,
+        topic: Any,
+        value: Any = None,
+        key: Any = None,
+        *,
+        on_delivery: Any,
+        headers: Any,
+    ) -> None:  # type: ignore[override]
         """Append a letter, or lose it; its report is served by ``poll``."""
         if not self._process.alive:
             raise Killed
-        threads, fate = self._broker.threads, self._broker.bury(topic, value, key, headers)
+        threads, fate = (
+            self._broker.threads,
+            self._broker.bury(topic, value, key, headers),
+        )
         if fate is None:
-            raise threads.draw.choice((BufferError("Local: Queue full"), refusal(KafkaError._UNKNOWN_TOPIC)))
+            raise threads.draw.choice(
+                (BufferError("Local: Queue full"), refusal(KafkaError._UNKNOWN_TOPIC))
+            )
         error = None if fate.confirmed else KafkaError(KafkaError._MSG_TIMED_OUT)
         due = threads.agenda.now + fate.heard_after
         self._reports.append((due, lambda: on_delivery(error, None)))

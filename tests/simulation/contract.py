@@ -38,7 +38,9 @@ class Client:
     async def queue(self, channel: Any, name: str = "q", **arguments: Any) -> str:
         """Declare a quorum queue and return its name."""
         found = {"x-" + key.replace("_", "-"): value for key, value in arguments.items()}
-        await channel.queue_declare(self._prefix + name, durable=True, arguments=_QUORUM | found)
+        await channel.queue_declare(
+            self._prefix + name, durable=True, arguments=_QUORUM | found
+        )
         return self._prefix + name
 
     async def close(self) -> None:
@@ -58,7 +60,9 @@ class Reader:
         """Note one delivery."""
         headers = message.header.properties.headers or {}
         count = int(headers.get("x-delivery-count", 0))  # type: ignore[arg-type, call-overload]
-        self.seen.append((message.body.decode(), bool(message.delivery.redelivered), count))  # type: ignore[union-attr]
+        self.seen.append(
+            (message.body.decode(), bool(message.delivery.redelivered), count)
+        )  # type: ignore[union-attr]
         self.tags.append(message.delivery.delivery_tag or 0)  # type: ignore[union-attr]
 
     async def quiet(self) -> list[tuple[str, bool, int]]:
@@ -195,7 +199,9 @@ async def deleted_queue(client: Client) -> list[Any]:
     """The consumer of a queue that is deleted is cancelled; its channel lives."""
     channel, reader, told = await client.channel(), Reader(), []
     queue = await client.queue(channel)
-    channel.on_consumer_cancel_callbacks.add(lambda frame: told.append(type(frame) is commands.Basic.Cancel))
+    channel.on_consumer_cancel_callbacks.add(
+        lambda frame: told.append(type(frame) is commands.Basic.Cancel)
+    )
     await channel.basic_consume(queue, reader.take)
     await (await client.channel()).queue_delete(queue)
     await asyncio.sleep(QUIET)

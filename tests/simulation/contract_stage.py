@@ -25,14 +25,23 @@ from mqauth.judging.pipeline import Pipeline
 from mqauth.wire.message import Message
 from tests.kit.delivery_stage import AckObserver, Steps
 from tests.kit.stage_rabbitmq_member import LETTER_TIMEOUT, Service
-from tests.simulation.amqp_broker import PRECONDITION_FAILED, Channel, ChannelError, Queue, Stored, Subscription
+from tests.simulation.amqp_broker import (
+    PRECONDITION_FAILED,
+    Channel,
+    ChannelError,
+    Queue,
+    Stored,
+    Subscription,
+)
 from tests.simulation.pika_service import AGAIN_AFTER, Connection, connect
 from tests.simulation.process import Process
 from tests.simulation.services import CONNECT_TIMEOUT, DESTINATION, EXCHANGE, ROUTING_KEY
 from tests.simulation.world import DEAD, SOURCE, World
 
 HEARTBEAT: Final = 4
-URL: Final = f"amqp://guest:guest@rabbitmq:5672/?heartbeat={HEARTBEAT}&reconnect_interval=1"
+URL: Final = (
+    f"amqp://guest:guest@rabbitmq:5672/?heartbeat={HEARTBEAT}&reconnect_interval=1"
+)
 MOMENT: Final = 0.02
 """Virtual seconds between two looks at a condition."""
 
@@ -48,7 +57,9 @@ class WatchedWorld(World):
         self._publish = self.broker.publish
         setattr(self.broker, "publish", self._published)  # noqa: B010 - a method, replaced
 
-    def delivered(self, channel: Channel, consumer: Subscription, message: Stored, tag: int) -> None:
+    def delivered(
+        self, channel: Channel, consumer: Subscription, message: Stored, tag: int
+    ) -> None:
         """Count a delivery."""
         self.deliveries[message.body] += 1
         super().delivered(channel, consumer, message, tag)
@@ -59,7 +70,9 @@ class WatchedWorld(World):
             observer(message.body)
         super().acked(channel, message)
 
-    def _published(self, channel: Channel, frame: commands.Basic.Publish, *rest: Any) -> None:
+    def _published(
+        self, channel: Channel, frame: commands.Basic.Publish, *rest: Any
+    ) -> None:
         """Count a letter."""
         self.letters_sent += frame.routing_key == DEAD
         self._publish(channel, frame, *rest)
@@ -89,7 +102,12 @@ class PikaService(Service):
         """Consume on two connections until asked to stop, or until one of them is lost."""
         letters = pika.DeadLetters(letters_connection, self._dead, timeout=LETTER_TIMEOUT)
         consumer: Any = pika.Consumer(
-            connection, self._source, self._guard, self._handler, dead_letters=letters, **self._settings
+            connection,
+            self._source,
+            self._guard,
+            self._handler,
+            dead_letters=letters,
+            **self._settings,
         )
         self.consumer = consumer
         running = asyncio.create_task(pika_link.driving(consumer._run(signals=False)))
@@ -145,7 +163,9 @@ class SimulatedQueueStage:
     destination = DESTINATION
     patience = 120.0
 
-    def __init__(self, seed: int = 0, service: type[Service] = Service, **settings: Any) -> None:
+    def __init__(
+        self, seed: int = 0, service: type[Service] = Service, **settings: Any
+    ) -> None:
         random.seed(seed)
         self._service = service
         self._settings = settings
@@ -166,12 +186,18 @@ class SimulatedQueueStage:
 
     def inject(self, message: Message) -> None:
         """Put a message into the source."""
-        self.world.broker.put(EXCHANGE, ROUTING_KEY, _properties(message), message.body or b"")
+        self.world.broker.put(
+            EXCHANGE, ROUTING_KEY, _properties(message), message.body or b""
+        )
 
-    def second(self, guard: Pipeline, handler: Steps, *, prefetch: int = 10, grace: float = 10) -> SimulatedMember:
+    def second(
+        self, guard: Pipeline, handler: Steps, *, prefetch: int = 10, grace: float = 10
+    ) -> SimulatedMember:
         """Start a process that consumes."""
         name = f"consumer{len(self._members) + 1}#1"
-        service = self._service(SOURCE, DEAD, guard, handler, prefetch=prefetch, grace=grace, **self._settings)
+        service = self._service(
+            SOURCE, DEAD, guard, handler, prefetch=prefetch, grace=grace, **self._settings
+        )
         member = SimulatedMember(self, name, service)
         self._members.append(member)
         self.wait(lambda: name in self.world.consumed or member.failed, self.patience)
@@ -215,7 +241,11 @@ class SimulatedQueueStage:
     def close_channel(self, member: Any) -> None:
         """Close the channel that consumes."""
         for channel in self._consuming(member):
-            channel.fail(ChannelError(PRECONDITION_FAILED, "PRECONDITION_FAILED - closed by an operator"))
+            channel.fail(
+                ChannelError(
+                    PRECONDITION_FAILED, "PRECONDITION_FAILED - closed by an operator"
+                )
+            )
 
     def cancel(self, member: Any) -> None:
         """Cancel its consumers."""
@@ -227,7 +257,12 @@ class SimulatedQueueStage:
     def _consuming(self, member: Any) -> list[Channel]:
         """Return the channels on which a process consumes."""
         connections = self.world.broker.connections_of(member.process.name)
-        return [channel for found in connections for channel in found.channels.values() if channel.consumers]
+        return [
+            channel
+            for found in connections
+            for channel in found.channels.values()
+            if channel.consumers
+        ]
 
     def remove_source(self) -> None:
         """Hide the source."""
@@ -313,8 +348,12 @@ def _apart() -> Iterator[None]:
 
 def _properties(message: Message) -> commands.Basic.Properties:
     """Return a message's properties as AMQP has them."""
-    values: dict[str, Any] = {name.replace("-", "_"): value for name, value in message.properties.items()}
-    return commands.Basic.Properties(headers=dict(message.headers), delivery_mode=2, **values)
+    values: dict[str, Any] = {
+        name.replace("-", "_"): value for name, value in message.properties.items()
+    }
+    return commands.Basic.Properties(
+        headers=dict(message.headers), delivery_mode=2, **values
+    )
 
 
 def _message(stored: Stored) -> Message:

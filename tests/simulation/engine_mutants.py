@@ -130,7 +130,11 @@ def refused_as_taken(original: Any) -> Any:
 
 def forgetting_what_is_open(_: Any) -> Any:
     """Forget records that were put back and are yet to be read again."""
-    return property(lambda each: partition.offset_of(each.waiting[0].message) if each.waiting else None)
+    return property(
+        lambda each: (
+            partition.offset_of(each.waiting[0].message) if each.waiting else None
+        )
+    )
 
 
 def received_just_now(original: Any) -> Any:
@@ -254,7 +258,10 @@ def begun_anyway(original: Any) -> Any:
     """Begin partitions whose start could not be committed, where the client stands."""
 
     def begin(found: Assignment, starts: Any, among: Any) -> None:
-        anyway = {place: Start(found.early.get(place, 0), Committed(0, ""), True) for place in among}
+        anyway = {
+            place: Start(found.early.get(place, 0), Committed(0, ""), True)
+            for place in among
+        }
         original(found, anyway | dict(starts), among)
 
     return begin
@@ -266,24 +273,42 @@ LOG: Final = (
     Mutant("takes what was added for old", offsets, "topic_start", nothing_added),
     Mutant("begins with what came too early", Partition, "begun", unsought),
     Mutant("commits received, not settled", Partition, "settled", received_as_settled),
-    Mutant("takes what was put off for settled", Assignment, "attempted", settled_at_once),
+    Mutant(
+        "takes what was put off for settled", Assignment, "attempted", settled_at_once
+    ),
     Mutant("settles all with the first", Partition, "settle", only_the_last),
     Mutant("skips behind a deferral", Assignment, "attempted", skipping),
-    Mutant("forgets what stands behind a deferral", Assignment, "client_calls", without("seek", {})),
+    Mutant(
+        "forgets what stands behind a deferral",
+        Assignment,
+        "client_calls",
+        without("seek", {}),
+    ),
     Mutant("never pauses", Assignment, "client_calls", without("pause", frozenset())),
     Mutant("never resumes", Assignment, "client_calls", without("resume", frozenset())),
     Mutant("ignores back-off", Backoff, "wait", returning(0.0)),
     Mutant("never commits", Assignment, "due_commits", returning({})),
-    Mutant("takes a refused commit for taken", Assignment, "commit_failed", refused_as_taken),
+    Mutant(
+        "takes a refused commit for taken", Assignment, "commit_failed", refused_as_taken
+    ),
     Mutant("runs a partition twice", Assignment, "choose", unmarked),
     Mutant("never comes to an end", Assignment, "visit_ended", returning(None)),
     Mutant("gives nothing back", LogWork, "giving_back", lambda _: left_out),
-    Mutant("gives back what was answered alone", Assignment, "unhandled_claims", answered_alone),
+    Mutant(
+        "gives back what was answered alone",
+        Assignment,
+        "unhandled_claims",
+        answered_alone,
+    ),
     Mutant("forgets which claims it asked for", EarlyClaims, "_judge", unremembered),
     Mutant("renews nothing", LogWork, "renewing", lambda _: left_out),
     Mutant("loses the time of receipt", Partition, "receive", received_just_now),
-    Mutant("loses the time of receipt of the rest", Partition, "put_back", short_receipts),
-    Mutant("stops behind what was put back", Partition, "first_open", forgetting_what_is_open),
+    Mutant(
+        "loses the time of receipt of the rest", Partition, "put_back", short_receipts
+    ),
+    Mutant(
+        "stops behind what was put back", Partition, "first_open", forgetting_what_is_open
+    ),
     Mutant("ignores a revoke", Assignment, "revoked", returning(None)),
     Mutant("suspends nothing", Assignment, "revoked", suspended_goes_on),
     Mutant("keeps what did not come back", Assignment, "assigned", kept_when_taken),
@@ -291,7 +316,9 @@ LOG: Final = (
     Mutant("goes on whatever happened", Assignment, "next_delivery", first_whatever),
     Mutant("goes on before a rebalance", Assignment, "hold_back", returning(None)),
     Mutant("ignores a stop", Assignment, "stop", returning(None)),
-    Mutant("takes the steps of what is stale", Partition, "refuse_stale", returning(None)),
+    Mutant(
+        "takes the steps of what is stale", Partition, "refuse_stale", returning(None)
+    ),
     Mutant("ignores a pause of the process", Assignment, "heartbeat", returning(None)),
     Mutant("keeps a pause of a partition it lost", Assignment, "_forget", still_paused),
     Mutant("settles what was judged ahead", EarlyClaims, "judge_ahead", never_too_old),
@@ -367,7 +394,9 @@ def released_though_handled(_: Any) -> Any:
 
     def release(work: QueueWork, delivery: Any) -> Any:
         if delivery.step is not Step.JUDGE or delivery.claim is not None:
-            delivery.step = Step.HANDLE if delivery.step is Step.CONFIRM else delivery.step
+            delivery.step = (
+                Step.HANDLE if delivery.step is Step.CONFIRM else delivery.step
+            )
             yield from work._guard.release(delivery)
 
     return release
@@ -400,7 +429,12 @@ QUEUE: Final = (
     Mutant("never acks", DeliveryTags, "settled", unlocked),
     Mutant("goes on with an ended channel", Slot, "unproven", returning(None)),
     Mutant("records what is not proven", Slot, "unproven", unproven),
-    Mutant("takes what depends on the moment for lasting", slot, "TIME_DEPENDENT", lambda _: frozenset()),
+    Mutant(
+        "takes what depends on the moment for lasting",
+        slot,
+        "TIME_DEPENDENT",
+        lambda _: frozenset(),
+    ),
     Mutant("answers who came later", RoundTripQueue, "answered", latecomers),
     Mutant("asks no second question", RoundTripQueue, "add", returning(False)),
     Mutant("gives back the last delivery", Slot, "is_last", always(False)),
@@ -424,6 +458,9 @@ QUEUE: Final = (
     Mutant("forgets what it gave back", Progress, "keep", returning(None)),
     Mutant("knows no earlier delivery", Progress, "receive", unlike),
     Mutant(
-        "judges beside a handler", Progress, "_wait", lambda _: lambda _p, _e, fence, delivery: fence(delivery)
+        "judges beside a handler",
+        Progress,
+        "_wait",
+        lambda _: lambda _p, _e, fence, delivery: fence(delivery),
     ),
 )

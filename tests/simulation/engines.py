@@ -83,7 +83,10 @@ def schedule(seed: int, engine: Engine = LOG) -> Schedule:
     count = 10 + _DRAW.getrandbits(16) % (LONGEST - 10)
     chosen = _DRAW.choices(names, cum_weights=weights, k=count)
     numbers = _DRAW.randbytes(2 * count)
-    facts = [Fact(name, numbers[2 * at] << 8 | numbers[2 * at + 1]) for at, name in enumerate(chosen)]
+    facts = [
+        Fact(name, numbers[2 * at] << 8 | numbers[2 * at + 1])
+        for at, name in enumerate(chosen)
+    ]
     return Schedule(seed, facts)
 
 
@@ -165,7 +168,14 @@ def traced(seed: int, engine: Engine = LOG) -> list[str]:
     return lines
 
 
-def play(name: str, first: int, count: int, tell: Callable[[str], None], *, jobs: int | None = None) -> int:
+def play(
+    name: str,
+    first: int,
+    count: int,
+    tell: Callable[[str], None],
+    *,
+    jobs: int | None = None,
+) -> int:
     """Play schedules, report those that fail, and return their number.
 
     Args:
@@ -176,7 +186,10 @@ def play(name: str, first: int, count: int, tell: Callable[[str], None], *, jobs
         jobs: processes at a time, one for each core by default.
     """
     started, engine = time.perf_counter(), ENGINES[name]
-    shards = [range(at, min(at + SHARD, first + count)) for at in range(first, first + count, SHARD)]
+    shards = [
+        range(at, min(at + SHARD, first + count))
+        for at in range(first, first + count, SHARD)
+    ]
     failing: list[Finding] = []
     with ProcessPoolExecutor(jobs or os.cpu_count()) as pool:
         for found in pool.map(_shard, [name] * len(shards), shards):
@@ -185,7 +198,9 @@ def play(name: str, first: int, count: int, tell: Callable[[str], None], *, jobs
                 for line in told(finding, engine):
                     tell(line)
     took = time.perf_counter() - started
-    tell(f"{name}: {count} schedules from {first} on, {len(failing)} failed, {count / took:.0f} a second")
+    tell(
+        f"{name}: {count} schedules from {first} on, {len(failing)} failed, {count / took:.0f} a second"
+    )
     return len(failing)
 
 

@@ -36,7 +36,9 @@ class SharedStore:
     async def claim(self, request: ClaimRequest, /) -> ClaimStatus:
         """Take a lease."""
         sent = self._world.agenda.now
-        return await self._ask(lambda: noted_claim(self._process, self._core, request, sent))  # type: ignore[no-any-return]
+        return await self._ask(
+            lambda: noted_claim(self._process, self._core, request, sent)
+        )  # type: ignore[no-any-return]
 
     async def confirm(self, request: ClaimRequest, /) -> None:
         """Make a claim done."""
@@ -48,7 +50,9 @@ class SharedStore:
 
     def _end(self, act: Callable[[ClaimRequest], Any], request: ClaimRequest) -> None:
         act(request)
-        self._world.ledger.unclaimed(claim_key(request), request.owner, self._world.agenda.now)
+        self._world.ledger.unclaimed(
+            claim_key(request), request.owner, self._world.agenda.now
+        )
 
     async def _ask(self, act: Callable[[], Any]) -> Any:
         """Make a round trip; the store acts when the request arrives, even if the answer is lost."""
@@ -59,25 +63,35 @@ class SharedStore:
         loop = self._process.loop
         answer: asyncio.Future[Any] = loop.create_future()
         if mode != "silent":
-            self._world.agenda.after(self._world.network.delay(), lambda: self._arrive(act, answer, mode))
+            self._world.agenda.after(
+                self._world.network.delay(), lambda: self._arrive(act, answer, mode)
+            )
         try:
             async with asyncio.timeout(TIMEOUT):
                 return await answer
         except TimeoutError:
-            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "no answer in time") from None
+            raise Unavailable(
+                Cause.REPLAY_STORE_UNAVAILABLE, "no answer in time"
+            ) from None
 
-    def _arrive(self, act: Callable[[], Any], answer: asyncio.Future[Any], mode: str | None) -> None:
+    def _arrive(
+        self, act: Callable[[], Any], answer: asyncio.Future[Any], mode: str | None
+    ) -> None:
         """Perform a request at the store, and send the answer back."""
         if self._world.outage("store", self._process.name) in ("refused", "silent"):
             return
         result = act()
         if mode != "answer lost":
-            self._world.agenda.after(self._world.network.delay(), lambda: self._answer(answer, result))
+            self._world.agenda.after(
+                self._world.network.delay(), lambda: self._answer(answer, result)
+            )
 
     def _answer(self, answer: asyncio.Future[Any], result: Any) -> None:
         """Hand an answer to the process, which reads it at its next turn."""
         if self._process.alive:
-            self._process.loop.call_soon(lambda: None if answer.done() else answer.set_result(result))
+            self._process.loop.call_soon(
+                lambda: None if answer.done() else answer.set_result(result)
+            )
 
 
 class OwnStore:
@@ -96,7 +110,9 @@ class OwnStore:
     def claim(self, request: ClaimRequest, /) -> ClaimStatus:
         """Take a lease."""
         self._check()
-        return noted_claim(self._process, self._core, request, self._process.world.agenda.now)
+        return noted_claim(
+            self._process, self._core, request, self._process.world.agenda.now
+        )
 
     def confirm(self, request: ClaimRequest, /) -> None:
         """Make a claim done."""
@@ -204,11 +220,15 @@ def claim_key(request: ClaimRequest) -> Any:
     return (request.scope, request.id, request.index)
 
 
-def noted_claim(process: Process, core: MemoryReplayStore, request: ClaimRequest, sent: float) -> ClaimStatus:
+def noted_claim(
+    process: Process, core: MemoryReplayStore, request: ClaimRequest, sent: float
+) -> ClaimStatus:
     """Claim at a store, and note it in the ledger; the request was sent at a time."""
     world: World = process.world
     status = core.claim(request)
-    world.note("store", f"{'renew' if request.renew else 'claim'} {process.name}: {status.value}")
+    world.note(
+        "store", f"{'renew' if request.renew else 'claim'} {process.name}: {status.value}"
+    )
     if status is ClaimStatus.FRESH:
         claim = Claim(request.owner, process.name, world.agenda.now)
         world.ledger.claimed(claim_key(request), claim, sent)

@@ -37,7 +37,9 @@ class Attacker:
 
     def strike(self, number: int) -> None:
         """Write one hostile message."""
-        known = [message for message in self._seen() if message.body in self._world.ledger.sent]
+        known = [
+            message for message in self._seen() if message.body in self._world.ledger.sent
+        ]
         if known and self._draw.random() < _COPIES:
             self._copy(self._draw.choice(known))
         else:
@@ -52,23 +54,33 @@ class Attacker:
 
     def _copy(self, message: Stored) -> None:
         """Publish a copy of an honest message."""
-        stored = self._world.broker.put(message.exchange, message.routing_key, message.properties, message.body)
+        stored = self._world.broker.put(
+            message.exchange, message.routing_key, message.properties, message.body
+        )
         self._world.ledger.copies[message.body] += len(stored)
         self._world.note("attacker", f"copies {message.body!r}")
 
     def _forge_one(self, number: int) -> None:
         """Write a forgery."""
         attack = self._draw.choice(self._attacks)
-        message = attack.mount(self._forge, honest_message(DESTINATION, 1_000_000 + number))
-        stored = self._world.broker.put(EXCHANGE, ROUTING_KEY, _properties(message), message.body or b"")
+        message = attack.mount(
+            self._forge, honest_message(DESTINATION, 1_000_000 + number)
+        )
+        stored = self._world.broker.put(
+            EXCHANGE, ROUTING_KEY, _properties(message), message.body or b""
+        )
         self._world.ledger.forged.extend((attack.name, found.body) for found in stored)
         self._world.note("attacker", f"{attack.name} {message.body!r}")
 
 
 def _properties(message: Message) -> commands.Basic.Properties:
     """Return a message's properties as AMQP has them."""
-    values: dict[str, Any] = {name.replace("-", "_"): value for name, value in message.properties.items()}
-    return commands.Basic.Properties(headers=dict(message.headers), delivery_mode=2, **values)
+    values: dict[str, Any] = {
+        name.replace("-", "_"): value for name, value in message.properties.items()
+    }
+    return commands.Basic.Properties(
+        headers=dict(message.headers), delivery_mode=2, **values
+    )
 
 
 if TYPE_CHECKING:
@@ -98,8 +110,15 @@ class Fault:
     how: str = ""
 
     def __str__(self) -> str:
-        words = [f"{self.at:8.3f} s", self.kind, self.how, str(self.target if self.target is not None else "")]
-        return " ".join(word for word in words if word) + (f" for {self.seconds:.2f} s" if self.seconds else "")
+        words = [
+            f"{self.at:8.3f} s",
+            self.kind,
+            self.how,
+            str(self.target if self.target is not None else ""),
+        ]
+        return " ".join(word for word in words if word) + (
+            f" for {self.seconds:.2f} s" if self.seconds else ""
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for a plan's file."""
@@ -121,14 +140,22 @@ class Plan:
     def faults(self) -> list[Fault]:
         """Return the faults in the order of time."""
         kinds = [kind for kind in KINDS if self._draw.random() < 1 / 3]
-        found = [self._fault(kind) for kind in kinds for _ in range(self._draw.choice((1, 1, 2, 3)))]
+        found = [
+            self._fault(kind)
+            for kind in kinds
+            for _ in range(self._draw.choice((1, 1, 2, 3)))
+        ]
         if self._draw.random() < 0.35:
             found += self._beside(found)
         return sorted(found, key=lambda fault: (fault.at, fault.kind))
 
     def _beside(self, faults: list[Fault]) -> list[Fault]:
         """Return cuts close to the ends of other faults, where faults interact."""
-        ends = [fault.at + fault.seconds for fault in faults if fault.seconds and fault.kind in _OUTAGES]
+        ends = [
+            fault.at + fault.seconds
+            for fault in faults
+            if fault.seconds and fault.kind in _OUTAGES
+        ]
         return [
             Fault(
                 kind="cut",
@@ -143,22 +170,54 @@ class Plan:
         draw, beat = self._draw, self._settings.heartbeat
         at = round(draw.uniform(1.5, self._settings.spread + 5), 3)
         if kind == "handler":
-            how = draw.choice(("retry", "retry", "fail", "flaky", "slow", "block", "abort", "cancel", "reply"))
+            how = draw.choice(
+                (
+                    "retry",
+                    "retry",
+                    "fail",
+                    "flaky",
+                    "slow",
+                    "block",
+                    "abort",
+                    "cancel",
+                    "reply",
+                )
+            )
             seconds = {
                 "retry": draw.choice((3.0, 30.0, 120.0)), "slow": draw.choice((5.0, 40.0, 100.0)),
                 "block": draw.choice((0.5, beat * 2.0, beat * 4.2)),
             }.get(how, 0.0)  # fmt: skip
-            return Fault(kind=kind, at=0, seconds=seconds, target=draw.randrange(self._settings.orders), how=how)
+            return Fault(
+                kind=kind,
+                at=0,
+                seconds=seconds,
+                target=draw.randrange(self._settings.orders),
+                how=how,
+            )
         seconds = round(draw.choice((0.3, 3.0, 12.0, 45.0)) * draw.uniform(0.7, 1.3), 3)
         if kind == "pause":
             seconds = round(
-                draw.choice((beat * 0.8, beat * 3.2, beat * 4.5, beat * 15.0)) * draw.uniform(0.9, 1.2), 3
+                draw.choice((beat * 0.8, beat * 3.2, beat * 4.5, beat * 15.0))
+                * draw.uniform(0.9, 1.2),
+                3,
             )
         how = self._how(kind)
-        target = self._consumer() if kind in _OF_CONSUMERS else self._anyone() if kind in _OF_ANYONE else None
+        target = (
+            self._consumer()
+            if kind in _OF_CONSUMERS
+            else self._anyone()
+            if kind in _OF_ANYONE
+            else None
+        )
         if kind in ("store", "audit", "policy", "keys") and draw.random() < 0.3:
             target = self._consumer()
-        return Fault(kind=kind, at=at, seconds=0.0 if kind in _MOMENTS else seconds, target=target, how=how)
+        return Fault(
+            kind=kind,
+            at=at,
+            seconds=0.0 if kind in _MOMENTS else seconds,
+            target=target,
+            how=how,
+        )
 
     def _how(self, kind: str) -> str:
         """Draw the form of a fault."""
@@ -194,7 +253,9 @@ def play(fault: Fault, scenario: Scenario) -> None:
 def _handler(fault: Fault, scenario: Scenario) -> None:
     left = 2 if fault.how == "flaky" else 1
     for order in _orders_of(fault, scenario.settings.orders):
-        behaviour = Behaviour(fault.how, until=fault.seconds, seconds=fault.seconds, left=left)
+        behaviour = Behaviour(
+            fault.how, until=fault.seconds, seconds=fault.seconds, left=left
+        )
         scenario.handlers.behaviours.setdefault(order, behaviour)
 
 
@@ -236,7 +297,10 @@ def _kill(fault: Fault, scenario: Scenario) -> None:
 
 
 def _stop(fault: Fault, scenario: Scenario) -> None:
-    process, service = scenario.process(fault.target), scenario.deployment.consumers.get(str(fault.target))
+    process, service = (
+        scenario.process(fault.target),
+        scenario.deployment.consumers.get(str(fault.target)),
+    )
     if process is not None and service is not None and service.consumer is not None:
         scenario.deployment.hold_back(str(fault.target), fault.seconds)
         service.ask_to_stop(process)
@@ -259,9 +323,15 @@ def _consumer_cancelled(_fault: Fault, scenario: Scenario) -> None:
 
 
 def _channel_closed(fault: Fault, scenario: Scenario) -> None:
-    for connection in scenario.world.broker.connections_of(scenario.running_name(fault.target)):
+    for connection in scenario.world.broker.connections_of(
+        scenario.running_name(fault.target)
+    ):
         for channel in tuple(connection.channels.values()):
-            channel.fail(ChannelError(PRECONDITION_FAILED, "PRECONDITION_FAILED - closed by an operator"))
+            channel.fail(
+                ChannelError(
+                    PRECONDITION_FAILED, "PRECONDITION_FAILED - closed by an operator"
+                )
+            )
 
 
 def _connection_closed(fault: Fault, scenario: Scenario) -> None:
@@ -330,7 +400,15 @@ KINDS: Final[dict[str, Callable[[Fault, Scenario], None]]] = {
     "confirms": _confirms, "restart": _restart, "slow network": _slow, "clock": _clock, "handler": _handler,
 }  # fmt: skip
 """Each kind of fault, and what makes it happen."""
-_OUTAGES: Final = ("store", "audit", "policy", "keys", "dead letters", "pause", "queue missing")
+_OUTAGES: Final = (
+    "store",
+    "audit",
+    "policy",
+    "keys",
+    "dead letters",
+    "pause",
+    "queue missing",
+)
 _MOMENTS: Final = ("cut", "consumer cancelled", "channel closed", "connection closed")
 _OF_CONSUMERS: Final = ("stop", "pause", "clock")
 _OF_ANYONE: Final = ("cut", "stall", "kill", "channel closed", "connection closed")

@@ -71,7 +71,9 @@ def _forged_not_handled(scenario: Scenario) -> Iterator[str]:
 def _handled_once(scenario: Scenario) -> Iterator[str]:
     """A message is handled again only where the pages say so."""
     for first, second in _handled_again(scenario):
-        allowed = _stopped_without_store(scenario, first, second) or _outlasts_its_lease(scenario, first, second)
+        allowed = _stopped_without_store(scenario, first, second) or _outlasts_its_lease(
+            scenario, first, second
+        )
         if not allowed and not _excused(scenario, first, second):
             yield _again(first, second)
 
@@ -79,7 +81,9 @@ def _handled_once(scenario: Scenario) -> Iterator[str]:
 def _stop_keeps(scenario: Scenario) -> Iterator[str]:
     """No message is handled again because of a stop while the store is out of reach."""
     for first, second in _handled_again(scenario):
-        if not _excused(scenario, first, second) and _stopped_without_store(scenario, first, second):
+        if not _excused(scenario, first, second) and _stopped_without_store(
+            scenario, first, second
+        ):
             yield _again(first, second)
 
 
@@ -141,7 +145,9 @@ STRICT: Final[dict[str, Callable[[Scenario], Iterator[str]]]] = {
 def _handled_again(scenario: Scenario) -> Iterator[tuple[Handling, Handling]]:
     """Return each pair of successive handlings of one message."""
     for label in scenario.world.ledger.handlings:
-        handled = sorted(scenario.world.ledger.handled(label), key=lambda found: found.begun)
+        handled = sorted(
+            scenario.world.ledger.handled(label), key=lambda found: found.begun
+        )
         yield from pairwise(handled)
 
 
@@ -175,14 +181,20 @@ def _acked_in_vain(scenario: Scenario, label: Label, reasons: list[str]) -> bool
     new to it. The other died or failed, as of a handler's abort, and the next one came after the token's life.
     """
     world = scenario.world
-    died = any(found.process in world.ledger.deaths for found in world.ledger.handled(label))
+    died = any(
+        found.process in world.ledger.deaths for found in world.ledger.handled(label)
+    )
     stood_still = any(
         begun <= ended and over >= found.begun
         for found in world.ledger.handled(label)
         if (ended := found.ended) is not None
         for begun, over in world.everyone[found.process].pauses
     )
-    return (stood_still or died) and set(reasons) == {"expired"} and len(world.ledger.acks[label]) <= len(reasons)
+    return (
+        (stood_still or died)
+        and set(reasons) == {"expired"}
+        and len(world.ledger.acks[label]) <= len(reasons)
+    )
 
 
 def _excused(scenario: Scenario, first: Handling, second: Handling) -> bool:
@@ -196,11 +208,19 @@ def _excused(scenario: Scenario, first: Handling, second: Handling) -> bool:
     acked = [when for when, process, number in world.ledger.acks[first.label]
              if process == first.process and number in own]  # fmt: skip
     died = world.ledger.deaths.get(first.process)
-    if died is not None and died <= second.begun and not any(when <= died for when in acked):
+    if (
+        died is not None
+        and died <= second.begun
+        and not any(when <= died for when in acked)
+    ):
         return True
     pauses = world.everyone[first.process].pauses + world.everyone[second.process].pauses
     for begun, ended in pauses:
-        if ended - begun >= settings.lease / 3 and begun <= second.begun and ended >= first.begun:
+        if (
+            ended - begun >= settings.lease / 3
+            and begun <= second.begun
+            and ended >= first.begun
+        ):
             return True
     return False
 
@@ -216,7 +236,9 @@ def _outlasts_its_lease(scenario: Scenario, first: Handling, second: Handling) -
     if first.ended is None or first.process == second.process:
         return False
     world, over = scenario.world, first.begun + scenario.settings.lease
-    back = world.outages.lasting("store", first.process, first.ended, first.ended + TIMEOUT, ASKS_WITHIN)
+    back = world.outages.lasting(
+        "store", first.process, first.ended, first.ended + TIMEOUT, ASKS_WITHIN
+    )
     lost = any(
         process == first.process and first.begun <= when <= second.begun
         for when, process in world.ledger.losses[first.label]
@@ -229,6 +251,8 @@ def _stopped_without_store(scenario: Scenario, first: Handling, second: Handling
     return any(
         name == first.process
         and since <= second.begun
-        and scenario.world.outages.between("store", name, since - TIMEOUT, until or second.begun)
+        and scenario.world.outages.between(
+            "store", name, since - TIMEOUT, until or second.begun
+        )
         for name, since, until in scenario.world.ledger.stops
     )

@@ -63,7 +63,9 @@ class Record:
 
 def source_of(letter: Record) -> tuple[int, int]:
     """Return partition and offset of the record that a letter is about."""
-    source = next(value for name, value in letter.headers if name == "mqauth-dead-source").decode()
+    source = next(
+        value for name, value in letter.headers if name == "mqauth-dead-source"
+    ).decode()
     _, partition, offset = source.partition("@")[0].rsplit("/", 2)
     return int(partition), int(offset)
 
@@ -93,7 +95,9 @@ class Broker:
     told: Callable[[Any, Any, int, str], None]
     note: Callable[[str, str], None]
     reset: str = "earliest"
-    logs: dict[Any, list[Record]] = field(default_factory=lambda: {place: [] for place in PLACES})
+    logs: dict[Any, list[Record]] = field(
+        default_factory=lambda: {place: [] for place in PLACES}
+    )
     first: dict[Any, int] = field(default_factory=lambda: dict.fromkeys(PLACES, 0))
     dead: list[Record] = field(default_factory=list)
     committed: dict[Any, int] = field(default_factory=dict)
@@ -119,11 +123,16 @@ class Broker:
     def commits(self, places: Iterable[Any]) -> dict[Any, Any]:
         """Return what the group has committed of partitions."""
         found = [place for place in places if place in self.committed]
-        return {place: OffsetAndMetadata(self.committed[place], self.metadata[place], -1) for place in found}
+        return {
+            place: OffsetAndMetadata(self.committed[place], self.metadata[place], -1)
+            for place in found
+        }
 
     def bounds(self, places: Iterable[Any], *, end: bool) -> dict[Any, int]:
         """Return where partitions begin, or where they end."""
-        return {place: len(self.logs[place]) if end else self.first[place] for place in places}
+        return {
+            place: len(self.logs[place]) if end else self.first[place] for place in places
+        }
 
     def without_offset(self, place: Any) -> int:
         """Return where a client begins that has no offset, or one that is out of range."""
@@ -178,15 +187,24 @@ class Broker:
 
     def maybe_share_out(self) -> None:
         """End a rebalance that all members have joined."""
-        if not self.rebalancing or len(self.joined) < len(self.members) or not self.members:
+        if (
+            not self.rebalancing
+            or len(self.joined) < len(self.members)
+            or not self.members
+        ):
             return
         self.rebalancing = False
         self.generation += 1
         turn = self.threads.draw.randrange(len(PLACES))
         for at, member in enumerate(self.members):
-            member.share = {p for p in PLACES if (p.partition + turn) % len(self.members) == at}
+            member.share = {
+                p for p in PLACES if (p.partition + turn) % len(self.members) == at
+            }
             member.offered = self.generation
-        self.note("broker", f"generation {self.generation} of {[member.process.name for member in self.members]}")
+        self.note(
+            "broker",
+            f"generation {self.generation} of {[member.process.name for member in self.members]}",
+        )
 
     def _patience_ends(self) -> None:
         """Remove the members that have not joined in time."""
@@ -217,7 +235,12 @@ class Member:
             process: whose it is.
             most: records of a partition that come at a time.
         """
-        self.broker, self.process, self._threads, self._most = broker, process, broker.threads, most
+        self.broker, self.process, self._threads, self._most = (
+            broker,
+            process,
+            broker.threads,
+            most,
+        )
         self.share: set[Any] = set()
         self.member = False
         self.generation = -1
@@ -231,7 +254,9 @@ class Member:
 
     def _ready_later(self, place: Any, delay: tuple[float, float]) -> None:
         """Have a partition read from some time on."""
-        self._ready_at[place] = self._threads.agenda.now + self._threads.draw.uniform(*delay)
+        self._ready_at[place] = self._threads.agenda.now + self._threads.draw.uniform(
+            *delay
+        )
         self._threads.agenda.at(self._ready_at[place], nothing)
 
 
@@ -297,7 +322,10 @@ class Subscription:
     def request_offset_reset(self, partition: Any, strategy: Any = None) -> None:
         """Have a partition's position asked for anew."""
         state = self.assignment[partition]
-        state.position, state.reset = None, self.strategy if strategy is None else strategy
+        state.position, state.reset = (
+            None,
+            self.strategy if strategy is None else strategy,
+        )
 
 
 class Client(Member):
@@ -320,7 +348,9 @@ class Client(Member):
         self.offered = -1
         self._coordinator = Coordinator(self)
         latest = broker.reset == "latest"
-        self._subscription = Subscription(OffsetResetStrategy.LATEST if latest else OffsetResetStrategy.EARLIEST)
+        self._subscription = Subscription(
+            OffsetResetStrategy.LATEST if latest else OffsetResetStrategy.EARLIEST
+        )
         self.revoked = False
         self.joining = False
         self._using = 0
@@ -381,14 +411,23 @@ class Client(Member):
     def must_join(self) -> bool:
         """Tell whether a join is due, as far as the client knows."""
         broker = self.broker
-        return not self.member or self.joining or self.generation != broker.generation or broker.rebalancing
+        return (
+            not self.member
+            or self.joining
+            or self.generation != broker.generation
+            or broker.rebalancing
+        )
 
     def poll(self, timeout_ms: int) -> dict[Any, list[Record]]:
         """Return records, after at most ``timeout_ms``."""
         with self._one_at_a_time():
             self._travel()
             stood_still = self.generation >= 0 and not self.member and self.held
-            if stood_still and self._threads.draw.random() < 0.5 and (found := self._fetch()):
+            if (
+                stood_still
+                and self._threads.draw.random() < 0.5
+                and (found := self._fetch())
+            ):
                 return found
             if self._coordinator.need_rejoin():
                 self._take_part(timeout_ms / 1000)
@@ -396,7 +435,9 @@ class Client(Member):
                 return {}
             until = self._threads.agenda.now + timeout_ms / 1000
             self._find_positions()
-            self._threads.wait(lambda: self._has_some() or self._coordinator.need_rejoin(), until)
+            self._threads.wait(
+                lambda: self._has_some() or self._coordinator.need_rejoin(), until
+            )
             return self._fetch()
 
     def commit(self, offsets: dict[Any, Any], timeout_ms: int) -> None:
@@ -409,9 +450,15 @@ class Client(Member):
             if how == "fails":
                 self._threads.sleep(min(1.0, timeout_ms / 1000))
                 raise RequestTimedOutError
-            if self.member and self.offered > self.generation:  # shared out, and we have not heard of it
+            if (
+                self.member and self.offered > self.generation
+            ):  # shared out, and we have not heard of it
                 raise RebalanceInProgressError
-            if not self.member or self.generation != self.broker.generation or not offsets.keys() <= self.share:
+            if (
+                not self.member
+                or self.generation != self.broker.generation
+                or not offsets.keys() <= self.share
+            ):
                 raise CommitFailedError
             self._commit_all((place, *offset[:2]) for place, offset in offsets.items())
             self._travel()
@@ -445,13 +492,18 @@ class Client(Member):
             return
         self.generation, self.joining = self.offered, False
         # Positions and pauses outlive the rebalance.
-        states = {place: self._states.get(place) or Position() for place in sorted(self.share)}
+        states = {
+            place: self._states.get(place) or Position() for place in sorted(self.share)
+        }
         self._subscription.assignment = states
         now = self._threads.agenda.now
         self.held_since = {place: self.held_since.get(place, now) for place in self.share}
         self.held = set(self.share)
         self.revoked = False
-        self.broker.note(self.process.name, f"assigned {sorted(place.partition for place in self.held)}")
+        self.broker.note(
+            self.process.name,
+            f"assigned {sorted(place.partition for place in self.held)}",
+        )
         listener.on_partitions_assigned(set(self.held))
 
     def close(self) -> None:
@@ -460,7 +512,11 @@ class Client(Member):
         self.broker.evict(self)
 
     def _is_shared_out(self) -> bool:
-        return not self.broker.rebalancing and self.member and self.offered == self.broker.generation
+        return (
+            not self.broker.rebalancing
+            and self.member
+            and self.offered == self.broker.generation
+        )
 
     @property
     def _states(self) -> dict[Any, Position]:
@@ -476,7 +532,11 @@ class Client(Member):
     def _find_positions(self) -> None:
         """Ask for the offsets of partitions without a position, and for the bounds of those without an offset."""
         broker, states = self.broker, self._states
-        if missing := [place for place, state in states.items() if state.position is None and state.reset is None]:
+        if missing := [
+            place
+            for place, state in states.items()
+            if state.position is None and state.reset is None
+        ]:
             self._travel()
             if broker.out.get("commits") in ("refused", "fails"):
                 return
@@ -490,7 +550,11 @@ class Client(Member):
             self._travel()
             for place, state in states.items():
                 if state in resets:
-                    state.go(broker.bounds([place], end=state.reset == OffsetResetStrategy.LATEST)[place])
+                    state.go(
+                        broker.bounds(
+                            [place], end=state.reset == OffsetResetStrategy.LATEST
+                        )[place]
+                    )
 
     def _has_some(self) -> bool:
         return any(map(self._left, self.held - self.paused()))
@@ -507,7 +571,9 @@ class Client(Member):
         found = {}
         for place in sorted(self.held - self.paused()):
             position = self._states[place].position
-            if position is not None and not self.broker.is_in_range(place, position.offset):
+            if position is not None and not self.broker.is_in_range(
+                place, position.offset
+            ):
                 self._subscription.request_offset_reset(place)
             elif position is not None:
                 most = self._threads.draw.randint(1, self._most)
@@ -590,7 +656,12 @@ class LetterClient:
         """Append a letter, or lose it."""
         if not self._process.alive:
             raise Killed
-        fate, threads = self._broker.bury(topic, value, key, headers), self._broker.threads
+        fate, threads = (
+            self._broker.bury(topic, value, key, headers),
+            self._broker.threads,
+        )
         if fate is None:
             raise KafkaTimeoutError("no metadata")
-        return Future(threads, threads.agenda.now + fate.heard_after, lost=not fate.confirmed)
+        return Future(
+            threads, threads.agenda.now + fate.heard_after, lost=not fate.confirmed
+        )

@@ -102,7 +102,13 @@ class Store:
         claims: who holds what, by id; for the invariants.
     """
 
-    def __init__(self, process: Process, reach: Reach, core: MemoryReplayStore, claims: dict[Any, Claim]) -> None:
+    def __init__(
+        self,
+        process: Process,
+        reach: Reach,
+        core: MemoryReplayStore,
+        claims: dict[Any, Claim],
+    ) -> None:
         self._process = process
         self._reach = reach
         self._core = core
@@ -122,7 +128,9 @@ class Store:
 
     def confirm_many(self, requests: Sequence[ClaimRequest], /) -> Any:
         """Make claims done."""
-        return self._ask(lambda: [self._end(self._core.confirm, request) for request in requests])
+        return self._ask(
+            lambda: [self._end(self._core.confirm, request) for request in requests]
+        )
 
     def release(self, request: ClaimRequest, /) -> Any:
         """Forget a claim."""
@@ -132,7 +140,9 @@ class Store:
         status = self._core.claim(request)
         if status is ClaimStatus.FRESH:
             since = self._reach.threads.agenda.now
-            self._claims[request.id] = Claim(request.owner, self._process.name, (request.place or ())[2:], since)
+            self._claims[request.id] = Claim(
+                request.owner, self._process.name, (request.place or ())[2:], since
+            )
         return status
 
     def _end(self, act: Callable[[ClaimRequest], Any], request: ClaimRequest) -> None:
@@ -161,14 +171,18 @@ class Audit:
         records: what was written.
     """
 
-    def __init__(self, process: Process, reach: Reach, records: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, process: Process, reach: Reach, records: list[dict[str, Any]]
+    ) -> None:
         self._process = process
         self._reach = reach
         self._records = records
 
     def write(self, record: AuditRecord, /) -> Any:
         """Keep a record."""
-        return self._reach.ask(self._process, "audit", lambda: self._records.append(record.as_dict()))
+        return self._reach.ask(
+            self._process, "audit", lambda: self._records.append(record.as_dict())
+        )
 
 
 class Rules:
@@ -188,7 +202,9 @@ class Rules:
 
     def decide(self, verified: Any, /) -> Any:
         """Return the decision."""
-        return self._reach.ask(self._process, "policy", lambda: self._rules.decide(verified))
+        return self._reach.ask(
+            self._process, "policy", lambda: self._rules.decide(verified)
+        )
 
 
 class Keys:
@@ -266,7 +282,9 @@ class Ledger:
     sent: dict[bytes, int] = field(default_factory=dict)
     forged: list[tuple[str, bytes]] = field(default_factory=list)
     copied: set[bytes] = field(default_factory=set)
-    handlings: defaultdict[bytes, list[Handling]] = field(default_factory=lambda: defaultdict(list))
+    handlings: defaultdict[bytes, list[Handling]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
     handled: set[tuple[int, int]] = field(default_factory=set)
     starts: dict[Any, int] = field(default_factory=dict)
     """Where the group has begun with each partition."""

@@ -66,11 +66,18 @@ class Leaf:
         """Replace what the modules have of threads, queues and time within a ``with`` block."""
         threading, queue = stand_ins(threads)
         clock = SimpleNamespace(monotonic=lambda: threads.agenda.now)
-        found = {"threading": threading, "queue": queue, "time": clock, "SimpleQueue": queue.SimpleQueue}
+        found = {
+            "threading": threading,
+            "queue": queue,
+            "time": clock,
+            "SimpleQueue": queue.SimpleQueue,
+        }
         with ExitStack() as stack:
             # A process that was killed awaits nothing any more.
             stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            warnings.filterwarnings(
+                "ignore", "coroutine .* was never awaited", RuntimeWarning
+            )
             for module in self.modules:
                 for name, stand_in in found.items():
                     if hasattr(module, name):
@@ -79,16 +86,30 @@ class Leaf:
 
 
 def _kafka(
-    client: Any, broker: Broker, process: Process, guard: Pipeline, handle: Handler, **settings: Any
+    client: Any,
+    broker: Broker,
+    process: Process,
+    guard: Pipeline,
+    handle: Handler,
+    **settings: Any,
 ) -> Any:
     letters: Any = kafka_broker.LetterClient(broker, process)
     return kafka.Consumer(
-        client, guard, handle, dead_letters=kafka.DeadLetters(letters, DEAD, timeout=TIMEOUT), **settings
+        client,
+        guard,
+        handle,
+        dead_letters=kafka.DeadLetters(letters, DEAD, timeout=TIMEOUT),
+        **settings,
     )
 
 
 def _confluent(
-    client: Any, broker: Broker, process: Process, guard: Pipeline, handle: Handler, **settings: Any
+    client: Any,
+    broker: Broker,
+    process: Process,
+    guard: Pipeline,
+    handle: Handler,
+    **settings: Any,
 ) -> Any:
     letters = confluent_client.LetterClient(broker, process)
     return confluent.Consumer(
@@ -98,7 +119,12 @@ def _confluent(
 
 
 def _confluent_aio(
-    client: Any, broker: Broker, process: Process, guard: Pipeline, handle: Handler, **settings: Any
+    client: Any,
+    broker: Broker,
+    process: Process,
+    guard: Pipeline,
+    handle: Handler,
+    **settings: Any,
 ) -> Any:
     letters = confluent_client.LetterClient(broker, process)
     return confluent.AIOConsumer(
@@ -108,18 +134,29 @@ def _confluent_aio(
 
 
 def _aiokafka(
-    client: Any, broker: Broker, process: Process, guard: Pipeline, handle: Handler, **settings: Any
+    client: Any,
+    broker: Broker,
+    process: Process,
+    guard: Pipeline,
+    handle: Handler,
+    **settings: Any,
 ) -> Any:
-    letters = aiokafka.DeadLetters(aiokafka_client.LetterClient(broker, process), DEAD, timeout=TIMEOUT)
+    letters = aiokafka.DeadLetters(
+        aiokafka_client.LetterClient(broker, process), DEAD, timeout=TIMEOUT
+    )
     return aiokafka.Consumer(client, guard, handle, dead_letters=letters, **settings)
 
 
 def _is_final(error: BaseException) -> bool:
     """Tell whether a client's broker has refused for good, as it says itself or as mqauth says for it."""
-    error = (error.__cause__ or error) if isinstance(error, OffsetsRefusedError) else error
+    error = (
+        (error.__cause__ or error) if isinstance(error, OffsetsRefusedError) else error
+    )
     if isinstance(error, KafkaException):
         return bool(error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED)
-    return isinstance(error, kafka_broker.TopicAuthorizationFailedError | TopicAuthorizationFailedError)
+    return isinstance(
+        error, kafka_broker.TopicAuthorizationFailedError | TopicAuthorizationFailedError
+    )
 
 
 LEAVES: Final = {

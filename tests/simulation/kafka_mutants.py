@@ -130,7 +130,9 @@ ENGINE: Final = (
 """Those of the log engine that show in the whole, and three of what all leaves share."""
 OFTEN: Final = tuple(mutant for mutant in ENGINE if mutant.name != "ignores a stop")
 """Those that show on the leaves of other clients too: one that ignores a stop begins too little there."""
-THREADS: Final = (Mutant("drops a letter while its sink is down", TopicLetters, "publish", swallowing),)
+THREADS: Final = (
+    Mutant("drops a letter while its sink is down", TopicLetters, "publish", swallowing),
+)
 """Of the leaves on threads."""
 MUTANTS: Final = {
     "kafka-python": (

@@ -63,8 +63,16 @@ class KafkaPlay:
             orders=draw.choice((8, 20, 40)), spread=20.0, hostile=draw.choice((0, 2, 6)),
             reset=draw.choice(("latest", "earliest")),
         )  # fmt: skip
-        kinds = [kind for kind in KINDS if draw.random() < (0.7 if kind == "handler" else 1 / 3)]
-        kinds = [kind for kind in kinds for _ in range(draw.choice((3, 6) if kind == "handler" else (1, 2, 3)))]
+        kinds = [
+            kind
+            for kind in KINDS
+            if draw.random() < (0.7 if kind == "handler" else 1 / 3)
+        ]
+        kinds = [
+            kind
+            for kind in kinds
+            for _ in range(draw.choice((3, 6) if kind == "handler" else (1, 2, 3)))
+        ]
         faults = [_fault(kind, draw, settings) for kind in kinds]
         faults.sort(key=lambda fault: (fault.at, fault.kind))
         return cls(seed=seed, settings=settings, faults=faults, client=client)
@@ -72,7 +80,12 @@ class KafkaPlay:
     def as_dict(self) -> dict[str, Any]:
         """Return it for a plan's file."""
         faults = [fault.as_dict() for fault in self.faults]
-        return {"seed": self.seed, "client": self.client, "settings": asdict(self.settings), "faults": faults}
+        return {
+            "seed": self.seed,
+            "client": self.client,
+            "settings": asdict(self.settings),
+            "faults": faults,
+        }
 
 
 def _fault(kind: str, draw: random.Random, settings: Settings) -> Fault:
@@ -100,7 +113,9 @@ def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> Result:
     leaf = LEAVES[played.client]
     play = Play(played.seed, played.settings, leaf, note)
     wait = Backoff.wait
-    jitter = mock.patch.object(Backoff, "wait", lambda self, failures: wait(self, failures, entropy.randbytes))
+    jitter = mock.patch.object(
+        Backoff, "wait", lambda self, failures: wait(self, failures, entropy.randbytes)
+    )
     with leaf.in_virtual_time(play.threads), jitter:
         try:
             found = Scenario(play, played.faults).problems()
@@ -111,7 +126,11 @@ def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> Result:
         gc.collect()
     real = time.perf_counter() - started
     return Result(
-        play=played, problems=found, digest=trace.hexdigest(), virtual=play.threads.agenda.now, real=real
+        play=played,
+        problems=found,
+        digest=trace.hexdigest(),
+        virtual=play.threads.agenda.now,
+        real=real,
     )
 
 
@@ -129,12 +148,21 @@ class Scenario:
         self._attacks = [attack for attack in ATTACKS if attack.fits(DESTINATION)]
         settings, agenda = play.settings, play.threads.agenda
         for number in range(settings.orders):
-            agenda.at(settings.spread * number / settings.orders, functools.partial(self._send, number))
+            agenda.at(
+                settings.spread * number / settings.orders,
+                functools.partial(self._send, number),
+            )
         for number in range(settings.hostile):
-            agenda.at(settings.spread * (number + 1) / settings.hostile, functools.partial(self._strike, number))
+            agenda.at(
+                settings.spread * (number + 1) / settings.hostile,
+                functools.partial(self._strike, number),
+            )
         for fault in faults:
             self._plan(fault)
-        self._healed = max([settings.spread + 5, *(fault.at + fault.seconds for fault in faults)]) + 1
+        self._healed = (
+            max([settings.spread + 5, *(fault.at + fault.seconds for fault in faults)])
+            + 1
+        )
 
     def problems(self) -> list[tuple[str, str]]:
         """Play it, and return what broke."""
@@ -150,9 +178,14 @@ class Scenario:
         while not self._at_rest() and threads.agenda.now < until:
             threads.sleep(2.0)
         if not self._at_rest():
-            play.problem("all comes to rest", f"committed {play.broker.committed}, {self._healths()}")
+            play.problem(
+                "all comes to rest",
+                f"committed {play.broker.committed}, {self._healths()}",
+            )
         self._stop()
-        return play.ledger.problems + [(name, text) for name, texts in END.items() for text in texts(play)]
+        return play.ledger.problems + [
+            (name, text) for name, texts in END.items() for text in texts(play)
+        ]
 
     def _stop(self) -> None:
         """Stop everything in order."""
@@ -160,17 +193,25 @@ class Scenario:
         play.over = True
         for service in play.services:
             service.stop()
-        ended = lambda: all(each.process is None or not each.process.alive for each in play.services)  # noqa: E731
+        ended = lambda: all(  # noqa: E731
+            each.process is None or not each.process.alive for each in play.services
+        )
         if not play.threads.wait(ended, play.threads.agenda.now + 60.0):
             play.problem("a stop ends", self._healths())
 
     def _healths(self) -> str:
-        return "; ".join(str(each.consumer.health()) for each in self._play.services if each.consumer is not None)
+        return "; ".join(
+            str(each.consumer.health())
+            for each in self._play.services
+            if each.consumer is not None
+        )
 
     def _at_rest(self) -> bool:
         """Tell whether everything is committed, and every consumer consumes and has nothing in flight."""
         broker = self._play.broker
-        done = all(broker.committed.get(place) == len(broker.logs[place]) for place in PLACES)
+        done = all(
+            broker.committed.get(place) == len(broker.logs[place]) for place in PLACES
+        )
         return done and not broker.rebalancing and all(
             each.consumer is not None and each.process is not None and each.process.alive
             and each.consumer.health().consuming and not each.consumer.health().in_flight
@@ -186,19 +227,30 @@ class Scenario:
 
     def _append(self, message: Message) -> None:
         place = self._draw.choice(PLACES)
-        self._play.broker.append(place, message.body, message.key, dead_letter_headers(message.headers))
+        self._play.broker.append(
+            place, message.body, message.key, dead_letter_headers(message.headers)
+        )
 
     def _strike(self, number: int) -> None:
         """Append a forgery, or a copy of a record."""
         play = self._play
-        known = [record for log in play.broker.logs.values() for record in log if record.value in play.ledger.sent]
+        known = [
+            record
+            for log in play.broker.logs.values()
+            for record in log
+            if record.value in play.ledger.sent
+        ]
         if known and self._draw.random() < 0.4:
             record = self._draw.choice(known)
             play.ledger.copied.add(record.value)
-            play.broker.append(self._draw.choice(PLACES), record.value, record.key, record.headers)
+            play.broker.append(
+                self._draw.choice(PLACES), record.value, record.key, record.headers
+            )
             return
         attack = self._draw.choice(self._attacks)
-        message = attack.mount(play.forge, honest_message(DESTINATION, 1_000_000 + number))
+        message = attack.mount(
+            play.forge, honest_message(DESTINATION, 1_000_000 + number)
+        )
         play.ledger.forged.append((attack.name, message.body or b""))
         self._append(message)
 
@@ -207,20 +259,35 @@ class Scenario:
         play = self._play
         agenda = play.threads.agenda
         if fault.kind == "handler":
-            play.behaviours[int(fault.target or 0)] = Behaviour(fault.how, fault.at + fault.seconds, fault.seconds)
+            play.behaviours[int(fault.target or 0)] = Behaviour(
+                fault.how, fault.at + fault.seconds, fault.seconds
+            )
         elif fault.kind == "rebalance":
             agenda.at(fault.at, play.broker.rebalance)
         elif fault.kind == "retention":
-            agenda.at(fault.at, functools.partial(play.broker.remove, PLACES[int(fault.seconds) % len(PLACES)]))
+            agenda.at(
+                fault.at,
+                functools.partial(
+                    play.broker.remove, PLACES[int(fault.seconds) % len(PLACES)]
+                ),
+            )
         elif fault.kind in ("pause", "kill", "stop"):
             agenda.at(fault.at, functools.partial(self._to_service, fault))
         else:
-            out = play.broker.out if fault.kind in ("letters", "commits") else play.reach.out
+            out = (
+                play.broker.out
+                if fault.kind in ("letters", "commits")
+                else play.reach.out
+            )
             agenda.at(fault.at, functools.partial(self._begin_outage, out, fault))
-            agenda.at(fault.at + fault.seconds, functools.partial(self._end_outage, out, fault))
+            agenda.at(
+                fault.at + fault.seconds, functools.partial(self._end_outage, out, fault)
+            )
 
     def _to_service(self, fault: Fault) -> None:
-        service = next((each for each in self._play.services if each.name == fault.target), None)
+        service = next(
+            (each for each in self._play.services if each.name == fault.target), None
+        )
         if service is None:
             return
         if fault.kind == "pause":
@@ -258,7 +325,11 @@ def _honest_not_condemned(play: Play) -> Iterator[str]:
     reasons = _reasons(play)
     for label, number in play.ledger.sent.items():
         found = reasons.get(label, [])
-        if found and label not in play.ledger.copied and not _may_fail(play, number, found):
+        if (
+            found
+            and label not in play.ledger.copied
+            and not _may_fail(play, number, found)
+        ):
             yield f"{label!r} was condemned as {', '.join(found)}"
 
 
@@ -323,4 +394,7 @@ def _excused(play: Play, first: Handling, second: Handling) -> bool:
     if (first.ended or 0.0) - first.begun > GRACE:
         return True  # longer than a rebalance waits for it
     names = {first.process.name, second.process.name, ALL}
-    return any(name in names and since <= second.begun <= until for name, since, until in play.ledger.rough)
+    return any(
+        name in names and since <= second.begun <= until
+        for name, since, until in play.ledger.rough
+    )

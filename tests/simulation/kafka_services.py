@@ -67,7 +67,9 @@ class Service:
             self.count += 1
             process = self.process = Process(f"{self.name}#{self.count}", threads)
             self.stopping = False
-            task = threads.start(process, process.name, lambda process=process: self._main(process))  # type: ignore[misc]
+            task = threads.start(
+                process, process.name, lambda process=process: self._main(process)
+            )  # type: ignore[misc]
             threads.wait(lambda task=task: task.done)  # type: ignore[misc]
             process.alive = False
             threads.sleep(AGAIN_AFTER)
@@ -91,7 +93,9 @@ class Service:
         """The main function of a process that has an event loop."""
         self._start(process)
         consumer = self.consumer
-        self._stop = lambda: loop.call_soon_threadsafe(lambda: loop.create_task(consumer.stop()))
+        self._stop = lambda: loop.call_soon_threadsafe(
+            lambda: loop.create_task(consumer.stop())
+        )
         try:
             await consumer.run()
         except BaseException as error:
@@ -99,7 +103,9 @@ class Service:
                 raise
             self._ended_by(process, error)
         client = self._look_back(process)
-        await (client.stop() if hasattr(client, "stop") else asyncio.to_thread(client.close))
+        await (
+            client.stop() if hasattr(client, "stop") else asyncio.to_thread(client.close)
+        )
 
     def _start(self, process: Process) -> None:
         play = self.play
@@ -149,7 +155,9 @@ class Service:
         process.alive = False
         self.play.rough(process.name, 60.0)
         self.play.ledger.deaths.append(process.name)
-        self.play.threads.agenda.after(self.play.settings.session, lambda: self.play.broker.evict(client))
+        self.play.threads.agenda.after(
+            self.play.settings.session, lambda: self.play.broker.evict(client)
+        )
 
     def pause(self, seconds: float) -> None:
         """Pause the process."""
@@ -160,7 +168,9 @@ class Service:
         process.paused_until = play.threads.agenda.now + seconds
         if seconds > play.settings.session:
             play.rough(process.name, seconds + 60.0)
-            play.threads.agenda.after(play.settings.session, lambda: play.broker.evict(client))
+            play.threads.agenda.after(
+                play.settings.session, lambda: play.broker.evict(client)
+            )
 
 
 class Play:
@@ -187,7 +197,9 @@ class Play:
         self.core = MemoryReplayStore(clock=self.threads.world)
         self.forge = forge_of(self.threads.world, LIFETIME)
         self.behaviours: dict[int, Behaviour] = {}
-        self.services = [Service(f"consumer{number}", self) for number in range(settings.consumers)]
+        self.services = [
+            Service(f"consumer{number}", self) for number in range(settings.consumers)
+        ]
         self._live: list[Handling] = []
 
     def note(self, who: str, what: str) -> None:
@@ -208,7 +220,9 @@ class Play:
         """Check the error that ended a consumer: only a ``BaseException``, or a final refusal, may."""
         self.rough(process.name, 60.0)
         if isinstance(error, Exception) and not self.leaf.is_final(error):
-            self.problem("no consumer dies", f"{process.name}: {type(error).__name__}: {error}")
+            self.problem(
+                "no consumer dies", f"{process.name}: {type(error).__name__}: {error}"
+            )
 
     def pipeline(self, process: Process) -> Pipeline:
         """Return the pipeline of a process."""
@@ -221,7 +235,9 @@ class Play:
             instance=process.name, attempts=Attempts(limit=TRIES, wait=0),
         )  # fmt: skip
 
-    def handling(self, service: Service, process: Process, verified: Verified) -> Steps[None]:
+    def handling(
+        self, service: Service, process: Process, verified: Verified
+    ) -> Steps[None]:
         """Handle a message."""
         label, origin = verified.body or b"", verified.origin
         place = (origin.partition or 0, origin.offset or 0)
@@ -268,24 +284,39 @@ class Play:
         assert client is not None
         held = {place.partition for place in client.held}
         if partition not in held:
-            self.problem("nothing begins after a loss", f"{handling.process.name} {handling.place}")
+            self.problem(
+                "nothing begins after a loss", f"{handling.process.name} {handling.place}"
+            )
         # One that fails is called again, until its attempts are over.
         service.begun.add(handling.place)
         if service.stopping and len(service.begun) > max(1, self.settings.workers):
-            self.problem("nothing begins after a stop", f"{handling.process.name} {handling.place}")
+            self.problem(
+                "nothing begins after a stop", f"{handling.process.name} {handling.place}"
+            )
         for other in self._live:
             if other.process is handling.process and other.place[0] == partition:
-                self.problem("one handler of a partition", f"{handling.place} beside {other.place}")
+                self.problem(
+                    "one handler of a partition", f"{handling.place} beside {other.place}"
+                )
         place = PLACES[partition]
         if place not in self.broker.committed:
-            self.problem("nothing begins before its start is committed", f"{handling.place}")
+            self.problem(
+                "nothing begins before its start is committed", f"{handling.place}"
+            )
         if any(
-            each.place == handling.place and each.process is handling.process and each.ended is not None
+            each.place == handling.place
+            and each.process is handling.process
+            and each.ended is not None
             for each in self.ledger.handlings[handling.label]
         ):
-            self.problem("what was handled is settled unrun", f"{handling.process.name} {handling.place}")
+            self.problem(
+                "what was handled is settled unrun",
+                f"{handling.process.name} {handling.place}",
+            )
         begun = range(self.broker.committed.get(place, 0), offset)
-        first = next((found for found in begun if not self._is_over(partition, found)), offset)
+        first = next(
+            (found for found in begun if not self._is_over(partition, found)), offset
+        )
         if first < offset:
             self.problem("order within a partition", f"{handling.place} before {first}")
 
@@ -306,7 +337,11 @@ class Play:
 
     def _is_missed(self, place: Any, offset: int) -> bool:
         at = (place.partition, offset)
-        gone = offset < self.broker.first[place] and at not in self.ledger.handled and at not in self.buried()
+        gone = (
+            offset < self.broker.first[place]
+            and at not in self.ledger.handled
+            and at not in self.buried()
+        )
         return gone or offset < self.ledger.starts.get(place, 0)
 
     def _handled(self, partition: int, offset: int) -> bool:
@@ -322,9 +357,15 @@ class Play:
         """Check a commit; the first of a partition says where the group begins with it."""
         self.note(client.process.name, f"commits {place.partition}/{offset}")
         if place not in client.share:
-            self.problem("only what is ours is committed", f"{client.process.name} {place.partition}/{offset}")
+            self.problem(
+                "only what is ours is committed",
+                f"{client.process.name} {place.partition}/{offset}",
+            )
         if metadata.rstrip("\0") != METADATA:
-            self.problem("each commit is marked", f"{client.process.name} {place.partition}/{offset} {metadata!r}")
+            self.problem(
+                "each commit is marked",
+                f"{client.process.name} {place.partition}/{offset} {metadata!r}",
+            )
         if place not in self.broker.committed:
             self._begun(client, place, offset)
             return
@@ -333,23 +374,40 @@ class Play:
             here = (place.partition, found)
             gone = found < self.broker.first[place]
             if not gone and here not in self.ledger.handled and here not in buried:
-                self.problem("only what is settled is committed", f"{client.process.name} {here}")
+                self.problem(
+                    "only what is settled is committed", f"{client.process.name} {here}"
+                )
         # kafka-python 3.0 keeps the position of a partition that it lost in the middle of a join and gets back
-        if offset < self.broker.committed.get(place, 0) and not self._is_rough(client.process):
-            self.problem("a commit goes not back", f"{client.process.name} {place.partition}/{offset}")
+        if offset < self.broker.committed.get(place, 0) and not self._is_rough(
+            client.process
+        ):
+            self.problem(
+                "a commit goes not back",
+                f"{client.process.name} {place.partition}/{offset}",
+            )
 
     def _begun(self, client: Client, place: Any, offset: int) -> None:
         """Check the first commit of a partition, before anything of it was handled."""
         self.ledger.starts[place] = offset
-        begins_late = self.settings.reset == "earliest" and offset > self.broker.first[place]
-        handled = any(partition == place.partition for partition, _ in self.ledger.handled)
+        begins_late = (
+            self.settings.reset == "earliest" and offset > self.broker.first[place]
+        )
+        handled = any(
+            partition == place.partition for partition, _ in self.ledger.handled
+        )
         if begins_late or handled or offset > len(self.broker.logs[place]):
-            self.problem("a partition begins where it should", f"{client.process.name} {place.partition}/{offset}")
+            self.problem(
+                "a partition begins where it should",
+                f"{client.process.name} {place.partition}/{offset}",
+            )
 
     def _is_rough(self, process: Process) -> bool:
         """Tell whether a process went through something after which messages may be handled again."""
         now = self.threads.agenda.now
-        return any(name == process.name and since <= now <= until for name, since, until in self.ledger.rough)
+        return any(
+            name == process.name and since <= now <= until
+            for name, since, until in self.ledger.rough
+        )
 
     def look_at_claims(self, process: Process, held: Mapping[Any, float]) -> None:
         """See that a process which stopped in order holds no claim of what stood first in its partition.
@@ -361,11 +419,18 @@ class Play:
             process: who stopped.
             held: its partitions, each with the time since when.
         """
-        if any(found.process is process for found in self._live) or self._is_rough(process):
+        if any(found.process is process for found in self._live) or self._is_rough(
+            process
+        ):
             return
-        first = {(place.partition, self._first_open(place)): since for place, since in held.items()}
+        first = {
+            (place.partition, self._first_open(place)): since
+            for place, since in held.items()
+        }
         for claim in self.ledger.claims.values():
-            if claim.process == process.name and claim.since >= first.get(claim.place, math.inf):
+            if claim.process == process.name and claim.since >= first.get(
+                claim.place, math.inf
+            ):
                 self.problem("a stop leaves no claim", f"{process.name}: {claim.place}")
 
     def _first_open(self, place: Any) -> int:
@@ -375,7 +440,9 @@ class Play:
         """
         begun = max(self.broker.committed.get(place, 0), self.broker.first[place])
         log = range(begun, len(self.broker.logs[place]))
-        return next((found for found in log if not self._handled(place.partition, found)), -1)
+        return next(
+            (found for found in log if not self._handled(place.partition, found)), -1
+        )
 
 
 def _nothing() -> None:

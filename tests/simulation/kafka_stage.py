@@ -35,7 +35,9 @@ class LogMember(Service):
 
     process: Process
 
-    def __init__(self, stage: SimulatedLogStage, make: Callable[[Any, Process], Any]) -> None:
+    def __init__(
+        self, stage: SimulatedLogStage, make: Callable[[Any, Process], Any]
+    ) -> None:
         super().__init__(f"consumer{len(stage.members) + 1}", stage)  # type: ignore[arg-type]
         self.stage = stage
         self._make = make
@@ -57,7 +59,9 @@ class LogMember(Service):
         """Stop it in order, and leave the group; raises the error that ended it."""
         if not self._task.done:
             self._stop()
-        if not self.stage.threads.wait(lambda: self._task.done, self.stage.now() + self.stage.patience):
+        if not self.stage.threads.wait(
+            lambda: self._task.done, self.stage.now() + self.stage.patience
+        ):
             raise TimeoutError("the stop did not end")
         if self.failure is not None:
             raise self.failure
@@ -109,7 +113,9 @@ class SimulatedLogStage:
     def inject(self, message: Message) -> None:
         """Append a record."""
         place = PLACES[sum(message.key or b"") % len(PLACES)]
-        self.broker.append(place, message.body, message.key, dead_letter_headers(message.headers))
+        self.broker.append(
+            place, message.body, message.key, dead_letter_headers(message.headers)
+        )
 
     def second(self, guard: Pipeline, handler: Handler, **settings: Any) -> LogMember:
         """Start a process that consumes; on an event loop a plain handler runs on threads."""
@@ -117,7 +123,9 @@ class SimulatedLogStage:
         wanted = {"backoff": Backoff(first=0.3, longest=1)} | settings
 
         def make(client: Any, process: Process) -> Any:
-            return self.leaf.consumer(client, self.broker, process, guard, handle, **wanted)
+            return self.leaf.consumer(
+                client, self.broker, process, guard, handle, **wanted
+            )
 
         member = LogMember(self, make)
         self.members.append(member)
@@ -173,11 +181,17 @@ class SimulatedLogStage:
 
     def committed(self) -> dict[int, int]:
         """Return the group's committed offsets."""
-        return {place.partition: offset for place, offset in self.broker.committed.items() if offset}
+        return {
+            place.partition: offset
+            for place, offset in self.broker.committed.items()
+            if offset
+        }
 
     def ends(self) -> dict[int, int]:
         """Return the ends of the partitions that hold records."""
-        return {place.partition: len(log) for place, log in self.broker.logs.items() if log}
+        return {
+            place.partition: len(log) for place, log in self.broker.logs.items() if log
+        }
 
     def watch(self, observer: CommitObserver) -> None:
         """Call an observer with every commit."""

@@ -65,10 +65,18 @@ class Ledger:
     sent: dict[Label, Sent] = field(default_factory=dict)
     forged: list[tuple[str, Label]] = field(default_factory=list)
     copies: defaultdict[Label, int] = field(default_factory=lambda: defaultdict(int))
-    handlings: defaultdict[Label, list[Handling]] = field(default_factory=lambda: defaultdict(list))
-    deliveries: defaultdict[Label, list[Event]] = field(default_factory=lambda: defaultdict(list))
-    acks: defaultdict[Label, list[Event]] = field(default_factory=lambda: defaultdict(list))
-    losses: defaultdict[Label, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
+    handlings: defaultdict[Label, list[Handling]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    deliveries: defaultdict[Label, list[Event]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    acks: defaultdict[Label, list[Event]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    losses: defaultdict[Label, list[tuple[float, str]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
     """When a process lost the channel of an unacked delivery."""
     over_limit: list[Label] = field(default_factory=list)
     claims: dict[Any, Claim] = field(default_factory=dict)
@@ -126,7 +134,10 @@ class Outage:
 
     def concerns(self, facility: str, process: str) -> bool:
         """Tell whether it keeps a process from a facility."""
-        return self.facility == facility and self.service in (None, process.partition("#")[0])
+        return self.facility == facility and self.service in (
+            None,
+            process.partition("#")[0],
+        )
 
     @property
     def stops_requests(self) -> bool:
@@ -142,8 +153,16 @@ class Outages:
 
     def how(self, facility: str, process: str) -> str | None:
         """Return how a facility is out of reach of a process now, ``None`` where it is not."""
-        found = [each for each in self._all if each.ended == math.inf and each.concerns(facility, process)]
-        return max(found, key=lambda each: (each.service is not None, each.begun)).how if found else None
+        found = [
+            each
+            for each in self._all
+            if each.ended == math.inf and each.concerns(facility, process)
+        ]
+        return (
+            max(found, key=lambda each: (each.service is not None, each.begun)).how
+            if found
+            else None
+        )
 
     def begin(self, facility: str, service: str | None, how: str, now: float) -> None:
         """Let a facility be out of reach."""
@@ -160,15 +179,21 @@ class Outages:
             each.ended = now
         return bool(found)
 
-    def between(self, facility: str, process: str, since: float, until: float) -> list[Outage]:
+    def between(
+        self, facility: str, process: str, since: float, until: float
+    ) -> list[Outage]:
         """Return those that kept a process from a facility at some time between two."""
         return [
             each
             for each in self._all
-            if each.concerns(facility, process) and each.begun <= until and since <= each.ended
+            if each.concerns(facility, process)
+            and each.begun <= until
+            and since <= each.ended
         ]
 
-    def lasting(self, facility: str, process: str, since: float, until: float, gap: float) -> float:
+    def lasting(
+        self, facility: str, process: str, since: float, until: float, gap: float
+    ) -> float:
         """Return when requests came through again after an outage that began between two times.
 
         Args:
@@ -178,7 +203,11 @@ class Outages:
             until: likewise.
             gap: seconds between two outages in which the process may not have asked; they count as one.
         """
-        stops = [each for each in self._all if each.concerns(facility, process) and each.stops_requests]
+        stops = [
+            each
+            for each in self._all
+            if each.concerns(facility, process) and each.stops_requests
+        ]
         begins, over = until, 0.0
         for each in sorted(stops, key=lambda each: each.begun):
             if each.begun <= begins and each.ended >= since:

@@ -54,11 +54,32 @@ class Entry:
         missed: whether it was there before the group began with its partition, at the end.
     """
 
-    __slots__ = ("content", "done", "id", "kind", "letters", "message", "misbehaves", "missed", "offset", "place")
-    shape, opened, claims, proof, index, learnt, wit = PLAIN, OPENED, CLAIMS, None, None, True, None
+    __slots__ = (
+        "content",
+        "done",
+        "id",
+        "kind",
+        "letters",
+        "message",
+        "misbehaves",
+        "missed",
+        "offset",
+        "place",
+    )
+    shape, opened, claims, proof, index, learnt, wit = (
+        PLAIN,
+        OPENED,
+        CLAIMS,
+        None,
+        None,
+        True,
+        None,
+    )
     destination = "kafka:orders"
 
-    def __init__(self, place: At, offset: int, content: int, kind: str, misbehaves: int) -> None:
+    def __init__(
+        self, place: At, offset: int, content: int, kind: str, misbehaves: int
+    ) -> None:
         self.place = place
         self.offset = offset
         self.content = content
@@ -68,7 +89,9 @@ class Entry:
         self.done = self.missed = False
         self.letters = 0
         origin = Origin(scope="g", topic=TOPIC, partition=place.partition, offset=offset)
-        self.message = Message(destination=self.destination, body=self.id, origin=origin, native=self)
+        self.message = Message(
+            destination=self.destination, body=self.id, origin=origin, native=self
+        )
 
     @property
     def token(self) -> Entry:
@@ -126,7 +149,9 @@ class Facilities:
         self.ask("keys", Cause.KEYS_UNAVAILABLE)
         return _KEYS
 
-    def verify(self, message: Message, _candidate: Any, _keys: KeySet, _received: float) -> Any:
+    def verify(
+        self, message: Message, _candidate: Any, _keys: KeySet, _received: float
+    ) -> Any:
         """Return what was verified."""
         entry = message.native
         if entry.kind == "forged":
@@ -245,7 +270,9 @@ class Store:
         status = judge(entry, request, now)  # type: ignore[arg-type]
         if status is ClaimStatus.FRESH:
             if entry is None:
-                self.entries[request.id] = Claim(request.owner, request.place, now + request.lease)
+                self.entries[request.id] = Claim(
+                    request.owner, request.place, now + request.lease
+                )
             else:
                 entry.owner, entry.lease_ends = request.owner, now + request.lease
         return status
@@ -381,27 +408,43 @@ class LogInvariants:
         if assignment is not self.assignment:
             return self.fail("nothing begins after a stop", str(entry))
         place = entry.place
-        self.require(place in self.metadata, "nothing begins before its start is committed", entry)
+        self.require(
+            place in self.metadata, "nothing begins before its start is committed", entry
+        )
         self.require(not self.stopping, "nothing begins after a stop", entry)
         self.require(not self.holding, "nothing begins before a rebalance", entry)
         self.require(self.is_ours(part), "nothing begins after a loss", entry)
-        self.require(place not in self.suspended, "nothing begins while it is revoked", entry)
+        self.require(
+            place not in self.suspended, "nothing begins while it is revoked", entry
+        )
         log, at = self.log[place], self.first_open(place)
         ordered = part in self.astray or at >= len(log) or log[at].offset >= entry.offset
         self.require(ordered, "order within a partition", entry)
         if place in self.owned:
-            self.require(entry.offset >= self.committed[place], "what is committed is not begun", entry)
+            self.require(
+                entry.offset >= self.committed[place],
+                "what is committed is not begun",
+                entry,
+            )
         first = self.receipts[part][entry.offset]
-        self.require(delivery.received == first, "the time of receipt is kept", f"{entry} {delivery.received}")
+        self.require(
+            delivery.received == first,
+            "the time of receipt is kept",
+            f"{entry} {delivery.received}",
+        )
         self.require(id(delivery) not in self.doubtful, "in doubt nothing begins", entry)
         due, _ = self.waits.get(part, (0.0, 0))
-        self.require(self.clock.monotonic() >= due, "the back-off is kept", f"{entry} {due}")
+        self.require(
+            self.clock.monotonic() >= due, "the back-off is kept", f"{entry} {due}"
+        )
 
     def attempted(self, part: Partition, delivery: Delivery, outcome: Outcome) -> None:
         """Check the outcome of a delivery."""
         entry: Entry = delivery.message.native  # type: ignore[assignment]
         if self.tell:
-            self.note(f"{entry}: {outcome.verdict.value} {outcome.cause or outcome.reason or ''}")
+            self.note(
+                f"{entry}: {outcome.verdict.value} {outcome.cause or outcome.reason or ''}"
+            )
         if outcome.verdict is Verdict.DEFERRED:
             self.deferred(part)
             return
@@ -428,12 +471,18 @@ class LogInvariants:
             self.note(f"buried {entry}")
         entry.done = True
         entry.letters += 1
-        if entry.kind in ("honest", "later", "flaky", "aborts") and len(self.contents[entry.content]) == 1:
+        if (
+            entry.kind in ("honest", "later", "flaky", "aborts")
+            and len(self.contents[entry.content]) == 1
+        ):
             self.require(entry.kind == "flaky", "condemned", entry)
 
     def is_ours(self, part: Partition) -> bool:
         """Tell whether a partition is still ours as far as the engine was told."""
-        return part.topic_partition in self.held and self.known.get(part) == self.serial[part.topic_partition]
+        return (
+            part.topic_partition in self.held
+            and self.known.get(part) == self.serial[part.topic_partition]
+        )
 
     def first_open(self, place: At) -> int:
         """Return the index of the first record that is neither handled nor buried."""
@@ -448,8 +497,16 @@ class LogInvariants:
         self.require(place not in self.metadata, "a partition begins once", place)
         self.at_first = self.at_first or self.count
         added = place.partition >= self.at_first
-        self.require(offset == (0 if added else offset), "what is added begins at its beginning", offset)
-        self.require(offset <= self.ends[place], "a partition begins with what comes", f"{offset} of {place}")
+        self.require(
+            offset == (0 if added else offset),
+            "what is added begins at its beginning",
+            offset,
+        )
+        self.require(
+            offset <= self.ends[place],
+            "a partition begins with what comes",
+            f"{offset} of {place}",
+        )
         for entry in self.log[place]:
             if entry.offset < offset:
                 entry.done = entry.missed = True
@@ -465,7 +522,9 @@ class LogInvariants:
 
     def excuse(self) -> None:
         """Note the claims of a process that had no time to release them."""
-        self.excused.update(name for name, claim in self.store.entries.items() if claim.owner is not None)
+        self.excused.update(
+            name for name, claim in self.store.entries.items() if claim.owner is not None
+        )
 
     def look_at_leases(self) -> None:
         """Check that the claims of long handlers are renewed."""
@@ -481,14 +540,23 @@ class LogInvariants:
             elif now - worker.seen >= LEASE / 3:
                 # Put off and begun again, a handler's claim may be renewed earlier than counted from here.
                 asked = self.store.renewed.get(worker.entry.id, -1.0)
-                self.require(now - asked < LEASE / 3 or not reached, "a claim is renewed", worker.entry)
+                self.require(
+                    now - asked < LEASE / 3 or not reached,
+                    "a claim is renewed",
+                    worker.entry,
+                )
                 worker.seen = now
 
     def look_at_claim(self, delivery: Delivery) -> None:
         """Check that the claim of an unhandled record was released."""
         entry: Entry = delivery.message.native  # type: ignore[assignment]
         claim = self.store.entries.get(entry.id)
-        if claim is None or claim.owner is None or claim.owner != delivery.owner or entry.done:
+        if (
+            claim is None
+            or claim.owner is None
+            or claim.owner != delivery.owner
+            or entry.done
+        ):
             return
         if delivery.step in (Step.JUDGE, Step.HANDLE):
             self.fail("no claim outlives a stop", str(entry))
@@ -507,11 +575,21 @@ class LogInvariants:
         for entries in self.contents:
             first = entries[0]
             claim = self.store.entries.get(first.id)
-            left = claim is not None and claim.owner is not None and first.id not in self.excused
+            left = (
+                claim is not None
+                and claim.owner is not None
+                and first.id not in self.excused
+            )
             self.require(not left, "no claim is left", first)
             if first.kind in ("honest", "later", "aborts") and not first.missed:
-                self.require(first.content in self.handled_at, "every honest record is handled", first)
+                self.require(
+                    first.content in self.handled_at,
+                    "every honest record is handled",
+                    first,
+                )
             if first.kind == "forged":
                 for entry in entries:
-                    buried = entry.letters > 0 or entry.missed or entry.place not in self.held
+                    buried = (
+                        entry.letters > 0 or entry.missed or entry.place not in self.held
+                    )
                     self.require(buried, "the forged are buried", entry)

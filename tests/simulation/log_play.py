@@ -94,7 +94,9 @@ class LogPlay(LogClient):
         self.most = (1, 3, 5, 100)[drawn >> 4 & 3]
         self.spread = (1, 1, 2, 3)[drawn >> 8 & 3]
         self.facilities = Facilities(self.clock, self.between)
-        self.store = (Store, BatchStore, NearStore, NearStore)[drawn >> 6 & 3](self.facilities, self.clock)
+        self.store = (Store, BatchStore, NearStore, NearStore)[drawn >> 6 & 3](
+            self.facilities, self.clock
+        )
         self.letters = Letters(self.facilities, self.lettered)
         self.count = (1, 1, 2, 3)[drawn >> 10 & 3]
         self.pending: set[At] | None = None
@@ -116,16 +118,26 @@ class LogPlay(LogClient):
         """Begin a consumer, on a new client or on the one there is."""
         self.forget_consumer()
         if fresh:
-            self.users, self.paused, self.evicted, self.joining = set(), set(), False, False
+            self.users, self.paused, self.evicted, self.joining = (
+                set(),
+                set(),
+                False,
+                False,
+            )
             self.owned = self.partitions() if self.pending is None else self.pending
             self.pending = None
             self.held = set(self.owned)
             self.position = {place: self.latest(place) for place in self.held}
         self.assignment = WatchedAssignment(
-            self.clock, backoff=SeededBackoff(first=FIRST, longest=LONGEST), session=SESSION, width=self.width
+            self.clock,
+            backoff=SeededBackoff(first=FIRST, longest=LONGEST),
+            session=SESSION,
+            width=self.width,
         )
         self.assignment.play = self
-        self.work = LogWork(self.guard, self.assignment, self.handler, lambda _: self.letters)
+        self.work = LogWork(
+            self.guard, self.assignment, self.handler, lambda _: self.letters
+        )
 
     # Facts of the log
 
@@ -196,10 +208,14 @@ class LogPlay(LogClient):
             if place not in self.metadata:
                 added = self.at_first and place.partition >= self.at_first
                 self.begun(
-                    place, 0 if added else self.ends[place], f"mqauth partitions={self.at_first or self.count}"
+                    place,
+                    0 if added else self.ends[place],
+                    f"mqauth partitions={self.at_first or self.count}",
                 )
             log = self.log[place]
-            for entry in log[self.index_of(place, self.committed[place]) :][: number >> 2 * at & 3]:
+            for entry in log[self.index_of(place, self.committed[place]) :][
+                : number >> 2 * at & 3
+            ]:
                 if not self.store.take_over(entry, fails=entry.kind in FAILING):
                     entry.done, entry.letters = True, entry.letters + 1
                 else:
@@ -217,7 +233,11 @@ class LogPlay(LogClient):
         for place in PLACES[before : self.count]:
             self.append_one(place, "honest", number)
         if self.count > before:
-            self.pending = (self.held | self.partitions()) if number & 4 else self.held | {PLACES[self.count - 1]}
+            self.pending = (
+                (self.held | self.partitions())
+                if number & 4
+                else self.held | {PLACES[self.count - 1]}
+            )
 
     def keys_changed(self, _number: int) -> None:
         """Let keys change."""
@@ -295,18 +315,28 @@ class LogPlay(LogClient):
             for part in claimed:
                 for delivery in part.waiting:
                     self.look_at_claim(delivery)
-        self.ask(self.assignment.final_calls(frozenset(self.held), frozenset(self.paused)))
-        self.require(self.paused == self.users & self.held, "nothing is left paused", self.paused)
+        self.ask(
+            self.assignment.final_calls(frozenset(self.held), frozenset(self.paused))
+        )
+        self.require(
+            self.paused == self.users & self.held, "nothing is left paused", self.paused
+        )
         for place in self.held:
             log, at = self.log[place], self.first_open(place)
             if place in self.owned and place in self.metadata and at < len(log):
-                self.require(self.position[place] <= log[at].offset, "a stop stands at what is open", log[at])
+                self.require(
+                    self.position[place] <= log[at].offset,
+                    "a stop stands at what is open",
+                    log[at],
+                )
         if self.evicted:
             self.excuse()
         self.zombies += self.workers
         self.workers = []
         self.note("stopped")
-        self.start_anew(fresh=bool(number & 2) or self.joining or self.evicted or not committed)
+        self.start_anew(
+            fresh=bool(number & 2) or self.joining or self.evicted or not committed
+        )
 
     def finish(self) -> None:
         """Heal everything, wait for rest, stop, and check what is left."""
@@ -326,7 +356,10 @@ class LogPlay(LogClient):
                 break
             self.clock.advance(LONGEST)
         else:
-            self.fail("all comes to rest", f"{self.committed} of {self.ends}, held {self.held}, {self.log}")
+            self.fail(
+                "all comes to rest",
+                f"{self.committed} of {self.ends}, held {self.held}, {self.log}",
+            )
         self.stop(0)
         self.wind_up(1)
         self.look_at_the_end()

@@ -89,7 +89,11 @@ class LogWorkers(LogInvariants):
         """End a handler as its record's kind says."""
         entry = worker.entry
         assert entry is not None
-        error = None if self.healed and entry.kind not in ("fails", "rejects") else self.misbehaviour(entry)
+        error = (
+            None
+            if self.healed and entry.kind not in ("fails", "rejects")
+            else self.misbehaviour(entry)
+        )
         if error is None:
             self.completed(worker, entry)
         elif not isinstance(error, Exception):
@@ -98,7 +102,9 @@ class LogWorkers(LogInvariants):
 
     def misbehaviour(self, entry: Entry) -> BaseException | None:
         """Return the exception that a handler raises, or ``None``."""
-        kind = self.contents[entry.content][0].kind if entry.kind == "copy" else entry.kind
+        kind = (
+            self.contents[entry.content][0].kind if entry.kind == "copy" else entry.kind
+        )
         if kind == "fails":
             return ValueError("always")
         if kind == "rejects":
@@ -106,14 +112,24 @@ class LogWorkers(LogInvariants):
         if entry.misbehaves <= 0 or kind not in ("later", "flaky", "aborts"):
             return None
         entry.misbehaves -= 1
-        return RetryLater("later") if kind == "later" else ValueError("once") if kind == "flaky" else Abort()
+        return (
+            RetryLater("later")
+            if kind == "later"
+            else ValueError("once")
+            if kind == "flaky"
+            else Abort()
+        )
 
     def go_on(self, worker: Worker, result: Any, error: Exception | None) -> None:
         """Take the steps of a visit until its next handler begins or it ends."""
         worker.entry = None
         try:
             while True:
-                wish = worker.flow.send(result) if error is None else worker.flow.throw(error)
+                wish = (
+                    worker.flow.send(result)
+                    if error is None
+                    else worker.flow.throw(error)
+                )
                 result, error = None, None
                 if wish.function == self.handler:
                     return self.begin_handler(worker, wish.arguments[0])
@@ -136,7 +152,9 @@ class LogWorkers(LogInvariants):
             self.note(f"handles {entry}")
         self.require(entry.kind != "forged", "nothing forged is handled", entry)
         self.require(
-            worker.assignment is not self.assignment or self.is_ours(part), "nothing begins after a loss", entry
+            worker.assignment is not self.assignment or self.is_ours(part),
+            "nothing begins after a loss",
+            entry,
         )
         others = [
             each
@@ -152,9 +170,15 @@ class LogWorkers(LogInvariants):
         if self.tell:
             self.note(f"handled {entry}")
         if worker.assignment is not self.assignment or not self.is_ours(worker.part):
-            self.loose.add(entry.content)  # it ran beside its successor, and their ends may differ
+            self.loose.add(
+                entry.content
+            )  # it ran beside its successor, and their ends may differ
         self.handled(entry)
-        self.require(self.settled.get(worker.part, -1) < entry.offset, "handled once in an assignment", entry)
+        self.require(
+            self.settled.get(worker.part, -1) < entry.offset,
+            "handled once in an assignment",
+            entry,
+        )
         self.settled[worker.part] = entry.offset
 
     def abort(self, worker: Worker) -> None:
@@ -172,7 +196,9 @@ class LogWorkers(LogInvariants):
             return
         self.workers.remove(worker)
         self.require(
-            self.assignment.running == len(self.workers), "every place comes back", self.assignment.running
+            self.assignment.running == len(self.workers),
+            "every place comes back",
+            self.assignment.running,
         )
 
 
@@ -203,7 +229,10 @@ class Offsets(offsets.OffsetCalls):
         if client.silent:
             raise AwayError
         found = [place for place in places if place in client.metadata]
-        return {place: Committed(client.committed[place], client.metadata[place]) for place in found}
+        return {
+            place: Committed(client.committed[place], client.metadata[place])
+            for place in found
+        }
 
     def places(self, _topic: str, /) -> set[At]:
         """Return the topic's partitions."""
@@ -277,9 +306,13 @@ class LogClient(LogWorkers):
 
     def rebalance(self, number: int) -> None:
         """Let a rebalance be due, after which some of the partitions are ours."""
-        self.pending = {place for at, place in enumerate(PLACES[: self.count]) if number >> at & 1}
+        self.pending = {
+            place for at, place in enumerate(PLACES[: self.count]) if number >> at & 1
+        }
         if self.tell:
-            self.note(f"a rebalance is due: {sorted(place.partition for place in self.pending)}")
+            self.note(
+                f"a rebalance is due: {sorted(place.partition for place in self.pending)}"
+            )
 
     def user_pauses(self, number: int) -> None:
         """Let the client's owner pause a partition, or resume it."""
@@ -323,10 +356,16 @@ class LogClient(LogWorkers):
         """Make the client calls that the engine wants, poll, and pass on the records."""
         if not self.joining:
             self.begin_partitions()
-        self.ask(self.assignment.client_calls(frozenset(self.held), frozenset(self.paused)))
+        self.ask(
+            self.assignment.client_calls(frozenset(self.held), frozenset(self.paused))
+        )
         self.assignment.heartbeat()
         buffered = self.evicted and number & 8
-        if joins and not buffered and (self.pending is not None or self.evicted or self.joining):
+        if (
+            joins
+            and not buffered
+            and (self.pending is not None or self.evicted or self.joining)
+        ):
             self.join(number)
         if number % 32 == 17:
             self.pause(number >> 5)
@@ -342,7 +381,11 @@ class LogClient(LogWorkers):
         """Begin the partitions that were just assigned, as ``LogPoller`` does."""
         places = self.assignment.unbegun(frozenset(self.held))
         if places:
-            starts = run(offsets.beginning(Offsets(self), places, self.assignment.early, lambda: True))
+            starts = run(
+                offsets.beginning(
+                    Offsets(self), places, self.assignment.early, lambda: True
+                )
+            )
             self.assignment.begin(starts, places)
             for place in starts:
                 part = self.assignment.partition(place)
@@ -363,7 +406,9 @@ class LogClient(LogWorkers):
 
     def ask(self, wanted: ClientCalls) -> None:
         """Pause, resume and seek as wished."""
-        self.require(not wanted.resume & self.users, "what others paused stays so", wanted.resume)
+        self.require(
+            not wanted.resume & self.users, "what others paused stays so", wanted.resume
+        )
         self.paused |= wanted.pause
         for place, offset in wanted.seek.items():
             self.require(place in self.held, "only what is held is sought", place)
@@ -389,7 +434,9 @@ class LogClient(LogWorkers):
                 continue
             log, start = self.log[place], self.position[place]
             here: list[Entry] = []
-            for entry in log[self.index_of(place, start) :][: min(self.most, 1 + (number >> 5) % 7)]:
+            for entry in log[self.index_of(place, start) :][
+                : min(self.most, 1 + (number >> 5) % 7)
+            ]:
                 if entry.kind == "poison":
                     here = here or [entry]
                     break
@@ -453,7 +500,11 @@ class LogClient(LogWorkers):
             place = part.topic_partition
             log, at = self.log[place], self.first_open(place)
             self.require(self.is_ours(part), "only what is ours is committed", place)
-            self.require(place not in self.suspended, "nothing is committed while it is revoked", place)
+            self.require(
+                place not in self.suspended,
+                "nothing is committed while it is revoked",
+                place,
+            )
             settled = part in self.astray or at >= len(log) or log[at].offset >= offset
             self.require(settled, "only what is settled is committed",
                          f"{place.partition}/{offset}, open {log[at:at + 1]}")  # fmt: skip
@@ -462,7 +513,9 @@ class LogClient(LogWorkers):
         if taken:
             for part, offset in due.items():
                 self.require(
-                    offset >= self.committed[part.topic_partition], "a commit goes not back", part.topic_partition
+                    offset >= self.committed[part.topic_partition],
+                    "a commit goes not back",
+                    part.topic_partition,
                 )
                 self.committed[part.topic_partition] = offset
         if self.tell:
@@ -518,7 +571,12 @@ class LogClient(LogWorkers):
             self.assignment.revoked(gone, set(self.held))
         for place in target - self.held:
             self.position[place] = self.latest(place)
-        self.held, self.owned, self.suspended, self.doubted = set(target), set(target), set(), None
+        self.held, self.owned, self.suspended, self.doubted = (
+            set(target),
+            set(target),
+            set(),
+            None,
+        )
         self.doubtful = set()
         self.paused &= target
         self.users &= target

@@ -58,7 +58,9 @@ class Network:
         """Return how long one packet takes, seconds."""
         return self._world.pace.uniform(*self.latency)
 
-    async def connect(self, process: Process, factory: Any, address: str) -> tuple[Transport, Any]:
+    async def connect(
+        self, process: Process, factory: Any, address: str
+    ) -> tuple[Transport, Any]:
         """Return a client's transport and protocol, as ``loop.create_connection`` does."""
         await asyncio.sleep(self.delay() * 2)
         accept = self._hosts.get(address)
@@ -145,7 +147,9 @@ class Connection:
 
     def _to_client(self, data: bytes) -> None:
         """Send bytes, or the end of them, to the client."""
-        arrives = self._down = max(self._down, self.world.agenda.now + self.world.network.delay())
+        arrives = self._down = max(
+            self._down, self.world.agenda.now + self.world.network.delay()
+        )
         self._carry(arrives, lambda: self.client.arrived(data))
 
     def _carry(self, arrives: float, arrival: Callable[[], None]) -> None:

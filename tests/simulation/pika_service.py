@@ -43,7 +43,9 @@ class Services:
         """Return what stands for pika's own event loop."""
         return self._native
 
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+    def call_later(
+        self, seconds: float, callback: Callable[[], None]
+    ) -> asyncio.TimerHandle:
         """Have a function called later."""
         return self._loop.call_later(seconds, callback)
 
@@ -152,7 +154,9 @@ class PikaConsumerService(ConsumerService):
             except Exception as error:
                 self._world.note(process.name, f"the consumer ends: {error!r}")
                 if not self._deployment.finishing:
-                    self._world.ledger.problem("no consumer dies", f"{process.name}: {error!r}")
+                    self._world.ledger.problem(
+                        "no consumer dies", f"{process.name}: {error!r}"
+                    )
                 raise
 
     async def _connected(self, process: Process, guard: Pipeline) -> None:
@@ -168,8 +172,13 @@ class PikaConsumerService(ConsumerService):
         finally:
             await connection.left()
 
-    async def _consumed(self, process: Process, guard: Pipeline, connection: Any, letters_connection: Any) -> None:
-        settings, handler = self._deployment.settings, self._deployment.handlers.of(process)
+    async def _consumed(
+        self, process: Process, guard: Pipeline, connection: Any, letters_connection: Any
+    ) -> None:
+        settings, handler = (
+            self._deployment.settings,
+            self._deployment.handlers.of(process),
+        )
 
         async def handle(verified: Verified) -> None:
             await handler(verified)
@@ -180,7 +189,9 @@ class PikaConsumerService(ConsumerService):
             coalesce_acks=settings.coalesce, grace=settings.grace, hold=settings.hold,
             replies=Producer(letters_connection, "", self._deployment.forge.signer(clock=process.clock)),
         )  # fmt: skip
-        running = asyncio.create_task(pika_link.driving(self.consumer._run(signals=False)))
+        running = asyncio.create_task(
+            pika_link.driving(self.consumer._run(signals=False))
+        )
         asked = asyncio.create_task(self._asked.wait())
         await asyncio.wait((running, asked), return_when=asyncio.FIRST_COMPLETED)
         if not asked.done():

@@ -83,7 +83,9 @@ class Loop(asyncio.BaseEventLoop):
         self._scheduled.clear()  # type: ignore[attr-defined]
         self.close()
 
-    def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> SerialTask:  # type: ignore[override]
+    def create_task(
+        self, coro: Any, *, name: Any = None, context: Any = None
+    ) -> SerialTask:  # type: ignore[override]
         """Return a task with a number."""
         return SerialTask(coro, loop=self, name=name, context=context)
 
@@ -91,7 +93,9 @@ class Loop(asyncio.BaseEventLoop):
         """Return a future with a number."""
         return SerialFuture(loop=self)
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+    def call_at(
+        self, when: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
         """Schedule a function at a time of this loop."""
         handle = super().call_at(when, callback, *args, context=context)
         self._process.poke(when)
@@ -120,9 +124,13 @@ class Loop(asyncio.BaseEventLoop):
         """Refuse: real threads have no place in virtual time."""
         raise AssertionError("no thread may run in a simulated process")
 
-    async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:  # type: ignore[override]
+    async def create_connection(
+        self, protocol_factory: Any, host: Any = None, port: Any = None, **_: Any
+    ) -> Any:  # type: ignore[override]
         """Connect to a simulated host."""
-        return await self._process.world.network.connect(self._process, protocol_factory, f"{host}:{port}")
+        return await self._process.world.network.connect(
+            self._process, protocol_factory, f"{host}:{port}"
+        )
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Report an error that nobody awaits."""
@@ -175,7 +183,9 @@ class Process:
         self._next = when
         self._version += 1
         version = self._version
-        delay = max(when, self.world.agenda.now, self._busy_until) + self.world.pace.uniform(*_TURN)
+        delay = max(
+            when, self.world.agenda.now, self._busy_until
+        ) + self.world.pace.uniform(*_TURN)
         self.world.agenda.at(delay, lambda: self._turn(version))
 
     def block(self, seconds: float) -> None:
@@ -244,4 +254,6 @@ class Process:
         """The process ends with its main coroutine."""
         if not task.cancelled():
             self.failure = task.exception()
-        self.world.agenda.after(0, lambda: self.kill(f"ends ({type(self.failure).__name__})"))
+        self.world.agenda.after(
+            0, lambda: self.kill(f"ends ({type(self.failure).__name__})")
+        )

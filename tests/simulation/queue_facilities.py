@@ -97,7 +97,9 @@ class QueueFacilities(Facilities):
         verdict: called with a delivery that is rejected here.
     """
 
-    def __init__(self, clock: Clock, seen: Callable[[str], None], verdict: Callable[[Native], None]) -> None:
+    def __init__(
+        self, clock: Clock, seen: Callable[[str], None], verdict: Callable[[Native], None]
+    ) -> None:
         super().__init__(clock, lambda: None)
         self._seen = seen
         self._verdict = verdict
@@ -107,7 +109,9 @@ class QueueFacilities(Facilities):
         self._seen("judge")
         return message.native
 
-    def verify(self, message: Message, _candidate: Any, _keys: KeySet, received: float) -> Any:
+    def verify(
+        self, message: Message, _candidate: Any, _keys: KeySet, received: float
+    ) -> Any:
         """Return what was verified."""
         native: Native = message.native  # type: ignore[assignment]
         if native.parcel.kind == "forged":
@@ -132,7 +136,9 @@ class QueueStore(Store):
         replayed: called when a claim is refused as ``replayed``.
     """
 
-    def __init__(self, facilities: Facilities, clock: Clock, replayed: Callable[[], None]) -> None:
+    def __init__(
+        self, facilities: Facilities, clock: Clock, replayed: Callable[[], None]
+    ) -> None:
         super().__init__(facilities, clock)
         self._replayed = replayed
         self.taken_over = Counter[bytes]()
@@ -162,7 +168,9 @@ class QueueStore(Store):
     def rival(self, native: Native, owner: str, lease: float) -> ClaimStatus:
         """Let another process claim."""
         redelivered = native.message.origin.redelivered
-        return self._claim(ClaimRequest("orders", native.id, owner, None, redelivered, lease, 0.0))
+        return self._claim(
+            ClaimRequest("orders", native.id, owner, None, redelivered, lease, 0.0)
+        )
 
     def _claim(self, request: ClaimRequest) -> ClaimStatus:
         before: Claim | None = self.entries.get(request.id)
@@ -185,7 +193,9 @@ class QueueLetters(Letters):
         seen: called before a letter is sent; returns what is called once it was confirmed.
     """
 
-    def __init__(self, facilities: Facilities, seen: Callable[[], Callable[[], None]]) -> None:
+    def __init__(
+        self, facilities: Facilities, seen: Callable[[], Callable[[], None]]
+    ) -> None:
         super().__init__(facilities, lambda _: None)
         self._facilities = facilities
         self._seen = seen
@@ -224,12 +234,18 @@ class QueueHandlers(QueueInvariants):
             self.note("a rival dies with", native)
         elif self.broker.ready:
             parcel = self.broker.ready.pop(0)
-            self.rival_takes(Native(Channel(0), 0, "rival", parcel, 0.0), f"rival{self.moment()}")
+            self.rival_takes(
+                Native(Channel(0), 0, "rival", parcel, 0.0), f"rival{self.moment()}"
+            )
 
     def rival_takes(self, native: Native, owner: str) -> None:
         """Let the rival judge a message."""
         parcel = native.parcel
-        status = None if parcel.kind in ("forged", "stale") else self.store.rival(native, owner, LEASE)
+        status = (
+            None
+            if parcel.kind in ("forged", "stale")
+            else self.store.rival(native, owner, LEASE)
+        )
         self.note(f"a rival takes ({status})", native)
         if status is ClaimStatus.FRESH:
             self.rival = native, owner
@@ -279,8 +295,16 @@ class QueueHandlers(QueueInvariants):
             return ValueError("always")
         if parcel.kind == "rejects":
             return RejectNow("never")
-        if parcel.misbehaves <= 0 or self.healed or parcel.kind not in ("later", "flaky", "aborts"):
+        if (
+            parcel.misbehaves <= 0
+            or self.healed
+            or parcel.kind not in ("later", "flaky", "aborts")
+        ):
             return None
         parcel.misbehaves -= 1
-        kinds = {"later": RetryLater("later"), "flaky": ValueError("once"), "aborts": Abort()}
+        kinds = {
+            "later": RetryLater("later"),
+            "flaky": ValueError("once"),
+            "aborts": Abort(),
+        }
         return kinds[parcel.kind]

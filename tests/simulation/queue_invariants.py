@@ -98,14 +98,20 @@ class QueueInvariants:
         if delivery is None or (step == "judge" and self.probing):
             return
         native = self.native_of(delivery)
-        self.require(not native.channel.ended, f"nothing of an ended channel: {step}", native)
+        self.require(
+            not native.channel.ended, f"nothing of an ended channel: {step}", native
+        )
         if step == "judge":
             return
         self.note(step, native)
         found = delivery.rejection
         if step == "record" and found is not None and found.reason in TIME_DEPENDENT:
             proven = native.channel.proven > native.verdict
-            self.require(proven, "what another moment would decide is proven", f"{native} {found.reason}")
+            self.require(
+                proven,
+                "what another moment would decide is proven",
+                f"{native} {found.reason}",
+            )
 
     def rejected(self, native: Native) -> None:
         """Note when a delivery was rejected for what another moment would decide otherwise."""
@@ -119,17 +125,31 @@ class QueueInvariants:
     def begins(self, native: Native) -> None:
         """Check a handler that begins."""
         self.note("handles", native)
-        self.require(native.parcel.kind not in ("forged", "stale"), "nothing forged is handled", native)
+        self.require(
+            native.parcel.kind not in ("forged", "stale"),
+            "nothing forged is handled",
+            native,
+        )
         goes_on, native.goes_on = native.goes_on, False
-        self.require(goes_on or not native.channel.ended, "nothing of an ended channel: handle", native)
+        self.require(
+            goes_on or not native.channel.ended,
+            "nothing of an ended channel: handle",
+            native,
+        )
 
     def failed(self, native: Native, error: BaseException) -> None:
         """Check a handler that failed."""
         content = native.parcel.content
-        if native.parcel.kind not in ("fails", "rejects") or len(self.contents[content]) > 1:
+        if (
+            native.parcel.kind not in ("fails", "rejects")
+            or len(self.contents[content]) > 1
+        ):
             return
         runner, count = self.failures.get(content, (None, 0))
-        self.failures[content] = found = self.runner, count + 1 if runner is self.runner else 1
+        self.failures[content] = found = (
+            self.runner,
+            count + 1 if runner is self.runner else 1,
+        )
         self.require(found[1] <= TRIES, "a handler that failed is not run again", native)
 
     def completed(self, native: Native, *, by: str) -> None:
@@ -157,7 +177,9 @@ class QueueInvariants:
             # A copy was settled by what was known of another one, which comes again as something new.
             for each in copies:
                 self.handled_by.pop(each.number, None)
-        self.failures.pop(native.parcel.content, None)  # where its ack is lost it comes as something new
+        self.failures.pop(
+            native.parcel.content, None
+        )  # where its ack is lost it comes as something new
         ended = any(each.handled or each.letters for each in copies)
         self.require(ended, "settled is handled or buried", native)
 
@@ -182,25 +204,35 @@ class QueueInvariants:
         runner, first = parcel.first or (None, math.inf)
         ours = runner is self.runner and first <= parcel.expires and not parcel.handled
         alone = len(self.contents[parcel.content]) == 1
-        if parcel.kind in ("honest", "aborts") or (parcel.kind == "later" and self.broker.limit < 0):
+        if parcel.kind in ("honest", "aborts") or (
+            parcel.kind == "later" and self.broker.limit < 0
+        ):
             self.require(not alone, "no honest message is condemned", native)
         if parcel.kind == "brief" and alone:
             self.require(not ours, "no message expires in our hands", native)
 
-    def goes_back(self, runner: Runner, slot: Slot, delivery: Delivery, outcome: Outcome) -> None:
+    def goes_back(
+        self, runner: Runner, slot: Slot, delivery: Delivery, outcome: Outcome
+    ) -> None:
         """Check a deferred delivery that is no longer held: for a cause of all the queue is suspended first.
 
         One whose handler has ended waits for its confirm as long as the broker allows.
         """
         if outcome.cause not in EVERYONES or not slot.is_ours or slot.is_last:
             return
-        waits = delivery.step is Step.CONFIRM and not self.is_old(slot) and not runner.window.stopping
+        waits = (
+            delivery.step is Step.CONFIRM
+            and not self.is_old(slot)
+            and not runner.window.stopping
+        )
         self.require(not waits, "what was handled is not given back", slot.native)
         suspended = runner.suspended_at.pop(slot, runner.went_on)
         begins = runner.window.stopping or suspended < runner.went_on
         consumed = bool(self.channel.consumers) and self.channel.alive and not begins
         self.require(
-            not consumed, "the queue is suspended before what waits for a cause of all goes back", slot.native
+            not consumed,
+            "the queue is suspended before what waits for a cause of all goes back",
+            slot.native,
         )
 
     def is_old(self, slot: Slot) -> bool:
@@ -210,7 +242,9 @@ class QueueInvariants:
     def gives_back(self, native: Native) -> None:
         """Check a delivery that is given back."""
         self.note("given back", native)
-        self.require(not native.channel.ended, "nothing of an ended channel: give back", native)
+        self.require(
+            not native.channel.ended, "nothing of an ended channel: give back", native
+        )
         self.broker.requeue(native)
 
     # The consumer
@@ -222,7 +256,9 @@ class QueueInvariants:
 
     def consumes(self, runner: Runner, prefetch: int) -> None:
         """Check a consumer that begins."""
-        self.require(1 <= prefetch <= self.prefetch, "the window is within its bounds", prefetch)
+        self.require(
+            1 <= prefetch <= self.prefetch, "the window is within its bounds", prefetch
+        )
 
     def died(self, runner: Runner, *, channel_alone: bool) -> None:
         """Check the window after a channel ended, alone or with its connection."""
@@ -231,7 +267,11 @@ class QueueInvariants:
             return
         self.deaths = self.deaths + 1 if self.clock.monotonic() - since < STEADY else 1
         if self.deaths >= DEATHS:
-            self.require(runner.window.prefetch == 1, "many deaths narrow the window", runner.window.prefetch)
+            self.require(
+                runner.window.prefetch == 1,
+                "many deaths narrow the window",
+                runner.window.prefetch,
+            )
 
     def look_at_held(self, runner: Runner, held: HeldDelivery) -> None:
         """Check a delivery that is still held."""
@@ -244,7 +284,11 @@ class QueueInvariants:
             "held no longer than the broker allows",
             native,
         )
-        self.require(step is Step.CONFIRM or not runner.hold.stopping, "nothing is held at a stop", native)
+        self.require(
+            step is Step.CONFIRM or not runner.hold.stopping,
+            "nothing is held at a stop",
+            native,
+        )
 
     def goes_on(self, runner: Runner) -> None:
         """Note when a queue went on after it was suspended."""
@@ -254,20 +298,39 @@ class QueueInvariants:
     def look_at_rest(self, runner: Runner) -> None:
         """Check a consumer when nothing can happen without time passing."""
         window = runner.window
-        if window.stopping or window.consumer is None or self.channel.ended or not self.channel.alive:
+        if (
+            window.stopping
+            or window.consumer is None
+            or self.channel.ended
+            or not self.channel.alive
+        ):
             return
         cautious = window._is_cautious
         self.require(
-            not cautious or self.rejected_at <= self.narrowed_at, "the whole window comes back", window.prefetch
+            not cautious or self.rejected_at <= self.narrowed_at,
+            "the whole window comes back",
+            window.prefetch,
         )
-        beside = [each.slot.native for each in runner.hold._held.values() if each.outcome.cause in OWN]
-        taken = [each for each in self.channel.unacked.values() if each.consumer == window.consumer]
+        beside = [
+            each.slot.native
+            for each in runner.hold._held.values()
+            if each.outcome.cause in OWN
+        ]
+        taken = [
+            each
+            for each in self.channel.unacked.values()
+            if each.consumer == window.consumer
+        ]
         full = len(taken) >= window.prefetch > 1 and all(each in beside for each in taken)
         looked = runner.looked_at > max(
             runner.consumed_at, runner.ended_at
         )  # else it does so with the next attempt
-        waits = bool(self.broker.ready) and full and looked and len(beside) < self.max_held
-        self.require(not waits, "others pass what waits for its own cause", self.broker.ready)
+        waits = (
+            bool(self.broker.ready) and full and looked and len(beside) < self.max_held
+        )
+        self.require(
+            not waits, "others pass what waits for its own cause", self.broker.ready
+        )
 
     def due_for_renewal(self, runner: Runner, before: float) -> list[Native]:
         """Return the deliveries whose claims were made before a time, so that they are due for renewal."""
@@ -280,30 +343,55 @@ class QueueInvariants:
         reached = "store" not in self.facilities.out
         for native in due:
             claim = self.store.entries.get(native.id)
-            held = claim is not None and claim.owner is not None and native.id not in self.store.taken_over
+            held = (
+                claim is not None
+                and claim.owner is not None
+                and native.id not in self.store.taken_over
+            )
             asked = self.store.renewed.get(native.id, -1.0) >= before
-            self.require(asked or not reached or not held or native not in still, "a claim is renewed", native)
+            self.require(
+                asked or not reached or not held or native not in still,
+                "a claim is renewed",
+                native,
+            )
 
     def look_at_room(self, runner: Runner) -> None:
         """Check how many deliveries are held."""
         most = self.max_held + 2 * self.prefetch
         natives = [each.slot.native for each in runner.hold._held.values()]
-        held = sum(not each.channel.ended and each.consumer not in self.dropped for each in natives)
+        held = sum(
+            not each.channel.ended and each.consumer not in self.dropped
+            for each in natives
+        )
         self.require(held <= most, "what is held is bounded", f"{held} of {most}")
 
     def look_at_a_stop(self, runner: Runner) -> None:
         """Check that an orderly stop leaves nothing."""
         self.store.left_behind |= self.store.unended
         self.require(not runner.running, "every place comes back", runner.running)
-        self.require(len(runner.hold) == 0, "nothing is held after a stop", runner.hold.by_cause())
-        self.require(not runner.hold._by_tag, "what is held no longer takes no room", runner.hold._by_tag)
+        self.require(
+            len(runner.hold) == 0, "nothing is held after a stop", runner.hold.by_cause()
+        )
+        self.require(
+            not runner.hold._by_tag,
+            "what is held no longer takes no room",
+            runner.hold._by_tag,
+        )
         self.require(not runner.tended, "no lease is renewed after a stop", "")
-        self.require(not runner.work._progress._in_flight, "nothing is in flight after a stop", "")
+        self.require(
+            not runner.work._progress._in_flight, "nothing is in flight after a stop", ""
+        )
         if runner.acks is not None:
-            self.require(not runner.acks.ledger.waiting, "all is acked at a stop", runner.acks.ledger.waiting)
+            self.require(
+                not runner.acks.ledger.waiting,
+                "all is acked at a stop",
+                runner.acks.ledger.waiting,
+            )
         for native in self.channel.unacked.values():
             last = 0 <= self.broker.limit <= native.returns
-            self.require(last or not self.channel.alive, "all is given back at a stop", native)
+            self.require(
+                last or not self.channel.alive, "all is given back at a stop", native
+            )
 
     def look_at_the_end(self) -> None:
         """Check that each message was acked, and handled or buried, and that no claim is left."""
@@ -313,16 +401,32 @@ class QueueInvariants:
             claim = self.store.entries.get(first.id)
             if first.content in away:
                 continue
-            left = claim is not None and claim.owner is not None and not claim.owner.startswith("rival")
+            left = (
+                claim is not None
+                and claim.owner is not None
+                and not claim.owner.startswith("rival")
+            )
             # A stop while the store is away leaves a claim; nobody claims again what has expired when it is back.
-            excused = left and first.kind == "brief" and (first.id, claim.owner) in self.store.left_behind
+            excused = (
+                left
+                and first.kind == "brief"
+                and (first.id, claim.owner) in self.store.left_behind
+            )
             self.require(not left or excused, "no claim is left", first)
-            if first.kind in ("honest", "aborts") or (first.kind == "later" and self.broker.limit < 0):
-                self.require(any(each.handled for each in parcels), "every honest message is handled", first)
+            if first.kind in ("honest", "aborts") or (
+                first.kind == "later" and self.broker.limit < 0
+            ):
+                self.require(
+                    any(each.handled for each in parcels),
+                    "every honest message is handled",
+                    first,
+                )
             for each in parcels:
                 self.require(each.acked, "each message has its end", each)
             if first.kind in BURIED:
-                self.require(any(each.letters for each in parcels), "what is bad is buried", first)
+                self.require(
+                    any(each.letters for each in parcels), "what is bad is buried", first
+                )
 
     def require(self, holds: bool, invariant: str, text: Any) -> None:
         """Raise ``Broken`` if an invariant does not hold."""

@@ -39,7 +39,15 @@ class Parcel:
         "number",
         "returns",
     )
-    shape, opened, claims, proof, index, learnt, wit = PLAIN, OPENED, CLAIMS, None, None, True, None
+    shape, opened, claims, proof, index, learnt, wit = (
+        PLAIN,
+        OPENED,
+        CLAIMS,
+        None,
+        None,
+        True,
+        None,
+    )
     destination = "amqp:orders"
 
     def __init__(self, number: int, content: int, kind: str, misbehaves: int) -> None:
@@ -85,10 +93,20 @@ class Native:
         "tag",
         "verdict",
     )
-    shape, opened, claims, proof, index, learnt, wit = PLAIN, OPENED, CLAIMS, None, None, True, None
+    shape, opened, claims, proof, index, learnt, wit = (
+        PLAIN,
+        OPENED,
+        CLAIMS,
+        None,
+        None,
+        True,
+        None,
+    )
     destination = "amqp:orders"
 
-    def __init__(self, channel: Channel, tag: int, consumer: str, parcel: Parcel, sent: float) -> None:
+    def __init__(
+        self, channel: Channel, tag: int, consumer: str, parcel: Parcel, sent: float
+    ) -> None:
         self.channel = channel
         self.tag = tag
         self.consumer = consumer
@@ -98,7 +116,9 @@ class Native:
         self.settled = self.goes_on = False
         self.verdict = 0
         origin = Origin(queue=QUEUE, redelivered=parcel.returns > 0)
-        self.message = Message(destination=self.destination, body=parcel.id, origin=origin, native=self)
+        self.message = Message(
+            destination=self.destination, body=parcel.id, origin=origin, native=self
+        )
 
     @property
     def token(self) -> Native:
@@ -141,7 +161,9 @@ class Broker:
         now: monotonic seconds.
     """
 
-    def __init__(self, limit: int, broken: Callable[[str, str], None], now: Callable[[], float]) -> None:
+    def __init__(
+        self, limit: int, broken: Callable[[str, str], None], now: Callable[[], float]
+    ) -> None:
         self.limit = limit
         self.ready: list[Parcel] = []
         self.put_away: list[Parcel] = []
@@ -180,7 +202,9 @@ class Broker:
         unacked = sum(each.consumer == consumer for each in channel.unacked.values())
         while self.ready and unacked < prefetch:
             channel.tags += 1
-            found = Native(channel, channel.tags, consumer, self.ready.pop(0), self._now())
+            found = Native(
+                channel, channel.tags, consumer, self.ready.pop(0), self._now()
+            )
             channel.unacked[found.tag] = found
             channel.transit.append(found)
             unacked += 1

@@ -12,7 +12,14 @@ from typing import Final
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Delivery, Pipeline
 from mqauth.testing.clock import FakeClock
-from tests.simulation.queue_facilities import DRAW, LEASE, QueueFacilities, QueueHandlers, QueueLetters, QueueStore
+from tests.simulation.queue_facilities import (
+    DRAW,
+    LEASE,
+    QueueFacilities,
+    QueueHandlers,
+    QueueLetters,
+    QueueStore,
+)
 from tests.simulation.queue_model import Broker, Channel, Native, Parcel
 from tests.simulation.queue_runner import Loop, Runner
 
@@ -46,7 +53,9 @@ class QueuePlay(QueueHandlers):
         self.facilities = QueueFacilities(self.clock, self.seen, self.rejected)
         self.store = QueueStore(self.facilities, self.clock, self.refused)
         self.letters = QueueLetters(self.facilities, self.burying)
-        self.broker = Broker((-1, -1, 2, 5)[drawn >> 9 & 3], self.fail, self.clock.monotonic)
+        self.broker = Broker(
+            (-1, -1, 2, 5)[drawn >> 9 & 3], self.fail, self.clock.monotonic
+        )
         self.channel: Channel = self.broker.open()
         self.answers_questions = True
         self.rival: tuple[Native, str] | None = None
@@ -73,7 +82,9 @@ class QueuePlay(QueueHandlers):
             kind = "honest"
         if kind == "copy":
             original = self.contents[number % len(self.contents)][0]
-            parcel = Parcel(len(self.parcels), original.content, original.kind, original.misbehaves)
+            parcel = Parcel(
+                len(self.parcels), original.content, original.kind, original.misbehaves
+            )
             self.contents[original.content].append(parcel)
         else:
             parcel = Parcel(len(self.parcels), len(self.contents), kind, 1 + number % 3)
@@ -81,7 +92,9 @@ class QueuePlay(QueueHandlers):
         if parcel.kind == "brief":
             parcel.expires = self.clock.now() + 20.0
         if number % 3 == 0:
-            parcel.returns = min(number >> 9 & 7, max(0, self.broker.limit))  # somebody had it before
+            parcel.returns = min(
+                number >> 9 & 7, max(0, self.broker.limit)
+            )  # somebody had it before
         self.parcels.append(parcel)
         self.broker.ready.append(parcel)
         self.note("published", parcel)
@@ -92,7 +105,10 @@ class QueuePlay(QueueHandlers):
         if number % 64 == 7:
             self.clock.step(-3.0)
         oldest = min((each.sent for each in self.channel.unacked.values()), default=None)
-        if oldest is not None and self.clock.monotonic() - oldest >= self.consumer_timeout:
+        if (
+            oldest is not None
+            and self.clock.monotonic() - oldest >= self.consumer_timeout
+        ):
             self.note("consumer timeout", self.channel.number)
             self.end(0)
 
@@ -106,7 +122,9 @@ class QueuePlay(QueueHandlers):
 
     def stall(self, number: int) -> None:
         """Let a facility be out of reach for a while, with messages coming in."""
-        self.facilities.out[("audit", "letters", "policy", "store")[number & 3]] = "refuses"
+        self.facilities.out[("audit", "letters", "policy", "store")[number & 3]] = (
+            "refuses"
+        )
         self.publish(number)
         for at in range(3):
             self.rest(0)
@@ -219,7 +237,11 @@ class QueuePlay(QueueHandlers):
         for _ in range(400):
             self.ring(0)
             self.deliver(3)
-            if not self.loop.answer(number) and not self.loop.turn(number) and not self.channel.transit:
+            if (
+                not self.loop.answer(number)
+                and not self.loop.turn(number)
+                and not self.channel.transit
+            ):
                 self.look_at_rest(self.runner)
                 break
 
@@ -268,7 +290,10 @@ class QueuePlay(QueueHandlers):
             self.wait(3)
             self.renew(0)
         else:
-            self.fail("all comes to rest", f"{self.broker.ready}, {self.channel.unacked}, {self.runner.health()}")
+            self.fail(
+                "all comes to rest",
+                f"{self.broker.ready}, {self.channel.unacked}, {self.runner.health()}",
+            )
         self.stop(0)
         self.rest(0)
         self.wait(6)
@@ -281,7 +306,11 @@ class QueuePlay(QueueHandlers):
     def is_at_rest(self) -> bool:
         """Tell whether nothing is left and the consumer consumes."""
         left = (
-            self.broker.ready or self.channel.unacked or self.channel.ended or self.rival or self.runner.stopping
+            self.broker.ready
+            or self.channel.unacked
+            or self.channel.ended
+            or self.rival
+            or self.runner.stopping
         )
         return not left and self.runner.window.consumer is not None
 

@@ -61,7 +61,9 @@ class Loop:
         look: called after each turn.
     """
 
-    def __init__(self, current: Callable[[Delivery | None], None], look: Callable[[], None]) -> None:
+    def __init__(
+        self, current: Callable[[Delivery | None], None], look: Callable[[], None]
+    ) -> None:
         self.tasks: list[Task] = []
         self.answers: list[Answer] = []
         self._current = current
@@ -205,7 +207,9 @@ class Acks:
                         self.runner.work.lost(ack.deliveries)
                     else:
                         self.runner.play.acks(self.channel, ack.deliveries)
-                        self.runner.play.broker.ack(self.channel, ack.tag, multiple=ack.multiple)
+                        self.runner.play.broker.ack(
+                            self.channel, ack.tag, multiple=ack.multiple
+                        )
                         yield at_once
                 if not self.ledger.waiting or not self.ledger.presses(self.window):
                     break
@@ -350,7 +354,11 @@ class Subscription:
         """Wait until consuming is interrupted; a window of 1 is opened again after a long calm."""
         calm = self.window.calm()
         due = None if calm is None else self.clock.monotonic() + calm
-        yield lambda: self.interrupted or (due is not None and self.clock.monotonic() >= due)
+        yield (
+            lambda: (
+                self.interrupted or (due is not None and self.clock.monotonic() >= due)
+            )
+        )
         if not self.interrupted:
             self.window.widen()
             self.play.deaths = 0
@@ -372,7 +380,10 @@ class Subscription:
             yield (
                 lambda: (
                     channel.ended
-                    or (channel.alive and not any(each.consumer == consumer for each in channel.transit))
+                    or (
+                        channel.alive
+                        and not any(each.consumer == consumer for each in channel.transit)
+                    )
                 )
             )
 
@@ -398,9 +409,17 @@ class Subscription:
                     return
             finally:
                 self.play.probing -= 1
-            due, woken = self.clock.monotonic() + min(_PROBES, self.window.probe_wait * 2.0**tries), self.woken
+            due, woken = (
+                self.clock.monotonic()
+                + min(_PROBES, self.window.probe_wait * 2.0**tries),
+                self.woken,
+            )
             tries += 1
-            yield lambda due=due, woken=woken: self.clock.monotonic() >= due or self.woken != woken  # type: ignore[misc]
+            yield (
+                lambda due=due, woken=woken: (
+                    self.clock.monotonic() >= due or self.woken != woken
+                )
+            )  # type: ignore[misc]
 
     def _probe(self, delivery: Delivery) -> Steps[bool]:
         """Tell whether it would get further now."""
@@ -433,7 +452,9 @@ class Subscription:
         unproven = slot.unproven(delivery)
         if unproven is None:
             return None
-        proof = Answer(lambda: False, "channel", lambda lives: slot.answered(unproven, lives=lives))
+        proof = Answer(
+            lambda: False, "channel", lambda lives: slot.answered(unproven, lives=lives)
+        )
         channel = slot.native.channel
         asked = self.questions.setdefault(channel, RoundTripQueue())
         if asked.add(proof):
@@ -460,7 +481,13 @@ class Subscription:
                 yield at_once
                 if channel.alive:
                     return True
-            yield lambda part=part: channel.ended or self.clock.monotonic() >= part or self._answers(channel)  # type: ignore[misc]
+            yield (
+                lambda part=part: (
+                    channel.ended
+                    or self.clock.monotonic() >= part
+                    or self._answers(channel)
+                )
+            )  # type: ignore[misc]
             late = self.clock.monotonic() >= part
             left -= late and not self._answers(channel)
             if not left:
@@ -509,7 +536,10 @@ class Runner(Subscription):
         super().__init__(play, loop)
         self.calls = Calls()
         self.hold = Hold(
-            play.clock, seconds=play.hold_seconds, consumer_timeout=play.consumer_timeout, max_held=play.max_held
+            play.clock,
+            seconds=play.hold_seconds,
+            consumer_timeout=play.consumer_timeout,
+            max_held=play.max_held,
         )
         self.window = Window(QUEUE, play.clock, self.hold, play.prefetch)
         self.work = QueueWork(
@@ -562,13 +592,20 @@ class Runner(Subscription):
         if outcome is not None and acks is not None and not is_deferred(outcome):
             self._noted(begun)
             return self._settled(outcome)
-        self._task(self._carried(begun, _resumed(first, until), outcome, failed), f"carries {native}")
+        self._task(
+            self._carried(begun, _resumed(first, until), outcome, failed),
+            f"carries {native}",
+        )
 
     def _slot(self, native: Native) -> Slot:
         return Slot(native, self.calls, self.clock.monotonic(), self.play.broker.limit)
 
     def _carried(
-        self, begun: Begun, first: Steps[Outcome], outcome: Outcome | None, failed: BaseException | None
+        self,
+        begun: Begun,
+        first: Steps[Outcome],
+        outcome: Outcome | None,
+        failed: BaseException | None,
     ) -> Steps[None]:
         """Carry a delivery to its end, and note what it came to."""
         self.work.begin(begun.delivery)
@@ -599,13 +636,17 @@ class Runner(Subscription):
             yield from self.cancelled()
         yield from self._let_go(begun)
 
-    def _to_its_end(self, begun: Begun, first: Steps[Outcome], outcome: Outcome | None) -> Steps[Outcome]:
+    def _to_its_end(
+        self, begun: Begun, first: Steps[Outcome], outcome: Outcome | None
+    ) -> Steps[Outcome]:
         """Process a delivery, hold it while deferred, then settle or give it back."""
         delivery = begun.delivery
         if outcome is None:
             outcome = yield from first
         if is_deferred(outcome):
-            outcome = yield from self._put_off(HeldDelivery(begun.slot, delivery, outcome, self.clock.now()))
+            outcome = yield from self._put_off(
+                HeldDelivery(begun.slot, delivery, outcome, self.clock.now())
+            )
         if is_deferred(outcome):
             self.play.goes_back(self, begun.slot, delivery, outcome)
             yield from self._let_go(begun)
@@ -617,7 +658,9 @@ class Runner(Subscription):
                 self.work.lost((delivery,))
             else:
                 self.play.acks(begun.slot.native.channel, (begun.delivery,))
-                self.play.broker.ack(begun.slot.native.channel, begun.slot.native.tag, multiple=False)
+                self.play.broker.ack(
+                    begun.slot.native.channel, begun.slot.native.tag, multiple=False
+                )
                 yield at_once
         return outcome
 
@@ -634,7 +677,9 @@ class Runner(Subscription):
 
     def _let_go(self, begun: Begun) -> Steps[None]:
         """Give a delivery back unhandled."""
-        if (yield from self.loop.driven(self.work.let_go(begun.delivery), begun.delivery)):
+        if (
+            yield from self.loop.driven(self.work.let_go(begun.delivery), begun.delivery)
+        ):
             yield from self._give_back(begun.slot, begun.acks)
 
     def _give_back(self, slot: Slot, acks: Acks | None) -> Steps[None]:
@@ -681,7 +726,9 @@ class Runner(Subscription):
                     return outcome if not is_deferred(outcome) else held.outcome
                 self.play.look_at_held(self, held)
                 tries += 1
-                yield self._pause(held, min(_WAITS[1], _WAITS[0] * 2.0**tries) * DRAW.random())
+                yield self._pause(
+                    held, min(_WAITS[1], _WAITS[0] * 2.0**tries) * DRAW.random()
+                )
         finally:
             self.hold.take(held)
             self._look()
@@ -692,7 +739,9 @@ class Runner(Subscription):
             yield lambda: self.trying < self.play.prefetch
         self.trying += 1
         try:
-            outcome = yield from self.loop.attempt(self.work.attempt(held.delivery), held.delivery)
+            outcome = yield from self.loop.attempt(
+                self.work.attempt(held.delivery), held.delivery
+            )
         finally:
             self.trying -= 1
         self.hold.attempted(held, outcome)
@@ -741,7 +790,9 @@ class Runner(Subscription):
 
     def _renewed(self) -> Steps[None]:
         for delivery in self.tended.due(self.clock.monotonic()):
-            if not (yield from self.loop.driven(self.play.guard.renew(delivery), delivery)):
+            if not (
+                yield from self.loop.driven(self.play.guard.renew(delivery), delivery)
+            ):
                 self.tended.lost(delivery)
 
     # The end
@@ -790,4 +841,6 @@ class Runner(Subscription):
 
     def health(self) -> Any:
         """Return its health."""
-        return self.window.health(in_flight=len(self._left()), unsettled=self.work.unsettled, blocked=False)
+        return self.window.health(
+            in_flight=len(self._left()), unsettled=self.work.unsettled, blocked=False
+        )

@@ -41,10 +41,16 @@ class Play:
     faults: Sequence[Fault]
 
     @classmethod
-    def of(cls, seed: int, without: Collection[str] = (), client: str = "aio-pika") -> Play:
+    def of(
+        cls, seed: int, without: Collection[str] = (), client: str = "aio-pika"
+    ) -> Play:
         """Return the play of a seed, without faults of some kinds."""
-        settings = Settings.of(seed) if client == "aio-pika" else Settings.of(seed).on_pika()
-        faults = [fault for fault in Plan(seed, settings).faults() if fault.kind not in without]
+        settings = (
+            Settings.of(seed) if client == "aio-pika" else Settings.of(seed).on_pika()
+        )
+        faults = [
+            fault for fault in Plan(seed, settings).faults() if fault.kind not in without
+        ]
         return cls(seed=seed, settings=settings, faults=faults)
 
     def as_dict(self) -> dict[str, Any]:
@@ -56,7 +62,11 @@ class Play:
     def from_dict(cls, found: dict[str, Any]) -> Play:
         """Return what a plan's file says."""
         faults = [Fault(**fault) for fault in found["faults"]]
-        return cls(seed=found["seed"], settings=Settings.from_dict(found["settings"]), faults=faults)
+        return cls(
+            seed=found["seed"],
+            settings=Settings.from_dict(found["settings"]),
+            faults=faults,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +93,9 @@ class Result:
         return frozenset(name for name, _ in self.problems)
 
 
-def run(play: Play, tell: Callable[[str], None] | None = None, *, strict: bool = False) -> Result:
+def run(
+    play: Play, tell: Callable[[str], None] | None = None, *, strict: bool = False
+) -> Result:
     """Play it to its end and judge it."""
     started = time.perf_counter()
     determinism.begin(play.seed)
@@ -96,9 +108,15 @@ def run(play: Play, tell: Callable[[str], None] | None = None, *, strict: bool =
             del scenario, world
             gc.collect()
             real = time.perf_counter() - started
-            return Result(play=play, problems=found, digest=digest, virtual=virtual, real=real)
+            return Result(
+                play=play, problems=found, digest=digest, virtual=virtual, real=real
+            )
     except StuckError as error:
-        return Result(play=play, problems=[("a step returns", str(error))], real=time.perf_counter() - started)
+        return Result(
+            play=play,
+            problems=[("a step returns", str(error))],
+            real=time.perf_counter() - started,
+        )
     finally:
         gc.enable()
 
@@ -157,7 +175,9 @@ MOST: Final = 150
 """Plays that a reduction may take."""
 
 
-def reduced(failed: Result, play_one: Callable[[Any], Result] = run, most: int = MOST) -> Result:
+def reduced(
+    failed: Result, play_one: Callable[[Any], Result] = run, most: int = MOST
+) -> Result:
     """Return a result that breaks the gravest invariant of ``failed``, with as few faults as can be found.
 
     Args:
@@ -181,7 +201,10 @@ def reduced(failed: Result, play_one: Callable[[Any], Result] = run, most: int =
 
     size = max(1, len(best.play.faults) // 2)
     while size:
-        if not any(try_it(replace(best.play, faults=faults)) for faults in _without(best.play.faults, size)):
+        if not any(
+            try_it(replace(best.play, faults=faults))
+            for faults in _without(best.play.faults, size)
+        ):
             size //= 2
         else:
             size = min(size, max(1, len(best.play.faults) // 2))

@@ -12,7 +12,13 @@ from tests.simulation.amqp_broker import Queue, Stored
 from tests.simulation.faults import Attacker, Fault, play
 from tests.simulation.network import Connection
 from tests.simulation.process import Process
-from tests.simulation.services import ON_ITS_WAY, ConsumerService, Deployment, Handlers, forge_of
+from tests.simulation.services import (
+    ON_ITS_WAY,
+    ConsumerService,
+    Deployment,
+    Handlers,
+    forge_of,
+)
 from tests.simulation.settings import Settings
 from tests.simulation.world import DEAD, SOURCE, World
 
@@ -47,7 +53,9 @@ class Scenario:
         self.world = World(seed, tell)
         self.handlers = Handlers(settings.work, settings.asynchronous, settings.cleaning)
         self.forge = forge_of(self.world.clock, settings.lifetime)
-        self.deployment = Deployment(self.world, settings, self.handlers, self.forge, _service(settings.client))
+        self.deployment = Deployment(
+            self.world, settings, self.handlers, self.forge, _service(settings.client)
+        )
         self.at_rest = False
         self._ends: list[Callable[[], object]] = []
         self._calm = 0
@@ -65,7 +73,9 @@ class Scenario:
         """Play it to its end."""
         self.deployment.start()
         self.world.agenda.at(self._healed_at, self._heal)
-        while not self._done and self.world.turns < MAX_TURNS and self.world.agenda.step():
+        while (
+            not self._done and self.world.turns < MAX_TURNS and self.world.agenda.step()
+        ):
             pass
 
     # asked by faults
@@ -83,7 +93,11 @@ class Scenario:
     def wires_of(self, service: str) -> list[Connection]:
         """Return the open connections of a service."""
         process = self.process(service)
-        return [wire for wire in self.world.network.connections if wire.process is process and wire.server_open]
+        return [
+            wire
+            for wire in self.world.network.connections
+            if wire.process is process and wire.server_open
+        ]
 
     def at_end_of(self, fault: Fault, action: Callable[[], object]) -> None:
         """Schedule an action for the end of a fault, or for the healing if that is earlier."""
@@ -105,7 +119,9 @@ class Scenario:
         """Restart a producer that cannot send although everything is healed, and report it."""
         process = self.process("producer")
         if not self.deployment.all_sent and process is not None:
-            self.world.ledger.problem("a producer goes on", f"{self.deployment.unsent} orders cannot be sent")
+            self.world.ledger.problem(
+                "a producer goes on", f"{self.deployment.unsent} orders cannot be sent"
+            )
             process.kill()
 
     def _look(self) -> None:
@@ -147,7 +163,9 @@ class Scenario:
         for queue in self.queues(DEAD):
             for message in queue.ready:
                 headers = message.properties.headers or {}
-                found.append((rejected_body(message), str(headers.get("mqauth-dead-reason"))))
+                found.append(
+                    (rejected_body(message), str(headers.get("mqauth-dead-reason")))
+                )
         return found
 
     def _stop_all(self) -> None:
@@ -166,7 +184,9 @@ class Scenario:
 
     def _wait_for_stops(self, until: float) -> None:
         """End once every consumer has ended."""
-        running = any(self.process(name) is not None for name in self.deployment.consumers)
+        running = any(
+            self.process(name) is not None for name in self.deployment.consumers
+        )
         if not running or self.world.agenda.now > until:
             self.world.agenda.after(ON_ITS_WAY, self._end)
         else:

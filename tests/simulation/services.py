@@ -92,11 +92,15 @@ class Handlers:
             raise
         except BaseException as error:
             handling.how = type(error).__name__
-            process.world.note(process.name, f"handler raises {handling.how} {handling.label!r}")
+            process.world.note(
+                process.name, f"handler raises {handling.how} {handling.label!r}"
+            )
             raise
         self._ended(process, handling)
 
-    async def _work(self, process: Process, verified: Verified, behaviour: Behaviour | None) -> None:
+    async def _work(
+        self, process: Process, verified: Verified, behaviour: Behaviour | None
+    ) -> None:
         """Work as the order's behaviour says."""
         if behaviour is not None:
             if behaviour.how == "slow":
@@ -116,7 +120,9 @@ class Handlers:
                 self._misbehave(process, behaviour)
         except BaseException as error:
             handling.how = type(error).__name__
-            process.world.note(process.name, f"handler raises {handling.how} {handling.label!r}")
+            process.world.note(
+                process.name, f"handler raises {handling.how} {handling.label!r}"
+            )
             raise
         self._ended(process, handling)
 
@@ -138,7 +144,9 @@ class Handlers:
         elif behaviour.how == "cancel":
             raise asyncio.CancelledError
 
-    def _begun(self, process: Process, verified: Verified) -> tuple[Handling, Behaviour | None]:
+    def _begun(
+        self, process: Process, verified: Verified
+    ) -> tuple[Handling, Behaviour | None]:
         """Note that a message is being handled."""
         world, label = process.world, verified.body or b""
         handling = Handling(label, process.name, process.time())
@@ -169,7 +177,8 @@ def forge_of(clock: Clock, lifetime: int) -> Forge:
     """Return the keys, the same in every run."""
     forge = Forge(clock, lifetime=lifetime)
     forge.key, forge.neighbour, forge.stranger = (
-        _key(number, subject) for number, subject in ((1, SUBJECT), (2, NEIGHBOUR), (3, SUBJECT))
+        _key(number, subject)
+        for number, subject in ((1, SUBJECT), (2, NEIGHBOUR), (3, SUBJECT))
     )
     return forge
 
@@ -177,7 +186,9 @@ def forge_of(clock: Clock, lifetime: int) -> Forge:
 @lru_cache
 def _key(number: int, subject: str) -> Key:
     """Return a fixed key."""
-    return Key.from_private(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32), subjects=[subject])
+    return Key.from_private(
+        Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32), subjects=[subject]
+    )
 
 
 EXCHANGE: Final = "shop"
@@ -234,13 +245,17 @@ class Deployment:
         Process(self.world, "operator#1", self._declare, lambda _: self._start_services())
 
     async def _declare(self, _process: Process) -> None:
-        connection = await aio_pika.connect_robust(url(self.settings), timeout=CONNECT_TIMEOUT)
+        connection = await aio_pika.connect_robust(
+            url(self.settings), timeout=CONNECT_TIMEOUT
+        )
         channel = await connection.channel()
         exchange = await channel.declare_exchange(EXCHANGE, "topic", durable=True)
         source = await declare_source(channel, SOURCE)
         await source.bind(exchange, ROUTING_KEY)
         await DeadLetters(channel, DEAD).declare()
-        await channel.declare_queue(ANSWERS, durable=True, arguments={"x-queue-type": "quorum"})
+        await channel.declare_queue(
+            ANSWERS, durable=True, arguments={"x-queue-type": "quorum"}
+        )
         await connection.close()
 
     def _start_services(self) -> None:
@@ -248,7 +263,9 @@ class Deployment:
             self.start_service(f"consumer{number + 1}")
         step = self.settings.spread / self.settings.orders
         begins = self.world.agenda.now + 1
-        self._unsent = [(begins + number * step, number) for number in range(self.settings.orders)]
+        self._unsent = [
+            (begins + number * step, number) for number in range(self.settings.orders)
+        ]
         self.start_service("producer")
 
     def start_service(self, name: str) -> None:
@@ -263,7 +280,9 @@ class Deployment:
         else:
             service = self.consumers[name] = self._service(self)
             main = service.main
-        process = Process(self.world, f"{name}#{self._incarnations[name]}", main, self._ended)
+        process = Process(
+            self.world, f"{name}#{self._incarnations[name]}", main, self._ended
+        )
         self.world.processes[name] = process
 
     def hold_back(self, name: str, seconds: float) -> None:
@@ -293,12 +312,16 @@ class Deployment:
 
     async def _produce(self, process: Process) -> None:
         """Publish each order until the broker confirms it; each time with another body and token."""
-        connection = await aio_pika.connect_robust(url(self.settings), timeout=CONNECT_TIMEOUT)
+        connection = await aio_pika.connect_robust(
+            url(self.settings), timeout=CONNECT_TIMEOUT
+        )
         channel = await connection.channel()
         exchange = await channel.get_exchange(EXCHANGE, ensure=False)
         signer = self.forge.signer(clock=process.clock)
         producer = Producer(exchange, signer, batch=self.settings.batch)
-        await asyncio.gather(*(self._publish(producer, when, order) for when, order in tuple(self._unsent)))
+        await asyncio.gather(
+            *(self._publish(producer, when, order) for when, order in tuple(self._unsent))
+        )
         await producer.close()
         await connection.close()
 
@@ -310,8 +333,12 @@ class Deployment:
             self._attempts[order] = attempt + 1
             sent = Sent(order, label_of(order, attempt))
             ledger.sent[sent.label] = sent
-            message = aio_pika.Message(sent.label, headers={"tenant": "acme"}, content_type="application/json")
-            if (behaviour := self.handlers.behaviours.get(order)) is not None and behaviour.how == "reply":
+            message = aio_pika.Message(
+                sent.label, headers={"tenant": "acme"}, content_type="application/json"
+            )
+            if (
+                behaviour := self.handlers.behaviours.get(order)
+            ) is not None and behaviour.how == "reply":
                 message.reply_to = ANSWERS
             try:
                 await producer.publish(message, ROUTING_KEY, timeout=_PUBLISH_TIMEOUT)
@@ -355,16 +382,27 @@ class ConsumerService:
         settings = self._deployment.settings
         connection = await aio_pika.connect_robust(url(settings), timeout=CONNECT_TIMEOUT)
         async with connection:
-            letters_connection = await aio_pika.connect_robust(url(settings), timeout=CONNECT_TIMEOUT)
+            letters_connection = await aio_pika.connect_robust(
+                url(settings), timeout=CONNECT_TIMEOUT
+            )
             async with letters_connection:
                 await self._consume_from(process, connection, letters_connection)
 
-    async def _consume_from(self, process: Process, connection: Any, letters_connection: Any) -> None:
+    async def _consume_from(
+        self, process: Process, connection: Any, letters_connection: Any
+    ) -> None:
         settings = self._deployment.settings
         channel = await connection.channel()
         letters = DeadLetters(await letters_connection.channel(), DEAD)
-        queue = await (declare_source(channel, SOURCE) if settings.declares else channel.get_queue(SOURCE))
-        replies = Producer(letters.channel.default_exchange, self._deployment.forge.signer(clock=process.clock))
+        queue = await (
+            declare_source(channel, SOURCE)
+            if settings.declares
+            else channel.get_queue(SOURCE)
+        )
+        replies = Producer(
+            letters.channel.default_exchange,
+            self._deployment.forge.signer(clock=process.clock),
+        )
         self.consumer = Consumer(
             queue, self._pipeline(process), self._deployment.handlers.of(process), dead_letters=letters,
             prefetch=settings.prefetch, coalesce_acks=settings.coalesce, grace=settings.grace, hold=settings.hold,
@@ -383,7 +421,10 @@ class ConsumerService:
                     entered = True
                     await self._until_asked_or_unwell()
                 if not self._asked.is_set():
-                    self._world.ledger.problem("all comes to rest", f"{process.name} stands still without a cause")
+                    self._world.ledger.problem(
+                        "all comes to rest",
+                        f"{process.name} stands still without a cause",
+                    )
                 return
             running = self._running = asyncio.create_task(self.consumer.run())
             asked = asyncio.create_task(self._asked.wait())
@@ -402,7 +443,9 @@ class ConsumerService:
             # ``run`` fails, as it may, where the broker is out of reach before the first message.
             may_fail = not started and isinstance(error, (AMQPError, OSError))
             if not self._deployment.finishing and not may_fail:
-                self._world.ledger.problem("no consumer dies", f"{process.name}: {error!r}")
+                self._world.ledger.problem(
+                    "no consumer dies", f"{process.name}: {error!r}"
+                )
             raise
 
     async def _until_asked_or_unwell(self) -> None:
@@ -424,8 +467,14 @@ class ConsumerService:
         else:
             store = facilities.OwnStore(process)
         keys = facilities.Keys(process, forge.keys)
-        audit = facilities.SlowAudit(process) if settings.asynchronous else facilities.Audit(process)
-        rules = facilities.Rules(process, forge.policy(DESTINATION), asynchronous=settings.asynchronous)
+        audit = (
+            facilities.SlowAudit(process)
+            if settings.asynchronous
+            else facilities.Audit(process)
+        )
+        rules = facilities.Rules(
+            process, forge.policy(DESTINATION), asynchronous=settings.asynchronous
+        )
         return Pipeline(
             verifier=forge.verifier(keys={ISSUER: Issuer(keys=keys)}), policy=rules, replay=store, audit=audit,
             lease=settings.lease, clock=process.clock, instance=process.name,
@@ -464,7 +513,10 @@ class ConsumerService:
         ledger, outages = self._world.ledger, self._world.outages
         for claim in ledger.claims_of(process.name):
             if not outages.between("store", process.name, claim.since, ended):
-                ledger.problem("a stop leaves no claim", f"{process.name}: a claim since {claim.since:.3f}")
+                ledger.problem(
+                    "a stop leaves no claim",
+                    f"{process.name}: a claim since {claim.since:.3f}",
+                )
 
     def _check_ended(self, process: Process) -> None:
         """Check that a stop has ended, unless the process was paused."""

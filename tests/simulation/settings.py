@@ -71,7 +71,9 @@ class Settings:
             heartbeat=draw.choice((2, 4, 4, 10)),
             declares=draw.random() < 0.6,
             asynchronous=asynchronous,
-            work=draw.choice(((0.0, 0.0), (0.001, 0.05), (0.05, 0.4), (0.5, 3.0))) if asynchronous else (0.0, 0.0),
+            work=draw.choice(((0.0, 0.0), (0.001, 0.05), (0.05, 0.4), (0.5, 3.0)))
+            if asynchronous
+            else (0.0, 0.0),
             cleaning=draw.choice((0.0, 0.2, 3.0)),
             orders=draw.choice((10, 30, 60)),
             spread=draw.choice((5.0, 20.0, 60.0)),
@@ -88,4 +90,9 @@ class Settings:
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> Settings:
         """Return them as a plan's file has them."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+        return cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in found.items()
+            }
+        )

@@ -7,7 +7,18 @@ import pytest
 from integration import scale
 from tests.simulation import engine_mutants
 from tests.simulation.engine_mutants import Mutant
-from tests.simulation.engines import ENGINES, LOG, QUEUE, Engine, broken, findings, reduced, schedule, told, traced
+from tests.simulation.engines import (
+    ENGINES,
+    LOG,
+    QUEUE,
+    Engine,
+    broken,
+    findings,
+    reduced,
+    schedule,
+    told,
+    traced,
+)
 
 SHARD = 1000
 SHARDS = {"log": scale.nightly(100, otherwise=3), "queue": scale.nightly(50, otherwise=3)}
@@ -29,7 +40,8 @@ def test_some_schedules(engine: Engine) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "shard"), [(name, shard) for name in ENGINES for shard in range(1, SHARDS[name])]
+    ("name", "shard"),
+    [(name, shard) for name in ENGINES for shard in range(1, SHARDS[name])],
 )
 def test_schedules(name: str, shard: int) -> None:
     """No schedule of a shard breaks an invariant; all shards together are 6,000, and 150,000 at night."""
@@ -49,7 +61,9 @@ def test_mutant_is_found(engine: Engine, mutant: Mutant) -> None:
     """A mistake in an engine breaks an invariant within so many schedules."""
     with mutant.made():
         first = FOUND_BY.get(mutant.name, 0)
-        assert any(broken(schedule(seed, engine), engine) for seed in range(first, WITHIN))
+        assert any(
+            broken(schedule(seed, engine), engine) for seed in range(first, WITHIN)
+        )
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)

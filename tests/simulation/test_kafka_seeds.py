@@ -23,7 +23,12 @@ from tests.simulation.services import Behaviour
 SHARD = 10
 SEEDS = {
     client: nightly(full, otherwise=SHARD)
-    for client, full in {"kafka-python": 100, "confluent": 40, "confluent-aio": 20, "aiokafka": 40}.items()
+    for client, full in {
+        "kafka-python": 100,
+        "confluent": 40,
+        "confluent-aio": 20,
+        "aiokafka": 40,
+    }.items()
 }
 REBALANCED = range(30) if is_nightly() else (0, 2, 19, 22)
 """Seeds of rebalances in one outage; the last three have found faults."""
@@ -65,11 +70,19 @@ def silence() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("client", "first"), [(client, first) for client, most in SEEDS.items() for first in range(0, most, SHARD)]
+    ("client", "first"),
+    [
+        (client, first)
+        for client, most in SEEDS.items()
+        for first in range(0, most, SHARD)
+    ],
 )
 def test_seeds(client: str, first: int) -> None:
     """No seed of a shard breaks an invariant on the leaf of a client."""
-    played = {seed: run(KafkaPlay.of(seed, client)).problems for seed in range(first, first + SHARD)}
+    played = {
+        seed: run(KafkaPlay.of(seed, client)).problems
+        for seed in range(first, first + SHARD)
+    }
     assert {seed: problems for seed, problems in played.items() if problems} == {}
 
 
@@ -83,9 +96,20 @@ def test_rebalances_while_the_store_is_away(client: str) -> None:
         how = ("refused", "silent", "answer lost")[seed % 3]
         faults = [
             Fault(kind="store", at=5.0 + seed / 10, seconds=20.0, target="", how=how),
-            *(Fault(kind="rebalance", at=6.5 + 2.5 * each, seconds=0.0, target="", how="") for each in range(8)),
+            *(
+                Fault(
+                    kind="rebalance", at=6.5 + 2.5 * each, seconds=0.0, target="", how=""
+                )
+                for each in range(8)
+            ),
         ]
-        settings = replace(play.settings, consumers=2, work=0.5, many=False, workers=max(1, play.settings.workers))
+        settings = replace(
+            play.settings,
+            consumers=2,
+            work=0.5,
+            many=False,
+            workers=max(1, play.settings.workers),
+        )
         found[seed] = run(replace(play, settings=settings, faults=faults)).problems
     assert {seed: problems for seed, problems in found.items() if problems} == {}
 
@@ -110,11 +134,17 @@ def test_a_seed(client: str) -> None:
     ],
 )
 def test_replayed_beside_a_failed_handler(
-    monkeypatch: pytest.MonkeyPatch, how: str, reasons: list[str], copied: bool, holds: bool
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    reasons: list[str],
+    copied: bool,
+    holds: bool,
 ) -> None:
     """A message that was not handled may have a letter as ``replayed`` only as a copy beside a failed handler."""
     ledger = Ledger(sent={b"order": 0}, copied={b"order"} if copied else set())
-    play: Any = SimpleNamespace(ledger=ledger, behaviours={0: Behaviour(how)}, missed=lambda _: 0)
+    play: Any = SimpleNamespace(
+        ledger=ledger, behaviours={0: Behaviour(how)}, missed=lambda _: 0
+    )
     monkeypatch.setattr(kafka_play, "_reasons", lambda _: {b"order": reasons})
     assert (not list(kafka_play.END["every honest message is handled"](play))) is holds
 
@@ -130,19 +160,25 @@ def mutants() -> Iterator[tuple[str, Mutant]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("client", "mutant"), [*mutants()], ids=lambda each: getattr(each, "name", each))
+@pytest.mark.parametrize(
+    ("client", "mutant"), [*mutants()], ids=lambda each: getattr(each, "name", each)
+)
 def test_mutant_is_found(client: str, mutant: Mutant) -> None:
     """A mistake in the engine or the leaf breaks an invariant within so many seeds."""
     first = FOUND_BY[client].get(mutant.name, 0)
     with mutant.made():
-        assert any(run(KafkaPlay.of(seed, client)).problems for seed in range(first, WITHIN))
+        assert any(
+            run(KafkaPlay.of(seed, client)).problems for seed in range(first, WITHIN)
+        )
 
 
 @pytest.mark.slow
 def test_a_finding_is_cut_down() -> None:
     """A failing seed is reported by fewer faults, with which the gravest broken invariant still breaks."""
     mutant = next(
-        found for found in kafka_mutants.MUTANTS["kafka-python"] if found.name == "commits received, not settled"
+        found
+        for found in kafka_mutants.MUTANTS["kafka-python"]
+        if found.name == "commits received, not settled"
     )
     with mutant.made():
         result = run(KafkaPlay.of(1))

@@ -47,7 +47,9 @@ def message(number: int) -> Stored:
 def queue(limit: int = 20) -> tuple[Queue, list[Stored]]:
     """Return a queue, and where its dead letters go."""
     dead: list[Stored] = []
-    return Queue("q", {"x-delivery-limit": limit}, lambda _, found: dead.append(found)), dead
+    return Queue(
+        "q", {"x-delivery-limit": limit}, lambda _, found: dead.append(found)
+    ), dead
 
 
 def test_time_goes_by_entries() -> None:
@@ -120,7 +122,10 @@ def test_ordered_set_takes_the_oldest() -> None:
 
 def test_plan_is_drawn_from_the_seed() -> None:
     """A seed has one plan, and another seed another."""
-    plans = [[str(fault) for fault in Plan(seed, Settings.of(seed)).faults()] for seed in (5, 5, 6)]
+    plans = [
+        [str(fault) for fault in Plan(seed, Settings.of(seed)).faults()]
+        for seed in (5, 5, 6)
+    ]
     assert plans[0] == plans[1] != plans[2]
 
 
@@ -128,7 +133,11 @@ def test_every_kind_is_drawn() -> None:
     """A hundred seeds have faults of every kind."""
     from tests.simulation.faults import KINDS
 
-    found = {fault.kind for seed in range(100) for fault in Plan(seed, Settings.of(seed)).faults()}
+    found = {
+        fault.kind
+        for seed in range(100)
+        for fault in Plan(seed, Settings.of(seed)).faults()
+    }
     assert found == set(KINDS)
 
 
@@ -136,11 +145,16 @@ def test_every_kind_is_drawn() -> None:
 def test_reduced_to_the_guilty(guilty: tuple[int, ...]) -> None:
     """A plan is cut down to exactly the faults that break the invariant together."""
     settings = Settings.of(0)
-    faults = [Fault(kind="cut", at=float(number), target="consumer1", how="reset") for number in range(13)]
+    faults = [
+        Fault(kind="cut", at=float(number), target="consumer1", how="reset")
+        for number in range(13)
+    ]
 
     def play_one(play: Play) -> Result:
         left = {fault.at for fault in play.faults}
-        broken: list[Any] = [("an invariant", "")] if left >= set(map(float, guilty)) else []
+        broken: list[Any] = (
+            [("an invariant", "")] if left >= set(map(float, guilty)) else []
+        )
         return Result(play=play, problems=broken)
 
     whole = Play(seed=0, settings=settings, faults=faults)
@@ -160,8 +174,13 @@ def test_an_outage_concerns_whom_it_concerns() -> None:
     assert outages.how("store", "consumer1#2") == "silent"
     assert outages.end("store", None, 4.0)
     assert not outages.end("store", None, 5.0)
-    assert [each.how for each in outages.between("store", "consumer1#1", 2.5, 9.0)] == ["silent", "refused"]
-    assert [each.how for each in outages.between("store", "consumer1#1", 3.5, 9.0)] == ["silent"]
+    assert [each.how for each in outages.between("store", "consumer1#1", 2.5, 9.0)] == [
+        "silent",
+        "refused",
+    ]
+    assert [each.how for each in outages.between("store", "consumer1#1", 3.5, 9.0)] == [
+        "silent"
+    ]
     assert outages.between("store", "consumer1#1", 4.5, 9.0) == []
 
 
@@ -186,7 +205,10 @@ def test_an_outage_concerns_whom_it_concerns() -> None:
     ],
 )  # fmt: skip
 def test_handled_again_after_an_outage(
-    outages: list[tuple[str | None, str, float, float]], second: str, loses: str, allowed: bool
+    outages: list[tuple[str | None, str, float, float]],
+    second: str,
+    loses: str,
+    allowed: bool,
 ) -> None:
     """Handled by consumer1, and again: only if its store was away to its lease's end and it lost the channel."""
     ledger, away = Ledger(), Outages()
@@ -196,7 +218,9 @@ def test_handled_again_after_an_outage(
     for service, how, begun, ended in outages:
         away.begin("store", service, how, begun)
         away.end("store", service, ended)
-    processes = {process: SimpleNamespace(pauses=[]) for process in ("consumer1#1", second)}
+    processes = {
+        process: SimpleNamespace(pauses=[]) for process in ("consumer1#1", second)
+    }
     scenario: Any = SimpleNamespace(
         settings=SimpleNamespace(shared=True, lease=15.0),
         world=SimpleNamespace(ledger=ledger, outages=away, everyone=processes),
@@ -206,17 +230,26 @@ def test_handled_again_after_an_outage(
 
 @pytest.mark.parametrize(
     ("number", "at", "died", "allowed"),
-    [(1, 11.0, 12.0, False), (2, 11.0, 12.0, True), (1, 13.0, 12.0, True), (1, 13.0, 50.0, False)],
+    [
+        (1, 11.0, 12.0, False),
+        (2, 11.0, 12.0, True),
+        (1, 13.0, 12.0, True),
+        (1, 13.0, 50.0, False),
+    ],
     ids=["acked", "the ack of a copy", "died before its ack", "died after it came again"],
 )
-def test_handled_again_after_a_death(number: int, at: float, died: float, allowed: bool) -> None:
+def test_handled_again_after_a_death(
+    number: int, at: float, died: float, allowed: bool
+) -> None:
     """Handled by consumer1 and again: only where that process died first, and the message itself was not acked."""
     ledger = Ledger()
     ledger.deliveries[b"a"] = [(8.0, "consumer1#1", 1), (10.5, "consumer1#1", 2)]
     ledger.acks[b"a"], ledger.deaths["consumer1#1"] = [(at, "consumer1#1", number)], died
     for process, begun in (("consumer1#1", 9.0), ("consumer2#1", 40.0)):
         ledger.handlings[b"a"].append(Handling(b"a", process, begun, begun + 1.0))
-    processes = {process: SimpleNamespace(pauses=[]) for process in ("consumer1#1", "consumer2#1")}
+    processes = {
+        process: SimpleNamespace(pauses=[]) for process in ("consumer1#1", "consumer2#1")
+    }
     scenario: Any = SimpleNamespace(
         settings=SimpleNamespace(shared=True, lease=15.0),
         world=SimpleNamespace(ledger=ledger, outages=Outages(), everyone=processes),
@@ -230,7 +263,13 @@ def test_handled_again_after_a_death(number: int, at: float, died: float, allowe
         ("consumer1#1", ["expired"], [(300.0, "consumer1#2", 1)], 120, True),
         ("consumer1#2", ["expired"], [(300.0, "consumer1#2", 1)], 120, False),
         ("consumer1#1", ["replayed"], [(300.0, "consumer1#2", 1)], 120, False),
-        ("consumer1#1", ["expired"], [(11.0, "consumer1#1", 1), (300.0, "consumer1#2", 1)], 120, False),
+        (
+            "consumer1#1",
+            ["expired"],
+            [(11.0, "consumer1#1", 1), (300.0, "consumer1#2", 1)],
+            120,
+            False,
+        ),
         ("consumer1#1", ["expired"], [(300.0, "consumer1#2", 1)], 3600, False),
     ],
     ids=["died", "another died", "another reason", "acked", "a long life"],
@@ -246,7 +285,9 @@ def test_expired_after_a_death(
         settings=SimpleNamespace(lifetime=lifetime),
         handlers=SimpleNamespace(behaviours={}),
         letters=lambda: [(b"a", reason) for reason in reasons],
-        world=SimpleNamespace(ledger=ledger, everyone={"consumer1#1": SimpleNamespace(pauses=[])}),
+        world=SimpleNamespace(
+            ledger=ledger, everyone={"consumer1#1": SimpleNamespace(pauses=[])}
+        ),
     )
     assert (not list(INVARIANTS["no honest message is condemned"](scenario))) is allowed
 
@@ -260,21 +301,37 @@ def test_expired_after_a_death(
         ("reference", b"a", False),
         ("unmarked", b"a", False),
     ],
-    ids=["whole", "in the JSON form", "of another", "by reference alone", "a body that looks like it"],
+    ids=[
+        "whole",
+        "in the JSON form",
+        "of another",
+        "by reference alone",
+        "a body that looks like it",
+    ],
 )
 def test_the_letter_of_a_forgery(form: str, body: bytes, found: bool) -> None:
     """A forgery has its letter where the whole of it is in there, as it was or in the JSON form."""
     rejected = Message(destination="rabbitmq:shop/orders.created", body=body)
     letter = DeadLetter(
-        message=rejected, rejection=Rejection(Reason.TOKEN_MISSING, "none"), scope="orders", time=0.0, audit="1"
+        message=rejected,
+        rejection=Rejection(Reason.TOKEN_MISSING, "none"),
+        scope="orders",
+        time=0.0,
+        audit="1",
     )
-    forms = {"whole": letter.whole(lambda _name, _value: True), "reference": letter.reference()}
+    forms = {
+        "whole": letter.whole(lambda _name, _value: True),
+        "reference": letter.reference(),
+    }
     sent = forms.get(form, letter.in_body())
     headers = {} if form == "unmarked" else dict(sent.headers)
-    stored = Stored(1, "", "orders.dead", commands.Basic.Properties(headers=headers), sent.body or b"")
+    stored = Stored(
+        1, "", "orders.dead", commands.Basic.Properties(headers=headers), sent.body or b""
+    )
     ledger = Ledger()
     ledger.forged.append(("no-token", b"a"))
     scenario: Any = SimpleNamespace(
-        world=SimpleNamespace(ledger=ledger), letters=lambda: [(rejected_body(stored), "token_missing")]
+        world=SimpleNamespace(ledger=ledger),
+        letters=lambda: [(rejected_body(stored), "token_missing")],
     )
     assert (not list(INVARIANTS["no forgery is handled"](scenario))) is found

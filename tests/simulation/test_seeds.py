@@ -19,7 +19,10 @@ SEEDS, SLOW_SHARD = scale.nightly(2000, otherwise=43), 40
 ON_PIKA = scale.nightly(50, otherwise=14)
 SHARDS = [
     *((first, SHARD) for first in range(0, QUICK, SHARD)),
-    *(pytest.param(first, SLOW_SHARD, marks=pytest.mark.slow) for first in range(QUICK, SEEDS, SLOW_SHARD)),
+    *(
+        pytest.param(first, SLOW_SHARD, marks=pytest.mark.slow)
+        for first in range(QUICK, SEEDS, SLOW_SHARD)
+    ),
 ]
 
 
@@ -38,7 +41,13 @@ def test_seeds(first: int, count: int) -> None:
 
 @pytest.mark.parametrize(
     ("first", "count"),
-    [(0, 2), *(pytest.param(first, 12, marks=pytest.mark.slow) for first in range(2, ON_PIKA, 12))],
+    [
+        (0, 2),
+        *(
+            pytest.param(first, 12, marks=pytest.mark.slow)
+            for first in range(2, ON_PIKA, 12)
+        ),
+    ],
 )
 def test_seeds_on_pika(first: int, count: int) -> None:
     """No seed of a shard breaks an invariant where the consumers are on pika."""
@@ -58,7 +67,9 @@ def test_plans() -> None:
 @pytest.mark.slow
 def test_same_seed_same_trace() -> None:
     """Two runs of a seed have the same trace."""
-    first, second = (command("--seeds", "3", "--from", "20", "--digests").stdout for _ in range(2))
+    first, second = (
+        command("--seeds", "3", "--from", "20", "--digests").stdout for _ in range(2)
+    )
     digests = [line for line in first.splitlines() if len(line.split()[-1]) == 64]
     assert len(digests) == 3
     assert digests == [line for line in second.splitlines() if line in digests]
@@ -77,7 +88,12 @@ def test_plan_is_the_seed() -> None:
     )
     environment = {"PYTHONHASHSEED": "0"}
     found = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     first, second = json.loads(found.stdout)
     assert first == second

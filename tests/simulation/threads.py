@@ -90,7 +90,9 @@ class Threads:
         """Begin a thread; it runs once it is chosen."""
         task = Task(process, name)
         self.tasks.append(task)
-        threading.Thread(target=self._run, args=(task, target), name=name, daemon=True).start()
+        threading.Thread(
+            target=self._run, args=(task, target), name=name, daemon=True
+        ).start()
         return task
 
     def wait(self, ready: Callable[[], bool], until: float | None = None) -> bool:
@@ -120,7 +122,9 @@ class Threads:
         """Kill every process, and let its threads end."""
         for task in self.tasks:
             task.process.alive = task.process is self.world
-        self.wait(lambda: all(task.done or task.process is self.world for task in self.tasks))
+        self.wait(
+            lambda: all(task.done or task.process is self.world for task in self.tasks)
+        )
 
     def _run(self, task: Task, target: Callable[[], Any]) -> None:
         """Run a thread's function in its turns."""
@@ -144,7 +148,9 @@ class Threads:
         agenda = self.agenda
         self._choices += 1
         if self._choices > MOST:
-            self.failure = self.failure or Stuck(f"nobody comes to an end by {agenda.now:.1f} s")
+            self.failure = self.failure or Stuck(
+                f"nobody comes to an end by {agenda.now:.1f} s"
+            )
         if self.failure is not None and not self.tasks[0].done:
             return self.tasks[0]
         while True:
@@ -152,8 +158,16 @@ class Threads:
             ready = [task for task in self.tasks if self._can(task)]
             if ready:
                 return ready[0] if len(ready) == 1 else self.draw.choice(ready)
-            times = [max(task.until, task.process.paused_until) for task in self.tasks if task.until is not None]
-            times += [task.process.paused_until for task in self.tasks if task.process.paused_until > agenda.now]
+            times = [
+                max(task.until, task.process.paused_until)
+                for task in self.tasks
+                if task.until is not None
+            ]
+            times += [
+                task.process.paused_until
+                for task in self.tasks
+                if task.process.paused_until > agenda.now
+            ]
             if not agenda.step_until(min(times, default=None)):
                 self.failure = Stuck(f"nobody can go on at {agenda.now:.1f} s")
                 return self.tasks[0]
@@ -164,7 +178,11 @@ class Threads:
             return True
         if task.process.paused_until > self.agenda.now:
             return False
-        return task.ready is None or (task.until is not None and task.until <= self.agenda.now) or task.ready()
+        return (
+            task.ready is None
+            or (task.until is not None and task.until <= self.agenda.now)
+            or task.ready()
+        )
 
 
 class Lock:
@@ -228,7 +246,9 @@ class Condition:
             if threads.current.process.alive:
                 self._lock.acquire()
 
-    def wait_for(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+    def wait_for(
+        self, predicate: Callable[[], bool], timeout: float | None = None
+    ) -> bool:
         """Wait until something holds."""
         until = None if timeout is None else self._threads.agenda.now + timeout
         while not predicate():
@@ -256,7 +276,9 @@ class Condition:
 class Thread:
     """``threading.Thread``."""
 
-    def __init__(self, threads: Threads, *, target: Callable[[], Any], name: str, daemon: bool) -> None:
+    def __init__(
+        self, threads: Threads, *, target: Callable[[], Any], name: str, daemon: bool
+    ) -> None:
         self._threads = threads
         self._target = target
         self._name = name
@@ -271,13 +293,18 @@ class Thread:
     def start(self) -> None:
         """Begin."""
         process = self._threads.current.process
-        self._task = self._threads.start(process, f"{process.name} {self._name}", self._target)
+        self._task = self._threads.start(
+            process, f"{process.name} {self._name}", self._target
+        )
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for its end."""
         task = self._task
         assert task is not None
-        self._threads.wait(lambda: task.done, None if timeout is None else self._threads.agenda.now + timeout)
+        self._threads.wait(
+            lambda: task.done,
+            None if timeout is None else self._threads.agenda.now + timeout,
+        )
 
 
 class SimpleQueue:
@@ -307,7 +334,9 @@ def stand_ins(threads: Threads) -> tuple[Any, Any]:
         Condition=lambda lock=None: Condition(threads, lock),
         Thread=lambda **settings: Thread(threads, **settings),
     )
-    return fake, SimpleNamespace(SimpleQueue=lambda: SimpleQueue(threads), Empty=queue.Empty)
+    return fake, SimpleNamespace(
+        SimpleQueue=lambda: SimpleQueue(threads), Empty=queue.Empty
+    )
 
 
 def _always() -> bool:
@@ -379,7 +408,9 @@ class Loop(asyncio.BaseEventLoop):
         finally:
             self._dismantle()
 
-    async def until(self, predicate: Callable[[], bool], seconds: float | None = None) -> None:
+    async def until(
+        self, predicate: Callable[[], bool], seconds: float | None = None
+    ) -> None:
         """Wait until something holds, at most so many seconds."""
         found = self.create_future()
         self._awaited[found] = predicate
@@ -405,7 +436,9 @@ class Loop(asyncio.BaseEventLoop):
         """Return the virtual seconds."""
         return self.threads.agenda.now
 
-    def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> SerialTask:  # type: ignore[override]
+    def create_task(
+        self, coro: Any, *, name: Any = None, context: Any = None
+    ) -> SerialTask:  # type: ignore[override]
         """Return a task with a number."""
         return SerialTask(coro, loop=self, name=name, context=context)
 
@@ -413,12 +446,16 @@ class Loop(asyncio.BaseEventLoop):
         """Return a future with a number."""
         return SerialFuture(loop=self)
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
+    def run_in_executor(
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:  # type: ignore[override]
         """Call a function on a thread: of an executor, else on one of its own."""
         if executor is not None:
             return asyncio.wrap_future(executor.submit(func, *args), loop=self)
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        self.threads.start(self.process, f"{self.process.name} {func}", lambda: _call(future, func, args))
+        self.threads.start(
+            self.process, f"{self.process.name} {func}", lambda: _call(future, func, args)
+        )
         return asyncio.wrap_future(future, loop=self)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
@@ -444,7 +481,11 @@ class Loop(asyncio.BaseEventLoop):
         self.close()
 
 
-def _call(future: concurrent.futures.Future[Any], func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _call(
+    future: concurrent.futures.Future[Any],
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
     """Call a function for whoever waits for its result."""
     try:
         future.set_result(func(*args))

@@ -13,7 +13,14 @@ from tests.simulation.ledger import Ledger, Outages
 from tests.simulation.network import Network
 
 if TYPE_CHECKING:
-    from tests.simulation.amqp_broker import BrokerConnection, Channel, ChannelError, Queue, Stored, Subscription
+    from tests.simulation.amqp_broker import (
+        BrokerConnection,
+        Channel,
+        ChannelError,
+        Queue,
+        Stored,
+        Subscription,
+    )
     from tests.simulation.process import Process
 
 SOURCE = "orders"
@@ -78,11 +85,20 @@ class World:
 
     # told by the broker
 
-    def delivered(self, channel: Channel, consumer: Subscription, message: Stored, tag: int) -> None:
+    def delivered(
+        self, channel: Channel, consumer: Subscription, message: Stored, tag: int
+    ) -> None:
         """Note that a message was sent to a consumer."""
-        process, again = channel.connection.process, f" again ({message.returned})" if message.returned else ""
-        self.ledger.deliveries[message.body].append((self.agenda.now, process, message.number))
-        self.note("broker", f"{consumer.queue.name} -> {process} #{tag}{again} {message.body!r}")
+        process, again = (
+            channel.connection.process,
+            f" again ({message.returned})" if message.returned else "",
+        )
+        self.ledger.deliveries[message.body].append(
+            (self.agenda.now, process, message.number)
+        )
+        self.note(
+            "broker", f"{consumer.queue.name} -> {process} #{tag}{again} {message.body!r}"
+        )
 
     def acked(self, channel: Channel, message: Stored) -> None:
         """Note that a message was acked."""
@@ -92,7 +108,9 @@ class World:
 
     def lost(self, channel: Channel, message: Stored) -> None:
         """Note that a channel is over on which a message was unacked."""
-        self.ledger.losses[message.body].append((self.agenda.now, channel.connection.process))
+        self.ledger.losses[message.body].append(
+            (self.agenda.now, channel.connection.process)
+        )
 
     def over_limit(self, queue: Queue, message: Stored) -> None:
         """Note that a message is over its delivery limit."""
@@ -109,7 +127,10 @@ class World:
     def consuming(self, channel: Channel, consumer: Subscription) -> None:
         """Note that a consumer begins."""
         self.consumed.add(channel.connection.process)
-        self.note("broker", f"{channel.connection.process} consumes {consumer.queue.name} ({consumer.prefetch})")
+        self.note(
+            "broker",
+            f"{channel.connection.process} consumes {consumer.queue.name} ({consumer.prefetch})",
+        )
 
     def protocol_error(self, connection: BrokerConnection, text: str) -> None:
         """Report that a client broke the protocol."""

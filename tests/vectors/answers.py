@@ -21,7 +21,20 @@ from mqauth.wire.message import Message
 from tests.test_ed25519 import BASE, ORDER, SMALL, add, encoded, number, times
 from tests.vectors.edges import edges
 from tests.vectors.readers import PROTOTYPE
-from tests.vectors.world import FORGE, KEYS, NOW, Case, added, edwards, judged, kafka, pss, rabbit, seed, signature
+from tests.vectors.world import (
+    FORGE,
+    KEYS,
+    NOW,
+    Case,
+    added,
+    edwards,
+    judged,
+    kafka,
+    pss,
+    rabbit,
+    seed,
+    signature,
+)
 
 AHEAD: Final = edwards("revoked ahead", revocation=Revocation(revoked_at=NOW + 1))
 SINCE: Final = edwards("revoked since", revocation=Revocation(revoked_at=NOW))
@@ -38,7 +51,9 @@ def answers() -> dict[str, Any]:
     found = judged([*accepted(), *rejected(), *edges()], {})
     for vector in found["vectors"]:
         name, decimal, text = vector["name"].partition(DECIMAL)
-        if decimal and not name:  # our own writer names what no broker carries, and keeps none of it
+        if (
+            decimal and not name
+        ):  # our own writer names what no broker carries, and keeps none of it
             vector["message"]["headers"][0][1] = {"decimal": text}
     consumer = found["consumer"] | {
         "user_id": "subject",
@@ -128,7 +143,11 @@ def headers() -> list[tuple[str, Message, str]]:
     """Return messages whose headers or their names cannot be bound."""
     names = ["tenant", "absent", "Absent"]
     twins = FORGE.seal(
-        kafka(), binding={"hdr": names, "hds": base64url.digest(envelope.headers_input(kafka(), names))}
+        kafka(),
+        binding={
+            "hdr": names,
+            "hds": base64url.digest(envelope.headers_input(kafka(), names)),
+        },
     )
     return [(name, message, "headers_mismatch") for name, message in [
         ("two covered names that differ in case, neither present", twins),
@@ -219,7 +238,9 @@ def covered(value: Any, tag: bytes, text: str) -> Message:
     loose = tag + len(text).to_bytes(4, "big") + text.encode()
     like = envelope.headers_input(rabbit(headers=(("a", 1),)), ["a"])
     hds = base64url.digest(like.removesuffix(b"i\x00\x00\x00\x011") + loose)
-    return FORGE.seal(rabbit(headers=(("a", value),)), cover=[], binding={"hdr": ["a"], "hds": hds})
+    return FORGE.seal(
+        rabbit(headers=(("a", value),)), cover=[], binding={"hdr": ["a"], "hds": hds}
+    )
 
 
 def user(name: str) -> Mapping[str, str]:
@@ -240,7 +261,9 @@ def raw(old: bytes, new: bytes) -> bytes:
 def by(key: Key, sign: Any, claims: Mapping[str, Any] | None = None) -> Message:
     """Return a message whose signature a function makes."""
     claims = FORGE.claims(kafka()) if claims is None else claims
-    header = strict_json.dumps({"alg": key.algorithm, "typ": "mqauth+jwt", "kid": key.kid})
+    header = strict_json.dumps(
+        {"alg": key.algorithm, "typ": "mqauth+jwt", "kid": key.kid}
+    )
     data = base64url.encode(header) + b"." + base64url.encode(strict_json.dumps(claims))
     return with_token(kafka(), (data + b"." + base64url.encode(sign(data))).decode())
 
@@ -261,7 +284,9 @@ def high_s(data: bytes) -> bytes:
 def der(data: bytes) -> bytes:
     """Return a signature as X.509 has it."""
     private: Any = KEYS["ES256"].private
-    return bytes(private.sign(data, ec.ECDSA(hashes.SHA256(), deterministic_signing=True)))
+    return bytes(
+        private.sign(data, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+    )
 
 
 def salted(private: RSAPrivateKey, size: int) -> Any:
@@ -274,7 +299,9 @@ def beyond_the_order() -> Message:
 
     def sign(data: bytes) -> bytes:
         found = LocalSigningKey(FORGE.key).sign(data)
-        return found[:32] + (int.from_bytes(found[32:], "little") + ORDER).to_bytes(32, "little")
+        return found[:32] + (int.from_bytes(found[32:], "little") + ORDER).to_bytes(
+            32, "little"
+        )
 
     return by(FORGE.key, sign)
 
@@ -285,7 +312,10 @@ def cofactored() -> Message:
     assert isinstance(private, ed25519.Ed25519PrivateKey)
     half = bytearray(hashlib.sha512(private.private_bytes_raw()).digest()[:32])
     half[0], half[31] = half[0] & 248, half[31] & 63 | 64
-    secret, nonce = int.from_bytes(half, "little"), int.from_bytes(seed("nonce"), "little") % ORDER
+    secret, nonce = (
+        int.from_bytes(half, "little"),
+        int.from_bytes(seed("nonce"), "little") % ORDER,
+    )
     commitment = encoded(add(times(nonce, BASE), SMALL[1]))
 
     def sign(data: bytes) -> bytes:

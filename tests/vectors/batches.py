@@ -40,15 +40,36 @@ def numbered(size: int, place: str = KAFKA) -> ForgedBatch:
 def batch_accepted() -> list[Case]:
     """Return messages of batches that are verified and handled."""
     five, largest, rabbits = numbered(SIZE), numbered(1024), numbered(3, RABBITMQ)
-    mixed = in_batch([kafka(), kafka(body=None), kafka(key=None), kafka(headers=()), kafka(body=b"", key=b"")])
+    mixed = in_batch(
+        [
+            kafka(),
+            kafka(body=None),
+            kafka(key=None),
+            kafka(headers=()),
+            kafka(body=b"", key=b""),
+        ]
+    )
     bare, lie = in_batch([kafka(headers=()), kafka()], cover=[]), numbered(SIZE).messages
     other = numbered(SIZE)
     larger = in_batch(list(lie), tree={"size": SIZE + 1})
     found = [(f"place {place} of five", five.seal(place)) for place in range(SIZE)]
-    found += [(f"place {place} of three on RabbitMQ", rabbits.seal(place)) for place in range(3)]
-    found += [(f"place {place} of the largest batch", largest.seal(place)) for place in (0, 1, 512, 1023)]
-    names = ("a message", "a tombstone", "no record key", "a covered header that is absent", "empty body and key")
-    found += [(f"{name} among others", mixed.seal(place)) for place, name in enumerate(names)]
+    found += [
+        (f"place {place} of three on RabbitMQ", rabbits.seal(place)) for place in range(3)
+    ]
+    found += [
+        (f"place {place} of the largest batch", largest.seal(place))
+        for place in (0, 1, 512, 1023)
+    ]
+    names = (
+        "a message",
+        "a tombstone",
+        "no record key",
+        "a covered header that is absent",
+        "empty body and key",
+    )
+    found += [
+        (f"{name} among others", mixed.seal(place)) for place, name in enumerate(names)
+    ]
     found += [
         ("a batch of one", numbered(1).seal(0)),
         ("a batch that covers no headers", bare.seal(0)),
@@ -64,7 +85,11 @@ def batch_accepted() -> list[Case]:
 
 def batch_rejected() -> list[Case]:
     """Return every attack, that on a single message too, mounted on messages of batches."""
-    found = [(attack, place) for attack in (*ATTACKS, *BATCH_ATTACKS) for place in (KAFKA, RABBITMQ)]
+    found = [
+        (attack, place)
+        for attack in (*ATTACKS, *BATCH_ATTACKS)
+        for place in (KAFKA, RABBITMQ)
+    ]
     attacks = [
         (f"{attack.name} on {place}", attack.mount(BATCH_FORGE, honest_message(place)), "rejected",
          attack.reason.value)
@@ -98,7 +123,10 @@ def batch_sequences() -> dict[str, Deliveries]:
     bent = found.seal(1, proof=found.proof(1, path=bytes(tail)))
     evil = replace(found.messages[2], body=b"evil")
     shorts = leaf_of(evil, found.names).shorts
-    again, once = (replace(rabbits.seal(1), origin=Origin(queue="orders", redelivered=r)) for r in (True, False))
+    again, once = (
+        replace(rabbits.seal(1), origin=Origin(queue="orders", redelivered=r))
+        for r in (True, False)
+    )
     return {
         "each sibling once, in any order": [
             (at(found.seal(5), 0), "accepted", None), (at(found.seal(0), 1), "accepted", None),
@@ -131,7 +159,11 @@ def trees() -> list[dict[str, Any]]:
     found = []
     for size in (*range(1, 10), 64, 1024):
         tree = Tree([leaf_hash(leaf_input(index)) for index in range(size)])
-        places = range(size) if size < 64 else sorted({0, 1, 2, size // 2 - 1, size // 2, size - 2, size - 1})
+        places = (
+            range(size)
+            if size < 64
+            else sorted({0, 1, 2, size // 2 - 1, size // 2, size - 2, size - 1})
+        )
         found.append({
             "size": size, "root_hex": tree.root.hex(),
             "paths": [{"index": index, "hashes_hex": hashes_of(tree.paths()[index])} for index in places],
@@ -146,7 +178,10 @@ def leaf_input(index: int) -> bytes:
 
 def hashes_of(path: bytes) -> list[str]:
     """Return the hashes of a path."""
-    return [path[start : start + HASH_BYTES].hex() for start in range(0, len(path), HASH_BYTES)]
+    return [
+        path[start : start + HASH_BYTES].hex()
+        for start in range(0, len(path), HASH_BYTES)
+    ]
 
 
 def leaves() -> list[dict[str, Any]]:

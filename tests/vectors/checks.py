@@ -31,7 +31,16 @@ from tests.vectors.identity_consumer import IdentityConsumer
 FOLDER: Final = Path(__file__).parent
 JUDGED: Final = ("tokens", "answers", "batch", "settings", "identity")
 """The files of messages that a consumer judges."""
-FILES: Final = (*JUDGED, "hds", "destinations", "claims", "jwks", "forms", "letters", "stores")
+FILES: Final = (
+    *JUDGED,
+    "hds",
+    "destinations",
+    "claims",
+    "jwks",
+    "forms",
+    "letters",
+    "stores",
+)
 AMONG_MANY: Final = ("tokens", "answers", "batch", "identity")
 """The files whose vectors are judged by one consumer together, too."""
 EVERY: Final = "every vector, "
@@ -48,7 +57,9 @@ class Check(NamedTuple):
 
 def read() -> dict[str, Any]:
     """Return the content of every file of vectors, by its name without ``.json``."""
-    return {name: json.loads((FOLDER / f"{name}.json").read_text("ascii")) for name in FILES}
+    return {
+        name: json.loads((FOLDER / f"{name}.json").read_text("ascii")) for name in FILES
+    }
 
 
 def checks(files: Files) -> list[Check]:
@@ -88,12 +99,19 @@ def together(file: Any) -> list[Any]:
     return [
         vector
         for vector in file["vectors"]
-        if (vector.get("consumer", now[0]), vector.get("key_set"), vector.get("received", now[2])) == now
+        if (
+            vector.get("consumer", now[0]),
+            vector.get("key_set"),
+            vector.get("received", now[2]),
+        )
+        == now
     ]
 
 
 def refuses(
-    error: type[Exception] | tuple[type[Exception], ...], call: Callable[..., Any], *arguments: Any
+    error: type[Exception] | tuple[type[Exception], ...],
+    call: Callable[..., Any],
+    *arguments: Any,
 ) -> None:
     """Expect a refusal."""
     try:
@@ -107,7 +125,11 @@ def bind(vector: Any) -> None:
     """Hold the bytes under ``hds``, and their digest, against a vector's."""
     raw = envelope.headers_input(from_form(vector["message"]), vector["hdr"])
     assert raw.hex() == vector["input_hex"]
-    assert base64url.encode(hashlib.sha256(raw).digest()).decode() == base64url.digest(raw) == vector["hds"]
+    assert (
+        base64url.encode(hashlib.sha256(raw).digest()).decode()
+        == base64url.digest(raw)
+        == vector["hds"]
+    )
 
 
 def cover(vector: Any) -> None:
@@ -115,15 +137,24 @@ def cover(vector: Any) -> None:
     message = from_form(vector["message"])
     found = envelope.bind(message)
     assert list(found.hdr) == vector["hdr"]
-    assert (found.bod, found.key, found.dst) == (vector["bod"], vector["key"], vector["message"]["destination"])
+    assert (found.bod, found.key, found.dst) == (
+        vector["bod"],
+        vector["key"],
+        vector["message"]["destination"],
+    )
     assert found.hds == base64url.digest(envelope.headers_input(message, found.hdr))
 
 
 def read_jwk(vector: Any) -> None:
     """Hold what a JWK becomes against its vector."""
     found = list(jwk.load_key_set({"keys": [vector["jwk"]]}))
-    unreadable = [key.revocation is not None and key.revocation.revoked_at == 0 for key in found]
-    assert unreadable == {"used": [False], "revoked": [True], "unused": []}[vector["becomes"]]
+    unreadable = [
+        key.revocation is not None and key.revocation.revoked_at == 0 for key in found
+    ]
+    assert (
+        unreadable
+        == {"used": [False], "revoked": [True], "unused": []}[vector["becomes"]]
+    )
 
 
 def read_set(vector: Any) -> None:
@@ -154,7 +185,9 @@ def read_text(vector: Any) -> None:
     """Hold the message that a text is against its vector, or its refusal."""
 
     def read() -> Message:
-        return from_form(strict_json.loads(vector["text"].encode(), depth=JSON_DEPTH, wide=True))
+        return from_form(
+            strict_json.loads(vector["text"].encode(), depth=JSON_DEPTH, wide=True)
+        )
 
     if vector["form"] is None:
         refuses((strict_json.StrictJSONError, MalformedMessage), read)
@@ -219,8 +252,18 @@ def make_letter(vector: Any) -> None:
     )  # fmt: skip
     assert message.origin.source == vector["source"]
     assert (letter.digest, letter.id) == (vector["digest"], vector["id"])
-    made = {"whole": lambda: letter.whole(lambda *_: True), "json": letter.in_body, "reference": letter.reference}
-    said = to_form(replace(made[vector["form"]](), destination=vector["letter"]["destination"], origin=NO_ORIGIN))
+    made = {
+        "whole": lambda: letter.whole(lambda *_: True),
+        "json": letter.in_body,
+        "reference": letter.reference,
+    }
+    said = to_form(
+        replace(
+            made[vector["form"]](),
+            destination=vector["letter"]["destination"],
+            origin=NO_ORIGIN,
+        )
+    )
     assert repr(said) == repr(vector["letter"])
 
 
@@ -228,7 +271,10 @@ class _Released:
     """What a letter takes of a release: the letters before it."""
 
     def __init__(self, past: Any) -> None:
-        hops = (Hop(**hop | {"reason": hop["reason"] and Reason(hop["reason"])}) for hop in past["hops"])
+        hops = (
+            Hop(**hop | {"reason": hop["reason"] and Reason(hop["reason"])})
+            for hop in past["hops"]
+        )
         self.lineage = Past(count=past["count"], hops=tuple(hops))
 
 
@@ -245,9 +291,13 @@ def claim_in_redis(vector: Any) -> None:
         vector["scope"], bytes.fromhex(vector["id_hex"]), vector["owner"], place, False, 60.0, 0.0,
         index=vector["index"],
     )  # fmt: skip
-    call = script_call(Verb.CLAIM, [request], namespace="mqauth", now=0.0, margin=60.0, lease_clock=None)
+    call = script_call(
+        Verb.CLAIM, [request], namespace="mqauth", now=0.0, margin=60.0, lease_clock=None
+    )
     assert call.keys[0].hex() == vector["key_hex"]
-    assert str(call.arguments[-1]).endswith(str(bytes.fromhex(vector["done_hex"])[1:])[2:])
+    assert str(call.arguments[-1]).endswith(
+        str(bytes.fromhex(vector["done_hex"])[1:])[2:]
+    )
     assert vector["held_hex"].endswith(vector["done_hex"][2:])
 
 
@@ -265,7 +315,9 @@ def follow(lines: list[str]) -> None:
 def _stores(files: Files) -> Iterator[Check]:
     for vector in files["stores"]["redis"]:
         yield Check(f"stores: {vector['name']}", partial(claim_in_redis, vector))
-    yield Check("stores: the lines of an audit file", partial(follow, files["stores"]["audit"]))
+    yield Check(
+        "stores: the lines of an audit file", partial(follow, files["stores"]["audit"])
+    )
 
 
 def _letters(files: Files) -> Iterator[Check]:
@@ -283,7 +335,9 @@ def _judged(files: Files) -> Iterator[Check]:
 def _sequences(files: Files) -> Iterator[Check]:
     for file in ("tokens", "batch", "settings", "identity"):
         for sequence in files[file]["sequences"]:
-            yield Check(f"{file}: {sequence['name']}", partial(deliver, files[file], sequence))
+            yield Check(
+                f"{file}: {sequence['name']}", partial(deliver, files[file], sequence)
+            )
 
 
 def _orders(files: Files) -> Iterator[Check]:
@@ -299,7 +353,12 @@ def _hds(files: Files) -> Iterator[Check]:
         for vector in files["hds"][kind]:
             yield Check(f"hds: {kind}: {vector['name']}", partial(call, vector))
     for vector in files["hds"]["refused"]:
-        run = partial(refuses, MalformedMessage, lambda form: envelope.bind(from_form(form)), vector["message"])
+        run = partial(
+            refuses,
+            MalformedMessage,
+            lambda form: envelope.bind(from_form(form)),
+            vector["message"],
+        )
         yield Check(f"hds: refused: {vector['name']}", run)
 
 
@@ -318,7 +377,12 @@ def _forms(files: Files) -> Iterator[Check]:
     for vector in files["forms"]["same"]:
         yield Check(f"forms: {vector['name']}", partial(same_form, vector))
     for vector in files["forms"]["malformed"]:
-        run = partial(refuses, MalformedMessage, lambda form: from_form(_read_again(form)), vector["form"])
+        run = partial(
+            refuses,
+            MalformedMessage,
+            lambda form: from_form(_read_again(form)),
+            vector["form"],
+        )
         yield Check(f"forms: malformed: {vector['name']}", run)
     for at, vector in enumerate(files["forms"]["texts"]):
         yield Check(f"forms: text {at}", partial(read_text, vector))
@@ -326,10 +390,13 @@ def _forms(files: Files) -> Iterator[Check]:
 
 def _destinations(files: Files) -> Iterator[Check]:
     for vector in (*files["destinations"]["rabbitmq"], *files["destinations"]["kafka"]):
-        yield Check(f"destinations: {vector['destination']}", partial(name_destination, vector))
+        yield Check(
+            f"destinations: {vector['destination']}", partial(name_destination, vector)
+        )
     for text in files["destinations"]["malformed"]:
         yield Check(
-            f"destinations: malformed: {text}", partial(refuses, MalformedMessage, destination.parse, text)
+            f"destinations: malformed: {text}",
+            partial(refuses, MalformedMessage, destination.parse, text),
         )
 
 

@@ -29,7 +29,11 @@ _PASSED: Final = (
 
 def _through(said: Any) -> Any:
     """Return offsets by the number of their partition, or a time."""
-    return {int(partition): offset for partition, offset in said.items()} if isinstance(said, dict) else said
+    return (
+        {int(partition): offset for partition, offset in said.items()}
+        if isinstance(said, dict)
+        else said
+    )
 
 
 class OutOfReach:
@@ -98,15 +102,24 @@ class Consumer:
         received: when its first message comes, UTC seconds.
     """
 
-    def __init__(self, file: Any, name: str | None = None, received: int | None = None) -> None:
+    def __init__(
+        self, file: Any, name: str | None = None, received: int | None = None
+    ) -> None:
         said = file["consumer"] | file.get("consumers", {}).get(name, {})
         self.clock = FakeClock(file["received"] if received is None else received)
         lost = said.get("unavailable", ())
-        store: Any = MemoryReplayStore(said.get("store_entries", DEFAULT_CAPACITY), clock=self.clock)
-        self.published = Published(file["key_sets"], said["key_set"]) if "key_set" in said else None
+        store: Any = MemoryReplayStore(
+            said.get("store_entries", DEFAULT_CAPACITY), clock=self.clock
+        )
+        self.published = (
+            Published(file["key_sets"], said["key_set"]) if "key_set" in said else None
+        )
         source = self.published or _source(said["jwks"], "key_pending" in lost)
         issuer = Issuer(keys=source, subjects=_pins(said))
-        others = {name: Issuer(keys=_source(jwks, False)) for name, jwks in said.get("other_issuers", {}).items()}
+        others = {
+            name: Issuer(keys=_source(jwks, False))
+            for name, jwks in said.get("other_issuers", {}).items()
+        }
         self.pipeline = Pipeline(
             verifier=Verifier(
                 keys={said["issuer"]: issuer} | others, release=_authorities(said),
@@ -141,12 +154,18 @@ class Consumer:
             self.published.turn(vector["key_set"])
         found = self.judge(vector["message"], held=vector.get("held", False))
         said = (found.verdict.value, found.reason, found.cause)
-        assert said == (vector["verdict"], vector["reason"], vector.get("cause")), vector.get("name")
+        assert said == (vector["verdict"], vector["reason"], vector.get("cause")), (
+            vector.get("name")
+        )
 
 
 def _pins(said: Mapping[str, Any]) -> dict[str, frozenset[str]] | None:
     pins = said.get("subjects")
-    return None if pins is None else {kid: frozenset(subjects) for kid, subjects in pins.items()}
+    return (
+        None
+        if pins is None
+        else {kid: frozenset(subjects) for kid, subjects in pins.items()}
+    )
 
 
 def _rules(said: Mapping[str, Any]) -> Allow:
@@ -173,7 +192,8 @@ def _authorities(said: Mapping[str, Any]) -> ReleaseAuthorities | None:
     return granted and ReleaseAuthorities(
         {
             name: Authority(
-                keys=_source(found["jwks"], False), waive=frozenset(Reason(reason) for reason in found["waive"])
+                keys=_source(found["jwks"], False),
+                waive=frozenset(Reason(reason) for reason in found["waive"]),
             )
             for name, found in granted.items()
         },

@@ -17,8 +17,13 @@ from tests.vectors.world import FORGE, KEYS, NOW, Case, kafka, rabbit
 
 def edges() -> list[Case]:
     """Return messages at the edges of sizes, types and depths, with the verdict on them."""
-    good = [(name, message, "accepted", None) for name, message in (*accepted(), *bound())]
-    bad = [(name, message, "rejected", "claims_malformed") for name, message in (*malformed(), *members())]
+    good = [
+        (name, message, "accepted", None) for name, message in (*accepted(), *bound())
+    ]
+    bad = [
+        (name, message, "rejected", "claims_malformed")
+        for name, message in (*malformed(), *members())
+    ]
     return [*good, *bad, *elsewhere(), *headers(), *segments()]
 
 
@@ -100,7 +105,10 @@ def members() -> list[tuple[str, Message]]:
     ]  # fmt: skip
     whole = [1, None, "tree", ["tree"], True]
     return found + [
-        (f"mqa: {strict_json.dumps(value).decode()}", FORGE.seal(kafka(), claims={"mqa": value}))
+        (
+            f"mqa: {strict_json.dumps(value).decode()}",
+            FORGE.seal(kafka(), claims={"mqa": value}),
+        )
         for value in whole
     ]
 
@@ -108,7 +116,8 @@ def members() -> list[tuple[str, Message]]:
 def elsewhere() -> list[Case]:
     """Return messages that are refused for another reason."""
     first, second = (
-        {**rabbit().properties, "correlation-id": f"amq.rabbitmq.reply-to.{end}"} for end in ("one", "two")
+        {**rabbit().properties, "correlation-id": f"amq.rabbitmq.reply-to.{end}"}
+        for end in ("one", "two")
     )
     moved = replace(FORGE.seal(rabbit(properties=first)), properties=second)
     return [
@@ -128,7 +137,9 @@ def elsewhere() -> list[Case]:
 def headers() -> list[Case]:
     """Return messages whose JOSE header is no honest one."""
     forbidden, values = "algorithm_forbidden", (["EdDSA"], {"EdDSA": 1}, None, 1, True)
-    curve = strict_json.dumps({"alg": "Ed25519", "typ": "mqauth+jwt", "kid": KEYS["ES256"].kid})
+    curve = strict_json.dumps(
+        {"alg": "Ed25519", "typ": "mqauth+jwt", "kid": KEYS["ES256"].kid}
+    )
     return [
         ("a parameter nested 4 deep", FORGE.seal(kafka(), header={"x": [[[1]]]}), "rejected", "header_forbidden"),
         ("a parameter nested 5 deep", FORGE.seal(kafka(), header={"x": [[[[1]]]]}), "rejected", "token_malformed"),
@@ -150,7 +161,14 @@ def segments() -> list[Case]:
             parts = FORGE.token(kafka()).split(".")
             parts[place] = parts[place][:8] + characters + parts[place][8:]
             said = f"{characters!r} within the {name}"
-            found.append((said, with_token(kafka(), ".".join(parts)), "rejected", "token_malformed"))
+            found.append(
+                (
+                    said,
+                    with_token(kafka(), ".".join(parts)),
+                    "rejected",
+                    "token_malformed",
+                )
+            )
     return found
 
 
@@ -169,8 +187,12 @@ def zero_point() -> Message:
     half[0], half[31] = half[0] & 248, half[31] & 63 | 64
     secret, zero = int.from_bytes(half, "little"), b"\1" + bytes(31)
     parts = FORGE.token(kafka()).split(".")
-    hashed = number(zero, private.public_key().public_bytes_raw(), ".".join(parts[:2]).encode())
-    parts[2] = base64url.encode(zero + (hashed * secret % ORDER).to_bytes(32, "little")).decode()
+    hashed = number(
+        zero, private.public_key().public_bytes_raw(), ".".join(parts[:2]).encode()
+    )
+    parts[2] = base64url.encode(
+        zero + (hashed * secret % ORDER).to_bytes(32, "little")
+    ).decode()
     return with_token(kafka(), ".".join(parts))
 
 

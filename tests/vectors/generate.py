@@ -46,7 +46,15 @@ from tests.vectors.world import (
 )  # fmt: skip
 
 FOLDER: Final = Path(__file__).parent
-SEVEN: Final = ("content-type", "content-encoding", "type", "message-id", "correlation-id", "reply-to", "app-id")
+SEVEN: Final = (
+    "content-type",
+    "content-encoding",
+    "type",
+    "message-id",
+    "correlation-id",
+    "reply-to",
+    "app-id",
+)
 LOGS: Final = (
     ("q1Sh-9_ISia_zwGINzRvyQ", "dAuV3yR2SqOqyRXx7m3ZkA"),
     ("MkU3OEVBNTcwNTJENDM2Qg", "dAuV3yR2SqOqyRXx7m3ZkA"),
@@ -114,10 +122,17 @@ def covers() -> list[dict[str, Any]]:
         "x-stream-offset", "x-opt-a", "X-OPT-B", "mqauth-token", "MQAUTH-release", "mqauth-x",
     ]  # fmt: skip
     kept = ["b", "a", "x-deaths", "x-first-death", "mqauth", "\u212aey", "x-other"]
-    names = [name for pair in zip(added, [*kept, *map(str, range(99))], strict=False) for name in pair]
+    names = [
+        name
+        for pair in zip(added, [*kept, *map(str, range(99))], strict=False)
+        for name in pair
+    ]
     rabbits = rabbit(headers=tuple((name, 1) for name in (*names, "content-type")))
     records = kafka(
-        headers=tuple((name, b"1") for name in ("type", "b", "reply-to", "a", "b", "x-delay", "app-id"))
+        headers=tuple(
+            (name, b"1")
+            for name in ("type", "b", "reply-to", "a", "b", "x-delay", "app-id")
+        )
     )
     shown = [
         ("on RabbitMQ", rabbits),
@@ -162,7 +177,14 @@ def refused() -> list[dict[str, Any]]:
 
 def destinations() -> dict[str, Any]:
     """Return names with their canonical destinations, and texts that are none."""
-    pairs = [("shop", "orders.created"), ("", "queue"), ("", ""), ("a/b", "c d"), ("é", "*.#"), ("-._~", "%41")]
+    pairs = [
+        ("shop", "orders.created"),
+        ("", "queue"),
+        ("", ""),
+        ("a/b", "c d"),
+        ("é", "*.#"),
+        ("-._~", "%41"),
+    ]
     topics = ["orders", "orders.v1", "a_b-c", "%", "é", "kafka:orders"]
     return {
         "profile": 1,
@@ -179,7 +201,10 @@ def destinations() -> dict[str, Any]:
 
 def accepted() -> list[Case]:
     """Return messages that are verified and handled."""
-    reply, sent = "amq.rabbitmq.reply-to", rabbit(properties={"reply-to": "amq.rabbitmq.reply-to"})
+    reply, sent = (
+        "amq.rabbitmq.reply-to",
+        rabbit(properties={"reply-to": "amq.rabbitmq.reply-to"}),
+    )
     bound = FORGE.seal(sent)
     found = [(f"signed with {algorithm}", by(key)) for algorithm, key in KEYS.items()]
     found += [
@@ -254,7 +279,11 @@ def rejected() -> list[Case]:
     for place in (KAFKA, RABBITMQ):
         fitting = (attack for attack in ATTACKS if attack.fits(place))
         found += [
-            (f"{attack.name} on {place}", attack.mount(FORGE, honest_message(place)), attack.reason.value)
+            (
+                f"{attack.name} on {place}",
+                attack.mount(FORGE, honest_message(place)),
+                attack.reason.value,
+            )
             for attack in fitting
         ]
     kid = FORGE.key.kid
@@ -339,7 +368,8 @@ def sequences() -> dict[str, Deliveries]:
     """Return deliveries one after the other, which one consumer's replay store tells apart."""
     record, message = FORGE.seal(kafka()), FORGE.seal(rabbit())
     first, second = (
-        replace(record, origin=Origin(topic="orders", partition=0, offset=offset)) for offset in (1, 2)
+        replace(record, origin=Origin(topic="orders", partition=0, offset=offset))
+        for offset in (1, 2)
     )
     here, mirrored, renewed = (
         replace(record, origin=replace(first.origin, cluster=cluster, topic_id=topic_id))
@@ -348,7 +378,11 @@ def sequences() -> dict[str, Deliveries]:
     again = replace(message, origin=Origin(queue="orders", redelivered=True))
     once = replace(message, origin=Origin(queue="orders"))
     jti = claims.parse(jws.take_apart(envelope.token_of(record)).payload).jti
-    neighbours = FORGE.seal(kafka(destination=STOCK), key=FORGE.neighbour, claims={"sub": NEIGHBOUR, "jti": jti})
+    neighbours = FORGE.seal(
+        kafka(destination=STOCK),
+        key=FORGE.neighbour,
+        claims={"sub": NEIGHBOUR, "jti": jti},
+    )
     return {
         "Kafka: the same offset again is a re-read, another one a copy": [
             (first, "accepted", None), (first, "accepted", None), (second, "rejected", "replayed"),
@@ -368,11 +402,19 @@ def sequences() -> dict[str, Deliveries]:
 
 def claim_ids() -> dict[str, Any]:
     """Return what is claimed: the texts, the bytes under the digest, and the ids."""
-    said = [("https://auth.example", "orders-api"), ("https://auth.example", "stock-api"), ("é", "s" * 256)]
+    said = [
+        ("https://auth.example", "orders-api"),
+        ("https://auth.example", "stock-api"),
+        ("é", "s" * 256),
+    ]
     return {
         "profile": 1,
-        "messages": [claimed(iss, sub, index) for iss, sub in said for index in (None, 0, 258)],
-        "releases": [claimed_release(iss, "0" * 64) for iss in ("https://review.example", "é")],
+        "messages": [
+            claimed(iss, sub, index) for iss, sub in said for index in (None, 0, 258)
+        ],
+        "releases": [
+            claimed_release(iss, "0" * 64) for iss in ("https://review.example", "é")
+        ],
     }
 
 
@@ -382,13 +424,25 @@ def claimed(iss: str, sub: str, index: int | None) -> dict[str, Any]:
     token = claim_id(iss, sub, jti)
     found = token if index is None else batch_id(token, index)
     raw = sized(iss) + sized(sub) + jti.encode()
-    return {"iss": iss, "sub": sub, "jti": jti, "index": index, "input_hex": raw.hex(), "id_hex": found.hex()}
+    return {
+        "iss": iss,
+        "sub": sub,
+        "jti": jti,
+        "index": index,
+        "input_hex": raw.hex(),
+        "id_hex": found.hex(),
+    }
 
 
 def claimed_release(iss: str, letter: str) -> dict[str, Any]:
     """Return the id of a release, with what it is made of."""
     raw = bytes(4) + sized(iss) + letter.encode()
-    return {"iss": iss, "letter": letter, "input_hex": raw.hex(), "id_hex": release_id(iss, letter).hex()}
+    return {
+        "iss": iss,
+        "letter": letter,
+        "input_hex": raw.hex(),
+        "id_hex": release_id(iss, letter).hex(),
+    }
 
 
 def sized(text: str) -> bytes:
@@ -440,7 +494,10 @@ def generate() -> dict[str, str]:
         "letters.json": letters(),
         "stores.json": stores(),
     }
-    return {name: json.dumps(content, indent=1, ensure_ascii=True) + "\n" for name, content in made.items()}
+    return {
+        name: json.dumps(content, indent=1, ensure_ascii=True) + "\n"
+        for name, content in made.items()
+    }
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ SMALL_ORDER: Final = base64url.encode(bytes.fromhex("01" + 31 * "00")).decode()
 class FixedAuthority(WITSigner):
     """The authority with a fixed key, whose signatures are the same each time."""
 
-    def jws(self, header: bytes, payload: bytes, key: Key, given: bytes | None = None) -> str:
+    def jws(
+        self, header: bytes, payload: bytes, key: Key, given: bytes | None = None
+    ) -> str:
         """Return a JWS of exactly these bytes."""
         data = base64url.encode(header) + b"." + base64url.encode(payload)
         signed = signature(data, key) if given is None else given
@@ -58,8 +60,12 @@ class FixedIdentityForge(IdentityForge):
 
     def __init__(self) -> None:
         super().__init__(FORGE.clock)
-        self.authority = FixedAuthority(edwards("authority", subjects=None), clock=FORGE.clock)
-        self.key, self.neighbour, self.stranger = (edwards(f"workload {number}") for number in range(3))
+        self.authority = FixedAuthority(
+            edwards("authority", subjects=None), clock=FORGE.clock
+        )
+        self.key, self.neighbour, self.stranger = (
+            edwards(f"workload {number}") for number in range(3)
+        )
         self.form = "batch" if isinstance(self, BatchIdentityForge) else "single"
         self.count = 0
 
@@ -113,7 +119,9 @@ def wit(**bends: Any) -> Build:
 
 def shown(subject: str, key: Callable[[FixedIdentityForge], Key], **bends: Any) -> Build:
     """Return what builds a token with another WIT before the proof than the one it belongs to."""
-    return lambda forge: forge.token(kafka(), shown=forge.authority.wit(subject, key(forge), **bends))
+    return lambda forge: forge.token(
+        kafka(), shown=forge.authority.wit(subject, key(forge), **bends)
+    )
 
 
 def tail(forge: FixedIdentityForge) -> str:
@@ -127,21 +135,41 @@ def parts() -> Iterator[Attack]:
     batch_tail = tail(BATCH)
     direct: Build = lambda forge: FORGE.token(kafka())  # noqa: E731
     yield "a WIT alone", "token_type", lambda forge: forge.wit()
-    yield "a proof alone", "token_malformed", lambda forge: forge.proof(kafka(), wit=forge.wit()) + tail(forge)
+    yield (
+        "a proof alone",
+        "token_malformed",
+        lambda forge: forge.proof(kafka(), wit=forge.wit()) + tail(forge),
+    )
     yield (
         "the proof first", "token_malformed",
         lambda forge: f"{forge.proof(kafka(), wit=forge.wit())}~{forge.wit()}{tail(forge)}",
     )  # fmt: skip
-    yield "two WITs", "token_type", lambda forge: f"{forge.wit()}~{forge.wit()}{tail(forge)}"
+    yield (
+        "two WITs",
+        "token_type",
+        lambda forge: f"{forge.wit()}~{forge.wit()}{tail(forge)}",
+    )
     yield "a WIT and a tilde", "token_malformed", lambda forge: forge.wit() + "~"
     yield (
         "two WITs and a proof", "token_type",
         lambda forge: f"{forge.wit()}~{forge.wit()}~{forge.proof(kafka(), wit=forge.wit())}",
     )  # fmt: skip
-    yield "a direct token behind a WIT", "token_type", lambda forge: f"{forge.wit()}~{direct(forge)}{tail(forge)}"
-    yield "a WIT behind a direct token", "proof_invalid", lambda forge: f"{direct(forge)}~{forge.wit()}"
+    yield (
+        "a direct token behind a WIT",
+        "token_type",
+        lambda forge: f"{forge.wit()}~{direct(forge)}{tail(forge)}",
+    )
+    yield (
+        "a WIT behind a direct token",
+        "proof_invalid",
+        lambda forge: f"{direct(forge)}~{forge.wit()}",
+    )
     yield "five parts", "token_malformed", lambda forge: forge.token(kafka()) + "~a~b"
-    yield "a padded WIT", "token_malformed", lambda forge: forge.token(kafka(), shown=forge.wit() + "=")
+    yield (
+        "a padded WIT",
+        "token_malformed",
+        lambda forge: forge.token(kafka(), shown=forge.wit() + "="),
+    )
     yield (
         "a padded proof", "token_malformed",
         lambda forge: f"{forge.wit()}~{forge.proof(kafka(), wit=forge.wit())}={tail(forge)}",
@@ -159,16 +187,32 @@ def parts() -> Iterator[Attack]:
         "a WIT of 4097 bytes before a proof of another type", "token_oversize",
         lambda forge: forge.token(kafka(), wit=sized(forge, LONGEST + 1), header={"typ": "wit+jwt"}),
     )  # fmt: skip
-    yield "a WIT of 4097 bytes alone", "token_type", lambda forge: sized(forge, LONGEST + 1)
+    yield (
+        "a WIT of 4097 bytes alone",
+        "token_type",
+        lambda forge: sized(forge, LONGEST + 1),
+    )
     yield (
         "a WIT of 4097 bytes in four parts",
         "token_malformed",
         lambda forge: sized(forge, LONGEST + 1) + "~a~b~c",
     )
     if batch_tail:
-        yield "a proof of a batch missing", "proof_invalid", lambda forge: _without_tail(forge, batch_tail)
-        yield "a place in a batch too much", "proof_invalid", lambda forge: _with_tail(forge, batch_tail)
-        yield "a tilde at the end", "proof_invalid", lambda forge: SINGLE.token(kafka()) + "~"
+        yield (
+            "a proof of a batch missing",
+            "proof_invalid",
+            lambda forge: _without_tail(forge, batch_tail),
+        )
+        yield (
+            "a place in a batch too much",
+            "proof_invalid",
+            lambda forge: _with_tail(forge, batch_tail),
+        )
+        yield (
+            "a tilde at the end",
+            "proof_invalid",
+            lambda forge: SINGLE.token(kafka()) + "~",
+        )
 
 
 def _without_tail(forge: FixedIdentityForge, found: str) -> str:
@@ -197,16 +241,44 @@ def headers() -> Iterator[Attack]:
     for typ in (*OURS, "application/wit+jwt", "mqauth-pop+jwt", "wit+jwt\0", "wit+jwt "):
         yield f"a WIT of type {typ!r}", "token_type", wit(header={"typ": typ})
     yield "a WIT whose typ is a list", "token_type", wit(header={"typ": ["wit+jwt"]})
-    yield "a WIT with a control character in its kid", "token_malformed", wit(header={"kid": "k\n"})
+    yield (
+        "a WIT with a control character in its kid",
+        "token_malformed",
+        wit(header={"kid": "k\n"}),
+    )
     yield "a further parameter of a WIT", "identity_invalid", wit(header={"cty": "x"})
-    yield "a key URL in a WIT", "identity_invalid", wit(header={"jku": "https://evil.example/jwks.json"})
-    yield "a critical extension of a WIT", "identity_invalid", wit(header={"crit": ["b64"], "b64": False})
+    yield (
+        "a key URL in a WIT",
+        "identity_invalid",
+        wit(header={"jku": "https://evil.example/jwks.json"}),
+    )
+    yield (
+        "a critical extension of a WIT",
+        "identity_invalid",
+        wit(header={"crit": ["b64"], "b64": False}),
+    )
     yield "a WIT without kid", "token_malformed", wit(header={"kid": REMOVED})
-    yield "a kid of 129 characters in a WIT", "token_malformed", wit(header={"kid": "k" * 129})
+    yield (
+        "a kid of 129 characters in a WIT",
+        "token_malformed",
+        wit(header={"kid": "k" * 129}),
+    )
     yield "a WIT without alg", "identity_invalid", wit(header={"alg": REMOVED})
-    yield "a WIT of alg none", "identity_invalid", wit(header={"alg": "none"}, signature=b"")
-    yield "a WIT of alg HS256", "identity_invalid", wit(header={"alg": "HS256"}, signature=bytes(32))
-    yield "a WIT of another alg than its key", "algorithm_forbidden", wit(header={"alg": "ES256"})
+    yield (
+        "a WIT of alg none",
+        "identity_invalid",
+        wit(header={"alg": "none"}, signature=b""),
+    )
+    yield (
+        "a WIT of alg HS256",
+        "identity_invalid",
+        wit(header={"alg": "HS256"}, signature=bytes(32)),
+    )
+    yield (
+        "a WIT of another alg than its key",
+        "algorithm_forbidden",
+        wit(header={"alg": "ES256"}),
+    )
     yield "an unknown kid in a WIT", "key_unknown", wit(header={"kid": "unknown"})
     yield (
         "another key under the kid of the authority", "signature_invalid",
@@ -216,7 +288,11 @@ def headers() -> Iterator[Attack]:
         "a WIT that its own key signed, under the kid of the authority", "signature_invalid",
         lambda forge: wit(key=forge.key, header={"kid": forge.authority.key.kid})(forge),
     )  # fmt: skip
-    yield "a WIT that its own key signed", "key_unknown", lambda forge: wit(key=forge.key)(forge)
+    yield (
+        "a WIT that its own key signed",
+        "key_unknown",
+        lambda forge: wit(key=forge.key)(forge),
+    )
     yield "a key of the direct issuer signs a WIT", "key_unknown", wit(key=KEYS["EdDSA"])
     yield "a WIT without a signature", "signature_invalid", wit(signature=b"")
     yield "another sub behind the signature", "signature_invalid", _resigned
@@ -224,7 +300,9 @@ def headers() -> Iterator[Attack]:
 
 def _resigned(forge: FixedIdentityForge) -> str:
     honest, other = forge.wit(), forge.authority.wit(OTHER_WORKLOAD, forge.key)
-    return forge.token(kafka(), wit=".".join((*other.split(".")[:2], honest.split(".")[2])))
+    return forge.token(
+        kafka(), wit=".".join((*other.split(".")[:2], honest.split(".")[2]))
+    )
 
 
 def claimed() -> Iterator[Attack]:
@@ -245,20 +323,32 @@ def claimed() -> Iterator[Attack]:
     }  # fmt: skip
     for name, changes in bad.items():
         yield f"a WIT with {name}", "identity_invalid", wit(claims=changes)
-    yield "a WIT with a cnf of a jwk and a thumbprint", "identity_invalid", _both_confirmed
+    yield (
+        "a WIT with a cnf of a jwk and a thumbprint",
+        "identity_invalid",
+        _both_confirmed,
+    )
     yield (
         "a WIT with an exp of a fraction",
         "identity_invalid",
         _payload(b'"exp":1900003600', b'"exp":1900003600.0'),
     )
-    yield "a WIT with a sub twice", "identity_invalid", _payload(b'{"sub"', b'{"sub":"x","sub"')
+    yield (
+        "a WIT with a sub twice",
+        "identity_invalid",
+        _payload(b'{"sub"', b'{"sub":"x","sub"'),
+    )
     odd = {"half a character": b'"\\ud800"', "an integer beyond 2^53": b"9007199254740993", "NaN": b"NaN",
            "an overflow": b"1e999", "nine levels": b"[" * 8 + b"]" * 8}  # fmt: skip
     for name, value in odd.items():
         yield f"a WIT with {name} in another claim", "identity_invalid", _payload(
             b'{"sub"', b'{"x":' + value + b',"sub"')  # fmt: skip
     for name in ("jti", "iss"):
-        yield f"a WIT with a line break in its {name}", "identity_invalid", wit(claims={name: "a\nb"})
+        yield (
+            f"a WIT with a line break in its {name}",
+            "identity_invalid",
+            wit(claims={name: "a\nb"}),
+        )
     yield "a WIT with a NUL in its jti", "identity_invalid", wit(claims={"jti": "a\0b"})
     yield "a WIT that is a list", "identity_invalid", wit(payload=b"[]")
     yield "a WIT that is no JSON", "identity_invalid", wit(payload=b"\xff")
@@ -273,7 +363,9 @@ def _payload(old: bytes, new: bytes) -> Build:
 
 
 def _both_confirmed(forge: FixedIdentityForge) -> str:
-    honest = strict_json.loads(base64url.decode(forge.wit().split(".")[1].encode()), depth=8)
+    honest = strict_json.loads(
+        base64url.decode(forge.wit().split(".")[1].encode()), depth=8
+    )
     return wit(claims={"cnf": honest["cnf"] | {"jkt": "x"}})(forge)  # type: ignore[return-value]
 
 
@@ -322,7 +414,11 @@ def subjects() -> Iterator[Attack]:
             "identity_invalid",
             wit(claims={"sub": subject}),
         )
-    yield "another trust domain", "issuer_untrusted", wit(claims={"sub": "wimse://evil.example/shop/orders-api"})
+    yield (
+        "another trust domain",
+        "issuer_untrusted",
+        wit(claims={"sub": "wimse://evil.example/shop/orders-api"}),
+    )
     yield (
         "a trust domain that begins alike",
         "issuer_untrusted",
@@ -340,12 +436,20 @@ def subjects() -> Iterator[Attack]:
 
 def pairs() -> Iterator[Attack]:
     """Yield proofs that do not belong to the WIT before them, or are in another form."""
-    yield "a WIT of another workload", "identity_mismatch", shown(OTHER_WORKLOAD, lambda forge: forge.neighbour)
+    yield (
+        "a WIT of another workload",
+        "identity_mismatch",
+        shown(OTHER_WORKLOAD, lambda forge: forge.neighbour),
+    )
     yield "a WIT of the same workload, renewed", "identity_mismatch", shown(
         WORKLOAD, lambda forge: forge.key, claims={"iat": NOW - 1})  # fmt: skip
     yield "a WIT of another workload with the same key", "identity_mismatch", shown(
         OTHER_WORKLOAD, lambda forge: forge.key)  # fmt: skip
-    yield "a proof by another key", "signature_invalid", lambda forge: forge.token(kafka(), key=forge.stranger)
+    yield (
+        "a proof by another key",
+        "signature_invalid",
+        lambda forge: forge.token(kafka(), key=forge.stranger),
+    )
     yield (
         "a proof by the authority",
         "signature_invalid",
@@ -355,13 +459,25 @@ def pairs() -> Iterator[Attack]:
     yield "no wth", "claim_missing", token(claims={"wth": REMOVED})
     yield "a wth that is no text", "claims_malformed", token(claims={"wth": 1})
     yield "a wth that is null", "claims_malformed", token(claims={"wth": None})
-    yield "a wth that is no digest", "claims_malformed", token(claims={"wth": "A" * 42 + "B"})
+    yield (
+        "a wth that is no digest",
+        "claims_malformed",
+        token(claims={"wth": "A" * 42 + "B"}),
+    )
     yield "an iss in the proof", "claims_malformed", token(claims={"iss": TRUST_DOMAIN})
     yield "a sub in the proof", "claims_malformed", token(claims={"sub": WORKLOAD})
     yield "no jti in the proof", "claim_missing", token(claims={"jti": REMOVED})
     yield "mqa of another version", "claims_malformed", token(claims={"mqa": {"v": 2}})
-    yield "a key in the header of the proof", "header_forbidden", token(header={"jwk": {}})
-    yield "a kid in the header of the proof", "header_forbidden", token(header={"kid": "k"})
+    yield (
+        "a key in the header of the proof",
+        "header_forbidden",
+        token(header={"jwk": {}}),
+    )
+    yield (
+        "a kid in the header of the proof",
+        "header_forbidden",
+        token(header={"kid": "k"}),
+    )
     for typ in ("wpt+jwt", "dpop+jwt", "mqauth+jwt", "MQAUTH-POP+JWT"):
         yield f"a proof of type {typ}", "token_type", token(header={"typ": typ})
     for typ in (*OURS[1:], "application/mqauth-pop+jwt", "wit+jwt", "mqauth-pop+jwt\0"):
@@ -369,9 +485,17 @@ def pairs() -> Iterator[Attack]:
     yield "a proof of no type", "token_type", token(header={"typ": REMOVED})
     yield "Ed25519 for EdDSA", "algorithm_forbidden", token(header={"alg": "Ed25519"})
     for algorithm in ("ES256", "RS256", "HS256", "none"):
-        yield f"a proof of alg {algorithm}", "algorithm_forbidden", token(header={"alg": algorithm})
+        yield (
+            f"a proof of alg {algorithm}",
+            "algorithm_forbidden",
+            token(header={"alg": algorithm}),
+        )
     yield "another audience", "audience_mismatch", token(claims={"aud": "shipping"})
-    yield "another body", "body_mismatch", lambda forge: replace(forge.seal(kafka()), body=b"evil")
+    yield (
+        "another body",
+        "body_mismatch",
+        lambda forge: replace(forge.seal(kafka()), body=b"evil"),
+    )
     yield (
         "another destination",
         "destination_mismatch",
@@ -392,21 +516,53 @@ def times() -> Iterator[tuple[str, str | None, Build, int]]:
         ("a WIT from the future", "issued_in_future", {"iat": NOW + 6}),
         ("a WIT from the edge of the future", None, {"iat": NOW + 5}),
         ("a WIT that lives too long", "lifetime_excessive", {"exp": NOW + 3606}),
-        ("a WIT that ends as late as an integer can", "lifetime_excessive", {"exp": 2**53}),
+        (
+            "a WIT that ends as late as an integer can",
+            "lifetime_excessive",
+            {"exp": 2**53},
+        ),
         ("a WIT that lives as long as may be", None, {"exp": NOW + 3605}),
         ("a WIT without iat", None, {"iat": REMOVED}),
-        ("a WIT without iat that lives too long", "lifetime_excessive", {"iat": REMOVED, "exp": NOW + 3606}),
-        ("a WIT without iat that has expired", "expired", {"iat": REMOVED, "exp": NOW - 5}),
+        (
+            "a WIT without iat that lives too long",
+            "lifetime_excessive",
+            {"iat": REMOVED, "exp": NOW + 3606},
+        ),
+        (
+            "a WIT without iat that has expired",
+            "expired",
+            {"iat": REMOVED, "exp": NOW - 5},
+        ),
     ):
         yield name, reason, wit(claims=changes), NOW
-    yield "a proof that has expired", "expired", token(claims={"iat": NOW - 60, "exp": NOW - 5}), NOW
-    yield "a proof from the future", "issued_in_future", token(claims={"iat": NOW + 6}), NOW
-    yield "a proof that lives too long", "lifetime_excessive", token(claims={"exp": NOW + 3601}), NOW
+    yield (
+        "a proof that has expired",
+        "expired",
+        token(claims={"iat": NOW - 60, "exp": NOW - 5}),
+        NOW,
+    )
+    yield (
+        "a proof from the future",
+        "issued_in_future",
+        token(claims={"iat": NOW + 6}),
+        NOW,
+    )
+    yield (
+        "a proof that lives too long",
+        "lifetime_excessive",
+        token(claims={"exp": NOW + 3601}),
+        NOW,
+    )
     outlives: Build = lambda forge: forge.token(  # noqa: E731
         kafka(), wit=forge.wit(claims={"exp": NOW + 30}), claims={"exp": NOW + 600}
     )
     yield "a proof that outlives its WIT, before that ends", None, outlives, NOW + 34
-    yield "a proof that outlives its WIT, once that has ended", "expired", outlives, NOW + 35
+    yield (
+        "a proof that outlives its WIT, once that has ended",
+        "expired",
+        outlives,
+        NOW + 35,
+    )
 
 
 def taken() -> Iterator[Attack]:
@@ -416,7 +572,11 @@ def taken() -> Iterator[Attack]:
     yield "a WIT with all its claims", None, wit(
         claims={"iss": "https://a.example", "jti": "w", "nbf": NOW, "env": "prod", "x": {"y": 1}})  # fmt: skip
     yield "a jwk with kid and use", None, wit(jwk={"kid": "k", "use": "sig"})
-    yield "a WIT of 4096 bytes", None, lambda forge: forge.token(kafka(), wit=sized(forge, LONGEST))
+    yield (
+        "a WIT of 4096 bytes",
+        None,
+        lambda forge: forge.token(kafka(), wit=sized(forge, LONGEST)),
+    )
     yield "a proof with other claims", None, token(claims={"role": "x", "nbf": NOW})
     yield "alg Ed25519 in jwk and proof", None, lambda forge: forge.token(
         kafka(), wit=forge.wit(jwk={"alg": "Ed25519"}), header={"alg": "Ed25519"})  # fmt: skip
@@ -447,16 +607,25 @@ def key_sets() -> dict[str, Any]:
     sets = {
         "honest": KeySet([own]),
         "revoked": KeySet([replace(own, revocation=Revocation(reason="stolen"))]),
-        "revoked later": KeySet([replace(own, revocation=Revocation(revoked_at=NOW - 5))]),
+        "revoked later": KeySet(
+            [replace(own, revocation=Revocation(revoked_at=NOW - 5))]
+        ),
         "retired": KeySet([replace(own, expires=NOW)]),
         "gone": KeySet([edwards("another authority", subjects=None)]),
         "another key": KeySet([other]),
         "cut off": KeySet([own], (), {WORKLOAD: Cutoff(before=CUT, reason="stolen")}),
-        "another is cut off": KeySet([own], (), {OTHER_WORKLOAD: Cutoff(before=NOW + 60)}),
-        "limited to another": KeySet([replace(own, subjects=frozenset((OTHER_WORKLOAD,)))]),
+        "another is cut off": KeySet(
+            [own], (), {OTHER_WORKLOAD: Cutoff(before=NOW + 60)}
+        ),
+        "limited to another": KeySet(
+            [replace(own, subjects=frozenset((OTHER_WORKLOAD,)))]
+        ),
     }
     found = {name: jwk.dump_key_set(keys) for name, keys in sets.items()}
-    return found | {name: found["honest"] | {"mqauth_cutoff": cut} for name, cut in (CUT_OFF | UNREADABLE).items()}
+    return found | {
+        name: found["honest"] | {"mqauth_cutoff": cut}
+        for name, cut in (CUT_OFF | UNREADABLE).items()
+    }
 
 
 ENTRY: Final = {"sub": WORKLOAD, "before": CUT}
@@ -483,7 +652,14 @@ LONG: Final = {"as many cut-offs as may be": 1024, "a cut-off too many": 1025}
 
 def consumers() -> dict[str, Any]:
     """Return the settings that each consumer has in place of the common ones."""
-    strict = [{"subject": WORKLOAD, "issuer": TRUST_DOMAIN, "destinations": [KAFKA], "claims": {"env": "prod"}}]
+    strict = [
+        {
+            "subject": WORKLOAD,
+            "issuer": TRUST_DOMAIN,
+            "destinations": [KAFKA],
+            "claims": {"env": "prod"},
+        }
+    ]
     return {
         "common": {}, "by claims": {"allow": strict}, "without trust domain": {"trust_domain": None},
         "limits the authority": {"subjects": {"*": [OTHER_WORKLOAD]}},
@@ -497,13 +673,33 @@ def _message(built: str | Message) -> Message:
 
 def cases(forge: FixedIdentityForge) -> Iterator[Case]:
     """Yield every attack and every honest message, in the form of a forge."""
-    for name, reason, build in (*taken(), *parts(), *headers(), *claimed(), *confirmed(), *subjects(), *pairs()):
+    for name, reason, build in (
+        *taken(),
+        *parts(),
+        *headers(),
+        *claimed(),
+        *confirmed(),
+        *subjects(),
+        *pairs(),
+    ):
         yield Case(f"{forge.form}: {name}", _message(build(forge)), reason)
     for name, reason, build, received in times():
-        yield Case(f"{forge.form}: {name}", _message(build(forge)), reason, received=received)
+        yield Case(
+            f"{forge.form}: {name}", _message(build(forge)), reason, received=received
+        )
     for name, reason, build in policed():
-        yield Case(f"{forge.form}: by claims, {name}", _message(build(forge)), reason, "by claims")
-    yield Case(f"{forge.form}: without trust domain", forge.seal(kafka()), "token_type", "without trust domain")
+        yield Case(
+            f"{forge.form}: by claims, {name}",
+            _message(build(forge)),
+            reason,
+            "by claims",
+        )
+    yield Case(
+        f"{forge.form}: without trust domain",
+        forge.seal(kafka()),
+        "token_type",
+        "without trust domain",
+    )
     yield Case(f"{forge.form}: a subject beyond the limits", forge.seal(kafka()), "subject_mismatch",
                "limits the authority")  # fmt: skip
     for name, reason, key_set in _keyed():
@@ -513,7 +709,9 @@ def cases(forge: FixedIdentityForge) -> Iterator[Case]:
         ("and no iat", "key_revoked", {"iat": REMOVED}),
     ):  # fmt: skip
         message = forge.seal(kafka(), wit=forge.wit(claims=changes))
-        yield Case(f"{forge.form}: cut off, a WIT {name}", message, reason, key_set="cut off")
+        yield Case(
+            f"{forge.form}: cut off, a WIT {name}", message, reason, key_set="cut off"
+        )
     for name, reason, iat in (
         *((name, "key_revoked", CUT - 1) for name in (*CUT_OFF, "as many cut-offs as may be")),
         *((name, "key_revoked", CUT + 4) for name in CUT_OFF if "twice" in name),
@@ -524,10 +722,16 @@ def cases(forge: FixedIdentityForge) -> Iterator[Case]:
         yield Case(f"{forge.form}: {name}, a WIT of {iat}", message, reason, key_set=name)
     for name, reason, seconds in (("before", None, CUT - 1), ("at", "key_revoked", CUT)):
         origin = Origin(
-            topic="orders", partition=0, offset=1, timestamp_ms=1000 * seconds, timestamp_type="append"
+            topic="orders",
+            partition=0,
+            offset=1,
+            timestamp_ms=1000 * seconds,
+            timestamp_type="append",
         )
         old = forge.seal(
-            kafka(), wit=forge.wit(claims={"iat": NOW - 60, "exp": NOW + 600}), claims={"iat": NOW - 60}
+            kafka(),
+            wit=forge.wit(claims={"iat": NOW - 60, "exp": NOW + 600}),
+            claims={"iat": NOW - 60},
         )
         yield Case(f"{forge.form}: cut off, appended {name}", replace(old, origin=origin), reason, "at append",
                    key_set="cut off")  # fmt: skip
@@ -540,7 +744,11 @@ def _keyed() -> Iterator[tuple[str, str | None, str]]:
     yield "another key of the authority under the kid", "signature_invalid", "another key"
     yield "another subject cut off", None, "another is cut off"
     yield "cut-offs that cannot be read", None, "unreadable cut-off"
-    yield "a key of the authority for another subject", "subject_mismatch", "limited to another"
+    yield (
+        "a key of the authority for another subject",
+        "subject_mismatch",
+        "limited to another",
+    )
 
 
 def sequences(forge: FixedIdentityForge) -> Iterator[tuple[str, list[Case]]]:
@@ -559,7 +767,9 @@ def sequences(forge: FixedIdentityForge) -> Iterator[tuple[str, list[Case]]]:
         f"{forge.form}: remembered, then cut off",
         [
             Case("", at(forge.seal(kafka(), wit=old), 0)),
-            Case("", at(forge.seal(kafka(), wit=old), 1), "key_revoked", key_set="cut off"),
+            Case(
+                "", at(forge.seal(kafka(), wit=old), 1), "key_revoked", key_set="cut off"
+            ),
         ],
     )
     before = forge.wit(claims={"iat": CUT - 1})
@@ -567,8 +777,18 @@ def sequences(forge: FixedIdentityForge) -> Iterator[tuple[str, list[Case]]]:
         yield (
             f"{forge.form}: cut off, and then {name}",
             [
-                Case("", at(forge.seal(kafka(), wit=before), 0), "key_revoked", key_set="cut off"),
-                Case("", at(forge.seal(kafka(), wit=before), 1), "key_revoked", key_set=name),
+                Case(
+                    "",
+                    at(forge.seal(kafka(), wit=before), 0),
+                    "key_revoked",
+                    key_set="cut off",
+                ),
+                Case(
+                    "",
+                    at(forge.seal(kafka(), wit=before), 1),
+                    "key_revoked",
+                    key_set=name,
+                ),
                 Case("", at(forge.seal(kafka(), wit=before), 2), key_set="honest"),
             ],
         )
@@ -586,7 +806,14 @@ def sequences(forge: FixedIdentityForge) -> Iterator[tuple[str, list[Case]]]:
     yield (
         f"{forge.form}: another subject with the same jti burns nothing",
         [
-            Case("", placed(forge.seal(stock(), wit=other, key=forge.neighbour, claims={"jti": jti}))),
+            Case(
+                "",
+                placed(
+                    forge.seal(
+                        stock(), wit=other, key=forge.neighbour, claims={"jti": jti}
+                    )
+                ),
+            ),
             Case("", at(forge.seal(kafka(), claims={"jti": jti}), 1)),
             Case("", at(forge.seal(kafka(), claims={"jti": jti}), 2), "replayed"),
         ],
@@ -596,7 +823,11 @@ def sequences(forge: FixedIdentityForge) -> Iterator[tuple[str, list[Case]]]:
         f"{forge.form}: a renewed WIT and the same jti",
         [
             Case("", at(forge.seal(kafka(), claims={"jti": f"{jti}2"}), 0)),
-            Case("", at(forge.seal(kafka(), wit=renewed, claims={"jti": f"{jti}2"}), 1), "replayed"),
+            Case(
+                "",
+                at(forge.seal(kafka(), wit=renewed, claims={"jti": f"{jti}2"}), 1),
+                "replayed",
+            ),
         ],
     )
 
@@ -615,7 +846,12 @@ def siblings() -> Iterator[tuple[str, list[Case]]]:
                 Case("", at(one.seal(2), 2), key_set="honest"),
             ],
         )
-    short = forge_batch(SINGLE, messages, wit=SINGLE.wit(claims={"exp": NOW + 30}), claims={"exp": NOW + 600})
+    short = forge_batch(
+        SINGLE,
+        messages,
+        wit=SINGLE.wit(claims={"exp": NOW + 30}),
+        claims={"exp": NOW + 600},
+    )
     yield (
         "siblings, then ended",
         [
@@ -641,7 +877,10 @@ def identities() -> dict[str, Any]:
     SINGLE.count = BATCH.count = 0
     longest = f"{TRUST_DOMAIN}/{'a' * (255 - len(TRUST_DOMAIN))}"
     allowed = {WORKLOAD: [KAFKA, RABBITMQ], longest: [KAFKA], OTHER_WORKLOAD: [STOCK]}
-    rules = [{"subject": who, "issuer": TRUST_DOMAIN, "destinations": places} for who, places in allowed.items()]
+    rules = [
+        {"subject": who, "issuer": TRUST_DOMAIN, "destinations": places}
+        for who, places in allowed.items()
+    ]
     return {
         "profile": 1, "experimental": True,
         "received": NOW,

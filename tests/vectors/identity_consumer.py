@@ -35,7 +35,9 @@ class Authority:
         """Take the set of this name from now on; a long one repeats the cut-off of another."""
         found = self._sets[name if name in self._sets else self._long[name]["like"]]
         if name in self._long:
-            found = found | {"mqauth_cutoff": found["mqauth_cutoff"] * self._long[name]["cutoffs"]}
+            found = found | {
+                "mqauth_cutoff": found["mqauth_cutoff"] * self._long[name]["cutoffs"]
+            }
         self.keys = jwk.load_key_set(found, svid="wit-svid").after(self.keys)
 
     def key_set(self) -> KeySet:
@@ -61,7 +63,9 @@ def verifier_of(said: Any, authority: Authority) -> Verifier:
             keys=authority, max_identity_lifetime=said["max_identity_lifetime"],
             subjects=pins and {kid: frozenset(names) for kid, names in pins.items()},
         )  # fmt: skip
-    return Verifier(keys=keys, **{setting: said[setting] for setting in _PASSED if setting in said})
+    return Verifier(
+        keys=keys, **{setting: said[setting] for setting in _PASSED if setting in said}
+    )
 
 
 class IdentityConsumer:
@@ -77,7 +81,10 @@ class IdentityConsumer:
         self.clock = FakeClock(file["received"])
         self.authority = Authority(file, "honest")
         verifier = verifier_of(said, self.authority)
-        rules = [Rule(**rule | {"destinations": tuple(rule["destinations"])}) for rule in said["allow"]]
+        rules = [
+            Rule(**rule | {"destinations": tuple(rule["destinations"])})
+            for rule in said["allow"]
+        ]
         self.pipeline = Pipeline(
             verifier=verifier, policy=Allow(rules), replay=MemoryReplayStore(clock=self.clock), clock=self.clock,
         )  # fmt: skip
@@ -96,4 +103,7 @@ class IdentityConsumer:
     def check(self, vector: Any) -> None:
         """Judge one delivery, and hold the verdict against the vector's."""
         found = self.judge(vector)
-        assert (found.verdict.value, found.reason) == (vector["verdict"], vector["reason"]), vector.get("name")
+        assert (found.verdict.value, found.reason) == (
+            vector["verdict"],
+            vector["reason"],
+        ), vector.get("name")

@@ -19,9 +19,15 @@ from tests.vectors.world import EVERY_TYPE, FORGE, NOW, added, kafka, rabbit
 AUDIT: Final = "019d4a3e-4b00-7000-8000-000000000001"
 SCOPE: Final = "billing"
 _ON_KAFKA: Final = Origin(
-    topic="orders", partition=2, offset=17, cluster="MkU3OEVBNTcwNTJENDM2Qg", topic_id="f5zTnBvXQ5mYxPqV2a0hLw"
+    topic="orders",
+    partition=2,
+    offset=17,
+    cluster="MkU3OEVBNTcwNTJENDM2Qg",
+    topic_id="f5zTnBvXQ5mYxPqV2a0hLw",
 )
-_IN_QUEUE: Final = Origin(queue="billing in", exchange="shop", routing_key="orders.created")
+_IN_QUEUE: Final = Origin(
+    queue="billing in", exchange="shop", routing_key="orders.created"
+)
 
 
 def dead(message: Message, reason: Reason = Reason.EXPIRED, **more: Any) -> DeadLetter:
@@ -35,7 +41,9 @@ def dead(message: Message, reason: Reason = Reason.EXPIRED, **more: Any) -> Dead
 def carried(letter: Message) -> Message:
     """Return a letter as it lies in its queue or topic."""
     place = (
-        destination.kafka("dead") if letter.destination.startswith("kafka:") else destination.rabbitmq("", "dead")
+        destination.kafka("dead")
+        if letter.destination.startswith("kafka:")
+        else destination.rabbitmq("", "dead")
     )
     return replace(letter, destination=place, origin=Origin())
 
@@ -99,25 +107,45 @@ def made() -> list[tuple[str, str, DeadLetter]]:
 
 def letter_of(form: str, one: DeadLetter) -> Message:
     """Return a dead letter in one of its forms."""
-    return {"whole": lambda: one.whole(lambda *_: True), "json": one.in_body, "reference": one.reference}[form]()
+    return {
+        "whole": lambda: one.whole(lambda *_: True),
+        "json": one.in_body,
+        "reference": one.reference,
+    }[form]()
 
 
 def changed(letter: Message, name: str, value: str | None) -> Message:
     """Return a letter with another value of one of its own headers, or without it."""
-    headers = ((own, value if own == f"mqauth-dead-{name}" else was) for own, was in letter.headers)
+    headers = (
+        (own, value if own == f"mqauth-dead-{name}" else was)
+        for own, was in letter.headers
+    )
     return replace(letter, headers=tuple(pair for pair in headers if pair[1] is not None))
 
 
-def readings(letters_made: list[tuple[str, str, DeadLetter]]) -> list[tuple[str, Message, bool]]:
+def readings(
+    letters_made: list[tuple[str, str, DeadLetter]],
+) -> list[tuple[str, Message, bool]]:
     """Return letters by name, with whether they are intact."""
-    found = [(name, letter_of(form, one), form != "reference") for name, form, one in letters_made]
+    found = [
+        (name, letter_of(form, one), form != "reference")
+        for name, form, one in letters_made
+    ]
     letters = {name: letter for name, letter, _ in found}
-    record, queued = letters["a record with its key and its token"], letters["a delivery with its token"]
+    record, queued = (
+        letters["a record with its key and its token"],
+        letters["a delivery with its token"],
+    )
     live = letters["properties and headers that act on a letter, or that a broker writes"]
     metadata = json.loads(dict(live.headers)["mqauth-dead-metadata"])  # type: ignore[arg-type]
     moved = json.dumps(metadata | {"places": [*metadata["places"][1:], 99]})
-    stripped = dead(rabbit(headers=(("mqauth-dead-id", "0" * 64), ("a", 1))), Reason.TOKEN_MISSING)
-    other = replace(record, headers=tuple(pair for pair in record.headers if pair[0] != "mqauth-dead-token"))
+    stripped = dead(
+        rabbit(headers=(("mqauth-dead-id", "0" * 64), ("a", 1))), Reason.TOKEN_MISSING
+    )
+    other = replace(
+        record,
+        headers=tuple(pair for pair in record.headers if pair[0] != "mqauth-dead-token"),
+    )
     return [
         *found,
         ("another body", replace(record, body=b"another"), False),

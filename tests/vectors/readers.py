@@ -17,7 +17,9 @@ P_256: Final = 2**256 - 2**224 + 2**192 + 2**96 - 1
 """The prime of P-256; it has a point with x = 5, and one with y = 1."""
 Y_OF_5: Final = 0x459243B9AA581806FE913BCE99817ADE11CA503C64D9A3C533415C083248FBCC
 X_OF_1: Final = 0x9E78D4EF60D05F750F6636209092BC43CBDD6B47E11A9DE20A9FEB2A50BB96C
-SUBGROUP: Final = bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a")
+SUBGROUP: Final = bytes.fromhex(
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"
+)
 """An Ed25519 point of order 8."""
 
 
@@ -46,8 +48,10 @@ def used() -> dict[str, Any]:
         "no alg on Ed25519": without(KEYS["EdDSA"], "alg"),
         "no alg on P-256": without(KEYS["ES256"], "alg"),
         "no alg on P-384": without(KEYS["ES384"], "alg"),
-        "a point whose x is 5": jwk_members(KEYS["ES256"]) | {"x": coordinate(5), "y": number(Y_OF_5)},
-        "a point whose y is 1": jwk_members(KEYS["ES256"]) | {"x": coordinate(X_OF_1), "y": coordinate(1)},
+        "a point whose x is 5": jwk_members(KEYS["ES256"])
+        | {"x": coordinate(5), "y": number(Y_OF_5)},
+        "a point whose y is 1": jwk_members(KEYS["ES256"])
+        | {"x": coordinate(X_OF_1), "y": coordinate(1)},
         "no use": without(KEYS["EdDSA"], "use"),
         "key_ops with verify among others": key | {"key_ops": ["sign", "verify"]},
         "no subjects": without(KEYS["EdDSA"], "mqauth_sub"),
@@ -56,7 +60,8 @@ def used() -> dict[str, Any]:
         "RSA for PS256": jwk_members(KEYS["PS256"]),
         "a kid of one character": key | {"kid": "k"},
         "RSA of 8192 bits": jwk_members(KEYS["PS256"]) | {"n": number(2**8192 - 1)},
-        "an RSA exponent of 8 bytes": jwk_members(KEYS["PS256"]) | {"e": number(2**64 - 1)},
+        "an RSA exponent of 8 bytes": jwk_members(KEYS["PS256"])
+        | {"e": number(2**64 - 1)},
         "retired": key | {"exp": NOW},
         "retired from the beginning": key | {"exp": 0},
         "revoked": key | {"revoked": {"revoked_at": NOW, "reason": "lost"}},
@@ -100,7 +105,10 @@ def unused() -> dict[str, Any]:
         "P-521": point | {"crv": "P-521"},
         "symmetric": {"kty": "oct", "kid": "k", "k": "AA"},
         "private": key | {"d": "AA"},
-        **{f"with a private {name}": key | {name: "AA"} for name in ("p", "q", "dp", "dq", "qi", "oth", "k")},
+        **{
+            f"with a private {name}": key | {name: "AA"}
+            for name in ("p", "q", "dp", "dq", "qi", "oth", "k")
+        },
         "x a number": key | {"x": 1},
         "x padded": key | {"x": key["x"] + "="},
         "x too short": key | {"x": key["x"][:-3]},
@@ -109,12 +117,19 @@ def unused() -> dict[str, Any]:
         "coordinates cut short": point
         | {"x": base64url.encode(base64url.decode(point["x"].encode())[1:]).decode()},
         "a zero before the coordinates": point
-        | {name: base64url.encode(b"\0" + base64url.decode(point[name].encode())).decode() for name in "xy"},
+        | {
+            name: base64url.encode(
+                b"\0" + base64url.decode(point[name].encode())
+            ).decode()
+            for name in "xy"
+        },
         "a modulus that begins with a zero": rsa
         | {"n": base64url.encode(b"\0" + base64url.decode(rsa["n"].encode())).decode()},
         "an exponent that begins with a zero": rsa | {"e": "AAEAAQ"},
-        "an x that is not below the prime": point | {"x": number(P_256 + 5), "y": number(Y_OF_5)},
-        "a y that is not below the prime": point | {"x": coordinate(X_OF_1), "y": number(P_256 + 1)},
+        "an x that is not below the prime": point
+        | {"x": number(P_256 + 5), "y": number(Y_OF_5)},
+        "a y that is not below the prime": point
+        | {"x": coordinate(X_OF_1), "y": number(P_256 + 1)},
         "alg PS256 on a curve": point | {"alg": "PS256"},
         "alg ES256 on RSA": rsa | {"alg": "ES256"},
         "alg RS384": rsa | {"alg": "RS384"},
@@ -135,13 +150,22 @@ def key_sets() -> dict[str, Any]:
     good, point = jwk_members(KEYS["EdDSA"]), jwk_members(KEYS["ES256"])
     twin = jwk_members(OTHER) | {"kid": good["kid"]}
     sets = [
-        ("a key that cannot be read beside one that can", [1, {}, good | {"kid": "x", "x": "?"}, good], [good]),
+        (
+            "a key that cannot be read beside one that can",
+            [1, {}, good | {"kid": "x", "x": "?"}, good],
+            [good],
+        ),
         ("one key twice", [good, good], [good]),
         ("two keys under one kid", [good, point, twin], [point]),
         ("one key under one kid with two ends", [good, good | {"exp": NOW}], []),
         (
             "one key with its alg in either spelling, without it, and with a use",
-            [good, good | {"alg": "Ed25519"}, without(KEYS["EdDSA"], "alg"), good | {"use": "sig"}],
+            [
+                good,
+                good | {"alg": "Ed25519"},
+                without(KEYS["EdDSA"], "alg"),
+                good | {"use": "sig"},
+            ],
             [good],
         ),
         (
@@ -153,10 +177,17 @@ def key_sets() -> dict[str, Any]:
         ("one key with other subjects", [good, good | {"mqauth_sub": ["a"]}], []),
         (
             "one key that is revoked for two reasons",
-            [good | {"revoked": {"revoked_at": NOW, "reason": reason}} for reason in ("stolen", "lost")],
+            [
+                good | {"revoked": {"revoked_at": NOW, "reason": reason}}
+                for reason in ("stolen", "lost")
+            ],
             [],
         ),
-        ("a kid of two JWKs of which one cannot be used", [good, twin | {"use": "enc"}], [good]),
+        (
+            "a kid of two JWKs of which one cannot be used",
+            [good, twin | {"use": "enc"}],
+            [good],
+        ),
         ("no keys", [], []),
         ("8 containers within each other", [good | {"note": [[[[[1]]]]]}], [good]),
     ]
@@ -322,15 +353,21 @@ def malformed() -> dict[str, Any]:
         "headers that are null": GOOD | {"headers": None},
         "properties that are a list": GOOD | {"properties": []},
         "a property that AMQP does not have": GOOD | {"properties": {"subject": "a"}},
-        **{f"headers: {name}": GOOD | {"headers": found} for name, found in PAIRS.items()},
+        **{
+            f"headers: {name}": GOOD | {"headers": found} for name, found in PAIRS.items()
+        },
         **{
             f"origin: {member}: {json.dumps(value)}": form | {"origin": {member: value}}
             for form, member, value in ORIGINS
         },
-        **{f"origin: {json.dumps(value)}": GOOD | {"origin": value} for value in ([], "", 1)},
+        **{
+            f"origin: {json.dumps(value)}": GOOD | {"origin": value}
+            for value in ([], "", 1)
+        },
         "a tombstone on RabbitMQ": GOOD | {"body": None},
         "a record key on RabbitMQ": GOOD | {"key": ""},
-        "a name twice on RabbitMQ": GOOD | {"headers": [["a", {"int": 1}], ["a", {"int": 1}]]},
+        "a name twice on RabbitMQ": GOOD
+        | {"headers": [["a", {"int": 1}], ["a", {"int": 1}]]},
         "an integer on Kafka": RECORD | {"headers": [["a", {"int": 1}]]},
         "an unknown property": GOOD | {"properties": {"content-type": "a"}},
         "a property that is true": GOOD | {"properties": {"type": True}},
@@ -349,9 +386,14 @@ def texts() -> list[dict[str, Any]]:
         return f'{{"destination":"rabbitmq:shop/orders","body":"AA==","headers":[["a",{value}]]}}'
 
     def placed(offset: str) -> str:
-        return f'{{"destination":"kafka:orders","body":null,"origin":{{"offset":{offset}}}}}'
+        return (
+            f'{{"destination":"kafka:orders","body":null,"origin":{{"offset":{offset}}}}}'
+        )
 
-    whole = {number: GOOD | {"headers": [["a", {"int": number}]]} for number in (str(2**63 - 1), str(-(2**63)))}
+    whole = {
+        number: GOOD | {"headers": [["a", {"int": number}]]}
+        for number in (str(2**63 - 1), str(-(2**63)))
+    }
     found: list[tuple[str, dict[str, Any] | None]] = [
         *((headed(f'{{"int":{number}}}'), form) for number, form in whole.items()),
         (headed('{"float":9223372036854775807}'), GOOD | {"headers": [["a", {"float": 2.0**63}]]}),
@@ -371,7 +413,9 @@ def forms() -> dict[str, Any]:
     """Return forms that are one message, and forms that are none."""
     return {
         "profile": 1,
-        "same": [{"name": name, "form": form, "other": other} for name, form, other in same()],
+        "same": [
+            {"name": name, "form": form, "other": other} for name, form, other in same()
+        ],
         "malformed": [{"name": name, "form": form} for name, form in malformed().items()],
         "texts": texts(),
     }

@@ -14,17 +14,38 @@ from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import Message, Origin
 from tests.vectors.batches import in_batch
 from tests.vectors.settings import AGE, APPENDED, Vector, judged, stamped
-from tests.vectors.world import BATCH_FORGE, FORGE, KEYS, NOW, added, edwards, kafka, rabbit, seed, signature
+from tests.vectors.world import (
+    BATCH_FORGE,
+    FORGE,
+    KEYS,
+    NOW,
+    added,
+    edwards,
+    kafka,
+    rabbit,
+    seed,
+    signature,
+)
 
 REVIEW: Final = "https://review.example"
 REVIEWER: Final = "ada"
 SCOPE: Final = "billing"
 KEY: Final = edwards("reviewer", subjects=frozenset([REVIEWER]))
 ANY: Final = edwards("any reviewer", subjects=None)
-LOST: Final = edwards("reviewer lost", subjects=frozenset([REVIEWER]), revocation=Revocation(revoked_at=NOW - 100))
-ENDED: Final = edwards("reviewer ended", subjects=frozenset([REVIEWER]), expires=NOW - 100)
-AHEAD: Final = edwards("revoked ahead", subjects=None, revocation=Revocation(revoked_at=NOW + 1))
-SINCE: Final = edwards("reviewer lost now", subjects=None, revocation=Revocation(revoked_at=NOW))
+LOST: Final = edwards(
+    "reviewer lost",
+    subjects=frozenset([REVIEWER]),
+    revocation=Revocation(revoked_at=NOW - 100),
+)
+ENDED: Final = edwards(
+    "reviewer ended", subjects=frozenset([REVIEWER]), expires=NOW - 100
+)
+AHEAD: Final = edwards(
+    "revoked ahead", subjects=None, revocation=Revocation(revoked_at=NOW + 1)
+)
+SINCE: Final = edwards(
+    "reviewer lost now", subjects=None, revocation=Revocation(revoked_at=NOW)
+)
 STRANGER: Final = edwards("no reviewer", subjects=frozenset([REVIEWER]))
 LETTER: Final = "ab" * 32
 DIGITS: Final = "ab" * 32, "cd" * 32
@@ -36,7 +57,10 @@ HOP: Final = {"letter": LETTER, "reason": "expired", "time": NOW - 60}
 def consumers() -> dict[str, dict[str, Any]]:
     """Return the settings of consumers that have a release authority."""
     known = jwk.dump_key_set(KeySet([KEY, ANY, LOST, ENDED, AHEAD, SINCE]))
-    granted = {"scope": SCOPE, "authorities": {REVIEW: {"jwks": known, "waive": list(WAIVABLE)}}}
+    granted = {
+        "scope": SCOPE,
+        "authorities": {REVIEW: {"jwks": known, "waive": list(WAIVABLE)}},
+    }
     return {
         "reviewed": granted,
         "reviewed at append": granted | {"at": "append", "max_queue_age": AGE},
@@ -63,8 +87,14 @@ def released(
         "jti": base64url.encode(seed("release", 16)).decode(),
         "mqa": envelope.bind(message, covered_names(token)).as_dict(),
     }  # fmt: skip
-    parameters = strict_json.dumps(bent({"alg": key.algorithm, "typ": typ, "kid": key.kid}, header))
-    data = base64url.encode(parameters) + b"." + base64url.encode(strict_json.dumps(bent(found, claims)))
+    parameters = strict_json.dumps(
+        bent({"alg": key.algorithm, "typ": typ, "kid": key.kid}, header)
+    )
+    data = (
+        base64url.encode(parameters)
+        + b"."
+        + base64url.encode(strict_json.dumps(bent(found, claims)))
+    )
     text = (data + b"." + base64url.encode(sealed or signature(data, key))).decode()
     return with_token(message, text, name=name)
 
@@ -133,7 +163,9 @@ def unwaived() -> list[Vector]:
     """Return messages with a good release that have a fault which it does not waive."""
     aged = stamped(timed(-AGE - 60, -AGE), (NOW - AGE - 1) * 1000)
     expired, forged = timed(-120, -60), FORGE.seal(kafka(), signature=bytes(64))
-    others: tuple[str, ...] = tuple(reason for reason in WAIVABLE if reason != Reason.EXPIRED)
+    others: tuple[str, ...] = tuple(
+        reason for reason in WAIVABLE if reason != Reason.EXPIRED
+    )
     return [
         *judged("reviewed", [
             ("expired, and a release that waives all else", released(expired, *others), "expired"),
@@ -246,7 +278,19 @@ def refused() -> list[Vector]:
         "a reason of two lines": released(honest, reason="a\nb"),
         "a time with a fraction in a release": released(honest, exp=NOW + 0.5),
     }  # fmt: skip
-    for claim in ("iss", "sub", "reason", "letter", "tok", "mqa", "waive", "scope", "iat", "exp", "jti"):
+    for claim in (
+        "iss",
+        "sub",
+        "reason",
+        "letter",
+        "tok",
+        "mqa",
+        "waive",
+        "scope",
+        "iat",
+        "exp",
+        "jti",
+    ):
         changed[f"a release without {claim}"] = released(honest, **{claim: REMOVED})
     for name, past in pasts().items():
         changed[f"a past {name}"] = released(honest, past=past)
@@ -298,7 +342,8 @@ def sequences() -> dict[str, list[Vector]]:
     batch = in_batch([kafka(body=b"%d" % number) for number in range(3)])
     changed = "reviewed, whose keys change"
     one_way, other_way = (
-        released(fresh, "replayed", iss=name, letter=letter) for name, letter in (DIGITS, DIGITS[::-1])
+        released(fresh, "replayed", iss=name, letter=letter)
+        for name, letter in (DIGITS, DIGITS[::-1])
     )
     return {
         "a release is good for once": [

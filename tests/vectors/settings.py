@@ -118,9 +118,13 @@ def key_sets() -> dict[str, dict[str, Any]]:
     return {name: jwk.dump_key_set(KeySet([key])) for name, key in sets.items()}
 
 
-def stamped(message: Message, ms: int | None = APPENDED * 1000, kind: Any = "append") -> Message:
+def stamped(
+    message: Message, ms: int | None = APPENDED * 1000, kind: Any = "append"
+) -> Message:
     """Return a message with a timestamp that the broker, or its producer, has given it."""
-    return replace(message, origin=replace(message.origin, timestamp_ms=ms, timestamp_type=kind))
+    return replace(
+        message, origin=replace(message.origin, timestamp_ms=ms, timestamp_type=kind)
+    )
 
 
 def at(origin: Origin, **claims: Any) -> Message:
@@ -136,7 +140,10 @@ def of(iat: int, exp: int, *, key: Key | None = None, **claims: Any) -> Message:
 
 def at_append() -> list[Vector]:
     """Return messages that are judged by the moment at which the broker appended them."""
-    late, rabbits = {"iat": APPENDED, "exp": APPENDED + 60}, "at append without an interceptor"
+    late, rabbits = (
+        {"iat": APPENDED, "exp": APPENDED + 60},
+        "at append without an interceptor",
+    )
     batched = BATCH_FORGE.seal(kafka(), claims=late)
     waited = FORGE.seal(kafka(), claims={"iat": NOW - AGE, "exp": NOW - AGE + 60})
     cases: list[tuple[Any, ...]] = [
@@ -179,7 +186,9 @@ def at_append() -> list[Vector]:
         ("no time at the last offset that is named", at(place)),
         (
             "a producer's time before the offset that is named",
-            at(replace(place, offset=0, timestamp_ms=NOW * 1000, timestamp_type="create")),
+            at(
+                replace(place, offset=0, timestamp_ms=NOW * 1000, timestamp_type="create")
+            ),
         ),
         (
             "no time in a batch before the offset that is named",
@@ -191,12 +200,18 @@ def at_append() -> list[Vector]:
         ),
         (
             "expired, and no time at the offset that is named",
-            replace(FORGE.seal(kafka(), claims={"iat": NOW - 999, "exp": NOW - 939}), origin=place),
+            replace(
+                FORGE.seal(kafka(), claims={"iat": NOW - 999, "exp": NOW - 939}),
+                origin=place,
+            ),
         ),
     ]
     waiting = [
         ("no time past the offset that is named", at(replace(place, offset=42))),
-        ("no time in a partition that is not named", at(replace(place, partition=2, offset=0))),
+        (
+            "no time in a partition that is not named",
+            at(replace(place, partition=2, offset=0)),
+        ),
         ("no time and no place", FORGE.seal(kafka())),
         (
             "no time on RabbitMQ, signed after the moment that is named",
@@ -205,7 +220,8 @@ def at_append() -> list[Vector]:
         (
             "no time at a destination that is not named",
             replace(
-                FORGE.seal(kafka(destination="kafka:stock")), origin=Origin(topic="stock", partition=0, offset=0)
+                FORGE.seal(kafka(destination="kafka:stock")),
+                origin=Origin(topic="stock", partition=0, offset=0),
             ),
         ),
     ]
@@ -245,7 +261,13 @@ def judged(consumer: str, cases: list[tuple[Any, ...]]) -> list[Vector]:
     found = []
     for name, message, *reason in cases:
         said = reason[0] if reason else None
-        verdict = "accepted" if said is None else "deferred" if said in DEFERRALS else "rejected"
+        verdict = (
+            "accepted"
+            if said is None
+            else "deferred"
+            if said in DEFERRALS
+            else "rejected"
+        )
         found.append(Vector(name, consumer, message, verdict, said))
     return found
 
@@ -318,7 +340,9 @@ def configured() -> list[Vector]:
     """Return messages for consumers with another leeway, lifetime, audience, or table of users or subjects."""
 
     def user(name: str) -> Message:
-        return replace(FORGE.seal(rabbit()), properties={**rabbit().properties, "user-id": name})
+        return replace(
+            FORGE.seal(rabbit()), properties={**rabbit().properties, "user-id": name}
+        )
 
     def timed(iat: int, exp: int) -> Message:
         return FORGE.seal(kafka(), claims={"iat": NOW + iat, "exp": NOW + exp})
@@ -380,7 +404,9 @@ def configured() -> list[Vector]:
 
 def mirrored(**claims: Any) -> Message:
     """Return a message whose issuer has the name of the usual subject, and its subject that of the issuer."""
-    return FORGE.seal(kafka(), key=MIRROR, claims={"iss": SUBJECT, "sub": ISSUER} | claims)
+    return FORGE.seal(
+        kafka(), key=MIRROR, claims={"iss": SUBJECT, "sub": ISSUER} | claims
+    )
 
 
 def malformed() -> list[Vector]:
@@ -408,7 +434,9 @@ def placed() -> dict[str, list[Vector]]:
     record, place = FORGE.seal(kafka()), Origin(topic="orders", partition=0, offset=1)
     known = replace(record, origin=place)
     told = replace(record, origin=replace(place, cluster="x"))
-    scopes = [replace(record, origin=Origin(scope=scope)) for scope in ("billing", "audit")]
+    scopes = [
+        replace(record, origin=Origin(scope=scope)) for scope in ("billing", "audit")
+    ]
     return {
         **{f"a place without its {part}": [
             Vector("", "common", found), Vector("", "common", found, "rejected", "replayed"),
@@ -428,9 +456,16 @@ def roomy() -> dict[str, list[Vector]]:
 
     def sent(iat: int, exp: int, offset: int) -> Message:
         origin = Origin(topic="orders", partition=0, offset=offset)
-        return replace(FORGE.seal(kafka(), claims={"iat": NOW + iat, "exp": NOW + exp}), origin=origin)
+        return replace(
+            FORGE.seal(kafka(), claims={"iat": NOW + iat, "exp": NOW + exp}),
+            origin=origin,
+        )
 
-    one, two, full = "with room for one claim", "with room for two claims", ("deferred", "replay_store_full")
+    one, two, full = (
+        "with room for one claim",
+        "with room for two claims",
+        ("deferred", "replay_store_full"),
+    )
     short, long, brief = sent(0, 60, 1), sent(0, 3000, 2), sent(0, 61, 3)
     late, later, last = (sent(900, 960, offset) for offset in (4, 5, 6))
     batch = BATCH_FORGE.seal(kafka(), claims={"iat": NOW, "exp": NOW + 60})
@@ -478,7 +513,10 @@ def alike() -> dict[str, list[Vector]]:
     users = in_batch([rabbit(), rabbit(body=b"2"), rabbit(body=b"3")])
     jti = base64url.encode(seed("mirrored", 16)).decode()
     late = stamped(appended.seal(1), (APPENDED + 65) * 1000)
-    living = in_batch([kafka(), kafka(body=b"2"), kafka(body=b"3")], claims={"iat": APPENDED, "exp": NOW + 600})
+    living = in_batch(
+        [kafka(), kafka(body=b"2"), kafka(body=b"3")],
+        claims={"iat": APPENDED, "exp": NOW + 600},
+    )
     early = stamped(living.seal(1), (APPENDED - 6) * 1000)
 
     def by_user(place: int, name: str) -> Message:
@@ -531,14 +569,29 @@ def claimed() -> dict[str, list[Vector]]:
         replace(record, origin=Origin(topic="orders", partition=partition, offset=offset))
         for partition, offset in ((0, 1), (0, 2), (1, 1))
     )
-    once, again = (replace(message, origin=Origin(queue="orders", redelivered=told)) for told in (False, True))
-    scoped = [replace(record, origin=Origin(scope=scope)) for scope in ("billing", "audit")]
-    queued = [replace(message, origin=Origin(queue=queue)) for queue in ("billing", "audit")]
+    once, again = (
+        replace(message, origin=Origin(queue="orders", redelivered=told))
+        for told in (False, True)
+    )
+    scoped = [
+        replace(record, origin=Origin(scope=scope)) for scope in ("billing", "audit")
+    ]
+    queued = [
+        replace(message, origin=Origin(queue=queue)) for queue in ("billing", "audit")
+    ]
     late = [stamped(found, NOW * 1000) for found in (first, second)]
-    siblings = in_batch([kafka(), kafka(body=b"2"), kafka(body=b"3")], key=LOST, claims={"iat": NOW - 150})
+    siblings = in_batch(
+        [kafka(), kafka(body=b"2"), kafka(body=b"3")], key=LOST, claims={"iat": NOW - 150}
+    )
     ended = in_batch([kafka(), kafka(body=b"2")], claims={"iat": NOW - 60, "exp": NOW})
-    low, high = (by(KEYS["ES256"], sign, claims) for claims in [FORGE.claims(kafka())] for sign in (low_s, high_s))
-    other = replace(FORGE.seal(kafka()), origin=Origin(topic="orders", partition=0, offset=9))
+    low, high = (
+        by(KEYS["ES256"], sign, claims)
+        for claims in [FORGE.claims(kafka())]
+        for sign in (low_s, high_s)
+    )
+    other = replace(
+        FORGE.seal(kafka()), origin=Origin(topic="orders", partition=0, offset=9)
+    )
     return {
         "RabbitMQ: a redelivery waits while the message is held": [
             Vector("", "common", once, held=True), Vector("", "common", again, "deferred", "claim_held"),

@@ -36,7 +36,9 @@ _CERTIFICATE: Final = (
 
 def _key(name: str) -> Key:
     found = curve(name, ec.SECP256R1())
-    return replace(found, kid=base64url.encode(seed(f"kid {name}", 24)).decode(), subjects=None)
+    return replace(
+        found, kid=base64url.encode(seed(f"kid {name}", 24)).decode(), subjects=None
+    )
 
 
 X509: Final = _key("x509 authority")
@@ -48,7 +50,11 @@ WORKLOAD: Final = _key("spire workload")
 def _members(key: Key, **more: str) -> dict[str, Any]:
     """Return the members of a JWK, in the order in which SPIRE writes them."""
     found = public_members(key.public) | more
-    return {name: found[name] for name in ("use", "kty", "kid", "crv", "alg", "x", "y") if name in found}
+    return {
+        name: found[name]
+        for name in ("use", "kty", "kid", "crv", "alg", "x", "y")
+        if name in found
+    }
 
 
 def bundle() -> dict[str, Any]:
@@ -81,8 +87,12 @@ class SpireForge(FixedIdentityForge):
         said = {
             "cnf": {"jwk": _members(self.key, alg="ES256")}, "exp": NOW + 3600, "iat": NOW, "sub": self.subject,
         }  # fmt: skip
-        header = {"alg": "ES256", "kid": WIT.kid, "typ": identity.WIT_TYPE} | bends.get("header", {})
-        return self.authority.jws(_json(header), _json(said | bends.get("claims", {})), bends.get("key") or WIT)
+        header = {"alg": "ES256", "kid": WIT.kid, "typ": identity.WIT_TYPE} | bends.get(
+            "header", {}
+        )
+        return self.authority.jws(
+            _json(header), _json(said | bends.get("claims", {})), bends.get("key") or WIT
+        )
 
 
 class SpireBatchForge(SpireForge, BatchIdentityForge):
@@ -106,7 +116,12 @@ def settings() -> dict[str, Any]:
     rules = [{"subject": SUBJECT, "issuer": DOMAIN, "destinations": [KAFKA]}]
     return {
         BUNDLE: {"trust_domain": DOMAIN, "allow": rules},
-        NOT_DIRECT: {"issuer": DOMAIN, "jwks": bundle(), "trust_domain": None, "allow": rules},
+        NOT_DIRECT: {
+            "issuer": DOMAIN,
+            "jwks": bundle(),
+            "trust_domain": None,
+            "allow": rules,
+        },
     }
 
 
@@ -116,7 +131,10 @@ def cases() -> Iterator[Case]:
         yield _case(forge, "a WIT-SVID", forge.seal(kafka()), None)
         signed = {"key": JWT, "header": {"kid": JWT.kid}}
         yield _case(
-            forge, "the key of JWT-SVIDs signs a WIT", forge.seal(kafka(), wit=forge.wit(**signed)), "key_unknown"
+            forge,
+            "the key of JWT-SVIDs signs a WIT",
+            forge.seal(kafka(), wit=forge.wit(**signed)),
+            "key_unknown",
         )
         signed["header"] = {"kid": WIT.kid}
         yield _case(
@@ -125,7 +143,10 @@ def cases() -> Iterator[Case]:
         )  # fmt: skip
         other = forge.wit(claims={"sub": SUBJECT.replace("spiffe", "wimse")})
         yield _case(
-            forge, "the same name under the other scheme", forge.seal(kafka(), wit=other), "issuer_untrusted"
+            forge,
+            "the same name under the other scheme",
+            forge.seal(kafka(), wit=other),
+            "issuer_untrusted",
         )
     claims = FORGE.claims(kafka()) | {"iss": DOMAIN, "sub": SUBJECT}
     header = {"alg": "ES256", "typ": jws.TOKEN_TYPE, "kid": WIT.kid}

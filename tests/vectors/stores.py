@@ -19,7 +19,11 @@ def claims_in_redis() -> list[dict[str, Any]]:
     """Return keys, fields and values of claims, held and done."""
     token = claim_id("https://auth.example", "orders-api", "j" * 16)
     there = Origin(
-        topic="orders", partition=2, offset=17, cluster="q1Sh-9_ISia_zwGINzRvyQ", topic_id="dAuV3yR2SqOq"
+        topic="orders",
+        partition=2,
+        offset=17,
+        cluster="q1Sh-9_ISia_zwGINzRvyQ",
+        topic_id="dAuV3yR2SqOq",
     )
     bare = Origin(topic="orders", partition=0, offset=0)
     cases = [
@@ -31,10 +35,19 @@ def claims_in_redis() -> list[dict[str, Any]]:
     return [_claim(*case) for case in cases]
 
 
-def _claim(name: str, scope: str, token: bytes, index: int | None, origin: Origin) -> dict[str, Any]:
-    request = ClaimRequest(scope, token, OWNER, origin.coordinates, False, 60.0, 1_900_000_000.0, index=index)
+def _claim(
+    name: str, scope: str, token: bytes, index: int | None, origin: Origin
+) -> dict[str, Any]:
+    request = ClaimRequest(
+        scope, token, OWNER, origin.coordinates, False, 60.0, 1_900_000_000.0, index=index
+    )
     call: ScriptCall = script_call(
-        Verb.CLAIM, [request], namespace="mqauth", now=1_900_000_000.0, margin=60.0, lease_clock=None
+        Verb.CLAIM,
+        [request],
+        namespace="mqauth",
+        now=1_900_000_000.0,
+        margin=60.0,
+        lease_clock=None,
     )
     argument = call.arguments[-1]
     assert isinstance(argument, bytes)
@@ -53,7 +66,12 @@ def audit_chain() -> list[str]:
     """Return the lines of an audit file, each with the hash of the one before it."""
     lines, previous = [], GENESIS
     for number, scope in enumerate(("billing", "\u00fc")):
-        members: dict[str, Any] = {"v": 1, "id": f"r-{number}", "scope": scope, "prev": previous}
+        members: dict[str, Any] = {
+            "v": 1,
+            "id": f"r-{number}",
+            "scope": scope,
+            "prev": previous,
+        }
         previous = chain_hash(previous, members)
         lines.append(strict_json.dumps(members | {"hash": previous}).decode())
     return lines

@@ -50,7 +50,10 @@ def seed(name: str, size: int = 32) -> bytes:
 def edwards(name: str, **changes: Any) -> Key:
     """Return a fixed Ed25519 key of the honest producer."""
     return replace(
-        Key.from_private(ed25519.Ed25519PrivateKey.from_private_bytes(seed(name)), subjects=[SUBJECT]), **changes
+        Key.from_private(
+            ed25519.Ed25519PrivateKey.from_private_bytes(seed(name)), subjects=[SUBJECT]
+        ),
+        **changes,
     )
 
 
@@ -73,7 +76,9 @@ def rsa_key(algorithm: str) -> Key:
         pow(RSA_Q, -1, RSA_P),
         rsa.RSAPublicNumbers(e, RSA_P * RSA_Q),
     )
-    found = Key.from_private(numbers.private_key(), algorithm=algorithm, subjects=[SUBJECT])
+    found = Key.from_private(
+        numbers.private_key(), algorithm=algorithm, subjects=[SUBJECT]
+    )
     return replace(found, kid=f"{algorithm}-{found.kid}")
 
 
@@ -91,7 +96,9 @@ def pss(data: bytes, private: rsa.RSAPrivateKey, salt: bytes | None = None) -> b
     salt, size = seed("salt") if salt is None else salt, 256
     digest = hashlib.sha256(bytes(8) + hashlib.sha256(data).digest() + salt).digest()
     block = bytes(size - 32 - len(salt) - 2) + b"\x01" + salt
-    blocks = (hashlib.sha256(digest + count.to_bytes(4, "big")).digest() for count in range(7))
+    blocks = (
+        hashlib.sha256(digest + count.to_bytes(4, "big")).digest() for count in range(7)
+    )
     mask = b"".join(blocks)[: len(block)]
     masked = bytearray(left ^ right for left, right in zip(block, mask, strict=True))
     masked[0] &= 0x7F
@@ -105,7 +112,9 @@ def signature(data: bytes, key: Key) -> bytes:
     private: PrivateKey | None = key.private
     if isinstance(private, ec.EllipticCurvePrivateKey):
         kind = hashes.SHA256() if key.algorithm == "ES256" else hashes.SHA384()
-        r, s = decode_dss_signature(private.sign(data, ec.ECDSA(kind, deterministic_signing=True)))
+        r, s = decode_dss_signature(
+            private.sign(data, ec.ECDSA(kind, deterministic_signing=True))
+        )
         size = private.key_size // 8
         return r.to_bytes(size, "big") + s.to_bytes(size, "big")
     if isinstance(private, rsa.RSAPrivateKey) and key.algorithm == "PS256":
@@ -136,10 +145,14 @@ class FixedForge(Forge):
         jti = base64url.encode(seed(f"jti {self.count}", 16)).decode()
         return super().claims(message, cover=cover) | {"jti": jti}
 
-    def signed(self, message: Message, header: bytes, payload: bytes, key: Key) -> Message:
+    def signed(
+        self, message: Message, header: bytes, payload: bytes, key: Key
+    ) -> Message:
         """Return the message with a token of exactly these bytes."""
         data = base64url.encode(header) + b"." + base64url.encode(payload)
-        return with_token(message, (data + b"." + base64url.encode(signature(data, key))).decode())
+        return with_token(
+            message, (data + b"." + base64url.encode(signature(data, key))).decode()
+        )
 
 
 class FixedBatchForge(FixedForge, BatchForge):

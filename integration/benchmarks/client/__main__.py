@@ -16,32 +16,55 @@ from mqauth.cli.broker import reached
 
 def bench(
     *,
-    quick: Annotated[bool, typer.Option("--quick", help="At most two minutes; coarser figures.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="At most two minutes; coarser figures.")
+    ] = False,
     as_json: Json = False,
     rabbitmq: Annotated[
-        str | None, typer.Option("--rabbitmq", help="amqp://...: measure end to end on this broker too.")
+        str | None,
+        typer.Option(
+            "--rabbitmq", help="amqp://...: measure end to end on this broker too."
+        ),
     ] = None,
     kafka: Annotated[
-        str | None, typer.Option("--kafka", help="host:port: measure end to end on this broker too.")
+        str | None,
+        typer.Option("--kafka", help="host:port: measure end to end on this broker too."),
     ] = None,
     confluent: Annotated[
-        str | None, typer.Option("--confluent", help="host:port: the same on this Kafka, by confluent-kafka.")
+        str | None,
+        typer.Option(
+            "--confluent", help="host:port: the same on this Kafka, by confluent-kafka."
+        ),
     ] = None,
     confluent_aio: Annotated[
         str | None,
-        typer.Option("--confluent-aio", help="host:port: the same, by confluent-kafka's AIOConsumer."),
+        typer.Option(
+            "--confluent-aio",
+            help="host:port: the same, by confluent-kafka's AIOConsumer.",
+        ),
     ] = None,
     aiokafka: Annotated[
-        str | None, typer.Option("--aiokafka", help="host:port: the same on this Kafka, by aiokafka.")
+        str | None,
+        typer.Option(
+            "--aiokafka", help="host:port: the same on this Kafka, by aiokafka."
+        ),
     ] = None,
     pika: Annotated[
-        str | None, typer.Option("--pika", help="amqp://...: the same on this RabbitMQ, by pika.")
+        str | None,
+        typer.Option("--pika", help="amqp://...: the same on this RabbitMQ, by pika."),
     ] = None,
     identity: Annotated[
-        bool, typer.Option("--identity", help="With the identity form beside the direct form on each broker.")
+        bool,
+        typer.Option(
+            "--identity",
+            help="With the identity form beside the direct form on each broker.",
+        ),
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", help="Write every figure with its spread to this JSON file.")
+        Path | None,
+        typer.Option(
+            "--output", help="Write every figure with its spread to this JSON file."
+        ),
     ] = None,
 ) -> int:
     """Measure what signing and verifying cost on this machine, beside the bare clients."""
@@ -52,7 +75,9 @@ def bench(
     urls = {name: run.url_of(name, url) for name, url in given.items() if url}
     console = Console(stderr=True, quiet=as_json)
     with reached(*urls.values()), console.status("making keys") as status:
-        found = run.measure(run.amount_of(quick=quick), urls, identity=identity, progress=status.update)
+        found = run.measure(
+            run.amount_of(quick=quick), urls, identity=identity, progress=status.update
+        )
     if output is not None:
         output.write_text(json.dumps(found.whole(), indent=1) + "\n", "utf-8")
     answer(as_json, found.short(), *report.lines(found))

@@ -12,7 +12,13 @@ import aiokafka as client_library
 
 from integration.benchmarks.client import kafka
 from integration.benchmarks.client.contenders import WORK, benchmark_of
-from integration.benchmarks.client.event_loop import Flush, LoopContender, Send, fail, failing
+from integration.benchmarks.client.event_loop import (
+    Flush,
+    LoopContender,
+    Send,
+    fail,
+    failing,
+)
 from integration.benchmarks.client.kafka import token_of
 from integration.benchmarks.client.rounds import Measured
 from integration.benchmarks.client.workload import Refusals, Tally, guard
@@ -107,7 +113,11 @@ class Wrapped(Assigned, kafka.Wrapped):
             with failing(until):
                 for records in (await self._client.getmany(timeout_ms=200)).values():
                     for record in records:
-                        tally(open_(record.value, token_of(record.headers) if headed else None))
+                        tally(
+                            open_(
+                                record.value, token_of(record.headers) if headed else None
+                            )
+                        )
                 await self._client.commit()
 
 
@@ -121,9 +131,15 @@ class Signed(Assigned, kafka.Signed):
 
     def sending(self, *, scratch: bool) -> tuple[Send, Flush]:
         """Return ``send`` and ``flush`` of mqauth's producer."""
-        send, workload, headers = self._producer.send, self.connections.workload, self.connections.headers
+        send, workload, headers = (
+            self._producer.send,
+            self.connections.workload,
+            self.connections.headers,
+        )
         topic = self.scratch if scratch else self.topic
-        return lambda number: send(topic, workload.body(number), headers=headers), self._producer.flush
+        return lambda number: send(
+            topic, workload.body(number), headers=headers
+        ), self._producer.flush
 
     async def consuming(self, tally: Tally, until: asyncio.Future[Measured]) -> None:
         """Consume through mqauth's consumer."""
@@ -133,7 +149,9 @@ class Signed(Assigned, kafka.Signed):
             tally(verified.body)
 
         pipeline = guard(self._forge, self.place)
-        async with aiokafka.Consumer(self._client, pipeline, handler, dead_letters=refusals):
+        async with aiokafka.Consumer(
+            self._client, pipeline, handler, dead_letters=refusals
+        ):
             await asyncio.wait((until,))
 
 

@@ -61,8 +61,14 @@ class BlockingContender:
         thread.join()
         self.rest(client)
         measured, arrivals = ended.measured(), tally.arrivals or {}
-        latencies = tuple(arrivals[number] - began for number, began in sent.items() if number in arrivals)
-        return Measured(messages=count, wall=measured.wall, cpu=measured.cpu, latencies=latencies)
+        latencies = tuple(
+            arrivals[number] - began
+            for number, began in sent.items()
+            if number in arrivals
+        )
+        return Measured(
+            messages=count, wall=measured.wall, cpu=measured.cpu, latencies=latencies
+        )
 
     def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
         """Return a function that sends the message of a number, and one that waits for all of them."""

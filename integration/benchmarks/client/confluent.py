@@ -103,7 +103,9 @@ class Signed(Assigned, kafka.Signed):
     def producer(self) -> Any:
         """Return mqauth's producer."""
         config = self.connections.producing
-        return confluent.Producer(Producer(config), self._forge.signer(), config=config, batch=self.batch)
+        return confluent.Producer(
+            Producer(config), self._forge.signer(), config=config, batch=self.batch
+        )
 
     def send(self) -> Callable[..., object]:
         """Return the call that sends."""
@@ -119,7 +121,12 @@ class Signed(Assigned, kafka.Signed):
         """Return mqauth's consumer around the client."""
         pipeline = guard(self._forge, self.place)
         return confluent.Consumer(
-            client, pipeline, handler, config=self.settings(), topics=[], dead_letters=refusals
+            client,
+            pipeline,
+            handler,
+            config=self.settings(),
+            topics=[],
+            dead_letters=refusals,
         )
 
 

@@ -16,7 +16,13 @@ from integration.benchmarks.client import confluent
 from integration.benchmarks.client.confluent import MOST
 from integration.benchmarks.client.contenders import WORK, benchmark_of
 from integration.benchmarks.client.kafka import token_of
-from integration.benchmarks.client.workload import PATIENCE, Refusals, RoundEnd, Tally, guard
+from integration.benchmarks.client.workload import (
+    PATIENCE,
+    Refusals,
+    RoundEnd,
+    Tally,
+    guard,
+)
 from mqauth.brokers import confluent as leaf
 from mqauth.judging.verified import Verified
 
@@ -91,7 +97,11 @@ class Wrapped(Assigned, confluent.Wrapped):
             while not ended.is_set():
                 records = await client.consume(MOST, 0) or await client.consume(1, 0.2)
                 for record in records:
-                    tally(open_(record.value(), token_of(record.headers()) if headed else None))
+                    tally(
+                        open_(
+                            record.value(), token_of(record.headers()) if headed else None
+                        )
+                    )
                 if records:
                     await client.commit(message=records[-1], asynchronous=False)
 
@@ -101,14 +111,18 @@ class Signed(Assigned, confluent.Signed):
 
     async def consuming(self, client: Any, tally: Tally, ended: RoundEnd) -> None:
         """Consume through mqauth's consumer."""
-        refusals = Refusals(lambda reason: ended.fail(f"an honest message was refused as {reason}"))
+        refusals = Refusals(
+            lambda reason: ended.fail(f"an honest message was refused as {reason}")
+        )
 
         def handler(verified: Verified) -> None:
             tally(verified.body)
 
         pipeline = guard(self._forge, self.place)
         config = self.settings()
-        async with leaf.AIOConsumer(client, pipeline, handler, config=config, topics=[], dead_letters=refusals):
+        async with leaf.AIOConsumer(
+            client, pipeline, handler, config=config, topics=[], dead_letters=refusals
+        ):
             await asyncio.to_thread(ended.wait)
 
 

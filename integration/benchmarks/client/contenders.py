@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
-from integration.benchmarks.client.rounds import Measured, Progress, Rounds, Variant, alternate
+from integration.benchmarks.client.rounds import (
+    Measured,
+    Progress,
+    Rounds,
+    Variant,
+    alternate,
+)
 from integration.benchmarks.client.workload import LIFETIME
 from mqauth.testing.forge import Forge
 
@@ -160,9 +166,15 @@ def benchmark_of(
             yield make(connections)
 
     def measure(
-        connections: Any, effort: Effort, others: Iterable[Make] = (), *, progress: Progress = lambda _: None
+        connections: Any,
+        effort: Effort,
+        others: Iterable[Make] = (),
+        *,
+        progress: Progress = lambda _: None,
     ) -> BrokerResult:
-        return compare_all(contenders(connections, others), effort, works=works, progress=progress)
+        return compare_all(
+            contenders(connections, others), effort, works=works, progress=progress
+        )
 
     return contenders, measure
 
@@ -183,24 +195,39 @@ def compare(
         progress: called with what is measured next.
     """
 
-    def rounds_of(name: str, bind: Callable[[Contender], Callable[[], Measured]], rounds: int) -> Rounds:
+    def rounds_of(
+        name: str, bind: Callable[[Contender], Callable[[], Measured]], rounds: int
+    ) -> Rounds:
         variants = [Variant(one.name, bind(one)) for one in contenders]
-        return alternate(variants, rounds, progress=lambda who: progress(f"{name}, {who}"), enough=effort.enough)
+        return alternate(
+            variants,
+            rounds,
+            progress=lambda who: progress(f"{name}, {who}"),
+            enough=effort.enough,
+        )
 
     found = {
         "publish": rounds_of(
-            "publish", lambda one: partial(one.publish, share(one, effort.publish)), effort.rounds
+            "publish",
+            lambda one: partial(one.publish, share(one, effort.publish)),
+            effort.rounds,
         )
     }
     for work in works:
         # A handler that works gets fewer messages, so that its rounds take as long as the others.
         count = effort.consume // 4 if work else effort.consume
-        found[consume_name(work)] = rounds_of(consume_name(work), partial(_consuming, count, work), effort.rounds)
+        found[consume_name(work)] = rounds_of(
+            consume_name(work), partial(_consuming, count, work), effort.rounds
+        )
     if effort.paced:
         found["paced"] = rounds_of(
-            "latency", lambda one: partial(one.paced, effort.paced, effort.pace), effort.paced_rounds
+            "latency",
+            lambda one: partial(one.paced, effort.paced, effort.pace),
+            effort.paced_rounds,
         )
-    return BrokerResult(comparisons=found, added={one.name: round(one.added(), 1) for one in contenders})
+    return BrokerResult(
+        comparisons=found, added={one.name: round(one.added(), 1) for one in contenders}
+    )
 
 
 def compare_all(

@@ -88,7 +88,10 @@ class LoopContender:
         await at_pace(send, count, pace, sent)
         await flush()
         measured = await consumer
-        return replace(measured, latencies=tuple(arrivals[number] - sent[number] for number in arrivals))
+        return replace(
+            measured,
+            latencies=tuple(arrivals[number] - sent[number] for number in arrivals),
+        )
 
     async def _consumed(self, count: int, watch: Stopwatch, **settings: Any) -> Measured:
         until: asyncio.Future[Measured] = asyncio.get_running_loop().create_future()

@@ -56,7 +56,9 @@ class Padded:
     def __init__(self, connections: Any, size: int) -> None:
         self._connections = connections
         self.workload = replace(connections.workload, padding=size)
-        self.headers = [(name, text.encode()) for name, text in self.workload.header_texts().items()]
+        self.headers = [
+            (name, text.encode()) for name, text in self.workload.header_texts().items()
+        ]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connections, name)
@@ -75,7 +77,9 @@ def makes(broker: Any) -> Iterator[Make]:
 
 def more_bytes(size: int) -> int:
     """Return by how many bytes a token of the identity form is longer than a direct one, ``size`` in a batch."""
-    whole, direct = (_token(forge, size) for forge in (OneIdentity(), Forge(lifetime=LIFETIME)))
+    whole, direct = (
+        _token(forge, size) for forge in (OneIdentity(), Forge(lifetime=LIFETIME))
+    )
     return whole - direct
 
 
@@ -83,7 +87,9 @@ def _token(forge: Forge, size: int) -> int:
     messages = [Workload().message(_PLACE, number) for number in range(size)]
     signer = forge.signer()
     signed = signer.sign_many(messages) if size > 1 else [signer.sign(messages[0])]
-    tokens = [value for one in signed for name, value in one.headers if name == TOKEN_HEADER]
+    tokens = [
+        value for one in signed for name, value in one.headers if name == TOKEN_HEADER
+    ]
     return sum(len(token) for token in tokens if isinstance(token, bytes)) // size
 
 
@@ -95,6 +101,8 @@ def _identity(kind: Any, name: str, connections: Any) -> Contender:
 
 def _padded(kind: Any, name: str, size: int, connections: Any) -> Contender:
     padding = more_bytes(size) - len(PADDING)
-    found: Contender = kind(Padded(connections, padding), LeavesPadding(lifetime=LIFETIME))
+    found: Contender = kind(
+        Padded(connections, padding), LeavesPadding(lifetime=LIFETIME)
+    )
     found.name = name
     return found

@@ -15,7 +15,15 @@ from typing import Any, Final
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
 
-from integration.benchmarks.client.rounds import Measured, Progress, Rounds, Spread, Stopwatch, Variant, alternate
+from integration.benchmarks.client.rounds import (
+    Measured,
+    Progress,
+    Rounds,
+    Spread,
+    Stopwatch,
+    Variant,
+    alternate,
+)
 from integration.benchmarks.client.workload import (
     BATCH,
     BODY_SIZE,
@@ -61,7 +69,12 @@ class Cell:
 
 def cells(kinds: Iterable[str] = (*ALGORITHMS, BATCH_NAME)) -> list[Cell]:
     """Return every combination of kind, body size and number of headers."""
-    return [Cell(kind=kind, size=size, headers=headers) for kind in kinds for size in SIZES for headers in HEADERS]
+    return [
+        Cell(kind=kind, size=size, headers=headers)
+        for kind in kinds
+        for size in SIZES
+        for headers in HEADERS
+    ]
 
 
 class Operations:
@@ -84,7 +97,9 @@ class Operations:
         self._keys = self._forge.keys
         self._count = -(-count // BATCH) * BATCH if self._batched else count
         self._plain = Workload(size=cell.size, headers=cell.headers).message(PLACE)
-        self.signed = [delivered(found, offset) for offset, found in enumerate(self._sealed())]
+        self.signed = [
+            delivered(found, offset) for offset, found in enumerate(self._sealed())
+        ]
 
     def variants(self, *, signature: bool) -> Iterator[Variant]:
         """Yield the operations, and those of the bare signature if ``signature`` is true."""
@@ -150,7 +165,11 @@ class Operations:
         if not self._batched:
             return [self._signer.sign(self._plain) for _ in range(self._count)]
         batch = [self._plain] * BATCH
-        return [found for _ in range(self._count // BATCH) for found in self._signer.sign_many(batch)]
+        return [
+            found
+            for _ in range(self._count // BATCH)
+            for found in self._signer.sign_many(batch)
+        ]
 
     def _signing_input(self) -> bytes:
         """Return the bytes that the first token's signature covers."""
@@ -160,7 +179,9 @@ class Operations:
 
 def delivered(message: Message, offset: int) -> Message:
     """Return a message as Kafka's consumer delivers it."""
-    return replace(message, origin=Origin(scope="bench", topic="bench", partition=0, offset=offset))
+    return replace(
+        message, origin=Origin(scope="bench", topic="bench", partition=0, offset=offset)
+    )
 
 
 def judge_all(pipeline: Pipeline, messages: Iterable[Message], letters: Refusals) -> None:
@@ -173,16 +194,28 @@ def _nothing(_verified: object) -> None:
     """Handle a message."""
 
 
-def primitives(key: Key) -> tuple[Callable[[bytes], bytes], Callable[[bytes, bytes], object]]:
+def primitives(
+    key: Key,
+) -> tuple[Callable[[bytes], bytes], Callable[[bytes, bytes], object]]:
     """Return the functions of our libraries that sign and verify with a key, with nothing around them."""
     private, public = key.private, key.public
-    if isinstance(private, ed25519.Ed25519PrivateKey) and isinstance(public, ed25519.Ed25519PublicKey):
+    if isinstance(private, ed25519.Ed25519PrivateKey) and isinstance(
+        public, ed25519.Ed25519PublicKey
+    ):
         signed_by = public
-        return ed25519_signer(private), lambda made, data: ed25519_holds(data, signed_by, made)
-    if isinstance(private, ec.EllipticCurvePrivateKey) and isinstance(public, ec.EllipticCurvePublicKey):
-        scheme = ec.ECDSA(hashes.SHA384() if key.algorithm == "ES384" else hashes.SHA256())
+        return ed25519_signer(private), lambda made, data: ed25519_holds(
+            data, signed_by, made
+        )
+    if isinstance(private, ec.EllipticCurvePrivateKey) and isinstance(
+        public, ec.EllipticCurvePublicKey
+    ):
+        scheme = ec.ECDSA(
+            hashes.SHA384() if key.algorithm == "ES384" else hashes.SHA256()
+        )
         ours, theirs = private, public
-        return lambda data: ours.sign(data, scheme), lambda made, data: theirs.verify(made, data, scheme)
+        return lambda data: ours.sign(data, scheme), lambda made, data: theirs.verify(
+            made, data, scheme
+        )
     return _rsa(private, public, pss=key.algorithm == "PS256")
 
 
@@ -190,8 +223,14 @@ def _rsa(
     private: Any, public: Any, *, pss: bool
 ) -> tuple[Callable[[bytes], bytes], Callable[[bytes, bytes], object]]:
     digest = hashes.SHA256()
-    pad = padding.PSS(mgf=padding.MGF1(digest), salt_length=32) if pss else padding.PKCS1v15()
-    return lambda data: private.sign(data, pad, digest), lambda made, data: public.verify(made, data, pad, digest)
+    pad = (
+        padding.PSS(mgf=padding.MGF1(digest), salt_length=32)
+        if pss
+        else padding.PKCS1v15()
+    )
+    return lambda data: private.sign(data, pad, digest), lambda made, data: public.verify(
+        made, data, pad, digest
+    )
 
 
 def measure(
@@ -218,8 +257,15 @@ def measure(
     for cell in found:
         base = (cell.size, cell.headers) == (BODY_SIZE, HEADER_COUNT)
         forge = forges.setdefault(cell.kind, forges.get(cell.kind) or _forge(cell.kind))
-        variants += Operations(cell, base_count if base else count, forge).variants(signature=base)
-    return alternate(variants, rounds, progress=lambda name: progress(f"in process, {name}"), enough=enough)
+        variants += Operations(cell, base_count if base else count, forge).variants(
+            signature=base
+        )
+    return alternate(
+        variants,
+        rounds,
+        progress=lambda name: progress(f"in process, {name}"),
+        enough=enough,
+    )
 
 
 def _forge(kind: str) -> Forge:
@@ -229,15 +275,24 @@ def _forge(kind: str) -> Forge:
 def microseconds(found: Rounds, name: str) -> float | None:
     """Return the median CPU microseconds a message of a variant, ``None`` if it failed."""
     rounds = found.measured.get(name)
-    return None if not rounds else round(Spread.of(one.cpu_per_1000 * 1000 for one in rounds).median, 2)
+    return (
+        None
+        if not rounds
+        else round(Spread.of(one.cpu_per_1000 * 1000 for one in rounds).median, 2)
+    )
 
 
-def short(found: Rounds, kinds: Iterable[str] = (*ALGORITHMS, BATCH_NAME)) -> dict[str, dict[str, float | None]]:
+def short(
+    found: Rounds, kinds: Iterable[str] = (*ALGORITHMS, BATCH_NAME)
+) -> dict[str, dict[str, float | None]]:
     """Return the short form, at 1 KiB and five headers; ``verify_us`` is the whole verdict."""
     told = {"sign_us": "sign", "verify_us": "verdict", "signature_sign_us": "signature_sign",
             "signature_verify_us": "signature_verify"}  # fmt: skip
     return {
-        kind: {name: microseconds(found, Cell(kind=kind).name(operation)) for name, operation in told.items()}
+        kind: {
+            name: microseconds(found, Cell(kind=kind).name(operation))
+            for name, operation in told.items()
+        }
         for kind in kinds
     }
 

@@ -21,7 +21,15 @@ from integration.benchmarks.client.contenders import (
     Wrapper,
     benchmark_of,
 )
-from integration.benchmarks.client.workload import BATCH, PATIENCE, Refusals, RoundEnd, Tally, Workload, guard
+from integration.benchmarks.client.workload import (
+    BATCH,
+    PATIENCE,
+    Refusals,
+    RoundEnd,
+    Tally,
+    Workload,
+    guard,
+)
 from mqauth.brokers import kafka
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.log.records import native_headers, to_message
@@ -57,13 +65,17 @@ class Connections:
             raise ConfigurationError("--kafka: install mqauth[kafka], which has crc32c")
         self.address = address
         self.workload = Workload()
-        self.headers: Headers = [(name, text.encode()) for name, text in self.workload.header_texts().items()]
+        self.headers: Headers = [
+            (name, text.encode()) for name, text in self.workload.header_texts().items()
+        ]
         self.admin = _ADMIN.KafkaAdminClient(bootstrap_servers=address)
         self.producer = self.client()
 
     def client(self) -> Any:
         """Return a producer with the settings of every contender."""
-        return _PYTHON.KafkaProducer(bootstrap_servers=self.address, linger_ms=LINGER, batch_size=BUFFER)
+        return _PYTHON.KafkaProducer(
+            bootstrap_servers=self.address, linger_ms=LINGER, batch_size=BUFFER
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +100,9 @@ class TopicContender(BlockingContender):
         self.topic = f"integration.benchmarks.client.{uuid.uuid4().hex[:12]}"
         self.place = destination.kafka(self.topic)
         self.scratch = f"{self.topic}.scratch"
-        self.connections.admin.create_topics([_ADMIN.NewTopic(name, 1, 1) for name in (self.topic, self.scratch)])
+        self.connections.admin.create_topics(
+            [_ADMIN.NewTopic(name, 1, 1) for name in (self.topic, self.scratch)]
+        )
         self._filled = 0
         self._client: Any = None
 
@@ -112,8 +126,12 @@ class TopicContender(BlockingContender):
 
     def added(self) -> float:
         """Return by how many bytes a record is larger than a bare one."""
-        plain = _SIZE_OF(None, self.connections.workload.body(0), self.connections.headers)
-        sizes = [_SIZE_OF(None, *record) - plain for record in self.sealed(self.topic, BATCH)]
+        plain = _SIZE_OF(
+            None, self.connections.workload.body(0), self.connections.headers
+        )
+        sizes = [
+            _SIZE_OF(None, *record) - plain for record in self.sealed(self.topic, BATCH)
+        ]
         return float(sum(sizes) / BATCH) + self.connections.workload.padding_bytes
 
     def close(self) -> None:
@@ -188,7 +206,12 @@ class Wrapped(TopicContender):
         open_, headed = self._wrapper.opener(self.place), self._wrapper.headed
         deadline = time.monotonic() + PATIENCE
         while not ended.is_set():
-            self.poll(client, lambda value, headers: tally(open_(value, token_of(headers) if headed else None)))
+            self.poll(
+                client,
+                lambda value, headers: tally(
+                    open_(value, token_of(headers) if headed else None)
+                ),
+            )
             if time.monotonic() > deadline:
                 ended.fail(f"{tally.seen} of {tally.wanted} after {PATIENCE:.0f} s")
 
@@ -221,12 +244,20 @@ class Signed(TopicContender):
 
     def producer(self) -> Any:
         """Return mqauth's producer."""
-        return kafka.Producer(self.connections.client(), self._forge.signer(), batch=self.batch)
+        return kafka.Producer(
+            self.connections.client(), self._forge.signer(), batch=self.batch
+        )
 
     def sender(self, topic: str) -> tuple[Callable[[int], object], Callable[[], object]]:
         """Return ``send`` and ``flush`` of mqauth's producer."""
-        send, workload, headers = self.send(), self.connections.workload, self.connections.headers
-        return lambda number: send(topic, value=workload.body(number), headers=headers), self._producer.flush
+        send, workload, headers = (
+            self.send(),
+            self.connections.workload,
+            self.connections.headers,
+        )
+        return lambda number: send(
+            topic, value=workload.body(number), headers=headers
+        ), self._producer.flush
 
     def send(self) -> Callable[..., object]:
         """Return the call that sends."""
@@ -240,11 +271,15 @@ class Signed(TopicContender):
     def sealed(self, topic: str, count: int) -> list[tuple[bytes, Headers]]:
         """Return sealed records."""
         signer = self._forge.signer()
-        return [_native(signer.sign(self._plain(topic, number))) for number in range(count)]
+        return [
+            _native(signer.sign(self._plain(topic, number))) for number in range(count)
+        ]
 
     def reading(self, client: Any, tally: Tally, ended: RoundEnd) -> None:
         """Consume through mqauth's consumer."""
-        refusals = Refusals(lambda reason: ended.fail(f"an honest message was refused as {reason}"))
+        refusals = Refusals(
+            lambda reason: ended.fail(f"an honest message was refused as {reason}")
+        )
 
         def handler(verified: Verified) -> None:
             tally(verified.body)
@@ -254,10 +289,14 @@ class Signed(TopicContender):
 
     def wrapped(self, client: Any, handler: Handler, refusals: Refusals) -> Any:
         """Return mqauth's consumer around the client."""
-        return kafka.Consumer(client, guard(self._forge, self.place), handler, dead_letters=refusals)
+        return kafka.Consumer(
+            client, guard(self._forge, self.place), handler, dead_letters=refusals
+        )
 
     def _plain(self, topic: str, number: int) -> Any:
-        return to_message(topic, self.connections.workload.body(number), None, self.connections.headers)
+        return to_message(
+            topic, self.connections.workload.body(number), None, self.connections.headers
+        )
 
 
 class Batched(Signed):
@@ -270,7 +309,11 @@ class Batched(Signed):
     def sealed(self, topic: str, count: int) -> list[tuple[bytes, Headers]]:
         """Return records sealed 64 at a time."""
         plain = [self._plain(topic, number) for number in range(count)]
-        return [one for start in range(0, count, BATCH) for one in self._together(plain[start : start + BATCH])]
+        return [
+            one
+            for start in range(0, count, BATCH)
+            for one in self._together(plain[start : start + BATCH])
+        ]
 
     def token(self) -> str:
         """Return a token with its proof, as a record carries it."""

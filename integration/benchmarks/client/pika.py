@@ -19,7 +19,14 @@ from integration.benchmarks.client import rabbitmq
 from integration.benchmarks.client.blocking import BlockingContender
 from integration.benchmarks.client.contenders import HEADER, benchmark_of
 from integration.benchmarks.client.rabbitmq import AT_ONCE, PREFETCH
-from integration.benchmarks.client.workload import BATCH, PATIENCE, Refusals, RoundEnd, Tally, guard
+from integration.benchmarks.client.workload import (
+    BATCH,
+    PATIENCE,
+    Refusals,
+    RoundEnd,
+    Tally,
+    guard,
+)
 from mqauth.brokers import pika
 from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge
@@ -60,7 +67,9 @@ class Queued(BlockingContender, rabbitmq.QueueContender):
 
     def properties(self) -> BasicProperties:
         """Return the properties of a message as the application makes them."""
-        return BasicProperties(headers=dict(self.connections.workload.header_texts()), delivery_mode=2)
+        return BasicProperties(
+            headers=dict(self.connections.workload.header_texts()), delivery_mode=2
+        )
 
     def at_start(self) -> BlockingConnection:
         """Return the connection to consume by."""
@@ -124,7 +133,9 @@ class Signed(Queued, rabbitmq.Signed):
 
     def __init__(self, connections: Connections, forge: Forge) -> None:
         super().__init__(connections, forge)
-        self._producer = pika.Producer(self._publishing, self.route, forge.signer(), batch=self.batch)
+        self._producer = pika.Producer(
+            self._publishing, self.route, forge.signer(), batch=self.batch
+        )
 
     def sender(self, topic: str) -> Sender:
         """Return ``submit``, of which so many are under way at once."""
@@ -144,7 +155,9 @@ class Signed(Queued, rabbitmq.Signed):
 
     def reading(self, client: BlockingConnection, tally: Tally, ended: RoundEnd) -> None:
         """Consume through mqauth's consumer, with a plain handler on threads."""
-        refusals = Refusals(lambda reason: ended.fail(f"an honest message was refused as {reason}"))
+        refusals = Refusals(
+            lambda reason: ended.fail(f"an honest message was refused as {reason}")
+        )
         one_at_a_time = threading.Lock()
 
         def handler(verified: Verified) -> None:
@@ -152,7 +165,14 @@ class Signed(Queued, rabbitmq.Signed):
                 tally(verified.body)
 
         pipeline = guard(self._forge, self.place)
-        with pika.Consumer(client, self.route, pipeline, handler, dead_letters=refusals, prefetch=PREFETCH):
+        with pika.Consumer(
+            client,
+            self.route,
+            pipeline,
+            handler,
+            dead_letters=refusals,
+            prefetch=PREFETCH,
+        ):
             ended.wait()
 
     def close(self) -> None:

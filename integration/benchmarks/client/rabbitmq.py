@@ -12,14 +12,26 @@ from functools import partial
 from typing import Any, Final, Self
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import (
+    AbstractChannel,
+    AbstractExchange,
+    AbstractIncomingMessage,
+    AbstractQueue,
+)
 
 from integration.benchmarks.client.contenders import (
     HEADER,
     Wrapper,
     benchmark_of,
 )
-from integration.benchmarks.client.event_loop import Flush, LoopContender, Send, at_once, fail, failing
+from integration.benchmarks.client.event_loop import (
+    Flush,
+    LoopContender,
+    Send,
+    at_once,
+    fail,
+    failing,
+)
 from integration.benchmarks.client.rounds import Measured
 from integration.benchmarks.client.workload import BATCH, Refusals, Tally, Workload, guard
 from mqauth.brokers import rabbitmq
@@ -93,7 +105,9 @@ class QueueContender(LoopContender):
         connections.runner.run(self._declare())
 
     async def _declare(self) -> None:
-        self.exchange = await self.connections.publishing.declare_exchange(self.route, "topic", auto_delete=True)
+        self.exchange = await self.connections.publishing.declare_exchange(
+            self.route, "topic", auto_delete=True
+        )
         self.queue = await (await self.connections.consuming()).declare_queue(
             self.route, durable=True, arguments={"x-queue-type": "quorum"}
         )
@@ -137,7 +151,11 @@ class QueueContender(LoopContender):
         if count and len(self._waiting) != count:
             self._waiting = self.sealed(count)
         waiting = self._waiting
-        await at_once(lambda number: self.exchange.publish(waiting[number], self.route), count, AT_ONCE)
+        await at_once(
+            lambda number: self.exchange.publish(waiting[number], self.route),
+            count,
+            AT_ONCE,
+        )
 
 
 class Wrapped(QueueContender):
@@ -210,7 +228,11 @@ class Signed(QueueContender):
             tally(verified.body)
 
         consumer = rabbitmq.Consumer(
-            self.queue, guard(self._forge, self.place), handler, dead_letters=refusals, prefetch=PREFETCH
+            self.queue,
+            guard(self._forge, self.place),
+            handler,
+            dead_letters=refusals,
+            prefetch=PREFETCH,
         )
         async with consumer:
             await asyncio.wait((until,))
@@ -228,7 +250,11 @@ class Batched(Signed):
 
     def sealed(self, count: int) -> list[aio_pika.Message]:
         """Return messages sealed 64 at a time."""
-        return [m for start in range(0, count, BATCH) for m in self._seal(range(start, min(count, start + BATCH)))]
+        return [
+            m
+            for start in range(0, count, BATCH)
+            for m in self._seal(range(start, min(count, start + BATCH)))
+        ]
 
     def token(self) -> str:
         """Return a token with its proof, as a message carries it."""
@@ -239,8 +265,13 @@ class Batched(Signed):
         natives = [self.plain(number) for number in numbers]
         for native in natives:
             native.message_id = uuid.uuid4().hex
-        wires = [to_message(native, exchange=self.route, routing_key=self.route) for native in natives]
-        for native, signed in zip(natives, self._forge.signer().sign_many(wires), strict=True):
+        wires = [
+            to_message(native, exchange=self.route, routing_key=self.route)
+            for native in natives
+        ]
+        for native, signed in zip(
+            natives, self._forge.signer().sign_many(wires), strict=True
+        ):
             native.headers = headers_out(signed.headers)
         return natives
 

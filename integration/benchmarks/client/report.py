@@ -33,7 +33,9 @@ def broker_lines(name: str, found: BrokerResult) -> Iterator[str]:
         yield f"{'':<14}{'msg/s':>10}{'ratio':>8}{'quartiles':>14}{'CPU s/1000':>12}{'p50 ms':>9}{'p99 ms':>9}"
         for contender, figures in summary.items():
             yield f"{contender:<14}{_figures(figures)}"
-    yield f"{name}: bytes added a message: " + ", ".join(f"{who} {size:.0f}" for who, size in found.added.items())
+    yield f"{name}: bytes added a message: " + ", ".join(
+        f"{who} {size:.0f}" for who, size in found.added.items()
+    )
 
 
 def _figures(figures: Mapping[str, Any]) -> str:

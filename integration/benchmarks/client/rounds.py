@@ -56,7 +56,9 @@ class Stopwatch:
         cpu: reads the CPU time of this process, seconds.
     """
 
-    def __init__(self, wall: Seconds = time.perf_counter, cpu: Seconds = time.process_time) -> None:
+    def __init__(
+        self, wall: Seconds = time.perf_counter, cpu: Seconds = time.process_time
+    ) -> None:
         self._clocks = wall, cpu
         self._began = 0.0, 0.0
 
@@ -68,7 +70,9 @@ class Stopwatch:
     def stop(self, messages: int) -> Measured:
         """Return what was measured since ``start``."""
         wall, cpu = self._clocks
-        return Measured(messages=messages, wall=wall() - self._began[0], cpu=cpu() - self._began[1])
+        return Measured(
+            messages=messages, wall=wall() - self._began[0], cpu=cpu() - self._began[1]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,9 @@ class Rounds:
 
     def summary(self, base: str) -> dict[str, dict[str, object]]:
         """Return all figures of each variant as JSON values, or the error of one that failed."""
-        told: dict[str, dict[str, object]] = {name: self._told(name, base) for name in self.measured}
+        told: dict[str, dict[str, object]] = {
+            name: self._told(name, base) for name in self.measured
+        }
         return told | {name: {"failed": why} for name, why in self.failed.items()}
 
     def _told(self, name: str, base: str) -> dict[str, object]:
@@ -138,7 +144,10 @@ class Rounds:
         }
         taken = sorted(latency for one in rounds for latency in one.latencies)
         if taken:
-            figures |= {f"p{n}_ms": round(quantile(taken, n / 100) * _MILLISECONDS, 3) for n in (50, 99)}
+            figures |= {
+                f"p{n}_ms": round(quantile(taken, n / 100) * _MILLISECONDS, 3)
+                for n in (50, 99)
+            }
         return figures
 
 
@@ -210,7 +219,9 @@ def rates(
         base: the variant that every other one is compared with.
         pairs: further ratios: name to variant and base.
     """
-    wanted = {name: (name, base) for name in (*found.measured, *found.failed) if name != base}
+    wanted = {
+        name: (name, base) for name in (*found.measured, *found.failed) if name != base
+    }
     wanted.update(pairs)
     ratios = {name: _median(found.ratio(*pair)) for name, pair in wanted.items()}
     told: dict[str, object] = {name: _short(found.rate(name)) for name in names}

@@ -90,8 +90,12 @@ class Report:
 
     def short(self) -> dict[str, Any]:
         """Return the figures that are asked for most: microseconds in process, and rates and ratios on brokers."""
-        told: dict[str, Any] = {"in_process": inprocess.short(self.in_process, _kinds(self.amount))}
-        return told | {name: _short(found.comparisons) for name, found in self.brokers.items()}
+        told: dict[str, Any] = {
+            "in_process": inprocess.short(self.in_process, _kinds(self.amount))
+        }
+        return told | {
+            name: _short(found.comparisons) for name, found in self.brokers.items()
+        }
 
     def failed(self) -> dict[str, str]:
         """Return the error of each contender that failed."""
@@ -109,7 +113,9 @@ class Report:
             "in_process": self.in_process.summary(""), "kept_bytes": self.kept, "peak_rss_mib": peak_rss(),
         }  # fmt: skip
         for name, found in self.brokers.items():
-            comparisons = {what: rounds.summary("bare") for what, rounds in found.comparisons.items()}
+            comparisons = {
+                what: rounds.summary("bare") for what, rounds in found.comparisons.items()
+            }
             told[name] = {"added_bytes": dict(found.added), **comparisons}
         return told
 
@@ -148,10 +154,14 @@ def measure(
     report = Report(amount=amount, in_process=found, kept=kept_bytes(amount.kept))
     for place, (name, url, module) in enumerate(asked):
         effort = replace(
-            amount.rabbitmq if name in _ON_RABBITMQ else amount.kafka, enough=clock.part(3 + 2 * place)
+            amount.rabbitmq if name in _ON_RABBITMQ else amount.kafka,
+            enough=clock.part(3 + 2 * place),
         )
         with module.Connections(url) as connections:
-            more = (*others.get(name, ()), *(identities.makes(module) if identity else ()))
+            more = (
+                *others.get(name, ()),
+                *(identities.makes(module) if identity else ()),
+            )
             report.brokers[name] = module.measure(
                 connections, effort, more, progress=partial(_tell, progress, name)
             )
@@ -199,7 +209,11 @@ def _short(comparisons: Mapping[str, Rounds]) -> dict[str, Any]:
     for name, found in comparisons.items():
         if name != "paced":
             others = [who for who in found.measured if who not in TOLD]
-            pairs = {f"{ours}/{who}": (ours, who) for who in others for ours in ("message", "batch")}
+            pairs = {
+                f"{ours}/{who}": (ours, who)
+                for who in others
+                for ours in ("message", "batch")
+            }
             told[name] = rates(found, TOLD, "bare", pairs)
     return told
 
@@ -236,7 +250,11 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 def _cpu() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+            names = [
+                line.partition(":")[2].strip()
+                for line in file
+                if line.startswith("model name")
+            ]
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
@@ -253,7 +271,11 @@ def url_of(client: str, url: str) -> str:
     Raises:
         ConfigurationError: it is none. The error does not repeat it: it may hold a password.
     """
-    scheme, wanted = ("amqp", "amqp://... or amqps://...") if client in _ON_RABBITMQ else ("kafka", "host:port")
+    scheme, wanted = (
+        ("amqp", "amqp://... or amqps://...")
+        if client in _ON_RABBITMQ
+        else ("kafka", "host:port")
+    )
     whole = url if scheme == "amqp" else f"kafka://{address_of(url)}"
     good = is_broker_url(whole) and whole.startswith(scheme)
     require(good, f"--{client.replace('_', '-')}: must be {wanted}")

@@ -66,7 +66,8 @@ class Workload:
         """Return one message for a destination, with header values as its broker has them."""
         on_kafka = is_kafka(destination)
         pairs: tuple[HeaderPair, ...] = tuple(
-            (name, text.encode() if on_kafka else text) for name, text in self.header_texts().items()
+            (name, text.encode() if on_kafka else text)
+            for name, text in self.header_texts().items()
         )
         return Message(destination=destination, body=self.body(number), headers=pairs)
 

@@ -9,11 +9,20 @@ from mqauth.errors import needs_extra
 
 with needs_extra("aiokafka"):
     from mqauth.brokers.aiokafka.client import Logs, from_native, judge
-from mqauth.brokers.aiokafka.confirmed import AuditTopic, DeadLetters, TransactionalDeadLetters
+from mqauth.brokers.aiokafka.confirmed import (
+    AuditTopic,
+    DeadLetters,
+    TransactionalDeadLetters,
+)
 from mqauth.brokers.aiokafka.consumer import Consumer
 from mqauth.brokers.aiokafka.producer import Producer
 from mqauth.brokers.judge import AsyncJudgement
-from mqauth.brokers.log.records import Log, OffsetsRefusedError, PoisonRecordError, ProducerFatalError
+from mqauth.brokers.log.records import (
+    Log,
+    OffsetsRefusedError,
+    PoisonRecordError,
+    ProducerFatalError,
+)
 from mqauth.clock import Backoff
 from mqauth.delivery.health import LogHealth as Health
 from mqauth.delivery.health import Stall

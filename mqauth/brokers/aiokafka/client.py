@@ -93,7 +93,9 @@ def transactional_id(client: Any) -> str | None:
 def buffer_of(client: Any) -> tuple[int, float]:
     """Return the bytes of a producer's buffer for a partition, and how many seconds its first record waits."""
     # aiokafka 0.13 sends the first record at once, and lingers after that.
-    return client._message_accumulator._batch_size, getattr(client._message_accumulator, "_linger_time", 0.0)
+    return client._message_accumulator._batch_size, getattr(
+        client._message_accumulator, "_linger_time", 0.0
+    )
 
 
 def fatal_error(client: Any) -> BaseException | None:
@@ -227,7 +229,9 @@ async def has_topic(client: Any, topic: str) -> bool:
 
 def _check_kind(client: Any, kind: type) -> None:
     name = f"{type(client).__module__.partition('.')[0]}.{type(client).__name__}"
-    require(isinstance(client, kind), f"an aiokafka.{kind.__name__} is needed, not {name}")
+    require(
+        isinstance(client, kind), f"an aiokafka.{kind.__name__} is needed, not {name}"
+    )
 
 
 def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
@@ -276,7 +280,9 @@ class Logs:
         return self.known
 
 
-async def judge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> AsyncJudgement:
+async def judge(
+    guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG
+) -> AsyncJudgement:
     """Judge one ``aiokafka.ConsumerRecord``; an accepted one is claimed.
 
     Args:

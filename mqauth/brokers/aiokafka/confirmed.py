@@ -14,7 +14,12 @@ from functools import partial
 from typing import Any, Final
 
 import aiokafka
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced, RecordListTooLargeError
+from aiokafka.errors import (
+    KafkaError,
+    MessageSizeTooLargeError,
+    ProducerFenced,
+    RecordListTooLargeError,
+)
 
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.aiokafka.client import (
@@ -26,7 +31,12 @@ from mqauth.brokers.aiokafka.client import (
     waits_for_all,
 )
 from mqauth.brokers.aiokafka.membership import fence
-from mqauth.brokers.log.confirmed import MAX_BLOCK, ConfirmingClient, TopicAudit, TopicLetters
+from mqauth.brokers.log.confirmed import (
+    MAX_BLOCK,
+    ConfirmingClient,
+    TopicAudit,
+    TopicLetters,
+)
 from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.delivery.start import Committed
 from mqauth.errors import require
@@ -91,7 +101,9 @@ class DeadLetters(TopicLetters):
         *,
         oversize_letters: Oversize = "reference",
     ) -> None:
-        super().__init__(client, confirming(client, timeout), topic, timeout, oversize_letters)
+        super().__init__(
+            client, confirming(client, timeout), topic, timeout, oversize_letters
+        )
 
     async def publish(self, letter: DeadLetter, /) -> None:
         """Send a letter in the first of its forms that fits, and return once the broker has confirmed it.
@@ -117,7 +129,9 @@ class AuditTopic(TopicAudit):
         ConfigurationError: the client is set up otherwise, or a setting is wrong.
     """
 
-    def __init__(self, client: aiokafka.AIOKafkaProducer, topic: str, *, timeout: float = 30) -> None:
+    def __init__(
+        self, client: aiokafka.AIOKafkaProducer, topic: str, *, timeout: float = 30
+    ) -> None:
         super().__init__(client, confirming(client, timeout), topic, timeout)
 
     async def write(self, record: AuditRecord, /) -> None:
@@ -154,7 +168,10 @@ class TransactionalDeadLetters(TransactionalLetters):
     too_large = TOO_LARGE
 
     def __init__(
-        self, make_client: Callable[[], aiokafka.AIOKafkaProducer], topic: str, timeout: float = 30
+        self,
+        make_client: Callable[[], aiokafka.AIOKafkaProducer],
+        topic: str,
+        timeout: float = 30,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._closing: list[Future[None]] = []
@@ -207,7 +224,9 @@ class TransactionalDeadLetters(TransactionalLetters):
         await asyncio.gather(*map(asyncio.wrap_future, self._closing))
 
 
-def on_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, R], timeout: float) -> R:
+def on_loop(
+    loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, R], timeout: float
+) -> R:
     """Run a coroutine on another thread's loop, and return what it returns.
 
     Raises:

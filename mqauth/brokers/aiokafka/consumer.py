@@ -15,7 +15,12 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Final, Literal, Unpack
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka import (
+    AIOKafkaConsumer,
+    ConsumerRebalanceListener,
+    ConsumerRecord,
+    TopicPartition,
+)
 from aiokafka.errors import (
     CommitFailedError,
     IllegalStateError,
@@ -88,7 +93,10 @@ class Consumer(AsyncLogConsumer):
         **options: Unpack[LogOptions[V]],
     ) -> None:
         aiokafka_client.check_consumer(client)
-        require(on_poison in ("stop", "skip"), f'on_poison must be "stop" or "skip", not {on_poison!r}')
+        require(
+            on_poison in ("stop", "skip"),
+            f'on_poison must be "stop" or "skip", not {on_poison!r}',
+        )
         answer = responder_of(replies)
         super().__init__(
             guard,
@@ -136,11 +144,17 @@ class Offsets(OffsetCalls):
         """Return the group's commits by partition."""
         async with asyncio.timeout(COMMIT_TIMEOUT):
             commits = await aiokafka_client.committed(self._client, list(places))
-        return {place: Committed(commit.offset, commit.metadata) for place, commit in commits.items()}
+        return {
+            place: Committed(commit.offset, commit.metadata)
+            for place, commit in commits.items()
+        }
 
     def places(self, topic: str, /) -> set[Any]:
         """Return all partitions of a topic that the client knows of."""
-        return {TopicPartition(topic, number) for number in self._client.partitions_for_topic(topic) or ()}
+        return {
+            TopicPartition(topic, number)
+            for number in self._client.partitions_for_topic(topic) or ()
+        }
 
     def position(self, place: Any, /) -> int | None:
         """Return the offset that is read next, ``None`` where there is none yet."""
@@ -175,7 +189,11 @@ class Poller(Offsets, LogPoller):
     waits_beside_handlers = True
 
     def __init__(
-        self, client: Any, assignment: Assignment, poison: Callable[..., Flow[None]], **settings: Any
+        self,
+        client: Any,
+        assignment: Assignment,
+        poison: Callable[..., Flow[None]],
+        **settings: Any,
     ) -> None:
         super().__init__(client, assignment, **settings)
         self.scope = aiokafka_client.group_of(client)
@@ -185,7 +203,9 @@ class Poller(Offsets, LogPoller):
         self._closed = False
         self._waiting: asyncio.Timeout | None = None
 
-    def listen(self, settle: Callable[[], Awaitable[None]], fail: Callable[[BaseException], None]) -> None:
+    def listen(
+        self, settle: Callable[[], Awaitable[None]], fail: Callable[[BaseException], None]
+    ) -> None:
         """Be told of rebalances; the client's own listener is still called.
 
         Args:
@@ -197,7 +217,9 @@ class Poller(Offsets, LogPoller):
         self._listener = Listener(self)
         self._listener.theirs = aiokafka_client.listen(self._client, self._listener)
 
-    async def fetch(self, seconds: float, joins: bool) -> dict[TopicPartition, list[Message]]:
+    async def fetch(
+        self, seconds: float, joins: bool
+    ) -> dict[TopicPartition, list[Message]]:
         """Return the new messages by partition.
 
         Args:
@@ -215,7 +237,10 @@ class Poller(Offsets, LogPoller):
                 self._client.seek(place, records[0].offset)
             return {}
         log, scope = self._logs.known or NO_LOG, self.scope
-        return {place: partition_messages(batch, place, scope, log) for place, batch in batches.items()}
+        return {
+            place: partition_messages(batch, place, scope, log)
+            for place, batch in batches.items()
+        }
 
     def require_stable(self) -> None:
         """Have offsets waited for of which a transaction is open, those of the assignment at hand too."""
@@ -264,13 +289,17 @@ class Poller(Offsets, LogPoller):
 
     async def assigned(self, places: set[TopicPartition]) -> None:
         """Go on with partitions that came back, at their positions, and drop those that did not."""
-        self._assignment.assigned(places, aiokafka_client.generation_of(self._client), at_commits=True)
+        self._assignment.assigned(
+            places, aiokafka_client.generation_of(self._client), at_commits=True
+        )
         self.rebalancing = False
         self.steer()
         # Partitions that came are begun by the next poll.
         self.wake()
 
-    async def _records(self, seconds: float) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
+    async def _records(
+        self, seconds: float
+    ) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
         """Return records of the partitions that are not paused.
 
         Raises:
@@ -297,17 +326,28 @@ class Poller(Offsets, LogPoller):
                     await arun(self._poison(poison, error, self._logs.known or NO_LOG))
                 elif poison.partition in batches:
                     # The batch comes again, at the head of its partition.
-                    self._client.seek(poison.partition, batches[poison.partition][-1].offset + 1)
+                    self._client.seek(
+                        poison.partition, batches[poison.partition][-1].offset + 1
+                    )
                 return batches
-            if isinstance(error, (OffsetOutOfRangeError, NoOffsetForPartitionError)) and self.reset != "none":
+            if (
+                isinstance(error, (OffsetOutOfRangeError, NoOffsetForPartitionError))
+                and self.reset != "none"
+            ):
                 # A dictionary of offsets, or one partition.
                 self.outside |= (
-                    {error.args[0]} if isinstance(error.args[0], TopicPartition) else set(error.args[0])
+                    {error.args[0]}
+                    if isinstance(error.args[0], TopicPartition)
+                    else set(error.args[0])
                 )
                 return {}
             if not isinstance(error, KafkaError) or not error.retriable:
                 raise
-            emit("client.poll_failed", "poll failed with %s and is tried again", type(error).__name__)
+            emit(
+                "client.poll_failed",
+                "poll failed with %s and is tried again",
+                type(error).__name__,
+            )
             return {}
         finally:
             self._waiting = None

@@ -16,7 +16,16 @@ from aiokafka.errors import CommitFailedError, GroupLoadInProgressError
 from aiokafka.producer.sender import TxnOffsetCommitHandler
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.commit import OffsetFetchRequest
-from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
+from aiokafka.protocol.types import (
+    Boolean,
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Int64,
+    Schema,
+    TaggedFields,
+)
 
 _TEXT: Final = CompactString("utf-8")
 _TAGS: Final = ("tags", TaggedFields)
@@ -51,7 +60,10 @@ class TxnOffsetCommitResponse(Response):
             "topics",
             CompactArray(
                 ("topic", _TEXT),
-                ("partitions", CompactArray(("partition", Int32), ("error_code", Int16), _TAGS)),
+                (
+                    "partitions",
+                    CompactArray(("partition", Int32), ("error_code", Int16), _TAGS),
+                ),
                 _TAGS,
             ),
         ),
@@ -134,7 +146,10 @@ class OffsetFetchStruct(RequestStruct):
     RESPONSE_TYPE = OffsetFetchResponse
     SCHEMA = Schema(
         ("consumer_group", _TEXT),
-        ("topics", CompactArray(("topic", _TEXT), ("partitions", CompactArray(Int32)), _TAGS)),
+        (
+            "topics",
+            CompactArray(("topic", _TEXT), ("partitions", CompactArray(Int32)), _TAGS),
+        ),
         ("require_stable", Boolean),
         _TAGS,
     )
@@ -164,7 +179,9 @@ class FencedHandler(TxnOffsetCommitHandler):
         """Return the request, with the member."""
         topics: dict[str, list[Any]] = {}
         for place, offset in sorted(self._offsets.items()):
-            topics.setdefault(place.topic, []).append((place.partition, offset.offset, -1, offset.metadata, {}))
+            topics.setdefault(place.topic, []).append(
+                (place.partition, offset.offset, -1, offset.metadata, {})
+            )
         state, group = self._sender._txn_manager, self._group_id
         return _Ready(
             TxnOffsetCommitStruct(
@@ -182,11 +199,18 @@ class FencedHandler(TxnOffsetCommitHandler):
 
     def handle_response(self, resp: Any) -> Any:
         """Act on the response; of a former member the transaction fails, and can be aborted."""
-        errors = [(topic, [each[:2] for each in partitions]) for topic, partitions, _ in resp.topics]
+        errors = [
+            (topic, [each[:2] for each in partitions])
+            for topic, partitions, _ in resp.topics
+        ]
         # Codes of a commit by somebody who is no member any more.
-        if any(code in {22, 25, 82} for _, partitions in errors for _, code in partitions):
+        if any(
+            code in {22, 25, 82} for _, partitions in errors for _, code in partitions
+        ):
             state = self._sender._txn_manager
-            state.error_transaction(CommitFailedError("the consumer is no member of this generation"))
+            state.error_transaction(
+                CommitFailedError("the consumer is no member of this generation")
+            )
             state.wait_for_transaction_end().exception()  # nobody else may ask for it
             return None
         return super().handle_response(SimpleNamespace(errors=errors))  # type: ignore[no-untyped-call]
@@ -212,8 +236,12 @@ async def _commit(sender: Any, offsets: Any, group: Membership) -> None:
 async def _send(theirs: Any, request: Any) -> Any:
     if not isinstance(request, OffsetFetchRequest):
         return await theirs(request)
-    topics: list[Any] = [(topic, list(partitions), {}) for topic, partitions in request._partitions or ()]
-    response = await theirs(_Ready(OffsetFetchStruct(request._consumer_group, topics, True, {})))
+    topics: list[Any] = [
+        (topic, list(partitions), {}) for topic, partitions in request._partitions or ()
+    ]
+    response = await theirs(
+        _Ready(OffsetFetchStruct(request._consumer_group, topics, True, {}))
+    )
     again = GroupLoadInProgressError.errno
     # The code of an offset of which a transaction is still open.
     return SimpleNamespace(

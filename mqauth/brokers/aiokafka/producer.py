@@ -114,7 +114,11 @@ class Producer(RecordProducer, AbstractAsyncContextManager["Producer"]):
             return await self._sealing.add(self._signer.prepare(message), topic, rest)  # type: ignore[no-any-return]
         sealed = await signed(self._signer, self._signer.sign, message)
         return await self.client.send(  # type: ignore[no-any-return]
-            topic, sealed.body, key=sealed.key, headers=native_headers(sealed.headers), **rest
+            topic,
+            sealed.body,
+            key=sealed.key,
+            headers=native_headers(sealed.headers),
+            **rest,
         )
 
     async def send_and_wait(self, topic: str, value: Any = None, **record: Any) -> Any:
@@ -200,7 +204,9 @@ class Sealing:
         failure: why the first record failed that could not be sealed or sent, since this was last set to ``None``.
     """
 
-    def __init__(self, client: Any, signer: Signer, *, batch: int, buffer: ClientBuffer) -> None:
+    def __init__(
+        self, client: Any, signer: Signer, *, batch: int, buffer: ClientBuffer
+    ) -> None:
         self._client = client
         self._signer = signer
         self._batch = batch
@@ -214,7 +220,9 @@ class Sealing:
         self._ended = False
         self.failure: BaseException | None = None
 
-    async def add(self, prepared: Prepared, topic: str, rest: Mapping[str, Any]) -> Outcome:
+    async def add(
+        self, prepared: Prepared, topic: str, rest: Mapping[str, Any]
+    ) -> Outcome:
         """Have a record sealed and sent; return the future of its outcome.
 
         Raises:
@@ -237,7 +245,9 @@ class Sealing:
         elif len(self._open) >= self._batch:
             await self.flush()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._buffer.hold(), self._close)
+            self._timer = asyncio.get_running_loop().call_later(
+                self._buffer.hold(), self._close
+            )
         return outcome
 
     async def flush(self) -> None:
@@ -265,9 +275,16 @@ class Sealing:
         async with self._order:
             self._buffer.filled()
             try:
-                tokens = await signed(self._signer, self._signer.tokens, [record[0] for record in records])
+                tokens = await signed(
+                    self._signer, self._signer.tokens, [record[0] for record in records]
+                )
             except Exception as error:
-                emit("producer.unsent", "%d records not sent: %s", len(records), type(error).__name__)
+                emit(
+                    "producer.unsent",
+                    "%d records not sent: %s",
+                    len(records),
+                    type(error).__name__,
+                )
                 return self._fail(records, error)
             for record, token in zip(records, tokens, strict=True):
                 prepared, topic, rest, outcome = record
@@ -275,7 +292,9 @@ class Sealing:
                     if isinstance(token, MalformedMessage):
                         raise token
                     message, headers = prepared.message, sealed_headers(prepared, token)
-                    sent = await self._client.send(topic, message.body, key=message.key, headers=headers, **rest)
+                    sent = await self._client.send(
+                        topic, message.body, key=message.key, headers=headers, **rest
+                    )
                     sent.add_done_callback(partial(_tell, outcome))
                 except Exception as error:
                     self._fail([record], error)
@@ -308,7 +327,9 @@ class Replies(TopicReplies):
 
     _producer: Producer
 
-    async def send(self, _verified: Verified, topic: str, body: bytes, headers: NativeHeaders) -> Any:
+    async def send(
+        self, _verified: Verified, topic: str, body: bytes, headers: NativeHeaders
+    ) -> Any:
         """Send an answer, and return its metadata once the broker has acknowledged it.
 
         Raises:
@@ -320,7 +341,12 @@ class Replies(TopicReplies):
                 return await self._producer.send_and_wait(topic, body, headers=headers)
         except UnknownTopicOrPartitionError:
             raise
-        except (ProducerFatalError, Unavailable, KafkaTimeoutError, TimeoutError) as error:
+        except (
+            ProducerFatalError,
+            Unavailable,
+            KafkaTimeoutError,
+            TimeoutError,
+        ) as error:
             raise later(type(error).__name__) from error
         except KafkaError as error:
             if not error.retriable:

@@ -10,7 +10,11 @@ from mqauth.errors import needs_extra
 
 with needs_extra("confluent"):
     from mqauth.brokers.confluent.client import Logs, ajudge, from_native, judge
-from mqauth.brokers.confluent.confirmed import AuditTopic, DeadLetters, TransactionalDeadLetters
+from mqauth.brokers.confluent.confirmed import (
+    AuditTopic,
+    DeadLetters,
+    TransactionalDeadLetters,
+)
 from mqauth.brokers.confluent.consumer import AIOConsumer, Consumer
 from mqauth.brokers.confluent.producer import Producer
 from mqauth.brokers.judge import AsyncJudgement, Judgement

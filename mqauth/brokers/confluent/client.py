@@ -18,7 +18,13 @@ from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaExceptio
 
 from mqauth.brokers.dead_letters import LOOK
 from mqauth.brokers.judge import AsyncJudgement, Judgement, ajudged, judged
-from mqauth.brokers.log.records import NO_LOG, Log, PoisonRecordError, RecordPlace, unreadable
+from mqauth.brokers.log.records import (
+    NO_LOG,
+    Log,
+    PoisonRecordError,
+    RecordPlace,
+    unreadable,
+)
 from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.judging.pipeline import Pipeline
 from mqauth.logs import emit
@@ -38,7 +44,9 @@ _NAMES: Final = """
     UNKNOWN_MEMBER_ID UNKNOWN_TOPIC_ID UNKNOWN_TOPIC_OR_PART UNSTABLE_OFFSET_COMMIT
 """
 # A client of before 2.15 has no code for some of them, and never gives those.
-COMES_AGAIN: Final = frozenset(getattr(KafkaError, name) for name in _NAMES.split() if hasattr(KafkaError, name))
+COMES_AGAIN: Final = frozenset(
+    getattr(KafkaError, name) for name in _NAMES.split() if hasattr(KafkaError, name)
+)
 """Codes of errors after which the same call may succeed; ``KafkaError.retriable`` knows transactions only."""
 PASSES: Final = COMES_AGAIN | {KafkaError._DESTROY}
 """Those, and that of a client that is being closed: nobody was refused."""
@@ -58,7 +66,9 @@ class Membership(NamedTuple):
     generation: int
 
 
-def check_consumer(client: Any, config: Mapping[str, Any], transactional: bool = False) -> Mapping[str, Any]:
+def check_consumer(
+    client: Any, config: Mapping[str, Any], transactional: bool = False
+) -> Mapping[str, Any]:
     """Refuse a consumer that commits by itself, or deserializes before verification; return its settings.
 
     Args:
@@ -73,7 +83,8 @@ def check_consumer(client: Any, config: Mapping[str, Any], transactional: bool =
     # Storing an empty list of offsets fails with _INVALID_ARG where enable.auto.offset.store is on, and asks the
     # broker nothing. Without stored offsets enable.auto.commit has nothing to commit, on or off.
     with refusing(
-        KafkaException, 'set "enable.auto.offset.store" to False: offsets are committed when records are settled'
+        KafkaException,
+        'set "enable.auto.offset.store" to False: offsets are committed when records are settled',
     ):
         client.store_offsets(offsets=[])
     settings, group = _dotted(config), membership_of(client).group
@@ -81,7 +92,10 @@ def check_consumer(client: Any, config: Mapping[str, Any], transactional: bool =
     require(settings.get("group.id") == group, another)
     # It would read a committed offset of a transaction that is still open (KIP-447).
     open_too = 'transactional dead letters need "isolation.level": "read_committed" in the consumer'
-    require(not transactional or settings.get("isolation.level") in (None, "read_committed"), open_too)
+    require(
+        not transactional or settings.get("isolation.level") in (None, "read_committed"),
+        open_too,
+    )
     return settings
 
 
@@ -101,12 +115,18 @@ def check_producer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def waits_for_all(config: Mapping[str, Any]) -> bool:
     """Return whether all replicas in sync acknowledge a producer's records, as they do by default."""
-    return all(config.get(name, "all") in (-1, "-1", "all") for name in ("acks", "request.required.acks"))
+    return all(
+        config.get(name, "all") in (-1, "-1", "all")
+        for name in ("acks", "request.required.acks")
+    )
 
 
 def is_idempotent(config: Mapping[str, Any]) -> bool:
     """Return whether a producer's own retries write no second copy; librdkafka's default is that they may."""
-    return bool(config.get("transactional.id")) or str(config.get("enable.idempotence")).lower() == "true"
+    return (
+        bool(config.get("transactional.id"))
+        or str(config.get("enable.idempotence")).lower() == "true"
+    )
 
 
 def membership_of(client: Any) -> Membership:
@@ -118,8 +138,13 @@ def membership_of(client: Any) -> Membership:
     encoded = bytes(client.consumer_group_metadata())
     begin = len(_METADATA) + 4
     found = encoded[: len(_METADATA)]
-    require(found == _METADATA, f"the group's metadata must begin with {_METADATA!r}, not {found!r}")
-    generation = int.from_bytes(encoded[len(_METADATA) : begin], sys.byteorder, signed=True)
+    require(
+        found == _METADATA,
+        f"the group's metadata must begin with {_METADATA!r}, not {found!r}",
+    )
+    generation = int.from_bytes(
+        encoded[len(_METADATA) : begin], sys.byteorder, signed=True
+    )
     return Membership(encoded[begin:].partition(b"\0")[0].decode("utf-8"), generation)
 
 
@@ -131,12 +156,19 @@ def error_of(raised: BaseException) -> KafkaError:
 
 def name_of(error: BaseException) -> str:
     """Return the name of an error: of the client's code, else of its type."""
-    return error_of(error).name() if isinstance(error, KafkaException) else type(error).__name__
+    return (
+        error_of(error).name()
+        if isinstance(error, KafkaException)
+        else type(error).__name__
+    )
 
 
 def _dotted(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the settings of a client, with names in dots."""
-    require(isinstance(config, Mapping), "config must be the mapping that the client was made with")
+    require(
+        isinstance(config, Mapping),
+        "config must be the mapping that the client was made with",
+    )
     settings = {name.replace("_", "."): value for name, value in config.items()}
     return settings | dict(settings.get("default.topic.config", {}))
 
@@ -156,7 +188,9 @@ def has_topic(client: Any, topic: str) -> bool:
     return topic in client.list_topics(timeout=LOOK).topics
 
 
-_UNREADABLE: Final = frozenset((KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG))
+_UNREADABLE: Final = frozenset(
+    (KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG)
+)
 
 # A call in Python code, ``record.headers()``, notices the error only while the interpreter has not specialised it:
 # from the ninth or so call on, CPython 3.11 looks at the result alone. A call from C is always checked for both.
@@ -290,7 +324,9 @@ def judge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> Jud
     return judged(guard, _checked(record, scope, log))
 
 
-async def ajudge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> AsyncJudgement:
+async def ajudge(
+    guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG
+) -> AsyncJudgement:
     """Judge one ``confluent_kafka.Message`` in an event loop; an accepted one is claimed.
 
     Args:
@@ -314,5 +350,7 @@ def _checked(record: Any, scope: str, log: Log) -> Message:
     """
     message = from_native(record, scope=scope, log=log)
     if (error := record.error()) is not None:
-        raise ConfigurationError(f"the record is an error of the client, {error.name()}: look at error() first")
+        raise ConfigurationError(
+            f"the record is an error of the client, {error.name()}: look at error() first"
+        )
     return message

@@ -74,7 +74,10 @@ class Report:
             self._poll(left)
         if self._error is None:
             return self._message
-        if self._error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE):
+        if self._error.code() in (
+            KafkaError.MSG_SIZE_TOO_LARGE,
+            KafkaError.RECORD_LIST_TOO_LARGE,
+        ):
             raise TooLargeError(self._error.name())
         raise KafkaException(self._error)
 
@@ -90,7 +93,9 @@ def confirming(client: Any, config: Mapping[str, Any]) -> ConfirmingClient:
         ConfigurationError: it does not wait for all replicas, is transactional, or serializes.
     """
     config = check_producer(client, config)
-    require(waits_for_all(config), 'confirms need a Producer of their own with "acks": "all"')
+    require(
+        waits_for_all(config), 'confirms need a Producer of their own with "acks": "all"'
+    )
     require(
         not config.get("transactional.id"),
         "confirms need a Producer without transactional.id: nobody would commit",
@@ -102,7 +107,14 @@ def confirming(client: Any, config: Mapping[str, Any]) -> ConfirmingClient:
         has=partial(has_topic, client),
         carries=carries,
         too_large=TooLargeError,
-        failed=(KafkaException, TooLargeError, BufferError, ValueError, TypeError, RuntimeError),
+        failed=(
+            KafkaException,
+            TooLargeError,
+            BufferError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+        ),
         name=name_of,
     )
 
@@ -142,7 +154,9 @@ class DeadLetters(TopicLetters):
         config: Mapping[str, Any],
         oversize_letters: Oversize = "reference",
     ) -> None:
-        super().__init__(client, confirming(client, config), topic, timeout, oversize_letters)
+        super().__init__(
+            client, confirming(client, config), topic, timeout, oversize_letters
+        )
 
 
 class AuditTopic(TopicAudit):
@@ -163,12 +177,19 @@ class AuditTopic(TopicAudit):
     """
 
     def __init__(
-        self, client: confluent_kafka.Producer, topic: str, *, timeout: float = 30, config: Mapping[str, Any]
+        self,
+        client: confluent_kafka.Producer,
+        topic: str,
+        *,
+        timeout: float = 30,
+        config: Mapping[str, Any],
     ) -> None:
         super().__init__(client, confirming(client, config), topic, timeout)
 
 
-_FENCED: Final = frozenset((KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH))
+_FENCED: Final = frozenset(
+    (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
+)
 
 
 class TransactionalDeadLetters(TransactionalLetters):
@@ -217,7 +238,10 @@ class TransactionalDeadLetters(TransactionalLetters):
             ConfigurationError: it has no ``transactional.id``, or is of another kind.
         """
         config = check_producer(client, self._config)
-        require(config.get("transactional.id"), "transactional dead letters need a Producer with transactional.id")
+        require(
+            config.get("transactional.id"),
+            "transactional dead letters need a Producer with transactional.id",
+        )
         return client
 
     def start(self) -> None:

@@ -78,9 +78,13 @@ class Consumer(LogConsumer):
         replies: Producer | None = None,
         **options: Unpack[LogOptions[V]],
     ) -> None:
-        settings = check_consumer(client, config, isinstance(dead_letters, TransactionalLetters))
+        settings = check_consumer(
+            client, config, isinstance(dead_letters, TransactionalLetters)
+        )
         answer = responder_of(replies)
-        super().__init__(guard, handler, dead_letters, answer=answer, session=SESSION, **options)
+        super().__init__(
+            guard, handler, dead_letters, answer=answer, session=SESSION, **options
+        )
         poller = Poller(client, self._assignment, settings, replies=answer)
         self.attach(poller)
         poller.listen(topics, self.settle)
@@ -131,19 +135,30 @@ class AIOConsumer(AsyncLogConsumer):
         # Releases before 2.13 have no such client, and the rest of this package works with them.
         from confluent_kafka.aio import AIOConsumer as Client
 
-        require(isinstance(client, Client), f"an AIOConsumer is needed, not {type(client).__name__}")
+        require(
+            isinstance(client, Client),
+            f"an AIOConsumer is needed, not {type(client).__name__}",
+        )
         transactional = isinstance(dead_letters, TransactionalLetters)
         settings = check_consumer(client._consumer, config, transactional)
         answer = None if replies is None else AIOReplies(replies)
         dead_letters = dead_letters if transactional else letters_on_thread(dead_letters)
-        super().__init__(guard, handler, dead_letters, answer=answer, session=SESSION, **options)
-        self.attach(poller := AIOPoller(client._consumer, self._assignment, settings, replies=answer))
+        super().__init__(
+            guard, handler, dead_letters, answer=answer, session=SESSION, **options
+        )
+        self.attach(
+            poller := AIOPoller(
+                client._consumer, self._assignment, settings, replies=answer
+            )
+        )
         loop = asyncio.get_running_loop()
 
         def settle() -> None:
             # Before a rebalance: begin nothing more, and let what runs end; the client's thread then commits.
             self._assignment.hold_back(True)
-            idle = asyncio.run_coroutine_threadsafe(self._visits.wait_until_idle(self._patience), loop)
+            idle = asyncio.run_coroutine_threadsafe(
+                self._visits.wait_until_idle(self._patience), loop
+            )
             # A loop that stands still, or has ended in between, would never answer.
             with suppress(TimeoutError):
                 idle.result(self._patience + BESIDE)
@@ -210,7 +225,10 @@ class AIOPoller(Poller):
         return self._on_thread(work, *args) if in_event_loop() else work(*args)
 
     async def _on_thread(
-        self, work: Callable[..., Any], *args: Any, unwanted: Callable[[Any], object] = lambda _: None
+        self,
+        work: Callable[..., Any],
+        *args: Any,
+        unwanted: Callable[[Any], object] = lambda _: None,
     ) -> Any:
         """Make a call on the thread; whoever is cancelled meanwhile ends once the call has ended.
 

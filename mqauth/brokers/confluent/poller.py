@@ -18,8 +18,22 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from mqauth.brokers.confluent.client import REBALANCING, Logs, error_of, heed, membership_of, translated
-from mqauth.brokers.confluent.positions import Offsets, Place, left_out, native, places_of, reset_of
+from mqauth.brokers.confluent.client import (
+    REBALANCING,
+    Logs,
+    error_of,
+    heed,
+    membership_of,
+    translated,
+)
+from mqauth.brokers.confluent.positions import (
+    Offsets,
+    Place,
+    left_out,
+    native,
+    places_of,
+    reset_of,
+)
 from mqauth.brokers.log.poller import IDLE, LogPoller
 from mqauth.brokers.log.records import RecordPlace
 from mqauth.delivery.assignment import Assignment
@@ -49,7 +63,13 @@ class Poller(Offsets, LogPoller):
         settings: as ``LogPoller`` has them.
     """
 
-    def __init__(self, client: Any, assignment: Assignment, config: Mapping[str, Any], **settings: Any) -> None:
+    def __init__(
+        self,
+        client: Any,
+        assignment: Assignment,
+        config: Mapping[str, Any],
+        **settings: Any,
+    ) -> None:
         super().__init__(client, assignment, **settings)
         self.reset = reset_of(config)
         self._looked = time.monotonic()
@@ -73,10 +93,16 @@ class Poller(Offsets, LogPoller):
             ConfigurationError: no topic is named, and no partition is assigned.
         """
         self._settle: Callable[[], None] = settle
-        require(not isinstance(topics, str), f"topics must be a list of names, not the text {topics!r}")
+        require(
+            not isinstance(topics, str),
+            f"topics must be a list of names, not the text {topics!r}",
+        )
         if topics:
             self._client.subscribe(
-                list(topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
+                list(topics),
+                on_assign=self._assigned,
+                on_revoke=self._revoked,
+                on_lost=self._lost,
             )
             return
         assigned = self._client.assignment()
@@ -110,9 +136,13 @@ class Poller(Offsets, LogPoller):
             self._looked = time.monotonic()
             idle = self._held - self._paused - self._read.keys() - self._late.keys()
             self.outside |= {place for place in idle if self._left_out(place, None)}
-        wanted = {place: self._read.pop(place) for place in self._read.keys() - self._paused}
+        wanted = {
+            place: self._read.pop(place) for place in self._read.keys() - self._paused
+        }
         # Where enough is kept of a partition, the client pauses it.
-        self._stop({place for place, messages in self._read.items() if len(messages) >= KEPT})
+        self._stop(
+            {place for place, messages in self._read.items() if len(messages) >= KEPT}
+        )
         return wanted
 
     def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
@@ -134,7 +164,9 @@ class Poller(Offsets, LogPoller):
             # Callbacks are called in here; a record that is read meanwhile is to be read again.
             for record in self._client.consume(1, IDLE):
                 if record.error() is None:
-                    self._late.setdefault(Place(record.topic(), record.partition()), record.offset())
+                    self._late.setdefault(
+                        Place(record.topic(), record.partition()), record.offset()
+                    )
             super().commit(last=True)
 
     def seek(self, place: Any, offset: int) -> None:
@@ -180,7 +212,9 @@ class Poller(Offsets, LogPoller):
         # a callback that raises inside the client's close, since it calls a client that is closed, ends that with
         # SystemError.
         self.abandon()
-        self._late |= {place: offset_of(messages[0]) for place, messages in self._read.items()}
+        self._late |= {
+            place: offset_of(messages[0]) for place, messages in self._read.items()
+        }
         super().close()
 
     def abandon(self) -> None:
@@ -217,7 +251,9 @@ class Poller(Offsets, LogPoller):
             )
             return {}
         # consume(500, 0.2) would wait for 500 records, or for the whole 0.2 s.
-        records = self._client.consume(1 if self._held and self._held == self._paused else MOST, 0)
+        records = self._client.consume(
+            1 if self._held and self._held == self._paused else MOST, 0
+        )
         if not records and seconds > 0:
             records = self._client.consume(1, seconds)
             records += self._client.consume(MOST, 0) if records else []
@@ -242,7 +278,9 @@ class Poller(Offsets, LogPoller):
         if self._closed:
             return
         self._held |= places_of(partitions)
-        self._assignment.assigned(self._held, membership_of(client).generation, at_commits=True)
+        self._assignment.assigned(
+            self._held, membership_of(client).generation, at_commits=True
+        )
         # At once: the end of a partition is another one a moment later.
         run(self.beginning())
 
@@ -273,7 +311,9 @@ class Poller(Offsets, LogPoller):
         self.resume(places)
         self._forget(places)
         self._held -= places
-        self._late = {place: offset for place, offset in self._late.items() if place not in places}
+        self._late = {
+            place: offset for place, offset in self._late.items() if place not in places
+        }
 
     def _forget(self, places: Set[Place]) -> None:
         """Drop what was read of partitions."""

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaException, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    OFFSET_INVALID,
+    KafkaException,
+    TopicPartition,
+)
 
 from mqauth.brokers.confluent.client import PASSES, error_of, name_of
 from mqauth.brokers.log.offsets import OffsetCalls
@@ -25,14 +31,21 @@ def places_of(partitions: Iterable[Any]) -> set[Place]:
     return {Place(each.topic, each.partition) for each in partitions}
 
 
-def native(place: Any, offset: int = OFFSET_INVALID, metadata: str = "") -> TopicPartition:
+def native(
+    place: Any, offset: int = OFFSET_INVALID, metadata: str = ""
+) -> TopicPartition:
     """Return the client's ``TopicPartition`` of a place."""
     return TopicPartition(place.topic, place.partition, offset, metadata)
 
 
 FETCH_TIMEOUT: Final = 5.0
 """Most seconds of one question."""
-_RESETS: Final = {"smallest": "earliest", "earliest": "earliest", "beginning": "earliest", "error": "none"}
+_RESETS: Final = {
+    "smallest": "earliest",
+    "earliest": "earliest",
+    "beginning": "earliest",
+    "error": "none",
+}
 
 
 def reset_of(config: Mapping[str, Any]) -> str:
@@ -94,7 +107,11 @@ class Offsets(OffsetCalls):
 
     def committed(self, places: Collection[Any], /) -> Any:
         """Return the group's commits by partition."""
-        commits = _checked(self._client.committed([native(place) for place in places], timeout=FETCH_TIMEOUT))
+        commits = _checked(
+            self._client.committed(
+                [native(place) for place in places], timeout=FETCH_TIMEOUT
+            )
+        )
         return {
             Place(each.topic, each.partition): Committed(each.offset, each.metadata or "")
             for each in commits

@@ -26,7 +26,12 @@ from mqauth.brokers.confluent.client import (
     name_of,
 )
 from mqauth.brokers.confluent.confirmed import Report
-from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer, TopicReplies, later
+from mqauth.brokers.log.producer import (
+    DEFAULT_IN_FLIGHT,
+    LogProducer,
+    TopicReplies,
+    later,
+)
 from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
 from mqauth.brokers.log.sealing import SMALL, ClientBuffer, RecordSealing, sealed_headers
 from mqauth.errors import MalformedMessage, Unavailable, refusing, require
@@ -114,7 +119,9 @@ class Producer(LogProducer):
         self._fatal: KafkaError | None = None
         if batch > 1:
             # librdkafka waits for 5 ms by default.
-            wait_ms = float(config.get("linger.ms", config.get("queue.buffering.max.ms", 5)))
+            wait_ms = float(
+                config.get("linger.ms", config.get("queue.buffering.max.ms", 5))
+            )
             self._sealing = Sealing(
                 client,
                 signer,
@@ -157,7 +164,9 @@ class Producer(LogProducer):
             KafkaException: the client refuses the record, for its size for example.
         """
         if self._inside.full:
-            raise BufferError("no free place: this delivery report is being served to make one")
+            raise BufferError(
+                "no free place: this delivery report is being served to make one"
+            )
         message = self._message(topic, value, key, headers)
         for name, _ in message.headers:
             if not _SENDABLE[name]:
@@ -168,7 +177,11 @@ class Producer(LogProducer):
         until = 0.0
         while len(self.client) >= self._most:
             until = self._make_room(until)
-        record: dict[str, Any] = {"key": message.key, "partition": partition, "timestamp": timestamp}
+        record: dict[str, Any] = {
+            "key": message.key,
+            "partition": partition,
+            "timestamp": timestamp,
+        }
         record["on_delivery"] = on_delivery or callback
         if self._sealing is not None:
             self._refuse_unbegun()
@@ -197,7 +210,11 @@ class Producer(LogProducer):
         left = self._seal_all(None if timeout < 0 else timeout)
         with self.serving():
             # A client that is closed refuses a flush, and has nothing left.
-            return int(self.client.flush(-1 if left is None else left)) if len(self.client) else 0
+            return (
+                int(self.client.flush(-1 if left is None else left))
+                if len(self.client)
+                else 0
+            )
 
     def close(self, timeout: float = -1) -> None:
         """Take no more records, and close the client after a flush, at most so many seconds."""
@@ -279,7 +296,13 @@ class Sealing(RecordSealing):
     """
 
     def __init__(
-        self, client: Any, signer: Signer, give: Callable[..., None], *, batch: int, buffer: ClientBuffer
+        self,
+        client: Any,
+        signer: Signer,
+        give: Callable[..., None],
+        *,
+        batch: int,
+        buffer: ClientBuffer,
     ) -> None:
         self._client = client
         self._give = give
@@ -291,13 +314,18 @@ class Sealing(RecordSealing):
         Raises:
             ConfigurationError: closed.
         """
-        require(self.enqueue(prepared, (topic, rest, copy_context())), "the producer is closed")
+        require(
+            self.enqueue(prepared, (topic, rest, copy_context())),
+            "the producer is closed",
+        )
 
     def idle(self) -> bool:
         """Return whether nothing is in flight."""
         return not len(self._client)
 
-    def send(self, prepared: Prepared, record: Record, token: str, /) -> BaseException | None:
+    def send(
+        self, prepared: Prepared, record: Record, token: str, /
+    ) -> BaseException | None:
         """Give a record to the client; return its error, or ``None``."""
         topic, rest, context = record
         rest["headers"] = sealed_headers(prepared, token)
@@ -307,7 +335,9 @@ class Sealing(RecordSealing):
             return self.failed(error)  # type: ignore[no-any-return]
         return None
 
-    def handed(self, records: Sequence[Record], outcomes: Sequence[Any], /) -> Iterable[Callable[[], object]]:
+    def handed(
+        self, records: Sequence[Record], outcomes: Sequence[Any], /
+    ) -> Iterable[Callable[[], object]]:
         """Return calls to the delivery reports of the records of a batch that were not sent."""
         return [
             partial(report_unsent, record, error)
@@ -319,20 +349,36 @@ class Sealing(RecordSealing):
 def report_unsent(record: Record, error: BaseException) -> None:
     """Call the delivery report of a record that was not sent."""
     topic, rest, context = record
-    emit("producer.unsent", "a record to %s was not sent: %s", topic, type(error).__name__)
+    emit(
+        "producer.unsent", "a record to %s was not sent: %s", topic, type(error).__name__
+    )
     if rest["on_delivery"] is not None:
         if isinstance(error, KafkaException):
             reported = error_of(error)
         else:
-            code = KafkaError._QUEUE_FULL if isinstance(error, BufferError) else KafkaError._FAIL
+            code = (
+                KafkaError._QUEUE_FULL
+                if isinstance(error, BufferError)
+                else KafkaError._FAIL
+            )
             reported = KafkaError(code, f"{type(error).__name__}: {error}")
-        context.run(rest["on_delivery"], reported, confluent_kafka.Message(topic=topic, error=reported))
+        context.run(
+            rest["on_delivery"],
+            reported,
+            confluent_kafka.Message(topic=topic, error=reported),
+        )
 
 
 _NO_TOPIC: Final = frozenset(
-    (KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART)
+    (
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+    )
 )
-_LATER: Final = (COMES_AGAIN | {KafkaError._MSG_TIMED_OUT, KafkaError._QUEUE_FULL}) - _NO_TOPIC
+_LATER: Final = (
+    COMES_AGAIN | {KafkaError._MSG_TIMED_OUT, KafkaError._QUEUE_FULL}
+) - _NO_TOPIC
 
 
 class Replies(TopicReplies):
@@ -340,7 +386,9 @@ class Replies(TopicReplies):
 
     _producer: Producer
 
-    def send(self, _verified: Verified, topic: str, body: bytes, headers: NativeHeaders) -> Answer:
+    def send(
+        self, _verified: Verified, topic: str, body: bytes, headers: NativeHeaders
+    ) -> Answer:
         """Send an answer.
 
         Raises:
@@ -348,8 +396,14 @@ class Replies(TopicReplies):
             KafkaException: the client refuses the answer.
         """
         answer = Answer(self._producer)
-        with refusing((BufferError, ProducerFatalError, Unavailable), lambda error: type(error).__name__, later):
-            self._producer.produce(topic, value=body, headers=headers, on_delivery=answer.tell)
+        with refusing(
+            (BufferError, ProducerFatalError, Unavailable),
+            lambda error: type(error).__name__,
+            later,
+        ):
+            self._producer.produce(
+                topic, value=body, headers=headers, on_delivery=answer.tell
+            )
         return answer
 
     def check(self) -> None:

@@ -13,9 +13,18 @@ from mqauth.errors import needs_extra
 with needs_extra("kafka"):
     from mqauth.brokers.kafka.client import Logs, from_native, judge
 from mqauth.brokers.judge import Judgement
-from mqauth.brokers.kafka.confirmed import AuditTopic, DeadLetters, TransactionalDeadLetters
+from mqauth.brokers.kafka.confirmed import (
+    AuditTopic,
+    DeadLetters,
+    TransactionalDeadLetters,
+)
 from mqauth.brokers.kafka.consumer import Consumer
-from mqauth.brokers.log.records import Log, OffsetsRefusedError, PoisonRecordError, ProducerFatalError
+from mqauth.brokers.log.records import (
+    Log,
+    OffsetsRefusedError,
+    PoisonRecordError,
+    ProducerFatalError,
+)
 from mqauth.clock import Backoff
 from mqauth.delivery.health import LogHealth as Health
 from mqauth.delivery.health import Stall

@@ -23,11 +23,17 @@ from mqauth.wire.message import Message
 
 _TELLING: Final = {"KafkaConsumer": "group_id", "KafkaProducer": "max_block_ms"}
 """A setting that only clients of this kind have."""
-_OTHERS: Final = {"aiokafka": "aiokafka", "confluent_kafka": "confluent_kafka", "cimpl": "confluent_kafka"}
+_OTHERS: Final = {
+    "aiokafka": "aiokafka",
+    "confluent_kafka": "confluent_kafka",
+    "cimpl": "confluent_kafka",
+}
 """Other Kafka clients, by the package that their classes claim to be of."""
 
 
-def settings_of(client: Any, kind: Literal["KafkaConsumer", "KafkaProducer"]) -> dict[str, Any]:
+def settings_of(
+    client: Any, kind: Literal["KafkaConsumer", "KafkaProducer"]
+) -> dict[str, Any]:
     """Return the settings of a kafka-python client.
 
     Args:
@@ -53,7 +59,10 @@ def producer_settings(client: Any) -> dict[str, Any]:
     """
     settings = settings_of(client, "KafkaProducer")
     for name in ("key_serializer", "value_serializer"):
-        require(settings.get(name) is None, f"leave {name} out of the KafkaProducer: it would run after signing")
+        require(
+            settings.get(name) is None,
+            f"leave {name} out of the KafkaProducer: it would run after signing",
+        )
     return settings
 
 
@@ -70,7 +79,10 @@ def check_client(client: Any) -> None:
         "set enable_auto_commit=False: offsets are committed when records are settled",
     )
     for name in ("key_deserializer", "value_deserializer"):
-        require(config[name] is None, f"leave {name} out: raw bytes are verified; decode= runs afterwards")
+        require(
+            config[name] is None,
+            f"leave {name} out: raw bytes are verified; decode= runs afterwards",
+        )
     require(config["group_id"], "set group_id: without it nothing can be committed")
 
 
@@ -142,7 +154,9 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
     kind: Any = type(record)
     # Fields of another client's record may mean something else.
     if kind.__module__.partition(".")[0] in _OTHERS:
-        raise ConfigurationError(f"a ConsumerRecord of kafka-python is needed, not {_name(kind)}")
+        raise ConfigurationError(
+            f"a ConsumerRecord of kafka-python is needed, not {_name(kind)}"
+        )
     return record_message(record, scope, log)
 
 

@@ -15,7 +15,12 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFencedErr
 
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.kafka.client import has_topic, producer_settings
-from mqauth.brokers.log.confirmed import MAX_BLOCK, ConfirmingClient, TopicAudit, TopicLetters
+from mqauth.brokers.log.confirmed import (
+    MAX_BLOCK,
+    ConfirmingClient,
+    TopicAudit,
+    TopicLetters,
+)
 from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.delivery.start import Committed
 from mqauth.errors import require
@@ -34,7 +39,9 @@ def confirming(client: Any, timeout: float) -> ConfirmingClient:
         not config["enable_idempotence"] and config["acks"] in (-1, "all"),
         'confirms need a KafkaProducer of their own with acks="all" and enable_idempotence=False',
     )
-    config["max_block_ms"] = min(config["max_block_ms"], int(min(timeout, MAX_BLOCK) * 1000))
+    config["max_block_ms"] = min(
+        config["max_block_ms"], int(min(timeout, MAX_BLOCK) * 1000)
+    )
     # In a list: kafka-python's future could be awaited, and a synchronous flow refuses what could.
     return ConfirmingClient(
         send=lambda topic, **record: [client.send(topic, **record)],
@@ -63,9 +70,16 @@ class DeadLetters(TopicLetters):
     """
 
     def __init__(
-        self, client: KafkaProducer, topic: str, timeout: float = 30, *, oversize_letters: Oversize = "reference"
+        self,
+        client: KafkaProducer,
+        topic: str,
+        timeout: float = 30,
+        *,
+        oversize_letters: Oversize = "reference",
     ) -> None:
-        super().__init__(client, confirming(client, timeout), topic, timeout, oversize_letters)
+        super().__init__(
+            client, confirming(client, timeout), topic, timeout, oversize_letters
+        )
 
 
 class AuditTopic(TopicAudit):
@@ -109,7 +123,9 @@ class TransactionalDeadLetters(TransactionalLetters):
 
     too_large = MessageSizeTooLargeError
 
-    def __init__(self, make_client: Callable[[], KafkaProducer], topic: str, timeout: float = 30) -> None:
+    def __init__(
+        self, make_client: Callable[[], KafkaProducer], topic: str, timeout: float = 30
+    ) -> None:
         super().__init__(make_client, topic, timeout)
         self.longest = self.client.config["transaction_timeout_ms"] / 1000
 
@@ -121,9 +137,12 @@ class TransactionalDeadLetters(TransactionalLetters):
         """
         config = producer_settings(client)
         require(
-            config["transactional_id"], "transactional dead letters need a KafkaProducer(transactional_id=...)"
+            config["transactional_id"],
+            "transactional dead letters need a KafkaProducer(transactional_id=...)",
         )
-        config["max_block_ms"] = min(config["max_block_ms"], int(min(self.timeout, MAX_BLOCK) * 1000))
+        config["max_block_ms"] = min(
+            config["max_block_ms"], int(min(self.timeout, MAX_BLOCK) * 1000)
+        )
         return client
 
     def exists(self) -> bool | None:
@@ -132,7 +151,9 @@ class TransactionalDeadLetters(TransactionalLetters):
 
     def send_offsets(self, offsets: Mapping[Any, Committed], group: Any) -> None:
         """Add offsets to the transaction, by partition."""
-        natives = {place: OffsetAndMetadata(*commit, -1) for place, commit in offsets.items()}
+        natives = {
+            place: OffsetAndMetadata(*commit, -1) for place, commit in offsets.items()
+        }
         self.client.send_offsets_to_transaction(natives, group)
 
     def fenced(self, _error: BaseException) -> bool:

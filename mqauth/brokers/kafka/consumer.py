@@ -13,8 +13,18 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
-from kafka.errors import CommitFailedError, KafkaError, RebalanceInProgressError, RetriableError
+from kafka import (
+    ConsumerRebalanceListener,
+    KafkaConsumer,
+    OffsetAndMetadata,
+    TopicPartition,
+)
+from kafka.errors import (
+    CommitFailedError,
+    KafkaError,
+    RebalanceInProgressError,
+    RetriableError,
+)
 
 from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.kafka import client as kafka_client
@@ -75,7 +85,10 @@ class Consumer(LogConsumer):
         **options: Unpack[LogOptions[V]],
     ) -> None:
         kafka_client.check_client(client)
-        require(on_poison in ("stop", "skip"), f'on_poison must be "stop" or "skip", not {on_poison!r}')
+        require(
+            on_poison in ("stop", "skip"),
+            f'on_poison must be "stop" or "skip", not {on_poison!r}',
+        )
         answer = responder_of(replies)
         super().__init__(
             guard,
@@ -88,7 +101,16 @@ class Consumer(LogConsumer):
         )
         if isinstance(dead_letters, TransactionalDeadLetters):
             kafka_client.check_isolation(client)
-        self.attach(Poller(client, self._assignment, self._work, guard, skip=on_poison == "skip", replies=answer))
+        self.attach(
+            Poller(
+                client,
+                self._assignment,
+                self._work,
+                guard,
+                skip=on_poison == "skip",
+                replies=answer,
+            )
+        )
         listen(client, self._assignment)
 
 
@@ -110,14 +132,28 @@ class Poller(LogPoller):
     failed = KafkaError
 
     def __init__(
-        self, client: Any, assignment: Assignment, work: LogWork, guard: Pipeline, *, skip: bool, **settings: Any
+        self,
+        client: Any,
+        assignment: Assignment,
+        work: LogWork,
+        guard: Pipeline,
+        *,
+        skip: bool,
+        **settings: Any,
     ) -> None:
         super().__init__(client, assignment, **settings)
         self._logs = kafka_client.Logs(client)
         self.scope = str(client.config["group_id"])
         self.reset = str(client.config["auto_offset_reset"])
         kafka_repair.reset_to_earliest(client, self.outside.add)
-        self._poison = partial(step_over, work=work, guard=guard, scope=self.scope, skip=skip, lacking=lacking)
+        self._poison = partial(
+            step_over,
+            work=work,
+            guard=guard,
+            scope=self.scope,
+            skip=skip,
+            lacking=lacking,
+        )
         self._kept: BaseException | None = None
 
     def fetch(self, seconds: float, joins: bool) -> dict[Any, list[Message]]:
@@ -132,9 +168,15 @@ class Poller(LogPoller):
         try:
             with nullcontext() if joins else kafka_repair.not_joining(self._client):
                 kafka_repair.before_poll(self._client)
-                records: dict[Any, list[Any]] = self._client.poll(timeout_ms=int(seconds * 1000))
+                records: dict[Any, list[Any]] = self._client.poll(
+                    timeout_ms=int(seconds * 1000)
+                )
         except COMES_AGAIN as error:
-            emit("client.poll_failed", "poll failed with %s and is tried again", type(error).__name__)
+            emit(
+                "client.poll_failed",
+                "poll failed with %s and is tried again",
+                type(error).__name__,
+            )
             return {}
         except Exception as error:
             self._step_over(error)
@@ -159,7 +201,9 @@ class Poller(LogPoller):
 
     def send_commit(self, offsets: Mapping[Any, Committed], /) -> str | None:
         """Commit offsets by partition; return the name of an error that passes."""
-        natives = {place: OffsetAndMetadata(*commit, -1) for place, commit in offsets.items()}
+        natives = {
+            place: OffsetAndMetadata(*commit, -1) for place, commit in offsets.items()
+        }
         try:
             self._client.commit(natives, timeout_ms=COMMIT_TIMEOUT_MS)
         except COMES_AGAIN as error:
@@ -169,11 +213,17 @@ class Poller(LogPoller):
     def committed(self, places: Collection[Any], /) -> dict[Any, Committed]:
         """Return the group's commits by partition."""
         commits = kafka_repair.committed(self._client, list(places), COMMIT_TIMEOUT_MS)
-        return {place: Committed(commit.offset, commit.metadata) for place, commit in commits.items()}
+        return {
+            place: Committed(commit.offset, commit.metadata)
+            for place, commit in commits.items()
+        }
 
     def places(self, topic: str, /) -> set[Any]:
         """Return all partitions of a topic that the client knows of."""
-        return {TopicPartition(topic, number) for number in self._client.partitions_for_topic(topic)}
+        return {
+            TopicPartition(topic, number)
+            for number in self._client.partitions_for_topic(topic)
+        }
 
     def position(self, place: Any, /) -> int | None:
         """Return the offset that is read next, ``None`` where there is none yet."""
@@ -222,14 +272,22 @@ class Listener(ConsumerRebalanceListener):
 
     def on_partitions_revoked(self, revoked: Any) -> None:
         """Drop what was taken away; suspend what may come back."""
-        held, generation = kafka_repair.held(self._client), kafka_repair.generation(self._client)
+        held, generation = (
+            kafka_repair.held(self._client),
+            kafka_repair.generation(self._client),
+        )
         self._assignment.revoked(revoked, held, generation)
         kafka_repair.tell(self.theirs, "on_partitions_revoked", revoked)
 
     def on_partitions_assigned(self, assigned: Any) -> None:
         """Go on with what came back; drop what did not, or what another member may have had in between."""
-        held, generation = kafka_repair.held(self._client), kafka_repair.generation(self._client)
-        kafka_repair.forget_positions(self._client, self._assignment.assigned(held, generation))
+        held, generation = (
+            kafka_repair.held(self._client),
+            kafka_repair.generation(self._client),
+        )
+        kafka_repair.forget_positions(
+            self._client, self._assignment.assigned(held, generation)
+        )
         kafka_repair.tell(self.theirs, "on_partitions_assigned", assigned)
 
     def on_partitions_lost(self, lost: Any) -> None:
@@ -254,7 +312,9 @@ def listen(client: Any, assignment: Assignment) -> None:
         theirs is None or isinstance(theirs, ConsumerRebalanceListener),
         "an asynchronous rebalance listener cannot be kept: give a synchronous one",
     )
-    listener = Listener(client, assignment, theirs.theirs if isinstance(theirs, Listener) else theirs)
+    listener = Listener(
+        client, assignment, theirs.theirs if isinstance(theirs, Listener) else theirs
+    )
     # subscribe() would log that nothing changed.
     if hasattr(state, "rebalance_listener"):
         state.rebalance_listener = listener

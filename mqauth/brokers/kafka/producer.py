@@ -15,7 +15,12 @@ from kafka.producer.future import FutureRecordMetadata
 
 from mqauth.brokers.kafka.client import is_no_topic, producer_settings
 from mqauth.brokers.kafka.sealing import InFlightLimit, Sealing
-from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer, TopicReplies, later
+from mqauth.brokers.log.producer import (
+    DEFAULT_IN_FLIGHT,
+    LogProducer,
+    TopicReplies,
+    later,
+)
 from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
 from mqauth.brokers.log.sealing import ClientBuffer
 from mqauth.errors import Unavailable
@@ -71,7 +76,9 @@ class Producer(LogProducer):
         if batch > 1:
             buffer = ClientBuffer(config["linger_ms"] / 1000, linger)
             # A batch of more records than may be in flight would never be full.
-            self._sealing = Sealing(client, signer, self._room, batch=min(batch, max_in_flight), buffer=buffer)
+            self._sealing = Sealing(
+                client, signer, self._room, batch=min(batch, max_in_flight), buffer=buffer
+            )
 
     def send(  # noqa: PLR0917 - the client's own signature
         self,
@@ -184,7 +191,9 @@ class Replies(TopicReplies):
         # By issuer, subject, token id and index of a request: the same for each attempt at it.
         self._refused: dict[tuple[str, str, str, int | None], KafkaError] = {}
 
-    def send(self, verified: Verified, topic: str, body: bytes, headers: NativeHeaders) -> Answer:
+    def send(
+        self, verified: Verified, topic: str, body: bytes, headers: NativeHeaders
+    ) -> Answer:
         """Send an answer.
 
         Raises:
@@ -206,7 +215,9 @@ class Replies(TopicReplies):
         except _OUT_OF_REACH as error:
             if request in self._refused:
                 raise self._refused[request] from error
-            if isinstance(error, RetriableError) and is_no_topic(self._producer.client, topic, began):
+            if isinstance(error, RetriableError) and is_no_topic(
+                self._producer.client, topic, began
+            ):
                 raise
             raise later(type(error).__name__) from error
 

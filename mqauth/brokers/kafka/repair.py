@@ -40,14 +40,19 @@ def before_poll(client: Any) -> None:
 
     # A response that has just arrived is delivered at once. kafka-python 3.0 misses one that arrives between its
     # two looks, and sleeps for ``retry_backoff_ms`` with records at hand.
-    fetch, attributes = getattr(fetcher, "fetch_records", None), getattr(fetcher, "__dict__", {})
+    fetch, attributes = (
+        getattr(fetcher, "fetch_records", None),
+        getattr(fetcher, "__dict__", {}),
+    )
     if fetch is None or _WOKEN in attributes:
         return
 
     def fetch_records(*args: Any, **kwargs: Any) -> Any:
         fetched = fetch(*args, **kwargs)
         landed = (
-            isinstance(fetched, tuple) and fetched[1:] == (True,) and getattr(fetcher, "_completed_fetches", None)
+            isinstance(fetched, tuple)
+            and fetched[1:] == (True,)
+            and getattr(fetcher, "_completed_fetches", None)
         )
         return (fetched[0], False) if landed else fetched
 
@@ -64,13 +69,19 @@ def held(client: Any) -> set[Any]:
     try:
         return set(client.assignment())
     except Exception as error:
-        emit("client.assignment_unknown", "the client's assignment cannot be read: %s", type(error).__name__)
+        emit(
+            "client.assignment_unknown",
+            "the client's assignment cannot be read: %s",
+            type(error).__name__,
+        )
         return set()
 
 
 def generation(client: Any) -> int | None:
     """Return the number of the group's last rebalance; ``None`` where the client cannot tell."""
-    membership: Any = getattr(getattr(client, "_coordinator", None), "group_metadata", None)
+    membership: Any = getattr(
+        getattr(client, "_coordinator", None), "group_metadata", None
+    )
     return None if membership is None else int(membership().generation_id)
 
 
@@ -131,13 +142,19 @@ def tell(listener: Any, method: str, partitions: Any) -> None:
         if listener is not None:
             getattr(listener, method)(partitions)
     except Exception as error:
-        emit("client.listener_failed", "the client's own rebalance listener failed: %s", type(error).__name__)
+        emit(
+            "client.listener_failed",
+            "the client's own rebalance listener failed: %s",
+            type(error).__name__,
+        )
 
 
 def rejoins(client: Any) -> bool:
     """Return whether the next ``poll()`` takes part in a rebalance; kafka-python has no public name for that."""
     coordinator: Any = getattr(client, "_coordinator", None)
-    return coordinator is not None and bool(coordinator.rejoining or coordinator.need_rejoin())
+    return coordinator is not None and bool(
+        coordinator.rejoining or coordinator.need_rejoin()
+    )
 
 
 @contextmanager
@@ -164,7 +181,9 @@ def hand_back(client: Any) -> None:
         theirs = attributes.pop(_WOKEN)
         del attributes["fetch_records"]
         attributes.update({} if theirs is None else {"fetch_records": theirs})
-    getattr(getattr(client, "_subscription", None), "__dict__", {}).pop("request_offset_reset", None)
+    getattr(getattr(client, "_subscription", None), "__dict__", {}).pop(
+        "request_offset_reset", None
+    )
 
 
 def postponed(client: Any) -> BaseException | None:

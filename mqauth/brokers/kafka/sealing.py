@@ -124,7 +124,9 @@ class RecordFuture(_FUTURE):  # type: ignore[misc]
             f"Timeout after waiting for {timeout} secs.",
             KafkaTimeoutError,
         )
-        return self.sent.get(None if until is None else max(0.0, until - time.monotonic()))
+        return self.sent.get(
+            None if until is None else max(0.0, until - time.monotonic())
+        )
 
     def add_callback(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Self:
         """Have a function called with the record's metadata, after ``args``."""
@@ -183,7 +185,13 @@ class Sealing(RecordSealing):
     """
 
     def __init__(
-        self, client: Any, signer: Signer, room: InFlightLimit, *, batch: int, buffer: ClientBuffer
+        self,
+        client: Any,
+        signer: Signer,
+        room: InFlightLimit,
+        *,
+        batch: int,
+        buffer: ClientBuffer,
     ) -> None:
         self._client = client
         self._room = room
@@ -191,7 +199,12 @@ class Sealing(RecordSealing):
         self._handed = threading.Condition(threading.Lock())
         self._kept: dict[RecordFuture, list[Callable[[Any], Any]]] = {}
         self._chosen: dict[str, int | None] = {}
-        super().__init__(signer, batch=batch, buffer=buffer, patience=client.config["max_block_ms"] / 1000)
+        super().__init__(
+            signer,
+            batch=batch,
+            buffer=buffer,
+            patience=client.config["max_block_ms"] / 1000,
+        )
 
     def meet(self, topic: str) -> None:
         """Wait for the metadata of a topic that is new; in a batch other topics would wait for them too.
@@ -203,14 +216,22 @@ class Sealing(RecordSealing):
             self._client.partitions_for(topic)
             self.topics.add(topic)
 
-    def add(self, prepared: Prepared, topic: str, partition: int | None, timestamp_ms: int | None) -> RecordFuture:
+    def add(
+        self,
+        prepared: Prepared,
+        topic: str,
+        partition: int | None,
+        timestamp_ms: int | None,
+    ) -> RecordFuture:
         """Have a record sealed and sent; it has its place in ``room``, and gives it back whatever becomes of it.
 
         Raises:
             kafka.errors.IllegalStateError: the producer was closed.
         """
         future = RecordFuture(self)
-        if not self.enqueue(prepared, (topic, partition, timestamp_ms, copy_context(), future)):
+        if not self.enqueue(
+            prepared, (topic, partition, timestamp_ms, copy_context(), future)
+        ):
             self._room.leave()
             raise IllegalStateError("Producer already closed!")
         return future
@@ -234,7 +255,9 @@ class Sealing(RecordSealing):
             kafka.errors.KafkaTimeoutError: the other thread is still sending.
         """
         return require(
-            super().flush(timeout), f"records are still being sent after {timeout} s", KafkaTimeoutError
+            super().flush(timeout),
+            f"records are still being sent after {timeout} s",
+            KafkaTimeoutError,
         )
 
     def idle(self) -> bool:
@@ -258,7 +281,9 @@ class Sealing(RecordSealing):
             ):
                 if (head := token.partition("~")[0]) not in self._chosen:
                     # None where the metadata are gone by now: the client's send waits for them.
-                    self._chosen = {head: self._client._partition(topic, None, None, None, None, None)}
+                    self._chosen = {
+                        head: self._client._partition(topic, None, None, None, None, None)
+                    }
                 partition = self._chosen[head]
             return context.run(
                 self._client.send,
@@ -278,7 +303,9 @@ class Sealing(RecordSealing):
         """Return the future of a record that was not sent."""
         return FailedFuture(super().failed(error))
 
-    def handed(self, records: Sequence[Record], outcomes: Sequence[Any], /) -> Iterable[Callable[[], object]]:
+    def handed(
+        self, records: Sequence[Record], outcomes: Sequence[Any], /
+    ) -> Iterable[Callable[[], object]]:
         """Give each future the client's, and its place back once that is done; return the calls that were kept."""
         told: list[Callable[[], object]] = []
         with self._handed:

@@ -70,8 +70,13 @@ class TopicSink:
 
     cause: Cause
 
-    def __init__(self, native: Any, calls: ConfirmingClient, topic: str, timeout: float) -> None:
-        require(timeout > 0 and topic, "a topic must be named, and timeout must be above 0 seconds")
+    def __init__(
+        self, native: Any, calls: ConfirmingClient, topic: str, timeout: float
+    ) -> None:
+        require(
+            timeout > 0 and topic,
+            "a topic must be named, and timeout must be above 0 seconds",
+        )
         self.client = native
         self.name = topic
         self.exists = partial(calls.has, topic)
@@ -80,7 +85,8 @@ class TopicSink:
         # Records that were sent and not yet confirmed, by their id, with their size. A sender of bad messages
         # chooses that, so it is bounded; those that are forgotten may be sent twice, under the same id.
         self._unconfirmed = memo.Recent[str, tuple[Any, int]](
-            MAX_UNCONFIRMED_BYTES, lambda _, kept: max(kept[1], MAX_UNCONFIRMED_BYTES // MAX_UNCONFIRMED)
+            MAX_UNCONFIRMED_BYTES,
+            lambda _, kept: max(kept[1], MAX_UNCONFIRMED_BYTES // MAX_UNCONFIRMED),
         )
         self._lock = threading.Lock()
 
@@ -129,7 +135,12 @@ class TopicLetters(TopicSink):
     cause = Cause.DEAD_LETTER_UNAVAILABLE
 
     def __init__(
-        self, native: Any, calls: ConfirmingClient, topic: str, timeout: float, oversize: Oversize
+        self,
+        native: Any,
+        calls: ConfirmingClient,
+        topic: str,
+        timeout: float,
+        oversize: Oversize,
     ) -> None:
         check_oversize(oversize)
         super().__init__(native, calls, topic, timeout)
@@ -149,9 +160,17 @@ class TopicLetters(TopicSink):
 
         def send(form: Message) -> Flow[None]:
             headers = dead_letter_headers(form.headers)
-            return self.sending(letter.id, passing=calls.too_large, value=form.body, key=form.key, headers=headers)
+            return self.sending(
+                letter.id,
+                passing=calls.too_large,
+                value=form.body,
+                key=form.key,
+                headers=headers,
+            )
 
-        return first_taken(letter, send, calls.carries, can_exist, calls.too_large, self._oversize)
+        return first_taken(
+            letter, send, calls.carries, can_exist, calls.too_large, self._oversize
+        )
 
 
 class TopicAudit(TopicSink):

@@ -75,7 +75,9 @@ class WorkerThreads:
         self._stopped = False
         self.first = FirstError()
         self._threads = [
-            threading.Thread(target=self._serve, name=f"mqauth-kafka-{number}", daemon=True)
+            threading.Thread(
+                target=self._serve, name=f"mqauth-kafka-{number}", daemon=True
+            )
             for number in range(threads)
         ]
 
@@ -198,13 +200,28 @@ class LogConsumer(BackgroundRun, LogEngine):
     """
 
     def __init__(
-        self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *, workers: int = 1, **settings: Any
+        self,
+        guard: Pipeline,
+        handler: Handler,
+        dead_letters: DeadLetterSink,
+        *,
+        workers: int = 1,
+        **settings: Any,
     ) -> None:
-        others = {f"unverified {kind}": each for kind, each in listed(settings.get("unverified")).items()}
+        others = {
+            f"unverified {kind}": each
+            for kind, each in listed(settings.get("unverified")).items()
+        }
         check_plugins(
-            guard, handler=handler, dead_letters=dead_letters.publish, decode=settings.get("decode"), **others
+            guard,
+            handler=handler,
+            dead_letters=dead_letters.publish,
+            decode=settings.get("decode"),
+            **others,
         )
-        super().__init__(guard, handler, dead_letters, workers=workers, on_loop=False, **settings)
+        super().__init__(
+            guard, handler, dead_letters, workers=workers, on_loop=False, **settings
+        )
         # It takes up to two looks until somebody polls, and a lease is renewed after a third of it.
         watch = min(WATCH, guard.lease / 6)
         self._workers = WorkerThreads(
@@ -244,9 +261,13 @@ class LogConsumer(BackgroundRun, LogEngine):
         unsubscribe = self._guard.on_change(self._assignment.keys_changed)
         with stopping_on_signals(self.stop, enabled=signals):
             self._running = True
-            self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name, self._guard.rollout)
+            self._guard.journal.started(
+                "topics", self.calls.scope, self._dead_letters.name, self._guard.rollout
+            )
             with self._workers.first:
-                self._workers.aside(lambda: run(look(self._dead_letters, self._guard.audit)))
+                self._workers.aside(
+                    lambda: run(look(self._dead_letters, self._guard.audit))
+                )
                 self._workers.run()
             unsubscribe()
             with self._workers.first:
@@ -275,7 +296,10 @@ class LogConsumer(BackgroundRun, LogEngine):
             if due:
                 self.settle()
             # One that becomes due during the poll waits for handlers, and for the commit of what they have done.
-            self.calls.poll(joins=due or not (self._assignment.running or self._assignment.settled_offsets()))
+            self.calls.poll(
+                joins=due
+                or not (self._assignment.running or self._assignment.settled_offsets())
+            )
         finally:
             self._assignment.hold_back(False)
 
@@ -297,9 +321,15 @@ class LogConsumer(BackgroundRun, LogEngine):
 
         self.stop()
         if not self._workers.wait_until_idle(self._guard.clock, self._grace):
-            emit("consumer.grace_over", "handlers took longer than the grace time; their records come again")
+            emit(
+                "consumer.grace_over",
+                "handlers took longer than the grace time; their records come again",
+            )
         if not self._workers.aside(leave, LEAVE):
-            emit("client.no_answer", "the broker does not answer a consumer that stops: it is left as it is")
+            emit(
+                "client.no_answer",
+                "the broker does not answer a consumer that stops: it is left as it is",
+            )
             self.calls.abandon()
         self._workers.client.shutdown()
         self._guard.journal.stopped(self.calls.scope, self._assignment.counts)

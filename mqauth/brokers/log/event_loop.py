@@ -63,7 +63,13 @@ class AsyncLogConsumer(LogEngine):
     ) -> None:
         old = {kind: breathing(each) for kind, each in listed(unverified).items()} or None
         super().__init__(
-            guard, breathing(handler), dead_letters, workers=workers, unverified=old, on_loop=True, **settings
+            guard,
+            breathing(handler),
+            dead_letters,
+            workers=workers,
+            unverified=old,
+            on_loop=True,
+            **settings,
         )
         self._workers = workers
         self._visits = DeliveryTasks()
@@ -115,7 +121,9 @@ class AsyncLogConsumer(LogEngine):
 
         self._unsubscribe = self._guard.on_change(keys_changed)
         self._running = True
-        self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name, self._guard.rollout)
+        self._guard.journal.started(
+            "topics", self.calls.scope, self._dead_letters.name, self._guard.rollout
+        )
         self._polling = asyncio.create_task(self._poll_until_stopped())
         self._check()
         return self
@@ -158,7 +166,10 @@ class AsyncLogConsumer(LogEngine):
                 await arun(self._guard.tick())
                 await arun(self.calls.polling())
                 # Partitions are worked on until something has to be awaited, and then in tasks of their own.
-                while assignment.running < self._workers and (partition := assignment.choose()) is not None:
+                while (
+                    assignment.running < self._workers
+                    and (partition := assignment.choose()) is not None
+                ):
                     visiting = self._work.visiting(partition)
                     # Begun before it is scheduled: a task that is cancelled before its first step would not end
                     # its visit. One context for both parts, and none of it in the poll task's.
@@ -192,7 +203,10 @@ class AsyncLogConsumer(LogEngine):
             await resume(begun)
         except asyncio.CancelledError:
             if not self._cancelled():
-                emit("consumer.grace_over", "a handler took longer than the grace time; its record comes again")
+                emit(
+                    "consumer.grace_over",
+                    "a handler took longer than the grace time; its record comes again",
+                )
             raise
         except BaseException as error:
             self.fail(error)

@@ -22,7 +22,13 @@ from mqauth.audit.record import AuditRecord, broker_fields, token_fields
 from mqauth.brokers.log.records import NO_LOG, Log, OffsetsRefusedError, PoisonRecordError
 from mqauth.clock import SYSTEM_RANDOMNESS, uuid7
 from mqauth.delivery.log_work import LogWork
-from mqauth.delivery.start import Committed, Start, TopicStart, partitions_at_first, topic_start
+from mqauth.delivery.start import (
+    Committed,
+    Start,
+    TopicStart,
+    partitions_at_first,
+    topic_start,
+)
 from mqauth.errors import ConfigurationError, Errors, Reason, require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Pipeline
@@ -73,7 +79,10 @@ class OffsetCalls(Protocol):
 
 
 def beginning(
-    calls: OffsetCalls, places: Set[Any], early: MutableMapping[Any, int], unchanged: Callable[[], bool]
+    calls: OffsetCalls,
+    places: Set[Any],
+    early: MutableMapping[Any, int],
+    unchanged: Callable[[], bool],
 ) -> Flow[dict[Any, Start]]:
     """Commit where partitions begin, and return it; those are missing that have to be tried again.
 
@@ -89,7 +98,9 @@ def beginning(
     """
     starts: dict[Any, Start] = {}
     try:
-        own: Mapping[Any, Committed] = yield from call(calls.here, calls.committed, places)
+        own: Mapping[Any, Committed] = yield from call(
+            calls.here, calls.committed, places
+        )
         for place in places & own.keys():
             if partitions_at_first([own[place]]) is not None:
                 starts[place] = yield from _as_committed(calls, place, own[place], early)
@@ -102,11 +113,17 @@ def beginning(
                 f"the broker does not let group {calls.scope} read and commit its offsets of {topics} "
                 f"({type(error).__name__}): it needs the right READ on the group and on the topic"
             ) from error
-        emit("client.offsets_unknown", "where partitions begin is not known yet (%s)", type(error).__name__)
+        emit(
+            "client.offsets_unknown",
+            "where partitions begin is not known yet (%s)",
+            type(error).__name__,
+        )
     return starts
 
 
-def _as_committed(calls: OffsetCalls, place: Any, commit: Committed, early: Mapping[Any, int]) -> Flow[Start]:
+def _as_committed(
+    calls: OffsetCalls, place: Any, commit: Committed, early: Mapping[Any, int]
+) -> Flow[Start]:
     if place in early or place in calls.unsure:
         return Start(early.get(place, commit.offset), commit, seek=True)
     position: int | None = yield from call(calls.here, calls.position, place)
@@ -157,7 +174,9 @@ def _committing(
     # Where they begin: an added partition at its beginning, every other one where the client would.
     offsets = {place: own[place].offset for place in rest - missing}
     first: dict[Any, int] = (
-        (yield from call(calls.here, calls.bounds, added | unmarked, False)) if added | unmarked else {}
+        (yield from call(calls.here, calls.bounds, added | unmarked, False))
+        if added | unmarked
+        else {}
     )
     early.update({place: first[place] for place in added})
     for place in missing - early.keys():
@@ -172,16 +191,27 @@ def _committing(
     )
     if unknown:
         # Where it cannot be committed now, the end will be another one next time.
-        early.update((yield from call(calls.here, calls.bounds, unknown, calls.reset == "latest")))
+        early.update(
+            (yield from call(calls.here, calls.bounds, unknown, calls.reset == "latest"))
+        )
     offsets |= {place: early[place] for place in missing & early.keys()}
 
     # Committed before anything of them is handled.
-    wanted = {place: Committed(offset, topics[place.topic].metadata) for place, offset in offsets.items()}
+    wanted = {
+        place: Committed(offset, topics[place.topic].metadata)
+        for place, offset in offsets.items()
+    }
     failure: str | None = (
-        (yield from call(calls.here, calls.send_commit, wanted)) if unchanged() else "a rebalance"
+        (yield from call(calls.here, calls.send_commit, wanted))
+        if unchanged()
+        else "a rebalance"
     )
     if failure is not None:
-        emit("client.commit_failed", "where partitions begin could not be committed (%s): they wait", failure)
+        emit(
+            "client.commit_failed",
+            "where partitions begin could not be committed (%s): they wait",
+            failure,
+        )
         return {}
 
     # Which partitions begin without an offset of the group, and where.
@@ -222,8 +252,13 @@ def _committing(
 def _named(places: Iterable[Any], offsets: Mapping[Any, int] | None = None) -> str:
     ordered = sorted(places, key=lambda place: (place.topic, place.partition))
     at = {} if offsets is None else {place: f" at {offsets[place]}" for place in ordered}
-    named = [f"{place.topic}-{place.partition}{at.get(place, '')}" for place in islice(ordered, NAMED)]
-    return ", ".join([*named, *([f"and {len(ordered) - NAMED} more"] if len(ordered) > NAMED else [])])
+    named = [
+        f"{place.topic}-{place.partition}{at.get(place, '')}"
+        for place in islice(ordered, NAMED)
+    ]
+    return ", ".join(
+        [*named, *([f"and {len(ordered) - NAMED} more"] if len(ordered) > NAMED else [])]
+    )
 
 
 CODECS: Final = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
@@ -292,7 +327,9 @@ def step_over(
         emit("record.skipped", "%s, skipped", poison)
 
 
-def find_poison(error: BaseException, partition: str = "topic_partition", batch: str = "batch") -> Poison | None:
+def find_poison(
+    error: BaseException, partition: str = "topic_partition", batch: str = "batch"
+) -> Poison | None:
     """Return the batch that made a client raise, ``None`` where the exception has another origin.
 
     Args:
@@ -316,12 +353,18 @@ def find_poison(error: BaseException, partition: str = "topic_partition", batch:
     return None
 
 
-def audit_record(poison: Poison, guard: Pipeline, scope: str, log: Log = NO_LOG) -> AuditRecord:
+def audit_record(
+    poison: Poison, guard: Pipeline, scope: str, log: Log = NO_LOG
+) -> AuditRecord:
     """Return the audit record of a skipped range; nothing can be known of its tokens and bodies."""
     topic, partition = poison.partition.topic, poison.partition.partition
     last = poison.beyond - 1
     origin = Origin(
-        topic=topic, partition=partition, offset=poison.first, cluster=log.cluster, topic_id=log.topic_id
+        topic=topic,
+        partition=partition,
+        offset=poison.first,
+        cluster=log.cluster,
+        topic_id=log.topic_id,
     )
     message = Message(destination=destination.kafka(topic), body=None, origin=origin)
     return AuditRecord(

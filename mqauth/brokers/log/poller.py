@@ -59,7 +59,9 @@ class LogPoller(OffsetCalls, ABC):
     rebalancing = False
     """Whether the client may have other partitions than the assignment knows of."""
 
-    def __init__(self, client: Any, assignment: Assignment, *, replies: TopicReplies | None = None) -> None:
+    def __init__(
+        self, client: Any, assignment: Assignment, *, replies: TopicReplies | None = None
+    ) -> None:
         self._client = client
         self._assignment = assignment
         self._replies = replies
@@ -139,7 +141,9 @@ class LogPoller(OffsetCalls, ABC):
         yield from self.beginning()
         self.steer()
         self._assignment.heartbeat()
-        longest = self._assignment.poll_timeout(IDLE, beside_handlers=self.waits_beside_handlers)
+        longest = self._assignment.poll_timeout(
+            IDLE, beside_handlers=self.waits_beside_handlers
+        )
         if self.transactions is not None:
             longest = yield from self.transactions.tending(longest)
         records: Mapping[Any, list[Message]] = yield from call(self.fetch, longest, joins)
@@ -151,10 +155,19 @@ class LogPoller(OffsetCalls, ABC):
         # Where the next record of a partition is out of range it goes on at the earliest that is left.
         self.outside &= self.held()[0] if self.outside else set()
         # Others are begun first.
-        if lost := {place for place in self.outside if self._assignment.partition(place) is not None}:
-            require(self.reset != "none", "an offset is out of range, and auto_offset_reset is none")
+        if lost := {
+            place
+            for place in self.outside
+            if self._assignment.partition(place) is not None
+        }:
+            require(
+                self.reset != "none",
+                "an offset is out of range, and auto_offset_reset is none",
+            )
             try:
-                first: Mapping[Any, int] = yield from call(self.here, self.bounds, lost, False)
+                first: Mapping[Any, int] = yield from call(
+                    self.here, self.bounds, lost, False
+                )
             except self.failed as error:
                 if not self.passes(error):
                     raise
@@ -172,7 +185,9 @@ class LogPoller(OffsetCalls, ABC):
         if places:
             epoch = assignment.epoch
             with assignment.asking():
-                starts = yield from beginning(self, places, assignment.early, lambda: assignment.epoch == epoch)
+                starts = yield from beginning(
+                    self, places, assignment.early, lambda: assignment.epoch == epoch
+                )
             # After a rebalance meanwhile they may be of others, or have been.
             if assignment.epoch == epoch:
                 assignment.begin(starts, places)
@@ -198,7 +213,8 @@ class LogPoller(OffsetCalls, ABC):
             return
         began = self._assignment.commit_began()
         offsets = {
-            partition.topic_partition: Committed(offset, partition.metadata) for partition, offset in due.items()
+            partition.topic_partition: Committed(offset, partition.metadata)
+            for partition, offset in due.items()
         }
         with self._assignment.asking():
             failure: str | None = yield from call(self.here, self.send_commit, offsets)
@@ -206,7 +222,11 @@ class LogPoller(OffsetCalls, ABC):
             self._assignment.committed(due, began)
         else:
             self._assignment.commit_failed()
-            emit("client.commit_failed", "commit failed with %s; its records may come again", failure)
+            emit(
+                "client.commit_failed",
+                "commit failed with %s; its records may come again",
+                failure,
+            )
 
     def check(self) -> None:
         """Look from another thread whether the client still answers.
@@ -289,10 +309,17 @@ class LogEngine:
     ) -> None:
         require(guard.audit is not None, "a consumer's pipeline needs audit=")
         name_of(dead_letters)
-        require(workers >= on_loop and grace >= 0, f"workers must be at least {on_loop:d}, and grace at least 0")
+        require(
+            workers >= on_loop and grace >= 0,
+            f"workers must be at least {on_loop:d}, and grace at least 0",
+        )
         self._guard = guard
         self._assignment = Assignment(
-            guard.clock, backoff=backoff, interval=commit_interval, width=workers, session=session
+            guard.clock,
+            backoff=backoff,
+            interval=commit_interval,
+            width=workers,
+            session=session,
         )
         self._dead_letters = dead_letters
         self._work = LogWork(
@@ -314,12 +341,18 @@ class LogEngine:
         self.calls = calls
         if isinstance(self._dead_letters, TransactionalLetters):
             calls.transactions = Transactions(
-                calls, self._dead_letters, self._assignment, self._guard.clock, self._assignment.backoff
+                calls,
+                self._dead_letters,
+                self._assignment,
+                self._guard.clock,
+                self._assignment.backoff,
             )
 
     def health(self) -> LogHealth:
         """Return how the consumer is doing now; may be called from any thread."""
-        return self._assignment.health(self._running, told_of(self._guard.rollout, self._guard.verifier))
+        return self._assignment.health(
+            self._running, told_of(self._guard.rollout, self._guard.verifier)
+        )
 
     def _sink(self, partition: Partition) -> Any:
         """Return where the letters of a partition go.

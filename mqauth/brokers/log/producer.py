@@ -71,16 +71,25 @@ class RecordProducer(ABC):
             )
         if buffer[1] < SMALL:
             emit(
-                "producer.small_buffer", "%s is %d bytes: with %d signed records cost half as much", *buffer, SMALL
+                "producer.small_buffer",
+                "%s is %d bytes: with %d signed records cost half as much",
+                *buffer,
+                SMALL,
             )
 
-    def _message(self, topic: str, value: Any, key: bytes | None, headers: Any) -> Message:
+    def _message(
+        self, topic: str, value: Any, key: bytes | None, headers: Any
+    ) -> Message:
         """Return what is to be signed.
 
         Raises:
             MalformedMessage: Kafka cannot carry it.
         """
-        if self._serialize is not None and value is not None and not isinstance(value, bytes):
+        if (
+            self._serialize is not None
+            and value is not None
+            and not isinstance(value, bytes)
+        ):
             value = self._serialize(value)
         return to_message(topic, value, key, headers)
 
@@ -88,7 +97,9 @@ class RecordProducer(ABC):
         """Refuse a record of a batch in a transaction of which we would not see the end."""
         # Asked for each record: the call of ``require`` alone would cost as much as the question.
         if self._transactional and not self._began:
-            raise ConfigurationError("begin and end transactions by the producer, not its client, or set batch=1")
+            raise ConfigurationError(
+                "begin and end transactions by the producer, not its client, or set batch=1"
+            )
 
     def _beginning(self) -> Flow[None]:
         """Begin a transaction."""
@@ -98,7 +109,9 @@ class RecordProducer(ABC):
             self._sealing.failure = None
         self._began = True
 
-    def _ending(self, end: Callable[..., Any], *timeout: float, complete: bool) -> Flow[None]:
+    def _ending(
+        self, end: Callable[..., Any], *timeout: float, complete: bool
+    ) -> Flow[None]:
         """End a transaction, with what waits; one that must be complete raises why a record of it is missing."""
         yield from call(self._seal_all)
         if complete and self._sealing is not None and self._sealing.failure is not None:
@@ -181,13 +194,17 @@ class TopicReplies(ABC):
             Exception: the client's own, where it refuses the answer.
         """
         properties = verified.properties
-        require("reply-to" in properties, "the message cannot be answered: it has no reply-to")
+        require(
+            "reply-to" in properties, "the message cannot be answered: it has no reply-to"
+        )
         names = ("correlation-id",) if "correlation-id" in properties else ()
         headers = [(name, properties[name].encode("utf-8")) for name in names]
         return self.send(verified, properties["reply-to"], body, headers)
 
     @abstractmethod
-    def send(self, verified: Verified, topic: str, body: bytes, headers: NativeHeaders) -> Any:
+    def send(
+        self, verified: Verified, topic: str, body: bytes, headers: NativeHeaders
+    ) -> Any:
         """Send an answer, as ``__call__`` describes; a leaf's own.
 
         Args:
@@ -207,7 +224,9 @@ class TopicReplies(ABC):
             self._producer.check_alive()
         except ProducerFatalError as error:
             emit(
-                "reply.failed", "answers: %s; the consumer ends, and requests without an answer come again", error
+                "reply.failed",
+                "answers: %s; the consumer ends, and requests without an answer come again",
+                error,
             )
             raise
 

@@ -53,17 +53,31 @@ class RecordPlace:
     """
 
     def __init__(self, topic: object, partition: object, scope: str, log: Log) -> None:
-        self._destination, self._fault = "kafka:", None if isinstance(topic, str) else "the topic is no text"
+        self._destination, self._fault = (
+            "kafka:",
+            None if isinstance(topic, str) else "the topic is no text",
+        )
         self._topic = topic if isinstance(topic, str) else None
         try:
-            self._destination = self._destination if self._topic is None else destination.kafka(self._topic)
+            self._destination = (
+                self._destination
+                if self._topic is None
+                else destination.kafka(self._topic)
+            )
         except MalformedMessage as error:
             self._fault = str(error)
         self._partition, self._scope = _natural(partition), scope
         self._cluster, self._topic_id = log
 
     def message(  # noqa: PLR0917 - called for each record; keywords would cost more
-        self, offset: Any, timestamp_ms: Any, by_broker: bool, key: Any, value: Any, headers: Any, native: object
+        self,
+        offset: Any,
+        timestamp_ms: Any,
+        by_broker: bool,
+        key: Any,
+        value: Any,
+        headers: Any,
+        native: object,
     ) -> Message:
         """Return the message of a record.
 
@@ -81,17 +95,31 @@ class RecordPlace:
         """
         fault, pairs = self._fault, tuple(headers or ())
         for pair in pairs:
-            if type(pair) is not tuple or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not bytes:
+            if (
+                type(pair) is not tuple
+                or len(pair) != 2
+                or type(pair[0]) is not str
+                or type(pair[1]) is not bytes
+            ):
                 # Those that are pairs are kept, in order; a value may be null.
                 shape, values, count = (tuple, list), (bytes, type(None)), len(pairs)
-                pairs = tuple((each[0], each[1]) for each in pairs if _is_pair(each, shape, values))
-                fault = fault or ("a header is not text and bytes" if len(pairs) < count else None)
+                pairs = tuple(
+                    (each[0], each[1]) for each in pairs if _is_pair(each, shape, values)
+                )
+                fault = fault or (
+                    "a header is not text and bytes" if len(pairs) < count else None
+                )
                 break
         if type(value) is not bytes:
             value, fault = _octets(value, "value", fault)
         if type(key) is not bytes:
             key, fault = _octets(key, "key", fault)
-        if type(offset) is not int or type(timestamp_ms) is not int or offset < 0 or timestamp_ms < 0:
+        if (
+            type(offset) is not int
+            or type(timestamp_ms) is not int
+            or offset < 0
+            or timestamp_ms < 0
+        ):
             offset, timestamp_ms = _natural(offset), _natural(timestamp_ms)
         origin = kafka_origin(
             self._scope,
@@ -103,7 +131,9 @@ class RecordPlace:
             self._cluster,
             self._topic_id,
         )
-        return message_of(self._destination, value, key, NO_PROPERTIES, pairs, origin, native, fault)
+        return message_of(
+            self._destination, value, key, NO_PROPERTIES, pairs, origin, native, fault
+        )
 
 
 def record_message(record: Any, scope: str, log: Log = NO_LOG) -> Message:
@@ -115,7 +145,9 @@ def record_message(record: Any, scope: str, log: Log = NO_LOG) -> Message:
     return _placed(record, place)
 
 
-def partition_messages(records: Iterable[Any], partition: Any, scope: str, log: Log) -> list[Message]:
+def partition_messages(
+    records: Iterable[Any], partition: Any, scope: str, log: Log
+) -> list[Message]:
     """Return the messages of records of kafka-python or aiokafka, all of one partition."""
     place = RecordPlace(partition.topic, partition.partition, scope, log)
     return [_placed(record, place) for record in records]
@@ -140,10 +172,17 @@ def _placed(record: Any, place: RecordPlace) -> Message:
 
 def unreadable(native: object) -> Message:
     """Return the message of an object that lacks the fields of a record."""
-    return Message(destination="kafka:", body=None, native=native, malformed="the record cannot be read")
+    return Message(
+        destination="kafka:",
+        body=None,
+        native=native,
+        malformed="the record cannot be read",
+    )
 
 
-def to_message(topic: object, value: object = None, key: object = None, headers: object = None) -> Message:
+def to_message(
+    topic: object, value: object = None, key: object = None, headers: object = None
+) -> Message:
     """Return the message that the arguments of a client's ``send`` describe.
 
     Raises:
@@ -156,7 +195,9 @@ def to_message(topic: object, value: object = None, key: object = None, headers:
     if body is None and record_key is None:
         raise MalformedMessage("a record needs a key or a value")
     place = destination.kafka(topic)
-    return message_of(place, body, record_key, NO_PROPERTIES, pairs, NO_ORIGIN, None, None)
+    return message_of(
+        place, body, record_key, NO_PROPERTIES, pairs, NO_ORIGIN, None, None
+    )
 
 
 def octets(name: str, value: object) -> bytes | None:
@@ -169,7 +210,9 @@ def octets(name: str, value: object) -> bytes | None:
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
-    raise MalformedMessage(f"the {name} must be bytes or None: serialize it first, or give value_serializer=")
+    raise MalformedMessage(
+        f"the {name} must be bytes or None: serialize it first, or give value_serializer="
+    )
 
 
 def native_headers(headers: object) -> NativeHeaders:
@@ -184,7 +227,12 @@ def native_headers(headers: object) -> NativeHeaders:
         raise MalformedMessage("the headers must be a list of (text, bytes)")
     for pair in headers:
         # Exact types first: isinstance for each part costs more, and nearly all headers pass here.
-        if type(pair) is tuple and len(pair) == 2 and type(pair[0]) is str and type(pair[1]) is bytes:
+        if (
+            type(pair) is tuple
+            and len(pair) == 2
+            and type(pair[0]) is str
+            and type(pair[1]) is bytes
+        ):
             continue
         if not _is_pair(pair, tuple, bytes):
             raise MalformedMessage("a header must be a pair of text and bytes")
@@ -195,17 +243,32 @@ def dead_letter_headers(headers: Iterable[HeaderPair]) -> NativeHeaders:
     """Return a dead letter's headers as clients take them, text as UTF-8."""
     # ``carries`` of the client's wrapper lets only bytes and our own text come this far.
     return [
-        (name, value if isinstance(value, bytes) else str(value).encode("utf-8", "backslashreplace"))
+        (
+            name,
+            value
+            if isinstance(value, bytes)
+            else str(value).encode("utf-8", "backslashreplace"),
+        )
         for name, value in headers
     ]
 
 
-def record_size(value: bytes | None, key: bytes | None = None, headers: Iterable[tuple[str, bytes]] = ()) -> int:
+def record_size(
+    value: bytes | None,
+    key: bytes | None = None,
+    headers: Iterable[tuple[str, bytes]] = (),
+) -> int:
     """Return about the bytes of a record."""
-    return len(value or b"") + len(key or b"") + sum(len(name) + len(text) for name, text in headers)
+    return (
+        len(value or b"")
+        + len(key or b"")
+        + sum(len(name) + len(text) for name, text in headers)
+    )
 
 
-def _octets(value: object, name: str, fault: str | None) -> tuple[bytes | None, str | None]:
+def _octets(
+    value: object, name: str, fault: str | None
+) -> tuple[bytes | None, str | None]:
     """Return a subclass of bytes as it is; anything else was made by a deserializer, and is a fault."""
     if value is None or isinstance(value, bytes):
         return value, fault
@@ -213,12 +276,21 @@ def _octets(value: object, name: str, fault: str | None) -> tuple[bytes | None, 
 
 
 def _is_pair(pair: Any, shape: Any, values: Any) -> bool:
-    return isinstance(pair, shape) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], values)
+    return (
+        isinstance(pair, shape)
+        and len(pair) == 2
+        and isinstance(pair[0], str)
+        and isinstance(pair[1], values)
+    )
 
 
 def _natural(value: object) -> int | None:
     # Kafka says -1 for a number that it does not know. A client may have classes of its own below ``int``.
-    return int(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return (
+        int(value)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        else None
+    )
 
 
 def carries(_name: str, value: HeaderValue) -> bool:
@@ -268,4 +340,6 @@ class ProducerFatalError(MqauthError):
     @classmethod
     def after(cls, name: str) -> Self:
         """Return the error for a producer that failed for good with an error of this name."""
-        return cls(f"the producer failed for good with {name}: close it and make a new one")
+        return cls(
+            f"the producer failed for good with {name}: close it and make a new one"
+        )

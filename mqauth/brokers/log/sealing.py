@@ -45,7 +45,9 @@ class ClientBuffer:
         monotonic: tells seconds that only grow.
     """
 
-    def __init__(self, wait: float, linger: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, wait: float, linger: float, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._wait = wait
         self._linger = linger
         self._monotonic = monotonic
@@ -92,7 +94,9 @@ class ThreadTimer:
             sooner = self._due is None or due < self._due
             self._due = due
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="mqauth-linger", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run, name="mqauth-linger", daemon=True
+                )
                 self._thread.start()
             # A later time it sees by itself when it wakes.
             elif sooner:
@@ -105,7 +109,9 @@ class ThreadTimer:
                 if not self._changed.wait_for(lambda: self._due is not None, IDLE):
                     self._thread = None
                     return
-                while self._due is not None and (left := self._due - time.monotonic()) > 0:
+                while (
+                    self._due is not None and (left := self._due - time.monotonic()) > 0
+                ):
                     self._changed.wait(left)
                 self._due = None
             self._ring()
@@ -128,7 +134,9 @@ class RecordSealing(ABC):
         failure: why the first record failed that could not be sealed or sent, since this was last set to ``None``.
     """
 
-    def __init__(self, signer: Signer, *, batch: int, buffer: ClientBuffer, patience: float) -> None:
+    def __init__(
+        self, signer: Signer, *, batch: int, buffer: ClientBuffer, patience: float
+    ) -> None:
         self._signer = signer
         self._batch = batch
         self._buffer = buffer
@@ -154,7 +162,9 @@ class RecordSealing(ABC):
         """Give a record to the client; return what will hold its outcome, whatever the client says."""
 
     @abstractmethod
-    def handed(self, records: Sequence[Any], outcomes: Sequence[Any], /) -> Iterable[Callable[[], object]]:
+    def handed(
+        self, records: Sequence[Any], outcomes: Sequence[Any], /
+    ) -> Iterable[Callable[[], object]]:
         """Note what holds the outcomes of a batch; return calls to those who wait for it: they may send again."""
 
     # What is the same for all
@@ -206,7 +216,9 @@ class RecordSealing(ABC):
 
     def _send_all(self, timeout: float | None) -> bool:
         # Where another thread sends for longer than the timeout, it sends these batches too.
-        if not self._order.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
+        if not self._order.acquire(
+            timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
+        ):
             return False
         told: list[Callable[[], object]] = []
         try:
@@ -251,4 +263,7 @@ class RecordSealing(ABC):
 
 def sealed_headers(prepared: Prepared, token: str) -> NativeHeaders:
     """Return the headers of a sealed record."""
-    return [*cast(NativeHeaders, prepared.message.headers), (TOKEN_HEADER, token.encode("ascii"))]
+    return [
+        *cast(NativeHeaders, prepared.message.headers),
+        (TOKEN_HEADER, token.encode("ascii")),
+    ]

@@ -16,7 +16,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mqauth.brokers.log.confirmed import can_exist
-from mqauth.brokers.log.records import ProducerFatalError, carries, dead_letter_headers, record_size
+from mqauth.brokers.log.records import (
+    ProducerFatalError,
+    carries,
+    dead_letter_headers,
+    record_size,
+)
 from mqauth.clock import Backoff, Clock
 from mqauth.delivery.assignment import Assignment, Due
 from mqauth.delivery.health import Stall
@@ -55,12 +60,17 @@ class TransactionalLetters(ABC):
     too_large: Errors
     carries: Carries = staticmethod(carries)
 
-    def __init__(self, make_client: Callable[[], Any], topic: str, timeout: float) -> None:
+    def __init__(
+        self, make_client: Callable[[], Any], topic: str, timeout: float
+    ) -> None:
         require(
             callable(make_client),
             "make_client must be a function that makes a producer, since a failed one is replaced",
         )
-        require(timeout > 0 and topic, "a topic must be named, and timeout must be above 0 seconds")
+        require(
+            timeout > 0 and topic,
+            "a topic must be named, and timeout must be above 0 seconds",
+        )
         self.name = topic
         self.timeout = timeout
         self._make = make_client
@@ -111,7 +121,9 @@ class TransactionalLetters(ABC):
 
     def publish(self, _letter: DeadLetter, /) -> None:
         """Refuse a letter without its offset, by ``ConfigurationError``: only our consumers commit both."""
-        raise ConfigurationError("transactional dead letters are for mqauth's Consumer: it commits the offsets")
+        raise ConfigurationError(
+            "transactional dead letters are for mqauth's Consumer: it commits the offsets"
+        )
 
     def prepare(self) -> None:
         """Have a producer that can begin."""
@@ -121,7 +133,9 @@ class TransactionalLetters(ABC):
             self.start()
             self._ready = True
 
-    def write(self, letters: Sequence[DeadLetter], offsets: Mapping[Any, Committed], group: Any) -> None:
+    def write(
+        self, letters: Sequence[DeadLetter], offsets: Mapping[Any, Committed], group: Any
+    ) -> None:
         """Begin a transaction with letters, each confirmed by the broker, and offsets; it is not committed yet."""
         # Nothing may be in flight when it is committed: a record that fails then makes kafka-python drop the
         # transaction and report success.
@@ -157,10 +171,16 @@ class TransactionalLetters(ABC):
 
     def _send(self, letter: DeadLetter) -> tuple[Message, Any]:
         """Send the best form that is smaller than what was refused."""
-        for form in letter.forms(self.carries, lambda form: can_exist(form) and _size(form) < self._limit):
+        for form in letter.forms(
+            self.carries, lambda form: can_exist(form) and _size(form) < self._limit
+        ):
             try:
                 return form, self.send(
-                    {"value": form.body, "key": form.key, "headers": dead_letter_headers(form.headers)}
+                    {
+                        "value": form.body,
+                        "key": form.key,
+                        "headers": dead_letter_headers(form.headers),
+                    }
                 )
             except self.too_large:
                 self._limit = min(self._limit, _size(form))
@@ -209,12 +229,16 @@ class TransactionAttempt:
             except BaseException as error:
                 self.error = error
                 # The broker fences a producer whose transaction took too long as well; that one is made again.
-                self.fenced = sink.fenced(error) and clock.monotonic() - self.began < sink.longest
+                self.fenced = (
+                    sink.fenced(error) and clock.monotonic() - self.began < sink.longest
+                )
                 sink.discard()
             finally:
                 self.over.set()
 
-        threading.Thread(target=make, name="mqauth-kafka-transaction", daemon=True).start()
+        threading.Thread(
+            target=make, name="mqauth-kafka-transaction", daemon=True
+        ).start()
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,10 +312,19 @@ class Transactions:
         if not letters:
             return due
         if group is None or self._dead or not (self._rested() or last):
-            return {partition: offset for partition, offset in due.items() if not partition.letters}
+            return {
+                partition: offset
+                for partition, offset in due.items()
+                if not partition.letters
+            }
         self._due = due
-        offsets = {each.topic_partition: Committed(offset, each.metadata) for each, offset in due.items()}
-        self._attempt = TransactionAttempt(self._letters, self._clock, letters, offsets, group)
+        offsets = {
+            each.topic_partition: Committed(offset, each.metadata)
+            for each, offset in due.items()
+        }
+        self._attempt = TransactionAttempt(
+            self._letters, self._clock, letters, offsets, group
+        )
         if last:
             yield from self._finishing()
         return {}
@@ -300,7 +333,11 @@ class Transactions:
         """Act on the end of the transaction in flight, show one that takes too long, or start a producer."""
         attempt = self._attempt
         if attempt is None:
-            if not self._dead and (self._doubtful or not self._started) and self._rested():
+            if (
+                not self._dead
+                and (self._doubtful or not self._started)
+                and self._rested()
+            ):
                 self._attempt = TransactionAttempt(self._letters, self._clock)
             return
         if not attempt.over.is_set():
@@ -311,7 +348,9 @@ class Transactions:
         self._attempt, due, self._due = None, self._due, {}
         if attempt.fenced:
             self._dead = True
-            raise ProducerFatalError("another producer has the transactional id: use one for each consumer")
+            raise ProducerFatalError(
+                "another producer has the transactional id: use one for each consumer"
+            )
         if attempt.committed:
             self._started = True
             if self._doubtful:
@@ -324,9 +363,15 @@ class Transactions:
         # A letter that is too large goes in a smaller form at once.
         if not isinstance(attempt.error, self._letters.too_large):
             self._failures += 1
-            self._held_until = self._clock.monotonic() + self._backoff.wait(self._failures)
+            self._held_until = self._clock.monotonic() + self._backoff.wait(
+                self._failures
+            )
         why = type(attempt.error).__name__
-        emit("client.transaction_failed", "a transaction failed with %s and is made again", why)
+        emit(
+            "client.transaction_failed",
+            "a transaction failed with %s and is made again",
+            why,
+        )
         self._stall(due or self._doubtful, why)
 
     def tending(self, longest: float) -> Flow[float]:
@@ -359,9 +404,13 @@ class Transactions:
         """Ask the broker whether a transaction was committed: the next producer has ended it either way."""
         doubtful, self._doubtful = self._doubtful, {}
         try:
-            places = [partition.topic_partition for partition in doubtful if partition.alive]
+            places = [
+                partition.topic_partition for partition in doubtful if partition.alive
+            ]
             commits: Mapping[Any, Committed] = (
-                (yield from call(self._group.here, self._group.committed, places)) if places else {}
+                (yield from call(self._group.here, self._group.committed, places))
+                if places
+                else {}
             )
             for partition, offset in doubtful.items():
                 commit = commits.get(partition.topic_partition)
@@ -391,5 +440,7 @@ class Transactions:
                     offset=partition.letters[0][0],
                     cause=Cause.DEAD_LETTER_UNAVAILABLE,
                     detail=detail,
-                    since=self._clock.now() if partition.unsent is None else partition.unsent.since,
+                    since=self._clock.now()
+                    if partition.unsent is None
+                    else partition.unsent.since,
                 )

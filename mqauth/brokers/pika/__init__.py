@@ -77,7 +77,9 @@ def judge(
         UnansweredError: it did not say whether it overwrites append times; nothing was judged.
         StaleDelivery: its channel ended: the broker delivers it again.
     """
-    delivery = received(guard, channel, method, properties, body, queue=queue, scope=scope)
+    delivery = received(
+        guard, channel, method, properties, body, queue=queue, scope=scope
+    )
     return Judgement(guard, delivery, run(guard.judge(delivery)))
 
 

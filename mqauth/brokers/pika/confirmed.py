@@ -34,7 +34,12 @@ from mqauth.brokers.dead_letters import (
     in_time,
 )
 from mqauth.brokers.pika.link import LOST, Line, Link, here, link_of
-from mqauth.brokers.pika.translate import PERSISTENT, carries, check_properties, to_properties
+from mqauth.brokers.pika.translate import (
+    PERSISTENT,
+    carries,
+    check_properties,
+    to_properties,
+)
 from mqauth.errors import Cause, MqauthError, Unavailable, refusing
 from mqauth.flow import arun
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize
@@ -73,11 +78,19 @@ class Publisher:
         self._line: Line | None = None
         self._opening: asyncio.Task[None] | None = None
         self._count = 0
-        self._unconfirmed: dict[int, tuple[str, asyncio.Future[Exception | None], int]] = {}
+        self._unconfirmed: dict[
+            int, tuple[str, asyncio.Future[Exception | None], int]
+        ] = {}
         self._returned: set[str] = set()
 
     async def publish(
-        self, exchange: str, routing_key: str, body: bytes, properties: BasicProperties, *, mandatory: bool
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: BasicProperties,
+        *,
+        mandatory: bool,
     ) -> None:
         """Publish a message once the channel is open; return once the broker has confirmed it.
 
@@ -99,10 +112,14 @@ class Publisher:
         self.link.attach()
         line, name = await self._ready(), str(properties.message_id)
         # A returned message is known by its id alone, so no two of one id are in flight.
-        while same := [confirm for known, confirm, _ in self._unconfirmed.values() if known == name]:
+        while same := [
+            confirm for known, confirm, _ in self._unconfirmed.values() if known == name
+        ]:
             await asyncio.wait(same)
             line = await self._ready()
-        confirm: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        confirm: asyncio.Future[Exception | None] = (
+            asyncio.get_running_loop().create_future()
+        )
         # Counted only once it was sent: the broker counts what it gets, and confirms by that number. pika reads
         # the confirm, or the end of the channel, in a later turn of the loop.
         line.native.basic_publish(exchange, routing_key, body, properties, mandatory)
@@ -128,26 +145,40 @@ class Publisher:
 
     async def _open(self) -> None:
         line = await self.link.channel(self._on_close)
-        line.native.add_on_return_callback(lambda _, __, returned, ___: self._returned.add(returned.message_id))
+        line.native.add_on_return_callback(
+            lambda _, __, returned, ___: self._returned.add(returned.message_id)
+        )
         await line.ask(line.native.confirm_delivery, self._on_confirm)
         self._line, self._count = line, 0
 
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
         acked = isinstance(method, spec.Basic.Ack)
-        tags = [tag for tag in self._unconfirmed if tag <= method.delivery_tag] if method.multiple else []
+        tags = (
+            [tag for tag in self._unconfirmed if tag <= method.delivery_tag]
+            if method.multiple
+            else []
+        )
         for tag in tags or [method.delivery_tag]:
             name, confirm, _ = self._unconfirmed.pop(tag)
             self._settle(name, confirm, None if acked else exceptions.NackError([]))
 
     def _on_close(self, reason: Exception) -> None:
-        refused = isinstance(reason, exceptions.ChannelClosedByBroker) and reason.reply_code == 406
+        refused = (
+            isinstance(reason, exceptions.ChannelClosedByBroker)
+            and reason.reply_code == 406
+        )
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         for name, confirm, size in unconfirmed.values():
             ours = refused and may_be_too_large(str(reason), size)
             self._settle(name, confirm, TooLargeError(str(reason)) if ours else reason)
 
-    def _settle(self, name: str, confirm: asyncio.Future[Exception | None], error: Exception | None) -> None:
+    def _settle(
+        self,
+        name: str,
+        confirm: asyncio.Future[Exception | None],
+        error: Exception | None,
+    ) -> None:
         if name in self._returned:
             self._returned.discard(name)
             error = UnroutableError()
@@ -165,7 +196,9 @@ class _Sink:
 
     cause: Cause
 
-    def __init__(self, connection: BlockingConnection, name: str, *, timeout: float = 30) -> None:
+    def __init__(
+        self, connection: BlockingConnection, name: str, *, timeout: float = 30
+    ) -> None:
         check_queue(name, timeout)
         self._connection = connection
         self._publisher = Publisher(connection)
@@ -197,7 +230,9 @@ class _Sink:
         return here(ask())
 
     async def _send(self, body: bytes, properties: BasicProperties) -> None:
-        with refusing(UnroutableError, "the queue does not exist", partial(Unavailable, self.cause)):
+        with refusing(
+            UnroutableError, "the queue does not exist", partial(Unavailable, self.cause)
+        ):
             await self._publisher.publish("", self.name, body, properties, mandatory=True)
 
 
@@ -243,11 +278,17 @@ class DeadLetters(_Sink):
         """
 
         async def send(form: Message) -> None:
-            await self._send(form.body or b"", to_properties(form, message_id=new_message_id()))
+            await self._send(
+                form.body or b"", to_properties(form, message_id=new_message_id())
+            )
 
         async def publish() -> None:
             async with in_time(self._timeout, self.cause, LOST):
-                await arun(burying(letter, send, carries, _REFUSED, self._max_body, self._oversize))
+                await arun(
+                    burying(
+                        letter, send, carries, _REFUSED, self._max_body, self._oversize
+                    )
+                )
 
         return here(publish())
 
@@ -280,11 +321,15 @@ class AuditQueue(_Sink):
             async with in_time(self._timeout, self.cause, LOST):
                 await self._send(strictjson.dumps(record.as_dict()), properties)
 
-        properties = BasicProperties(delivery_mode=PERSISTENT, message_id=new_message_id(), **RECORD_PROPERTIES)
+        properties = BasicProperties(
+            delivery_mode=PERSISTENT, message_id=new_message_id(), **RECORD_PROPERTIES
+        )
         return here(write())
 
 
-def declare_source(channel: BlockingChannel, name: str, *, delivery_limit: int = DEFAULT_DELIVERY_LIMIT) -> None:
+def declare_source(
+    channel: BlockingChannel, name: str, *, delivery_limit: int = DEFAULT_DELIVERY_LIMIT
+) -> None:
     """Declare a quorum queue to consume from, and ``<name>.unparseable`` for what no client can decode.
 
     Messages found there with the reason ``delivery_limit`` may be healthy neighbours of a poison message.

@@ -14,9 +14,20 @@ from typing import Any, NamedTuple, Unpack
 from pika import BasicProperties, BlockingConnection
 from pika.exceptions import AMQPChannelError
 
-from mqauth.brokers.amqp_messages import OFFSET, is_stream, stream_refused, warn_of_shared_connection
+from mqauth.brokers.amqp_messages import (
+    OFFSET,
+    is_stream,
+    stream_refused,
+    warn_of_shared_connection,
+)
 from mqauth.brokers.dead_letters import responder_of
-from mqauth.brokers.event_loop import BackgroundRun, DeliveryTasks, on_thread, on_threads, tell
+from mqauth.brokers.event_loop import (
+    BackgroundRun,
+    DeliveryTasks,
+    on_thread,
+    on_threads,
+    tell,
+)
 from mqauth.brokers.options import QueueOptions
 from mqauth.brokers.pika.confirmed import refusal
 from mqauth.brokers.pika.link import LOST, Line, Link, drive, link_of
@@ -127,7 +138,9 @@ class Consumer(BackgroundRun):
 
 def _links(*wrappers: object) -> list[Link]:
     """Return the links of those wrappers that have a connection of pika's."""
-    return [link for each in wrappers if isinstance(link := getattr(each, "link", None), Link)]
+    return [
+        link for each in wrappers if isinstance(link := getattr(each, "link", None), Link)
+    ]
 
 
 class Delivered(NamedTuple):
@@ -209,14 +222,18 @@ class Queue(Deliveries):
 
     async def requeue(self, native: Delivered, /) -> bool:
         """Give it back; return ``False`` where its channel is gone."""
-        return self._settle(partial(native.channel.native.basic_nack, self.tag(native)), "requeue")
+        return self._settle(
+            partial(native.channel.native.basic_nack, self.tag(native)), "requeue"
+        )
 
     async def lives(self, native: Delivered, /) -> bool:
         """Return whether its channel answers a question that is asked from now on; closed where it does not."""
         line: Line = native.channel
         return line.is_open and await line.round_trip.lives()
 
-    def watch(self, closed: Callable[[str, bool], None], cancelled: Callable[[str], None]) -> None:
+    def watch(
+        self, closed: Callable[[str, bool], None], cancelled: Callable[[str], None]
+    ) -> None:
         """Report from now on why the channel ended, and whether it did alone; and which consumer was cancelled."""
         self._closed, self._cancelled = closed, cancelled
 
@@ -230,9 +247,13 @@ class Queue(Deliveries):
         """Open a channel where there is none."""
         if self._line is None or not self._line.is_open:
             self._line = await self._link.channel(
-                lambda reason: self._closed(type(reason).__name__, isinstance(reason, AMQPChannelError))
+                lambda reason: self._closed(
+                    type(reason).__name__, isinstance(reason, AMQPChannelError)
+                )
             )
-            self._line.native.add_on_cancel_callback(lambda frame: self._cancelled(frame.method.consumer_tag))
+            self._line.native.add_on_cancel_callback(
+                lambda frame: self._cancelled(frame.method.consumer_tag)
+            )
 
     async def open(self, prefetch: int) -> OpenChannel:
         """Set the window of the channel."""
@@ -312,12 +333,19 @@ async def echoed(link: Link, headers: dict[str, Any], body: bytes) -> Mapping[st
             # where an earlier call is refused, nobody waits for it
             answer.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-            def take(_channel: object, _method: object, properties: BasicProperties, returned: bytes) -> None:
+            def take(
+                _channel: object,
+                _method: object,
+                properties: BasicProperties,
+                returned: bytes,
+            ) -> None:
                 # whoever knows the queue's name may send to it, too
                 if returned == body and not answer.done():
                     answer.set_result(properties.headers or {})
 
-            declared = await line.ask(line.native.queue_declare, "", exclusive=True, auto_delete=True)
+            declared = await line.ask(
+                line.native.queue_declare, "", exclusive=True, auto_delete=True
+            )
             name = declared.method.queue
             await line.ask(line.native.basic_consume, name, take, auto_ack=True)
             line.native.basic_publish("", name, body, BasicProperties(headers=headers))

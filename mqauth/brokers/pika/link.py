@@ -76,7 +76,8 @@ class Link:
         """
         running = asyncio.get_running_loop()
         require(
-            self.loop in (None, running), "a connection of pika's is used by one thread: give each wrapper its own"
+            self.loop in (None, running),
+            "a connection of pika's is used by one thread: give each wrapper its own",
         )
         if self.error is not None or self._impl.is_closed:
             raise self.error or AMQPConnectionError("the connection is closed")
@@ -92,7 +93,9 @@ class Link:
         # Most seconds for the last frames to leave, when a connection is given back.
         for _ in range(int(1.0 / LOOK)):
             channels = list(self._impl._channels.values())
-            busy = self._impl._get_write_buffer_size() or any(channel.is_closing for channel in channels)
+            busy = self._impl._get_write_buffer_size() or any(
+                channel.is_closing for channel in channels
+            )
             if self.loop is None or not busy:
                 break
             await asyncio.sleep(LOOK)
@@ -215,7 +218,9 @@ class Line:
         """
         answers = [(spec.Basic.CancelOk, {"consumer_tag": consumer})]
         await self.ask(
-            lambda callback: self.native._rpc(spec.Basic.Cancel(consumer_tag=consumer), callback, answers)
+            lambda callback: self.native._rpc(
+                spec.Basic.Cancel(consumer_tag=consumer), callback, answers
+            )
         )
         self.native._cleanup_consumer_ref(consumer)
 
@@ -248,7 +253,9 @@ class Line:
 
 
 _LINKS: Final[WeakKeyDictionary[BlockingConnection, Link]] = WeakKeyDictionary()
-_DRIVEN: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, set[Link]]] = WeakKeyDictionary()
+_DRIVEN: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, set[Link]]] = (
+    WeakKeyDictionary()
+)
 
 
 def link_of(connection: BlockingConnection | Link) -> Link:
@@ -274,7 +281,9 @@ def drive(work: Coroutine[Any, Any, R], threads: int = 1) -> R:
         threads: for plain functions that it runs on threads of their own.
     """
     with asyncio.Runner() as runner:
-        runner.get_loop().set_default_executor(ThreadPoolExecutor(threads, "mqauth-handler"))
+        runner.get_loop().set_default_executor(
+            ThreadPoolExecutor(threads, "mqauth-handler")
+        )
         return runner.run(driving(work))
 
 

@@ -66,7 +66,9 @@ class Producer(Closing):
         batch: int = DEFAULT_BATCH,
         linger: float = 0,
     ) -> None:
-        self._sealing = Sealing(signer, batch, linger, lambda: ClosedByOwnerError("the producer was closed"))
+        self._sealing = Sealing(
+            signer, batch, linger, lambda: ClosedByOwnerError("the producer was closed")
+        )
         self._publisher = Publisher(connection)
         self.link = self._publisher.link
         self._exchange = exchange
@@ -122,7 +124,10 @@ class Producer(Closing):
             MalformedMessage: the message cannot be sent, or would arrive as something else.
             ClosedByOwnerError: the producer was closed.
         """
-        publishing, loop = self.publishing(body, routing_key, properties, mandatory=mandatory), self.running()
+        publishing, loop = (
+            self.publishing(body, routing_key, properties, mandatory=mandatory),
+            self.running(),
+        )
         return asyncio.run_coroutine_threadsafe(publishing(), loop)
 
     def running(self) -> asyncio.AbstractEventLoop:
@@ -137,7 +142,12 @@ class Producer(Closing):
             return self.link.loop or self._start()
 
     def publishing(
-        self, body: bytes | Any, routing_key: str, properties: BasicProperties | None, *, mandatory: bool
+        self,
+        body: bytes | Any,
+        routing_key: str,
+        properties: BasicProperties | None,
+        *,
+        mandatory: bool,
     ) -> Callable[[], Coroutine[Any, Any, None]]:
         """Take a message as it is now; return what publishes it in the event loop that drives the connection.
 
@@ -148,8 +158,14 @@ class Producer(Closing):
         taken.message_id = taken.message_id or new_message_id()
         if self._serialize is not None and not isinstance(body, bytes):
             body = self._serialize(body)
-        message = to_message(taken, body, exchange=self._exchange, routing_key=routing_key)
-        return partial(self._sealing.publish, message, partial(self._confirmed, taken, routing_key, mandatory))
+        message = to_message(
+            taken, body, exchange=self._exchange, routing_key=routing_key
+        )
+        return partial(
+            self._sealing.publish,
+            message,
+            partial(self._confirmed, taken, routing_key, mandatory),
+        )
 
     def responder(self) -> Responder:
         """Return what publishes signed answers: what a consumer takes from its ``replies=``.
@@ -168,14 +184,20 @@ class Producer(Closing):
         if self._thread is not None:
             self._thread.join()
 
-    async def _confirmed(self, taken: BasicProperties, routing_key: str, mandatory: bool, sealed: Message) -> None:
+    async def _confirmed(
+        self, taken: BasicProperties, routing_key: str, mandatory: bool, sealed: Message
+    ) -> None:
         taken.headers = headers_out(sealed.headers, bytes)
-        await self._publisher.publish(self._exchange, routing_key, sealed.body or b"", taken, mandatory=mandatory)
+        await self._publisher.publish(
+            self._exchange, routing_key, sealed.body or b"", taken, mandatory=mandatory
+        )
 
     def _start(self) -> asyncio.AbstractEventLoop:
         """Start the thread that uses the connection; return its event loop."""
         began: Future[asyncio.AbstractEventLoop] = Future()
-        self._thread = threading.Thread(target=lambda: drive(self._serve(began)), name="mqauth-pika", daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: drive(self._serve(began)), name="mqauth-pika", daemon=True
+        )
         self._thread.start()
         return began.result()
 
@@ -201,10 +223,14 @@ def _reply(producer: Producer, verified: Verified, body: bytes) -> Any:
     """
     place = verified.native.properties.reply_to
     properties = BasicProperties(correlation_id=verified.properties.get("correlation-id"))
-    publishing = producer.publishing(body, place, properties, mandatory=mandatory_reply(place))
+    publishing = producer.publishing(
+        body, place, properties, mandatory=mandatory_reply(place)
+    )
     if not in_event_loop():
         with deferring(OUT_OF_REACH):
-            return asyncio.run_coroutine_threadsafe(publishing(), producer.running()).result()
+            return asyncio.run_coroutine_threadsafe(
+                publishing(), producer.running()
+            ).result()
 
     async def awaited() -> None:
         with deferring(OUT_OF_REACH):

@@ -18,7 +18,9 @@ from mqauth.wire.message import HeaderValue, Message
 PERSISTENT: Final = 2
 
 
-def from_native(method: Any, properties: Any, body: Any, *, queue: str, scope: str | None = None) -> Message:
+def from_native(
+    method: Any, properties: Any, body: Any, *, queue: str, scope: str | None = None
+) -> Message:
     """Return a delivery as a ``Message``; never raises.
 
     Args:
@@ -55,7 +57,9 @@ def read(native: Any, *, queue: str, scope: str | None = None) -> Message:
             queue=queue,
             scope=scope or queue,
             native=native,
-            faults=["the expiration is no number"] if expires and _number(expires) is None else [],
+            faults=["the expiration is no number"]
+            if expires and _number(expires) is None
+            else [],
         )
     except Exception as error:
         return amqp_messages.unreadable(error, native, queue=queue, scope=scope or queue)
@@ -103,10 +107,19 @@ def to_properties(message: Message, **rest: Any) -> BasicProperties:
         rest: properties that take the place of the message's own.
     """
     properties = message.properties
-    texts = {attribute: properties.get(name) for name, attribute in amqp_messages.SHORT_STRINGS.items()}
-    numbers = {name: int(properties[name]) for name in ("priority", "timestamp") if name in properties}
+    texts = {
+        attribute: properties.get(name)
+        for name, attribute in amqp_messages.SHORT_STRINGS.items()
+    }
+    numbers = {
+        name: int(properties[name])
+        for name in ("priority", "timestamp")
+        if name in properties
+    }
     headers = amqp_values.headers_out(message.headers, bytes)
-    return BasicProperties(**{**texts, **numbers, "headers": headers, "delivery_mode": PERSISTENT, **rest})
+    return BasicProperties(
+        **{**texts, **numbers, "headers": headers, "delivery_mode": PERSISTENT, **rest}
+    )
 
 
 def check_properties(properties: BasicProperties, frame_size: int) -> None:
@@ -118,14 +131,20 @@ def check_properties(properties: BasicProperties, frame_size: int) -> None:
     try:
         encoded: Any = properties.encode()
     except Exception as error:
-        raise MalformedMessage(f"pika cannot send the message: {type(error).__name__}") from error
+        raise MalformedMessage(
+            f"pika cannot send the message: {type(error).__name__}"
+        ) from error
     # Bytes of a frame beside its payload.
-    amqp_messages.check_frame(sum(map(len, encoded)), min(frame_size - 8, amqp_messages.MAX_HEADER_FRAME))
+    amqp_messages.check_frame(
+        sum(map(len, encoded)), min(frame_size - 8, amqp_messages.MAX_HEADER_FRAME)
+    )
 
 
 def carries(name: str, value: HeaderValue) -> bool:
     """Return whether pika can send a header so that it arrives as exactly the same value."""
-    return amqp_values.arrives(name, value, amqp_values.value_out(value, bytes), scalar_on_wire)
+    return amqp_values.arrives(
+        name, value, amqp_values.value_out(value, bytes), scalar_on_wire
+    )
 
 
 def scalar_on_wire(value: object) -> HeaderValue:
@@ -137,13 +156,21 @@ def scalar_on_wire(value: object) -> HeaderValue:
     if isinstance(value, bytes):
         return value
     if isinstance(value, float):
-        raise MalformedMessage("pika sends no floats in headers, and reads them as integers")
+        raise MalformedMessage(
+            "pika sends no floats in headers, and reads them as integers"
+        )
     # pika cuts the zeros at the end.
-    return amqp_values.plain_scalar(value.normalize() if isinstance(value, Decimal) else value)
+    return amqp_values.plain_scalar(
+        value.normalize() if isinstance(value, Decimal) else value
+    )
 
 
 def _number(text: object) -> int | None:
-    return int(text) if isinstance(text, str) and text.isdecimal() and text.isascii() else None
+    return (
+        int(text)
+        if isinstance(text, str) and text.isdecimal() and text.isascii()
+        else None
+    )
 
 
 def failures_of(method: Any, headers: Mapping[str, Any] | None) -> int:

@@ -21,7 +21,12 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from mqauth.brokers.amqp_messages import APPEND_HEADER, append_time
 from mqauth.brokers.event_loop import Timer, call_later
-from mqauth.delivery.slot import TIMEOUT_PARTS, DeliveryFacts, DeliveryTags, RoundTripQueue
+from mqauth.delivery.slot import (
+    TIMEOUT_PARTS,
+    DeliveryFacts,
+    DeliveryTags,
+    RoundTripQueue,
+)
 from mqauth.errors import ConfigurationError, Errors, MqauthError, refusing, require
 from mqauth.judging.pipeline import Delivery
 from mqauth.judging.token import Times
@@ -126,7 +131,9 @@ def refusals(refused: Errors, lost: Errors) -> Iterator[None]:
             " without"
         ) from error
     except lost as error:
-        raise UnansweredError(f"the broker was not asked: {error or type(error).__name__}") from error
+        raise UnansweredError(
+            f"the broker was not asked: {error or type(error).__name__}"
+        ) from error
 
 
 Take = Callable[[Any], Awaitable[None]]
@@ -178,7 +185,9 @@ class QueueClient(DeliveryClient, Protocol):
     reopens: bool
     """Whether a channel that was lost comes back by itself, so that consuming is tried again."""
 
-    def watch(self, closed: Callable[[str, bool], None], cancelled: Callable[[str], None]) -> None:
+    def watch(
+        self, closed: Callable[[str, bool], None], cancelled: Callable[[str], None]
+    ) -> None:
         """Report from now on what happens to the channel.
 
         Args:
@@ -314,7 +323,11 @@ class RoundTrip:
     """
 
     def __init__(
-        self, ask: Callable[[], Awaitable[bool]], is_blocked: Callable[[], bool], *, part: float = PART
+        self,
+        ask: Callable[[], Awaitable[bool]],
+        is_blocked: Callable[[], bool],
+        *,
+        part: float = PART,
     ) -> None:
         self._ask_broker = ask
         self._is_blocked = is_blocked

@@ -65,14 +65,20 @@ class QueueConsumer:
         **settings: Any,
     ) -> None:
         require(
-            1 <= prefetch <= _MAX_PREFETCH and grace >= 0 and 0 <= (max_held or 0) <= MAX_HELD,
+            1 <= prefetch <= _MAX_PREFETCH
+            and grace >= 0
+            and 0 <= (max_held or 0) <= MAX_HELD,
             f"prefetch must be 1 to {_MAX_PREFETCH}, max_held 0 to {MAX_HELD}, and grace not negative",
         )
         require(guard.audit is not None, "a consumer's pipeline needs audit=")
         dead = name_of(dead_letters)
-        require(dead != calls.queue, "dead letters must go to another queue than the one consumed")
         require(
-            1.0 <= hold < consumer_timeout, "hold must be at least 1 second, and shorter than consumer_timeout"
+            dead != calls.queue,
+            "dead letters must go to another queue than the one consumed",
+        )
+        require(
+            1.0 <= hold < consumer_timeout,
+            "hold must be at least 1 second, and shorter than consumer_timeout",
         )
         self._calls = calls
         self._guard = guard
@@ -131,15 +137,22 @@ class QueueConsumer:
         require(self._supervisor is None, "a consumer runs once: make another one")
         await arun(starting(self._guard))
         loop = asyncio.get_running_loop()
-        self._unsubscribe = self._guard.on_change(lambda: tell(loop, self._subscription.wake))
+        self._unsubscribe = self._guard.on_change(
+            lambda: tell(loop, self._subscription.wake)
+        )
         self._beat.start(loop)
         self._guard.journal.started(
-            f"queue {self._calls.queue}", self._calls.queue, self._dead_letters.name, self._guard.rollout
+            f"queue {self._calls.queue}",
+            self._calls.queue,
+            self._dead_letters.name,
+            self._guard.rollout,
         )
         self._supervisor = asyncio.create_task(self._supervise())
         if self._guard.observing is not None:
             self._telling = asyncio.create_task(ticking(self._guard, self._sleep))
-        await first_of(self._subscription.started.wait(), asyncio.wait((self._supervisor,)))
+        await first_of(
+            self._subscription.started.wait(), asyncio.wait((self._supervisor,))
+        )
         if self._window.failure is not None:
             await self.stop()
             raise self._window.failure

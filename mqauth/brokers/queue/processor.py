@@ -13,7 +13,13 @@ import tenacity
 from mqauth.brokers.amqp_messages import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.event_loop import Sleep, Timer, call_later, first_of, was_cancelled
 from mqauth.brokers.queue.client import Acks, DeliveryClient
-from mqauth.delivery.hold import CONSUMER_TIMEOUT, MAX_HELD, HeldDelivery, Hold, is_deferred
+from mqauth.delivery.hold import (
+    CONSUMER_TIMEOUT,
+    MAX_HELD,
+    HeldDelivery,
+    Hold,
+    is_deferred,
+)
 from mqauth.delivery.queue_work import INTERRUPTED, QueueLeases, QueueWork
 from mqauth.delivery.slot import Slot
 from mqauth.errors import StaleDelivery
@@ -178,12 +184,16 @@ class Processor:
             if isinstance(outcome, Waiting):
                 outcome = await self._attempt(delivery, outcome)
             if is_deferred(outcome):
-                outcome = await self._put_off(HeldDelivery(slot, delivery, outcome, self._clock.now()))
+                outcome = await self._put_off(
+                    HeldDelivery(slot, delivery, outcome, self._clock.now())
+                )
             if is_deferred(outcome):
                 await self._let_go(begun)
             elif begun.acks is not None:
                 self._noted(slot.native, begun.acks, delivery)
-            elif not self._calls.is_settled(slot.native) and not await self._calls.ack(slot.native):
+            elif not self._calls.is_settled(slot.native) and not await self._calls.ack(
+                slot.native
+            ):
                 self.work.lost((delivery,))
             return outcome
         except StaleDelivery:
@@ -222,7 +232,9 @@ class Processor:
 
     def _begun(self, native: Any, acks: Acks | None) -> StartedDelivery:
         slot = Slot(native, self._calls, self._clock.monotonic(), self._limit)
-        delivery = self.work.receive(self._calls.message(native), partial(fence, self._calls, slot))
+        delivery = self.work.receive(
+            self._calls.message(native), partial(fence, self._calls, slot)
+        )
         return StartedDelivery(slot, acks, delivery, begin(self.work.attempt(delivery)))
 
     async def _put_off(self, held: HeldDelivery) -> Outcome:
@@ -267,7 +279,9 @@ class Processor:
             self.hold.take(held)
             self.look()
 
-    async def _attempt(self, delivery: Delivery, begun: Waiting[Outcome] | None = None) -> Outcome:
+    async def _attempt(
+        self, delivery: Delivery, begun: Waiting[Outcome] | None = None
+    ) -> Outcome:
         try:
             if begun is not None:
                 return await resume(begun)
@@ -300,7 +314,11 @@ class Processor:
 
     async def _give_back(self, slot: Slot, acks: Acks | None) -> None:
         native = slot.native
-        if not self.work.returns(slot) or self._calls.is_settled(native) or not slot.is_ours:
+        if (
+            not self.work.returns(slot)
+            or self._calls.is_settled(native)
+            or not slot.is_ours
+        ):
             return
         # Before the call: where that is cancelled while the socket is drained, the requeue was sent all the
         # same, and a second one would close the channel.
@@ -344,7 +362,9 @@ class LeaseRenewal(QueueLeases):
             self._renewing = asyncio.create_task(arun(self.renewing(self._guard)))
 
 
-def fence(calls: DeliveryClient, slot: Slot, delivery: Delivery) -> Awaitable[None] | None:
+def fence(
+    calls: DeliveryClient, slot: Slot, delivery: Delivery
+) -> Awaitable[None] | None:
     """Let a delivery's next step pass, now or after a round trip on its channel: the ``fence`` of a ``Delivery``.
 
     Raises:

@@ -59,7 +59,9 @@ class Subscription(Processor):
         sleep: Sleep = asyncio.sleep,
         **settings: Any,
     ) -> None:
-        beside = min(HELD_PER_PREFETCH * prefetch, MAX_HELD) if max_held is None else max_held
+        beside = (
+            min(HELD_PER_PREFETCH * prefetch, MAX_HELD) if max_held is None else max_held
+        )
         super().__init__(
             calls,
             guard,
@@ -142,7 +144,9 @@ class Subscription(Processor):
         if held.waits and not held.needs_ours:
             retrying = tenacity.AsyncRetrying(
                 sleep=self.sleep_until_woken,
-                wait=tenacity.wait_random_exponential(multiplier=self.window.probe_wait, max=PROBES.longest),
+                wait=tenacity.wait_random_exponential(
+                    multiplier=self.window.probe_wait, max=PROBES.longest
+                ),
                 stop=tenacity.stop_never,
                 retry=tenacity.retry_if_result(lambda answered: answered is not True),
             )
@@ -192,9 +196,13 @@ class Subscription(Processor):
 
     async def _turn_away(self, native: Any, acks: Acks | None) -> None:
         await self.cancelled()
-        await self._give_back(Slot(native, self._calls, self._clock.monotonic(), self._limit), acks)
+        await self._give_back(
+            Slot(native, self._calls, self._clock.monotonic(), self._limit), acks
+        )
 
-    async def _carry(self, native: Any, acks: Acks | None, begun: StartedDelivery) -> None:
+    async def _carry(
+        self, native: Any, acks: Acks | None, begun: StartedDelivery
+    ) -> None:
         try:
             outcome = await self.process(native, acks, begun)
         except asyncio.CancelledError:
@@ -242,13 +250,19 @@ class Subscription(Processor):
 
         def may_pass(error: BaseException) -> bool:
             known = self.started.is_set() or isinstance(error, UnansweredError)
-            if passes := known and self._calls.reopens and self._calls.is_temporary(error):
+            if (
+                passes := known
+                and self._calls.reopens
+                and self._calls.is_temporary(error)
+            ):
                 self.window.cannot(error)
             return passes
 
         retrying = tenacity.AsyncRetrying(
             sleep=self._sleep,
-            wait=tenacity.wait_random_exponential(multiplier=PROBES.first, max=PROBES.longest),
+            wait=tenacity.wait_random_exponential(
+                multiplier=PROBES.first, max=PROBES.longest
+            ),
             stop=tenacity.stop_never,
             retry=tenacity.retry_if_exception(may_pass),
         )

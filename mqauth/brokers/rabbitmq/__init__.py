@@ -27,7 +27,12 @@ from mqauth.brokers.judge import AsyncJudgement
 from mqauth.brokers.options import DeliveryOptions
 from mqauth.brokers.queue.processor import Processor, fence
 from mqauth.brokers.rabbitmq.channel import proved
-from mqauth.brokers.rabbitmq.confirmed import AuditQueue, DeadLetters, declare_dead_letters, declare_source
+from mqauth.brokers.rabbitmq.confirmed import (
+    AuditQueue,
+    DeadLetters,
+    declare_dead_letters,
+    declare_source,
+)
 from mqauth.brokers.rabbitmq.consumer import Consumer, Deliveries, as_incoming
 from mqauth.brokers.rabbitmq.translate import from_native, to_message
 from mqauth.delivery.health import QueueHealth as Health
@@ -117,7 +122,11 @@ def guarded(
 
 
 async def judge(
-    guard: Pipeline, incoming: AbstractIncomingMessage | DeliveredMessage, *, queue: str, scope: str | None = None
+    guard: Pipeline,
+    incoming: AbstractIncomingMessage | DeliveredMessage,
+    *,
+    queue: str,
+    scope: str | None = None,
 ) -> AsyncJudgement:
     """Judge one delivery, and claim it in the replay store where it is accepted; nothing is settled.
 

@@ -23,7 +23,12 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
 from aio_pika import exceptions
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractRobustChannel, AbstractRobustConnection
+from aio_pika.abc import (
+    AbstractChannel,
+    AbstractIncomingMessage,
+    AbstractRobustChannel,
+    AbstractRobustConnection,
+)
 from aiormq.abc import AbstractConnection, DeliveredMessage
 from pamqp.commands import Basic
 
@@ -99,7 +104,12 @@ async def try_settle(act: Callable[[], Awaitable[None]], what: str) -> bool:
         with closing_is_an_error():
             await act()
     except LOST as error:
-        emit("client.settle_failed", "%s failed, the broker will deliver again: %s", what, type(error).__name__)
+        emit(
+            "client.settle_failed",
+            "%s failed, the broker will deliver again: %s",
+            what,
+            type(error).__name__,
+        )
         return False
     return True
 
@@ -110,11 +120,17 @@ def is_untouched(native: object, method: str) -> bool:
     A proxy of wrapt pretends to be the function that it wraps, in ``__class__`` and ``__module__``, and
     ``functools.wraps`` copies ``__module__``. A function's own type and globals cannot be copied.
     """
-    methods = [each for kind in type(native).__mro__ if (each := kind.__dict__.get(method)) is not None]
+    methods = [
+        each
+        for kind in type(native).__mro__
+        if (each := kind.__dict__.get(method)) is not None
+    ]
     if not methods or method in getattr(native, "__dict__", ()):
         return False
     return all(
-        type(each) is FunctionType and each.__globals__["__name__"].startswith("aio_pika.") for each in methods
+        type(each) is FunctionType
+        and each.__globals__["__name__"].startswith("aio_pika.")
+        for each in methods
     )
 
 
@@ -129,7 +145,11 @@ class _Tried:
         # Seconds between two log lines about one channel.
         if now - self.said >= 30.0:
             self.said = now
-            emit("client.channel_failed", "a channel cannot be opened again, tried until it can: %s", why)
+            emit(
+                "client.channel_failed",
+                "a channel cannot be opened again, tried until it can: %s",
+                why,
+            )
 
 
 _TRIED: Final[WeakKeyDictionary[AbstractRobustChannel, _Tried]] = WeakKeyDictionary()
@@ -206,10 +226,16 @@ async def reopen(channel: object) -> None:
 
 def _transport(channel: object) -> Any:
     """Return aiormq's connection of a channel, ``None`` while there is none."""
-    return getattr(getattr(getattr(channel, "_connection", None), "transport", None), "connection", None)
+    return getattr(
+        getattr(getattr(channel, "_connection", None), "transport", None),
+        "connection",
+        None,
+    )
 
 
-async def proved(times: Times, source: AbstractIncomingMessage | AbstractRobustConnection) -> None:
+async def proved(
+    times: Times, source: AbstractIncomingMessage | AbstractRobustConnection
+) -> None:
     """Return once a broker has proved that it overwrites append times; it is asked until it answers.
 
     For whoever takes deliveries from a consumer that is not ours.
@@ -238,7 +264,9 @@ async def proved(times: Times, source: AbstractIncomingMessage | AbstractRobustC
         await asyncio.sleep(RETRY)
 
 
-async def echoed(connection: AbstractConnection, headers: dict[str, Any], body: bytes) -> Mapping[str, Any]:
+async def echoed(
+    connection: AbstractConnection, headers: dict[str, Any], body: bytes
+) -> Mapping[str, Any]:
     """Send a message to an exclusive queue on aiormq's connection, and return the headers it comes back with.
 
     Raises:
@@ -256,9 +284,13 @@ async def echoed(connection: AbstractConnection, headers: dict[str, Any], body: 
         # confirms: a publish that is refused closes the channel, and its confirm raises why
         asking = await connection.channel()
         try:
-            name = (await asking.queue_declare(exclusive=True, auto_delete=True)).queue or ""
+            name = (
+                await asking.queue_declare(exclusive=True, auto_delete=True)
+            ).queue or ""
             await asking.basic_consume(name, take, no_ack=True)
-            await asking.basic_publish(body, routing_key=name, properties=Basic.Properties(headers=headers))
+            await asking.basic_publish(
+                body, routing_key=name, properties=Basic.Properties(headers=headers)
+            )
             return await answer
         finally:
             # the queue goes with its consumer; where its close is cancelled, aiormq 7.2 sends a second one

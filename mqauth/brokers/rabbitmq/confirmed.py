@@ -56,9 +56,14 @@ class _Sink:
 
     cause: Cause
 
-    def __init__(self, channel: AbstractChannel, name: str, *, timeout: float = 30) -> None:
+    def __init__(
+        self, channel: AbstractChannel, name: str, *, timeout: float = 30
+    ) -> None:
         confirms = getattr(channel, "publisher_confirms", False)
-        require(confirms, "dead letters and audit records need a channel with publisher confirms")
+        require(
+            confirms,
+            "dead letters and audit records need a channel with publisher confirms",
+        )
         check_queue(name, timeout)
         self.channel = channel
         self.name = name
@@ -96,11 +101,15 @@ class _Sink:
             await ready(self.channel)
             native.limit = await frame_limit(self.channel)
             try:
-                result = await self.channel.default_exchange.publish(native, self.name, mandatory=True)
+                result = await self.channel.default_exchange.publish(
+                    native, self.name, mandatory=True
+                )
             except exceptions.ChannelPreconditionFailed as error:
                 if may_be_too_large(str(error), len(native.body)):
                     raise
-                raise Unavailable(self.cause, "the channel was closed for another message") from error
+                raise Unavailable(
+                    self.cause, "the channel was closed for another message"
+                ) from error
         if not isinstance(result, commands.Basic.Ack):
             raise Unavailable(self.cause, "the queue does not exist")
 
@@ -148,7 +157,9 @@ class DeadLetters(_Sink):
             await self._send(to_native(form, message_id=new_message_id()))
 
         async with in_time(self._timeout, self.cause, LOST):
-            await arun(burying(letter, send, carries, _TOO_LARGE, self._max_body, self._oversize))
+            await arun(
+                burying(letter, send, carries, _TOO_LARGE, self._max_body, self._oversize)
+            )
 
 
 class AuditQueue(_Sink):
@@ -213,9 +224,13 @@ async def declare_dead_letters(channel: AbstractChannel, name: str) -> AbstractQ
     return await _declare(channel, name, dict(LETTERS))
 
 
-async def _declare(channel: AbstractChannel, name: str, arguments: dict[str, Any]) -> AbstractQueue:
+async def _declare(
+    channel: AbstractChannel, name: str, arguments: dict[str, Any]
+) -> AbstractQueue:
     # A robust channel would declare it again after each reconnect, and stay closed where that fails.
-    once: dict[str, Any] = {"robust": False} if isinstance(channel, AbstractRobustChannel) else {}
+    once: dict[str, Any] = (
+        {"robust": False} if isinstance(channel, AbstractRobustChannel) else {}
+    )
     return await channel.declare_queue(name, durable=True, arguments=arguments, **once)
 
 

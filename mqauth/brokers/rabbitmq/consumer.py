@@ -14,7 +14,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Unpack
 from weakref import WeakKeyDictionary, ref
 
-from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustChannel, AbstractRobustQueue
+from aio_pika.abc import (
+    AbstractIncomingMessage,
+    AbstractQueue,
+    AbstractRobustChannel,
+    AbstractRobustQueue,
+)
 from aio_pika.exceptions import AMQPChannelError
 from aio_pika.message import IncomingMessage, decode_expiration
 from aiormq.abc import AbstractChannel, DeliveredMessage
@@ -72,7 +77,14 @@ class Consumer(QueueConsumer):
     ) -> None:
         options["delivery_limit"] = limit_of(queue, options.get("delivery_limit"))
         responder = responder_of(replies)
-        super().__init__(Queue(queue), guard, handler, dead_letters=dead_letters, responder=responder, **options)
+        super().__init__(
+            Queue(queue),
+            guard,
+            handler,
+            dead_letters=dead_letters,
+            responder=responder,
+            **options,
+        )
         if (getattr(queue, "arguments", None) or {}).get("x-queue-type") == "stream":
             raise stream_refused(queue.name)
         connection = getattr(queue.channel, "_connection", None)
@@ -90,7 +102,9 @@ class Consumer(QueueConsumer):
 def _is_classic(queue: AbstractQueue) -> bool:
     """Return whether a queue is known to be no quorum queue; one that was got by its name is not known."""
     declared = getattr(queue, "arguments", None) or {}
-    return not getattr(queue, "passive", False) and declared.get("x-queue-type") != "quorum"
+    return (
+        not getattr(queue, "passive", False) and declared.get("x-queue-type") != "quorum"
+    )
 
 
 def limit_of(queue: AbstractQueue, configured: int | None) -> int:
@@ -128,7 +142,10 @@ class Unreadable(Delivered):
     __slots__ = ("fault",)
 
     def __init__(self, message: DeliveredMessage) -> None:
-        header, properties = copy.copy(message.header), copy.copy(message.header.properties)
+        header, properties = (
+            copy.copy(message.header),
+            copy.copy(message.header.properties),
+        )
         header.properties, mode = properties, properties.delivery_mode
         self.fault = "a property that aio-pika cannot hold"
         try:
@@ -136,7 +153,10 @@ class Unreadable(Delivered):
         except ValueError:
             self.fault, properties.expiration = "the expiration is no number", None
         if mode not in _MODES:
-            self.fault, properties.delivery_mode = f"delivery-mode {mode} is neither 1 nor 2", None
+            self.fault, properties.delivery_mode = (
+                f"delivery-mode {mode} is neither 1 nor 2",
+                None,
+            )
         super().__init__(replace(message, header=header))
         if mode not in _MODES:
             self.delivery_mode = mode  # type: ignore[assignment]
@@ -153,7 +173,9 @@ def delivered(message: DeliveredMessage) -> IncomingMessage:
         return Unreadable(message)
 
 
-def as_incoming(message: DeliveredMessage | AbstractIncomingMessage) -> AbstractIncomingMessage:
+def as_incoming(
+    message: DeliveredMessage | AbstractIncomingMessage,
+) -> AbstractIncomingMessage:
     """Return a delivery as aio-pika has it, whether aio-pika or aiormq gave it."""
     return delivered(message) if isinstance(message, DeliveredMessage) else message
 
@@ -169,7 +191,9 @@ async def subscribed(queue: AbstractQueue, channel: AbstractChannel, take: Take)
         take: gets each delivery.
     """
     if channels.is_untouched(queue, "consume"):
-        return (await channel.basic_consume(queue.name, partial(_taken, take))).consumer_tag or ""
+        return (
+            await channel.basic_consume(queue.name, partial(_taken, take))
+        ).consumer_tag or ""
     seen: Any = copy.copy(queue)
     seen.channel = _Reading(queue.channel, channel, take)
     settings = {"robust": False} if isinstance(seen, AbstractRobustQueue) else {}
@@ -202,13 +226,23 @@ class _Reading:
         """Return itself, in place of aiormq's channel."""
         return self
 
-    async def basic_consume(self, queue: str, consumer_callback: Callable[..., Any], **settings: Any) -> Any:
+    async def basic_consume(
+        self, queue: str, consumer_callback: Callable[..., Any], **settings: Any
+    ) -> Any:
         """Consume as aiormq does."""
-        return await self._below.basic_consume(queue, partial(self._read, consumer_callback), **settings)
+        return await self._below.basic_consume(
+            queue, partial(self._read, consumer_callback), **settings
+        )
 
-    async def _read(self, callback: Callable[..., Any], message: DeliveredMessage) -> None:
+    async def _read(
+        self, callback: Callable[..., Any], message: DeliveredMessage
+    ) -> None:
         incoming = delivered(message)
-        await (self._take(incoming) if isinstance(incoming, Unreadable) else callback(message))
+        await (
+            self._take(incoming)
+            if isinstance(incoming, Unreadable)
+            else callback(message)
+        )
 
 
 class Deliveries:
@@ -272,7 +306,9 @@ class Queue(Deliveries):
         self._native = queue
         self._channel: AbstractChannel | None = None
 
-    def watch(self, closed: Callable[[str, bool], None], cancelled: Callable[[str], None]) -> None:
+    def watch(
+        self, closed: Callable[[str, bool], None], cancelled: Callable[[str], None]
+    ) -> None:
         """Report from now on why the channel ended, and whether it did alone; and which consumer was cancelled."""
         self._closed, self._cancelled = closed, cancelled
         self._native.channel.close_callbacks.add(self._on_close)
@@ -291,7 +327,9 @@ class Queue(Deliveries):
             await self._native.channel.set_qos(prefetch_count=prefetch)
             self._channel = channel = await self._native.channel.get_underlay_channel()
             channel.on_consumer_cancel_callbacks.add(self._on_cancel)
-        return OpenChannel(channel, sender(channel, self.queue), channel.connection, channels.echoed)
+        return OpenChannel(
+            channel, sender(channel, self.queue), channel.connection, channels.echoed
+        )
 
     async def consume(self, channel: AbstractChannel, take: Take) -> str:
         """Have each delivery on aiormq's channel given to ``take``; return the consumer's tag."""
@@ -313,11 +351,17 @@ class Queue(Deliveries):
 
     def is_temporary(self, error: BaseException) -> bool:
         """Return whether an error that kept it from consuming may pass; not where the owner closed the channel."""
-        return isinstance(error, channels.LOST) and not isinstance(error, channels.ClosedByOwnerError)
+        return isinstance(error, channels.LOST) and not isinstance(
+            error, channels.ClosedByOwnerError
+        )
 
     def is_blocked(self) -> bool:
         """Return whether the broker has blocked the connection."""
-        return self._channel is not None and not self._channel.is_closed and channels.is_blocked(self._channel)
+        return (
+            self._channel is not None
+            and not self._channel.is_closed
+            and channels.is_blocked(self._channel)
+        )
 
     def may_be_refused(self, native: AbstractIncomingMessage, /) -> bool:
         """Return whether a delivery has a stream's header, which any publisher can write too."""
@@ -325,7 +369,9 @@ class Queue(Deliveries):
 
     async def refusal(self) -> ConfigurationError | None:
         """Ask the broker whether the queue is a stream; return the error for one, else ``None``."""
-        if self._channel is None or not await is_stream(partial(refusal, self._channel, self.queue)):
+        if self._channel is None or not await is_stream(
+            partial(refusal, self._channel, self.queue)
+        ):
             return None
         return stream_refused(self.queue)
 
@@ -345,7 +391,9 @@ def round_trip(channel: Any, *, part: float = PART) -> RoundTrip:
     if asked is None:
         # A strong reference would keep the key of the dictionary alive.
         known = ref(channel)
-        asked = RoundTrip(lambda: _answers(known()), lambda: channels.is_blocked(known()), part=part)
+        asked = RoundTrip(
+            lambda: _answers(known()), lambda: channels.is_blocked(known()), part=part
+        )
         _ROUND_TRIPS[channel] = asked
     return asked
 

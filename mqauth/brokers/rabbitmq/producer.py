@@ -24,9 +24,26 @@ from pamqp.body import ContentBody
 from pamqp.frame import FrameTypes, marshal
 from pamqp.header import ContentHeader
 
-from mqauth.brokers.amqp_messages import check_frame, deferring, mandatory_reply, new_message_id
-from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error, is_untouched, reopen
-from mqauth.brokers.rabbitmq.translate import Measured, agreed, frame_limit, headers_out, to_message, unsendable
+from mqauth.brokers.amqp_messages import (
+    check_frame,
+    deferring,
+    mandatory_reply,
+    new_message_id,
+)
+from mqauth.brokers.rabbitmq.channel import (
+    ClosedByOwnerError,
+    closing_is_an_error,
+    is_untouched,
+    reopen,
+)
+from mqauth.brokers.rabbitmq.translate import (
+    Measured,
+    agreed,
+    frame_limit,
+    headers_out,
+    to_message,
+    unsendable,
+)
 from mqauth.brokers.sealing import Sealing
 from mqauth.errors import MalformedMessage, MqauthError, Unavailable, require
 from mqauth.judging.verified import Responder, Verified
@@ -38,7 +55,12 @@ if TYPE_CHECKING:
     # aio-pika before 10.1 has no name for it.
     from aio_pika.abc import PublishResultType
 
-OUT_OF_REACH: Final = (exceptions.AMQPConnectionError, exceptions.ChannelInvalidStateError, OSError, Unavailable)
+OUT_OF_REACH: Final = (
+    exceptions.AMQPConnectionError,
+    exceptions.ChannelInvalidStateError,
+    OSError,
+    Unavailable,
+)
 """Errors of a publish where channel, connection or signing key are gone, and the broker has refused nothing."""
 
 
@@ -48,7 +70,9 @@ class UnroutableError(MqauthError, exceptions.DeliveryError):
     code = "unroutable"
 
     def __init__(self, exchange: str, routing_key: str) -> None:
-        super().__init__(None, commands.Basic.Return(312, "NO_ROUTE", exchange, routing_key))
+        super().__init__(
+            None, commands.Basic.Return(312, "NO_ROUTE", exchange, routing_key)
+        )
 
     def __str__(self) -> str:
         return "no queue is bound for this exchange and routing key"
@@ -80,9 +104,12 @@ class Producer(AbstractAsyncContextManager["Producer"]):
         linger: float = 0,
     ) -> None:
         require(
-            hasattr(exchange, "name"), f"a producer takes an exchange of aio-pika, not {type(exchange).__name__}"
+            hasattr(exchange, "name"),
+            f"a producer takes an exchange of aio-pika, not {type(exchange).__name__}",
         )
-        self._sealing = Sealing(signer, batch, linger, lambda: ClosedByOwnerError("the producer was closed"))
+        self._sealing = Sealing(
+            signer, batch, linger, lambda: ClosedByOwnerError("the producer was closed")
+        )
         self._exchange = exchange
         self._direct, self._through = DirectPath(exchange), ExchangePath(exchange)
         self._signer = signer
@@ -127,14 +154,31 @@ class Producer(AbstractAsyncContextManager["Producer"]):
             if isinstance(message, bytes):
                 message = aio_pika.Message(message)
         if not isinstance(message, AbstractMessage):
-            raise MalformedMessage("publish takes an aio_pika.Message, or a value with value_serializer=")
+            raise MalformedMessage(
+                "publish takes an aio_pika.Message, or a value with value_serializer="
+            )
         wire = self._wire(message, routing_key)
-        path = self._direct if self._confirms and is_untouched(self._exchange, "publish") else self._through
+        path = (
+            self._direct
+            if self._confirms and is_untouched(self._exchange, "publish")
+            else self._through
+        )
         # The message as it is now.
         taken = path.take(message)
-        send = partial(self._confirmed, path, taken, routing_key, mandatory=mandatory, immediate=immediate)
+        send = partial(
+            self._confirmed,
+            path,
+            taken,
+            routing_key,
+            mandatory=mandatory,
+            immediate=immediate,
+        )
         # No other message has an id that was just made.
-        turn = turn_of(self._exchange, message.message_id) if message.message_id else nullcontext()
+        turn = (
+            turn_of(self._exchange, message.message_id)
+            if message.message_id
+            else nullcontext()
+        )
         async with asyncio.timeout(timeout), turn:
             return await self._sealing.publish(wire, send)
 
@@ -144,7 +188,9 @@ class Producer(AbstractAsyncContextManager["Producer"]):
         Raises:
             ConfigurationError: this producer is on no default exchange.
         """
-        require(not self._exchange.name, "replies= takes a producer on a default exchange")
+        require(
+            not self._exchange.name, "replies= takes a producer on a default exchange"
+        )
         return partial(_reply, self)
 
     async def close(self) -> None:
@@ -166,10 +212,20 @@ class Producer(AbstractAsyncContextManager["Producer"]):
     def _wire(self, message: AbstractMessage, routing_key: str) -> Message:
         # aiormq would add a message id after signing, so the message has one already.
         message_id = message.message_id or new_message_id()
-        return to_message(message, exchange=self._exchange.name, routing_key=routing_key, message_id=message_id)
+        return to_message(
+            message,
+            exchange=self._exchange.name,
+            routing_key=routing_key,
+            message_id=message_id,
+        )
 
     async def _confirmed(
-        self, path: DirectPath | ExchangePath, taken: Any, routing_key: str, sealed: Message, **flags: bool
+        self,
+        path: DirectPath | ExchangePath,
+        taken: Any,
+        routing_key: str,
+        sealed: Message,
+        **flags: bool,
     ) -> PublishResultType | None:
         """Publish, and raise what aio-pika may return: a message that came back."""
         ready = path.ready(taken, sealed)
@@ -184,7 +240,9 @@ class Producer(AbstractAsyncContextManager["Producer"]):
         return result  # type: ignore[no-any-return]
 
 
-async def _reply(producer: Producer, verified: Verified, body: bytes) -> PublishResultType | None:
+async def _reply(
+    producer: Producer, verified: Verified, body: bytes
+) -> PublishResultType | None:
     """Publish a signed answer to the message's reply-to: what ``Verified.reply`` calls.
 
     While the connection or the signing key cannot be reached the handler is deferred. An answer that the broker
@@ -192,7 +250,9 @@ async def _reply(producer: Producer, verified: Verified, body: bytes) -> Publish
     """
     place = getattr(verified.native, "reply_to", None)
     mandatory = mandatory_reply(place)
-    answer = aio_pika.Message(body, correlation_id=verified.properties.get("correlation-id"))
+    answer = aio_pika.Message(
+        body, correlation_id=verified.properties.get("correlation-id")
+    )
     with deferring(OUT_OF_REACH):
         return await producer.publish(answer, str(place), mandatory=mandatory)
 
@@ -254,7 +314,11 @@ class JointFrame:
 
     def _count(self) -> None:
         # Without those whose caller was cancelled.
-        ready = [(confirm, *each) for confirm, each in self.unsent.items() if not confirm.done()]
+        ready = [
+            (confirm, *each)
+            for confirm, each in self.unsent.items()
+            if not confirm.done()
+        ]
         self.unsent.clear()
         for confirm, payload, message_id in ready:
             self.channel.delivery_tag += 1
@@ -292,16 +356,23 @@ class DirectPath:
         Raises:
             MalformedMessage: its header frame is over its size, or cannot be encoded.
         """
-        taken.headers, taken.message_id = headers_out(sealed.headers), sealed.properties["message-id"]
+        taken.headers, taken.message_id = (
+            headers_out(sealed.headers),
+            sealed.properties["message-id"],
+        )
         try:
             raw = taken.marshal()
         except Exception as error:
             raise unsendable(error) from error
         check_frame(len(raw))
         # With what pamqp asks properties for: they are encoded once.
-        return SimpleNamespace(id=taken.message_id, raw=raw, body=sealed.body or b"", marshal=lambda: raw)
+        return SimpleNamespace(
+            id=taken.message_id, raw=raw, body=sealed.body or b"", marshal=lambda: raw
+        )
 
-    async def send(self, ready: Any, routing_key: str, *, mandatory: bool, immediate: bool) -> Any:
+    async def send(
+        self, ready: Any, routing_key: str, *, mandatory: bool, immediate: bool
+    ) -> Any:
         """Publish it, together with others that are ready, and wait for the confirm."""
         exchange = self._exchange
         # The same refusals as those of ``Exchange.publish``.
@@ -313,13 +384,20 @@ class DirectPath:
         check_frame(len(ready.raw), agreed(channel))
         body, size = ready.body, channel.max_content_size
         frames: list[FrameTypes] = [ContentHeader(body_size=len(body), properties=ready)]
-        frames += [ContentBody(body[start : start + size]) for start in range(0, len(body), size)]
-        payload = _method(channel.number, exchange.name, routing_key, mandatory, immediate)
+        frames += [
+            ContentBody(body[start : start + size]) for start in range(0, len(body), size)
+        ]
+        payload = _method(
+            channel.number, exchange.name, routing_key, mandatory, immediate
+        )
         if channel is not self._frame.channel:
             self._frame = JointFrame(channel)
         # The channel fails it once it is closed.
         frame, confirm = self._frame, channel.create_future()
-        frame.unsent[confirm] = payload + b"".join(marshal(each, channel.number) for each in frames), ready.id
+        frame.unsent[confirm] = (
+            payload + b"".join(marshal(each, channel.number) for each in frames),
+            ready.id,
+        )
         if not frame.queued:
             frame.drain()
         try:
@@ -331,9 +409,13 @@ class DirectPath:
 
 
 @lru_cache(maxsize=256)
-def _method(number: int, exchange: str, routing_key: str, mandatory: bool, immediate: bool) -> bytes:
+def _method(
+    number: int, exchange: str, routing_key: str, mandatory: bool, immediate: bool
+) -> bytes:
     """Return an encoded ``basic.publish`` on the channel of a number."""
-    return marshal(commands.Basic.Publish(0, exchange, routing_key, mandatory, immediate), number)
+    return marshal(
+        commands.Basic.Publish(0, exchange, routing_key, mandatory, immediate), number
+    )
 
 
 class ExchangePath:
@@ -354,18 +436,27 @@ class ExchangePath:
         Raises:
             MalformedMessage: its header frame is over its size, or cannot be encoded.
         """
-        taken.headers, taken.message_id = headers_out(sealed.headers), sealed.properties["message-id"]
+        taken.headers, taken.message_id = (
+            headers_out(sealed.headers),
+            sealed.properties["message-id"],
+        )
         taken.body = sealed.body or b""
         taken.check()
         return taken
 
-    async def send(self, ready: Any, routing_key: str, *, mandatory: bool, immediate: bool) -> Any:
+    async def send(
+        self, ready: Any, routing_key: str, *, mandatory: bool, immediate: bool
+    ) -> Any:
         """Publish it and wait for the confirm; without publisher confirms return ``None``."""
         ready.limit = await frame_limit(getattr(self._exchange, "channel", None))
-        return await self._exchange.publish(ready, routing_key, mandatory=mandatory, immediate=immediate)
+        return await self._exchange.publish(
+            ready, routing_key, mandatory=mandatory, immediate=immediate
+        )
 
 
-_TURNS: Final[WeakKeyDictionary[Any, WeakValueDictionary[str, asyncio.Lock]]] = WeakKeyDictionary()
+_TURNS: Final[WeakKeyDictionary[Any, WeakValueDictionary[str, asyncio.Lock]]] = (
+    WeakKeyDictionary()
+)
 """The locks of message ids by channel, each for as long as somebody holds it or waits for it."""
 
 
@@ -375,5 +466,7 @@ def turn_of(exchange: AbstractExchange, message_id: str) -> asyncio.Lock:
     aiormq 7.2 knows a returned message by its id alone: where the broker returns one of the two, aiormq would
     report that to the other's caller too.
     """
-    turns = _TURNS.setdefault(getattr(exchange, "channel", exchange), WeakValueDictionary())
+    turns = _TURNS.setdefault(
+        getattr(exchange, "channel", exchange), WeakValueDictionary()
+    )
     return turns.setdefault(message_id, asyncio.Lock())

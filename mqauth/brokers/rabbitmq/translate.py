@@ -19,7 +19,12 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractMessage
 from pamqp import commands
 
 from mqauth.brokers import amqp_messages, amqp_values
-from mqauth.brokers.amqp_messages import MAX_HEADER_FRAME, SHORT_STRINGS, Number, check_frame
+from mqauth.brokers.amqp_messages import (
+    MAX_HEADER_FRAME,
+    SHORT_STRINGS,
+    Number,
+    check_frame,
+)
 from mqauth.errors import MalformedMessage
 from mqauth.wire.message import HeaderPair, HeaderValue, Message
 
@@ -49,7 +54,14 @@ class Measured(aio_pika.Message):
     @classmethod
     def of(cls, native: AbstractMessage) -> Measured:
         """Return a copy of a message."""
-        names = (*SHORT_STRINGS.values(), "headers", "delivery_mode", "priority", "expiration", "timestamp")
+        names = (
+            *SHORT_STRINGS.values(),
+            "headers",
+            "delivery_mode",
+            "priority",
+            "expiration",
+            "timestamp",
+        )
         return cls(native.body, **{name: getattr(native, name) for name in names})
 
     def check(self) -> None:
@@ -76,7 +88,9 @@ class Measured(aio_pika.Message):
         return encoded
 
 
-def from_native(incoming: AbstractIncomingMessage, *, queue: str, scope: str | None = None) -> Message:
+def from_native(
+    incoming: AbstractIncomingMessage, *, queue: str, scope: str | None = None
+) -> Message:
     """Return a delivery as a ``Message``; never raises.
 
     Args:
@@ -103,16 +117,24 @@ def from_native(incoming: AbstractIncomingMessage, *, queue: str, scope: str | N
             faults=[] if fault is None else [fault],
         )
     except Exception as error:
-        return amqp_messages.unreadable(error, incoming, queue=queue, scope=scope or queue)
+        return amqp_messages.unreadable(
+            error, incoming, queue=queue, scope=scope or queue
+        )
 
 
 def failures_of(incoming: AbstractIncomingMessage) -> int:
     """Return how many deliveries of a message its queue counts against the delivery limit, as far as known."""
-    return amqp_messages.failures(incoming.headers or {}, redelivered=bool(incoming.redelivered))
+    return amqp_messages.failures(
+        incoming.headers or {}, redelivered=bool(incoming.redelivered)
+    )
 
 
 def to_message(
-    native: AbstractMessage, *, exchange: str, routing_key: str, message_id: str | None = None
+    native: AbstractMessage,
+    *,
+    exchange: str,
+    routing_key: str,
+    message_id: str | None = None,
 ) -> Message:
     """Return the ``Message`` that consumers will get of an aio-pika message.
 
@@ -148,13 +170,19 @@ def to_native(message: Message, *, message_id: str) -> Measured:
     """
     properties = message.properties
     priority, timestamp = properties.get("priority"), properties.get("timestamp")
-    texts = {attribute: properties.get(name) for name, attribute in SHORT_STRINGS.items() if name != "message-id"}
+    texts = {
+        attribute: properties.get(name)
+        for name, attribute in SHORT_STRINGS.items()
+        if name != "message-id"
+    }
     return Measured(
         message.body or b"",
         headers=headers_out(message.headers),
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         priority=None if priority is None else int(priority),
-        timestamp=None if timestamp is None else datetime.fromtimestamp(int(timestamp), tz=UTC),
+        timestamp=None
+        if timestamp is None
+        else datetime.fromtimestamp(int(timestamp), tz=UTC),
         message_id=message_id,
         **texts,  # type: ignore[arg-type]
     )
@@ -167,7 +195,9 @@ def headers_out(pairs: tuple[HeaderPair, ...]) -> dict[str, Any]:
 
 def carries(name: str, value: HeaderValue) -> bool:
     """Return whether aio-pika can send a header so that it arrives as exactly the same value."""
-    return amqp_values.arrives(name, value, amqp_values.value_out(value, bytearray), scalar_on_wire)
+    return amqp_values.arrives(
+        name, value, amqp_values.value_out(value, bytearray), scalar_on_wire
+    )
 
 
 def scalar_on_wire(value: object) -> HeaderValue:
@@ -184,7 +214,9 @@ def scalar_on_wire(value: object) -> HeaderValue:
     if isinstance(value, time.struct_time):
         value = datetime(*value[:6], tzinfo=UTC)
     if isinstance(value, (bytes, tuple)):
-        raise MalformedMessage("aio-pika sends no bytes or tuple in a header: use bytearray or list")
+        raise MalformedMessage(
+            "aio-pika sends no bytes or tuple in a header: use bytearray or list"
+        )
     return amqp_values.plain_scalar(value)
 
 

@@ -86,12 +86,21 @@ class Keystore:
         """
         names = None if subjects is None else _subjects(subjects)
         key = Key.generate(algorithm)
-        return self._add(key, names, {"publish_delay": publish_delay, "overlap": overlap}, pending=pending)
+        return self._add(
+            key,
+            names,
+            {"publish_delay": publish_delay, "overlap": overlap},
+            pending=pending,
+        )
 
     def adopt(
-        self, uri: str, *, subjects: Iterable[str] | None = None, publish_delay: int | None = None,
+        self,
+        uri: str,
+        *,
+        subjects: Iterable[str] | None = None,
+        publish_delay: int | None = None,
         overlap: int | None = None,
-    ) -> RingKey:  # fmt: skip
+    ) -> RingKey:
         """Enter a key that an HSM or a service holds, as pending, and return it with its state.
 
         Its public half is read from there, and it must sign something once. The private half stays where it is.
@@ -115,21 +124,33 @@ class Keystore:
         return self._add(adopted(uri), names, delays, pending=True, uri=uri)
 
     def _add(
-        self, key: Key, names: frozenset[str] | None, delays: Mapping[str, int | None], *, pending: bool,
+        self,
+        key: Key,
+        names: frozenset[str] | None,
+        delays: Mapping[str, int | None],
+        *,
+        pending: bool,
         uri: str | None = None,
-    ) -> RingKey:  # fmt: skip
+    ) -> RingKey:
         """Enter a key, and write its private half if it has one."""
         with file_errors(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with disk.locked(self.folder):
             before = KeyRing() if disk.is_missing(self.folder / KEYSET) else self.ring()
             announced = before.publish_delay if before.keys else 0
-            given: dict[str, Any] = {name: value for name, value in delays.items() if value is not None}
+            given: dict[str, Any] = {
+                name: value for name, value in delays.items() if value is not None
+            }
             before = replace(before, **given)
             if names is None and before.keys:
                 names = before.keys[-1].key.subjects
             after = ring.add(
-                before, replace(key, subjects=names), self._now(), pending=pending, announced=announced, uri=uri
+                before,
+                replace(key, subjects=names),
+                self._now(),
+                pending=pending,
+                announced=announced,
+                uri=uri,
             )
             # The user of the folder can name only one passphrase, so the active key must open with it, too.
             if before.active is not None and uri is None:
@@ -183,7 +204,10 @@ class Keystore:
             return ReferenceKey(ring_key.key, ring_key.uri)
         path = self._pem(ring_key.kid)
         key = read_pem(path, self.passphrase, ring_key.key.algorithm)
-        require(key.kid == ring_key.kid, f"{path}: holds another key than its name says, {key.kid}")
+        require(
+            key.kid == ring_key.kid,
+            f"{path}: holds another key than its name says, {key.kid}",
+        )
         return replace(key, subjects=ring_key.key.subjects)
 
     def stamp(self) -> disk.Stamp | None:
@@ -196,7 +220,11 @@ class Keystore:
 
     def no_active_key(self, keys: KeyRing) -> str:
         """Return the message that no key is active, with the command that helps."""
-        waits = [key.ready - self._now() for key in keys.keys if key.state is ring.State.PENDING]
+        waits = [
+            key.ready - self._now()
+            for key in keys.keys
+            if key.state is ring.State.PENDING
+        ]
         advice = "rotate" if waits else "new"
         soon = f" in {min(waits)} s" if waits and min(waits) > 0 else ""
         return f"{self.folder}: no active key: run mqauth keys {advice}{soon}"
@@ -218,7 +246,9 @@ class Keystore:
         path = self.folder / CUTOFFS
         if disk.is_missing(path):
             return NO_CUTOFFS
-        key_set = jwk.load_key_set(disk.read_bounded(path, jwk.MAX_DOCUMENT), name=str(path))
+        key_set = jwk.load_key_set(
+            disk.read_bounded(path, jwk.MAX_DOCUMENT), name=str(path)
+        )
         require(not key_set.misread, f"{path}: mqauth_cutoff cannot be read")
         return key_set.cutoffs
 
@@ -240,14 +270,24 @@ class Keystore:
         with disk.locked(self.folder):
             keys = self.ring()
             require(
-                identity.trust_domain_of(subject), "a subject is wimse:// or spiffe://, a trust domain, and a path"
+                identity.trust_domain_of(subject),
+                "a subject is wimse:// or spiffe://, a trust domain, and a path",
             )
-            require(claims.is_name(reason, 0), "a reason is one line of at most 256 characters")
+            require(
+                claims.is_name(reason, 0),
+                "a reason is one line of at most 256 characters",
+            )
             # Entries that refuse nothing any more go.
             oldest = now - keys.grace - keys.retain
-            entries = {name: earlier for name, earlier in self.cutoffs().items() if earlier.before > oldest}
+            entries = {
+                name: earlier
+                for name, earlier in self.cutoffs().items()
+                if earlier.before > oldest
+            }
             # An earlier moment would take back part of what was cut off.
-            entries[subject] = max(cutoff, entries.get(subject, cutoff), key=lambda each: each.before)
+            entries[subject] = max(
+                cutoff, entries.get(subject, cutoff), key=lambda each: each.before
+            )
             raw = strict_json.dumps(jwk.dump_key_set(KeySet((), (), entries)))
             require(
                 len(entries) <= jwk.MAX_CUTOFFS and len(raw) <= jwk.MAX_DOCUMENT // 2,
@@ -286,7 +326,9 @@ def public_keys(path: Path, *, passphrase: bytes | None = None) -> KeySet:
     return KeySet([read_pem(path, passphrase)])
 
 
-def read_pem(path: Path, passphrase: bytes | None = None, algorithm: str | None = None) -> Key:
+def read_pem(
+    path: Path, passphrase: bytes | None = None, algorithm: str | None = None
+) -> Key:
     """Return the private key of a PEM file that only its owner can read.
 
     Raises:

@@ -30,7 +30,9 @@ is for clocks that differ. A key that may be stolen is revoked instead."""
 VERSION: Final = 1
 MAX_URI: Final = 1024
 _TIMES: Final = ("created", "ready", "activated", "retired", "revoked")
-_KEY: Final = frozenset(("kid", "algorithm", "state", "subjects", *_TIMES, "revocation", "public"))
+_KEY: Final = frozenset(
+    ("kid", "algorithm", "state", "subjects", *_TIMES, "revocation", "public")
+)
 
 
 class State(StrEnum):
@@ -42,7 +44,11 @@ class State(StrEnum):
     REVOKED = "revoked"
 
 
-_REACHED: Final = {State.ACTIVE: "activated", State.RETIRED: "retired", State.REVOKED: "revoked"}
+_REACHED: Final = {
+    State.ACTIVE: "activated",
+    State.RETIRED: "retired",
+    State.REVOKED: "revoked",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +81,10 @@ class RingKey:
     def __post_init__(self) -> None:
         require(
             self.uri is None
-            or (len(self.uri) <= MAX_URI and re.fullmatch(r"[a-z][a-z0-9+.-]*:[!-~]+", self.uri, re.ASCII)),
+            or (
+                len(self.uri) <= MAX_URI
+                and re.fullmatch(r"[a-z][a-z0-9+.-]*:[!-~]+", self.uri, re.ASCII)
+            ),
             f"a uri is a scheme, a colon and more, of at most {MAX_URI} ASCII characters",
         )
 
@@ -106,13 +115,21 @@ class KeyRing:
     overlap: int = 0
 
     def __post_init__(self) -> None:
-        require(len({key.kid for key in self.keys}) == len(self.keys), "a kid stands for two keys")
-        require(sum(key.state is State.ACTIVE for key in self.keys) <= 1, "two keys are active")
+        require(
+            len({key.kid for key in self.keys}) == len(self.keys),
+            "a kid stands for two keys",
+        )
+        require(
+            sum(key.state is State.ACTIVE for key in self.keys) <= 1,
+            "two keys are active",
+        )
         require(
             0 <= self.publish_delay <= MAX_PUBLISH_DELAY and self.retain >= 0,
             f"publish_delay is 0 to {MAX_PUBLISH_DELAY} seconds, retain at least 0",
         )
-        require(0 <= self.overlap <= MAX_OVERLAP, f"overlap is 0 to {MAX_OVERLAP} seconds")
+        require(
+            0 <= self.overlap <= MAX_OVERLAP, f"overlap is 0 to {MAX_OVERLAP} seconds"
+        )
 
     @property
     def active(self) -> RingKey | None:
@@ -129,11 +146,12 @@ class KeyRing:
         """The keys as consumers get them, each with its end and its revocation."""
         return tuple(
             replace(
-                key.key.public_only, revocation=key.revocation,
+                key.key.public_only,
+                revocation=key.revocation,
                 expires=None if key.retired is None else key.retired + self.grace,
             )
             for key in self.keys
-        )  # fmt: skip
+        )
 
     def get(self, kid: str) -> RingKey:
         """Return the key with a kid.
@@ -147,7 +165,13 @@ class KeyRing:
 
 
 def add(
-    ring: KeyRing, key: Key, now: int, *, pending: bool = False, announced: int = 0, uri: str | None = None
+    ring: KeyRing,
+    key: Key,
+    now: int,
+    *,
+    pending: bool = False,
+    announced: int = 0,
+    uri: str | None = None,
 ) -> KeyRing:
     """Return the ring with a new key. The first key is active at once, unless ``pending``; later keys wait.
 
@@ -162,11 +186,21 @@ def add(
     """
     waits = bool(ring.keys) or pending
     # No key is ready before the keys that were made before it.
-    ready = max(now + max(ring.publish_delay, announced), *(key.ready for key in ring.keys), 0) if waits else now
+    ready = (
+        max(
+            now + max(ring.publish_delay, announced), *(key.ready for key in ring.keys), 0
+        )
+        if waits
+        else now
+    )
     new = RingKey(
-        key=key.public_only, state=State.PENDING if waits else State.ACTIVE, created=now, ready=ready,
-        activated=None if waits else now, uri=uri,
-    )  # fmt: skip
+        key=key.public_only,
+        state=State.PENDING if waits else State.ACTIVE,
+        created=now,
+        ready=ready,
+        activated=None if waits else now,
+        uri=uri,
+    )
     return replace(ring, keys=(*ring.keys, new))
 
 
@@ -180,7 +214,9 @@ def rotate(ring: KeyRing, now: int) -> KeyRing:
     keys = tuple(
         key
         for key in ring.keys
-        if key.state is not State.RETIRED or key.retired is None or now < key.retired + ring.grace + ring.retain
+        if key.state is not State.RETIRED
+        or key.retired is None
+        or now < key.retired + ring.grace + ring.retain
     )
     ring = replace(ring, keys=keys)
     while (promoted := _promote(ring, now)) != ring:
@@ -201,7 +237,10 @@ def retire(ring: KeyRing, kid: str, now: int) -> KeyRing:
     if key.state is State.PENDING:
         return ended
     promoted = _promote(ended, now)
-    require(promoted.active, "it is the active key and no pending key is ready to sign in its place")
+    require(
+        promoted.active,
+        "it is the active key and no pending key is ready to sign in its place",
+    )
     return promoted
 
 
@@ -216,14 +255,22 @@ def revoke(ring: KeyRing, kid: str, now: int, *, reason: str, since: int = 0) ->
     key = ring.get(kid)
     ended = _with(
         ring,
-        replace(key, state=State.REVOKED, revoked=now, revocation=Revocation(revoked_at=since, reason=reason)),
+        replace(
+            key,
+            state=State.REVOKED,
+            revoked=now,
+            revocation=Revocation(revoked_at=since, reason=reason),
+        ),
     )
     return _promote(ended, now) if key.state is State.ACTIVE else ended
 
 
 def _promote(ring: KeyRing, now: int) -> KeyRing:
     """Return the ring with the oldest ready key active, if a key is ready."""
-    ready = next((key for key in ring.keys if key.state is State.PENDING and key.ready <= now), None)
+    ready = next(
+        (key for key in ring.keys if key.state is State.PENDING and key.ready <= now),
+        None,
+    )
     if ready is None:
         return ring
     if ring.active is not None:
@@ -233,7 +280,9 @@ def _promote(ring: KeyRing, now: int) -> KeyRing:
 
 def _with(ring: KeyRing, changed: RingKey) -> KeyRing:
     """Return the ring with one key replaced."""
-    return replace(ring, keys=tuple(changed if key.kid == changed.kid else key for key in ring.keys))
+    return replace(
+        ring, keys=tuple(changed if key.kid == changed.kid else key for key in ring.keys)
+    )
 
 
 def describe(key: RingKey) -> dict[str, Any]:
@@ -251,7 +300,10 @@ def describe(key: RingKey) -> dict[str, Any]:
 
 def dump(ring: KeyRing) -> bytes:
     """Return a ring as the text of ``keyset.json``, with one key on each line."""
-    lines = [strict_json.dumps(describe(key) | {"public": public_members(key.key.public)}) for key in ring.keys]
+    lines = [
+        strict_json.dumps(describe(key) | {"public": public_members(key.key.public)})
+        for key in ring.keys
+    ]
     overlap = f'"overlap":{ring.overlap},' if ring.overlap else ""
     head = f'{{"version":{VERSION},"publish_delay":{ring.publish_delay},"retain":{ring.retain},{overlap}"keys":['
     return head.encode("ascii") + b"\n" + b",\n".join(lines) + b"\n]}\n"
@@ -267,11 +319,15 @@ def load(raw: bytes, *, name: str) -> KeyRing:
     Raises:
         ConfigurationError: ``dump`` cannot have written the text.
     """
-    with refusing((strict_json.StrictJSONError, ConfigurationError), lambda error: f"{name}: {error}"):
+    with refusing(
+        (strict_json.StrictJSONError, ConfigurationError),
+        lambda error: f"{name}: {error}",
+    ):
         document = strict_json.loads(raw, depth=6)
         require(
             isinstance(document, dict)
-            and document.keys() - {"overlap"} == {"version", "publish_delay", "retain", "keys"}
+            and document.keys() - {"overlap"}
+            == {"version", "publish_delay", "retain", "keys"}
             and document["version"] == VERSION,
             f"not a keyset of version {VERSION}",
         )
@@ -286,7 +342,9 @@ def load(raw: bytes, *, name: str) -> KeyRing:
 
 def _key(members: Any) -> RingKey:
     require(
-        isinstance(members, dict) and members.keys() - {"uri"} == _KEY and isinstance(members["public"], dict),
+        isinstance(members, dict)
+        and members.keys() - {"uri"} == _KEY
+        and isinstance(members["public"], dict),
         f"a key must have exactly the members {', '.join(sorted(_KEY))}, and may have uri",
     )
     require(isinstance(members.get("uri", ""), str), "a uri is no text")
@@ -303,19 +361,35 @@ def _key(members: Any) -> RingKey:
         f"a key is {state.value} and does not say since when",
     )
     revocation, revoked = None, members["revocation"]
-    require((revoked is not None) == (state is State.REVOKED), "a revoked key, and no other, has a revocation")
+    require(
+        (revoked is not None) == (state is State.REVOKED),
+        "a revoked key, and no other, has a revocation",
+    )
     if revoked is not None:
         require(
             isinstance(revoked, dict) and revoked.keys() == {"revoked_at", "reason"},
             "a revocation has revoked_at and reason",
         )
-        require(claims.is_name(revoked["reason"], 0), "a reason is one line of at most 256 characters")
-        revocation = Revocation(revoked_at=_seconds(revoked, "revoked_at"), reason=revoked["reason"])
-    optional = {name: None if members[name] is None else _seconds(members, name) for name in _TIMES[2:]}
+        require(
+            claims.is_name(revoked["reason"], 0),
+            "a reason is one line of at most 256 characters",
+        )
+        revocation = Revocation(
+            revoked_at=_seconds(revoked, "revoked_at"), reason=revoked["reason"]
+        )
+    optional = {
+        name: None if members[name] is None else _seconds(members, name)
+        for name in _TIMES[2:]
+    }
     return RingKey(
-        key=key, state=state, created=_seconds(members, "created"), ready=_seconds(members, "ready"),
-        revocation=revocation, uri=members.get("uri"), **optional,
-    )  # fmt: skip
+        key=key,
+        state=state,
+        created=_seconds(members, "created"),
+        ready=_seconds(members, "ready"),
+        revocation=revocation,
+        uri=members.get("uri"),
+        **optional,
+    )
 
 
 def _seconds(members: Mapping[str, Any], name: str) -> int:

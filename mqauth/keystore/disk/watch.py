@@ -50,9 +50,14 @@ class ActiveKey:
     """
 
     def __init__(
-        self, folder: str | Path, *, passphrase: bytes | None = None, look_every: float = 5.0,
-        max_stale: float = MAX_STALE, clock: Clock = SYSTEM_CLOCK,
-    ) -> None:  # fmt: skip
+        self,
+        folder: str | Path,
+        *,
+        passphrase: bytes | None = None,
+        look_every: float = 5.0,
+        max_stale: float = MAX_STALE,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         require(
             0 < look_every <= MAX_LOOK and look_every <= max_stale <= 86_400.0,
             "look_every is above 0 and at most 60 s, max_stale from it to a day",
@@ -84,7 +89,9 @@ class ActiveKey:
         # A thread of the parent may have held the lock at the fork, and there is no such thread in the child.
         if self._process != os.getpid():
             self._lock, self._process = threading.Lock(), os.getpid()
-        if self._clock.monotonic() - self._looked >= self._every and self._lock.acquire(blocking=False):
+        if self._clock.monotonic() - self._looked >= self._every and self._lock.acquire(
+            blocking=False
+        ):
             try:
                 self._look()
             finally:
@@ -129,7 +136,10 @@ class ActiveKey:
             self._state = (None, "the next key is being read")
             try:
                 key = self._keystore.private_key(active)
-                self._state = jws.LocalSigningKey(key) if isinstance(key, Key) else key, ""
+                self._state = (
+                    jws.LocalSigningKey(key) if isinstance(key, Key) else key,
+                    "",
+                )
             # The key before has ended, even if this one cannot be read.
             except ConfigurationError as error:
                 self._state = None, str(error)
@@ -163,7 +173,13 @@ class JWKSFile:
         ConfigurationError: the file is missing, is not a JWK Set, or has no key that can be used.
     """
 
-    def __init__(self, path: str | Path, *, svid: jwk.Svid | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        svid: jwk.Svid | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         self.path = Path(path)
         self.svid = svid
         self._clock = clock
@@ -193,7 +209,12 @@ class JWKSFile:
             try:
                 keys = self._read().after(keys)
             except ConfigurationError as error:
-                emit("keys.kept", "%s; the last good set of %d keys stays in use", error, len(keys.keys))
+                emit(
+                    "keys.kept",
+                    "%s; the last good set of %d keys stays in use",
+                    error,
+                    len(keys.keys),
+                )
             self._held = stamp, keys
 
     def _read(self) -> KeySet:

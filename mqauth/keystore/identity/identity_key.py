@@ -21,7 +21,12 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, Unavailable, require
 from mqauth.http.connection import MAX_TIMEOUT, FetchFailed
 from mqauth.keystore.identity import renewal
-from mqauth.keystore.identity.request import KEYS_PATH, Credential, IdentityRequest, Refused
+from mqauth.keystore.identity.request import (
+    KEYS_PATH,
+    Credential,
+    IdentityRequest,
+    Refused,
+)
 from mqauth.keystore.remote.fetch import ThreadRefresher
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.logs import emit
@@ -91,7 +96,10 @@ class WITKey:
             ConfigurationError: this is no WIT, it vouches for another key, or it is of another subject.
         """
         workload = WorkloadKey(wit, LocalSigningKey(key), key.public)
-        require(workload.identity.subject == self.identity.subject, "the identity is of another subject")
+        require(
+            workload.identity.subject == self.identity.subject,
+            "the identity is of another subject",
+        )
         self._current = workload
 
     def signing_key(self) -> WorkloadKey:
@@ -148,21 +156,35 @@ class IdentityKey(Closing):
         randomness: Randomness = SYSTEM_RANDOMNESS,
         ask: Callable[[], renewal.Grant] | None = None,
         keys: Callable[[], JWKS] | None = None,
-        refresher: Callable[[threading.Condition, Callable[[], float]], ThreadRefresher] = ThreadRefresher,
+        refresher: Callable[
+            [threading.Condition, Callable[[], float]], ThreadRefresher
+        ] = ThreadRefresher,
     ) -> None:
         request = IdentityRequest(
-            authority, subject=subject, credential=credential, algorithm=algorithm, timeout=MAX_TIMEOUT, ca=ca,
-            unsafe_http_loopback=unsafe_http_loopback, clock=clock, randomness=randomness,
-        )  # fmt: skip
+            authority,
+            subject=subject,
+            credential=credential,
+            algorithm=algorithm,
+            timeout=MAX_TIMEOUT,
+            ca=ca,
+            unsafe_http_loopback=unsafe_http_loopback,
+            clock=clock,
+            randomness=randomness,
+        )
         self.host = request.host
         self.subject = subject
         self._ask = ask or request
         self._clock = clock
         self._randomness = randomness
         make_keys = keys or partial(
-            JWKS, f"{authority}{KEYS_PATH}", fresh=60, ca=ca, unsafe_http_loopback=unsafe_http_loopback,
-            clock=clock, randomness=randomness,
-        )  # fmt: skip
+            JWKS,
+            f"{authority}{KEYS_PATH}",
+            fresh=60,
+            ca=ca,
+            unsafe_http_loopback=unsafe_http_loopback,
+            clock=clock,
+            randomness=randomness,
+        )
         self._keys = make_keys()
         self._keys.subscribe(self._heard)
         self._make_refresher = refresher
@@ -187,7 +209,8 @@ class IdentityKey(Closing):
             self._condition.wait_for(
                 lambda: (
                     self._state.failures > 0
-                    or renewal.usable(self._state, renewal.Moment.of(self._clock)) is not None
+                    or renewal.usable(self._state, renewal.Moment.of(self._clock))
+                    is not None
                 ),
                 wait,
             )
@@ -228,10 +251,16 @@ class IdentityKey(Closing):
         return Health(
             authority=self.host,
             subject=self.subject,
-            state="unavailable" if not usable else "failing" if state.failures else "fresh",
+            state="unavailable"
+            if not usable
+            else "failing"
+            if state.failures
+            else "fresh",
             expires_in=state.life - now.since(state.asked) if usable else None,
             renew_in=max(0.0, renewal.wait(state, now)),
-            failing_for=None if state.failing_since is None else now.monotonic - state.failing_since,
+            failing_for=None
+            if state.failing_since is None
+            else now.monotonic - state.failing_since,
             last_failure=state.why or None,
             counters=dict(self._counters),
         )
@@ -254,7 +283,12 @@ class IdentityKey(Closing):
                 result = error
             # Whatever goes wrong is a failure of this request. The thread goes on, and asks again.
             except Exception as error:
-                emit("keys.fetch_failed", "%s: the request for an identity broke", self.host, error=error)
+                emit(
+                    "keys.fetch_failed",
+                    "%s: the request for an identity broke",
+                    self.host,
+                    error=error,
+                )
                 result = FetchFailed(f"the request broke: {type(error).__name__}")
             # The state after the request; everybody who waits is woken.
             if isinstance(result, renewal.Grant):
@@ -264,25 +298,43 @@ class IdentityKey(Closing):
             with self._condition:
                 before = self._state
                 if isinstance(result, renewal.Grant):
-                    self._state = renewal.granted(result, asked=asked, jitter=self._jitter())
+                    self._state = renewal.granted(
+                        result, asked=asked, jitter=self._jitter()
+                    )
                 else:
                     self._state = renewal.failed(
-                        before, str(result), now=renewal.Moment.of(self._clock), jitter=self._jitter(),
-                        retry_after=result.retry_after if isinstance(result, Refused) else 0,
-                    )  # fmt: skip
+                        before,
+                        str(result),
+                        now=renewal.Moment.of(self._clock),
+                        jitter=self._jitter(),
+                        retry_after=result.retry_after
+                        if isinstance(result, Refused)
+                        else 0,
+                    )
                 self._condition.notify_all()
             state = self._state
             if not state.failures:
                 self._counters["renewed"] += 1
-                emit("identity.renewed", "%s: %s has an identity for %.0f s", self.host, self.subject, state.life)
+                emit(
+                    "identity.renewed",
+                    "%s: %s has an identity for %.0f s",
+                    self.host,
+                    self.subject,
+                    state.life,
+                )
             else:
                 self._counters["failed"] += 1
                 usable = renewal.usable(state, renewal.Moment.of(self._clock)) is not None
                 text = "the last one is in use" if usable else "nothing can be signed"
                 emit(
-                    "identity.failed", "%s: no identity for %s: %s; %s", self.host, self.subject, state.why, text,
+                    "identity.failed",
+                    "%s: no identity for %s: %s; %s",
+                    self.host,
+                    self.subject,
+                    state.why,
+                    text,
                     level=None if usable else logging.ERROR,
-                )  # fmt: skip
+                )
             # A set that came since the look above was heard of while another identity was held, or none.
             with suppress(Unavailable):
                 self._heard(self._keys.key_set())
@@ -296,7 +348,13 @@ class IdentityKey(Closing):
             if why is not None:
                 self._state = renewal.given_up(self._state, why)
         if why is not None:
-            emit("identity.refused", "%s: %s may sign no more: %s", self.host, self.subject, why)
+            emit(
+                "identity.refused",
+                "%s: %s may sign no more: %s",
+                self.host,
+                self.subject,
+                why,
+            )
             self._refresher.wake()
 
     def _refusal(self, key: WorkloadKey) -> str | None:

@@ -94,7 +94,8 @@ def usable(state: Renewal, now: Moment) -> WorkloadKey | None:
 def wait(state: Renewal, now: Moment) -> float:
     """Return the seconds until the next request is due, at most 0 where it is due now."""
     return max(
-        0.0 if state.key is None else state.renew_after - now.since(state.asked), state.retry - now.monotonic
+        0.0 if state.key is None else state.renew_after - now.since(state.asked),
+        state.retry - now.monotonic,
     )
 
 
@@ -114,7 +115,9 @@ def granted(grant: Grant, *, asked: Moment, jitter: float) -> Renewal:
     )
 
 
-def failed(state: Renewal, why: str, *, now: Moment, jitter: float, retry_after: float = 0) -> Renewal:
+def failed(
+    state: Renewal, why: str, *, now: Moment, jitter: float, retry_after: float = 0
+) -> Renewal:
     """Return the state after a request that failed; the identity in use stays.
 
     Args:
@@ -126,9 +129,12 @@ def failed(state: Renewal, why: str, *, now: Moment, jitter: float, retry_after:
     """
     return replace(
         state,
-        retry=now.monotonic + pause(state.failures, jitter=jitter, retry_after=retry_after),
+        retry=now.monotonic
+        + pause(state.failures, jitter=jitter, retry_after=retry_after),
         failures=state.failures + 1,
-        failing_since=now.monotonic if state.failing_since is None else state.failing_since,
+        failing_since=now.monotonic
+        if state.failing_since is None
+        else state.failing_since,
         why=why,
     )
 
@@ -136,7 +142,10 @@ def failed(state: Renewal, why: str, *, now: Moment, jitter: float, retry_after:
 def pause(failures: int, *, jitter: float, retry_after: float = 0) -> float:
     """Return the seconds to wait after a failure: 1, doubling to 60, and at least what the authority asks for."""
     return min(
-        RETRIES.longest, max(RETRIES.first, RETRIES.step(1 + failures) * (1 - JITTER * jitter), retry_after)
+        RETRIES.longest,
+        max(
+            RETRIES.first, RETRIES.step(1 + failures) * (1 - JITTER * jitter), retry_after
+        ),
     )
 
 
@@ -157,7 +166,9 @@ def refusal(identity: Identity, keys: KeySet) -> str | None:
     key, cutoff = keys.get(identity.kid), keys.cutoffs.get(identity.subject)
     if key is not None and key.revocation is not None:
         return "the authority's key that signed the identity is revoked"
-    is_cut = cutoff is not None and (identity.issued is None or identity.issued < cutoff.before)
+    is_cut = cutoff is not None and (
+        identity.issued is None or identity.issued < cutoff.before
+    )
     return "the subject is cut off" if is_cut else None
 
 

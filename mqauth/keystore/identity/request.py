@@ -26,7 +26,16 @@ from urllib.parse import quote
 from mqauth.audit.disk import read_bounded
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import ConfigurationError, refusing, require
-from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, expect, tls_context
+from mqauth.http.connection import (
+    MAX_TIMEOUT,
+    VISIBLE,
+    Deadline,
+    Dial,
+    Endpoint,
+    FetchFailed,
+    expect,
+    tls_context,
+)
 from mqauth.http.exchange import Response, request
 from mqauth.keystore.identity.renewal import Grant
 from mqauth.wire import base64url, claims, identity, jws, strict_json, workload
@@ -117,18 +126,32 @@ class OwnKey:
         ConfigurationError: a name is out of its limits.
     """
 
-    def __init__(self, keys: Key | SigningKeySource, *, issuer: str, subject: str) -> None:
-        require(claims.is_name(issuer) and claims.is_name(subject), "issuer and subject are names")
-        self._keys = keys.signing_key if isinstance(keys, SigningKeySource) else partial(jws.LocalSigningKey, keys)
+    def __init__(
+        self, keys: Key | SigningKeySource, *, issuer: str, subject: str
+    ) -> None:
+        require(
+            claims.is_name(issuer) and claims.is_name(subject),
+            "issuer and subject are names",
+        )
+        self._keys = (
+            keys.signing_key
+            if isinstance(keys, SigningKeySource)
+            else partial(jws.LocalSigningKey, keys)
+        )
         self.issuer = issuer
         self.subject = subject
 
     def __call__(self, asking: Asking, /) -> tuple[str, str]:
         """Sign a credential that is bound to the new key."""
         return DPOP, enrolment_credential(
-            self._keys(), issuer=self.issuer, subject=self.subject, authority=asking.authority,
-            jkt=thumbprint(asking.key.public), clock=asking.clock, randomness=asking.randomness,
-        )  # fmt: skip
+            self._keys(),
+            issuer=self.issuer,
+            subject=self.subject,
+            authority=asking.authority,
+            jkt=thumbprint(asking.key.public),
+            clock=asking.clock,
+            randomness=asking.randomness,
+        )
 
 
 class ClientCredentials:
@@ -149,42 +172,72 @@ class ClientCredentials:
     """
 
     def __init__(
-        self, token_url: str, *, client_id: str, client_secret_file: str | Path, ca: str | Path | None = None,
+        self,
+        token_url: str,
+        *,
+        client_id: str,
+        client_secret_file: str | Path,
+        ca: str | Path | None = None,
         unsafe_http_loopback: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._url = token_url
-        self._endpoint = Endpoint.parse(token_url, unsafe_http_loopback=unsafe_http_loopback, name="token_url")
+        self._endpoint = Endpoint.parse(
+            token_url, unsafe_http_loopback=unsafe_http_loopback, name="token_url"
+        )
         require(claims.is_name(client_id), "client_id is a name")
         self._client = client_id
         self._secret = Path(client_secret_file)
-        self._context: ssl.SSLContext | None = tls_context(ca) if self._endpoint.tls else None
+        self._context: ssl.SSLContext | None = (
+            tls_context(ca) if self._endpoint.tls else None
+        )
 
     def __call__(self, asking: Asking, /) -> tuple[str, str]:
         """Ask the provider."""
         proof = dpop_proof(
-            asking.key, method="POST", url=self._url, clock=asking.clock, randomness=asking.randomness
+            asking.key,
+            method="POST",
+            url=self._url,
+            clock=asking.clock,
+            randomness=asking.randomness,
         )
         # Id and secret as RFC 6749, section 2.3.1, has them.
-        secret = read_bounded(self._secret, MAX_CREDENTIAL, private=True).removesuffix(b"\n")
-        basic = b64encode(f"{quote(self._client, safe='')}:{quote(secret, safe='')}".encode("ascii")).decode(
-            "ascii"
+        secret = read_bounded(self._secret, MAX_CREDENTIAL, private=True).removesuffix(
+            b"\n"
         )
+        basic = b64encode(
+            f"{quote(self._client, safe='')}:{quote(secret, safe='')}".encode("ascii")
+        ).decode("ascii")
         # Whoever reads it would take the authority for the culprit. The statuses are of RFC 6749, section 5.2.
         with refusing(
-            FetchFailed, lambda error: f"the token endpoint {self._endpoint.authority}: {error}", FetchFailed
+            FetchFailed,
+            lambda error: f"the token endpoint {self._endpoint.authority}: {error}",
+            FetchFailed,
         ):
             answer = request(
-                self._endpoint, deadline=asking.deadline, context=self._context, dial=asking.dial,
+                self._endpoint,
+                deadline=asking.deadline,
+                context=self._context,
+                dial=asking.dial,
                 form={"grant_type": "client_credentials"},
-                headers={"Authorization": f"Basic {basic}", "DPoP": proof}, statuses=(200, 400, 401),
+                headers={"Authorization": f"Basic {basic}", "DPoP": proof},
+                statuses=(200, 400, 401),
                 limit=2 * MAX_CREDENTIAL,
-            )  # fmt: skip
-            expect(answer.status == 200, f"refused, {answer.status} {error_of(answer.document)}")
+            )
+            expect(
+                answer.status == 200,
+                f"refused, {answer.status} {error_of(answer.document)}",
+            )
         document = answer.document or {}
         kind, token = document.get("token_type"), document.get("access_token")
-        expect(isinstance(kind, str) and isinstance(token, str), "the token endpoint gave no token")
+        expect(
+            isinstance(kind, str) and isinstance(token, str),
+            "the token endpoint gave no token",
+        )
         schemes = {scheme.lower(): scheme for scheme in (BEARER, DPOP)}
-        expect(str(kind).lower() in schemes, "the token endpoint gave a token of another type")
+        expect(
+            str(kind).lower() in schemes,
+            "the token endpoint gave a token of another type",
+        )
         expect(
             len(str(token)) <= MAX_CREDENTIAL and VISIBLE.fullmatch(str(token)),
             "the token endpoint gave no token of ASCII text",
@@ -225,17 +278,36 @@ class IdentityRequest:
     """
 
     def __init__(
-        self, authority: str, *, subject: str, credential: Credential, algorithm: str = "EdDSA", timeout: float,
-        ca: str | Path | None, unsafe_http_loopback: bool, clock: Clock, randomness: Randomness,
+        self,
+        authority: str,
+        *,
+        subject: str,
+        credential: Credential,
+        algorithm: str = "EdDSA",
+        timeout: float,
+        ca: str | Path | None,
+        unsafe_http_loopback: bool,
+        clock: Clock,
+        randomness: Randomness,
         dial: Dial | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._endpoint = Endpoint.parse(
-            f"{authority}{PATH}", unsafe_http_loopback=unsafe_http_loopback, name="the authority's url"
+            f"{authority}{PATH}",
+            unsafe_http_loopback=unsafe_http_loopback,
+            name="the authority's url",
         )
-        require("?" not in authority and not authority.endswith("/"), "the authority's url ends in no / or query")
-        require(identity.trust_domain_of(subject), "subject is the identifier of a workload")
+        require(
+            "?" not in authority and not authority.endswith("/"),
+            "the authority's url ends in no / or query",
+        )
+        require(
+            identity.trust_domain_of(subject), "subject is the identifier of a workload"
+        )
         require(algorithm in ALGORITHMS, f"algorithm is one of {', '.join(ALGORITHMS)}")
-        require(0 < timeout <= MAX_TIMEOUT, f"timeout is more than 0 and at most {MAX_TIMEOUT:g} seconds")
+        require(
+            0 < timeout <= MAX_TIMEOUT,
+            f"timeout is more than 0 and at most {MAX_TIMEOUT:g} seconds",
+        )
         self.host = self._endpoint.authority
         """The authority's host, for people."""
         self._authority = authority
@@ -243,7 +315,9 @@ class IdentityRequest:
         self._credential = credential
         self._algorithm = algorithm
         self._timeout = timeout
-        self._context: ssl.SSLContext | None = tls_context(ca) if self._endpoint.tls else None
+        self._context: ssl.SSLContext | None = (
+            tls_context(ca) if self._endpoint.tls else None
+        )
         self._clock = clock
         self._randomness = randomness
         self._dial = dial
@@ -257,45 +331,79 @@ class IdentityRequest:
         """
         key = Key.generate(self._algorithm)
         asking = Asking(
-            self._authority, key, Deadline(self._clock, self._timeout), self._clock, self._randomness, self._dial
+            self._authority,
+            key,
+            Deadline(self._clock, self._timeout),
+            self._clock,
+            self._randomness,
+            self._dial,
         )
         scheme, credential = self._credential(asking)
         proof = dpop_proof(
-            key, method="POST", url=f"{self._authority}{PATH}", credential=credential, clock=self._clock,
+            key,
+            method="POST",
+            url=f"{self._authority}{PATH}",
+            credential=credential,
+            clock=self._clock,
             randomness=self._randomness,
-        )  # fmt: skip
+        )
         answer = self.post(
-            {"Authorization": f"{scheme} {credential}", "DPoP": proof}, {"sub": self._subject}, asking.deadline
+            {"Authorization": f"{scheme} {credential}", "DPoP": proof},
+            {"sub": self._subject},
+            asking.deadline,
         )
         document = answer.document or {}
         if answer.status != 200:
-            raise Refused(f"refused, {answer.status} {error_of(document)}", answer.retry_after)
-        expires, renew = (_seconds(document.get(name)) for name in ("expires_in", "renew_in"))
+            raise Refused(
+                f"refused, {answer.status} {error_of(document)}", answer.retry_after
+            )
+        expires, renew = (
+            _seconds(document.get(name)) for name in ("expires_in", "renew_in")
+        )
         expect(renew <= expires, "it answered with a renewal behind the end")
         wit = document.get("wit")
         with refusing(
-            ConfigurationError, lambda error: f"it answered with no identity of ours: {error}", FetchFailed
+            ConfigurationError,
+            lambda error: f"it answered with no identity of ours: {error}",
+            FetchFailed,
         ):
             held = workload.WorkloadKey(
-                wit if isinstance(wit, str) else "", jws.LocalSigningKey(key), key.public, self.host
+                wit if isinstance(wit, str) else "",
+                jws.LocalSigningKey(key),
+                key.public,
+                self.host,
             )
-        expect(self._subject == held.identity.subject == document.get("sub"), "it answered with another subject")
+        expect(
+            self._subject == held.identity.subject == document.get("sub"),
+            "it answered with another subject",
+        )
         return Grant(key=held, expires_in=expires, renew_in=renew)
 
-    def post(self, headers: Mapping[str, str], document: Mapping[str, str], deadline: Deadline) -> Response:
+    def post(
+        self, headers: Mapping[str, str], document: Mapping[str, str], deadline: Deadline
+    ) -> Response:
         """Send the request, and return the authority's answer; an authority in this process answers in its place.
 
         Raises:
             FetchFailed: there is none.
         """
         return request(
-            self._endpoint, deadline=deadline, context=self._context, dial=self._dial, document=document,
-            headers=headers, statuses=(200, 400, 401, 403, 429, 503), limit=MAX_ANSWER,
-        )  # fmt: skip
+            self._endpoint,
+            deadline=deadline,
+            context=self._context,
+            dial=self._dial,
+            document=document,
+            headers=headers,
+            statuses=(200, 400, 401, 403, 429, 503),
+            limit=MAX_ANSWER,
+        )
 
 
 def _seconds(value: Any) -> int:
-    expect(type(value) is int and 1 <= value <= MAX_LIFE, "it answered with no life in whole seconds")
+    expect(
+        type(value) is int and 1 <= value <= MAX_LIFE,
+        "it answered with no life in whole seconds",
+    )
     return int(value)
 
 
@@ -306,9 +414,16 @@ MAX_ENROLMENT: Final = 300
 
 
 def enrolment_credential(
-    key: SigningKey, *, issuer: str, subject: str, authority: str, jkt: str, clock: Clock, randomness: Randomness,
+    key: SigningKey,
+    *,
+    issuer: str,
+    subject: str,
+    authority: str,
+    jkt: str,
+    clock: Clock,
+    randomness: Randomness,
     lifetime: int = 60,
-) -> str:  # fmt: skip
+) -> str:
     """Return a credential for one request; its header is exactly ``typ``, ``alg`` and ``kid``.
 
     Args:
@@ -326,15 +441,27 @@ def enrolment_credential(
         ConfigurationError: the key does not speak for the subject, or a name or the lifetime is out of its limits.
         KeyChanged, Unavailable: as ``SigningKey.sign``.
     """
-    require(1 <= lifetime <= MAX_ENROLMENT, f"a credential lives 1 to {MAX_ENROLMENT} seconds")
-    require(all(map(claims.is_name, (issuer, subject, authority))), "issuer, subject and authority are names")
+    require(
+        1 <= lifetime <= MAX_ENROLMENT, f"a credential lives 1 to {MAX_ENROLMENT} seconds"
+    )
+    require(
+        all(map(claims.is_name, (issuer, subject, authority))),
+        "issuer, subject and authority are names",
+    )
     subjects = getattr(key, "subjects", None)
-    require(subjects is None or subject in subjects, "the key does not speak for this subject")
+    require(
+        subjects is None or subject in subjects, "the key does not speak for this subject"
+    )
     now = int(clock.now())
     members = {
-        "iss": issuer, "sub": subject, "aud": authority, "iat": now, "exp": now + lifetime,
-        "jti": base64url.encode(randomness(16)).decode("ascii"), "cnf": {"jkt": jkt},
-    }  # fmt: skip
+        "iss": issuer,
+        "sub": subject,
+        "aud": authority,
+        "iat": now,
+        "exp": now + lifetime,
+        "jti": base64url.encode(randomness(16)).decode("ascii"),
+        "cnf": {"jkt": jkt},
+    }
     return jws.compact(strict_json.dumps(members), key, typ=CREDENTIAL_TYPE)
 
 
@@ -345,7 +472,13 @@ DPOP_HEADER: Final = frozenset(("typ", "alg", "jwk"))
 
 
 def dpop_proof(
-    key: Key, *, method: str, url: str, clock: Clock, randomness: Randomness, credential: str | None = None
+    key: Key,
+    *,
+    method: str,
+    url: str,
+    clock: Clock,
+    randomness: Randomness,
+    credential: str | None = None,
 ) -> str:
     """Return the ``DPoP`` header of one request: a proof by a key, of the credential beside it.
 
@@ -364,9 +497,13 @@ def dpop_proof(
     require(key.private, "a public key proves nothing")
     header = {"typ": DPOP_TYPE, "alg": key.algorithm, "jwk": public_members(key.public)}
     claims = {
-        "htm": method, "htu": url.partition("#")[0].partition("?")[0], "iat": int(clock.now()),
+        "htm": method,
+        "htu": url.partition("#")[0].partition("?")[0],
+        "iat": int(clock.now()),
         "jti": base64url.encode(randomness(16)).decode("ascii"),
-    } | ({} if credential is None else {"ath": base64url.digest(credential.encode())})  # fmt: skip
-    signing_input = b".".join(base64url.encode(strict_json.dumps(part)) for part in (header, claims))
+    } | ({} if credential is None else {"ath": base64url.digest(credential.encode())})
+    signing_input = b".".join(
+        base64url.encode(strict_json.dumps(part)) for part in (header, claims)
+    )
     signature = base64url.encode(jws.LocalSigningKey(key).sign(signing_input))
     return (signing_input + b"." + signature).decode("ascii")

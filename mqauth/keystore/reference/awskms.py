@@ -37,9 +37,14 @@ redact_logging()
 MAX_RAW: Final = 4096
 """Bytes of a message that KMS digests itself; Ed25519 signs no longer ones."""
 _STRANGERS: Final = (
-    "UnrecognizedClientException", "InvalidSignatureException", "ExpiredTokenException", "IncompleteSignature",
-    "InvalidClientTokenId", "MissingAuthenticationTokenException", "SignatureDoesNotMatch",
-)  # fmt: skip
+    "UnrecognizedClientException",
+    "InvalidSignatureException",
+    "ExpiredTokenException",
+    "IncompleteSignature",
+    "InvalidClientTokenId",
+    "MissingAuthenticationTokenException",
+    "SignatureDoesNotMatch",
+)
 """Codes of an answer to whom AWS does not know."""
 _SAID: Final[Mapping[str, str]] = {
     "AccessDeniedException": "no policy allows kms:Sign or kms:GetPublicKey with this key",
@@ -50,7 +55,9 @@ _SAID: Final[Mapping[str, str]] = {
     "ThrottlingException": "over the quota of requests: send batches, or ask AWS for more",
     "ValidationException": "the key does not sign so",
     "KMSInternalException": "AWS KMS failed",
-    **dict.fromkeys(_STRANGERS, "the credentials are wrong or have ended, or the clock here is wrong"),
+    **dict.fromkeys(
+        _STRANGERS, "the credentials are wrong or have ended, or the clock here is wrong"
+    ),
 }
 """What the codes of AWS mean."""
 _SIGNS: Final[Mapping[str, tuple[str, str | None, int]]] = {
@@ -59,7 +66,13 @@ _SIGNS: Final[Mapping[str, tuple[str, str | None, int]]] = {
     "EdDSA": ("ED25519_SHA_512", None, 0),
 }
 """The name of an algorithm there, its digest where that may be sent, and the bytes of ``R`` and of ``S``."""
-_UNREADABLE: Final = (KeyError, TypeError, ValueError, OverflowError, UnsupportedAlgorithm)
+_UNREADABLE: Final = (
+    KeyError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    UnsupportedAlgorithm,
+)
 
 
 @lru_cache(maxsize=64)
@@ -69,7 +82,11 @@ def client_of(_process: int, reference: KmsReference, timeout: float) -> Any:
         "kms",
         region_name=reference.region,
         endpoint_url=reference.server,
-        config=Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1}),
+        config=Config(
+            connect_timeout=timeout,
+            read_timeout=timeout,
+            retries={"total_max_attempts": 1},
+        ),
         verify=True if reference.ca is None else str(reference.ca),
     )
 
@@ -103,7 +120,10 @@ class KmsKey:
         with refusing(_UNREADABLE, f"{where}: no public half of a key that signs"):
             public: PublicKey = load_der_public_key(answer["PublicKey"])  # type: ignore[assignment]
             named, _, _ = _SIGNS.get(natural_algorithm(public), ("", None, 0))
-            signs = named in answer["SigningAlgorithms"] and answer["KeyUsage"] == "SIGN_VERIFY"
+            signs = (
+                named in answer["SigningAlgorithms"]
+                and answer["KeyUsage"] == "SIGN_VERIFY"
+            )
         require(signs, f"{where}: its key does not sign {', '.join(_SIGNS)}")
         return public
 
@@ -120,16 +140,21 @@ class KmsKey:
             Unavailable: ``keys_unavailable``: AWS KMS cannot be reached, refuses, or answers something else.
         """
         where = self._reference.shown
-        named, digest, half = require(_SIGNS.get(algorithm), f"{where}: AWS KMS keys sign {', '.join(_SIGNS)}")
+        named, digest, half = require(
+            _SIGNS.get(algorithm), f"{where}: AWS KMS keys sign {', '.join(_SIGNS)}"
+        )
         form = "RAW"
         if len(data) > MAX_RAW:
             require(
-                digest, f"{where}: an Ed25519 key of AWS KMS signs {MAX_RAW} bytes at most, and a token has"
+                digest,
+                f"{where}: an Ed25519 key of AWS KMS signs {MAX_RAW} bytes at most, and a token has"
                 f" {len(data)}: use a P-256 key",
-            )  # fmt: skip
+            )
             form, data = "DIGEST", hashlib.new(str(digest), data).digest()
         answer = self._ask("sign", Message=data, MessageType=form, SigningAlgorithm=named)
-        with refusing(_UNREADABLE, f"an answer without a signature of {named}", self._unavailable):
+        with refusing(
+            _UNREADABLE, f"an answer without a signature of {named}", self._unavailable
+        ):
             signature: bytes = answer["Signature"]
             if half:
                 # Of ECDSA ``R || S`` (RFC 7518, section 3.4). cryptography reads strict DER and nothing else;
@@ -142,13 +167,17 @@ class KmsKey:
         """Return what AWS KMS answers about the key."""
         try:
             client = client_of(os.getpid(), self._reference, self._timeout)
-            answer: Mapping[str, Any] = getattr(client, action)(KeyId=self._reference.arn, **members)
+            answer: Mapping[str, Any] = getattr(client, action)(
+                KeyId=self._reference.arn, **members
+            )
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in _STRANGERS:
                 client_of.cache_clear()  # credentials of files and environment are read again
             raise self._unavailable(
-                code if re.fullmatch(r"[A-Za-z0-9]{1,64}", code, re.ASCII) else "an error without a code"
+                code
+                if re.fullmatch(r"[A-Za-z0-9]{1,64}", code, re.ASCII)
+                else "an error without a code"
             ) from None
         except Exception as error:
             # An answer of the wrong shape raises what its parser meets. The text of an error may hold what a

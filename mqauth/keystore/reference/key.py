@@ -14,7 +14,14 @@ from typing import ClassVar, Final, Protocol
 import tenacity
 
 from mqauth.clock import SYSTEM_CLOCK
-from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable, refusing, require
+from mqauth.errors import (
+    Cause,
+    ConfigurationError,
+    Rejection,
+    Unavailable,
+    refusing,
+    require,
+)
 from mqauth.logs import Rate, emit
 from mqauth.wire import jwk, jws
 from mqauth.wire.keys import Key, PublicKey, natural_algorithm, public_members, thumbprint
@@ -101,7 +108,12 @@ class ReferenceKey:
             return tried(self._signed, data)
         except Unavailable as error:
             if self._rate.admits("signer.unavailable", (error.detail,), {}):
-                emit("signer.unavailable", "nothing is signed with key %s: %s", self.kid, error.detail)
+                emit(
+                    "signer.unavailable",
+                    "nothing is signed with key %s: %s",
+                    self.kid,
+                    error.detail,
+                )
             raise
 
     def _signed(self, data: bytes) -> bytes:
@@ -112,7 +124,9 @@ class ReferenceKey:
         same = before[1] is not None and before[1] == self._holder.generation
         if not same or before != self._checked:
             try:
-                jws.verify(jws.Opened(self.algorithm, self.kid, data, b"", signature), self._key)
+                jws.verify(
+                    jws.Opened(self.algorithm, self.kid, data, b"", signature), self._key
+                )
             except Rejection as error:
                 text = f"{self.uri}: signs with another key than {self.kid}"
                 # Who stands between us and a holder may have answered in its place, and be gone later.
@@ -130,9 +144,14 @@ def open_holder(uri: str) -> Holder:
         ConfigurationError: the URI is of no known scheme or is not well formed, or a library is missing.
     """
     scheme = uri.partition(":")[0]
-    require(scheme in SCHEMES, f"the schemes of a key's uri are {', '.join(SCHEMES)}, not {scheme!r}")
+    require(
+        scheme in SCHEMES,
+        f"the schemes of a key's uri are {', '.join(SCHEMES)}, not {scheme!r}",
+    )
     named, extra = SCHEMES[scheme]
-    with refusing(ImportError, f"a {scheme} key needs the extra: pip install 'mqauth[{extra}]'"):
+    with refusing(
+        ImportError, f"a {scheme} key needs the extra: pip install 'mqauth[{extra}]'"
+    ):
         kind: Callable[[str], Holder] = resolve_name(named)
     return kind(uri)
 

@@ -39,13 +39,21 @@ OPENING: Final = 10.0
 _SHOWN: Final = 10
 """Labels that an error names at most."""
 _PIN_REFUSED: Final = (
-    pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange, pkcs11.PinLocked, pkcs11.PinExpired,
+    pkcs11.PinIncorrect,
+    pkcs11.PinInvalid,
+    pkcs11.PinLenRange,
+    pkcs11.PinLocked,
+    pkcs11.PinExpired,
     pkcs11.UserPinNotInitialized,
-)  # fmt: skip
+)
 _KEY_REFUSED: Final = (
-    pkcs11.MechanismInvalid, pkcs11.MechanismParamInvalid, pkcs11.KeyTypeInconsistent, pkcs11.KeySizeRange,
-    pkcs11.FunctionNotSupported, pkcs11.DataLenRange,
-)  # fmt: skip
+    pkcs11.MechanismInvalid,
+    pkcs11.MechanismParamInvalid,
+    pkcs11.KeyTypeInconsistent,
+    pkcs11.KeySizeRange,
+    pkcs11.FunctionNotSupported,
+    pkcs11.DataLenRange,
+)
 _CURVES: Final = {
     (KeyType.EC, bytes.fromhex("06082a8648ce3d030107")): "ES256",
     # its OID of RFC 8410; its name, as PKCS#11 3.0 wants it; the OID of before
@@ -80,11 +88,19 @@ class Sessions:
             Unavailable: the token is out of reach, or its library has not come back.
             ConfigurationError: the token refuses us or what was asked.
         """
-        late, first = self._late, f"{uri.where}: an earlier call in a PKCS#11 library has not come back"
+        late, first = (
+            self._late,
+            f"{uri.where}: an earlier call in a PKCS#11 library has not come back",
+        )
         require(late is None or late.done(), first, _unavailable)
         # A library begins once; that takes longer than a signature.
         seconds = TIMEOUT if self._open else OPENING
-        with self._lock, refusing(RuntimeError, f"{uri.where}: no thread can be started", _unavailable):
+        with (
+            self._lock,
+            refusing(
+                RuntimeError, f"{uri.where}: no thread can be started", _unavailable
+            ),
+        ):
             asked = self._thread.submit(self._made, uri, work)
         try:
             return cast(R, asked.result(seconds))
@@ -100,17 +116,25 @@ class Sessions:
             return work(self._session(uri))
         except _PIN_REFUSED as error:
             self._drop()
-            raise ConfigurationError(f"{uri.where}: refuses the PIN ({_name(error)})") from error
+            raise ConfigurationError(
+                f"{uri.where}: refuses the PIN ({_name(error)})"
+            ) from error
         except _KEY_REFUSED as error:
             self._drop()
-            raise ConfigurationError(f"{uri.where}: key {uri.what} cannot sign so ({_name(error)})") from error
+            raise ConfigurationError(
+                f"{uri.where}: key {uri.what} cannot sign so ({_name(error)})"
+            ) from error
         except pkcs11.PKCS11Error as error:
             self._drop()
             raise _unavailable(f"{uri.where}: {_name(error)}") from error
 
     def forked(self) -> None:
         """Forget the parent's sessions, its thread, and the call that this may be in."""
-        self._lock, self._thread, self._late = threading.Lock(), DaemonThread("mqauth-pkcs11"), None
+        self._lock, self._thread, self._late = (
+            threading.Lock(),
+            DaemonThread("mqauth-pkcs11"),
+            None,
+        )
         self._drop()
 
     def _drop(self) -> None:
@@ -135,7 +159,10 @@ class Sessions:
             library = pkcs11.lib(path)
         except pkcs11.PKCS11Error as error:
             # Only what could not be loaded has no code of its own; a library may begin later than we do.
-            require(type(error) is not pkcs11.PKCS11Error or path in self._loaded, f"{path}: no PKCS#11 library")
+            require(
+                type(error) is not pkcs11.PKCS11Error or path in self._loaded,
+                f"{path}: no PKCS#11 library",
+            )
             raise
         self._loaded.add(path)
         if path in self._stale:
@@ -186,8 +213,15 @@ class TokenKey:
         """
         point, algorithm = SESSIONS.call(self._uri, self._point)
         size, load = _POINTS[algorithm]
-        with refusing(ValueError, f"{self._uri.where}: public key {self._uri.what} is no point of its curve"):
-            return load(point[2:] if len(point) == size + 2 and point[:2] == bytes((4, size)) else point)
+        with refusing(
+            ValueError,
+            f"{self._uri.where}: public key {self._uri.what} is no point of its curve",
+        ):
+            return load(
+                point[2:]
+                if len(point) == size + 2 and point[:2] == bytes((4, size))
+                else point
+            )
 
     def sign(self, data: bytes, algorithm: str, /) -> bytes:
         """Return the raw JWS signature over ``data``.
@@ -204,7 +238,9 @@ class TokenKey:
                 f"{self._uri.where}: private key {self._uri.what} signs {found}, and the keystore has {algorithm}",
             )
             if algorithm == "ES256":
-                return bytes(key.sign(hashlib.sha256(data).digest(), mechanism=Mechanism.ECDSA))
+                return bytes(
+                    key.sign(hashlib.sha256(data).digest(), mechanism=Mechanism.ECDSA)
+                )
             return bytes(key.sign(data, mechanism=Mechanism.EDDSA))
 
         return SESSIONS.call(self._uri, signature)
@@ -212,7 +248,9 @@ class TokenKey:
     def _point(self, session: pkcs11.Session) -> tuple[bytes, str]:
         """Return the ``CKA_EC_POINT`` of the public key object, and the algorithm of the private one."""
         _, algorithm = self._private(session)
-        return bytes(self._one(session, ObjectClass.PUBLIC_KEY, "public")[Attribute.EC_POINT]), algorithm
+        return bytes(
+            self._one(session, ObjectClass.PUBLIC_KEY, "public")[Attribute.EC_POINT]
+        ), algorithm
 
     def _private(self, session: pkcs11.Session) -> tuple[Any, str]:
         """Return the private key object, looked up once in each session, and its algorithm."""
@@ -220,10 +258,17 @@ class TokenKey:
             key = self._one(session, ObjectClass.PRIVATE_KEY, "private")
             # The algorithm of a private key that may sign.
             here, kind = f"{self._uri.where}: private key {self._uri.what}", key.key_type
-            curve = bytes(key[Attribute.EC_PARAMS]) if kind in (KeyType.EC, KeyType.EC_EDWARDS) else b""
-            named = getattr(kind, "name", str(kind)) + (f" of curve {curve.hex()}" if curve else "")
+            curve = (
+                bytes(key[Attribute.EC_PARAMS])
+                if kind in (KeyType.EC, KeyType.EC_EDWARDS)
+                else b""
+            )
+            named = getattr(kind, "name", str(kind)) + (
+                f" of curve {curve.hex()}" if curve else ""
+            )
             algorithm = require(
-                _CURVES.get((kind, curve)), f"{here} is {named}; wanted is a P-256 or an Ed25519 key"
+                _CURVES.get((kind, curve)),
+                f"{here} is {named}; wanted is a P-256 or an Ed25519 key",
             )
             require(key[Attribute.SIGN], f"{here} may not sign (CKA_SIGN is false)")
             self._found = (SESSIONS.generation, key, algorithm)
@@ -231,13 +276,29 @@ class TokenKey:
 
     def _one(self, session: Any, kind: ObjectClass, name: str) -> Any:
         """Return the one object of a class that the URI names."""
-        wanted = {Attribute.CLASS: kind, Attribute.LABEL: self._uri.label, Attribute.ID: self._uri.id}
+        wanted = {
+            Attribute.CLASS: kind,
+            Attribute.LABEL: self._uri.label,
+            Attribute.ID: self._uri.id,
+        }
         # A search holds the session until it was read to its end.
-        objects = list(session.get_objects({name: value for name, value in wanted.items() if value is not None}))
+        objects = list(
+            session.get_objects(
+                {name: value for name, value in wanted.items() if value is not None}
+            )
+        )
         if not objects:
-            there = [repr(item.label) for item in session.get_objects({Attribute.CLASS: kind})]
-            has = f"{', '.join(there[:_SHOWN])}{' and more' if there[_SHOWN:] else ''}" if there else "none"
-            raise ConfigurationError(f"{self._uri.where}: has no {name} key {self._uri.what}, but {has}")
+            there = [
+                repr(item.label) for item in session.get_objects({Attribute.CLASS: kind})
+            ]
+            has = (
+                f"{', '.join(there[:_SHOWN])}{' and more' if there[_SHOWN:] else ''}"
+                if there
+                else "none"
+            )
+            raise ConfigurationError(
+                f"{self._uri.where}: has no {name} key {self._uri.what}, but {has}"
+            )
         ids = ", ".join(item.id.hex() for item in objects[:_SHOWN])
         require(
             len(objects) == 1,
@@ -250,17 +311,27 @@ def _token(library: Any, uri: TokenURI) -> pkcs11.Token:
     """Return the one token that a URI names."""
     there = [token for token in library.get_tokens() if token.label]
     serial = None if uri.serial is None else uri.serial.encode()
-    tokens = [each for each in there if each.label == uri.token and serial in (None, each.serial)]
-    has = ", ".join(f"{each.label!r} (serial {each.serial.decode('ascii', 'replace')})" for each in there[:_SHOWN])
+    tokens = [
+        each
+        for each in there
+        if each.label == uri.token and serial in (None, each.serial)
+    ]
+    has = ", ".join(
+        f"{each.label!r} (serial {each.serial.decode('ascii', 'replace')})"
+        for each in there[:_SHOWN]
+    )
     require(tokens, f"{uri.where}: not there; there is {has or 'none'}", _unavailable)
-    require(len(tokens) == 1, f"{uri.where}: stands for {len(tokens)}: name one by its serial; there is {has}")
+    require(
+        len(tokens) == 1,
+        f"{uri.where}: stands for {len(tokens)}: name one by its serial; there is {has}",
+    )
     return cast(pkcs11.Token, tokens[0])
 
 
 _POINTS: Final[dict[str, tuple[int, Callable[[bytes], PublicKey]]]] = {
     "ES256": (65, partial(ec.EllipticCurvePublicKey.from_encoded_point, ec.SECP256R1())),
     "EdDSA": (32, ed25519.Ed25519PublicKey.from_public_bytes),
-}  # fmt: skip
+}
 """Bytes of a point, and what reads it, by algorithm."""
 
 

@@ -37,8 +37,14 @@ _SAID: Final[Mapping[str, str]] = {
 """What the statuses mean that OpenBao and Vault answer with, beside the number."""
 _KINDS: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
     "ed25519": ("EdDSA", {}),
-    "ecdsa-p256": ("ES256", {"hash_algorithm": "sha2-256", "marshaling_algorithm": "jws"}),
-    "ecdsa-p384": ("ES384", {"hash_algorithm": "sha2-384", "marshaling_algorithm": "jws"}),
+    "ecdsa-p256": (
+        "ES256",
+        {"hash_algorithm": "sha2-256", "marshaling_algorithm": "jws"},
+    ),
+    "ecdsa-p384": (
+        "ES384",
+        {"hash_algorithm": "sha2-384", "marshaling_algorithm": "jws"},
+    ),
 }
 """The types of key there: the algorithm here, and what signing asks for beside the input."""
 _ASKED: Final = dict(_KINDS.values())
@@ -64,10 +70,19 @@ class TransitKey:
     """No number: others may stand between us and the server, so each signature is checked."""
 
     def __init__(
-        self, uri: str, *, timeout: float = TIMEOUT, clock: Clock = SYSTEM_CLOCK, dial: Dial | None = None
+        self,
+        uri: str,
+        *,
+        timeout: float = TIMEOUT,
+        clock: Clock = SYSTEM_CLOCK,
+        dial: Dial | None = None,
     ) -> None:
         self._reference = TransitReference.parse(uri)
-        context = tls_context(self._reference.ca) if self._reference.server.startswith("https:") else None
+        context = (
+            tls_context(self._reference.ca)
+            if self._reference.server.startswith("https:")
+            else None
+        )
         self._timeout, self._clock, self._dial = timeout, clock, dial
         self._context, self._kept = context, Kept()
 
@@ -80,19 +95,32 @@ class TransitKey:
         """
         answer, where = self._ask("keys"), self._reference.shown
         algorithm, _ = _KINDS.get(str(answer.get("type")), ("", {}))
-        require(algorithm and not answer.get("derived"), f"{where}: its key is none of {', '.join(_KINDS)}")
+        require(
+            algorithm and not answer.get("derived"),
+            f"{where}: its key is none of {', '.join(_KINDS)}",
+        )
         require(
             not (answer.get("exportable") or answer.get("allow_plaintext_backup")),
             f"{where}: the key is exportable, so its private half can be copied",
         )
-        unreadable = (AttributeError, KeyError, TypeError, ValueError, UnsupportedAlgorithm)
-        with refusing(unreadable, f"{where}: no public half of version {self._reference.version}"):
+        unreadable = (
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            UnsupportedAlgorithm,
+        )
+        with refusing(
+            unreadable, f"{where}: no public half of version {self._reference.version}"
+        ):
             text = answer["keys"][str(self._reference.version)]["public_key"]
             # Of Ed25519 its 32 bytes in base64, of ECDSA a PEM.
             public: PublicKey = (
                 load_pem_public_key(text.encode("ascii"))  # type: ignore[assignment]
                 if text.startswith("-----")
-                else Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
+                else Ed25519PublicKey.from_public_bytes(
+                    base64.b64decode(text, validate=True)
+                )
             )
             natural = natural_algorithm(public)
         require(natural == algorithm, f"{where}: the public half is of another type")
@@ -109,22 +137,39 @@ class TransitKey:
             ConfigurationError: the algorithm is another one.
             Unavailable: ``keys_unavailable``: the server cannot be reached, refuses, or answers something else.
         """
-        require(algorithm in _ASKED, f"{self._reference.shown}: transit keys sign {', '.join(_ASKED)}")
+        require(
+            algorithm in _ASKED,
+            f"{self._reference.shown}: transit keys sign {', '.join(_ASKED)}",
+        )
         version, encoded = self._reference.version, base64.b64encode(data).decode("ascii")
-        answer = self._ask("sign", {"input": encoded, "key_version": version, **_ASKED[algorithm]})
-        with refusing(ValueError, f"an answer without a signature of version {version}", self._unavailable):
+        answer = self._ask(
+            "sign", {"input": encoded, "key_version": version, **_ASKED[algorithm]}
+        )
+        with refusing(
+            ValueError,
+            f"an answer without a signature of version {version}",
+            self._unavailable,
+        ):
             # Of Ed25519 it is standard base64, of ECDSA that of JWS.
             text, prefix = str(answer.get("signature")), f"vault:v{version}:"
             require(text.startswith(prefix), "another version's", ValueError)
             raw = text.removeprefix(prefix).encode("ascii")
-            return base64.b64decode(raw, validate=True) if algorithm == "EdDSA" else base64url.decode(raw)
+            return (
+                base64.b64decode(raw, validate=True)
+                if algorithm == "EdDSA"
+                else base64url.decode(raw)
+            )
 
     def _ask(self, verb: str, document: Any = None) -> Mapping[str, Any]:
         """Return what the server answers about the key."""
         # A token file is replaced while we run: what is wrong with it now may be right at the next request.
         path = self._reference.token_file
         with refusing(ConfigurationError, str, self._unavailable):
-            token = read_bounded(path, 16 * 1024, private=True).decode("ascii", "replace").rstrip("\r\n")
+            token = (
+                read_bounded(path, 16 * 1024, private=True)
+                .decode("ascii", "replace")
+                .rstrip("\r\n")
+            )
             require(VISIBLE.fullmatch(token), f"{path}: no token")
         with refusing(FetchFailed, str, self._unavailable):
             answer = request(

@@ -23,19 +23,25 @@ MODULE: Final = "PKCS11_MODULE"
 PIN: Final = "MQAUTH_PKCS11_PIN"
 """The environment variable with the PIN, where the URI has no ``pin-source``."""
 # Mount and name; the mount may stand below a namespace. No segment is "." or "..".
-_PATH: Final = re.compile(r"((?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+)/([A-Za-z0-9_-][A-Za-z0-9._-]*)", re.ASCII)
+_PATH: Final = re.compile(
+    r"((?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+)/([A-Za-z0-9_-][A-Za-z0-9._-]*)", re.ASCII
+)
 _NAME: Final = "an awskms URI"
 _ARN: Final = re.compile(
     r"arn:(aws[a-z-]{0,20}):kms:([a-z0-9-]{1,40}):\d{12}:key/[A-Za-z0-9-]{1,64}",
     re.ASCII,
 )
 _DOMAINS: Final = {
-    "aws": "amazonaws.com", "aws-cn": "amazonaws.com.cn", "aws-us-gov": "amazonaws.com",
+    "aws": "amazonaws.com",
+    "aws-cn": "amazonaws.com.cn",
+    "aws-us-gov": "amazonaws.com",
     "aws-eusc": "amazonaws.eu",
-}  # fmt: skip
+}
 
 
-def _attributes(text: str, between: str, known: Collection[str], of: str) -> dict[str, bytes]:
+def _attributes(
+    text: str, between: str, known: Collection[str], of: str
+) -> dict[str, bytes]:
     """Return the attributes of one part of a URI.
 
     Raises:
@@ -53,7 +59,10 @@ def _attributes(text: str, between: str, known: Collection[str], of: str) -> dic
 def _options(query: str, known: Collection[str], of: str) -> dict[str, str]:
     """Return what stands behind the question mark of a reference over HTTP, joined by ``&``."""
     require("#" not in query, f"{of} has no fragment")
-    options = {name: raw.decode("utf-8", "replace") for name, raw in _attributes(query, "&", known, of).items()}
+    options = {
+        name: raw.decode("utf-8", "replace")
+        for name, raw in _attributes(query, "&", known, of).items()
+    }
     require(options.get(LOOPBACK, "true") == "true", f"{LOOPBACK} is true, or left out")
     return options
 
@@ -81,12 +90,17 @@ class TokenURI:
     @property
     def where(self) -> str:
         """The token, for people."""
-        return f"token {self.token!r}" + ("" if self.serial is None else f" (serial {self.serial})")
+        return f"token {self.token!r}" + (
+            "" if self.serial is None else f" (serial {self.serial})"
+        )
 
     @property
     def what(self) -> str:
         """The object, for people."""
-        attributes = ((self.label, f"{self.label!r}"), (self.id, f"of id {(self.id or b'').hex()}"))
+        attributes = (
+            (self.label, f"{self.label!r}"),
+            (self.id, f"of id {(self.id or b'').hex()}"),
+        )
         return " ".join(text for value, text in attributes if value is not None)
 
     def library(self) -> str:
@@ -96,9 +110,19 @@ class TokenURI:
             ConfigurationError: neither the URI nor the environment names it, or there is no such file.
         """
         path = self.module_path or os.environ.get(MODULE)
-        path = require(path, f"{self.where}: no library: name it by module-path in the uri, or in {MODULE}")
-        require(os.path.isabs(path), f"{self.where}: the path of the library is not absolute: {path}")
-        return str(require(os.path.isfile(path) and path, f"{self.where}: there is no library {path}"))
+        path = require(
+            path,
+            f"{self.where}: no library: name it by module-path in the uri, or in {MODULE}",
+        )
+        require(
+            os.path.isabs(path),
+            f"{self.where}: the path of the library is not absolute: {path}",
+        )
+        return str(
+            require(
+                os.path.isfile(path) and path, f"{self.where}: there is no library {path}"
+            )
+        )
 
     def pin(self) -> str:
         """Return the PIN, read now.
@@ -108,11 +132,20 @@ class TokenURI:
         """
         kind, _, name = (self.pin_source or f"env:{PIN}").partition(":")
         if kind == "file":
-            raw = disk.read_bounded(Path(name), 1024, private=True).removesuffix(b"\n").removesuffix(b"\r")
+            raw = (
+                disk.read_bounded(Path(name), 1024, private=True)
+                .removesuffix(b"\n")
+                .removesuffix(b"\r")
+            )
         else:
             raw = os.environb.get(os.fsencode(name), b"")
-        require(raw, f"{self.where}: no PIN in {kind} {name}: give pin-source=file:/path in the uri, or {PIN}")
-        with refusing(UnicodeDecodeError, f"{self.where}: the PIN in {kind} {name} is no UTF-8"):
+        require(
+            raw,
+            f"{self.where}: no PIN in {kind} {name}: give pin-source=file:/path in the uri, or {PIN}",
+        )
+        with refusing(
+            UnicodeDecodeError, f"{self.where}: the PIN in {kind} {name} is no UTF-8"
+        ):
             return raw.decode()
 
     @classmethod
@@ -128,10 +161,15 @@ class TokenURI:
         )
         path, _, query = uri.removeprefix("pkcs11:").partition("?")
         require(
-            re.search(r"(^|&)pin-value=", query) is None, "a PIN never stands in a uri: use pin-source=file:/path"
+            re.search(r"(^|&)pin-value=", query) is None,
+            "a PIN never stands in a uri: use pin-source=file:/path",
         )
-        attributes = _attributes(path, ";", ("token", "object", "id", "serial", "type"), "a key's uri")
-        attributes |= _attributes(query, "&", ("module-path", "pin-source"), "a key's uri")
+        attributes = _attributes(
+            path, ";", ("token", "object", "id", "serial", "type"), "a key's uri"
+        )
+        attributes |= _attributes(
+            query, "&", ("module-path", "pin-source"), "a key's uri"
+        )
         texts: dict[str, str] = {}
         for name, raw in attributes.items():
             if name not in ("id", "type"):
@@ -139,9 +177,18 @@ class TokenURI:
                     texts[name] = raw.decode()
                 require("\0" not in texts[name], f"{name} has a NUL")
         for holds, what in (
-            (attributes.get("type", b"private") == b"private", "a key's uri is of type=private"),
-            (texts.get("token"), "a key's uri names its token: pkcs11:token=NAME;object=NAME"),
-            (texts.get("object") or attributes.get("id"), "a key's uri names its object, or its id"),
+            (
+                attributes.get("type", b"private") == b"private",
+                "a key's uri is of type=private",
+            ),
+            (
+                texts.get("token"),
+                "a key's uri names its token: pkcs11:token=NAME;object=NAME",
+            ),
+            (
+                texts.get("object") or attributes.get("id"),
+                "a key's uri names its object, or its id",
+            ),
             (
                 texts.get("pin-source", "env:").startswith(("file:/", "env:")),
                 "pin-source is file: and a full path, or env:NAME",
@@ -188,24 +235,39 @@ class TransitReference:
             ConfigurationError: it is none.
         """
         url, _, query = uri.removeprefix("transit:").partition("?")
-        members = _options(query, ("token_file", "ca", "key_version", LOOPBACK), "a transit URI")
+        members = _options(
+            query, ("token_file", "ca", "key_version", LOOPBACK), "a transit URI"
+        )
         loopback = LOOPBACK in members
         Endpoint.parse(url, unsafe_http_loopback=loopback, name="a transit URI")
         parts = urlsplit(url)
-        path = require(_PATH.fullmatch(parts.path), "a transit URI ends in /MOUNT/NAME of letters, digits, ._-")
+        path = require(
+            _PATH.fullmatch(parts.path),
+            "a transit URI ends in /MOUNT/NAME of letters, digits, ._-",
+        )
         # Without it the server would sign with its newest version, whose public half no consumer has.
         version = members.get("key_version", "")
         require(
             re.fullmatch(r"[1-9]\d{0,8}", version, re.ASCII),
             "a transit URI names a key_version, a number from 1 on",
         )
-        files = {name: Path(members[name]) for name in ("token_file", "ca") if name in members}
+        files = {
+            name: Path(members[name]) for name in ("token_file", "ca") if name in members
+        }
         require("token_file" in files, "a transit URI names a token_file")
-        require(all(file.is_absolute() for file in files.values()), "token_file and ca are absolute paths")
+        require(
+            all(file.is_absolute() for file in files.values()),
+            "token_file and ca are absolute paths",
+        )
         return cls(
-            server=f"{parts.scheme}://{parts.netloc}", mount=path[1], name=path[2], version=int(version),
-            token_file=files["token_file"], ca=files.get("ca"), loopback=loopback,
-        )  # fmt: skip
+            server=f"{parts.scheme}://{parts.netloc}",
+            mount=path[1],
+            name=path[2],
+            version=int(version),
+            token_file=files["token_file"],
+            ca=files.get("ca"),
+            loopback=loopback,
+        )
 
     @property
     def shown(self) -> str:
@@ -215,7 +277,8 @@ class TransitReference:
     def endpoint(self, verb: str) -> Endpoint:
         """Return where something is asked of the key, ``keys`` or ``sign``."""
         return Endpoint.parse(
-            f"{self.server}/v1{self.mount}/{verb}/{self.name}", unsafe_http_loopback=self.loopback
+            f"{self.server}/v1{self.mount}/{verb}/{self.name}",
+            unsafe_http_loopback=self.loopback,
         )
 
 
@@ -243,18 +306,26 @@ class KmsReference:
             ConfigurationError: it is none.
         """
         text, _, query = uri.removeprefix("awskms:").partition("?")
-        require(":alias/" not in text, "an alias may stand for another key tomorrow: name the key by its own ARN")
+        require(
+            ":alias/" not in text,
+            "an alias may stand for another key tomorrow: name the key by its own ARN",
+        )
         partition, region = require(
             _ARN.fullmatch(text), f"{_NAME} is awskms:arn:aws:kms:REGION:ACCOUNT:key/ID"
         ).group(1, 2)
         members = _options(query, ("endpoint", "ca", LOOPBACK), _NAME)
         domain = _DOMAINS.get(partition)
-        require(domain or "endpoint" in members, f"{_NAME} of partition {partition} names its endpoint")
+        require(
+            domain or "endpoint" in members,
+            f"{_NAME} of partition {partition} names its endpoint",
+        )
         ca = Path(members["ca"]) if "ca" in members else None
         require(ca is None or ca.is_absolute(), "ca is an absolute path")
         server = members.get("endpoint", f"https://kms.{region}.{domain}").rstrip("/")
         endpoint = Endpoint.parse(
-            server, unsafe_http_loopback=LOOPBACK in members, name=f"the endpoint of {_NAME}"
+            server,
+            unsafe_http_loopback=LOOPBACK in members,
+            name=f"the endpoint of {_NAME}",
         )
         require(endpoint.target == "/", "an endpoint has neither path nor query")
         return cls(arn=text, region=region, server=server, ca=ca)

@@ -24,7 +24,14 @@ from typing import Any, Final
 from mqauth.audit.disk import read_bounded, undone_on_error
 from mqauth.clock import Clock
 from mqauth.errors import ConfigurationError, refusing, require
-from mqauth.http.connection import MAX_TIMEOUT, Deadline, Dial, Endpoint, FetchFailed, expect
+from mqauth.http.connection import (
+    MAX_TIMEOUT,
+    Deadline,
+    Dial,
+    Endpoint,
+    FetchFailed,
+    expect,
+)
 from mqauth.http.exchange import Response, request
 from mqauth.keystore.remote.rules import Answer, publish_delay_of
 from mqauth.wire import jwk, strict_json
@@ -53,9 +60,15 @@ class URLFetch:
     """
 
     def __init__(
-        self, endpoint: Endpoint, *, timeout: float, context: ssl.SSLContext | None, clock: Clock,
-        dial: Dial | None = None, svid: jwk.Svid | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        endpoint: Endpoint,
+        *,
+        timeout: float,
+        context: ssl.SSLContext | None,
+        clock: Clock,
+        dial: Dial | None = None,
+        svid: jwk.Svid | None = None,
+    ) -> None:
         number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
         require(
             number and 0 < timeout <= MAX_TIMEOUT,
@@ -74,7 +87,9 @@ class URLFetch:
         return _answer(response, self._svid)
 
     def _get(self, endpoint: Endpoint, deadline: Deadline, etag: str | None) -> Response:
-        return request(endpoint, deadline=deadline, context=self._context, etag=etag, dial=self._dial)
+        return request(
+            endpoint, deadline=deadline, context=self._context, etag=etag, dial=self._dial
+        )
 
 
 class DiscoveredFetch(URLFetch):
@@ -95,15 +110,24 @@ class DiscoveredFetch(URLFetch):
     """
 
     def __init__(
-        self, issuer: str, *, unsafe_http_loopback: bool, timeout: float, context: ssl.SSLContext | None,
-        clock: Clock, dial: Dial | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        issuer: str,
+        *,
+        unsafe_http_loopback: bool,
+        timeout: float,
+        context: ssl.SSLContext | None,
+        clock: Clock,
+        dial: Dial | None = None,
+    ) -> None:
         require(
             isinstance(issuer, str) and "?" not in issuer,
             "an issuer to be discovered is an https URL without query",
         )
         super().__init__(
-            Endpoint.parse(issuer.removesuffix("/") + WELL_KNOWN, unsafe_http_loopback=unsafe_http_loopback),
+            Endpoint.parse(
+                issuer.removesuffix("/") + WELL_KNOWN,
+                unsafe_http_loopback=unsafe_http_loopback,
+            ),
             timeout=timeout,
             context=context,
             clock=clock,
@@ -123,11 +147,15 @@ class DiscoveredFetch(URLFetch):
             now = self._clock.monotonic()
             if self._found is None or now - self._found_at >= REDISCOVER:
                 configuration = self._get(self._endpoint, deadline, None).document or {}
-                expect(configuration.get("issuer") == self._issuer, "the OpenID configuration is another issuer's")
+                expect(
+                    configuration.get("issuer") == self._issuer,
+                    "the OpenID configuration is another issuer's",
+                )
                 why = "the jwks_uri of the OpenID configuration is no https URL"
                 with refusing(ConfigurationError, why, FetchFailed):
                     self._found = Endpoint.parse(
-                        configuration.get("jwks_uri", ""), unsafe_http_loopback=self._loopback
+                        configuration.get("jwks_uri", ""),
+                        unsafe_http_loopback=self._loopback,
                     )
                 self._found_at = now
             where = self._found
@@ -144,15 +172,23 @@ def _answer(response: Response, svid: jwk.Svid | None = None) -> Answer:
     document, keys, publish_delay = response.document, None, None
     if document is not None:
         publish_delay = publish_delay_of(document)
-        with refusing(ConfigurationError, "not a JSON object with a list of keys", FetchFailed):
+        with refusing(
+            ConfigurationError, "not a JSON object with a list of keys", FetchFailed
+        ):
             keys = jwk.load_key_set(document, svid=svid)
     return Answer(
-        keys=keys, publish_delay=publish_delay, max_age=response.max_age, age=response.age, date=response.date,
+        keys=keys,
+        publish_delay=publish_delay,
+        max_age=response.max_age,
+        age=response.age,
+        date=response.date,
         etag=response.etag,
-    )  # fmt: skip
+    )
 
 
-def save_snapshot(path: Path, keys: KeySet, *, source: str, asked: float, publish_delay: float) -> None:
+def save_snapshot(
+    path: Path, keys: KeySet, *, source: str, asked: float, publish_delay: float
+) -> None:
     """Write a snapshot as a whole, or leave the file as it was.
 
     Args:
@@ -166,9 +202,12 @@ def save_snapshot(path: Path, keys: KeySet, *, source: str, asked: float, publis
         OSError: the system refused.
     """
     content = {
-        "v": 1, "source": source, "asked": asked, "publish_delay": publish_delay,
+        "v": 1,
+        "source": source,
+        "asked": asked,
+        "publish_delay": publish_delay,
         "document": jwk.dump_key_set(keys),
-    }  # fmt: skip
+    }
     # A name of its own for each writer, and mode 0600: several processes may write one snapshot at the same time.
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     with undone_on_error(os.unlink, name):
@@ -179,7 +218,9 @@ def save_snapshot(path: Path, keys: KeySet, *, source: str, asked: float, publis
         os.replace(name, path)
 
 
-def load_snapshot(path: Path, *, source: str, now: float, max_age: float) -> tuple[KeySet, float, float]:
+def load_snapshot(
+    path: Path, *, source: str, now: float, max_age: float
+) -> tuple[KeySet, float, float]:
     """Read a snapshot.
 
     Args:
@@ -197,9 +238,15 @@ def load_snapshot(path: Path, *, source: str, now: float, max_age: float) -> tup
     """
     # A file that another user owns, or may write, would let that user choose the keys.
     raw = read_bounded(path, 2 * jwk.MAX_DOCUMENT, private=True, own=True)
-    with refusing((ValueError, KeyError, AttributeError, TypeError, ConfigurationError), "it is damaged"):
+    with refusing(
+        (ValueError, KeyError, AttributeError, TypeError, ConfigurationError),
+        "it is damaged",
+    ):
         content = strict_json.loads(raw, depth=10)
-        require(content.pop("sha256") == _digest(content) and content["v"] == 1, "it is damaged")
+        require(
+            content.pop("sha256") == _digest(content) and content["v"] == 1,
+            "it is damaged",
+        )
         keys, age = jwk.load_key_set(content["document"]), now - float(content["asked"])
         stored, publish_delay = content["source"], float(content["publish_delay"])
     require(stored == source, "it is of another source")
@@ -235,7 +282,9 @@ class ThreadRefresher:
         if self._idle():
             with self._condition:
                 if self._idle():
-                    self._thread = threading.Thread(target=self._run, name="mqauth-jwks", daemon=True)
+                    self._thread = threading.Thread(
+                        target=self._run, name="mqauth-jwks", daemon=True
+                    )
                     self._thread.start()
 
     def wake(self) -> None:

@@ -17,7 +17,14 @@ from typing import Any, Literal
 
 from mqauth.audit.disk import is_missing
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
-from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable, words_of
+from mqauth.errors import (
+    Cause,
+    ConfigurationError,
+    Reason,
+    Rejection,
+    Unavailable,
+    words_of,
+)
 from mqauth.flow import Flow, arun, call, run
 from mqauth.http.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote import rules
@@ -117,10 +124,16 @@ class JWKS(Closing):
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
         fetch: Fetch | None = None,
-        refresher: Callable[[threading.Condition, Callable[[], float]], ThreadRefresher] = ThreadRefresher,
+        refresher: Callable[
+            [threading.Condition, Callable[[], float]], ThreadRefresher
+        ] = ThreadRefresher,
     ) -> None:
         self._limits = rules.Limits(
-            max_stale=max_stale, publish_delay=publish_delay, fresh=fresh, max_hold=max_hold, wait=wait
+            max_stale=max_stale,
+            publish_delay=publish_delay,
+            fresh=fresh,
+            max_hold=max_hold,
+            wait=wait,
         )
         endpoint = Endpoint.parse(url, unsafe_http_loopback=unsafe_http_loopback)
         context = tls_context(ca) if endpoint.tls or discovery else None
@@ -157,7 +170,13 @@ class JWKS(Closing):
         else:
             # The set may be used, and a refresh is due at once.
             asked = clock.monotonic() - age
-            self._cache = rules.Cache(keys=keys, asked=asked, origin=asked, fresh_until=asked, publish_delay=delay)
+            self._cache = rules.Cache(
+                keys=keys,
+                asked=asked,
+                origin=asked,
+                fresh_until=asked,
+                publish_delay=delay,
+            )
             self._report(("refreshed", f"from the snapshot, {age:.0f} s old"))
 
     def forked(self) -> None:
@@ -167,7 +186,9 @@ class JWKS(Closing):
         if self._closed:
             self._refresher.close()
         if self._cache.in_flight or self._cache.keys is None:
-            self._cache = replace(self._cache, in_flight=False, attempt=rules.NEVER, due=rules.NEVER)
+            self._cache = replace(
+                self._cache, in_flight=False, attempt=rules.NEVER, due=rules.NEVER
+            )
 
     def __enter__(self) -> JWKS:
         self.start()
@@ -240,13 +261,19 @@ class JWKS(Closing):
         keys = rules.usable(cache, now, limits)
         return Health(
             source=self.source,
-            state="unavailable" if keys is None else "fresh" if now < cache.fresh_until else "stale",
+            state="unavailable"
+            if keys is None
+            else "fresh"
+            if now < cache.fresh_until
+            else "stale",
             version=None if keys is None else keys.version,
             keys=0 if keys is None else len(keys.keys),
             age=None if cache.keys is None else now - cache.asked,
             serves_for=None if keys is None else cache.asked + limits.max_stale - now,
             attempt_age=None if cache.attempt == rules.NEVER else now - cache.attempt,
-            failing_for=None if cache.failing_since is None else now - cache.failing_since,
+            failing_for=None
+            if cache.failing_since is None
+            else now - cache.failing_since,
             last_failure=cache.failure,
             held=tuple(sorted(cache.suspects)),
             skipped=() if cache.keys is None else cache.keys.skipped,
@@ -261,7 +288,9 @@ class JWKS(Closing):
             ruling, ended, seconds = self._rule(kid, since)
             if ruling is not rules.Ruling.WAIT or not waits:
                 return self._settle(ruling)
-            yield from call(self._refresher.wait, ended, seconds, twin=self._refresher.pause)
+            yield from call(
+                self._refresher.wait, ended, seconds, twin=self._refresher.pause
+            )
 
     def _rule(self, kid: str, since: float) -> tuple[rules.Ruling, Ended, float]:
         """Return the ruling on a kid, the end of the attempt in flight, and the seconds to wait for it.
@@ -271,9 +300,16 @@ class JWKS(Closing):
         with self._condition:
             now = self._clock.monotonic()
             ruling = rules.rule(
-                self._cache, kid, received=since, now=now, limits=self._limits, absent=self._absent
+                self._cache,
+                kid,
+                received=since,
+                now=now,
+                limits=self._limits,
+                absent=self._absent,
             )
-            if ruling is rules.Ruling.ANSWER and rules.asked_in_vain(self._cache, kid, since):
+            if ruling is rules.Ruling.ANSWER and rules.asked_in_vain(
+                self._cache, kid, since
+            ):
                 self._absent.keep(kid, self._cache.origin)
             if ruling is not rules.Ruling.ASK:
                 return ruling, self._ended, self._cache.attempt + self._limits.wait - now
@@ -293,9 +329,12 @@ class JWKS(Closing):
             return keys
         if ruling is rules.Ruling.OUTLIVED:
             raise Rejection(
-                Reason.KEY_UNKNOWN, "not in the last good set, and the issuer has long been out of reach"
+                Reason.KEY_UNKNOWN,
+                "not in the last good set, and the issuer has long been out of reach",
             )
-        raise Unavailable(Cause.KEY_PENDING, cache.failure or "the issuer has not answered yet")
+        raise Unavailable(
+            Cause.KEY_PENDING, cache.failure or "the issuer has not answered yet"
+        )
 
     def _begin(self, now: float) -> None:
         self._cache = rules.begin(self._cache, now)
@@ -326,7 +365,9 @@ class JWKS(Closing):
         if isinstance(answer, str):
             after, notes = rules.failed(before, answer, jitter=jitter)
         else:
-            after, notes = rules.answered(before, answer, limits=self._limits, jitter=jitter)
+            after, notes = rules.answered(
+                before, answer, limits=self._limits, jitter=jitter
+            )
         changed = after.keys is not before.keys
         with self._condition:
             self._cache = after
@@ -334,12 +375,20 @@ class JWKS(Closing):
                 self._absent.clear()
             self._ended.set_result(None)
         self._report(*notes)
-        if after.asked != before.asked and self._snapshot is not None and after.keys is not None:
+        if (
+            after.asked != before.asked
+            and self._snapshot is not None
+            and after.keys is not None
+        ):
             wall = self._clock.now() - (self._clock.monotonic() - after.asked)
             # A full disk is no reason to stop using the keys.
             try:
                 save_snapshot(
-                    self._snapshot, after.keys, source=self._kept_of, asked=wall, publish_delay=after.publish_delay
+                    self._snapshot,
+                    after.keys,
+                    source=self._kept_of,
+                    asked=wall,
+                    publish_delay=after.publish_delay,
                 )
             except OSError as error:
                 self._report(("snapshot_failed", f"not written: {words_of(error)}"))
@@ -349,7 +398,12 @@ class JWKS(Closing):
                 try:
                     listener(after.keys)
                 except Exception as error:
-                    emit("keys.callback_failed", "%s: a function of the owner raised", self.source, error=error)
+                    emit(
+                        "keys.callback_failed",
+                        "%s: a function of the owner raised",
+                        self.source,
+                        error=error,
+                    )
         return self._cache.due - self._clock.monotonic()
 
     def _report(self, *notes: rules.Note) -> None:
@@ -360,4 +414,6 @@ class JWKS(Closing):
 
 
 def _unavailable(cache: rules.Cache) -> Unavailable:
-    return Unavailable(Cause.KEYS_UNAVAILABLE, cache.failure or "no key set was fetched yet")
+    return Unavailable(
+        Cause.KEYS_UNAVAILABLE, cache.failure or "no key set was fetched yet"
+    )

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -49,7 +56,9 @@ class Publication:
     active: int
 
 
-def publish(rings: Sequence[KeyRing], cutoffs: Mapping[str, Cutoff] = NO_CUTOFFS) -> Publication:
+def publish(
+    rings: Sequence[KeyRing], cutoffs: Mapping[str, Cutoff] = NO_CUTOFFS
+) -> Publication:
     """Return the JWK Set of one or more keystores, with the ``mqauth_publish_delay`` that all of them keep.
 
     Args:
@@ -69,7 +78,10 @@ def publish(rings: Sequence[KeyRing], cutoffs: Mapping[str, Cutoff] = NO_CUTOFFS
         f"not fit to be published: {(*read.skipped, 'it reads as another set')[0]}",
     )
     body = strict_json.dumps(document)
-    require(len(body) <= jwk.MAX_DOCUMENT, f"not fit to be published: over {jwk.MAX_DOCUMENT} bytes")
+    require(
+        len(body) <= jwk.MAX_DOCUMENT,
+        f"not fit to be published: over {jwk.MAX_DOCUMENT} bytes",
+    )
     return Publication(
         body=body,
         etag=f'"{hashlib.sha256(body).hexdigest()[:32]}"',
@@ -82,7 +94,12 @@ def publish_delay(rings: Sequence[KeyRing]) -> int:
     """Return the seconds for which every new key is published before it signs."""
     return min(
         int(MAX_PUBLISH_DELAY),
-        *(key.ready - key.created for ring in rings for key in ring.keys if key.state is State.PENDING),
+        *(
+            key.ready - key.created
+            for ring in rings
+            for key in ring.keys
+            if key.state is State.PENDING
+        ),
         *(ring.publish_delay for ring in rings),
     )
 
@@ -97,10 +114,19 @@ def max_age(rings: Sequence[KeyRing], now: float, most: int = MAX_AGE) -> int:
             if key.state is State.PENDING:
                 changes.append(key.ready)
             if key.retired is not None:
-                changes += (key.retired + ring.grace, key.retired + ring.grace + ring.retain)
+                changes += (
+                    key.retired + ring.grace,
+                    key.retired + ring.grace + ring.retain,
+                )
             if key.revocation is not None:
                 changes.append(key.revocation.revoked_at)
-    return int(min(publish_delay(rings), most, *(moment - now for moment in changes if moment > now)))
+    return int(
+        min(
+            publish_delay(rings),
+            most,
+            *(moment - now for moment in changes if moment > now),
+        )
+    )
 
 
 class KeyServer:
@@ -115,8 +141,16 @@ class KeyServer:
         ConfigurationError: a folder is not a keystore, or the set cannot be published.
     """
 
-    def __init__(self, folders: Iterable[str | Path], *, most: int = MAX_AGE, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._keystores = [Keystore(folder=Path(folder), clock=clock) for folder in folders]
+    def __init__(
+        self,
+        folders: Iterable[str | Path],
+        *,
+        most: int = MAX_AGE,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._keystores = [
+            Keystore(folder=Path(folder), clock=clock) for folder in folders
+        ]
         self._clock = clock
         self._most = most
         self._stamps: list[Stamp | None] = []
@@ -125,17 +159,33 @@ class KeyServer:
         self.current = self._publication()
 
     async def __call__(
-        self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+        self,
+        scope: Message,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
     ) -> None:
         """Answer one request."""
-        require(scope["type"] == "http", "this application speaks HTTP only", RuntimeError)
+        require(
+            scope["type"] == "http", "this application speaks HTTP only", RuntimeError
+        )
         status, headers, body = self._answer(scope)
         headers[b"x-content-type-options"] = b"nosniff"
         # A 304 has no body, and its content-length would be that of the 200 (RFC 9110, section 8.6).
         if status != 304:
             headers[b"content-length"] = str(len(body)).encode()
-        await send({"type": "http.response.start", "status": status, "headers": list(headers.items())})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": list(headers.items()),
+            }
+        )
+        await send(
+            {
+                "type": "http.response.body",
+                "body": b"" if scope["method"] == "HEAD" else body,
+            }
+        )
 
     def _answer(self, scope: Message) -> tuple[int, Headers, bytes]:
         """Return status, headers and body."""
@@ -149,16 +199,38 @@ class KeyServer:
             why = f"{error}; no keys are served"
             if self._rate.admits("keys.kept", (why,), {}):
                 emit("keys.kept", "%s", why, level=logging.CRITICAL)
-            return _json(503 if scope["path"] == HEALTH else 500, {"error": "the keys cannot be published"})
+            return _json(
+                503 if scope["path"] == HEALTH else 500,
+                {"error": "the keys cannot be published"},
+            )
         if scope["path"] == HEALTH:
-            return _json(200, {"status": "ok", "keys": self.current.keys, "active": self.current.active})
-        etag, seconds = self.current.etag, max_age(self._rings, self._clock.now(), self._most)
-        headers = {b"cache-control": f"public, max-age={seconds}".encode(), b"etag": etag.encode()}
+            return _json(
+                200,
+                {
+                    "status": "ok",
+                    "keys": self.current.keys,
+                    "active": self.current.active,
+                },
+            )
+        etag, seconds = (
+            self.current.etag,
+            max_age(self._rings, self._clock.now(), self._most),
+        )
+        headers = {
+            b"cache-control": f"public, max-age={seconds}".encode(),
+            b"etag": etag.encode(),
+        }
         # If-None-Match compares weakly (RFC 9110, section 13.1.2).
-        given = b",".join(value for name, value in scope["headers"] if name == b"if-none-match").decode("latin-1")
+        given = b",".join(
+            value for name, value in scope["headers"] if name == b"if-none-match"
+        ).decode("latin-1")
         if any(tag.strip().removeprefix("W/") in (etag, "*") for tag in given.split(",")):
             return 304, headers, b""
-        return 200, headers | {b"content-type": b"application/jwk-set+json"}, self.current.body
+        return (
+            200,
+            headers | {b"content-type": b"application/jwk-set+json"},
+            self.current.body,
+        )
 
     def _publication(self) -> Publication:
         """Return the set to publish now; the folders are read again where one of them has changed."""
@@ -171,17 +243,24 @@ class KeyServer:
         rings = [keystore.ring() for keystore in self._keystores]
         # A subject that two of them cut off is cut off until the later moment.
         cut = sorted(
-            (item for each in self._keystores for item in each.cutoffs().items()), key=lambda item: item[1].before
+            (item for each in self._keystores for item in each.cutoffs().items()),
+            key=lambda item: item[1].before,
         )
         publication = publish(rings, dict(cut))
         self._rings, self._stamps = rings, stamps
         return publication
 
 
-def _json(status: int, members: dict[str, Any], more: Headers | None = None) -> tuple[int, Headers, bytes]:
+def _json(
+    status: int, members: dict[str, Any], more: Headers | None = None
+) -> tuple[int, Headers, bytes]:
     """Return an answer that no cache keeps."""
     return (
         status,
-        {b"content-type": b"application/json", b"cache-control": b"no-store", **(more or {})},
+        {
+            b"content-type": b"application/json",
+            b"cache-control": b"no-store",
+            **(more or {}),
+        },
         strict_json.dumps(members),
     )

@@ -64,7 +64,10 @@ class Limits:
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            require(number and low <= value <= high, f"{name} is {low:g} to {high:g} seconds, not {value!r}")
+            require(
+                number and low <= value <= high,
+                f"{name} is {low:g} to {high:g} seconds, not {value!r}",
+            )
 
     def freshness(self, max_age: float | None, age: float) -> float:
         """Return the seconds for which an answer is fresh (RFC 9111, section 4.2), within our bounds."""
@@ -164,10 +167,18 @@ def answered(cache: Cache, answer: Answer, *, limits: Limits, jitter: float) -> 
     if answer.keys is None:
         merged = Merged(current, cache.suspects, (("refreshed", "unchanged"),))
     elif cache.keys is not None or answer.keys.keys or cache.seen_empty:
-        outdated = cache.date is not None and answer.date is not None and answer.date < cache.date
+        outdated = (
+            cache.date is not None
+            and answer.date is not None
+            and answer.date < cache.date
+        )
         merged = merge(current, answer.keys, cache.suspects, outdated=outdated)
     else:
-        return failed(replace(cache, seen_empty=True), "the first set holds no usable key", jitter=jitter)
+        return failed(
+            replace(cache, seen_empty=True),
+            "the first set holds no usable key",
+            jitter=jitter,
+        )
     fresh = limits.freshness(answer.max_age, answer.age)
     settled = not merged.suspects
     # Ahead of time, so that the set does not become stale; at once, where something is to be confirmed.
@@ -175,15 +186,23 @@ def answered(cache: Cache, answer: Answer, *, limits: Limits, jitter: float) -> 
     unchanged = answer.keys is None
     result = replace(
         cache,
-        keys=merged.keys, asked=asked, origin=asked - answer.age, fresh_until=asked + fresh,
+        keys=merged.keys,
+        asked=asked,
+        origin=asked - answer.age,
+        fresh_until=asked + fresh,
         # A document without a publish delay takes the one before back.
         publish_delay=cache.publish_delay if unchanged else answer.publish_delay or 0,
         # A suspicious answer sets no date, which could make honest answers look outdated.
         date=answer.date if settled and answer.date is not None else cache.date,
         etag=(cache.etag if unchanged else answer.etag) if settled else None,
-        suspects=merged.suspects, in_flight=False, due=asked + max(ahead, COOLDOWN),
-        failing_since=None, failures=0, failure=None, seen_empty=False,
-    )  # fmt: skip
+        suspects=merged.suspects,
+        in_flight=False,
+        due=asked + max(ahead, COOLDOWN),
+        failing_since=None,
+        failures=0,
+        failure=None,
+        seen_empty=False,
+    )
     return result, merged.notes
 
 
@@ -193,10 +212,14 @@ def failed(cache: Cache, failure: str, *, jitter: float) -> Step:
     pause = COOLDOWN if cache.keys is not None else RETRIES.step(1 + cache.failures)
     result = replace(
         cache,
-        in_flight=False, due=cache.attempt + pause * (1 + 0.25 * jitter),
-        failing_since=cache.attempt if cache.failing_since is None else cache.failing_since,
-        failures=cache.failures + 1, failure=failure,
-    )  # fmt: skip
+        in_flight=False,
+        due=cache.attempt + pause * (1 + 0.25 * jitter),
+        failing_since=cache.attempt
+        if cache.failing_since is None
+        else cache.failing_since,
+        failures=cache.failures + 1,
+        failure=failure,
+    )
     return result, (("failed", failure),)
 
 
@@ -216,7 +239,13 @@ class Ruling(Enum):
 
 
 def rule(
-    cache: Cache, kid: str, *, received: float, now: float, limits: Limits, absent: Mapping[str, float]
+    cache: Cache,
+    kid: str,
+    *,
+    received: float,
+    now: float,
+    limits: Limits,
+    absent: Mapping[str, float],
 ) -> Ruling:
     """Decide about a kid that the set in use may lack.
 
@@ -233,7 +262,9 @@ def rule(
     # A key that signs now has been published for the delay, so that a set younger than that would have it.
     young = now - cache.origin < max(limits.publish_delay, cache.publish_delay)
     # For a minute: a producer that signed a little before its key was published is heard again soon.
-    settled = young or now - absent.get(kid, NEVER) < 60 or asked_in_vain(cache, kid, received)
+    settled = (
+        young or now - absent.get(kid, NEVER) < 60 or asked_in_vain(cache, kid, received)
+    )
     if keys is not None and (settled or keys.get(kid) is not None):
         return Ruling.ANSWER
     if cache.in_flight:
@@ -248,18 +279,26 @@ def rule(
     # Without a failure the answer is only late, or a live issuer was asked a moment ago.
     if cache.failing_since is None:
         return Ruling.PENDING if cache.in_flight else Ruling.ANSWER
-    return Ruling.PENDING if now - cache.failing_since < limits.max_hold else Ruling.OUTLIVED
+    return (
+        Ruling.PENDING if now - cache.failing_since < limits.max_hold else Ruling.OUTLIVED
+    )
 
 
 def asked_in_vain(cache: Cache, kid: str, received: float) -> bool:
     """Tell whether the issuer has answered since the message came, and without its kid."""
-    return min(cache.asked, cache.origin) >= received and cache.keys is not None and cache.keys.get(kid) is None
+    return (
+        min(cache.asked, cache.origin) >= received
+        and cache.keys is not None
+        and cache.keys.get(kid) is None
+    )
 
 
 def publish_delay_of(document: Mapping[str, object]) -> float | None:
     """Return the publish delay that a JWK Set announces, in seconds; ``None`` if there is no valid one."""
     value = document.get("mqauth_publish_delay")
-    return float(value) if type(value) is int and 0 <= value <= MAX_PUBLISH_DELAY else None
+    return (
+        float(value) if type(value) is int and 0 <= value <= MAX_PUBLISH_DELAY else None
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +310,9 @@ class Merged:
     notes: tuple[Note, ...]
 
 
-def merge(current: KeySet, answer: KeySet, suspects: Set[str], *, outdated: bool) -> Merged:
+def merge(
+    current: KeySet, answer: KeySet, suspects: Set[str], *, outdated: bool
+) -> Merged:
     """Merge an answer into the set in use.
 
     Args:
@@ -293,27 +334,43 @@ def merge(current: KeySet, answer: KeySet, suspects: Set[str], *, outdated: bool
         later = {
             subject: cutoff
             for subject, cutoff in answer.cutoffs.items()
-            if subject not in current.cutoffs or cutoff.before > current.cutoffs[subject].before
+            if subject not in current.cutoffs
+            or cutoff.before > current.cutoffs[subject].before
         }
         cutoffs = {**current.cutoffs, **later}
     keys = KeySet(
-        [*(key for key in answer if key.kid not in held), *(key for key in current if key.kid in held)],
+        [
+            *(key for key in answer if key.kid not in held),
+            *(key for key in current if key.kid in held),
+        ],
         answer.skipped,
         cutoffs,
     )
     # What the answer changed, what it cannot take away yet, and which of its keys cannot be used.
     before, after = current.by_kid, keys.by_kid
     changed = {kid for kid in before.keys() & after.keys() if before[kid] != after[kid]}
-    revoked = {kid for kid in changed if after[kid].revocation not in (None, before[kid].revocation)}
+    revoked = {
+        kid
+        for kid in changed
+        if after[kid].revocation not in (None, before[kid].revocation)
+    }
     told = {
-        "added": after.keys() - before.keys(), "removed": before.keys() - after.keys(), "revoked": revoked,
+        "added": after.keys() - before.keys(),
+        "removed": before.keys() - after.keys(),
+        "revoked": revoked,
         "changed": changed - revoked,
-    }  # fmt: skip
-    detail = "; ".join(f"{what} {', '.join(sorted(kids))}" for what, kids in told.items() if kids)
+    }
+    detail = "; ".join(
+        f"{what} {', '.join(sorted(kids))}" for what, kids in told.items() if kids
+    )
     notes = [("refreshed", detail or "unchanged")]
     if held:
-        notes.append(("loss_held", f"{len(held)} keys missing or older, kept until seen twice"))
-    notes += [("key_skipped", line) for line in keys.skipped if line not in current.skipped]
+        notes.append(
+            ("loss_held", f"{len(held)} keys missing or older, kept until seen twice")
+        )
+    notes += [
+        ("key_skipped", line) for line in keys.skipped if line not in current.skipped
+    ]
     # The very same object tells everybody that nothing has changed.
     if keys.version == current.version and keys.skipped == current.skipped:
         keys = current
