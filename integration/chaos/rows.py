@@ -47,7 +47,7 @@ DISKS: list[Callable[[Path], AbstractContextManager[Disk]]] = [
 def key_cache(server: KeyServer) -> JWKS:
     """Return a key cache whose time runs faster."""
     return JWKS(
-        server.url, fresh=30, max_hold=3600, timeout=1, unsafe_http_loopback=True, clock=FastClock(),
+        server.url, fresh=30, timeout=1, unsafe_http_loopback=True, clock=FastClock(),
         refresher=fast_refresher,
     )  # fmt: skip
 
