@@ -324,7 +324,7 @@ class Shop:
             "jwks",
             "--dir",
             "producer/keys",
-            "--out",
+            "--output",
             "consumer/jwks.json",
         )
 

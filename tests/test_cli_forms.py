@@ -160,39 +160,45 @@ def test_rotate_says_that_there_is_no_next_key(tmp_path: Path, ended: Exit) -> N
 
 
 def test_jwks_is_written_whole_or_not_at_all(tmp_path: Path, ended: Exit) -> None:
-    """``--out`` replaces the file, which others may read; a keystore that cannot be read leaves it as it was."""
+    """``--output`` replaces the file, which others may read; a keystore that cannot be read leaves it."""
     Keystore(folder=tmp_path / "keys").create(subjects=["a"])
-    assert ended("keys", "jwks", "--out", "jwks.json") == (0, "")
+    assert ended("keys", "jwks", "--output", "jwks.json") == (0, "")
     assert len(json.loads(Path("jwks.json").read_text())["keys"]) == 1
     assert Path("jwks.json").stat().st_mode & 0o777 == 0o644
-    assert ended("keys", "jwks", "--dir", "nowhere", "--out", "jwks.json")[0] == 2
+    assert ended("keys", "jwks", "--dir", "nowhere", "--output", "jwks.json")[0] == 2
     assert len(json.loads(Path("jwks.json").read_text())["keys"]) == 1
-    assert ended("keys", "jwks", "--out", "no/such/folder.json")[0] == 2
+    assert ended("keys", "jwks", "--output", "no/such/folder.json")[0] == 2
 
 
 def test_jwks_of_two_keystores_go_into_one_folder_at_once(
     tmp_path: Path, ended: Exit
 ) -> None:
-    """``--out`` leaves alone what another process is writing in the folder."""
+    """``--output`` leaves alone what another process is writing in the folder."""
     Keystore(folder=tmp_path / "keys").create(subjects=["a"])
     Path("public").mkdir()
     others = Path("public/.writing")
     others.write_bytes(b"half of another set")
-    assert ended("keys", "jwks", "--out", "public/jwks.json") == (0, "")
+    assert ended("keys", "jwks", "--output", "public/jwks.json") == (0, "")
     assert others.read_bytes() == b"half of another set"
 
 
 def test_jwks_takes_the_place_of_a_regular_file_only(tmp_path: Path, ended: Exit) -> None:
-    """``--out`` writes where a link points to, and refuses what is no regular file."""
+    """``--output`` writes where a link points to, keeps a mode, and refuses what is no regular file."""
     Keystore(folder=tmp_path / "keys").create(subjects=["a"])
     Path("link").symlink_to("jwks.json")
-    assert ended("keys", "jwks", "--out", "link") == (0, "")
+    assert ended("keys", "jwks", "--output", "link") == (0, "")
     assert Path("link").is_symlink()
     assert Path("jwks.json").is_file()
+    Path("jwks.json").chmod(0o640)
+    before = Path("jwks.json").stat()
+    assert ended("keys", "jwks", "--output", "link") == (0, "")
+    after = Path("jwks.json").stat()
+    assert after.st_mode & 0o777 == 0o640
+    assert after.st_ino != before.st_ino
     os.mkfifo("pipe")
-    assert ended("keys", "jwks", "--out", "pipe") == (
+    assert ended("keys", "jwks", "--output", "pipe") == (
         2,
-        "mqauth: --out pipe: not a regular file\n",
+        "mqauth: --output pipe: not a regular file\n",
     )
     assert Path("pipe").is_fifo()
 

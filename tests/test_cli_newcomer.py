@@ -81,7 +81,7 @@ INPUTS = [
     ("keys rotate --dir nowhere", 2, "nowhere: no keystore (no keyset.json): mqauth keys new --dir nowhere"),
     ("keys jwks --dir nowhere", 2, "nowhere: No such file"),
     ("keys jwks --dir audit.jsonl", 2, "audit.jsonl"),
-    ("keys jwks --out no/folder/jwks.json", 2, "no/folder/jwks.json: No such file"),
+    ("keys jwks --output no/folder/jwks.json", 2, "no/folder/jwks.json: No such file"),
     ("keys new --passphrase-env A --passphrase-file b", 2, "--passphrase-file contradicts"),
     ("keys new --pinned --dir /dev/null/keys", 2, "/dev/null/keys: Not a directory"),
     ("keys jwks --dir .", 2, ".: no keystore"),

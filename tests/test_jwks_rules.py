@@ -216,9 +216,11 @@ def down(cache: Cache, *times: float) -> Cache:
                      id="a live issuer that was just asked makes a kid unknown, never pending"),
         pytest.param(rules.begin(fetched(A), 100), [({"now": 101.999}, WAIT), ({"now": 102}, PENDING)],
                      id="whoever comes during an attempt waits until 2 s after its beginning, and not later"),
-        pytest.param(down(fetched(A), 100, 135), [({"now": 159.999}, PENDING), ({"now": 160}, Ruling.OUTLIVED),
-                                                  ({"now": 165}, ASK)],
-                     id="an outage holds a message for max_hold from its first failure; then the kid is unknown"),
+        pytest.param(down(fetched(A), 100, 3135), [({"now": 3164.999}, PENDING), ({"now": 3165}, ASK)],
+                     id="an outage makes no kid unknown, however long it lasts"),
+        pytest.param(down(fetched(A, at=90), 100), [({"now": 101, "received": received}, PENDING)
+                                                    for received in (80, 101)],
+                     id="nor does a set that was asked for a moment before it, or after the receipt"),
         pytest.param(Cache(), [({"now": 0}, ASK)], id="a cold cache asks"),
         pytest.param(rules.begin(Cache(), 0), [({"now": 1}, WAIT), ({"now": 2}, PENDING)],
                      id="a cold cache waits, and is unavailable; it never says that a kid is unknown"),
@@ -275,9 +277,10 @@ def test_an_empty_set_must_be_seen_twice() -> None:
     assert (cache.due, cache.etag) == (270, None)
     cache, events = step(cache, Answer(keys=KeySet([])), at=270)
     assert kids(cache) == set()
-    assert [detail for _, detail in events] == [
-        f"removed {', '.join(sorted((A.kid, B.kid)))}"
-    ]
+    assert events == (
+        ("refreshed", f"removed {', '.join(sorted((A.kid, B.kid)))}"),
+        ("emptied", rules.EMPTIED),
+    )
 
 
 def test_losing_most_keys_must_be_seen_twice_and_what_is_new_counts_at_once() -> None:
@@ -399,8 +402,8 @@ def test_skipped_keys_are_told_of_once() -> None:
     "settings",
     [
         *({name: value} for value in (math.inf, math.nan, -1, True, "60", None)
-          for name in ("max_stale", "publish_delay", "fresh", "max_hold", "wait")),
-        {"fresh": 29}, {"max_stale": 29}, {"wait": 2.1}, {"max_stale": 604801}, {"max_hold": 3601},
+          for name in ("max_stale", "publish_delay", "fresh", "wait")),
+        {"fresh": 29}, {"max_stale": 29}, {"wait": 2.1}, {"max_stale": 604801},
     ],
     ids=str,
 )  # fmt: skip

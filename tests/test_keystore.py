@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mqauth.audit import disk
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, Unavailable
 from mqauth.keystore import JWKSFile, KeyRing, Keystore, State, public_keys, signing_key
 from mqauth.keystore.disk import ring
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE
@@ -486,7 +486,8 @@ def test_file_that_changed_is_read_at_once(
     source = JWKSFile(jwks, clock=FakeClock())
     if bad:
         jwks.write_text("{")
-        source.refresh("unknown", 0.0)
+        with pytest.raises(Unavailable, match="key_pending"):
+            source.refresh("unknown", 0.0)
     write_jwks(jwks, *keys)
     assert [key.kid for key in source.refresh("unknown", 0.0)] == [
         key.kid for key in keys
@@ -535,7 +536,7 @@ def test_last_good_set_stays_and_it_is_loud(
         jwks.write_text(text[damage])
     with caplog.at_level(logging.ERROR, "mqauth.keystore"):
         for _ in range(3):
-            assert source.refresh("unknown", 0.0).get(key.kid) is not None
+            assert source.refresh(key.kid, 0.0).get(key.kid) is not None
     assert len(caplog.records) == 1
     assert "the last good set of 1 keys stays in use" in caplog.text
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -226,6 +228,35 @@ def test_nobody_can_be_asked(
         "mqauth: --yes: required where nobody can be asked (or look with --print)\n"
     )
     assert 'rung = "observe"' in place.file.read_text("utf-8")
+
+
+def test_the_file_is_replaced_as_a_whole_where_its_link_leads(place: Place) -> None:
+    """A write that the disk refuses leaves the old file; a good one keeps the link and the mode."""
+    real = place.path / "etc" / "real.toml"
+    real.parent.mkdir()
+    place.file.rename(real)
+    place.file.symlink_to(real)
+    real.chmod(0o640)
+    before = real.read_bytes(), real.stat().st_ino
+    down = ["down", "kafka:orders", "--why", "x", "--until", "2026-12-20", "--yes"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        code, printed = place.run(*down)
+    assert (code, "No space left" in printed) == (2, True)
+    assert (real.read_bytes(), real.stat().st_ino) == before
+
+    code, printed = place.run(*down)
+    assert code == 0, printed
+    assert place.file.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert real.stat().st_ino != before[1]
+    assert sorted(path.name for path in real.parent.iterdir()) == ["real.toml"]
+
+
+def full_disk(_descriptor: int) -> None:
+    """Refuse to write, as a full disk does."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_terminal_of_another_alphabet(place: Place) -> None:

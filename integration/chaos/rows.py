@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -26,11 +27,13 @@ from integration.keyserver import KeyServer
 from integration.scale import is_nightly, nightly
 from integration.services import Redis
 from integration.waiting import until
-from mqauth import JWKS, Verified
+from mqauth import JWKS, JWKSFile, Verified
+from mqauth.audit import disk
 from mqauth.audit.chain import verify_chain
 from mqauth.errors import Cause
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT
-from mqauth.wire.keys import Key
+from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.keys import Key, KeySet
 
 Report = Callable[[Count], Count]
 WITHIN = 120
@@ -47,9 +50,14 @@ DISKS: list[Callable[[Path], AbstractContextManager[Disk]]] = [
 def key_cache(server: KeyServer) -> JWKS:
     """Return a key cache whose time runs faster."""
     return JWKS(
-        server.url, fresh=30, max_hold=3600, timeout=1, unsafe_http_loopback=True, clock=FastClock(),
+        server.url, fresh=30, timeout=1, unsafe_http_loopback=True, clock=FastClock(),
         refresher=fast_refresher,
     )  # fmt: skip
+
+
+def dumped(*keys: Key) -> bytes:
+    """Return a file of keys."""
+    return json.dumps(dump_key_set(KeySet(keys))).encode()
 
 
 def down_and_up(broker: Any, how: str) -> None:
@@ -210,6 +218,30 @@ class Rows:
                 server.up()
                 row.done(consumer)
         assert report(row.count("JWKS down, warm")).duplicates == 0
+
+    @pytest.mark.parametrize("content", [None, b"", b'{"keys":[{"kty"'])
+    def test_key_file_unreadable(
+        self, row: Any, report: Report, content: bytes | None
+    ) -> None:
+        """While its file of keys is gone, empty or half-written, only what a new key signed waits."""
+        new = Key.generate(subjects=[SUBJECT])
+        path = row.folder / "keys.json"
+        disk.write_whole(path, dumped(row.forge.key))
+        keys = JWKSFile(path)
+        with row.audit_file() as audit:
+            guard = row.guard(audit, verifier=row.verifier(keys={ISSUER: keys}))
+            with row.consumer(guard) as consumer:
+                row.send(20)
+                until(lambda: len(row.handled) == 20, consumer)
+                path.unlink() if content is None else path.write_bytes(content)
+                row.send(8, signer=row.forge.signer(key=new), **row.one_partition)
+                row.send(20, **row.other_partition)
+                until(lambda: len(row.handled) == 40, consumer)
+                until(lambda: consumer.health().cause is Cause.KEY_PENDING, consumer)
+                assert str(path) in consumer.health().detail
+                disk.write_whole(path, dumped(row.forge.key, new))
+                row.done(consumer)
+        assert report(row.count("key file unreadable")).duplicates == 0
 
     def test_jwks_back_with_a_key_removed(self, row: Any, report: Report) -> None:
         """An issuer that comes back without a key is believed: what that key signed is no longer handled."""

@@ -30,6 +30,7 @@ from mqauth import (
     Verified,
 )
 from mqauth.clock import Backoff
+from mqauth.errors import Cause
 from mqauth.keystore.remote import rules as jwks_rules
 from mqauth.testing.forge import ISSUER, SUBJECT, Forge
 
@@ -45,18 +46,16 @@ class Bounds:
 
     Args:
         publish_delay: an unknown kid of a set younger than this is refused without a question.
-        max_hold: how long an outage may defer unknown kids.
         backoff: how a deferred partition waits.
     """
 
     publish_delay: float = 30
-    max_hold: float = 60
     backoff: Backoff = field(default_factory=Backoff)
 
     @property
     def stall(self) -> float:
-        """The longest a partition may stand still: an attempt, or in an outage the hold and one wait more."""
-        return self.max_hold + self.backoff.longest + 2
+        """The longest a partition may stand still while the issuer answers: an attempt, and one wait more."""
+        return self.backoff.longest + 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +164,8 @@ def flood(url: str, folder: Path, *, up: bool, messages: int, bounds: Bounds) ->
         honest = _send(lane, forge, messages)
         began = time.monotonic()
         with (
-            _keys(forge, bounds, up=up) as keys,
+            KeyServer() as server,
+            _keys(server, forge, bounds, up=up) as keys,
             AuditFile(folder / f"audit-{up}.jsonl", fsync=False) as audit,
         ):
             guard = Pipeline(
@@ -173,6 +173,8 @@ def flood(url: str, folder: Path, *, up: bool, messages: int, bounds: Bounds) ->
                 replay=MemoryReplayStore(), audit=audit, observers=[watch],
             )  # fmt: skip
             with lane.consuming(guard, handler, backoff=bounds.backoff) as consumer:
+                if not up:
+                    _outage(server, keys, watch, consumer)
                 _wait(watch, messages, consumer)
             attempts, alive = keys.health().counters["attempts"], time.monotonic() - began
     finally:
@@ -211,26 +213,31 @@ def _send(lane: KafkaLane, forge: Forge, messages: int) -> set[bytes]:
 
 
 @contextmanager
-def _keys(forge: Forge, bounds: Bounds, *, up: bool) -> Iterator[JWKS]:
+def _keys(server: KeyServer, forge: Forge, bounds: Bounds, *, up: bool) -> Iterator[JWKS]:
     """Give a warm cache whose issuer is up, or went down a moment ago."""
-    with KeyServer() as server:
-        server.serve(forge.keys)
-        with JWKS(
-            server.url,
-            publish_delay=bounds.publish_delay,
-            max_hold=bounds.max_hold,
-            unsafe_http_loopback=True,
-        ) as keys:
-            until(lambda: keys.health().state == "fresh")
-            if not up:
-                server.down()
-            old = time.monotonic() + bounds.publish_delay
-            until(
-                lambda: time.monotonic() > old
-            )  # from now on an unknown kid is worth a question
-            yield keys
-            asked = server.requests
-            assert asked <= keys.health().counters["attempts"]
+    server.serve(forge.keys)
+    with JWKS(
+        server.url, publish_delay=bounds.publish_delay, unsafe_http_loopback=True
+    ) as keys:
+        until(lambda: keys.health().state == "fresh")
+        if not up:
+            server.down()
+        # From then on an unknown kid is worth a question.
+        old = time.monotonic() + bounds.publish_delay
+        until(lambda: time.monotonic() > old)
+        yield keys
+        asked = server.requests
+        assert asked <= keys.health().counters["attempts"]
+
+
+def _outage(server: KeyServer, keys: JWKS, watch: Watch, consumer: Any) -> None:
+    """Let an outage last for some attempts more, in which nobody is condemned; then end it."""
+    until(lambda: consumer.health().cause is Cause.KEY_PENDING, consumer)
+    # What came before the first attempt that failed was judged by a set of a moment ago.
+    settled, last = watch.settled, keys.health().counters["attempts"] + 3
+    until(lambda: keys.health().counters["attempts"] >= last, consumer)
+    assert watch.settled == settled
+    server.up()
 
 
 def _wait(watch: Watch, messages: int, consumer: Any) -> None:

@@ -275,7 +275,7 @@ class Scene:
     def consumer(self, *, snapshot: bool) -> Iterator[JWKS]:
         """Run a new consumer with a new cache, as after a restart of its process."""
         keys = JWKS(
-            self.issuer.url, fresh=FRESH, publish_delay=1, max_stale=300, max_hold=5, unsafe_http_loopback=True,
+            self.issuer.url, fresh=FRESH, publish_delay=1, max_stale=300, unsafe_http_loopback=True,
             snapshot=self._snapshot if snapshot else None,
         )  # fmt: skip
         guard = Pipeline(

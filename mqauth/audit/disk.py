@@ -294,27 +294,42 @@ def write_whole(path: Path, raw: bytes, *, public: bool = False) -> None:
     Args:
         path: the file.
         raw: its content.
-        public: everybody may read it, and other processes may write into its folder at the same time. Otherwise
-            it has mode 0600, and the caller holds the lock of the folder.
+        public: everybody may read it, or whoever could read the one in whose place it comes; a link is followed,
+            and other processes may write into its folder at the same time. Otherwise it has mode 0600, and the
+            caller holds the lock of the folder.
 
     Raises:
         ConfigurationError: the system refused.
     """
-    temporary = path.with_name(
-        f".{path.name}.{SYSTEM_RANDOMNESS(4).hex()}" if public else ".writing"
-    )
+    mode, before, target = _MODE, None, path
+    temporary = path.with_name(".writing")
+    if public:
+        target = Path(os.path.realpath(path))
+        temporary = target.with_name(f".{target.name}.{SYSTEM_RANDOMNESS(4).hex()}")
+        with file_errors(path):
+            before = None if is_missing(target) else os.stat(target)
+        mode = 0o644 if before is None else stat.S_IMODE(before.st_mode)
+
     with file_errors(path), undone_on_error(temporary.unlink):
         # A crash may have left a temporary file, with a private key in it.
         temporary.unlink(missing_ok=True)
         with os.fdopen(
             open_private(temporary, os.O_WRONLY | os.O_EXCL | os.O_NOFOLLOW), "wb"
         ) as file:
-            os.fchmod(file.fileno(), 0o644 if public else 0o600)
+            if before is not None:
+                _give(file.fileno(), before)
+            os.fchmod(file.fileno(), mode)
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path)
+        temporary.replace(target)
+        sync_folder(target)
+
+
+def _give(descriptor: int, before: os.stat_result) -> None:
+    """Give a file to user and group of the one whose place it takes, as far as the system lets us."""
+    with suppress(PermissionError):
+        os.fchown(descriptor, before.st_uid, before.st_gid)
 
 
 def refuse_writable(path: Path) -> None:

@@ -149,20 +149,24 @@ def jwks(
     ] = _FOLDER,
     passphrase_env: PassphraseEnv = None,
     passphrase_file: PassphraseFile = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write this file, whole or not at all.")
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Write this file, whole or not at all."),
     ] = None,
 ) -> None:
     """Print the public keys as a JWK Set."""
     keys = public_keys(folder, passphrase=_passphrase(passphrase_env, passphrase_file))
     text = json.dumps(dump_key_set(keys), indent=2, ensure_ascii=False)
-    if out is None:
+    if output is None:
         print(text)
     else:
         # A new file would take the place of a device, such as /dev/stdout.
-        require(disk.is_missing(out) or out.is_file(), f"--out {out}: not a regular file")
+        require(
+            disk.is_missing(output) or output.is_file(),
+            f"--output {output}: not a regular file",
+        )
         # Everybody may read public keys; the consumer often runs as another user.
-        disk.write_whole(out.resolve(), text.encode("utf-8") + b"\n", public=True)
+        disk.write_whole(output, text.encode("utf-8") + b"\n", public=True)
 
 
 @app.command("list")

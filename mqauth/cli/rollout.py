@@ -14,6 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from mqauth.audit.chain import verify_chain
+from mqauth.audit.disk import write_whole
 from mqauth.audit.file import files_of, with_parts
 from mqauth.audit.query import read_records
 from mqauth.audit.record import HOUR, iso_time
@@ -376,8 +377,7 @@ def _apply(
             "Write it? It counts from the next start of each consumer.", err=as_json
         )
     if written:
-        with file_errors(path):
-            path.write_text(new, "utf-8")
+        write_whole(path, new.encode("utf-8"), public=True)
     answer(
         as_json,
         {

@@ -216,7 +216,7 @@ class Telemetry:
         Args:
             issuer: the label ``issuer``.
             age: returns the age of the set in use in seconds, ``None`` where there is no set; for a ``JWKS`` it
-                is ``lambda: jwks.health().age``.
+                is ``lambda: jwks.health().age``, as for a ``JWKSFile``.
         """
         self._watch("mqauth.key_set.age", age, issuer=issuer)
 

@@ -1,14 +1,17 @@
 """Keys that follow the disk while a process runs: the active key of a keystore folder, and a JWK Set file.
 
 Both look at the disk when a key is asked for, and not more often than every few seconds. Of several threads one
-looks, and the others go on with what they have. What can no longer be read leaves the last good state in use, and
-is logged.
+looks, and the others go on with what they have. What can no longer be read leaves the last good state in use for a
+while, and is logged.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +20,9 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk import ring
 from mqauth.keystore.disk.folder import Keystore
+from mqauth.keystore.remote import rules
 from mqauth.logs import Rate, emit
+from mqauth.threads import after_fork
 from mqauth.wire import jwk, jws
 from mqauth.wire.keys import Key, KeySet, SigningKey
 
@@ -159,9 +164,11 @@ class ActiveKey:
 class JWKSFile:
     """The keys of a JWK Set file, as fresh as the file.
 
-    If the file later becomes unusable, the last good set stays in use, and one error is logged for each change of
-    the file. An unknown kid causes a look at once. A known kid causes a look at most once a second, which costs a
-    ``stat`` and waits for nobody.
+    An unknown kid causes a look at once. A known kid causes a look at most once a second, which costs a ``stat``
+    and waits for nobody. Threads and event loops may share it, and a child after a fork.
+
+    While the file cannot be read, it is tried each second, and an error is logged once a minute. Kids of the last
+    good set are judged by it for an hour, as in an outage of a key server; all others wait.
 
     Args:
         path: the file, at most 256 KiB.
@@ -184,38 +191,109 @@ class JWKSFile:
         self.svid = svid
         self._clock = clock
         self.where = str(self.path)
-        self._looked = clock.monotonic()
-        # The stamp comes before the content, so that a write in between shows at the next look. One tuple, so that
-        # of two threads that look at once neither leaves its keys under the other's stamp.
-        self._held = disk.stamp(self.path), self._read()
-        require(self._held[1].keys, f"{self.path}: no key that can be used")
+        self._rate = Rate(clock)
+        self._limits = rules.Limits()
+        self._looked = self._tried = clock.monotonic()
+        # The stamp comes before the content, so that a write in between shows at the next look.
+        self._stamp = disk.stamp(self.path)
+        keys = self._read()
+        require(keys.keys, f"{self.path}: no key that can be used")
+        require(not keys.misread, f"{self.path}: {rules.MISREAD}")
+        self._cache = rules.Cache(keys=keys, asked=self._looked, fresh_until=math.inf)
+        self.forked()
+        after_fork(self)
+
+    def forked(self) -> None:
+        """Make the lock anew, which a thread of the parent may have held."""
+        self._lock = threading.Lock()
 
     def key_set(self) -> KeySet:
-        """Return the set in use, after a look at the file where the last one is a second ago."""
+        """Return the set in use, after a look at the file where the last one is a second ago.
+
+        Raises:
+            Unavailable: ``keys_unavailable``: the file could not be read for an hour.
+        """
         # A look each second for the sake of known kids too, so that a revocation is noticed.
-        if self._clock.monotonic() - self._looked >= 1.0:
-            self._look()
-        return self._held[1]
+        now = self._clock.monotonic()
+        if now - self._looked >= 1.0 and self._lock.acquire(blocking=False):
+            try:
+                self._look()
+            finally:
+                self._lock.release()
+        cache = self._cache
+        keys = rules.usable(cache, now, self._limits)
+        if keys is None:
+            raise rules.unavailable(cache)
+        return keys
 
     def refresh(self, kid: str, received: float, /) -> KeySet:
-        """Look at the file again and return the set that is in use then (``KeySource``)."""
-        self._look()
-        return self._held[1]
+        """Look at the file again and return the set that is in use then (``KeySource``).
+
+        Raises:
+            Unavailable: ``key_pending``: the file cannot be read now, and the last good set lacks the kid;
+                ``keys_unavailable``: it could not be read for an hour.
+        """
+        with self._lock:
+            self._look()
+        return rules.answer_on(self._cache, kid, self._clock.monotonic(), self._limits)
+
+    def health(self) -> rules.Health:
+        """Return whether the file can be read, and how old the set in use is, after a look at it."""
+        with self._lock:
+            self._look()
+        return rules.health_of(
+            self._cache,
+            source=self.where,
+            now=self._clock.monotonic(),
+            limits=self._limits,
+            counters={},
+        )
 
     def _look(self) -> None:
-        self._looked = self._clock.monotonic()
-        stamp, (before, keys) = disk.stamp(self.path), self._held
-        if stamp != before:
-            try:
-                keys = self._read().after(keys)
-            except ConfigurationError as error:
-                emit(
-                    "keys.kept",
-                    "%s; the last good set of %d keys stays in use",
-                    error,
-                    len(keys.keys),
+        """Read the file again where it has changed, or could not be read a second ago; under the lock."""
+        self._looked = now = self._clock.monotonic()
+        stamp, before = disk.stamp(self.path), self._cache
+        if before.failing_since is None and stamp == self._stamp:
+            self._cache = replace(before, asked=now)
+            return
+        # A flood of unknown kids reads a file that stays unreadable once a second, and not once for each.
+        if stamp == self._stamp and now - self._tried < 1.0:
+            return
+
+        self._stamp, self._tried = stamp, now
+        try:
+            keys = self._read()
+            if not keys.misread:
+                self._cache = replace(
+                    before,
+                    keys=keys,
+                    asked=now,
+                    fresh_until=math.inf,
+                    failing_since=None,
+                    failures=0,
+                    failure=None,
                 )
-            self._held = stamp, keys
+                self._tell(before, keys)
+                return
+            # Its keys count. Whom it has cut off by now is not known: that is a failure all the same.
+            why = f"{self.path}: {rules.MISREAD}"
+            before = replace(before, keys=keys.after(before.keys or keys))
+        except ConfigurationError as error:
+            why = str(error)
+
+        begun = replace(rules.begin(before, now), fresh_until=now)
+        self._cache, _ = rules.failed(begun, why, jitter=0)
+        if self._rate.admits("keys.kept", (why,), {}):
+            count = len(before.keys.keys) if before.keys is not None else 0
+            emit("keys.kept", "%s; the last good set of %d keys stays in use", why, count)
+
+    def _tell(self, before: rules.Cache, keys: KeySet) -> None:
+        """Log that the file can be read again, and that it has no key any more."""
+        if before.failing_since is not None:
+            emit("keys.changed", "%s: it can be read again", self.path)
+        if before.keys is not None and before.keys.keys and not keys.keys:
+            level = logging.CRITICAL
+            emit("keys.changed", "%s: %s", self.path, rules.EMPTIED, level=level)
 
     def _read(self) -> KeySet:
         raw = disk.read_bounded(self.path, jwk.MAX_DOCUMENT)

@@ -176,6 +176,9 @@ def _answer(response: Response, svid: jwk.Svid | None = None) -> Answer:
             ConfigurationError, "not a JSON object with a list of keys", FetchFailed
         ):
             keys = jwk.load_key_set(document, svid=svid)
+        # A set without keys may be meant. One in which no key can be used is a mistake, as in a file.
+        for line in () if keys.keys else keys.skipped:
+            raise FetchFailed(f"no key that can be used: {line}")
     return Answer(
         keys=keys,
         publish_delay=publish_delay,

@@ -9,19 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final
 
 from mqauth.audit.disk import is_missing
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import (
     Cause,
     ConfigurationError,
-    Reason,
-    Rejection,
     Unavailable,
     words_of,
 )
@@ -43,38 +41,7 @@ from mqauth.wire.jwk import Svid
 from mqauth.wire.keys import KeySet
 from mqauth.wire.memo import Recent
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """The state of a key cache. Ages are in seconds, ``None`` where the event never happened.
-
-    Args:
-        source: the URL of the key set, without its query.
-        state: ``"fresh"``; ``"stale"``, old but in use; or ``"unavailable"``, no set may be used.
-        version: the version of the set in use.
-        keys: the number of keys in it.
-        age: the time since the last good answer was asked for.
-        serves_for: the time until the set may no longer be used, unless a good answer comes.
-        attempt_age: the time since the last attempt.
-        failing_for: the time since the first failed attempt of the present outage.
-        last_failure: the failure of the last attempt, ``None`` after a good answer.
-        held: kids that are kept only because their loss or change was seen just once.
-        skipped: the keys of the last document that cannot be used, one line each.
-        counters: since the start, the ``attempts`` and what came of them, by the first word of each ``Note``.
-    """
-
-    source: str
-    state: Literal["fresh", "stale", "unavailable"]
-    version: str | None
-    keys: int
-    age: float | None
-    serves_for: float | None
-    attempt_age: float | None
-    failing_for: float | None
-    last_failure: str | None
-    held: tuple[str, ...]
-    skipped: tuple[str, ...]
-    counters: Mapping[str, int]
+_LEVELS: Final = {"refreshed": logging.INFO, "emptied": logging.CRITICAL}
 
 
 class JWKS(Closing):
@@ -89,7 +56,6 @@ class JWKS(Closing):
             the document announces (``mqauth_publish_delay``) takes precedence.
         fresh: seconds for which a set is fresh without a ``Cache-Control``; with one, it is fresh between a fifth
             and three times as long. It is refreshed ahead of time.
-        max_hold: seconds for which a message with an unknown kid is deferred while the issuer is out of reach.
         wait: seconds for which a caller waits for one attempt, at most 2.
         timeout: seconds for a whole attempt, at most 5.
         ca: a PEM file of the CAs to trust instead of the system's.
@@ -114,7 +80,6 @@ class JWKS(Closing):
         max_stale: float = 3600,
         publish_delay: float = 30,
         fresh: float = 300,
-        max_hold: float = 60,
         wait: float = 2,
         timeout: float = 5,
         ca: str | Path | None = None,
@@ -132,7 +97,6 @@ class JWKS(Closing):
             max_stale=max_stale,
             publish_delay=publish_delay,
             fresh=fresh,
-            max_hold=max_hold,
             wait=wait,
         )
         endpoint = Endpoint.parse(url, unsafe_http_loopback=unsafe_http_loopback)
@@ -222,7 +186,7 @@ class JWKS(Closing):
         cache = self._cache
         keys = rules.usable(cache, now, self._limits)
         if keys is None:
-            raise _unavailable(cache)
+            raise rules.unavailable(cache)
         return keys
 
     def refresh(self, kid: str, received: float, /) -> KeySet:
@@ -234,7 +198,6 @@ class JWKS(Closing):
 
         Raises:
             Unavailable: ``key_pending`` while the issuer is out of reach, ``keys_unavailable`` without a set.
-            Rejection: ``key_unknown``: the issuer has been out of reach for longer than messages are held.
         """
         return run(self._looking(kid, received, waits=not in_event_loop()))
 
@@ -255,29 +218,14 @@ class JWKS(Closing):
         self._listeners[mark] = listener
         return partial(self._listeners.pop, mark, None)
 
-    def health(self) -> Health:
+    def health(self) -> rules.Health:
         """Return the state of the cache, its ages and its counters."""
-        cache, limits, now = self._cache, self._limits, self._clock.monotonic()
-        keys = rules.usable(cache, now, limits)
-        return Health(
+        return rules.health_of(
+            self._cache,
             source=self.source,
-            state="unavailable"
-            if keys is None
-            else "fresh"
-            if now < cache.fresh_until
-            else "stale",
-            version=None if keys is None else keys.version,
-            keys=0 if keys is None else len(keys.keys),
-            age=None if cache.keys is None else now - cache.asked,
-            serves_for=None if keys is None else cache.asked + limits.max_stale - now,
-            attempt_age=None if cache.attempt == rules.NEVER else now - cache.attempt,
-            failing_for=None
-            if cache.failing_since is None
-            else now - cache.failing_since,
-            last_failure=cache.failure,
-            held=tuple(sorted(cache.suspects)),
-            skipped=() if cache.keys is None else cache.keys.skipped,
-            counters=dict(self._counters),
+            now=self._clock.monotonic(),
+            limits=self._limits,
+            counters=self._counters,
         )
 
     def _looking(self, kid: str, received: float, *, waits: bool = True) -> Flow[KeySet]:
@@ -287,7 +235,7 @@ class JWKS(Closing):
         while True:
             ruling, ended, seconds = self._rule(kid, since)
             if ruling is not rules.Ruling.WAIT or not waits:
-                return self._settle(ruling)
+                return self._settle(ruling, kid)
             yield from call(
                 self._refresher.wait, ended, seconds, twin=self._refresher.pause
             )
@@ -319,22 +267,13 @@ class JWKS(Closing):
             self._refresher.wake()
             return self._rule(kid, since)
 
-    def _settle(self, ruling: rules.Ruling) -> KeySet:
-        """Turn a ruling into a set, a rejection or a deferral."""
-        cache = self._cache
-        keys = rules.usable(cache, self._clock.monotonic(), self._limits)
-        if keys is None:
-            raise _unavailable(cache)
+    def _settle(self, ruling: rules.Ruling, kid: str) -> KeySet:
+        """Turn a ruling on a kid into a set or a deferral."""
+        now = self._clock.monotonic()
+        keys = rules.answer_on(self._cache, kid, now, self._limits)
         if ruling is rules.Ruling.ANSWER:
             return keys
-        if ruling is rules.Ruling.OUTLIVED:
-            raise Rejection(
-                Reason.KEY_UNKNOWN,
-                "not in the last good set, and the issuer has long been out of reach",
-            )
-        raise Unavailable(
-            Cause.KEY_PENDING, cache.failure or "the issuer has not answered yet"
-        )
+        raise Unavailable(Cause.KEY_PENDING, "the issuer has not answered yet")
 
     def _begin(self, now: float) -> None:
         self._cache = rules.begin(self._cache, now)
@@ -409,11 +348,5 @@ class JWKS(Closing):
     def _report(self, *notes: rules.Note) -> None:
         for kind, detail in notes:
             self._counters[kind] += 1
-            level = logging.INFO if kind == "refreshed" else None
+            level = _LEVELS.get(kind)
             emit("keys.changed", "%s: %s %s", self.source, kind, detail, level=level)
-
-
-def _unavailable(cache: rules.Cache) -> Unavailable:
-    return Unavailable(
-        Cause.KEYS_UNAVAILABLE, cache.failure or "no key set was fetched yet"
-    )

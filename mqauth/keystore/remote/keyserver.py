@@ -24,7 +24,7 @@ from typing import Any, Final
 from mqauth.audit.disk import Stamp
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, require
-from mqauth.keystore.disk.folder import Keystore
+from mqauth.keystore.disk.folder import CUTOFFS, Keystore
 from mqauth.keystore.disk.ring import KeyRing, State
 from mqauth.keystore.remote.rules import MAX_PUBLISH_DELAY
 from mqauth.logs import Rate, emit
@@ -154,6 +154,7 @@ class KeyServer:
         self._clock = clock
         self._most = most
         self._stamps: list[Stamp | None] = []
+        self._cut: list[Stamp | None] = [None] * len(self._keystores)
         self._rings: Sequence[KeyRing] = ()
         self._rate = Rate(clock)
         self.current = self._publication()
@@ -238,6 +239,12 @@ class KeyServer:
         stamps = [*keysets, *(keystore.cutoffs_stamp() for keystore in self._keystores)]
         if stamps == self._stamps and None not in keysets:
             return self.current
+        # Who is cut off cannot be told without the file that said it: nobody is let in again by its loss.
+        for keystore, before in zip(self._keystores, self._cut, strict=True):
+            require(
+                before is None or keystore.cutoffs_stamp() is not None,
+                f"{keystore.folder / CUTOFFS}: it is gone",
+            )
         # Until the folders were read, no stamp counts: a set that could not be published is tried again.
         self._stamps = []
         rings = [keystore.ring() for keystore in self._keystores]
@@ -248,6 +255,7 @@ class KeyServer:
         )
         publication = publish(rings, dict(cut))
         self._rings, self._stamps = rings, stamps
+        self._cut = stamps[len(keysets) :]
         return publication
 
 

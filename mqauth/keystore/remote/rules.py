@@ -7,6 +7,9 @@ speaks.
 An answer may be a mishap of the issuer, or an old copy, if it is empty, lacks most of the keys, or is dated
 before the answer in use. The keys and cut-offs that it adds are believed. A key or cut-off that it lacks goes when
 the next answer lacks it, too. This protects honest messages from a slip of the issuer: ``key_unknown`` is final.
+
+``answer_on`` holds for a file, too. While the newest read of a source has failed nobody knows which keys it has by
+now: a kid that the last good set lacks is undecided.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Final
+from typing import Final, Literal
 
 from mqauth.clock import Backoff
-from mqauth.errors import require
+from mqauth.errors import Cause, Unavailable, require
 from mqauth.wire.keys import KeySet
 
 COOLDOWN: Final = 30.0
@@ -29,6 +32,8 @@ MAX_STALE: Final = 7 * 86400
 MAX_PUBLISH_DELAY: Final = 7 * 86400.0
 ABSENT_KIDS: Final = 128
 NEVER: Final = -math.inf
+MISREAD: Final = "its mqauth_cutoff cannot be read"
+EMPTIED: Final = "it has no key any more: every message of it is key_unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +45,6 @@ class Limits:
         publish_delay: how long the issuer publishes a key before it signs with it.
         fresh: how long a set is fresh without a ``Cache-Control``; with one, it is fresh between a fifth and
             three times as long.
-        max_hold: how long messages with unknown kids are held while the issuer is out of reach.
         wait: how long a caller waits for one attempt.
 
     Raises:
@@ -50,7 +54,6 @@ class Limits:
     max_stale: float = 3600
     publish_delay: float = 30
     fresh: float = 300
-    max_hold: float = 60
     wait: float = 2
 
     def __post_init__(self) -> None:
@@ -58,7 +61,6 @@ class Limits:
             "fresh": (COOLDOWN, 86400),
             "max_stale": (COOLDOWN, MAX_STALE),
             "publish_delay": (0, MAX_PUBLISH_DELAY),
-            "max_hold": (0, 3600),
             "wait": (0, 2),
         }
         for name, (low, high) in bounds.items():
@@ -140,13 +142,37 @@ Note = tuple[str, str]
 """What is logged and counted, and a detail, which never holds a key.
 
 ``refreshed`` is a good answer, with the keys that it added, removed or changed; the others are ``failed``,
-``loss_held``, ``key_skipped`` and ``snapshot_failed``."""
+``loss_held``, ``emptied``, ``key_skipped`` and ``snapshot_failed``."""
 Step = tuple[Cache, tuple[Note, ...]]
 
 
 def usable(cache: Cache, now: float, limits: Limits) -> KeySet | None:
     """Return the set that may be used now, if there is one."""
     return cache.keys if now - cache.asked <= limits.max_stale else None
+
+
+def answer_on(cache: Cache, kid: str, now: float, limits: Limits) -> KeySet:
+    """Return the set that decides about a kid, with or without it.
+
+    Raises:
+        Unavailable: ``keys_unavailable``, no set may be used; ``key_pending``, the newest read has failed, and the
+            last good set lacks the kid.
+    """
+    keys = usable(cache, now, limits)
+    if keys is None:
+        raise unavailable(cache)
+    if cache.failing_since is not None and keys.get(kid) is None:
+        raise Unavailable(
+            Cause.KEY_PENDING, cache.failure or "the key set cannot be read"
+        )
+    return keys
+
+
+def unavailable(cache: Cache) -> Unavailable:
+    """Return the error of a cache without a set that may be used."""
+    return Unavailable(
+        Cause.KEYS_UNAVAILABLE, cache.failure or "no key set was fetched yet"
+    )
 
 
 def begin(cache: Cache, now: float) -> Cache:
@@ -179,6 +205,12 @@ def answered(cache: Cache, answer: Answer, *, limits: Limits, jitter: float) -> 
             "the first set holds no usable key",
             jitter=jitter,
         )
+    # The keys count. But whom the issuer has cut off by now is not known, for at most as long as in an outage.
+    if answer.keys is not None and answer.keys.misread:
+        kept = None if cache.keys is None else merged.keys
+        unread = replace(cache, keys=kept, suspects=merged.suspects)
+        after, notes = failed(unread, MISREAD, jitter=jitter)
+        return after, (*merged.notes, *notes)
     fresh = limits.freshness(answer.max_age, answer.age)
     settled = not merged.suspects
     # Ahead of time, so that the set does not become stale; at once, where something is to be confirmed.
@@ -223,6 +255,63 @@ def failed(cache: Cache, failure: str, *, jitter: float) -> Step:
     return result, (("failed", failure),)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """The state of a key cache. Ages are in seconds, ``None`` where the event never happened.
+
+    Args:
+        source: the URL of the key set, without its query; or its file.
+        state: ``"fresh"``; ``"stale"``, old but in use; or ``"unavailable"``, no set may be used.
+        version: the version of the set in use.
+        keys: the number of keys in it.
+        age: the time since the last good answer was asked for.
+        serves_for: the time until the set may no longer be used, unless a good answer comes.
+        attempt_age: the time since the last attempt.
+        failing_for: the time since the first failed attempt of the present outage.
+        last_failure: the failure of the last attempt, ``None`` after a good answer.
+        held: kids that are kept only because their loss or change was seen just once.
+        skipped: the keys of the last document that cannot be used, one line each.
+        counters: since the start, the ``attempts`` and what came of them, by the first word of each ``Note``.
+    """
+
+    source: str
+    state: Literal["fresh", "stale", "unavailable"]
+    version: str | None
+    keys: int
+    age: float | None
+    serves_for: float | None
+    attempt_age: float | None
+    failing_for: float | None
+    last_failure: str | None
+    held: tuple[str, ...]
+    skipped: tuple[str, ...]
+    counters: Mapping[str, int]
+
+
+def health_of(
+    cache: Cache, *, source: str, now: float, limits: Limits, counters: Mapping[str, int]
+) -> Health:
+    """Return the state of a cache as its users see it."""
+    keys = usable(cache, now, limits)
+    state: Literal["fresh", "stale", "unavailable"] = "unavailable"
+    if keys is not None:
+        state = "fresh" if now < cache.fresh_until else "stale"
+    return Health(
+        source=source,
+        state=state,
+        version=None if keys is None else keys.version,
+        keys=0 if keys is None else len(keys.keys),
+        age=None if cache.keys is None else now - cache.asked,
+        serves_for=None if keys is None else cache.asked + limits.max_stale - now,
+        attempt_age=None if cache.attempt == NEVER else now - cache.attempt,
+        failing_for=None if cache.failing_since is None else now - cache.failing_since,
+        last_failure=cache.failure,
+        held=tuple(sorted(cache.suspects)),
+        skipped=() if cache.keys is None else cache.keys.skipped,
+        counters=dict(counters),
+    )
+
+
 class Ruling(Enum):
     """What happens to a message with a kid that the set in use may lack."""
 
@@ -232,8 +321,6 @@ class Ruling(Enum):
     """An attempt is to begin, and is waited for."""
     WAIT = "wait"
     """The attempt in flight is waited for."""
-    OUTLIVED = "outlived"
-    """The kid counts as unknown: the issuer has been out of reach for longer than messages are held."""
     PENDING = "pending"
     """The message is deferred: the issuer cannot answer now, or there is no set at all."""
 
@@ -259,10 +346,12 @@ def rule(
             a request every half minute, for ever.
     """
     keys = usable(cache, now, limits)
+    # While the newest attempt has failed no set is young enough: an outage makes no kid unknown.
+    down = cache.failing_since is not None
     # A key that signs now has been published for the delay, so that a set younger than that would have it.
     young = now - cache.origin < max(limits.publish_delay, cache.publish_delay)
     # For a minute: a producer that signed a little before its key was published is heard again soon.
-    settled = (
+    settled = not down and (
         young or now - absent.get(kid, NEVER) < 60 or asked_in_vain(cache, kid, received)
     )
     if keys is not None and (settled or keys.get(kid) is not None):
@@ -274,14 +363,10 @@ def rule(
             return Ruling.WAIT
     elif now >= cache.attempt + COOLDOWN:
         return Ruling.ASK
-    if keys is None:
-        return Ruling.PENDING
     # Without a failure the answer is only late, or a live issuer was asked a moment ago.
-    if cache.failing_since is None:
-        return Ruling.PENDING if cache.in_flight else Ruling.ANSWER
-    return (
-        Ruling.PENDING if now - cache.failing_since < limits.max_hold else Ruling.OUTLIVED
-    )
+    if keys is None or down or cache.in_flight:
+        return Ruling.PENDING
+    return Ruling.ANSWER
 
 
 def asked_in_vain(cache: Cache, kid: str, received: float) -> bool:
@@ -368,6 +453,8 @@ def merge(
         notes.append(
             ("loss_held", f"{len(held)} keys missing or older, kept until seen twice")
         )
+    if current.keys and not keys.keys:
+        notes.append(("emptied", EMPTIED))
     notes += [
         ("key_skipped", line) for line in keys.skipped if line not in current.skipped
     ]
