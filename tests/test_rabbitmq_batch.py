@@ -181,7 +181,7 @@ async def test_confirms_clock_the_seals() -> None:
         table.confirms.put_nowait(None)
         await turns()
     await asyncio.gather(*waiting)
-    assert (table.signer.sizes, table.sealing.running) == ([3], 6)
+    assert (table.signer.sizes, len(table.sealing.calls)) == ([3], 6)
 
 
 async def test_what_cannot_be_signed_concerns_its_own_caller(table: Table) -> None:
@@ -215,7 +215,7 @@ async def test_a_group_too_large_concerns_no_other(table: Table) -> None:
         MalformedMessage,
         MalformedMessage,
     ]
-    assert table.sealing.running == 2
+    assert len(table.sealing.calls) == 2
 
 
 async def test_no_key_raises_to_all_that_wait(table: Table) -> None:

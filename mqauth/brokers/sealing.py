@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
+from mqauth.brokers.closing import UnconfirmedError
 from mqauth.brokers.event_loop import Timer, call_later, signed
 from mqauth.brokers.process import HomeProcess
 from mqauth.signer import Prepared, Signer, check_batching
@@ -36,7 +37,7 @@ class Sealing:
 
     Attributes:
         home: where it is used.
-        running: calls of ``publish`` that are running.
+        calls: the tasks in which a ``publish`` is running.
 
     Raises:
         ConfigurationError: a setting is out of its limits.
@@ -53,7 +54,8 @@ class Sealing:
     ) -> None:
         check_batching(batch, linger)
         self.home = HomeProcess("producer")
-        self.running = 0
+        self.calls: set[asyncio.Task[Any]] = set()
+        self._given_up: UnconfirmedError | None = None
         self._refusal = refusal
         self._closed, self._idle = False, asyncio.Event()
         self._signer = signer
@@ -77,35 +79,61 @@ class Sealing:
         Raises:
             MalformedMessage: the message cannot be signed; others are not concerned.
             ConfigurationError, Unavailable: there is no key to sign with.
+            UnconfirmedError: it was closed, and no confirm came within the time for that.
         """
         self.home.check()
         if self._closed:
             raise self._refusal()
-        prepared, self._blocking = self._signer.prepare(message), self._signer.blocking
+
+        prepared = self._signer.prepare(message)
+        self._blocking = self._signer.blocking
         sealed: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting.append((prepared, sealed))
-        self.running += 1
+        # A call runs in a task: it awaits.
+        call = cast("asyncio.Task[Any]", asyncio.current_task())
+        self.calls.add(call)
         self._consider()
         try:
             # What came in this turn is sealed in the next, all in its order: a future would wake us a turn later.
             if self._batch > 1:
                 await asyncio.sleep(0)
             return await send(await sealed)
+        except asyncio.CancelledError:
+            # Cut short by our close, and by nobody else.
+            if self._given_up is not None and call.uncancel() == 0:
+                raise self._given_up from None
+            raise
         finally:
             sealed.cancel()
-            self.running -= 1
+            self.calls.discard(call)
             self._consider()
-            if not self.running:
+            if not self.calls:
                 self._idle.set()
 
-    async def close(self) -> None:
-        """Refuse calls from now on, seal what waits, and return once no call is running."""
+    async def close(self, seconds: float) -> None:
+        """Refuse calls from now on, seal what waits, and return once no call is running.
+
+        Args:
+            seconds: for which calls may wait for their confirms; those that still do end with the error.
+
+        Raises:
+            UnconfirmedError: there were some.
+        """
         self.home.check()
         self._closed = True
         self.seal_now()
-        if self.running:
-            self._idle.clear()
-            await self._idle.wait()
+        if not self.calls:
+            return
+
+        self._idle.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            self._given_up = UnconfirmedError.after(seconds, len(self.calls))
+            for call in self.calls:
+                call.cancel()
+            raise self._given_up from None
 
     def seal_now(self) -> None:
         """Seal everything that waits."""
@@ -134,7 +162,7 @@ class Sealing:
         if waiting >= self._batch:
             return self.seal_now()
         # More are sealed, and have no confirm yet, than wait.
-        held = self._linger > 0 and waiting < self.running - waiting
+        held = self._linger > 0 and waiting < len(self.calls) - waiting
         # A key that blocks signs one batch after the other: until it has, others join the next.
         if waiting and not self._tasks and self._asked != (self._round, held):
             self._asked = self._round, held

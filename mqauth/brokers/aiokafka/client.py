@@ -17,6 +17,7 @@ import aiokafka.codec as codecs
 from aiokafka.consumer.fetcher import OffsetResetStrategy
 from aiokafka.protocol.metadata import MetadataRequest
 
+from mqauth.brokers.closing import GIVE_UP_WITHIN
 from mqauth.brokers.dead_letters import LOOK
 from mqauth.brokers.judge import AsyncJudgement, ajudged
 from mqauth.brokers.log.records import NO_LOG, Log, record_message
@@ -101,6 +102,24 @@ def buffer_of(client: Any) -> tuple[int, float]:
 def fatal_error(client: Any) -> BaseException | None:
     """Return the error with which a producer has failed for good: its sending task has ended."""
     return client._message_accumulator._exception  # type: ignore[no-any-return]
+
+
+def unacknowledged(client: Any) -> int:
+    """Return how many records of a producer have no outcome yet."""
+    accumulator = client._message_accumulator
+    queued = [batch for batches in accumulator._batches.values() for batch in batches]
+    return sum(batch.record_count for batch in (*queued, *accumulator._pending_batches))
+
+
+async def give_up(client: Any, error: Exception) -> None:
+    """Give every record of a producer without an outcome the error, and end its sending and its connections."""
+    client._message_accumulator.fail_all(error)
+    sending = client._sender.sender_task
+    sending.cancel()
+    # What was sent awaits its answer: the end of the connection ends that. It would then put its records back,
+    # which have an outcome by now, and fails.
+    await client.client.close()
+    await asyncio.wait([sending], timeout=GIVE_UP_WITHIN)
 
 
 def group_of(client: Any) -> str:

@@ -15,6 +15,7 @@ import aiokafka
 from aiokafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
+from mqauth.brokers.closing import CLOSE_WITHIN, UnconfirmedError
 from mqauth.brokers.event_loop import signed
 from mqauth.brokers.log.producer import RecordProducer, TopicReplies, later
 from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
@@ -136,12 +137,26 @@ class Producer(RecordProducer, AbstractAsyncContextManager["Producer"]):
         await self._seal_all()
         await self.client.flush()
 
-    async def stop(self) -> None:
-        """Take no more records, and stop the client after a flush."""
+    async def stop(self, timeout: float = CLOSE_WITHIN) -> None:  # noqa: ASYNC109
+        """Take no more records, and stop the client after a flush.
+
+        Args:
+            timeout: seconds for the flush, at most. Records without an outcome then get the error, too.
+
+        Raises:
+            UnconfirmedError: the broker has not acknowledged everything.
+        """
+        if self._sealing is not None:
+            self._sealing.end()
         try:
-            if self._sealing is not None:
-                self._sealing.end()
-            await self._seal_all()
+            async with asyncio.timeout(timeout):
+                await self.flush()
+        except TimeoutError:
+            error = UnconfirmedError.after(
+                timeout, aiokafka_client.unacknowledged(self.client)
+            )
+            await aiokafka_client.give_up(self.client, error)
+            raise error from None
         finally:
             await self.client.stop()
 

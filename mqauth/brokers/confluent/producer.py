@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
+from mqauth.brokers.closing import CLOSE_WITHIN, UnconfirmedError
 from mqauth.brokers.confluent.client import (
     COMES_AGAIN,
     check_producer,
@@ -216,16 +217,29 @@ class Producer(LogProducer):
                 else 0
             )
 
-    def close(self, timeout: float = -1) -> None:
-        """Take no more records, and close the client after a flush, at most so many seconds."""
+    def close(self, timeout: float = CLOSE_WITHIN) -> None:
+        """Take no more records, and close the client after a flush.
+
+        Args:
+            timeout: seconds for the flush, at most. Records without an outcome then fail.
+
+        Raises:
+            UnconfirmedError: the broker has not acknowledged everything.
+        """
+        left = 0
         try:
             if self._sealing is not None:
                 self._sealing.end()
-            self.flush(timeout)
+            left = self.flush(timeout)
         finally:
             with self.serving():
+                # The client's own close would wait for them once more.
+                if left:
+                    self.client.purge()
                 # Before 2.13 a client has no close, and ends with its last reference.
                 getattr(self.client, "close", self.client.flush)()
+        if left:
+            raise UnconfirmedError.after(timeout, left)
 
     def responder(self) -> Replies:
         """Return what sends signed answers: what a consumer takes from its ``replies=``."""

@@ -10,9 +10,15 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError, RetriableError, UnknownTopicOrPartitionError
+from kafka.errors import (
+    KafkaError,
+    KafkaTimeoutError,
+    RetriableError,
+    UnknownTopicOrPartitionError,
+)
 from kafka.producer.future import FutureRecordMetadata
 
+from mqauth.brokers.closing import CLOSE_WITHIN, GIVE_UP_WITHIN, UnconfirmedError
 from mqauth.brokers.kafka.client import is_no_topic, producer_settings
 from mqauth.brokers.kafka.sealing import InFlightLimit, Sealing
 from mqauth.brokers.log.producer import (
@@ -148,14 +154,28 @@ class Producer(LogProducer):
         """
         self.client.flush(self._seal_all(timeout))
 
-    def close(self, timeout: float | None = None) -> None:
-        """Take no more records, and close the client after a flush, at most so many seconds."""
+    def close(self, timeout: float = CLOSE_WITHIN) -> None:
+        """Take no more records, and close the client after a flush.
+
+        Args:
+            timeout: seconds for the flush, at most. Records without an outcome then fail.
+
+        Raises:
+            UnconfirmedError: the broker has not acknowledged everything.
+        """
+        if self._sealing is not None:
+            self._sealing.end()
+        error = None
         try:
-            if self._sealing is not None:
-                self._sealing.end()
-            timeout = self._seal_all(timeout)
+            self.flush(timeout)
+        except KafkaTimeoutError:
+            error = UnconfirmedError.after(timeout, self._room.taken)
+            # The client's own close would wait for them once more.
+            self.client._sender.force_close()
         finally:
-            self.client.close(timeout)
+            self.client.close(GIVE_UP_WITHIN)
+        if error is not None:
+            raise error
 
     def responder(self) -> Replies:
         """Return what sends signed answers: what a consumer takes from its ``replies=``."""

@@ -15,6 +15,7 @@ from pika.exceptions import AMQPConnectionError, ChannelWrongStateError
 
 from mqauth.brokers.amqp_messages import deferring, mandatory_reply, new_message_id
 from mqauth.brokers.amqp_values import headers_out
+from mqauth.brokers.closing import CLOSE_WITHIN, UnconfirmedError
 from mqauth.brokers.event_loop import tell
 from mqauth.brokers.pika.confirmed import Publisher
 from mqauth.brokers.pika.link import Link, drive
@@ -77,6 +78,8 @@ class Producer(Closing):
         self._thread: threading.Thread | None = None
         self._end: Callable[[], object] = lambda: None
         self._closed = False
+        self._patience = CLOSE_WITHIN
+        self._unconfirmed: UnconfirmedError | None = None
 
     def publish(
         self,
@@ -177,14 +180,24 @@ class Producer(Closing):
         require(not self._exchange, "replies= takes a producer on the default exchange")
         return partial(_reply, self)
 
-    def close(self) -> None:
-        """Seal what waits, and return when every publish has its outcome; the connection is yours again."""
+    def close(self, timeout: float = CLOSE_WITHIN) -> None:
+        """Seal what waits, and return when every publish has its outcome; the connection is yours again.
+
+        Args:
+            timeout: seconds, at most. A publish that still waits then ends with the error, too.
+
+        Raises:
+            UnconfirmedError: the broker has not confirmed everything.
+        """
         self._sealing.home.check()
         with self._lock:
             self._closed = True
+            self._patience = timeout
         self._end()
         if self._thread is not None:
             self._thread.join()
+        if self._unconfirmed is not None:
+            raise self._unconfirmed
 
     async def _confirmed(
         self, taken: BasicProperties, routing_key: str, mandatory: bool, sealed: Message
@@ -214,7 +227,10 @@ class Producer(Closing):
         self._end = partial(tell, loop, over.set)
         began.set_result(loop)
         await over.wait()
-        await self._sealing.close()
+        try:
+            await self._sealing.close(self._patience)
+        except UnconfirmedError as error:
+            self._unconfirmed = error
 
 
 def _reply(producer: Producer, verified: Verified, body: bytes) -> Any:

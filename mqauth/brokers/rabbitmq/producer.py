@@ -30,6 +30,7 @@ from mqauth.brokers.amqp_messages import (
     mandatory_reply,
     new_message_id,
 )
+from mqauth.brokers.closing import CLOSE_WITHIN
 from mqauth.brokers.rabbitmq.channel import (
     ClosedByOwnerError,
     closing_is_an_error,
@@ -193,9 +194,16 @@ class Producer(AbstractAsyncContextManager["Producer"]):
         )
         return partial(_reply, self)
 
-    async def close(self) -> None:
-        """Seal what waits, and return when every publish has its outcome; the exchange stays as it is."""
-        await self._sealing.close()
+    async def close(self, timeout: float = CLOSE_WITHIN) -> None:  # noqa: ASYNC109
+        """Seal what waits, and return when every publish has its outcome; the exchange stays as it is.
+
+        Args:
+            timeout: seconds, at most. A publish that still waits then ends with the error, too.
+
+        Raises:
+            UnconfirmedError: the broker has not confirmed everything.
+        """
+        await self._sealing.close(timeout)
 
     async def __aexit__(self, *_exception: object) -> None:
         await self.close()
