@@ -161,6 +161,7 @@ class Protection:
         self._forks = False
         self._looked = 0.0
         self._busy = False
+        self._stops = False
         self._arrived: deque[Judged] = deque()
         self._waiting: list[Judged] = []
         self._running: set[Judged] = set()
@@ -268,11 +269,22 @@ class Protection:
                 # A prefork pool drops it, unless a child begins it at this moment: its claim runs out by itself.
                 self._leases.remove(held.delivery)
 
+    def stop(self) -> None:
+        """Begin no task any more: the consumer is cancelled, the pool ends what it has begun."""
+        self._stops = True
+        self.let_go()
+
     def close(self) -> None:
-        """Try once more to settle what has run, and close the connection of dead letters."""
+        """Try once more to settle what has run, and release the rest, while the broker still holds it back."""
         self._arrived.extend(self._waiting)
         self._waiting = []
         self._work()
+
+        # A pool that was stopped has told of each task that it began. One that was killed may not have.
+        if self._stops:
+            for held in tuple(self._running):
+                if held.request is None or held.request.time_start is None:
+                    self.give_back(held)
         self.letters.close()
 
     def _work(self) -> None:
@@ -297,7 +309,9 @@ class Protection:
         except StaleDelivery:
             # The broker delivers it again.
             return
-        if accepted:
+        if accepted and self._stops:
+            held.release()
+        elif accepted:
             self._leases.add(held.delivery, self.guard.clock.monotonic())
             self._running.add(held)
             held.give_to_celery()
@@ -335,7 +349,11 @@ class Guarding(bootsteps.StartStopStep):  # type: ignore[misc]
         worker.app._mqauth.start(worker)
 
     def stop(self, worker: Any) -> None:
-        """Release what was not begun."""
+        """Begin no task any more."""
+        worker.app._mqauth.stop()
+
+    def terminate(self, worker: Any) -> None:
+        """Release what the pool was not given; it is about to be killed."""
         worker.app._mqauth.let_go()
 
 
