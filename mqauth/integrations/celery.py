@@ -49,6 +49,7 @@ from mqauth.integrations.celery_kombu import (
 from mqauth.integrations.task_queues import Held, worker_guard
 from mqauth.judging.pipeline import Delivery, Pipeline
 from mqauth.judging.selftest import starting
+from mqauth.logs import emit, harmless
 from mqauth.signer import Signer
 
 __all__ = ["protect"]
@@ -69,7 +70,8 @@ def protect(
 ) -> A:
     """Have an application run only tasks that were verified, and sign what it sends; call it at its making.
 
-    A deferred task holds a place of the worker's prefetch.
+    A deferred task holds a place of the worker's prefetch. What is sent is confirmed by the broker, unless
+    ``broker_transport_options`` say otherwise.
 
     Args:
         app: a ``celery.Celery`` with its broker at RabbitMQ, by py-amqp; it is changed, and returned.
@@ -101,6 +103,13 @@ def _protected(kind: Any) -> type:
     class Protected(kind):  # type: ignore[misc]
         Consumer = Judging
 
+        def Connection(self, *arguments: Any, **named: Any) -> Any:
+            # Without confirms a broker that dies takes along what ``delay()`` has said was sent.
+            named["transport_options"] = {"confirm_publish": True} | (
+                named.get("transport_options") or {}
+            )
+            return super().Connection(*arguments, **named)
+
         def _create_task_sender(self) -> Any:
             refuse_results(self.app)
             send, signer = super()._create_task_sender(), self.app._mqauth.signer
@@ -124,6 +133,25 @@ def _close_doors(sender: Any, **_: Any) -> None:
     """Switch off what a worker would learn from other workers, unsigned."""
     if hasattr(sender.app, "_mqauth"):
         sender.options.update(without_mingle=True, without_gossip=True)
+
+
+def _tell_lost(app: Any) -> None:
+    """Tell which tasks Celery acks, late as they are acked, where the pool's child that runs them is killed."""
+    lost = sorted(
+        name
+        for name, task in app.tasks.items()
+        if task.acks_late
+        and not (task.reject_on_worker_lost or task.retry_on_worker_lost)
+        and not name.startswith("celery.")
+    )
+    if lost:
+        emit(
+            "worker.loses_tasks",
+            "a child of the pool that is killed loses its task although it is acked late: %s and %d more;"
+            " set task_reject_on_worker_lost = True",
+            harmless(lost[0]),
+            len(lost) - 1,
+        )
 
 
 def _received(request: Any, **_: Any) -> None:
@@ -189,6 +217,8 @@ class Protection:
             lost = f"queue {name!r}: without acks a task that has to wait is lost: no_ack=False"
             require(not queue.no_ack, lost)
         self._forks = pool == _POOLS[0]
+        if self._forks:
+            _tell_lost(app)
 
     def start(self, worker: Any) -> None:
         """Make the pipeline of a worker, which has forked, and consumes nothing yet.
