@@ -156,6 +156,11 @@ def test_what_cannot_be_protected_is_refused(shop: DramatiqShop) -> None:
         dead_letters=shop.dead,
         guard=lambda: shop.guard,
     )
+    waits = protect(shop.broker(), signer=signer)
+    waits.add_middleware(Results(backend=StubBackend(encoder=dramatiq.PickleEncoder())))
+    with pytest.raises(ConfigurationError, match="pickled"):
+        waits.get_actor("pack").send(1)
+    waits.close()
 
 
 @contextmanager

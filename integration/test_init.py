@@ -329,6 +329,68 @@ class Shop:
         )
 
 
+PRINTS: Final = '    print("handled:'
+"""How a handler of what init writes begins."""
+SENDS: Final = '    await AsyncKicker("bill", broker, {}).kiq(1)'
+
+
+def send_tasks(shop: Path, count: int) -> None:
+    """Have the program that sends a task of taskiq send so many."""
+    producer = shop / "producer" / "producer.py"
+    text = producer.read_text()
+    assert SENDS in text
+    many = f"    for order in range({count}):\n    {SENDS.replace('1', 'order')}"
+    (shop / "producer" / "many.py").write_text(text.replace(SENDS, many))
+    command = [*words("python"), "producer/many.py"]
+    subprocess.run(command, cwd=shop, check=True, timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("count", [1, 200], ids=["idle", "load"])
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("program", ["rabbitmq", "kafka", "taskiq"])
+def test_a_program_ends_well(
+    program: str,
+    asked: signal.Signals,
+    count: int,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Asked to end, idle or at work, a program exits with 0; the next one handles the rest, nothing twice."""
+    broker = "kafka" if program == "kafka" else "rabbitmq"
+    framework = ("--framework", program) if program == "taskiq" else ()
+    shop = Shop(tmp_path, broker, request.getfixturevalue(broker), *framework)
+    if framework:
+        send_tasks(shop.folder, count)
+    else:
+        shop.publish(shop.sign(count))
+
+    # A handler takes its time, so that the signal comes amid the work.
+    consumes = shop.folder / "consumer" / "consumer.py"
+    text = consumes.read_text()
+    assert PRINTS in text
+    pause = "__import__('time')" if program == "kafka" else "await asyncio"
+    consumes.write_text(text.replace(PRINTS, f"    {pause}.sleep(0.05)\n{PRINTS}"))
+
+    told = tmp_path / "told"
+    told.touch()
+
+    def seen() -> list[str]:
+        lines = told.read_text().splitlines()
+        return [line.split()[-1] for line in lines if line.startswith("handled: ")]
+
+    with told.open("a") as output:
+        for enough in sorted({min(count, 20), count}):
+            command = [*words("python"), "consumer/consumer.py"]
+            process = subprocess.Popen(command, cwd=shop.folder, stdout=output)
+            try:
+                wait_until(lambda: len(seen()) >= enough)  # noqa: B023
+                process.send_signal(asked)
+                assert process.wait(40) == 0
+            finally:
+                process.kill()
+    assert sorted(seen(), key=int) == [str(number) for number in range(count)]
+
+
 WAITS = {
     "six days": ((), 6 * 24 * HOUR), "managed, 23 hours": (("--managed",), 23 * HOUR),
 } | ({"an hour": ((), HOUR), "a day": ((), 24 * HOUR)} if is_nightly() else {})  # fmt: skip

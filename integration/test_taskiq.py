@@ -209,6 +209,8 @@ def test_what_cannot_be_protected_is_refused(shop: TaskiqShop) -> None:
     }
     pickled = shop.worker().with_result_backend(Results(PickleSerializer()))
     shop.refused("pickled", broker=pickled, **settings)
+    waits = shop.broker().with_result_backend(Results(PickleSerializer()))
+    shop.refused("pickled", broker=waits, signer=signer)
     streams = shop.worker().with_queues(Queue(name=shop.name, type=QueueType.STREAM))
     shop.refused("stream", broker=streams, **settings)
 

@@ -73,7 +73,7 @@ _TABLE: Final = (
         "delivery",
         logging.WARNING,
         "connection.lost connection.unavailable consumer.backlog_expires consumer.full consumer.grace_over "
-        "consumer.resumed consumer.sink_missing consumer.widened",
+        "consumer.resumed consumer.sink_missing consumer.widened worker.loses_tasks",
     ),
     (
         "delivery",

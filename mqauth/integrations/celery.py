@@ -49,6 +49,7 @@ from mqauth.integrations.celery_kombu import (
 from mqauth.integrations.task_queues import Held, worker_guard
 from mqauth.judging.pipeline import Delivery, Pipeline
 from mqauth.judging.selftest import starting
+from mqauth.logs import emit, harmless
 from mqauth.signer import Signer
 
 __all__ = ["protect"]
@@ -69,7 +70,8 @@ def protect(
 ) -> A:
     """Have an application run only tasks that were verified, and sign what it sends; call it at its making.
 
-    A deferred task holds a place of the worker's prefetch.
+    A deferred task holds a place of the worker's prefetch. What is sent is confirmed by the broker, unless
+    ``broker_transport_options`` say otherwise.
 
     Args:
         app: a ``celery.Celery`` with its broker at RabbitMQ, by py-amqp; it is changed, and returned.
@@ -101,6 +103,13 @@ def _protected(kind: Any) -> type:
     class Protected(kind):  # type: ignore[misc]
         Consumer = Judging
 
+        def Connection(self, *arguments: Any, **named: Any) -> Any:
+            # Without confirms a broker that dies takes along what ``delay()`` has said was sent.
+            named["transport_options"] = {"confirm_publish": True} | (
+                named.get("transport_options") or {}
+            )
+            return super().Connection(*arguments, **named)
+
         def _create_task_sender(self) -> Any:
             refuse_results(self.app)
             send, signer = super()._create_task_sender(), self.app._mqauth.signer
@@ -124,6 +133,25 @@ def _close_doors(sender: Any, **_: Any) -> None:
     """Switch off what a worker would learn from other workers, unsigned."""
     if hasattr(sender.app, "_mqauth"):
         sender.options.update(without_mingle=True, without_gossip=True)
+
+
+def _tell_lost(app: Any) -> None:
+    """Tell which tasks Celery acks, late as they are acked, where the pool's child that runs them is killed."""
+    lost = sorted(
+        name
+        for name, task in app.tasks.items()
+        if task.acks_late
+        and not (task.reject_on_worker_lost or task.retry_on_worker_lost)
+        and not name.startswith("celery.")
+    )
+    if lost:
+        emit(
+            "worker.loses_tasks",
+            "a child of the pool that is killed loses its task although it is acked late: %s and %d more;"
+            " set task_reject_on_worker_lost = True",
+            harmless(lost[0]),
+            len(lost) - 1,
+        )
 
 
 def _received(request: Any, **_: Any) -> None:
@@ -161,6 +189,7 @@ class Protection:
         self._forks = False
         self._looked = 0.0
         self._busy = False
+        self._stops = False
         self._arrived: deque[Judged] = deque()
         self._waiting: list[Judged] = []
         self._running: set[Judged] = set()
@@ -188,6 +217,8 @@ class Protection:
             lost = f"queue {name!r}: without acks a task that has to wait is lost: no_ack=False"
             require(not queue.no_ack, lost)
         self._forks = pool == _POOLS[0]
+        if self._forks:
+            _tell_lost(app)
 
     def start(self, worker: Any) -> None:
         """Make the pipeline of a worker, which has forked, and consumes nothing yet.
@@ -268,11 +299,22 @@ class Protection:
                 # A prefork pool drops it, unless a child begins it at this moment: its claim runs out by itself.
                 self._leases.remove(held.delivery)
 
+    def stop(self) -> None:
+        """Begin no task any more: the consumer is cancelled, the pool ends what it has begun."""
+        self._stops = True
+        self.let_go()
+
     def close(self) -> None:
-        """Try once more to settle what has run, and close the connection of dead letters."""
+        """Try once more to settle what has run, and release the rest, while the broker still holds it back."""
         self._arrived.extend(self._waiting)
         self._waiting = []
         self._work()
+
+        # A pool that was stopped has told of each task that it began. One that was killed may not have.
+        if self._stops:
+            for held in tuple(self._running):
+                if held.request is None or held.request.time_start is None:
+                    self.give_back(held)
         self.letters.close()
 
     def _work(self) -> None:
@@ -297,7 +339,9 @@ class Protection:
         except StaleDelivery:
             # The broker delivers it again.
             return
-        if accepted:
+        if accepted and self._stops:
+            held.release()
+        elif accepted:
             self._leases.add(held.delivery, self.guard.clock.monotonic())
             self._running.add(held)
             held.give_to_celery()
@@ -335,7 +379,11 @@ class Guarding(bootsteps.StartStopStep):  # type: ignore[misc]
         worker.app._mqauth.start(worker)
 
     def stop(self, worker: Any) -> None:
-        """Release what was not begun."""
+        """Begin no task any more."""
+        worker.app._mqauth.stop()
+
+    def terminate(self, worker: Any) -> None:
+        """Release what the pool was not given; it is about to be killed."""
         worker.app._mqauth.let_go()
 
 

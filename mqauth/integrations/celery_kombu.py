@@ -38,7 +38,7 @@ LOST: Final = (AMQPError, MessageNacked, OSError, OperationalError)
 _ANSWER: Final = 10.0
 """Seconds for the broker's answer on a channel."""
 _CONFIRM: Final = 30.0
-"""Seconds for the broker's confirm of a dead letter."""
+"""Seconds for the broker's confirm of a task or a dead letter."""
 _RESULTS: Final = {"celery.backends.redis", "celery.backends.filesystem"}
 _PICKLE: Final = "application/x-python-serialize"
 _UNREADABLE: Final = "unreadable"
@@ -114,6 +114,7 @@ class Signing:
         if isinstance(body, str):
             body = body.encode(properties["content_encoding"])
         properties["message_id"] = properties.get("message_id") or new_message_id()
+        properties["confirm_timeout"] = properties.get("confirm_timeout") or _CONFIRM
         message = amqp_messages.published(
             SimpleNamespace(
                 **{

@@ -63,8 +63,8 @@ def protect(
 
     Raises:
         ConfigurationError: the broker is of another kind, or is protected already. From the start of a worker:
-            there is no guard or no ``dead_letters``, the pipeline has no audit or no replay store that outlives
-            it, or results are pickled.
+            there is no guard or no ``dead_letters``, or the pipeline has no audit or no replay store that outlives
+            it. From that, and from what enqueues a task: results are pickled.
     """
     protected: Any = broker
     require(
@@ -75,6 +75,20 @@ def protect(
     protected.__class__ = _protected(type(protected))
     protected._mqauth = Protection(guard, signer, dead_letters)
     return broker
+
+
+def _refuse_pickled(broker: Any) -> None:
+    """Refuse results that are pickled, in a worker and in what waits for them."""
+    for each in broker.middleware:
+        encoder = (
+            getattr(getattr(each, "backend", None), "encoder", None) or get_encoder()
+        )
+        pickled = isinstance(each, Results) and isinstance(encoder, PickleEncoder)
+        require(
+            not pickled,
+            "whoever writes to the store of results runs code, for they are pickled: give the result backend"
+            " encoder=dramatiq.JSONEncoder()",
+        )
 
 
 class Protection:
@@ -97,16 +111,7 @@ class Protection:
         Raises:
             ConfigurationError: as ``protect`` says.
         """
-        for each in broker.middleware:
-            encoder = (
-                getattr(getattr(each, "backend", None), "encoder", None) or get_encoder()
-            )
-            pickled = isinstance(each, Results) and isinstance(encoder, PickleEncoder)
-            require(
-                not pickled,
-                "whoever writes to the store of results runs code, for they are pickled: give the result backend"
-                " encoder=dramatiq.JSONEncoder()",
-            )
+        _refuse_pickled(broker)
         self.guard = worker_guard(self._make, self.dead_letters or None)
         with pika.BlockingConnection(broker.parameters) as connection:
             declare_dead_letters(connection.channel(), self.dead_letters)
@@ -197,6 +202,8 @@ def _protected(kind: Any) -> type:
         def emit_before(self, signal: str, *arguments: Any, **named: Any) -> None:
             if signal == "worker_boot":
                 self._mqauth.start(self)
+            elif signal == "enqueue":
+                _refuse_pickled(self)
             super().emit_before(signal, *arguments, **named)
 
     Protected.__name__, Protected.__qualname__ = kind.__name__, kind.__qualname__

@@ -71,8 +71,9 @@ def protect(
 
     Raises:
         ConfigurationError: the broker is of another kind, is protected or has started already, or delays tasks by
-            RabbitMQ's plug-in. From ``startup`` of a worker: there is no guard or no ``dead_letters``, the
-            pipeline has no audit or no replay store that outlives it, results are pickled, or a queue is a stream.
+            RabbitMQ's plug-in. From ``startup``: results are pickled. From that of a worker: there is no guard or
+            no ``dead_letters``, the pipeline has no audit or no replay store that outlives it, or a queue is a
+            stream.
     """
     protected: Any = broker
     require(
@@ -118,13 +119,6 @@ class Protection:
             ConfigurationError: as ``protect`` says.
         """
         self.guard = guard = worker_guard(self._make, self._dead_letters)
-        require(
-            not isinstance(
-                getattr(broker.result_backend, "serializer", None), PickleSerializer
-            ),
-            "whoever writes to the store of results runs code, for they are pickled: give the result backend"
-            " serializer=taskiq.serializers.JSONSerializer()",
-        )
         for queue in broker._task_queues:
             if "stream" in (queue.type.value, queue.arguments.get("x-queue-type")):
                 raise stream_refused(queue.name)
@@ -301,6 +295,14 @@ def _protected(kind: Any) -> type:
 
     class Protected(kind):  # type: ignore[misc]
         async def startup(self) -> None:
+            # Also what only sends decodes the results that it waits for.
+            require(
+                not isinstance(
+                    getattr(self.result_backend, "serializer", None), PickleSerializer
+                ),
+                "whoever writes to the store of results runs code, for they are pickled: give the result backend"
+                " serializer=taskiq.serializers.JSONSerializer()",
+            )
             if self.is_worker_process:
                 await self._mqauth.check(self)
             await super().startup()
