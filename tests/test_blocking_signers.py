@@ -146,11 +146,11 @@ async def test_a_batch_is_one_signature(key: Slow, signer: Signer) -> None:
     """A batch is sealed under one signature on the thread, and its calls run until they are confirmed."""
     table = table_of(signer)
     tasks = table.start(*messages(4))
-    await until(lambda: table.sealing.running == 4)
+    await until(lambda: len(table.sealing.calls) == 4)
     key.may.release()
     sealed = await asyncio.gather(*tasks)
     assert [message.body for message in sealed] == [b"0", b"1", b"2", b"3"]
-    assert (len(key.threads), table.sealing.running) == (1, 4)
+    assert (len(key.threads), len(table.sealing.calls)) == (1, 4)
     assert len({token_of(message).split(b"~")[0] for message in sealed}) == 1
 
 
@@ -158,7 +158,7 @@ async def test_while_a_key_signs_others_gather(key: Slow, signer: Signer) -> Non
     """What is published while the key is waited for shares its next signature, whenever each of them came."""
     table = table_of(signer)
     first = table.start(*messages(1))
-    await until(lambda: table.sealing.running == 1)
+    await until(lambda: len(table.sealing.calls) == 1)
     tasks = []
     for message in messages(3):
         tasks += table.start(message)
@@ -173,7 +173,7 @@ async def test_a_caller_that_is_cancelled_meanwhile(key: Slow, signer: Signer) -
     """Who is cancelled while the key is waited for costs the others nothing, and runs no more."""
     table = table_of(signer)
     tasks = table.start(*messages(4))
-    await until(lambda: table.sealing.running == 4)
+    await until(lambda: len(table.sealing.calls) == 4)
     tasks[1].cancel()
     key.may.release()
     found = await asyncio.gather(*tasks, return_exceptions=True)
@@ -183,7 +183,7 @@ async def test_a_caller_that_is_cancelled_meanwhile(key: Slow, signer: Signer) -
         Message,
         Message,
     ]
-    assert table.sealing.running == 3
+    assert len(table.sealing.calls) == 3
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ async def test_everybody_hears_of_a_failure(
     key.error = error
     key.may.release()
     assert await asyncio.gather(*tasks, return_exceptions=True) == [error] * 4
-    assert table.sealing.running == 0
+    assert len(table.sealing.calls) == 0
 
 
 async def test_a_token_that_is_too_large(key: Slow, signer: Signer) -> None:
@@ -213,7 +213,7 @@ async def test_a_token_that_is_too_large(key: Slow, signer: Signer) -> None:
     key.may.release(8)
     found = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(one) for one in found] == [MalformedMessage] * 4
-    assert table.sealing.running == 0
+    assert len(table.sealing.calls) == 0
 
 
 async def test_a_source_that_has_no_key(
@@ -229,7 +229,7 @@ async def test_a_source_that_has_no_key(
     table = table_of(signer)
     found = await asyncio.gather(*table.start(*messages(4)), return_exceptions=True)
     assert [str(one) for one in found] == ["keys_unavailable: no key"] * 4
-    assert table.sealing.running == 0
+    assert len(table.sealing.calls) == 0
 
 
 def test_each_loop_has_a_thread_of_its_own(key: Slow, signer: Signer) -> None:

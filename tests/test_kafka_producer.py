@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from mqauth.audit.record import AuditRecord
+from mqauth.brokers.closing import CLOSE_WITHIN, GIVE_UP_WITHIN
 from mqauth.errors import (
     Cause,
     ConfigurationError,
@@ -94,7 +95,13 @@ def test_context_manager(client: Client, forge: Forge) -> None:
     with producer(client, forge) as wrapped:
         wrapped.flush(3)
     wrapped.close(5)
-    assert client.calls == [("flush", 3), ("close", None), ("close", 5)]
+    assert client.calls == [
+        ("flush", 3),
+        ("flush", CLOSE_WITHIN),
+        ("close", GIVE_UP_WITHIN),
+        ("flush", 5),
+        ("close", GIVE_UP_WITHIN),
+    ]
 
 
 REJECTED = Message(

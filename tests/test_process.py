@@ -16,7 +16,7 @@ sealing = Sealing(Forge(FakeClock()).signer(), 1, 0, RuntimeError)
 sealing.home.check()
 if os.fork() == 0:
     refused = 0
-    for call in (sealing.publish(None, None), sealing.close()):
+    for call in (sealing.publish(None, None), sealing.close(1)):
         try:
             asyncio.run(call)
         except ConfigurationError as error:

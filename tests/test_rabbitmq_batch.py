@@ -225,7 +225,7 @@ async def test_no_key_raises_to_all_that_wait(table: Table) -> None:
     assert [type(one) for one in found] == [Unavailable] * 3
     table.signer.down = False
     await asyncio.gather(*table.start(*messages(3)))
-    assert table.sealing.running == 3
+    assert len(table.sealing.calls) == 3
 
 
 async def test_cancelling_one_disturbs_no_other() -> None:
@@ -244,13 +244,13 @@ async def test_cancelling_one_disturbs_no_other() -> None:
         asyncio.CancelledError,
         asyncio.CancelledError,
     ]
-    assert (table.signer.sizes, table.sealing.running) == ([2], 51)
+    assert (table.signer.sizes, len(table.sealing.calls)) == ([2], 51)
 
 
 async def test_a_closing_waits_for_the_calls_under_way(table: Table) -> None:
     """What is under way ends first, what comes later is refused, and whoever asks is told of the one end."""
     await table.busy(2)
-    ends = [asyncio.create_task(table.sealing.close()) for _ in range(2)]
+    ends = [asyncio.create_task(table.sealing.close(60)) for _ in range(2)]
     await turns()
     with pytest.raises(OSError, match="closed"):
         await asyncio.gather(*table.start(*messages(1)))
@@ -260,7 +260,7 @@ async def test_a_closing_waits_for_the_calls_under_way(table: Table) -> None:
     assert not ends[1].done()
     table.confirms.put_nowait(None)
     await ends[1]
-    await table.sealing.close()
+    await table.sealing.close(60)
 
 
 class FakeChannel:
