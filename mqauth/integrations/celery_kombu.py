@@ -25,8 +25,14 @@ with needs_extra("celery"):
     from kombu.transport import pyamqp
 
 from mqauth.brokers import amqp_messages, amqp_values
-from mqauth.brokers.amqp_messages import LETTERS, SHORT_STRINGS, Number, new_message_id
-from mqauth.brokers.dead_letters import DEFAULT_MAX_BODY, burying
+from mqauth.brokers.amqp_messages import (
+    DEFAULT_MAX_BODY,
+    LETTERS,
+    SHORT_STRINGS,
+    Number,
+    new_message_id,
+)
+from mqauth.brokers.dead_letters import burying
 from mqauth.brokers.queue.client import refusals
 from mqauth.flow import run
 from mqauth.letters.dead_letter import DeadLetter

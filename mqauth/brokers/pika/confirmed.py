@@ -18,6 +18,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.amqp_messages import (
     DEFAULT_DELIVERY_LIMIT,
+    DEFAULT_MAX_BODY,
     LETTERS,
     UNPARSEABLE,
     exists,
@@ -26,7 +27,6 @@ from mqauth.brokers.amqp_messages import (
     source_arguments,
 )
 from mqauth.brokers.dead_letters import (
-    DEFAULT_MAX_BODY,
     LOOK,
     RECORD_PROPERTIES,
     burying,
