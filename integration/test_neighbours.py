@@ -182,7 +182,7 @@ def by_pika(url: str, name: str) -> Iterator[tuple[Publishing, Publishing]]:
 def by_faststream(url: str, name: str) -> Iterator[tuple[Publishing, Publishing]]:
     """Publish with FastStream, which has one channel for all that it publishes."""
     broker = protect(RabbitBroker(url), signer=SIGNER)
-    exchange = RabbitExchange(name, declare=False)
+    exchange = RabbitExchange(name, declare=False, robust=False)
     with closing(LoopThread()) as thread:
         thread.call(broker.start())
         yield (
@@ -192,23 +192,25 @@ def by_faststream(url: str, name: str) -> Iterator[tuple[Publishing, Publishing]
         thread.call(broker.stop())
 
 
-EXCHANGING: dict[str, Exchanging] = {
-    "aio-pika": by_aio_pika, "pika": by_pika, "faststream": by_faststream,
+EXCHANGING: dict[str, tuple[Exchanging, int]] = {
+    "aio-pika": (by_aio_pika, BESIDE), "pika": (by_pika, BESIDE), "faststream": (by_faststream, 1),
 }  # fmt: skip
+"""With how many messages that meet the fault at once: of many, aiormq's own ``basic_publish`` writes some after the
+channel has ended, and RabbitMQ ends the connection for that."""
 
 
-@pytest.mark.parametrize("exchanging", EXCHANGING.values(), ids=EXCHANGING)
+@pytest.mark.parametrize(("exchanging", "faults"), EXCHANGING.values(), ids=EXCHANGING)
 def test_an_exchange_goes_and_comes(
-    exchanging: Exchanging, rabbitmq: RabbitMQ, queue: str
+    exchanging: Exchanging, faults: int, rabbitmq: RabbitMQ, queue: str
 ) -> None:
-    """What a channel's end left unconfirmed raises; what is published next works, there once the exchange is back."""
+    """What was not confirmed when a channel ended raises; what is published next works, where its exchange is."""
 
     def make() -> None:
         channel.exchange_declare(queue, "direct")
         channel.queue_bind(queue, queue, queue)
 
-    def confirmed(publish: Publishing) -> int:
-        return publish([b"small"] * BESIDE).count(None)
+    def confirmed(publish: Publishing, messages: int = BESIDE) -> int:
+        return publish([b"small"] * messages).count(None)
 
     declare(rabbitmq.url, queue)
     with connect(rabbitmq.url) as connection:
@@ -217,9 +219,9 @@ def test_an_exchange_goes_and_comes(
         with exchanging(rabbitmq.url, queue) as (there, beside):
             assert confirmed(there) == confirmed(beside) == BESIDE
             channel.exchange_delete(queue)
-            assert confirmed(there) == 0
+            assert confirmed(there, faults) == 0
             assert confirmed(beside) == BESIDE
-            assert confirmed(there) == 0
+            assert confirmed(there, faults) == 0
             make()
             assert confirmed(there) == confirmed(beside) == BESIDE
     assert count(rabbitmq.url, queue) == 5 * BESIDE
