@@ -36,8 +36,8 @@ PATIENCE: Final = 60.0
 """Seconds that any publish may take."""
 Publishing = Callable[[Sequence[bytes]], list[BaseException | None]]
 """Publishes bodies at the same time; returns what was raised for each, ``None`` for what was confirmed."""
-Producing = Callable[[str, str, Signer], AbstractContextManager[Publishing]]
-"""Makes that of a broker's URL, a queue of the default exchange or a topic, and a signer."""
+Producing = Callable[..., AbstractContextManager[Publishing]]
+"""Makes that of a broker's URL, a queue of the default exchange or a topic, a signer, and settings by name."""
 
 
 def _outcome(confirmed: Callable[[], Any]) -> BaseException | None:
@@ -94,14 +94,16 @@ def _declare(url: str, queue: str) -> None:
 
 
 @contextmanager
-def by_aio_pika(url: str, queue: str, signer: Signer) -> Iterator[Publishing]:
+def by_aio_pika(
+    url: str, queue: str, signer: Signer, **settings: Any
+) -> Iterator[Publishing]:
     """Publish with aio-pika."""
     _declare(url, queue)
 
     async def opened() -> tuple[Any, rabbitmq.Producer]:
         connection = await aio_pika.connect_robust(url)
         exchange = (await connection.channel()).default_exchange
-        return connection, rabbitmq.Producer(exchange, signer)
+        return connection, rabbitmq.Producer(exchange, signer, **settings)
 
     with closing(LoopThread()) as thread:
         connection, producer = thread.call(opened())
@@ -112,17 +114,24 @@ def by_aio_pika(url: str, queue: str, signer: Signer) -> Iterator[Publishing]:
 
 
 @contextmanager
-def by_pika(url: str, queue: str, signer: Signer) -> Iterator[Publishing]:
+def by_pika(
+    url: str, queue: str, signer: Signer, **settings: Any
+) -> Iterator[Publishing]:
     """Publish with pika."""
     _declare(url, queue)
-    with connect(url) as connection, pika.Producer(connection, "", signer) as producer:
+    with (
+        connect(url) as connection,
+        pika.Producer(connection, "", signer, **settings) as producer,
+    ):
         yield by_futures(
             lambda body: partial(producer.submit(body, queue).result, PATIENCE)
         )
 
 
 @contextmanager
-def by_taskiq(url: str, queue: str, signer: Signer) -> Iterator[Publishing]:
+def by_taskiq(
+    url: str, queue: str, signer: Signer, **settings: Any
+) -> Iterator[Publishing]:
     """Send taskiq's tasks."""
     exchange = Exchange(queue)
     broker: Any = AioPikaBroker(
@@ -145,17 +154,19 @@ def by_taskiq(url: str, queue: str, signer: Signer) -> Iterator[Publishing]:
             raise error.__cause__ or error from None
 
     with closing(LoopThread()) as thread:
-        taskiq.protect(broker, signer=signer)
+        taskiq.protect(broker, signer=signer, **settings)
         thread.call(broker.startup())
         yield in_loop(thread, send)
         thread.call(broker.shutdown())
 
 
 @contextmanager
-def by_dramatiq(url: str, queue: str, signer: Signer) -> Iterator[Publishing]:
+def by_dramatiq(
+    url: str, queue: str, signer: Signer, **settings: Any
+) -> Iterator[Publishing]:
     """Send dramatiq's tasks."""
     broker: Any = RabbitmqBroker(url=url, confirm_delivery=True)
-    dramatiq_tasks.protect(broker, signer=signer)
+    dramatiq_tasks.protect(broker, signer=signer, **settings)
 
     @dramatiq.actor(broker=broker, queue_name=queue, actor_name="pack")
     def pack(body: str) -> None:
@@ -166,12 +177,14 @@ def by_dramatiq(url: str, queue: str, signer: Signer) -> Iterator[Publishing]:
 
 
 @contextmanager
-def by_celery(url: str, queue: str, signer: Signer) -> Iterator[Publishing]:
+def by_celery(
+    url: str, queue: str, signer: Signer, **settings: Any
+) -> Iterator[Publishing]:
     """Send Celery's tasks."""
     app: Any = Celery(broker=url, set_as_current=False)
     app.conf.broker_transport_options = {"confirm_publish": True}
     app.conf.task_create_missing_queues = True
-    celery.protect(app, signer=signer)
+    celery.protect(app, signer=signer, **settings)
 
     with closing(app):
         yield _on_threads(
@@ -183,19 +196,25 @@ def by_celery(url: str, queue: str, signer: Signer) -> Iterator[Publishing]:
 
 
 @contextmanager
-def by_kafka_python(url: str, topic: str, signer: Signer) -> Iterator[Publishing]:
+def by_kafka_python(
+    url: str, topic: str, signer: Signer, **settings: Any
+) -> Iterator[Publishing]:
     """Publish with kafka-python."""
     client = _KAFKA.KafkaProducer(bootstrap_servers=servers(url), acks="all")
     with closing(client):
-        producer = kafka.Producer(client, signer)
+        producer = kafka.Producer(client, signer, **settings)
         yield by_futures(lambda body: partial(producer.send(topic, body).get, PATIENCE))
 
 
 @contextmanager
-def by_confluent(url: str, topic: str, signer: Signer) -> Iterator[Publishing]:
+def by_confluent(
+    url: str, topic: str, signer: Signer, **settings: Any
+) -> Iterator[Publishing]:
     """Publish with confluent-kafka."""
-    settings = ConfluentClients(servers(url), "").producer_settings()
-    producer = confluent.Producer(ConfluentProducer(settings), signer, config=settings)
+    config = ConfluentClients(servers(url), "").producer_settings()
+    producer = confluent.Producer(
+        ConfluentProducer(config), signer, config=config, **settings
+    )
 
     def begin(body: bytes) -> Callable[[], None]:
         told: Future[None] = Future()
@@ -221,11 +240,13 @@ def by_confluent(url: str, topic: str, signer: Signer) -> Iterator[Publishing]:
 
 
 @contextmanager
-def by_aiokafka(url: str, topic: str, signer: Signer) -> Iterator[Publishing]:
+def by_aiokafka(
+    url: str, topic: str, signer: Signer, **settings: Any
+) -> Iterator[Publishing]:
     """Publish with aiokafka."""
     with closing(LoopThread()) as thread:
         client = thread.call(AiokafkaClients(servers(url), "").producer())
-        producer = aiokafka.Producer(client, signer)
+        producer = aiokafka.Producer(client, signer, **settings)
         yield in_loop(thread, lambda body: producer.send_and_wait(topic, body))
         thread.call(client.stop())
 
@@ -241,14 +262,16 @@ def by_faststream(package: str) -> Producing:
     """
 
     @contextmanager
-    def producing(url: str, place: str, signer: Signer) -> Iterator[Publishing]:
+    def producing(
+        url: str, place: str, signer: Signer, **settings: Any
+    ) -> Iterator[Publishing]:
         client: Any = importlib.import_module(package)
         on_kafka = url.startswith("kafka:")
         if not on_kafka:
             _declare(url, place)
         kind = client.KafkaBroker if on_kafka else client.RabbitBroker
         broker: Any = faststream.protect(
-            kind(url.removeprefix("kafka://")), signer=signer
+            kind(url.removeprefix("kafka://")), signer=signer, **settings
         )
         with closing(LoopThread()) as thread:
             thread.call(broker.start())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -83,40 +82,27 @@ def test_a_large_message_is_refused_alone(
     assert count(rabbitmq.url, queue) == 2 * BESIDE
 
 
-class TestTheLimit:
-    """RabbitMQ's own, which no client is told, and the setting for another."""
+@pytest.mark.parametrize("producing", RABBITMQ.values(), ids=RABBITMQ)
+def test_the_limit_can_be_set(
+    producing: Producing, rabbitmq: RabbitMQ, queue: str
+) -> None:
+    """A broker with another limit has its own: no client is told it."""
+    with producing(rabbitmq.url, queue, SIGNER, max_body=1000) as publish:
+        (refused,) = publish([b"b" * 2000])
+    assert isinstance(refused, MalformedMessage)
+    assert "the broker takes 1000 bytes" in str(refused)
 
-    def test_aio_pika(self, rabbitmq: RabbitMQ, queue: str) -> None:
-        """A body of the limit arrives; one that the setting lets through the broker itself refuses."""
 
-        async def publish() -> None:
-            async with await aio_pika.connect_robust(rabbitmq.url) as connection:
-                exchange = (await connection.channel()).default_exchange
-                producer = aio_pika_leaf.Producer(exchange, SIGNER)
-                await producer.publish(aio_pika.Message(bytes(DEFAULT_MAX_BODY)), queue)
-                with pytest.raises(MalformedMessage):
-                    producer.seal(aio_pika.Message(bytes(DEFAULT_MAX_BODY + 1)), queue)
-                lax = aio_pika_leaf.Producer(exchange, SIGNER, max_body=1 << 30)
-                with pytest.raises(aio_pika.exceptions.ChannelPreconditionFailed):
-                    await lax.publish(
-                        aio_pika.Message(bytes(DEFAULT_MAX_BODY + 1)), queue
-                    )
-
-        declare(rabbitmq.url, queue)
-        asyncio.run(publish())
-        assert count(rabbitmq.url, queue) == 1
-
-    def test_pika(self, rabbitmq: RabbitMQ, queue: str) -> None:
-        """A body of the limit arrives; one that the setting lets through the broker itself refuses."""
-        declare(rabbitmq.url, queue)
-        with (
-            connect(rabbitmq.url) as connection,
-            pika.Producer(connection, "", SIGNER, max_body=1 << 30) as producer,
-        ):
-            producer.publish(bytes(DEFAULT_MAX_BODY), queue)
-            with pytest.raises(ValueError, match="larger than"):
-                producer.publish(bytes(DEFAULT_MAX_BODY + 1), queue)
-        assert count(rabbitmq.url, queue) == 1
+@pytest.mark.parametrize("name", ["aio-pika", "pika"])
+def test_the_default_is_the_limit_of_the_broker(
+    name: str, rabbitmq: RabbitMQ, queue: str
+) -> None:
+    """A body of the default limit arrives; RabbitMQ itself refuses one that is a byte longer."""
+    with RABBITMQ[name](rabbitmq.url, queue, SIGNER, max_body=1 << 30) as publish:
+        assert publish([bytes(DEFAULT_MAX_BODY)]) == [None]
+        (refused,) = publish([bytes(DEFAULT_MAX_BODY + 1)])
+    assert "larger than configured max size 16777216" in str(refused)
+    assert count(rabbitmq.url, queue) == 1
 
 
 @pytest.mark.parametrize("producing", KAFKA.values(), ids=KAFKA)
@@ -195,8 +181,8 @@ def by_faststream(url: str, name: str) -> Iterator[tuple[Publishing, Publishing]
 EXCHANGING: dict[str, tuple[Exchanging, int]] = {
     "aio-pika": (by_aio_pika, BESIDE), "pika": (by_pika, BESIDE), "faststream": (by_faststream, 1),
 }  # fmt: skip
-"""With how many messages that meet the fault at once: of many, aiormq's own ``basic_publish`` writes some after the
-channel has ended, and RabbitMQ ends the connection for that."""
+"""With how many messages meet the fault at once: of many, aiormq's own ``basic_publish`` writes some after the
+end of the channel, and RabbitMQ ends the connection for that."""
 
 
 @pytest.mark.parametrize(("exchanging", "faults"), EXCHANGING.values(), ids=EXCHANGING)

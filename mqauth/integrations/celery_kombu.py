@@ -80,11 +80,13 @@ class Signing:
     Args:
         producer: kombu's.
         signer: signs.
+        max_body: bytes of body that the broker takes.
     """
 
-    def __init__(self, producer: Any, signer: Signer) -> None:
+    def __init__(self, producer: Any, signer: Signer, max_body: int) -> None:
         self._producer = producer
         self._signer = signer
+        self._max_body = max_body
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)
@@ -104,7 +106,7 @@ class Signing:
 
         Raises:
             ConfigurationError: it is to wait in Celery's delay queues, which move it elsewhere.
-            MalformedMessage: a header cannot be sent, or would arrive as something else.
+            MalformedMessage: it is too large, or a header cannot be sent, or would arrive as something else.
         """
         name = getattr(exchange, "name", exchange) or ""
         require(
@@ -132,6 +134,7 @@ class Signing:
             exchange=name,
             routing_key=routing_key,
             scalar=scalar_on_wire,
+            max_body=self._max_body,
         )
         signed = amqp_values.headers_out(self._signer.sign(message).headers, bytes)
         # It is compressed already, and has its content type: kombu leaves the bytes alone.

@@ -94,7 +94,10 @@ async def seal(
         **command.message_options,
     )
     sealed = await signed(
-        signer, Producer(command.exchange, signer).seal, native, command.destination
+        signer,
+        Producer(command.exchange, signer, max_body=broker._mqauth.max_body).seal,
+        native,
+        command.destination,
     )
     # one dict for both: middlewares that come after ours add trace headers to the command's
     command.body, command.headers = sealed, sealed.headers
