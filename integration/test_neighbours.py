@@ -31,6 +31,7 @@ from mqauth.brokers.amqp_messages import DEFAULT_MAX_BODY
 from mqauth.integrations.faststream import protect
 from mqauth.testing.forge import Forge
 from mqauth.testing.loop_thread import LoopThread
+from mqauth.testing.stage import wait_until
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_pika import connect
 
@@ -124,7 +125,9 @@ Exchanging = Callable[[str, str], AbstractContextManager[tuple[Publishing, Publi
 
 
 @contextmanager
-def by_aio_pika(url: str, name: str) -> Iterator[tuple[Publishing, Publishing]]:
+def by_aio_pika(
+    url: str, name: str, *, ensure: bool = False
+) -> Iterator[tuple[Publishing, Publishing]]:
     """Publish with aio-pika, whose channel is the caller's."""
 
     async def opened() -> tuple[
@@ -132,7 +135,7 @@ def by_aio_pika(url: str, name: str) -> Iterator[tuple[Publishing, Publishing]]:
     ]:
         connection = await aio_pika.connect_robust(url)
         channel = await connection.channel()
-        there = channel.default_exchange, await channel.get_exchange(name, ensure=False)
+        there = channel.default_exchange, await channel.get_exchange(name, ensure=ensure)
         return connection, *[aio_pika_leaf.Producer(each, SIGNER) for each in there]
 
     def by(producer: aio_pika_leaf.Producer) -> Publishing:
@@ -211,3 +214,19 @@ def test_an_exchange_goes_and_comes(
             make()
             assert confirmed(there) == confirmed(beside) == BESIDE
     assert count(rabbitmq.url, queue) == 5 * BESIDE
+
+
+def test_a_channel_that_needs_its_exchange(rabbitmq: RabbitMQ, queue: str) -> None:
+    """An exchange of `get_exchange` that is gone keeps its channel closed: each publish says so at once."""
+    declare(rabbitmq.url, queue)
+    with connect(rabbitmq.url) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(queue, "direct")
+        with by_aio_pika(rabbitmq.url, queue, ensure=True) as (there, beside):
+            channel.exchange_delete(queue)
+            there([b"small"])
+            outcomes = beside([b"small"] * BESIDE)
+            assert all(f"no exchange '{queue}'" in str(each) for each in outcomes)
+            channel.exchange_declare(queue, "direct")
+            wait_until(lambda: beside([b"small"]) == [None])
+    assert count(rabbitmq.url, queue) == 1
