@@ -73,10 +73,14 @@ class Producer(Closing):
         linger: float = 0,
         max_body: int = DEFAULT_MAX_BODY,
     ) -> None:
-        self._sealing = Sealing(
-            signer, batch, linger, lambda: ClosedByOwnerError("the producer was closed")
-        )
         self._publisher = Publisher(connection)
+        self._sealing = Sealing(
+            signer,
+            batch,
+            linger,
+            lambda: ClosedByOwnerError("the producer was closed"),
+            ready=self._publisher.ready,
+        )
         self.link = self._publisher.link
         self._exchange = exchange
         self._serialize = value_serializer

@@ -110,15 +110,19 @@ class Producer(AbstractAsyncContextManager["Producer"]):
             hasattr(exchange, "name"),
             f"a producer takes an exchange of aio-pika, not {type(exchange).__name__}",
         )
+        self._channel = getattr(exchange, "channel", None)
         self._sealing = Sealing(
-            signer, batch, linger, lambda: ClosedByOwnerError("the producer was closed")
+            signer,
+            batch,
+            linger,
+            lambda: ClosedByOwnerError("the producer was closed"),
+            ready=partial(reopen, self._channel),
         )
         self._exchange = exchange
         self._direct, self._through = DirectPath(exchange), ExchangePath(exchange)
         self._signer = signer
         self._serialize = value_serializer
         self._max_body = max_body
-        self._channel = getattr(exchange, "channel", None)
         self._confirms: bool = getattr(self._channel, "publisher_confirms", True)
         if not self._confirms:
             lossy = "a producer's channel has no publisher confirms: lost messages go unnoticed"
@@ -235,7 +239,6 @@ class Producer(AbstractAsyncContextManager["Producer"]):
         """Publish, and raise what aio-pika may return: a message that came back."""
         ready = path.ready(taken, sealed)
         try:
-            await reopen(self._channel)
             with closing_is_an_error():
                 result = await path.send(ready, routing_key, **flags)
         except exceptions.PublishError:
