@@ -230,3 +230,17 @@ def test_a_channel_that_needs_its_exchange(rabbitmq: RabbitMQ, queue: str) -> No
             channel.exchange_declare(queue, "direct")
             wait_until(lambda: beside([b"small"]) == [None])
     assert count(rabbitmq.url, queue) == 1
+
+
+@pytest.mark.parametrize("name", ["aio-pika", "pika", "faststream"])
+def test_a_queue_gets_them_in_their_order(
+    name: str, rabbitmq: RabbitMQ, queue: str
+) -> None:
+    """Of messages that one producer publishes together none overtakes another, also as its channel opens."""
+    bodies = [b"%d" % number for number in range(1000)]
+    with RABBITMQ[name](rabbitmq.url, queue, SIGNER) as publish:
+        assert publish(bodies) == [None] * len(bodies)
+    with connect(rabbitmq.url) as connection:
+        channel = connection.channel()
+        got = [channel.basic_get(queue, auto_ack=True)[2] for _ in bodies]
+    assert got == bodies
