@@ -244,3 +244,14 @@ def test_a_queue_gets_them_in_their_order(
         channel = connection.channel()
         got = [channel.basic_get(queue, auto_ack=True)[2] for _ in bodies]
     assert got == bodies
+
+
+@pytest.mark.parametrize("producing", KAFKA.values(), ids=KAFKA)
+def test_a_partition_gets_them_in_their_order(producing: Producing, kafka: Kafka) -> None:
+    """Of records that one producer publishes together none overtakes another of its partition."""
+    bodies = [b"%d" % number for number in range(1000)]
+    with closing(KafkaStage(kafka.url)) as stage:
+        with producing(kafka.url, stage.topic, SIGNER) as publish:
+            assert publish(bodies) == [None] * len(bodies)
+        with closing(stage.consumer()) as client:
+            assert [next(client).value for _ in bodies] == bodies
