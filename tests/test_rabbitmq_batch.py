@@ -320,6 +320,19 @@ async def test_cancelling_one_disturbs_no_other() -> None:
     assert (table.signer.sizes, table.sealing.running) == ([2], 51)
 
 
+async def test_who_gives_up_is_not_kept() -> None:
+    """Calls that are cancelled before they were sealed leave nothing behind."""
+    table = Table(linger=0.002)
+    await table.busy(50)
+    for waiting in table.start(*messages(2)):
+        await turns()
+        waiting.cancel()
+    await turns()
+    table.alarm.set[0][1]()
+    assert (table.signer.sizes, table.sealing.running) == ([], 50)
+    assert (len(table.sealing._calls), len(table.sealing._outcomes)) == (0, 0)
+
+
 async def test_a_closing_waits_for_the_calls_under_way(table: Table) -> None:
     """What is under way ends first, what comes later is refused, and whoever asks is told of the one end."""
     await table.busy(2)

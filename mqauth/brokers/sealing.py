@@ -113,6 +113,7 @@ class Sealing:
             return await send(message)
         finally:
             sealed.cancel()
+            self._pass_on()
             self.running -= 1
             self._consider()
             if not self.running:
@@ -176,12 +177,16 @@ class Sealing:
         self._consider()
 
     def _tell(self, group: list[_Waiting], seal: Callable[[], list[Message]]) -> None:
-        """Give callers their sealed message or the error, as far as all who called before them have theirs."""
+        """Note what callers get: their sealed message or the error."""
         futures = [sealed for _, sealed in group]
         try:
             self._outcomes.update(zip(futures, seal(), strict=True))
         except (Exception, asyncio.CancelledError) as error:
             self._outcomes.update(dict.fromkeys(futures, error))
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Give callers what was noted for them, as far as all who called before them have theirs."""
         calls, outcomes = self._calls, self._outcomes
         while calls and (calls[0] in outcomes or calls[0].done()):
             sealed = calls.popleft()
