@@ -45,6 +45,8 @@ EVERY: Final = 60.0
 """Seconds between two lines of one kind."""
 _OTHER: Final = ("other",)
 REDACTED: Final = "<token>"
+_KID: Final = 43
+"""Characters of a kid: a SHA-256 thumbprint."""
 _TOKEN: Final = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}((?:[.~][A-Za-z0-9_\-]*)*)")
 # Printable ASCII, and of Unicode what is not a control, a mark of direction, a separator, for private use, or
 # without any form to see: a name with a Hangul filler behind it would look like another one.
@@ -185,10 +187,13 @@ def harmless(text: str, limit: int = MAX_TEXT) -> str:
 
 def redacted(text: str) -> str:
     """Return a text in which each token is replaced."""
-    # A kid is random, and one of some thousands holds "eyJ", too: it has 43 characters, and no second part.
+    # A kid is random, and one of some thousands holds "eyJ", too: it has no second part, but a sentence may end
+    # behind it.
     return _TOKEN.sub(
         lambda match: (
-            REDACTED if match[1].strip(".~") or len(match[0]) > 44 else match[0]
+            REDACTED
+            if len(match[0].rstrip(".~")) > _KID or match[1].strip(".~")
+            else match[0]
         ),
         text,
     )

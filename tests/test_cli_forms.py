@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import pty
 import re
@@ -222,6 +223,23 @@ def test_errors_that_came_from_each_other_are_told() -> None:
     assert "self-signed" in str(told(first, ["kafka://mq.example:9093"], None, 0.1))
     second.__class__.__name__ = "OtherError"
     assert "cannot reach" in str(told(first, ["kafka://mq.example:9093"], None, 0.1))
+
+
+def test_a_login_that_only_the_clients_log_tells_of() -> None:
+    """A refused login that the client logs, and hides behind a time-out, is the reason; another error is not."""
+    refused = named("SaslAuthenticationFailedError", "invalid_token")
+    timeout = named("KafkaTimeoutError", "Unable to bootstrap")
+    timeout.__class__.__module__ = "kafka.errors"
+
+    def connect(logged: Exception) -> None:
+        with reached("kafka://127.0.0.1:1"):
+            logging.getLogger("kafka.net").warning("failed: %s", logged)
+            raise timeout
+
+    with pytest.raises(ConfigurationError, match="invalid_token"):
+        connect(refused)
+    with pytest.raises(CommandFailed, match="cannot reach"):
+        connect(timeout)
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])

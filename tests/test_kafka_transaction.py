@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
+from mqauth.brokers.log.transaction import Transactions
+from mqauth.clock import Backoff
+from mqauth.delivery.partition import Partition
 from mqauth.errors import Cause, ConfigurationError
+from mqauth.flow import run
 from mqauth.testing import FakeClock, Forge
 from tests.log_leaves import KafkaFuture as Future
 from tests.test_kafka_consumer import ONE, ZERO, Bench, Client, record
@@ -298,6 +302,22 @@ def test_no_generation_no_transaction(stand: Stand) -> None:
     assert stand.client.generations == []
     assert [group.generation_id for group in stand.broker.metadata] == [3]
     assert stand.broker.committed == [b"evil"]
+
+
+def test_a_letter_before_its_offset(clock: FakeClock) -> None:
+    """A letter whose record is not settled yet waits: committed without its offset, it would come twice."""
+    broker = Broker()
+    sink = kafka.TransactionalDeadLetters(lambda: Producer(broker), "orders.dead")  # type: ignore[arg-type, return-value]
+    partition = Partition(ZERO, metadata=METADATA)
+    for offset, body in enumerate([b"settled", b"under way"]):
+        partition.letters.append((offset, letter(body=body)))
+    assignment: Any = SimpleNamespace(settled_offsets=lambda: {partition: 1})
+    member = SimpleNamespace(membership=lambda: SimpleNamespace(generation_id=3))
+    transactions = Transactions(member, sink, assignment, clock, Backoff())
+    assert run(transactions.committing()) == {}
+    assert transactions._attempt is not None
+    assert transactions._attempt.over.wait(60)
+    assert (broker.committed, broker.offsets) == ([b"settled"], {ZERO: 1})
 
 
 def test_lost_with_its_letters(stand: Stand) -> None:

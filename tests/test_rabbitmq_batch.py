@@ -12,6 +12,8 @@ import aio_pika
 import aiormq.abc
 import pytest
 from aio_pika import exceptions
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pamqp import commands
 
 from mqauth import (
@@ -138,6 +140,77 @@ async def test_concurrent_ones_are_sealed_together(table: Table) -> None:
     assert len({str(sealed.occurrences("mqauth-token")[0]) for sealed in found}) == 100
 
 
+class Threaded(Signer):
+    """A signer whose key may block."""
+
+    blocking = True
+
+    def __init__(self, forge: Forge) -> None:
+        self.__dict__.update(forge.signer().__dict__)
+
+
+@pytest.mark.parametrize(
+    "signer", [Forge().signer(), Threaded(Forge())], ids=["local", "threaded"]
+)
+@given(
+    calls=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 2), st.integers(0, 30)), max_size=20),
+    batch=st.sampled_from([1, 2, 4, 64]),
+    linger=st.integers(0, 9),
+)  # fmt: skip
+@example(
+    calls=[(0, 0, 30), (0, 0, 30), (1, 0, 0), (2, 0, 0), (3, 0, 0)], batch=4, linger=9
+)
+def test_all_go_in_the_order_of_their_calls(
+    signer: Signer, calls: list[tuple[int, int, int]], batch: int, linger: int
+) -> None:
+    """Messages leave in the order of their calls, whatever their destinations, and whichever was sealed first."""
+    called: list[int] = []
+    sent: list[int] = []
+    lingering: set[asyncio.Task[None]] = set()
+
+    async def ring_later(ring: Callable[[], None]) -> None:
+        await turns(linger)
+        ring()
+
+    def timer(_seconds: float, ring: Callable[[], None]) -> None:
+        lingering.add(asyncio.create_task(ring_later(ring)))
+
+    async def publish() -> None:
+        sealing = Sealing(signer, batch, linger, closed, timer=timer)
+
+        async def one(number: int, begins: int, place: int, confirmed: int) -> None:
+            async def send(_sealed: Message) -> None:
+                sent.append(number)
+                await turns(confirmed)
+
+            await turns(begins)
+            called.append(number)
+            message = Message(destination=f"rabbitmq:shop/{place}", body=b"x")
+            await sealing.publish(message, send)
+
+        await asyncio.gather(*[one(number, *call) for number, call in enumerate(calls)])
+
+    asyncio.run(publish())
+    assert sent == called
+
+
+async def test_nobody_overtakes_who_waits_for_the_channel() -> None:
+    """Messages that come as a channel has just opened leave behind those that waited for it."""
+    opened = asyncio.Event()
+    sent: list[bytes | None] = []
+
+    async def send(sealed: Message) -> None:
+        sent.append(sealed.body)
+
+    sealing = Sealing(Forge().signer(), 1, 0, closed, ready=opened.wait)
+    early = [asyncio.create_task(sealing.publish(each, send)) for each in messages(4)]
+    await turns()
+    late = [asyncio.create_task(sealing.publish(each, send)) for each in messages(8)[4:]]
+    opened.set()
+    await asyncio.gather(*early, *late)
+    assert sent == [b"%d" % number for number in range(8)]
+
+
 async def test_held_while_many_are_unconfirmed() -> None:
     """While many are unconfirmed a message waits for others, for linger and not longer, timed from the first."""
     table = Table(linger=0.002)
@@ -245,6 +318,19 @@ async def test_cancelling_one_disturbs_no_other() -> None:
         asyncio.CancelledError,
     ]
     assert (table.signer.sizes, len(table.sealing.calls)) == ([2], 51)
+
+
+async def test_who_gives_up_is_not_kept() -> None:
+    """Calls that are cancelled before they were sealed leave nothing behind."""
+    table = Table(linger=0.002)
+    await table.busy(50)
+    for waiting in table.start(*messages(2)):
+        await turns()
+        waiting.cancel()
+    await turns()
+    table.alarm.set[0][1]()
+    assert (table.signer.sizes, len(table.sealing.calls)) == ([], 50)
+    assert (len(table.sealing._order), len(table.sealing._outcomes)) == (0, 0)
 
 
 async def test_a_closing_waits_for_the_calls_under_way(table: Table) -> None:

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from pamqp import commands, decode, encode
 from pamqp.header import ContentHeader
 
 from mqauth import MalformedMessage, Message, Reason, Rejection
+from mqauth.brokers import pika
 from mqauth.brokers.amqp_messages import may_be_too_large
 from mqauth.brokers.amqp_values import on_wire
 from mqauth.brokers.rabbitmq.consumer import Unreadable, delivered
@@ -281,6 +283,21 @@ def test_unsendable_parts(attribute: str, value: Any, what: str) -> None:
     setattr(native, attribute, value)
     with pytest.raises(MalformedMessage, match=what):
         to_message(native, exchange="", routing_key="q")
+
+
+@pytest.mark.parametrize(
+    "translate",
+    [
+        partial(to_message, aio_pika.Message(bytes(1000)), exchange="", routing_key="q"),
+        partial(pika.to_message, None, bytes(1000), exchange="", routing_key="q"),
+    ],
+    ids=["aio-pika", "pika"],
+)
+def test_a_body_has_a_limit(translate: Any) -> None:
+    """A body of the broker's limit is taken, one of a byte more refused by its size."""
+    assert len(translate(max_body=1000).body) == 1000
+    with pytest.raises(MalformedMessage, match="takes 999 bytes"):
+        translate(max_body=999)
 
 
 @pytest.mark.parametrize("routing_key", ["x" * 256, "\ud800", None, 7])

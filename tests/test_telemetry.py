@@ -483,11 +483,11 @@ def test_tokens_are_redacted(name: str, caplog: pytest.LogCaptureFixture) -> Non
 @pytest.mark.usefixtures("redacted")
 def test_a_key_is_shown(caplog: pytest.LogCaptureFixture) -> None:
     """A kid that holds the first letters of a token by chance is shown; what is longer than a kid is replaced."""
-    kid = "Vik8EHfW7xHWeyJrx_3nVJ0hcd-eRzS0cNmVh4aT5uM"
+    kid = "eyJ8EHfW7xHWeyJrx_3nVJ0hcd-eRzS0cNmVh4aT5uM"
     logging.getLogger("mqauth.keystore").error(
         "nothing is signed with key %s: sealed, not with %s.", kid, kid
     )
-    logging.getLogger("mqauth.keystore").error("cut short: %s", "eyJ" + "a" * 42)
+    logging.getLogger("mqauth.keystore").error("cut short: %s", "eyJ" + "a" * 41)
     assert caplog.messages == [
         f"nothing is signed with key {kid}: sealed, not with {kid}.",
         "cut short: <token>",

@@ -16,7 +16,6 @@ from integration.benchmarks.client.inprocess import PLACE, Cell, Operations, jud
 from integration.benchmarks.client.workload import BATCH, Refusals, guard
 
 _OURS: Final = str(Path(mqauth.__file__).parent)
-_BENCH: Final = str(Path(_OURS, "bench"))
 _BEFORE: Final = BATCH + BATCH // 2
 
 
@@ -43,7 +42,7 @@ def walked(kind: str) -> Walk:
 
     def note(frame: FrameType, event: str, _argument: Any) -> None:
         file = frame.f_code.co_filename
-        if event == "call" and file.startswith(_OURS) and not file.startswith(_BENCH):
+        if event == "call" and file.startswith(_OURS):
             entered.append(frame.f_code)
 
     judge_all(pipeline, operations.signed[:_BEFORE], letters)

@@ -50,6 +50,8 @@ SHORT_STRINGS: Final = {
 """AMQP's text properties, each with the attribute that clients keep it in."""
 MAX_HEADER_FRAME: Final = 131_064
 """Bytes of properties and headers in one frame: RabbitMQ's ``frame_max`` of 131,072 less the frame's own 8."""
+DEFAULT_MAX_BODY: Final = 16 * 1024 * 1024
+"""RabbitMQ 4's default ``max_message_size``, bytes; AMQP 0-9-1 tells no client what it is."""
 DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."
 _OVER_SIZE: Final = re.compile(
     r"message size \d+ (?:is )?larger than (?:configured )?max size (\d+)"
@@ -210,8 +212,11 @@ def published(
     routing_key: str,
     scalar: Scalar,
     message_id: str | None = None,
+    max_body: int = DEFAULT_MAX_BODY,
 ) -> Message:
     """Return the ``Message`` that consumers will get of a message that is to be published.
+
+    For a body over its size RabbitMQ would close the channel, and with it fail what is published beside it.
 
     Args:
         properties: has AMQP's text properties as attributes.
@@ -221,6 +226,7 @@ def published(
         routing_key: at most 255 bytes.
         scalar: converts the client's header values, see ``on_wire``.
         message_id: used where the message has no id of its own.
+        max_body: bytes of body that the broker takes.
 
     Raises:
         MalformedMessage: a part cannot be sent, or would arrive as something else.
@@ -236,6 +242,10 @@ def published(
         texts.setdefault("message-id", message_id)
     if not isinstance(body, (bytes, bytearray)):
         raise MalformedMessage("the body must be bytes")
+    if len(body) > max_body:
+        raise MalformedMessage(
+            f"the body is {len(body)} bytes: the broker takes {max_body} bytes (max_body=)"
+        )
     if headers is not None and not isinstance(headers, dict):
         raise MalformedMessage("the headers must be a dict")
     return Message(

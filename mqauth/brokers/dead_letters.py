@@ -70,8 +70,6 @@ async def in_time(seconds: float, cause: Cause, lost: Errors) -> AsyncIterator[N
         raise Unavailable(cause, type(error).__name__) from error
 
 
-DEFAULT_MAX_BODY: Final = 16 * 1024 * 1024
-"""RabbitMQ 4's default ``max_message_size``, bytes."""
 RECORD_PROPERTIES: Final[dict[str, Any]] = {
     "content_type": "application/json",
     "type": "mqauth-audit-1",

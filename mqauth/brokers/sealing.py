@@ -8,6 +8,7 @@ above 0. Then a message that others are unconfirmed beside waits until as many w
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
@@ -28,12 +29,16 @@ _Waiting: TypeAlias = tuple[Prepared, asyncio.Future[Message]]
 class Sealing:
     """Seals the messages of concurrent callers together; each caller gets its own message or its own error.
 
+    They go on in the order of their calls, whatever was sealed first and however long a key or a channel takes:
+    messages of several destinations may go to one queue.
+
     Args:
         signer: signs.
         batch: most messages under one signature, 1 to 1,024.
         linger: most seconds that a message waits for others, 0 to 10; with 0 it waits for the event loop's turn.
         refusal: makes the error of a call that comes after ``close``.
         timer: calls a function after so many seconds.
+        ready: returns, or its awaitable does, once a message can be written at once.
 
     Attributes:
         home: where it is used.
@@ -51,6 +56,7 @@ class Sealing:
         refusal: Callable[[], Exception],
         *,
         timer: Timer = call_later,
+        ready: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         check_batching(batch, linger)
         self.home = HomeProcess("producer")
@@ -62,7 +68,11 @@ class Sealing:
         self._batch = batch
         self._linger = linger
         self._timer = timer
+        self._ready = ready
+        self._turn = asyncio.Lock()
         self._waiting: list[_Waiting] = []
+        self._order: deque[asyncio.Future[Message]] = deque()
+        self._outcomes: dict[asyncio.Future[Message], Message | BaseException] = {}
         self._tasks: set[asyncio.Task[list[Message]]] = set()
         self._round = 0
         self._asked = (-1, False)
@@ -74,7 +84,7 @@ class Sealing:
 
         Args:
             message: as it will be on the wire, but for the token.
-            send: sends the sealed message, and returns once the broker has confirmed it.
+            send: writes the sealed message at once, and returns once the broker has confirmed it.
 
         Raises:
             MalformedMessage: the message cannot be signed; others are not concerned.
@@ -89,15 +99,25 @@ class Sealing:
         self._blocking = self._signer.blocking
         sealed: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting.append((prepared, sealed))
+        self._order.append(sealed)
+        # Nobody waits: the event loop may be another than before.
+        if not self.calls:
+            self._turn = asyncio.Lock()
         # A call runs in a task: it awaits.
         call = cast("asyncio.Task[Any]", asyncio.current_task())
         self.calls.add(call)
         self._consider()
         try:
             # What came in this turn is sealed in the next, all in its order: a future would wake us a turn later.
-            if self._batch > 1:
+            # With ``linger`` some wait for their futures already. Who fills the batch lets them go first.
+            if self._batch > 1 and (not self._linger or sealed.done()):
                 await asyncio.sleep(0)
-            return await send(await sealed)
+            message = await sealed
+            # Who waits for a channel is not overtaken by who finds it open.
+            if self._ready is not None:
+                async with self._turn:
+                    await self._ready()
+            return await send(message)
         except asyncio.CancelledError:
             # Cut short by our close, and by nobody else.
             if self._given_up is not None and call.uncancel() == 0:
@@ -105,6 +125,7 @@ class Sealing:
             raise
         finally:
             sealed.cancel()
+            self._pass_on()
             self.calls.discard(call)
             self._consider()
             if not self.calls:
@@ -184,16 +205,26 @@ class Sealing:
         self._consider()
 
     def _tell(self, group: list[_Waiting], seal: Callable[[], list[Message]]) -> None:
-        """Give each caller its sealed message or the error, but those who were cancelled meanwhile."""
+        """Note what callers get: their sealed message or the error."""
+        futures = [sealed for _, sealed in group]
         try:
-            sealed = seal()
+            self._outcomes.update(zip(futures, seal(), strict=True))
         except (Exception, asyncio.CancelledError) as error:
-            for _, outcome in group:
-                if not outcome.done():
-                    outcome.set_exception(error)
-                    # Heard already: a caller that is being cancelled does not ask.
-                    outcome.exception()
-        else:
-            for (_, outcome), message in zip(group, sealed, strict=True):
-                if not outcome.done():
-                    outcome.set_result(message)
+            self._outcomes.update(dict.fromkeys(futures, error))
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Give callers what was noted for them, as far as all who called before them have theirs."""
+        order, outcomes = self._order, self._outcomes
+        while order and (order[0] in outcomes or order[0].done()):
+            sealed = order.popleft()
+            outcome = outcomes.pop(sealed, None)
+            # It is done already where its caller was cancelled.
+            if sealed.done():
+                continue
+            if isinstance(outcome, BaseException):
+                sealed.set_exception(outcome)
+                # Heard already: a caller that is being cancelled does not ask.
+                sealed.exception()
+            elif outcome is not None:
+                sealed.set_result(outcome)

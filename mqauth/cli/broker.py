@@ -16,7 +16,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final
@@ -51,7 +52,11 @@ _REFUSED: Final = (
 
 
 def told(
-    error: BaseException, urls: list[str], user: str | None, seconds: float
+    error: BaseException,
+    urls: list[str],
+    user: str | None,
+    seconds: float,
+    heard: Iterable[BaseException] = (),
 ) -> MqauthError:
     """Return the error that tells why a broker cannot be used.
 
@@ -60,6 +65,7 @@ def told(
         urls: the brokers; passwords and queries in them are not repeated.
         user: who logs in, where it is not in the URL.
         seconds: for how long it was tried.
+        heard: errors that the client has logged meanwhile.
     """
     servers = [
         urlsplit(f"{scheme}://{server}")
@@ -82,7 +88,7 @@ def told(
     who = f" as user {name}" if name else ""
     # The broker answered, and something in our settings is wrong: the client's error says so, or one behind it.
     # Two errors can be the cause and the context of each other.
-    causes = [error]
+    causes = [error, *heard]
     for cause in causes:
         for pattern, what_to_do in _REFUSED:
             if pattern.search(type(cause).__name__):
@@ -152,6 +158,24 @@ def check_url(option: str, url: str) -> None:
     require(is_broker_url(url), f"{option}: must be {URLS}")
 
 
+class Hearing(logging.Handler):
+    """Keeps what a client logs of a login that is refused: kafka-python tries again, and raises a time-out.
+
+    Attributes:
+        heard: the newest of these errors.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: deque[BaseException] = deque(maxlen=10)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the errors among the values of a line."""
+        for each in record.args if isinstance(record.args, tuple) else ():
+            if isinstance(each, Exception) and "Authentication" in type(each).__name__:
+                self.heard.append(each)
+
+
 @contextlib.contextmanager
 def reached(*urls: str | None, user: str | None = None) -> Iterator[None]:
     """Turn an error of a client library into one line, and silence the library's own log.
@@ -165,8 +189,10 @@ def reached(*urls: str | None, user: str | None = None) -> Iterator[None]:
         ConfigurationError: it refused us, or does not have what we named.
         OSError: a file cannot be read, or standard output is closed or full.
     """
+    hearing = Hearing()
     for name in _CLIENTS:
         logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).addHandler(hearing)
     began = time.monotonic()
     try:
         yield
@@ -179,8 +205,15 @@ def reached(*urls: str | None, user: str | None = None) -> Iterator[None]:
         ):
             raise
         raise told(
-            error, [url for url in urls if url], user, time.monotonic() - began
+            error,
+            [url for url in urls if url],
+            user,
+            time.monotonic() - began,
+            hearing.heard,
         ) from error
+    finally:
+        for name in _CLIENTS:
+            logging.getLogger(name).removeHandler(hearing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ with needs_extra("celery"):
     from kombu.messaging import Consumer
     from kombu.transport import pyamqp
 
+from mqauth.brokers.amqp_messages import DEFAULT_MAX_BODY
 from mqauth.brokers.queue.client import is_proved, prove
 from mqauth.delivery.queue_work import QueueLeases
 from mqauth.delivery.slot import Slot
@@ -67,6 +68,7 @@ def protect(
     signer: Signer,
     guard: Callable[[], Pipeline] | None = None,
     dead_letters: str | None = None,
+    max_body: int = DEFAULT_MAX_BODY,
 ) -> A:
     """Have an application run only tasks that were verified, and sign what it sends; call it at its making.
 
@@ -78,6 +80,7 @@ def protect(
         signer: signs tasks, also those that a worker sends.
         guard: makes the pipeline, in a worker's main process. Its plug-ins must not be asynchronous.
         dead_letters: the queue that rejected tasks go to; a worker declares it.
+        max_body: bytes of body the broker takes, its ``max_message_size``: a larger task is refused alone.
 
     Raises:
         ConfigurationError: it is no ``Celery``, or is protected already. From a worker's start, and the first task
@@ -88,7 +91,7 @@ def protect(
     protected: Any = app
     require(isinstance(app, Celery), "protect takes a celery.Celery")
     require(not hasattr(protected, "_mqauth"), "the application is protected already")
-    protected._mqauth = Protection(protected, guard, signer, dead_letters)
+    protected._mqauth = Protection(protected, guard, signer, dead_letters, max_body)
     protected.amqp_cls = _protected(symbol_by_name(protected.amqp_cls))
     protected.__dict__.pop("amqp", None)
     protected.steps["worker"].add(Guarding)
@@ -112,12 +115,13 @@ def _protected(kind: Any) -> type:
 
         def _create_task_sender(self) -> Any:
             refuse_results(self.app)
-            send, signer = super()._create_task_sender(), self.app._mqauth.signer
+            send, protection = super()._create_task_sender(), self.app._mqauth
 
             def send_signed(
                 producer: Any, name: str, message: Any, **options: Any
             ) -> Any:
-                return send(Signing(producer, signer), name, message, **options)
+                signing = Signing(producer, protection.signer, protection.max_body)
+                return send(signing, name, message, **options)
 
             return send_signed
 
@@ -170,6 +174,7 @@ class Protection:
         make: makes the pipeline.
         signer: signs.
         dead_letters: the queue.
+        max_body: bytes of body that the broker takes.
     """
 
     def __init__(
@@ -178,11 +183,13 @@ class Protection:
         make: Callable[[], Pipeline] | None,
         signer: Signer,
         dead_letters: str | None,
+        max_body: int,
     ) -> None:
         self._app = app
         self._make = make
         self._dead_letters = dead_letters
         self.signer = signer
+        self.max_body = max_body
         self.guard: Any = None
         self.letters: Any = None
         self._leases: Any = None

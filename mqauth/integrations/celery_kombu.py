@@ -25,8 +25,14 @@ with needs_extra("celery"):
     from kombu.transport import pyamqp
 
 from mqauth.brokers import amqp_messages, amqp_values
-from mqauth.brokers.amqp_messages import LETTERS, SHORT_STRINGS, Number, new_message_id
-from mqauth.brokers.dead_letters import DEFAULT_MAX_BODY, burying
+from mqauth.brokers.amqp_messages import (
+    DEFAULT_MAX_BODY,
+    LETTERS,
+    SHORT_STRINGS,
+    Number,
+    new_message_id,
+)
+from mqauth.brokers.dead_letters import burying
 from mqauth.brokers.queue.client import refusals
 from mqauth.flow import run
 from mqauth.letters.dead_letter import DeadLetter
@@ -74,11 +80,13 @@ class Signing:
     Args:
         producer: kombu's.
         signer: signs.
+        max_body: bytes of body that the broker takes.
     """
 
-    def __init__(self, producer: Any, signer: Signer) -> None:
+    def __init__(self, producer: Any, signer: Signer, max_body: int) -> None:
         self._producer = producer
         self._signer = signer
+        self._max_body = max_body
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)
@@ -98,7 +106,7 @@ class Signing:
 
         Raises:
             ConfigurationError: it is to wait in Celery's delay queues, which move it elsewhere.
-            MalformedMessage: a header cannot be sent, or would arrive as something else.
+            MalformedMessage: it is too large, or a header cannot be sent, or would arrive as something else.
         """
         name = getattr(exchange, "name", exchange) or ""
         require(
@@ -127,6 +135,7 @@ class Signing:
             exchange=name,
             routing_key=routing_key,
             scalar=scalar_on_wire,
+            max_body=self._max_body,
         )
         signed = amqp_values.headers_out(self._signer.sign(message).headers, bytes)
         # It is compressed already, and has its content type: kombu leaves the bytes alone.

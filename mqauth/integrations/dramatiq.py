@@ -24,7 +24,7 @@ with needs_extra("dramatiq"):
 import pika
 from pika.exceptions import AMQPError
 
-from mqauth.brokers.amqp_messages import new_message_id
+from mqauth.brokers.amqp_messages import DEFAULT_MAX_BODY, new_message_id
 from mqauth.brokers.amqp_values import headers_out
 from mqauth.brokers.pika import DeadLetters, declare_dead_letters, received
 from mqauth.brokers.pika.translate import to_message
@@ -49,6 +49,7 @@ def protect(
     signer: Signer,
     guard: Callable[[], Pipeline] | None = None,
     dead_letters: str | None = None,
+    max_body: int = DEFAULT_MAX_BODY,
 ) -> B:
     """Have a broker's workers run only tasks that were verified, and sign what it enqueues; call it at its making.
 
@@ -60,6 +61,7 @@ def protect(
         guard: makes the pipeline, in each process of a worker; what only sends does not call it. Its plug-ins must
             not be asynchronous.
         dead_letters: the queue that rejected tasks go to; a worker declares it.
+        max_body: bytes of body the broker takes, its ``max_message_size``: a larger task is refused alone.
 
     Raises:
         ConfigurationError: the broker is of another kind, or is protected already. From the start of a worker:
@@ -73,7 +75,7 @@ def protect(
     )
     require(not hasattr(protected, "_mqauth"), "the broker is protected already")
     protected.__class__ = _protected(type(protected))
-    protected._mqauth = Protection(guard, signer, dead_letters)
+    protected._mqauth = Protection(guard, signer, dead_letters, max_body)
     return broker
 
 
@@ -99,9 +101,11 @@ class Protection:
         make: Callable[[], Pipeline] | None,
         signer: Signer,
         dead_letters: str | None,
+        max_body: int,
     ) -> None:
         self._make = make
         self.signer = signer
+        self.max_body = max_body
         self.dead_letters = dead_letters or ""
         self.guard: Any = None
 
@@ -159,11 +163,13 @@ class SigningChannel:
     Args:
         channel: pika's.
         signer: signs.
+        max_body: bytes of body that the broker takes.
     """
 
-    def __init__(self, channel: Any, signer: Signer) -> None:
+    def __init__(self, channel: Any, signer: Signer, max_body: int) -> None:
         self._channel = channel
         self._signer = signer
+        self._max_body = max_body
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._channel, name)
@@ -176,9 +182,19 @@ class SigningChannel:
         properties: pika.BasicProperties,
         **flags: Any,
     ) -> None:
-        """Sign a message and publish it."""
+        """Sign a message and publish it.
+
+        Raises:
+            MalformedMessage: it is too large, or cannot be sent as it is.
+        """
         properties.message_id = properties.message_id or new_message_id()
-        message = to_message(properties, body, exchange=exchange, routing_key=routing_key)
+        message = to_message(
+            properties,
+            body,
+            exchange=exchange,
+            routing_key=routing_key,
+            max_body=self._max_body,
+        )
         properties.headers = headers_out(self._signer.sign(message).headers, bytes)
         self._channel.basic_publish(exchange, routing_key, body, properties, **flags)
 
@@ -189,7 +205,8 @@ def _protected(kind: Any) -> type:
     class Protected(kind):  # type: ignore[misc]
         @property
         def channel(self) -> Any:
-            return SigningChannel(super().channel, self._mqauth.signer)
+            protection = self._mqauth
+            return SigningChannel(super().channel, protection.signer, protection.max_body)
 
         @channel.deleter
         def channel(self) -> None:

@@ -16,6 +16,7 @@ from mqauth.errors import needs_extra, require
 with needs_extra("faststream"):
     from faststream import AckPolicy, Context
 
+from mqauth.brokers.amqp_messages import DEFAULT_MAX_BODY
 from mqauth.brokers.event_loop import Leaving
 from mqauth.integrations.faststream_middleware import (
     Middleware,
@@ -51,6 +52,7 @@ def protect(
     guard: Pipeline | None = None,
     dead_letters: Letters | None = None,
     signer: Signer | None = None,
+    max_body: int = DEFAULT_MAX_BODY,
 ) -> B:
     """Have a broker handle only what was verified, and sign what it publishes; call it before its subscribers.
 
@@ -67,6 +69,8 @@ def protect(
         dead_letters: where rejected messages go, or a function that returns that once the broker starts; it may be
             asynchronous. A sink that blocks is called on a thread.
         signer: signs what is published; without it nothing may be.
+        max_body: bytes of body that RabbitMQ takes, its ``max_message_size``: a larger message is refused alone.
+            Clients of Kafka have such a setting themselves.
 
     Raises:
         ConfigurationError: neither guard nor signer is given, a guard has no dead letters or no audit, the broker
@@ -79,7 +83,7 @@ def protect(
         require(guard.audit is not None, "a consumer's pipeline needs audit=")
         require(dead_letters is not None, "guard= needs dead_letters=")
     protected: Any = broker
-    protection = Protection(protected, guard, dead_letters, signer)
+    protection = Protection(protected, guard, dead_letters, signer, max_body)
     require(
         not protected.subscribers, "protect a broker before its subscribers are declared"
     )

@@ -101,6 +101,7 @@ class Protection:
         guard: the pipeline.
         dead_letters: a sink, or what makes one.
         signer: signs what is published.
+        max_body: bytes of body that RabbitMQ takes.
 
     Raises:
         ConfigurationError: the broker is of another kind.
@@ -112,12 +113,14 @@ class Protection:
         guard: Pipeline | None,
         dead_letters: Letters | None,
         signer: Signer | None,
+        max_body: int,
     ) -> None:
         self.leaf = _leaf(broker)
         self.letters = LateLetters(dead_letters)
         self._broker = broker
         self._guard = guard
         self._signer = signer
+        self.max_body = max_body
         self._processors: WeakKeyDictionary[Any, Processor] = WeakKeyDictionary()
         self._telling: asyncio.Task[None] | None = None
 

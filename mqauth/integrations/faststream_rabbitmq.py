@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection
 from aiormq.abc import DeliveredMessage
 from faststream.rabbit.parser import AioPikaParser
-from faststream.rabbit.schemas import RABBIT_REPLY, QueueType
+from faststream.rabbit.schemas import RABBIT_REPLY, QueueType, RabbitExchange
 
 from mqauth.brokers.amqp_messages import DIRECT_REPLY, stream_refused
 from mqauth.brokers.event_loop import signed
 from mqauth.brokers.queue.processor import Processor
-from mqauth.brokers.rabbitmq.channel import is_stale, proved
+from mqauth.brokers.rabbitmq.channel import is_stale, proved, reopen
 from mqauth.brokers.rabbitmq.consumer import Deliveries, limit_of
 from mqauth.brokers.rabbitmq.producer import OUT_OF_REACH, Producer, UnroutableError
 from mqauth.judging.token import Times
@@ -42,6 +42,8 @@ BATCHES = ()
 """Kinds of publishers that send batches."""
 ANSWERS = FastStreamDeliveries(RABBIT_REPLY.name)
 """The calls for the answers of requests; RabbitMQ takes an answer as acked."""
+_DEFAULT: Final = RabbitExchange()
+"""The default exchange, which every channel has."""
 
 
 def processor(subscriber: Any) -> Callable[..., Processor]:
@@ -75,7 +77,12 @@ async def seal(
 
     Raises:
         MalformedMessage: it cannot be sent, or would arrive as something else.
+        aio_pika.exceptions.AMQPError: its channel was closed, and cannot be opened now.
     """
+    # Another message may have closed the one channel of all that is published. A test broker has none.
+    declarer = getattr(send.__self__, "declarer", None)
+    if declarer is not None:
+        await reopen((await declarer.declare_exchange(_DEFAULT)).channel)
     native = await AioPikaParser.encode_message(
         command.body,
         serializer=broker.config.fd_config._serializer,
@@ -87,7 +94,10 @@ async def seal(
         **command.message_options,
     )
     sealed = await signed(
-        signer, Producer(command.exchange, signer).seal, native, command.destination
+        signer,
+        Producer(command.exchange, signer, max_body=broker._mqauth.max_body).seal,
+        native,
+        command.destination,
     )
     # one dict for both: middlewares that come after ours add trace headers to the command's
     command.body, command.headers = sealed, sealed.headers

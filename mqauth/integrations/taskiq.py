@@ -27,7 +27,7 @@ with needs_extra("taskiq"):
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from aiormq.abc import DeliveredMessage
 
-from mqauth.brokers.amqp_messages import stream_refused
+from mqauth.brokers.amqp_messages import DEFAULT_MAX_BODY, stream_refused
 from mqauth.brokers.event_loop import ticking
 from mqauth.brokers.queue.processor import Processor
 from mqauth.brokers.rabbitmq.channel import proved
@@ -56,6 +56,7 @@ def protect(
     signer: Signer,
     guard: Callable[[], Pipeline] | None = None,
     dead_letters: Letters | None = None,
+    max_body: int = DEFAULT_MAX_BODY,
 ) -> B:
     """Have a broker's workers run only tasks that were verified, and sign what it sends; call it before it starts.
 
@@ -68,6 +69,7 @@ def protect(
         guard: makes the pipeline, in each process of a worker; what only sends does not call it.
         dead_letters: where rejected tasks go, or a function that returns that once the broker has started, which
             may be asynchronous. A sink that blocks is called on a thread.
+        max_body: bytes of body the broker takes, its ``max_message_size``: a larger task is refused alone.
 
     Raises:
         ConfigurationError: the broker is of another kind, is protected or has started already, or delays tasks by
@@ -86,7 +88,7 @@ def protect(
     )
     require(not protected._delayed_message_exchange_plugin, plugin)
     protected.__class__ = _protected(type(protected))
-    protected._mqauth = Protection(guard, signer, dead_letters)
+    protected._mqauth = Protection(guard, signer, dead_letters, max_body)
     return broker
 
 
@@ -104,11 +106,12 @@ class Protection:
         make: Callable[[], Pipeline] | None,
         signer: Signer,
         dead_letters: Letters | None,
+        max_body: int,
     ) -> None:
         self._make = make
         self._dead_letters = dead_letters
         self.guard: Pipeline | None = None
-        self.signer = signer
+        self.producer = partial(Producer, signer=signer, max_body=max_body)
         self.letters = LateLetters(dead_letters)
         self.turns = set[Turn]()
 
@@ -232,13 +235,15 @@ class SigningChannel:
 
     Args:
         channel: aio-pika's.
-        signer: signs.
+        producer: makes the producer of an exchange.
         broker: taskiq's, whose delay queue it knows.
     """
 
-    def __init__(self, channel: Any, signer: Signer, broker: Any) -> None:
+    def __init__(
+        self, channel: Any, producer: Callable[[Any], Producer], broker: Any
+    ) -> None:
         self._channel = channel
-        self._signer = signer
+        self._producer = producer
         self._broker = broker
         self._producers: dict[str, Producer] = {}
 
@@ -253,8 +258,8 @@ class SigningChannel:
     async def get_exchange(self, name: str, **options: Any) -> Producer:
         """Return an exchange that signs."""
         if name not in self._producers:
-            self._producers[name] = Producer(
-                await self._channel.get_exchange(name, **options), self._signer
+            self._producers[name] = self._producer(
+                await self._channel.get_exchange(name, **options)
             )
         return self._producers[name]
 
@@ -279,7 +284,7 @@ class SigningChannel:
         exchange = await self._channel.get_exchange(
             moved["x-dead-letter-exchange"], ensure=False
         )
-        sealed = Producer(exchange, self._signer).seal(
+        sealed = self._producer(exchange).seal(
             message, moved["x-dead-letter-routing-key"]
         )
         sealed.expiration = waits
@@ -307,7 +312,7 @@ def _protected(kind: Any) -> type:
                 await self._mqauth.check(self)
             await super().startup()
             self.write_channel: Any = SigningChannel(
-                self.write_channel, self._mqauth.signer, self
+                self.write_channel, self._mqauth.producer, self
             )
             if self.is_worker_process:
                 await self._mqauth.letters.start()

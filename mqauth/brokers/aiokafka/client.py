@@ -166,15 +166,12 @@ async def committed(client: Any, places: list[Any]) -> dict[Any, Any]:
     return await client._coordinator.fetch_committed_offsets(places)  # type: ignore[no-any-return]
 
 
-def states_of(client: Any) -> dict[Any, Any]:
-    """Return what the client knows of each partition that it holds."""
-    held = getattr(client._subscription.subscription, "assignment", None)
-    return {} if held is None else held._tp_state
-
-
 def position(client: Any, place: Any) -> int | None:
     """Return the offset that is read next, ``None`` where there is none yet."""
-    return None if (state := states_of(client).get(place)) is None else state._position
+    state = client._subscription
+    if place not in state.assigned_partitions():
+        return None
+    return state._assigned_state(place)._position  # type: ignore[no-any-return]
 
 
 def reset_of(client: Any) -> str:
@@ -193,8 +190,9 @@ def no_reset(client: Any) -> Any:
         client._fetcher._default_reset_strategy,
         OffsetResetStrategy.NONE,
     )
-    for state in states_of(client).values():
-        state._reset_strategy = None
+    state = client._subscription
+    for place in state.assigned_partitions():
+        state._assigned_state(place)._reset_strategy = None
     return theirs
 
 

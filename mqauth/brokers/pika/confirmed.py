@@ -18,6 +18,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.amqp_messages import (
     DEFAULT_DELIVERY_LIMIT,
+    DEFAULT_MAX_BODY,
     LETTERS,
     UNPARSEABLE,
     exists,
@@ -26,7 +27,6 @@ from mqauth.brokers.amqp_messages import (
     source_arguments,
 )
 from mqauth.brokers.dead_letters import (
-    DEFAULT_MAX_BODY,
     LOOK,
     RECORD_PROPERTIES,
     burying,
@@ -109,14 +109,13 @@ class Publisher:
             pika.exceptions.AMQPError: the channel or its connection ended.
         """
         check_properties(properties, self.link.frame_size)
-        self.link.attach()
-        line, name = await self._ready(), str(properties.message_id)
+        line, name = await self.ready(), str(properties.message_id)
         # A returned message is known by its id alone, so no two of one id are in flight.
         while same := [
             confirm for known, confirm, _ in self._unconfirmed.values() if known == name
         ]:
             await asyncio.wait(same)
-            line = await self._ready()
+            line = await self.ready()
         confirm: asyncio.Future[Exception | None] = (
             asyncio.get_running_loop().create_future()
         )
@@ -128,12 +127,16 @@ class Publisher:
         if (error := await asyncio.shield(confirm)) is not None:
             raise error
 
-    async def _ready(self) -> Line:
+    async def ready(self) -> Line:
         """Return the channel, opened anew where it was closed; those who wait share one opening.
 
         While the broker blocks the connection it waits: what is written then stays in pika's buffer, which has no
         bound, and each retry would add another copy of the body.
+
+        Raises:
+            Exception: pika's: the connection ended.
         """
+        self.link.attach()
         while self.link.blocked or self._line is None or not self._line.is_open:
             await self.link.unblocked()
             if self._line is not None and self._line.is_open:

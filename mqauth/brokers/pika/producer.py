@@ -13,7 +13,12 @@ from typing import Any, Final
 from pika import BasicProperties, BlockingConnection
 from pika.exceptions import AMQPConnectionError, ChannelWrongStateError
 
-from mqauth.brokers.amqp_messages import deferring, mandatory_reply, new_message_id
+from mqauth.brokers.amqp_messages import (
+    DEFAULT_MAX_BODY,
+    deferring,
+    mandatory_reply,
+    new_message_id,
+)
 from mqauth.brokers.amqp_values import headers_out
 from mqauth.brokers.closing import CLOSE_WITHIN, UnconfirmedError
 from mqauth.brokers.event_loop import tell
@@ -52,6 +57,7 @@ class Producer(Closing):
         batch: messages that concurrent publishes may have sealed under one signature, 1 to 1,024; with 1 each has
             a token of its own.
         linger: seconds a message may wait for others to be sealed with, 0 to 10.
+        max_body: bytes of body the broker takes, its ``max_message_size``: a larger message is refused alone.
 
     Raises:
         ConfigurationError: ``batch`` or ``linger`` is out of its limits.
@@ -66,14 +72,20 @@ class Producer(Closing):
         value_serializer: Callable[[Any], bytes] | None = None,
         batch: int = DEFAULT_BATCH,
         linger: float = 0,
+        max_body: int = DEFAULT_MAX_BODY,
     ) -> None:
-        self._sealing = Sealing(
-            signer, batch, linger, lambda: ClosedByOwnerError("the producer was closed")
-        )
         self._publisher = Publisher(connection)
+        self._sealing = Sealing(
+            signer,
+            batch,
+            linger,
+            lambda: ClosedByOwnerError("the producer was closed"),
+            ready=self._publisher.ready,
+        )
         self.link = self._publisher.link
         self._exchange = exchange
         self._serialize = value_serializer
+        self._max_body = max_body
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._end: Callable[[], object] = lambda: None
@@ -163,7 +175,11 @@ class Producer(Closing):
         if self._serialize is not None and not isinstance(body, bytes):
             body = self._serialize(body)
         message = to_message(
-            taken, body, exchange=self._exchange, routing_key=routing_key
+            taken,
+            body,
+            exchange=self._exchange,
+            routing_key=routing_key,
+            max_body=self._max_body,
         )
         return partial(
             self._sealing.publish,

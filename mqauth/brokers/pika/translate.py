@@ -72,6 +72,7 @@ def to_message(
     exchange: str,
     routing_key: str,
     message_id: str | None = None,
+    max_body: int = amqp_messages.DEFAULT_MAX_BODY,
 ) -> Message:
     """Return the ``Message`` that consumers will get of what is to be published.
 
@@ -83,6 +84,7 @@ def to_message(
         exchange: empty for the default exchange.
         routing_key: at most 255 bytes.
         message_id: used where the properties have no id.
+        max_body: bytes of body that the broker takes.
 
     Raises:
         MalformedMessage: a part cannot be sent, or would arrive as something else.
@@ -96,6 +98,7 @@ def to_message(
         routing_key=routing_key,
         scalar=scalar_on_wire,
         message_id=message_id,
+        max_body=max_body,
     )
 
 

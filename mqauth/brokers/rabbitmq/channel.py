@@ -136,10 +136,11 @@ def is_untouched(native: object, method: str) -> bool:
 
 @dataclass(slots=True)
 class _Tried:
-    """When a channel was last tried and when that was last logged, in seconds of the event loop."""
+    """The newest attempt to open one channel; times are seconds of the event loop."""
 
     at: float = float("-inf")
     said: float = float("-inf")
+    opening: asyncio.Task[Exception | None] | None = None
 
     def say(self, now: float, why: object) -> None:
         # Seconds between two log lines about one channel.
@@ -167,15 +168,11 @@ async def ready(channel: AbstractChannel) -> None:
         aio_pika.exceptions.AMQPError: it cannot be opened now, since something declared on it is missing.
     """
     while isinstance(channel, AbstractRobustChannel):
-        # Before aio-pika 10.2 it is the channel's own future, which must not be cancelled.
-        closed = asyncio.ensure_future(asyncio.shield(channel.closed()))
-        connection = getattr(channel, "_connection", None)
         require(
-            not closed.done() and not getattr(connection, "is_closed", False),
+            not _is_ended(channel),
             "the channel was closed by its owner",
             ClosedByOwnerError,
         )
-        closed.cancel()
         # It is waited for a little.
         with suppress(TimeoutError):
             async with asyncio.timeout(1.0):
@@ -198,30 +195,63 @@ def watch(channel: object) -> None:
 
 
 async def reopen(channel: object) -> None:
-    """Have aio-pika open a closed robust channel again, at most once a second; do nothing for any other channel.
+    """Wait until a robust channel that the broker has closed is open again; do nothing for any other channel.
 
     A channel that its owner closed stays closed, and one whose connection is down is opened by aio-pika itself.
+    Those who wait share one attempt, and within a second its failure: it may be somebody else's exchange that is
+    missing.
 
     Raises:
         aio_pika.exceptions.AMQPError: it cannot be opened now; the text names what is missing.
+        TimeoutError: the broker does not answer.
     """
     watch(channel)
     if not isinstance(channel, AbstractRobustChannel) or not channel.is_closed:
         return
     now, tried = asyncio.get_running_loop().time(), _TRIED.setdefault(channel, _Tried())
-    if now - tried.at < RETRY:
-        return
-    tried.at = now
-    connection = _transport(channel)
-    if connection is None or connection.is_closed:
+    if not _is_up(channel):
         return tried.say(now, "its connection is down")
+    opening = tried.opening
+    if opening is None or (
+        opening.done() and (opening.result() is None or now - tried.at >= RETRY)
+    ):
+        tried.at = now
+        opening = tried.opening = asyncio.create_task(_restore(channel))
+    error = await asyncio.shield(opening)
+    if error is not None:
+        tried.say(now, error)
+        # Without the frames of all who were told before.
+        raise error.with_traceback(None)
+
+
+async def _restore(channel: AbstractRobustChannel) -> Exception | None:
+    """Have aio-pika open a channel again; return what it raises."""
     try:
         async with asyncio.timeout(10.0):
-            with closing_is_an_error():
-                await channel.restore()
+            # aio-pika does nothing where it has not heard yet that the channel is closed.
+            while channel.is_closed and not _is_ended(channel) and _is_up(channel):
+                with closing_is_an_error():
+                    await channel.restore()
+                await asyncio.sleep(0.02 if channel.is_closed else 0)
     except LOST as error:
-        tried.say(now, error)
-        raise
+        return error
+    return None
+
+
+def _is_ended(channel: AbstractRobustChannel) -> bool:
+    """Return whether the owner has closed a channel or its connection: nothing will open it again."""
+    # Before aio-pika 10.2 it is the channel's own future, which must not be cancelled.
+    closed = asyncio.ensure_future(asyncio.shield(channel.closed()))
+    if closed.done():
+        return True
+    closed.cancel()
+    return bool(getattr(getattr(channel, "_connection", None), "is_closed", False))
+
+
+def _is_up(channel: object) -> bool:
+    """Return whether the connection of a channel is up, as far as is known."""
+    connection = _transport(channel)
+    return connection is not None and not connection.is_closed
 
 
 def _transport(channel: object) -> Any:

@@ -19,6 +19,7 @@ from pamqp import commands
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.amqp_messages import (
     DEFAULT_DELIVERY_LIMIT,
+    DEFAULT_MAX_BODY,
     LETTERS,
     UNPARSEABLE,
     exists,
@@ -27,7 +28,6 @@ from mqauth.brokers.amqp_messages import (
     source_arguments,
 )
 from mqauth.brokers.dead_letters import (
-    DEFAULT_MAX_BODY,
     LOOK,
     RECORD_PROPERTIES,
     burying,

@@ -25,6 +25,7 @@ from pamqp.frame import FrameTypes, marshal
 from pamqp.header import ContentHeader
 
 from mqauth.brokers.amqp_messages import (
+    DEFAULT_MAX_BODY,
     check_frame,
     deferring,
     mandatory_reply,
@@ -90,6 +91,7 @@ class Producer(AbstractAsyncContextManager["Producer"]):
         batch: messages that concurrent ``publish`` calls may have sealed under one signature, 1 to 1,024;
             with 1 each has a token of its own.
         linger: seconds a message may wait for others to be sealed with, 0 to 10.
+        max_body: bytes of body the broker takes, its ``max_message_size``: a larger message is refused alone.
 
     Raises:
         ConfigurationError: ``batch`` or ``linger`` is out of its limits, or this is no exchange.
@@ -103,19 +105,25 @@ class Producer(AbstractAsyncContextManager["Producer"]):
         value_serializer: Callable[[Any], bytes | AbstractMessage] | None = None,
         batch: int = DEFAULT_BATCH,
         linger: float = 0,
+        max_body: int = DEFAULT_MAX_BODY,
     ) -> None:
         require(
             hasattr(exchange, "name"),
             f"a producer takes an exchange of aio-pika, not {type(exchange).__name__}",
         )
+        self._channel = getattr(exchange, "channel", None)
         self._sealing = Sealing(
-            signer, batch, linger, lambda: ClosedByOwnerError("the producer was closed")
+            signer,
+            batch,
+            linger,
+            lambda: ClosedByOwnerError("the producer was closed"),
+            ready=partial(reopen, self._channel),
         )
         self._exchange = exchange
         self._direct, self._through = DirectPath(exchange), ExchangePath(exchange)
         self._signer = signer
         self._serialize = value_serializer
-        self._channel = getattr(exchange, "channel", None)
+        self._max_body = max_body
         self._confirms: bool = getattr(self._channel, "publisher_confirms", True)
         if not self._confirms:
             lossy = "a producer's channel has no publisher confirms: lost messages go unnoticed"
@@ -225,6 +233,7 @@ class Producer(AbstractAsyncContextManager["Producer"]):
             exchange=self._exchange.name,
             routing_key=routing_key,
             message_id=message_id,
+            max_body=self._max_body,
         )
 
     async def _confirmed(
@@ -238,7 +247,6 @@ class Producer(AbstractAsyncContextManager["Producer"]):
         """Publish, and raise what aio-pika may return: a message that came back."""
         ready = path.ready(taken, sealed)
         try:
-            await reopen(self._channel)
             with closing_is_an_error():
                 result = await path.send(ready, routing_key, **flags)
         except exceptions.PublishError:
