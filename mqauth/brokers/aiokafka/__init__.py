@@ -5,6 +5,7 @@ takes what is rejected, and ``TransactionalDeadLetters`` commits it together wit
 those who keep their own loop. Install the ``aiokafka`` extra.
 """
 
+from mqauth.brokers.closing import UnconfirmedError
 from mqauth.errors import needs_extra
 
 with needs_extra("aiokafka"):
@@ -42,6 +43,7 @@ __all__ = [
     "ProducerFatalError",
     "Stall",
     "TransactionalDeadLetters",
+    "UnconfirmedError",
     "from_native",
     "judge",
 ]

@@ -6,6 +6,7 @@
 ``confluent`` extra.
 """
 
+from mqauth.brokers.closing import UnconfirmedError
 from mqauth.errors import needs_extra
 
 with needs_extra("confluent"):
@@ -47,6 +48,7 @@ __all__ = [
     "ProducerFatalError",
     "Stall",
     "TransactionalDeadLetters",
+    "UnconfirmedError",
     "ajudge",
     "from_native",
     "judge",

@@ -8,6 +8,7 @@ takes ``judge``. Install the ``kafka`` extra.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mqauth.brokers.closing import UnconfirmedError
 from mqauth.errors import needs_extra
 
 with needs_extra("kafka"):
@@ -47,6 +48,7 @@ __all__ = [
     "ProducerFatalError",
     "Stall",
     "TransactionalDeadLetters",
+    "UnconfirmedError",
     "from_native",
     "judge",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mqauth.brokers.closing import UnconfirmedError
 from mqauth.errors import needs_extra
 
 with needs_extra("pika"):
@@ -38,6 +39,7 @@ __all__ = [
     "Health",
     "Judgement",
     "Producer",
+    "UnconfirmedError",
     "UnroutableError",
     "declare_dead_letters",
     "declare_source",

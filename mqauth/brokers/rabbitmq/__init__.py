@@ -14,6 +14,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Unpack
 
+from mqauth.brokers.closing import UnconfirmedError
 from mqauth.errors import StaleDelivery, needs_extra, require
 
 with needs_extra("rabbitmq"):
@@ -51,6 +52,7 @@ __all__ = [
     "DeadLetters",
     "Health",
     "Producer",
+    "UnconfirmedError",
     "UnroutableError",
     "declare_dead_letters",
     "declare_source",
