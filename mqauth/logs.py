@@ -139,6 +139,8 @@ _TABLE: Final = (
     ("selftest", logging.CRITICAL, "selftest.accepted"),
     ("stores.redis", logging.WARNING, "store.unchecked"),
     ("stores.redis", logging.ERROR, "store.unsafe"),
+    ("replay", logging.ERROR, "store.unrecorded"),
+    ("replay", logging.CRITICAL, "store.forgot"),
     ("telemetry", logging.WARNING, "telemetry.gauge_failed"),
 )
 EVENTS: Final[Mapping[str, tuple[str, int]]] = {

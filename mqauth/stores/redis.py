@@ -21,8 +21,9 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Unavailable, needs_extra, require
 from mqauth.flow import Flow, arun, call, run
 from mqauth.logs import emit
-from mqauth.replay.rules import ClaimRequest, ClaimStatus
-from mqauth.stores import redis_script
+from mqauth.replay.rules import FORGOT, ClaimRequest, ClaimStatus, MemoryLost
+from mqauth.stores import redis_marks, redis_script
+from mqauth.stores.redis_marks import Marks
 from mqauth.threads import in_event_loop
 
 with needs_extra("redis"):
@@ -80,6 +81,11 @@ class RedisReplayStore:
         # By event loop, verb and scope what was asked in its present turn, and the task that will send it.
         self._asked: dict[Any, tuple[list[ClaimRequest], asyncio.Task[list[Any]]]] = {}
         self._inspected = False
+        self._marks = Marks(clock, self.where)
+        self.lost: MemoryLost | None = None
+        """What the server has forgotten, until that is on record."""
+        self.losses = 0
+        """How often it did, since this process began."""
 
     @classmethod
     def from_url(
@@ -127,6 +133,12 @@ class RedisReplayStore:
             not awaits or in_event_loop(),
             f"there is no event loop: give the store no {type(client).__module__}.{type(client).__name__}",
         )
+
+    def recorded(self, lost: MemoryLost, /) -> None:
+        """Go on with what the server knows by now."""
+        if self.lost is lost:
+            self._marks.begin_anew()
+            self.lost = None
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:
         """Take the lease where the rules allow it, in one round trip.
@@ -234,6 +246,8 @@ class RedisReplayStore:
                     {risk for node in nodes if first for risk in redis_script.risks(node)}
                 ):
                     emit("store.unsafe", "the replay store is not safe: %s", risk)
+            if verb is redis_script.Verb.CLAIM and requests:
+                yield from self._remembered(client, requests[0].scope)
             for start in range(0, len(requests), BATCH):
                 asked = redis_script.script_call(
                     verb,
@@ -246,12 +260,11 @@ class RedisReplayStore:
                     else self._lease_clock.monotonic(),
                 )
                 given = (len(asked.keys), *asked.keys, *asked.arguments)
-                try:
-                    answer = yield from call(client.evalsha, redis_script.SHA, *given)
-                # A server forgets its scripts when it restarts, or when another one takes over.
-                except redis.exceptions.NoScriptError:
-                    answer = yield from call(client.eval, redis_script.SCRIPT, *given)
+                script = redis_script.SHA, redis_script.SCRIPT
+                answer = yield from _evaluated(client, *script, *given)
                 statuses += map(said.__getitem__, redis_script.letters(answer, asked))
+        except Unavailable:
+            raise
         except Exception as error:
             # The server has become a replica: its name may lead to the new master by now, on a new connection.
             replica = isinstance(error, redis.exceptions.ReadOnlyError)
@@ -262,6 +275,39 @@ class RedisReplayStore:
             # The type alone: the text of a client's error may name users.
             raise Unavailable(cause, f"{type(error).__name__} ({self.where})") from error
         return statuses
+
+    def _remembered(self, client: Any, scope: str) -> Flow[None]:
+        """See once a second whether the server still knows what this process wrote.
+
+        Raises:
+            Unavailable: it does not, and that is not on record yet.
+        """
+        prefix = redis_script.prefix_of(self._namespace, scope)
+        if self.lost is None and (given := self._marks.due(prefix)) is not None:
+            try:
+                answer = yield from _evaluated(
+                    client, redis_marks.SHA, redis_marks.MARK, *given
+                )
+                lost = self._marks.found(prefix, answer)
+            except Exception:
+                self._marks.look_again(prefix)
+                raise
+            if lost is not None and self.lost is None:
+                self.lost, self.losses = lost, self.losses + 1
+                emit("store.forgot", FORGOT, lost.where, lost.why)
+        if self.lost is not None:
+            raise Unavailable(
+                Cause.REPLAY_STORE_UNAVAILABLE,
+                f"{self.where} has lost its memory: {self.lost.why}",
+            )
+
+
+def _evaluated(client: Any, sha: str, script: str, *given: Any) -> Flow[Any]:
+    """Run a script, which a server forgets when it restarts, or when another one takes over."""
+    try:
+        return (yield from call(client.evalsha, sha, *given))
+    except redis.exceptions.NoScriptError:
+        return (yield from call(client.eval, script, *given))
 
 
 def _pool(kind: Any, url: str, timeout: float, retry: Any, /, **limits: float) -> Any:

@@ -210,6 +210,11 @@ def script_call(
     )
 
 
+def prefix_of(namespace: str, scope: str) -> bytes:
+    """Return the beginning of all keys of a scope."""
+    return _PREFIXES[namespace, scope]
+
+
 def letters(answer: Any, asked: ScriptCall) -> list[str]:
     """Return the letters of an answer in the order of the requests.
 
