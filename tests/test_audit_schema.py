@@ -93,7 +93,9 @@ def test_enumerations_are_the_codes() -> None:
         "rung_lowered",
         "unsigned_again",
     }
-    kinds |= set(re.findall(r'yield "(\w+)", ', Path(misuse.__file__).read_text()))
+    kinds |= set(
+        re.findall(r'yield\s+\(?\s*"(\w+)",\s', Path(misuse.__file__).read_text())
+    )
     assert SCHEMA["$defs"]["refusal"]["enum"] == [refusal.value for refusal in Refusal]
     assert SCHEMA["$defs"]["reason"]["enum"] == [reason.value for reason in Reason]
     assert set(SCHEMA["$defs"]["claims"]["properties"]["alg"]["enum"]) == {

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mqauth import Message, Origin, Reason, Rejection
+from mqauth.brokers.log.records import record_message
 from mqauth.letters import dead_letter as deadletter
 from mqauth.letters.dead_letter import MAX_HEADERS, DeadLetter, content_digest, letter_id
 
@@ -170,6 +173,42 @@ def test_a_message_of_very_many_headers_has_only_a_reference(
     forms = list(found.forms(all_kept, lambda form: True))
     assert len(forms) == (3 if count == MAX_HEADERS else 1)
     assert forms[-1].body == found.reference().body
+
+
+_MANY = 20_000
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param((("a", b""),) * _MANY, id="one name"),
+        pytest.param(tuple((str(n), b"") for n in range(_MANY)), id="many names"),
+        pytest.param((("a", None),) * _MANY, id="null"),
+    ],
+)
+def test_a_record_of_very_many_headers_costs_no_calls_for_each(
+    headers: tuple[tuple[str, bytes | None], ...], world: Any
+) -> None:
+    """Verdict, record and letter of a record of 20,000 headers call no function for each."""
+    calls = 0
+
+    def counted(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    world.letters.publish.function = lambda letter: list(
+        letter.forms(all_kept, lambda form: True)
+    )
+    record = SimpleNamespace(
+        topic="orders", partition=0, offset=5, timestamp=1, timestamp_type=1, key=b"k", value=b"v", headers=headers
+    )  # fmt: skip
+    sys.setprofile(counted)
+    try:
+        outcome = world.process(record_message(record, "billing"))
+    finally:
+        sys.setprofile(None)
+    assert outcome.dead_letter is not None
+    assert calls < 2 * _MANY if len(set(headers)) > 1 else calls < _MANY // 10
 
 
 def test_a_content_is_digested_once_for_a_delivery(

@@ -232,6 +232,8 @@ def test_documented_alerts_are_the_detectors() -> None:
         re.findall(r'fact\.alert\(\s*"(\w+)"', Path(misuse.__file__).read_text("utf-8"))
     )
     kinds |= {kind for kind, *_ in AT_ONCE.values()} | {"rung_lowered", "unsigned_again"}
-    kinds |= set(re.findall(r'yield "(\w+)", ', Path(misuse.__file__).read_text("utf-8")))
+    kinds |= set(
+        re.findall(r'yield\s+\(?\s*"(\w+)",\s', Path(misuse.__file__).read_text("utf-8"))
+    )
     table = DOCS.partition("| alert |")[2].partition("The detectors learn habits")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == kinds

@@ -30,6 +30,7 @@ from mqauth.brokers.pika.translate import (
     to_message,
     to_properties,
 )
+from mqauth.brokers.process import HomeProcess
 from mqauth.testing import Forge
 
 METHOD = SimpleNamespace(
@@ -259,7 +260,7 @@ def test_it_runs_until_another_thread_stops_it() -> None:
         over.set()
 
     consumer = leaf.Consumer.__new__(leaf.Consumer)
-    consumer._engine = SimpleNamespace(run=run, stop=stop)  # type: ignore[assignment]
+    consumer._engine = SimpleNamespace(run=run, stop=stop, home=HomeProcess("consumer"))  # type: ignore[assignment]
     consumer._links, consumer._watched, consumer._threads, consumer._stopped = (
         [],
         [],

@@ -109,7 +109,11 @@ def claimed(kind: str) -> None:
 def edit(function: Any, old: str, new: str) -> Patch:
     """Return what runs a function with one piece of its source in place of another, wherever it is referred to."""
     source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(old) == 1, f"{function.__qualname__} has changed: {old}"
+    # The formatter may break a piece over lines anywhere between two of its words.
+    words = re.findall(r"\w+|[^\w\s]", old)
+    piece = re.compile(r"\s*".join(map(re.escape, words)))
+    assert len(piece.findall(source)) == 1, f"{function.__qualname__} has changed: {old}"
+    edited = piece.sub(lambda _: new.strip(), source)
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         scope: dict[str, Any] = {}
@@ -117,7 +121,7 @@ def edit(function: Any, old: str, new: str) -> Patch:
             function.__code__.co_flags & 0x1000000
         )  # from __future__ import annotations
         exec(  # noqa: S102
-            compile(source.replace(old, new), "<fault>", "exec", flags),
+            compile(edited, "<fault>", "exec", flags),
             function.__globals__,
             scope,
         )

@@ -61,7 +61,8 @@ def _run(trials: Trials, report: Report, modules: Sequence[str], *, again: bool)
             report.add(fault.key, told)
             if told == SURVIVED and not report.is_explained(fault.key):
                 state = "open" if report.open[-1:] == [fault.key] else "explained"
-                print(f"  {state}: {' | '.join(map(str, fault.key))}", flush=True)
+                where = " | ".join(map(str, fault.key))
+                print(f"  {state}: {where} | {fault.text}", flush=True)
         print(report.line(module), f"in {time.monotonic() - begun:.0f} s", flush=True)
 
 

@@ -37,14 +37,12 @@ class Key(NamedTuple):
     Args:
         module: below ``mqauth``, with dots.
         function: the innermost one that the fault is in, with its class; empty at the top of the module.
-        line: the text of its first line.
         change: what the fault is.
-        nth: counts the same change of the same text in one function, from 1.
+        nth: counts the same change in one function, from 1.
     """
 
     module: str
     function: str
-    line: str
     change: str
     nth: int
 
@@ -55,11 +53,13 @@ class Fault:
 
     Args:
         key: which it is.
+        text: of the first line that it stands in, for whoever reads the report.
         lineno: of the function whose code it is in, 0 where it is in none.
         lines: of the statement that it is in, without what is within that.
     """
 
     key: Key
+    text: str
     lineno: int
     lines: range
     tree: ast.Module
@@ -136,13 +136,16 @@ def faults(module: str, source: str) -> Iterator[Fault]:
     ]
     for place in places:
         for change, other in _changes(place.node, place):
-            line = lines[getattr(place.node, "lineno", 1) - 1].strip()
-            seen[place.function, line, change] += 1
-            key = Key(
-                module, place.function, line, change, seen[place.function, line, change]
-            )
+            seen[place.function, change] += 1
+            key = Key(module, place.function, change, seen[place.function, change])
             yield Fault(
-                key, place.lineno, place.lines, tree, place, _located(other, place.node)
+                key=key,
+                text=lines[getattr(place.node, "lineno", 1) - 1].strip(),
+                lineno=place.lineno,
+                lines=place.lines,
+                tree=tree,
+                place=place,
+                other=_located(other, place.node),
             )
 
 

@@ -20,7 +20,7 @@ from mqauth.wire import json_form
 from mqauth.wire.message import Message
 
 PAGES = (
-    "docs/review.md", "docs/how-to/survive-an-issuers-outage.md",
+    "docs/review.md",
     "docs/how-to/respond-to-a-stolen-key.md", "docs/how-to/run-a-fleet-in-several-languages.md",
     "docs/troubleshooting.md",
 )  # fmt: skip

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from mqauth.brokers.event_loop import Timer, call_later, signed
+from mqauth.brokers.process import HomeProcess
 from mqauth.signer import Prepared, Signer, check_batching
 from mqauth.wire.message import Message
 
@@ -34,6 +35,7 @@ class Sealing:
         timer: calls a function after so many seconds.
 
     Attributes:
+        home: where it is used.
         running: calls of ``publish`` that are running.
 
     Raises:
@@ -50,6 +52,7 @@ class Sealing:
         timer: Timer = call_later,
     ) -> None:
         check_batching(batch, linger)
+        self.home = HomeProcess("producer")
         self.running = 0
         self._refusal = refusal
         self._closed, self._idle = False, asyncio.Event()
@@ -75,6 +78,7 @@ class Sealing:
             MalformedMessage: the message cannot be signed; others are not concerned.
             ConfigurationError, Unavailable: there is no key to sign with.
         """
+        self.home.check()
         if self._closed:
             raise self._refusal()
         prepared, self._blocking = self._signer.prepare(message), self._signer.blocking
@@ -96,6 +100,7 @@ class Sealing:
 
     async def close(self) -> None:
         """Refuse calls from now on, seal what waits, and return once no call is running."""
+        self.home.check()
         self._closed = True
         self.seal_now()
         if self.running:

@@ -165,9 +165,8 @@ class LogWork:
             self._assignment.early.setdefault(place, first)
             return False
         try:
-            yield from call(
-                self._guard.audit.write, record, cause=Cause.AUDIT_UNAVAILABLE
-            )  # type: ignore[union-attr]
+            write = self._guard.audit.write  # type: ignore[union-attr]
+            yield from call(write, record, cause=Cause.AUDIT_UNAVAILABLE)
         except Unavailable as error:
             self._assignment.stall(
                 partition,

@@ -85,7 +85,8 @@ class Shape:
         self.on_kafka = destination.is_kafka(form[0])
         self.place = 0
         self.fault: tuple[Reason, str] | None = None
-        self.released = any(map(is_release, form[1]))
+        # Of names that repeat, as a hostile record's do, each is asked once.
+        self.released = any(map(is_release, set(form[1])))
         try:
             self.place = envelope.place_of_token(form[1])
         except Rejection as rejection:

@@ -179,6 +179,7 @@ class Producer(RecordProducer, AbstractAsyncContextManager["Producer"]):
             raise ProducerFatalError.after(type(error).__name__)
 
     async def _seal_all(self) -> None:
+        self._home.check()
         if self._sealing is not None:
             await self._sealing.flush()
 

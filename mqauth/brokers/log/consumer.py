@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 
 from mqauth.brokers.event_loop import BackgroundRun, FirstError, look, stopping_on_signals
 from mqauth.brokers.log.poller import LEAVE, LogEngine
+from mqauth.brokers.process import HomeProcess
 from mqauth.clock import Clock
 from mqauth.delivery.log_work import check_plugins
 from mqauth.errors import require
@@ -233,9 +234,11 @@ class LogConsumer(BackgroundRun, LogEngine):
             watch=watch,
         )
         self._started = False
+        self._home = HomeProcess("consumer")
 
     def __enter__(self) -> Self:
         """Run in a background thread, once the self-test has passed."""
+        self._home.check()
         run(starting(self._guard))
         # From now on, for whoever asks for its health before the thread has begun.
         self._running = not self._started
@@ -255,6 +258,7 @@ class LogConsumer(BackgroundRun, LogEngine):
             CommitUnansweredError: the client does not return from a commit.
             Exception: the client's own, where the broker refuses it for good, for lack of rights for example.
         """
+        self._home.check()
         require(not self._started, "a consumer runs once: make another one")
         run(starting(self._guard))
         self._started = True

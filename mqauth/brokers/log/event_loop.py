@@ -24,6 +24,7 @@ from mqauth.brokers.event_loop import (
     was_cancelled,
 )
 from mqauth.brokers.log.poller import IDLE, LEAVE, LogEngine
+from mqauth.brokers.process import HomeProcess
 from mqauth.errors import MqauthError, require
 from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume, settled
 from mqauth.judging.pipeline import Handler, Pipeline
@@ -75,6 +76,7 @@ class AsyncLogConsumer(LogEngine):
         self._visits = DeliveryTasks()
         self._committing = asyncio.Lock()
         self._stopping = asyncio.Event()
+        self._home = HomeProcess("consumer")
         self._polling: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
@@ -111,6 +113,7 @@ class AsyncLogConsumer(LogEngine):
 
     async def __aenter__(self) -> Self:
         """Start consuming in the background."""
+        self._home.check()
         require(self._polling is None, "a consumer runs once: make another one")
         await arun(starting(self._guard))
         loop = asyncio.get_running_loop()

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, to_message
 from mqauth.brokers.log.sealing import SMALL
+from mqauth.brokers.process import HomeProcess
 from mqauth.errors import ConfigurationError, RetryLater, require
 from mqauth.flow import Flow, call, run
 from mqauth.judging.verified import Verified
@@ -59,6 +60,7 @@ class RecordProducer(ABC):
         check_batching(batch, linger)
         require(in_flight >= 1, f"max_in_flight must be at least 1, not {in_flight}")
         self.client = client
+        self._home = HomeProcess("producer")
         self._signer = signer
         self._serialize = serialize
         self._transactional = transactional
@@ -85,6 +87,7 @@ class RecordProducer(ABC):
         Raises:
             MalformedMessage: Kafka cannot carry it.
         """
+        self._home.check()
         if (
             self._serialize is not None
             and value is not None
@@ -161,6 +164,7 @@ class LogProducer(RecordProducer, Closing):
 
     def _seal_all(self, timeout: float | None = None) -> float | None:
         """Seal and send what waits; return the seconds that are left of the timeout."""
+        self._home.check()
         if self._sealing is None:
             return timeout
         until = None if timeout is None else time.monotonic() + timeout

@@ -99,7 +99,7 @@ class RecordPlace:
                 type(pair) is not tuple
                 or len(pair) != 2
                 or type(pair[0]) is not str
-                or type(pair[1]) is not bytes
+                or (type(pair[1]) is not bytes and pair[1] is not None)
             ):
                 # Those that are pairs are kept, in order; a value may be null.
                 shape, values, count = (tuple, list), (bytes, type(None)), len(pairs)

@@ -107,6 +107,7 @@ class Consumer(BackgroundRun):
             ConfigurationError: the pipeline or a plug-in does not fit; nothing was lost.
             Exception: pika's own, where the queue cannot be consumed, or a connection was lost.
         """
+        self._engine.home.check()
         drive(self._run(signals), self._threads)
 
     def stop(self) -> None:

@@ -137,6 +137,7 @@ class Producer(Closing):
             ClosedByOwnerError: the producer was closed.
             pika.exceptions.AMQPError: the connection ended.
         """
+        self._sealing.home.check()
         with self._lock:
             require(not self._closed, "the producer was closed", ClosedByOwnerError)
             return self.link.loop or self._start()
@@ -178,6 +179,7 @@ class Producer(Closing):
 
     def close(self) -> None:
         """Seal what waits, and return when every publish has its outcome; the connection is yours again."""
+        self._sealing.home.check()
         with self._lock:
             self._closed = True
         self._end()

@@ -16,6 +16,7 @@ from mqauth.brokers.event_loop import (
     tell,
     ticking,
 )
+from mqauth.brokers.process import HomeProcess
 from mqauth.brokers.queue.client import QueueClient
 from mqauth.brokers.queue.subscription import PREFETCH, Subscription
 from mqauth.delivery.health import QueueHealth, told_of
@@ -43,6 +44,9 @@ class QueueConsumer:
         dead_letters: where rejected messages go.
         prefetch, grace, hold, consumer_timeout, max_held, sleep: as ``QueueOptions`` has them.
         settings: as ``Subscription`` has them.
+
+    Attributes:
+        home: where it is used.
 
     Raises:
         ConfigurationError: the pipeline has no audit, dead letters go to the queue itself, or a setting is out of
@@ -80,6 +84,7 @@ class QueueConsumer:
             1.0 <= hold < consumer_timeout,
             "hold must be at least 1 second, and shorter than consumer_timeout",
         )
+        self.home = HomeProcess("consumer")
         self._calls = calls
         self._guard = guard
         self._grace = grace
@@ -134,6 +139,7 @@ class QueueConsumer:
 
     async def __aenter__(self) -> Self:
         """Start consuming in the background."""
+        self.home.check()
         require(self._supervisor is None, "a consumer runs once: make another one")
         await arun(starting(self._guard))
         loop = asyncio.get_running_loop()
