@@ -101,23 +101,25 @@ class Entry(NamedTuple):
 
 
 FORGOT: Final = (
-    "%s has lost its memory: %s; copies of what was handled before may be handled again"
+    "%s has lost its memory: %s; copies of those messages may be handled again"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryLost:
-    """That a store has lost what it knew: of these messages copies cannot be told.
+    """That a store has lost what it knew of messages: copies of them cannot be told.
 
     Args:
         where: the store.
         why: one line for people.
-        since: UTC seconds from which on messages were handled that it does not know any more; ``None`` for all.
+        scope: of the messages; ``None`` for all that the store knew.
+        since: UTC seconds from which on they were claimed; ``None`` for all that the store knew.
         until: UTC seconds at which that was noticed.
     """
 
     where: str
     why: str
+    scope: str | None
     since: float | None
     until: float
 

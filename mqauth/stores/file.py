@@ -139,7 +139,6 @@ class FileReplayStore:
             16
         )  # the last key that it came to; not the first one at each start
         self._trouble: tuple[Cause, str] | None = None  # what it met
-        self._told: str | None = None  # of which loss it has told
         self.lost: MemoryLost | None = None
         """What became of the file, until that is on record."""
         self.losses = 0
@@ -367,7 +366,6 @@ class FileReplayStore:
             if (why := self._file.loss()) is not None:
                 self._forgot(why)
                 return
-            self._told = None
             added, self._added = self._added, 0
             for _ in range(1 + 8 * added // _LOOK):
                 with self._lock:
@@ -389,13 +387,13 @@ class FileReplayStore:
 
     def _forgot(self, why: str) -> None:
         """Claim nothing any more: whoever opens the file next does not find what was written to this one."""
-        self._trouble = Cause.REPLAY_STORE_UNAVAILABLE, f"{self.where}: {why}"
-        if self._told == why:
+        trouble = Cause.REPLAY_STORE_UNAVAILABLE, f"{self.where}: {why}"
+        if trouble == self._trouble:
             return
-        self._told = why
+        self._trouble = trouble
         self.losses += 1
         self.lost = MemoryLost(
-            where=self.where, why=why, since=None, until=self._clock.now()
+            where=self.where, why=why, scope=None, since=None, until=self._clock.now()
         )
         emit("store.forgot", FORGOT, self.where, why)
 
