@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
-from mqauth.audit.record import AuditRecord, AuditSink, iso_time
+from mqauth.audit.record import AuditSink, iso_time, record_of_process
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, Unavailable, Verdict, require
 from mqauth.flow import (
@@ -48,7 +48,7 @@ from mqauth.judging.rollout import Rollout, is_lenient
 from mqauth.judging.verified import UnverifiedHandler, Unverifieds, V, Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
-from mqauth.logs import HANDLING, emit
+from mqauth.logs import HANDLING, emit, harmless
 from mqauth.replay.rules import (
     DEFAULT_LEASE,
     ClaimRequest,
@@ -387,7 +387,7 @@ class Pipeline:
         return routed(unverified)
 
     def tick(self, last: bool = False) -> Flow[None]:
-        """Tell what a rollout has to tell by now; to be called each minute, and with ``last`` at the end."""
+        """Tell of a rollout, and of a replay store that forgot; to be called each minute, and with ``last`` at the end."""
         yield from self._tell_of_loss()
         if self.observing is not None:
             yield from self.observing.tick(last)
@@ -395,36 +395,34 @@ class Pipeline:
     def _tell_of_loss(self) -> Flow[None]:
         """Record that the replay store has lost its memory, if it has; only then it claims again."""
         lost: MemoryLost | None = getattr(self.replay, "lost", None)
+        # Others that wait for the store meanwhile write no second record.
         if lost is None or lost is self._telling:
             return
         since = None if lost.since is None else iso_time(lost.since)
-        span = {"store": lost.where, "since": since, "until": iso_time(lost.until)}
-        record = AuditRecord(
+        facts = {
+            "store": harmless(lost.where),
+            "why": harmless(lost.why),
+            "since": since,
+            "until": iso_time(lost.until),
+        }
+        record = record_of_process(
+            "replay_memory_lost",
+            facts,
             id=uuid7(self.clock, self._randomness),
             time=self.clock.now(),
-            verdict="replay_memory_lost",
-            reason=None,
-            detail=lost.why,
-            scope=self.scope or "default",
-            broker={},
-            token={},
-            body_sha256=None,
-            body_size=None,
-            key_set=None,
+            scope=lost.scope or self.scope or "default",
             policy=self.policy.version,
-            dead_letter=None,
             instance=self.instance,
-            extra={"replay_memory_lost": span},
         )
 
-        # Others that wait for the store meanwhile write no second one.
         self._telling = lost
         try:
             if self.audit is not None:
                 yield from call(self.audit.write, record, cause=Cause.AUDIT_UNAVAILABLE)
             self.replay.recorded(lost)  # type: ignore[attr-defined]
         except Unavailable as error:
-            emit("store.unrecorded", "a loss of memory is not on record yet: %s", error)
+            if self.journal.rate.admits("store.unrecorded", (error.cause,), {}):
+                emit("store.unrecorded", "a loss of memory is not on record: %s", error)
         finally:
             self._telling = None
 

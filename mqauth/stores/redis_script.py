@@ -6,9 +6,9 @@ while a claim holds it, and ``d<place>`` once it is done. A place is a digest of
 is a string key. The ids of a batch are the fields of one hash, by index, and its key lives as long as the id that
 lives longest.
 
-Each scope has a mark besides, which claims move ahead once a second. Where a claim finds it gone, or older than its
-process knows, the server has lost what was written since: it was emptied, or began with an old file, or a replica
-took over that lacked it. That script claims nothing. A loss of the last second alone may go unnoticed.
+Each scope has a mark besides, which claims move ahead once a second. Where a claim finds it gone, or older than
+its process knows, the server has lost what was written since: it was emptied, or began with an old file, or a
+replica took over that lacked it. Then nothing is claimed. A loss of the last second alone may go unnoticed.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.wire import memo, message
 
 SCRIPT: Final = """
--- KEYS: the scope's mark, then one for each token. ARGV: what the caller knows of the mark, '' for nothing, '-' if it
--- does not ask; the lease clock in ms, or '' for the server's clock. Then for each key of a token: the number of
--- requests, the ms the key lives, and the requests. A request is: verb, index (empty for a single id), lease in ms,
--- length of the owner, owner, place. Returns one string: a letter for each request, and the mark after a space where
--- the caller did not know it. Where something was lost: no letter, the mark, and since when.
+-- KEYS: the scope's mark, then one for each token. ARGV: what the caller knows of the mark, '' for nothing, '-' if
+-- it does not ask; the lease clock in ms, or '' for the server's clock. Then for each key of a token: the number
+-- of requests, the ms the key lives, and the requests. A request is: verb, index (empty for a single id), lease in
+-- ms, length of the owner, owner, place. Returns one string: a letter for each request, and after a space the mark
+-- where the caller did not know it. Where something was lost: no letter, the mark, and since when.
 local time = redis.call('TIME')
 local now = tonumber(ARGV[2]) or time[1] * 1000 + math.floor(time[2] / 1000)
 
--- A mark tells in microseconds when it was made, and when it was moved: a claim does that once a second. One that is
--- gone or older than the caller knows is made anew, so that all others notice, too.
+-- A mark tells in microseconds when it was made, and when it was moved: a claim does that once a second. One that
+-- is gone, or older than the caller knows, is made anew, so that all others notice, too.
 local function look(known)
   local made, moved = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+) (%d+)$')
   local known_made, known_moved = string.match(known, '^(%d+) (%d+)$')

@@ -42,10 +42,10 @@ _DAMAGE: Final = (
     "copy of a message whose token is still good would be handled again"
 )
 _GONE: Final = (
-    "deleted, or moved, while it was open. Put it back, or restart this process to begin a new one, which does not "
+    "deleted or moved while it was open. Put it back, or restart this process: it begins a new one, which does not "
     "know what was handled"
 )
-_OTHER: Final = "replaced by another one while it was open. Put it back, or restart this process to go on with that one"
+_OTHER: Final = "replaced while it was open. Put the old one back, or restart this process: it goes on with the new one"
 _MAGIC: Final = b"SQLite format 3\0"
 
 
@@ -158,25 +158,28 @@ class SQLiteFile:
         )
 
     def loss(self) -> str | None:
-        """Return how the file lost what was written to it, ``None`` where it is as it was left; for one ``stat``.
+        """Return how the file lost what was written to it; ``None`` where it is as it was left.
 
         Raises:
             OSError: the file cannot be looked at.
         """
         if self._damaged:
             return _DAMAGE
+
+        # SQLite never makes it shorter. It has pages in memory, and may meet the damage much later.
         file = self._descriptors[1]
         status = os.fstat(file)
-        # SQLite never makes it shorter, and would fill with its log what somebody else has cut off.
         if status.st_size < self._size or os.pread(file, len(_MAGIC), 0) != _MAGIC:
             self._damaged = True
             return _DAMAGE
         self._size = status.st_size
+
+        # The name may have been taken from it, or given to another file.
         try:
-            same = os.path.samestat(status, os.stat(self.path))
+            named = os.stat(self.path)
         except FileNotFoundError:
             return _GONE
-        return None if same else _OTHER
+        return None if os.path.samestat(status, named) else _OTHER
 
     def close(self) -> None:
         """Copy the log to its place, and close the file, while nobody uses it; in a forked child do nothing."""
