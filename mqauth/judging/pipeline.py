@@ -387,7 +387,7 @@ class Pipeline:
         return routed(unverified)
 
     def tick(self, last: bool = False) -> Flow[None]:
-        """Tell of a rollout, and of a replay store that forgot; to be called each minute, and with ``last`` at the end."""
+        """Tell of a rollout and of a store that forgot; to be called each minute, and with ``last`` at the end."""
         yield from self._tell_of_loss()
         if self.observing is not None:
             yield from self.observing.tick(last)

@@ -42,10 +42,10 @@ _DAMAGE: Final = (
     "copy of a message whose token is still good would be handled again"
 )
 _GONE: Final = (
-    "deleted or moved while it was open. Put it back, or restart this process: it begins a new one, which does not "
-    "know what was handled"
+    "deleted or moved while it was open. Put it back, or restart this process to begin a new one, which does not"
+    " know what was handled"
 )
-_OTHER: Final = "replaced while it was open. Put the old one back, or restart this process: it goes on with the new one"
+_OTHER: Final = "replaced while it was open. Put the old one back, or restart this process to go on with the new"
 _MAGIC: Final = b"SQLite format 3\0"
 
 
