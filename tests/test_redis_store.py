@@ -75,8 +75,13 @@ class Counting(redis.asyncio.Redis):
         self.answers = [*answers]
         self.keys: list[tuple[Any, ...]] = []
         self.known: list[Any] = []
-        # The next call is answered only after this.
-        self.late: asyncio.Event | None = None
+        self.held = asyncio.Event()
+        self._late: asyncio.Event | None = None
+
+    def hold_next(self) -> asyncio.Event:
+        """Keep the answer of the next call back until the event that is returned is set."""
+        self._late = asyncio.Event()
+        return self._late
 
     async def info(self, *_: Any, **__: Any) -> dict[str, Any]:
         return {}
@@ -85,8 +90,9 @@ class Counting(redis.asyncio.Redis):
         self.keys.append(given[:count])
         self.known.append(given[count])
         answer = self.answers.pop(0)
-        if (late := self.late) is not None:
-            self.late = None
+        late, self._late = self._late, None
+        if late is not None:
+            self.held.set()
             await late.wait()
         if isinstance(answer, Exception):
             raise answer
@@ -266,15 +272,14 @@ async def test_a_loss_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     client = Counting(b"f 1000000 1000000", b" 7 7 1000000", b" 7 7 1000000", b"f")
     store: Any = RedisReplayStore(client)
     await store.claim(own(0))
-    client.late = late = asyncio.Event()
-    asked = [asyncio.create_task(store.claim_many([own(number)])) for number in (1, 2)]
-    while len(client.known) < 3:
-        await asyncio.sleep(0)
-    late.set()
-    found = await asyncio.gather(*asked, return_exceptions=True)
-    assert [getattr(error, "cause", None) for error in found] == [
-        Cause.REPLAY_STORE_UNAVAILABLE
-    ] * 2
+    late = client.hold_next()
+    first = asyncio.create_task(store.claim_many([own(1)]))
+    await client.held.wait()
+    for asking in (store.claim_many([own(2)]), first):
+        with pytest.raises(Unavailable) as caught:
+            await asking
+        assert caught.value.cause is Cause.REPLAY_STORE_UNAVAILABLE
+        late.set()
     told = [record for record in caplog.records if record.levelname == "CRITICAL"]
     assert [record.event for record in told] == ["store.forgot"]  # type: ignore[attr-defined]
     assert (store.losses, store.lost.since, store.lost.scope) == (1, 1.0, "billing")
@@ -292,10 +297,9 @@ async def test_an_older_answer_is_no_news() -> None:
     client = Counting(b"f 1 1", b"f 1 2", b" 7 7 1", b"f")
     store: Any = RedisReplayStore(client)
     await store.claim(own(0))
-    client.late = late = asyncio.Event()
+    late = client.hold_next()
     older = asyncio.create_task(store.claim_many([own(1)]))
-    while client.late is not None:
-        await asyncio.sleep(0)
+    await client.held.wait()
     with pytest.raises(Unavailable):
         await store.claim_many([own(2)])
     store.recorded(store.lost)
