@@ -135,6 +135,7 @@ class SQLiteFile:
             OSError, sqlite3.Error: the disk refused.
         """
         _, frames, _ = self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        self._size = os.fstat(self._descriptors[1]).st_size
         if frames > _FRAMES:
             # What the next step would have to wait for is done here, while claims go on.
             os.fsync(self._descriptors[1])
@@ -172,7 +173,6 @@ class SQLiteFile:
         if status.st_size < self._size or os.pread(file, len(_MAGIC), 0) != _MAGIC:
             self._damaged = True
             return _DAMAGE
-        self._size = status.st_size
 
         # The name may have been taken from it, or given to another file.
         try:
