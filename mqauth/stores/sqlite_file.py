@@ -135,7 +135,7 @@ class SQLiteFile:
             OSError, sqlite3.Error: the disk refused.
         """
         _, frames, _ = self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        self._size = os.fstat(self._descriptors[1]).st_size
+        self._size = max(self._size, os.fstat(self._descriptors[1]).st_size)
         if frames > _FRAMES:
             # What the next step would have to wait for is done here, while claims go on.
             os.fsync(self._descriptors[1])
