@@ -233,7 +233,7 @@ CAUSES: Final[dict[Cause, tuple[str, str]]] = {
         "Look at the issuer",
     ),
     Cause.REPLAY_STORE_UNAVAILABLE: (
-        "the replay store does not answer; `detail` names it",
+        "the replay store does not answer, or has lost its memory; `detail` names it",
         "Look at the store",
     ),
     Cause.REPLAY_STORE_FULL: (

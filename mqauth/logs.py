@@ -134,13 +134,13 @@ _TABLE: Final = (
     ),
     ("rabbitmq", logging.ERROR, "client.channel_failed"),
     ("replay", logging.WARNING, "replay.off"),
+    ("replay", logging.ERROR, "store.unrecorded"),
+    ("replay", logging.CRITICAL, "store.forgot"),
     ("selftest", logging.INFO, "selftest.passed"),
     ("selftest", logging.WARNING, "selftest.off"),
     ("selftest", logging.CRITICAL, "selftest.accepted"),
     ("stores.redis", logging.WARNING, "store.unchecked"),
     ("stores.redis", logging.ERROR, "store.unsafe"),
-    ("replay", logging.ERROR, "store.unrecorded"),
-    ("replay", logging.CRITICAL, "store.forgot"),
     ("telemetry", logging.WARNING, "telemetry.gauge_failed"),
 )
 EVENTS: Final[Mapping[str, tuple[str, int]]] = {

@@ -176,7 +176,8 @@ NOW = FakeClock().now()
         (lambda told: told.watch_identity(lambda: SimpleNamespace(subject="a", expires_in=None)),
          {"identity.expires": {"a": 0}}),
     ],
-    ids=["waiting", "idle", "keys", "no keys", "store", "losses", "policy", "letters", "no letters", "identity", "lapsed"],
+    ids=["waiting", "idle", "keys", "no keys", "store", "losses", "policy", "letters", "no letters", "identity",
+         "lapsed"],
 )  # fmt: skip
 def test_gauges(
     watch: Callable[[Telemetry], None], shown: dict[str, Any], meter: Meter
