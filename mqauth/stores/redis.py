@@ -243,12 +243,14 @@ class RedisReplayStore:
         Raises:
             Unavailable: it is not, or was not before, and that is not on record yet.
         """
-        scope, known = requests[0].scope, redis_script.NOT_ASKED
+        scope, known = requests[0].scope, redis_script.NO_MARK
         said: Mapping[str, Any] = redis_script.ENDED
+        keys: list[bytes] = []
         if verb is redis_script.Verb.CLAIM:
             if self.lost is not None:
                 raise self._forgetful()
             said, known = redis_script.STATUSES, self._marks.get(scope, "")
+            keys.append(redis_script.mark_key(self._namespace, scope))
         asked = redis_script.script_call(
             verb,
             requests,
@@ -259,7 +261,7 @@ class RedisReplayStore:
             if self._lease_clock is None
             else self._lease_clock.monotonic(),
         )
-        keys = redis_script.mark_key(self._namespace, scope), *asked.keys
+        keys += asked.keys
         given = len(keys), *keys, known, *asked.arguments
         try:
             answer = yield from call(client.evalsha, redis_script.SHA, *given)

@@ -24,11 +24,11 @@ from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.wire import memo, message
 
 SCRIPT: Final = """
--- KEYS: the scope's mark, then one for each token. ARGV: what the caller knows of the mark, '' for nothing, '-' if
--- it does not ask; the lease clock in ms, or '' for the server's clock. Then for each key of a token: the number
--- of requests, the ms the key lives, and the requests. A request is: verb, index (empty for a single id), lease in
--- ms, length of the owner, owner, place. Returns one string: a letter for each request, and after a space the mark
--- where the caller did not know it. Where something was lost: no letter, the mark, and since when.
+-- KEYS: of claims the scope's mark, then one for each token. ARGV: what the caller knows of the mark, '' for
+-- nothing, '-' where there is none; the lease clock in ms, or '' for the server's clock. Then for each key of a
+-- token: the number of requests, the ms the key lives, and the requests. A request is: verb, index (empty for a
+-- single id), lease in ms, length of the owner, owner, place. Returns one string: a letter for each request, and
+-- after a space the mark where the caller did not know it. Of a loss: no letter, the mark, and since when.
 local time = redis.call('TIME')
 local now = tonumber(ARGV[2]) or time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -123,13 +123,14 @@ local function save(key, changed, life)
   if life and life > redis.call('PTTL', key) then redis.call('PEXPIRE', key, string.format('%.0f', life)) end
 end
 
-local answers, at, news = {}, 3, ''
+local answers, at, first, news = {}, 3, 1, ''
 if ARGV[1] ~= '-' then
+  first = 2
   local mark, since = look(ARGV[1])
   if since then return ' ' .. mark .. ' ' .. since end
   if mark ~= ARGV[1] then news = ' ' .. mark end
 end
-for i = 2, #KEYS do
+for i = first, #KEYS do
   local key, requests, life, fresh = KEYS[i], tonumber(ARGV[at]), tonumber(ARGV[at + 1]), false
   at = at + 2
   local entries, changed = load(key, at, requests), {}
@@ -160,8 +161,8 @@ ENDED: Final = {"-": None}
 """The same for confirms and releases, which are told nothing."""
 _NEWS: Final = re.compile(r"([a-z]*) ([0-9]+ [0-9]+)(?: ([0-9]+))?")
 """An answer with a mark."""
-NOT_ASKED: Final = "-"
-"""Stands for the mark of who does not ask whether it is still there."""
+NO_MARK: Final = "-"
+"""What is sent in place of a mark with confirms and releases, which look at none."""
 # On a cluster the braces put all keys of a scope on one node (hash tags), where one script may use them.
 _PREFIXES: Final = memo.Memo[tuple[str, str], bytes](
     lambda names: f"{names[0]}:{{{names[1]}}}:".encode("utf-8", "surrogatepass")
