@@ -32,6 +32,7 @@ from mqauth import JWKS, JWKSFile, Verified
 from mqauth.audit import disk
 from mqauth.audit.chain import verify_chain
 from mqauth.errors import Cause, Verdict
+from mqauth.stores.file import FileReplayStore
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key, KeySet
@@ -189,6 +190,20 @@ class Rows:
         deferred = [each for each in row.outcomes if each.verdict is Verdict.DEFERRED]
         assert {each.cause for each in deferred} == {Cause.REPLAY_STORE_UNAVAILABLE}
         assert report(row.count("replay store that forgot")).duplicates == 0
+
+    def test_replay_file_deleted(self, row: Any, report: Report) -> None:
+        """A replay file that is deleted under an idle consumer is on record when that has stopped."""
+        row.send(20)
+        store = FileReplayStore(row.folder / "replay.sqlite")
+        with row.audit_file() as audit:
+            with row.consumer(row.guard(audit, store)) as consumer:
+                row.done(consumer)
+                (row.folder / "replay.sqlite").unlink()
+                until(lambda: store.losses, consumer)
+            records = [json.loads(line) for line in audit.path.read_text().splitlines()]
+        store.close()
+        assert [record["verdict"] for record in records] == ["replay_memory_lost"]
+        assert report(row.count("replay file deleted")).duplicates == 0
 
     def test_confirm_fails_after_the_handler(
         self, row: Any, own_redis: Redis, report: Report
