@@ -60,6 +60,7 @@ _LABELS: Final = {
     "mqauth.identity.expires": "`subject`",
     "mqauth.policy.failing": "`policy`",
     "mqauth.replay.size": "`store`",
+    "mqauth.replay.losses": "`store`",
     "mqauth.dead_letters.open": "`queue`",
     "mqauth.dead_letters.oldest": "`queue`",
     "mqauth.rollout.rung": "`destination`",
@@ -83,6 +84,7 @@ _WATCHED: Final = {
     "mqauth.identity.expires": "watch_identity",
     "mqauth.policy.failing": "watch_policy",
     "mqauth.replay.size": "watch_store",
+    "mqauth.replay.losses": "watch_losses",
     "mqauth.dead_letters.open": "watch_dead_letters",
     "mqauth.dead_letters.oldest": "watch_dead_letters",
     "mqauth.rollout.rung": "watch_rollout",
@@ -231,7 +233,7 @@ CAUSES: Final[dict[Cause, tuple[str, str]]] = {
         "Look at the issuer",
     ),
     Cause.REPLAY_STORE_UNAVAILABLE: (
-        "the replay store does not answer; `detail` names it",
+        "the replay store does not answer, or has lost its memory; `detail` names it",
         "Look at the store",
     ),
     Cause.REPLAY_STORE_FULL: (

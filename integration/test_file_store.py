@@ -15,9 +15,16 @@ import pytest
 
 from integration.file_store_victim import SHIM
 from integration.scale import nightly
-from mqauth.errors import ConfigurationError, Unavailable
+from integration.waiting import until
+from mqauth.audit.file import AuditFile
+from mqauth.errors import Cause, ConfigurationError, Unavailable, Verdict
+from mqauth.flow import run
+from mqauth.judging.pipeline import Pipeline
 from mqauth.stores.file import FileReplayStore
+from mqauth.testing import Forge
 from mqauth.testing.store_contract import FRESH, HERE, REPLAYED, REREAD, THERE, wish
+from mqauth.testing.token_attacks import honest_message
+from mqauth.wire.message import Message
 
 KILLS = nightly(500, otherwise=100)
 SYNC_MS = 300
@@ -158,6 +165,48 @@ def test_full_disk(tmp_path: Path) -> None:
                 is REPLAYED
             )
         store.close()
+
+
+def test_a_file_that_is_deleted_under_a_consumer(tmp_path: Path) -> None:
+    """The store's own thread notices it: copies and new messages wait, it is on record, and a restart goes on."""
+    forge, place, path = Forge(), "rabbitmq:shop/orders", tmp_path / "replay.sqlite"
+    handled: list[Any] = []
+
+    def opened() -> tuple[FileReplayStore, Pipeline, AuditFile]:
+        store, audit = FileReplayStore(path), AuditFile(tmp_path / "audit.jsonl")
+        verifier, policy = forge.verifier(), forge.policy(place)
+        return (
+            store,
+            Pipeline(verifier=verifier, policy=policy, replay=store, audit=audit),
+            audit,
+        )
+
+    def deliver(guard: Pipeline, message: Message) -> Any:
+        return run(guard.process(guard.receive(message), handled.append, None))
+
+    store, guard, audit = opened()
+    message, other = (
+        forge.signer().sign(honest_message(place, number)) for number in range(2)
+    )
+    assert deliver(guard, message).verdict is Verdict.ACCEPTED
+    for each in tmp_path.glob("replay.sqlite*"):
+        each.unlink()
+    until(lambda: store.lost is not None, seconds=30)
+    for each in (message, other, message):
+        assert deliver(guard, each).cause is Cause.REPLAY_STORE_UNAVAILABLE
+    store.close()
+    audit.close()
+
+    store, guard, audit = opened()
+    assert deliver(guard, other).verdict is Verdict.ACCEPTED
+    store.close()
+    audit.close()
+    records = [
+        json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()
+    ]
+    assert [record["verdict"] for record in records] == ["replay_memory_lost"]
+    assert records[0]["replay_memory_lost"]["store"] == str(path)[:256]
+    assert len(handled) == 2
 
 
 @pytest.mark.parametrize("made_before", [True, False])

@@ -6,7 +6,9 @@ import asyncio
 import itertools
 import logging
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,13 @@ from integration.keyserver import Authority
 from integration.review.tunnel import Tunnel
 from integration.scale import nightly
 from integration.services import Redis
-from mqauth.errors import Cause, Unavailable
+from mqauth.audit.record import AuditRecord
+from mqauth.errors import Cause, Unavailable, Verdict
+from mqauth.flow import arun, run
+from mqauth.judging.pipeline import Pipeline
 from mqauth.replay.rules import ClaimRequest
 from mqauth.stores.redis import RedisReplayStore
+from mqauth.testing import Forge
 from mqauth.testing.clock import START, FakeClock
 from mqauth.testing.store_blocking import Blocking
 from mqauth.testing.store_contract import (
@@ -39,6 +45,7 @@ from mqauth.testing.store_contract import (
     sibling,
     wish,
 )
+from mqauth.testing.token_attacks import honest_message
 from tests.kit.store_machine import machine
 
 STEPS = settings(
@@ -209,7 +216,7 @@ def test_a_batch_lives_with_its_longest(
     for request in batch:
         store.confirm(request)
     assert 3_840_000 < admin.pttl(_batch_key(name)) <= 3_901_000
-    assert admin.keys(f"{name}*") == [_batch_key(name)]
+    assert _ids(admin, name) == [_batch_key(name)]
 
 
 def test_a_released_batch_leaves_no_key(
@@ -222,7 +229,7 @@ def test_a_released_batch_leaves_no_key(
     store.release(sibling(1))
     assert admin.hkeys(_batch_key(name)) == [b"2"]
     store.release(sibling(2))
-    assert admin.keys(f"{name}*") == []
+    assert _ids(admin, name) == []
 
 
 def test_takeover_never_shortens(own: Redis, open_store: OpenStore, admin: Any) -> None:
@@ -238,13 +245,13 @@ def test_takeover_never_shortens(own: Redis, open_store: OpenStore, admin: Any) 
 
 
 def test_forgets_by_itself(own: Redis, open_store: OpenStore, admin: Any) -> None:
-    """A released key is gone, and a claim leaves exactly one key."""
+    """A released key is gone, and a claim leaves exactly one key beside its scope's mark."""
     name = namespace()
     store = open_store(own.url, namespace=name)
     store.claim(wish())
-    assert len(admin.keys(f"{name}*")) == 1
+    assert len(_ids(admin, name)) == 1
     store.release(wish())
-    assert admin.keys(f"{name}*") == []
+    assert _ids(admin, name) == []
 
 
 def test_script_lost(store: Any, live: Any, admin: Any) -> None:
@@ -388,6 +395,160 @@ def test_replica(store: Any, live: Any, admin: Any) -> None:
     assert store.claim(live(id=b"\x01" * 16)) is FRESH
 
 
+def _emptied(_own: Redis, admin: Any) -> None:
+    admin.flushall()
+
+
+def _evicted(_own: Redis, admin: Any) -> None:
+    """Leave the server no memory, and let it forget whatever it likes."""
+    admin.config_set("maxmemory-policy", "allkeys-random")
+    admin.config_set("maxmemory", "1")
+    for _ in range(1000):
+        with suppress(client_library.ResponseError):
+            admin.set("room", "")
+    admin.config_set("maxmemory", "0")
+
+
+def _folder(admin: Any) -> Path:
+    """Return where the server's file is."""
+    folder = Path(admin.config_get("dir")["dir"])
+    if not (folder / "appendonlydir").exists():
+        pytest.skip("the server's disk is another one")
+    return folder
+
+
+def _file_deleted(own: Redis, admin: Any) -> None:
+    folder = _folder(admin)
+    own.kill()
+    shutil.rmtree(folder / "appendonlydir")
+    own.start()
+
+
+def _file_old(own: Redis, admin: Any) -> None:
+    """Let the server begin with the file as it was before the message was handled, as from a backup."""
+    folder = _folder(admin)
+    own.kill()
+    shutil.rmtree(folder / "appendonlydir")
+    (folder / "old").rename(folder / "appendonlydir")
+    own.start()
+
+
+LOSSES = pytest.mark.parametrize(
+    "lose", [_emptied, _evicted, _file_deleted, _file_old], ids=lambda each: each.__name__
+)
+
+
+def _handle(store: Any, admin: Any, name: str, number: int) -> None:
+    """Claim and confirm a message after a copy of the server's file, and claim others until the mark is moved."""
+    store.claim(wish(id=b"\x7e" * 16))
+    folder = Path(admin.config_get("dir")["dir"])
+    shutil.rmtree(folder / "old", ignore_errors=True)
+    with suppress(FileNotFoundError):
+        shutil.copytree(folder / "appendonlydir", folder / "old")
+    before = admin.get(_mark(name))
+    request = wish(id=bytes([number]) * 16)
+    store.claim(request)
+    store.confirm(request)
+    while admin.get(_mark(name)) == before:
+        store.claim(wish(id=b"\x7f" * 16))
+
+
+@LOSSES
+def test_memory_lost(
+    own: Redis,
+    open_store: OpenStore,
+    admin: Any,
+    caplog: pytest.LogCaptureFixture,
+    lose: Callable[[Redis, Any], None],
+) -> None:
+    """All who knew what the server has lost claim nothing until that is on record; each says so once."""
+    name, copy = namespace(), wish("second", id=b"\x01" * 16)
+    stores = [open_store(own.url, namespace=name) for _ in range(3)]
+    _handle(stores[0], admin, name, 1)
+    assert stores[1].claim(copy) is REPLAYED
+    began = int(admin.get(_mark(name)).split()[0]) / 1_000_000
+    lose(own, admin)
+    caplog.clear()
+    for store in stores[:2]:
+        for _ in range(2):
+            assert _cause(lambda store=store: store.claim(copy)) is (
+                Cause.REPLAY_STORE_UNAVAILABLE
+            )
+        lost = _inner(store).lost
+        assert (lost.scope, lost.since >= began - 1e-6) == ("billing", True)
+        assert _inner(store).losses == 1
+        assert _ids(admin, name).count(b"%s:{billing}:%s" % (name.encode(), copy.id)) == 0
+    told = [record.levelname for record in caplog.records if "lost its" in record.msg]
+    assert told == ["CRITICAL"] * 2
+    for store in stores[:2]:
+        _inner(store).recorded(_inner(store).lost)
+    # Whoever begins only now knows of nothing that is gone.
+    assert [store.claim(copy) for store in stores] == [FRESH] * 3
+    assert stores[0].claim(wish("third", id=copy.id)) is REPLAYED
+    assert [_inner(store).losses for store in stores] == [1, 1, 0]
+
+
+def test_a_loss_is_on_record_before_a_copy_is_handled(
+    own: Redis, open_store: OpenStore, admin: Any
+) -> None:
+    """After a loss a copy of what was handled is handled only once the audit says that none can be told."""
+    forge, records, handled = Forge(), list[AuditRecord](), list[Any]()
+    place, name = "rabbitmq:shop/orders", namespace()
+    store = open_store(own.url, namespace=name)
+    guard = Pipeline(
+        verifier=forge.verifier(),
+        policy=forge.policy(place),
+        replay=_inner(store),
+        audit=type("Sink", (), {"write": staticmethod(records.append)})(),
+        scope="billing",
+    )
+    message = forge.signer().sign(honest_message(place, 1))
+
+    def deliver(delivery: Any) -> Any:
+        flow = guard.process(delivery, handled.append, None)
+        return store._runner.run(arun(flow)) if isinstance(store, Blocking) else run(flow)
+
+    assert deliver(guard.receive(message)).verdict is Verdict.ACCEPTED
+    admin.flushall()
+    copy = guard.receive(message)
+    assert deliver(copy).cause is Cause.REPLAY_STORE_UNAVAILABLE
+    assert len(handled) == 1
+    (record,) = records
+    assert record.verdict == "replay_memory_lost"
+    span = record.extra["replay_memory_lost"]
+    assert span["since"] <= span["until"]
+    assert deliver(copy).verdict is Verdict.ACCEPTED
+
+
+def test_the_mark_never_goes_back(own: Redis, open_store: OpenStore, admin: Any) -> None:
+    """A mark that is far ahead, since the server's clock was set back, is moved on and is no loss."""
+    name = namespace()
+    store = open_store(own.url, namespace=name)
+    store.claim(wish())
+    made, moved = map(int, admin.get(_mark(name)).split())
+    admin.set(_mark(name), f"{made} {moved + 3_600_000_000}")
+    for number in range(3):
+        assert store.claim(wish(id=bytes([number]) * 16)) is FRESH
+    assert admin.get(_mark(name)) == f"{made} {moved + 3_600_000_003}".encode()
+
+
+def test_the_mark_is_moved_once_a_second(
+    own: Redis, open_store: OpenStore, admin: Any
+) -> None:
+    """Claims write it only when a second has passed by the server's clock."""
+    name, moves = namespace(), set()
+    store = open_store(own.url, namespace=name)
+    for number in range(200):
+        store.claim(wish(id=bytes([number]) * 16))
+        moves.add(int(admin.get(_mark(name)).split()[1]))
+    assert all(b - a >= 1_000_000 for a, b in itertools.pairwise(sorted(moves)))
+
+
+def _inner(store: Any) -> Any:
+    """Return the store itself."""
+    return store._store if isinstance(store, Blocking) else store
+
+
 @pytest.mark.parametrize(
     "value", [b"", b"x", b"h1", b"h1 9 short", b"hx 1 a", b"h1 1 ab", b"dx"]
 )
@@ -521,6 +682,16 @@ def _cause(action: Callable[[], object]) -> Cause:
 def _key(name: str) -> bytes:
     """Return the key of ``wish()``."""
     return f"{name}:{{billing}}:".encode() + bytes(range(16))
+
+
+def _mark(name: str) -> bytes:
+    """Return the key of the scope's mark."""
+    return f"{name}:{{billing}}:mark".encode()
+
+
+def _ids(admin: Any, name: str) -> list[bytes]:
+    """Return all keys but the mark's."""
+    return [key for key in admin.keys(f"{name}*") if key != _mark(name)]
 
 
 def _batch_key(name: str) -> bytes:

@@ -307,6 +307,32 @@ def test_kills_and_outages(
     assert rejected(tmp_path) == []
 
 
+@FRAMEWORKS
+def test_a_store_that_is_emptied(
+    framework: str, reader: Reader, own_redis: Redis, tmp_path: Path
+) -> None:
+    """Its Redis emptied, a worker goes on once that is on record; each task runs once, and none is condemned."""
+    application, _, command = marked(framework)
+    reader.write(application)
+    many = tmp_path / "many.py"
+    sender = Block(page="", line=0, language="sh", mark="", text="python many.py")
+    with worker(reader, command, tmp_path):
+        for begin in (0, 100):
+            many.write_text(MANY[framework].format(begin=begin, end=begin + 100))
+            reader.run(sender)
+            until(tmp_path, begin + 100)
+            with redis.from_url(own_redis.url) as claims:
+                claims.flushall()
+        told(tmp_path, "has lost its memory", 0)
+    assert sorted(billed(tmp_path)) == [*range(200)]
+    records = [
+        json.loads(line)
+        for path in tmp_path.glob("audit-*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    assert {record["verdict"] for record in records} == {"replay_memory_lost"}
+
+
 def an_hour_later(command: Block, folder: Path) -> Block:
     """Return a command whose Python programs have a time of day that is an hour ahead.
 

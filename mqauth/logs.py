@@ -136,6 +136,8 @@ _TABLE: Final = (
     ),
     ("rabbitmq", logging.ERROR, "client.channel_failed"),
     ("replay", logging.WARNING, "replay.off"),
+    ("replay", logging.ERROR, "store.unrecorded"),
+    ("replay", logging.CRITICAL, "store.forgot"),
     ("selftest", logging.INFO, "selftest.passed"),
     ("selftest", logging.WARNING, "selftest.off"),
     ("selftest", logging.CRITICAL, "selftest.accepted"),

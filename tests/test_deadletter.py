@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -192,9 +192,11 @@ def test_a_record_of_very_many_headers_costs_no_calls_for_each(
     """Verdict, record and letter of a record of 20,000 headers call no function for each."""
     calls = 0
 
-    def counted(_frame: object, event: str, _argument: object) -> None:
+    def counted(frame: FrameType, event: str, _argument: object) -> None:
         nonlocal calls
-        calls += event == "call"
+        # A loop that ends asks each task that tests before this one have left behind.
+        room = frame.f_globals.get("__name__", "").partition(".")[0]
+        calls += event == "call" and room not in ("asyncio", "_weakrefset")
 
     world.letters.publish.function = lambda letter: list(
         letter.forms(all_kept, lambda form: True)

@@ -439,6 +439,87 @@ def test_damage_under_a_running_store_defers(opened: Opener, tmp_path: Path) -> 
     with pytest.raises(Unavailable, match=r"damaged\. Move it away") as caught:
         store.claim_many([wish("second", id=each) for each in ids])
     assert caught.value.cause is Cause.REPLAY_STORE_UNAVAILABLE
+    store._tend()
+    assert store.losses == 1
+
+
+def _delete(path: Path) -> None:
+    path.unlink()
+
+
+def _move(path: Path) -> None:
+    path.rename(path.with_name("moved.sqlite"))
+
+
+def _replace(path: Path) -> None:
+    """Put an older copy in its place, as who restores a backup does."""
+    path.with_name("older.sqlite").write_bytes(path.read_bytes())
+    path.with_name("older.sqlite").rename(path)
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 4096)
+
+
+def _overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"x" * 4096)
+
+
+@pytest.mark.parametrize(
+    ("lose", "words"),
+    [
+        (_delete, "deleted or moved while it was open"),
+        (_move, "deleted or moved while it was open"),
+        (_replace, "replaced while it was open"),
+        (_truncate, "damaged"),
+        (_cut, "damaged"),
+        (_overwrite, "damaged"),
+    ],
+)
+def test_a_file_that_is_lost_while_it_is_open(
+    opened: Opener,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    lose: Callable[[Path], None],
+    words: str,
+) -> None:
+    """Within a second nothing is claimed any more, on record or not, and one line says what to do."""
+    store = opened()
+    store.claim(wish())
+    store._tend()
+    assert store.lost is None
+    lose(tmp_path / "replay.sqlite")
+    for _ in range(3):
+        store._tend()
+        with pytest.raises(Unavailable, match=words) as caught:
+            store.claim(wish("second", id=b"\1" * 16))
+        assert caught.value.cause is Cause.REPLAY_STORE_UNAVAILABLE
+        if store.lost is not None:
+            assert store.lost.until == START
+            assert (store.lost.scope, store.lost.since) == (None, None)
+            store.recorded(store.lost)
+    assert store.losses == 1
+    told = [record for record in caplog.records if record.levelname == "CRITICAL"]
+    assert [record.name for record in told] == ["mqauth.replay"]
+    assert words in told[0].getMessage()
+
+
+def test_a_file_that_is_put_back(opened: Opener, tmp_path: Path) -> None:
+    """The file itself under its name again is what it was: claims go on, and copies are told."""
+    store, path = opened(), tmp_path / "replay.sqlite"
+    store.claim(wish(place=HERE))
+    path.rename(tmp_path / "elsewhere.sqlite")
+    store._tend()
+    with pytest.raises(Unavailable):
+        store.claim(wish())
+    (tmp_path / "elsewhere.sqlite").rename(path)
+    store._tend()
+    assert store.claim(wish("second", place=THERE)) is REPLAYED
 
 
 def test_another_programs_database_is_refused(opened: Opener, tmp_path: Path) -> None:

@@ -74,13 +74,26 @@ class Counting(redis.asyncio.Redis):
         super().__init__(socket_timeout=1)
         self.answers = [*answers]
         self.keys: list[tuple[Any, ...]] = []
+        self.known: list[Any] = []
+        self.held = asyncio.Event()
+        self._late: asyncio.Event | None = None
+
+    def hold_next(self) -> asyncio.Event:
+        """Keep the answer of the next call back until the event that is returned is set."""
+        self._late = asyncio.Event()
+        return self._late
 
     async def info(self, *_: Any, **__: Any) -> dict[str, Any]:
         return {}
 
     async def evalsha(self, _sha: Any, count: int, *given: Any) -> Any:
         self.keys.append(given[:count])
+        self.known.append(given[count])
         answer = self.answers.pop(0)
+        late, self._late = self._late, None
+        if late is not None:
+            self.held.set()
+            await late.wait()
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -114,7 +127,8 @@ async def test_one_turn_is_one_round_trip(factory: Any) -> None:
         == [None] * 3
     )
     assert await store.claim(own(0)) is ClaimStatus.FRESH
-    assert [len(keys) for keys in client.keys] == [5, 3, 1]
+    # A claim looks at the mark of the scope besides.
+    assert [len(keys) for keys in client.keys] == [6, 3, 2]
     await store.aclose()
 
 
@@ -126,8 +140,8 @@ async def test_scopes_are_asked_apart() -> None:
         *(store.claim(own(number, scope="ab"[number // 2])) for number in range(3))
     )
     assert [[b"{a}" in key for key in keys] for keys in client.keys] == [
-        [True, True],
-        [False],
+        [True, True, True],
+        [False, False],
     ]
     await store.aclose()
 
@@ -237,6 +251,7 @@ def test_unreachable() -> None:
 
 @pytest.mark.parametrize("answer", [
     [], [b"f"], b"ff", b"-", b"", b"\xff", b"F", None, 7, b"fresh", {"a": 1}, {"f": 1},
+    b"f ", b"f 1", b"f 1 x", b"f 1 2 3 4", b" 1 2", b"f  1 2",
     ValueError("odd"), redis.ResponseError("odd"), redis.RedisError(), OSError(),
 ])  # fmt: skip
 def test_odd_answers(answer: Any) -> None:
@@ -250,6 +265,49 @@ def test_odd_answers(answer: Any) -> None:
 def test_answers_understood(letter: Any) -> None:
     """An answer is understood whether or not the client decodes it."""
     assert RedisReplayStore(Pool(letter)).claim(wish()) is ClaimStatus.FRESH
+
+
+async def test_a_loss_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Calls that were under way together tell of one loss once, and nothing is asked until it is on record."""
+    client = Counting(b"f 1000000 1000000", b" 7 7 1000000", b" 7 7 1000000", b"f")
+    store: Any = RedisReplayStore(client)
+    await store.claim(own(0))
+    late = client.hold_next()
+    first = asyncio.create_task(store.claim_many([own(1)]))
+    await client.held.wait()
+    for asking in (store.claim_many([own(2)]), first):
+        with pytest.raises(Unavailable) as caught:
+            await asking
+        assert caught.value.cause is Cause.REPLAY_STORE_UNAVAILABLE
+        late.set()
+    told = [record for record in caplog.records if record.levelname == "CRITICAL"]
+    assert [record.event for record in told] == ["store.forgot"]  # type: ignore[attr-defined]
+    assert (store.losses, store.lost.since, store.lost.scope) == (1, 1.0, "billing")
+    with pytest.raises(Unavailable, match="not on record"):
+        await store.claim(own(3))
+    assert len(client.answers) == 1
+    store.recorded(store.lost)
+    assert await store.claim(own(3)) is ClaimStatus.FRESH
+    assert client.known == ["", "1000000 1000000", "1000000 1000000", "7 7"]
+    await store.aclose()
+
+
+async def test_an_older_answer_is_no_news() -> None:
+    """What was known before a loss, and is answered after it, is not believed again."""
+    client = Counting(b"f 1 1", b"f 1 2", b" 7 7 1", b"f")
+    store: Any = RedisReplayStore(client)
+    await store.claim(own(0))
+    late = client.hold_next()
+    older = asyncio.create_task(store.claim_many([own(1)]))
+    await client.held.wait()
+    with pytest.raises(Unavailable):
+        await store.claim_many([own(2)])
+    store.recorded(store.lost)
+    late.set()
+    assert await older == [ClaimStatus.FRESH]
+    await store.claim(own(3))
+    assert client.known == ["", "1 1", "1 1", "7 7"]
+    await store.aclose()
 
 
 def test_either_colour() -> None:
@@ -339,7 +397,7 @@ def test_siblings_are_asked_together() -> None:
     assert asked.keys[0] == b"m:{billing}:" + bytes(range(16)) + b"~"
     assert asked.arguments[1:3] == [3, 5001]
     assert asked.arguments[3:6] == [b"claim %d 30000 5 first" % n for n in (3, 5, 4)]
-    assert redis_script.letters(b"036147258", asked) == list("012345678")
+    assert redis_script.letters("036147258", asked) == list("012345678")
 
 
 def test_connections() -> None:

@@ -165,6 +165,7 @@ NOW = FakeClock().now()
         (lambda told: told.watch_keys("warm", lambda: 100.0), {"key_set.age": {"warm": 100}}),
         (lambda told: told.watch_keys("cold", lambda: None), {"key_set.age": {}}),
         (lambda told: told.watch_store("memory", MemoryReplayStore().__len__), {"replay.size": {"memory": 0}}),
+        (lambda told: told.watch_losses("redis", lambda: 1), {"replay.losses": {"redis": 1}}),
         (lambda told: told.watch_policy("opa", Agent().opa().health), {"policy.failing": {"opa": 0}}),
         (lambda told: told.watch_dead_letters("orders.dead", lambda: 3, lambda: 60.0),
          {"dead_letters.open": {"orders.dead": 3}, "dead_letters.oldest": {"orders.dead": 60}}),
@@ -175,7 +176,8 @@ NOW = FakeClock().now()
         (lambda told: told.watch_identity(lambda: SimpleNamespace(subject="a", expires_in=None)),
          {"identity.expires": {"a": 0}}),
     ],
-    ids=["waiting", "idle", "keys", "no keys", "store", "policy", "letters", "no letters", "identity", "lapsed"],
+    ids=["waiting", "idle", "keys", "no keys", "store", "losses", "policy", "letters", "no letters", "identity",
+         "lapsed"],
 )  # fmt: skip
 def test_gauges(
     watch: Callable[[Telemetry], None], shown: dict[str, Any], meter: Meter

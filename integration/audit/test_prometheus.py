@@ -95,6 +95,8 @@ class Demo:
             )
         )
         telemetry.watch_store("memory", store.__len__)
+        self.losses = 0
+        telemetry.watch_losses("redis", lambda: self.losses)
         telemetry.watch_issuers(
             SimpleNamespace(ends={ISSUER: datetime.now(UTC).date() + timedelta(days=30)})
         )
@@ -268,6 +270,7 @@ def _every_attack(demo: Demo) -> None:
     demo.asks("temporarily_unavailable", "audit_unavailable")
     demo.asks("invalid_client", "credential_signature", times=11)
     demo.asks("slow_down", "unread")
+    demo.losses = 1
     demo.signing_for = 8_000_000.0
 
 

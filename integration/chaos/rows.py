@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis as client_library
 
 from integration.chaos.faults import (
     Disk,
@@ -30,7 +31,8 @@ from integration.waiting import until
 from mqauth import JWKS, JWKSFile, Verified
 from mqauth.audit import disk
 from mqauth.audit.chain import verify_chain
-from mqauth.errors import Cause
+from mqauth.errors import Cause, Verdict
+from mqauth.stores.file import FileReplayStore
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key, KeySet
@@ -166,6 +168,42 @@ class Rows:
                 own_redis.start()
                 row.done(consumer)
         assert report(row.count("replay store down and back")).duplicates == 0
+
+    def test_replay_store_forgets(
+        self, row: Any, own_redis: Redis, report: Report
+    ) -> None:
+        """Its Redis emptied, a consumer goes on once that is on record; nothing honest is lost."""
+        row.send(50)
+        with (
+            row.audit_file() as audit,
+            client_library.Redis.from_url(own_redis.url) as admin,
+        ):
+            store = row.store(own_redis.url)
+            with row.consumer(row.guard(audit, store), **row.impatient) as consumer:
+                row.done(consumer)
+                admin.flushall()
+                row.send(50)
+                row.done(consumer)
+            records = [json.loads(line) for line in audit.path.read_text().splitlines()]
+        assert [record["verdict"] for record in records] == ["replay_memory_lost"]
+        assert store.losses == 1
+        deferred = [each for each in row.outcomes if each.verdict is Verdict.DEFERRED]
+        assert {each.cause for each in deferred} == {Cause.REPLAY_STORE_UNAVAILABLE}
+        assert report(row.count("replay store that forgot")).duplicates == 0
+
+    def test_replay_file_deleted(self, row: Any, report: Report) -> None:
+        """A replay file that is deleted under an idle consumer is on record when that has stopped."""
+        row.send(20)
+        store = FileReplayStore(row.folder / "replay.sqlite")
+        with row.audit_file() as audit:
+            with row.consumer(row.guard(audit, store)) as consumer:
+                row.done(consumer)
+                (row.folder / "replay.sqlite").unlink()
+                until(lambda: store.losses, consumer)
+            records = [json.loads(line) for line in audit.path.read_text().splitlines()]
+        store.close()
+        assert [record["verdict"] for record in records] == ["replay_memory_lost"]
+        assert report(row.count("replay file deleted")).duplicates == 0
 
     def test_confirm_fails_after_the_handler(
         self, row: Any, own_redis: Redis, report: Report

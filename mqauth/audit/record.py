@@ -84,6 +84,31 @@ class AuditSink(Protocol):
         """
 
 
+def record_of_process(
+    verdict: str, facts: Mapping[str, Any], **common: Any
+) -> AuditRecord:
+    """Return what a process tells of itself, and not of a message.
+
+    Args:
+        verdict: the kind of record; the facts stand under its name.
+        facts: JSON values.
+        common: the other members that such a record has: id, time, scope, policy and instance.
+    """
+    return AuditRecord(
+        verdict=verdict,
+        reason=None,
+        detail=None,
+        broker={},
+        token={},
+        body_sha256=None,
+        body_size=None,
+        key_set=None,
+        dead_letter=None,
+        extra={verdict: facts},
+        **common,
+    )
+
+
 def iso_time(seconds: float) -> str:
     """Return UTC seconds as an RFC 3339 time with milliseconds."""
     return (

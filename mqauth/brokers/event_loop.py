@@ -399,7 +399,7 @@ def look(*sinks: Any) -> Flow[None]:
 
 
 async def ticking(guard: Pipeline, sleep: Sleep = asyncio.sleep) -> None:
-    """Have a pipeline tell each minute what its rollout has to tell, until cancelled.
+    """Have a pipeline tell each minute what it has to tell, until cancelled.
 
     Args:
         guard: the pipeline.

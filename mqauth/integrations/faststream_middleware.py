@@ -181,7 +181,7 @@ class Protection:
             self._telling.cancel()
         if guard is not None:
             await arun(guard.tick(last))
-            if guard.observing is not None and not last:
+            if not last:
                 self._telling = asyncio.create_task(ticking(guard))
 
     async def start(self, subscriber: Any, start: Callable[[], Any]) -> None:

@@ -13,7 +13,15 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
-from mqauth.audit.record import HOUR, MINUTE, AuditRecord, AuditSink, Group, Observed
+from mqauth.audit.record import (
+    HOUR,
+    MINUTE,
+    AuditRecord,
+    AuditSink,
+    Group,
+    Observed,
+    record_of_process,
+)
 from mqauth.clock import Backoff, Clock, Pause, Randomness, uuid7
 from mqauth.errors import Cause, Reason, Unavailable
 from mqauth.flow import Flow, R, call
@@ -250,22 +258,14 @@ class Observing:
 
     def _write(self, verdict: str, facts: dict[str, Any], last: bool) -> Flow[None]:
         """Write what is to be told; where that fails it is kept for the next time."""
-        record = AuditRecord(
+        record = record_of_process(
+            verdict,
+            facts,
             id=uuid7(self._clock, self._randomness),
             time=self._clock.now(),
-            verdict=verdict,
-            reason=None,
-            detail=None,
             scope=self._scope,
-            broker={},
-            token={},
-            body_sha256=None,
-            body_size=None,
-            key_set=None,
             policy=self._policy.version,
-            dead_letter=None,
             instance=self._instance,
-            extra={verdict: facts},
         )
         self._unwritten.append(record)
         while self.sink is not None and self._unwritten:

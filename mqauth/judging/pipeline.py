@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
-from mqauth.audit.record import AuditSink
+from mqauth.audit.record import AuditSink, iso_time, record_of_process
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, Unavailable, Verdict, require
 from mqauth.flow import (
@@ -48,11 +48,12 @@ from mqauth.judging.rollout import Rollout, is_lenient
 from mqauth.judging.verified import UnverifiedHandler, Unverifieds, V, Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
-from mqauth.logs import HANDLING, emit
+from mqauth.logs import HANDLING, emit, harmless
 from mqauth.replay.rules import (
     DEFAULT_LEASE,
     ClaimRequest,
     ClaimStatus,
+    MemoryLost,
     NoReplayStore,
     ReplayStore,
 )
@@ -160,6 +161,7 @@ class Pipeline:
             messages=exception_messages,
             **plugins,
         )
+        self._telling: MemoryLost | None = None
         self.observing: Observing | None = None
         self._ladder: Ladder | None = None
         named = verifier.aliases or verifier.ends or verifier.times.without_evidence
@@ -257,6 +259,8 @@ class Pipeline:
             outcome = Outcome.of(delivery)
             self.journal.ended(delivery)
         except Unavailable as error:
+            if error.cause is STORE:
+                yield from self._tell_of_loss()
             outcome = self.journal.deferred(delivery, error, dead_letters)
         for observer in self._observers if handler is not None else ():
             try:
@@ -275,6 +279,8 @@ class Pipeline:
                 yield from self.verdicts.judge(delivery)
                 yield from self.tick()
         except Unavailable as error:
+            if error.cause is STORE:
+                yield from self._tell_of_loss()
             return self.journal.deferred(delivery, error, None)
         explain(delivery, self.verifier, self.policy)
         return Outcome.of(delivery)
@@ -381,9 +387,44 @@ class Pipeline:
         return routed(unverified)
 
     def tick(self, last: bool = False) -> Flow[None]:
-        """Tell what a rollout has to tell by now; to be called each minute, and with ``last`` at the end."""
+        """Tell of a rollout and of a store that forgot; to be called each minute, and with ``last`` at the end."""
+        yield from self._tell_of_loss()
         if self.observing is not None:
             yield from self.observing.tick(last)
+
+    def _tell_of_loss(self) -> Flow[None]:
+        """Record that the replay store has lost its memory, if it has; only then it claims again."""
+        lost: MemoryLost | None = getattr(self.replay, "lost", None)
+        # Others that wait for the store meanwhile write no second record.
+        if lost is None or lost is self._telling:
+            return
+        since = None if lost.since is None else iso_time(lost.since)
+        facts = {
+            "store": harmless(lost.where),
+            "why": harmless(lost.why),
+            "since": since,
+            "until": iso_time(lost.until),
+        }
+        record = record_of_process(
+            "replay_memory_lost",
+            facts,
+            id=uuid7(self.clock, self._randomness),
+            time=self.clock.now(),
+            scope=lost.scope or self.scope or "default",
+            policy=self.policy.version,
+            instance=self.instance,
+        )
+
+        self._telling = lost
+        try:
+            if self.audit is not None:
+                yield from call(self.audit.write, record, cause=Cause.AUDIT_UNAVAILABLE)
+            self.replay.recorded(lost)  # type: ignore[attr-defined]
+        except Unavailable as error:
+            if self.journal.rate.admits("store.unrecorded", (error.cause,), {}):
+                emit("store.unrecorded", "a loss of memory is not on record: %s", error)
+        finally:
+            self._telling = None
 
     def _end(
         self,

@@ -100,6 +100,30 @@ class Entry(NamedTuple):
     lease_ends: float
 
 
+FORGOT: Final = (
+    "%s has lost its memory: %s; copies of those messages may be handled again"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryLost:
+    """That a store has lost what it knew of messages: copies of them cannot be told.
+
+    Args:
+        where: the store.
+        why: one line for people.
+        scope: of the messages; ``None`` for all that the store knew.
+        since: UTC seconds from which on they were claimed; ``None`` for all that the store knew.
+        until: UTC seconds at which that was noticed.
+    """
+
+    where: str
+    why: str
+    scope: str | None
+    since: float | None
+    until: float
+
+
 class ReplayStore(Protocol):
     """Remembers claims atomically, in this process or for all consumers; its methods may be asynchronous.
 
@@ -109,6 +133,9 @@ class ReplayStore(Protocol):
     no round trips to save: it is asked for a part of a poll at a time. With ``first_place(request)`` it also says
     where the first delivery was, for the detail of a rejection. With ``at_start()`` it is told that a consumer
     starts, and raises ``ConfigurationError`` if it cannot serve it.
+
+    A store that may lose its memory has ``lost``: a ``MemoryLost`` once that was noticed, else ``None``. Until
+    ``recorded(lost)`` says that it is on record, all claims are ``replay_store_unavailable``.
     """
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:

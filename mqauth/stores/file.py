@@ -34,7 +34,15 @@ from typing import Any, Final, TypeVar
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock
 from mqauth.errors import Cause, T, Unavailable, require
-from mqauth.replay.rules import ClaimRequest, ClaimStatus, Entry, judge
+from mqauth.logs import emit
+from mqauth.replay.rules import (
+    FORGOT,
+    ClaimRequest,
+    ClaimStatus,
+    Entry,
+    MemoryLost,
+    judge,
+)
 from mqauth.stores.sqlite_file import SHARE, SQLiteFile
 from mqauth.threads import in_event_loop
 from mqauth.wire.message import Place
@@ -131,6 +139,10 @@ class FileReplayStore:
             16
         )  # the last key that it came to; not the first one at each start
         self._trouble: tuple[Cause, str] | None = None  # what it met
+        self.lost: MemoryLost | None = None
+        """What became of the file, until that is on record."""
+        self.losses = 0
+        """How often it was lost, since it was opened."""
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(
             target=self._tending, name=f"mqauth {path}", daemon=True
@@ -144,6 +156,11 @@ class FileReplayStore:
             ConfigurationError: it was forked.
         """
         require(self._file.is_ours, f"{self.where}: opened before a fork; {SHARE}")
+
+    def recorded(self, lost: MemoryLost, /) -> None:
+        """Take note; nothing is claimed all the same, until the file is back or this process has ended."""
+        if self.lost is lost:
+            self.lost = None
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:
         """Take or renew the lease if the table allows it.
@@ -346,6 +363,9 @@ class FileReplayStore:
     def _tend(self) -> None:
         """Forget some ids that are over, and sync; what goes wrong is everybody's trouble until it is over."""
         try:
+            if (why := self._file.loss()) is not None:
+                self._forgot(why)
+                return
             added, self._added = self._added, 0
             for _ in range(1 + 8 * added // _LOOK):
                 with self._lock:
@@ -364,6 +384,18 @@ class FileReplayStore:
             self._trouble = None
         except (OSError, sqlite3.Error) as error:
             self._trouble = self._file.words(error)
+
+    def _forgot(self, why: str) -> None:
+        """Claim nothing any more: whoever opens the file next does not find what was written to this one."""
+        trouble = Cause.REPLAY_STORE_UNAVAILABLE, f"{self.where}: {why}"
+        if trouble == self._trouble:
+            return
+        self._trouble = trouble
+        self.losses += 1
+        self.lost = MemoryLost(
+            where=self.where, why=why, scope=None, since=None, until=self._clock.now()
+        )
+        emit("store.forgot", FORGOT, self.where, why)
 
     def _forget(self) -> None:
         """Forget what is over among the next rows, and after the last row what is held in memory."""

@@ -17,11 +17,12 @@ import ssl
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Final
 
+from mqauth.audit.record import iso_time
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Unavailable, needs_extra, require
 from mqauth.flow import Flow, arun, call, run
 from mqauth.logs import emit
-from mqauth.replay.rules import ClaimRequest, ClaimStatus
+from mqauth.replay.rules import FORGOT, ClaimRequest, ClaimStatus, MemoryLost
 from mqauth.stores import redis_script
 from mqauth.threads import in_event_loop
 
@@ -80,6 +81,12 @@ class RedisReplayStore:
         # By event loop, verb and scope what was asked in its present turn, and the task that will send it.
         self._asked: dict[Any, tuple[list[ClaimRequest], asyncio.Task[list[Any]]]] = {}
         self._inspected = False
+        # By scope, what the server said of its mark.
+        self._marks: dict[str, str] = {}
+        self.lost: MemoryLost | None = None
+        """What the server has forgotten, until that is on record."""
+        self.losses = 0
+        """How often it did, since this process began."""
 
     @classmethod
     def from_url(
@@ -127,6 +134,11 @@ class RedisReplayStore:
             not awaits or in_event_loop(),
             f"there is no event loop: give the store no {type(client).__module__}.{type(client).__name__}",
         )
+
+    def recorded(self, lost: MemoryLost, /) -> None:
+        """Go on with what the server knows by now."""
+        if self.lost is lost:
+            self.lost = None
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:
         """Take the lease where the rules allow it, in one round trip.
@@ -203,55 +215,15 @@ class RedisReplayStore:
     ) -> Flow[list[Any]]:
         """Return what the script says of each request, in order; it takes a round trip for every 1,000."""
         statuses: list[Any] = []
-        said: Mapping[str, Any] = (
-            redis_script.STATUSES
-            if verb is redis_script.Verb.CLAIM
-            else redis_script.ENDED
-        )
         client, _ = self._client()
         try:
             if not self._inspected:
-                info, forbidden = dict[str, Any](), None
-                try:
-                    info = yield from call(client.info)
-                except redis.exceptions.ResponseError as error:
-                    forbidden = type(error).__name__
-                # Several first claims at once all ask the server; one of them logs what it may forget.
-                first, self._inspected = not self._inspected, True
-                if first and forbidden is not None:
-                    emit(
-                        "store.unchecked",
-                        "INFO is forbidden (%s): make sure of maxmemory-policy noeviction",
-                        forbidden,
-                    )
-                # A cluster answers with a dict for each of its nodes.
-                nodes = (
-                    info.values()
-                    if all(isinstance(node, dict) for node in info.values())
-                    else [info]
-                )
-                for risk in sorted(
-                    {risk for node in nodes if first for risk in redis_script.risks(node)}
-                ):
-                    emit("store.unsafe", "the replay store is not safe: %s", risk)
+                yield from self._inspecting(client)
             for start in range(0, len(requests), BATCH):
-                asked = redis_script.script_call(
-                    verb,
-                    requests[start : start + BATCH],
-                    namespace=self._namespace,
-                    now=self._clock.now(),
-                    margin=self._margin,
-                    lease_clock=None
-                    if self._lease_clock is None
-                    else self._lease_clock.monotonic(),
-                )
-                given = (len(asked.keys), *asked.keys, *asked.arguments)
-                try:
-                    answer = yield from call(client.evalsha, redis_script.SHA, *given)
-                # A server forgets its scripts when it restarts, or when another one takes over.
-                except redis.exceptions.NoScriptError:
-                    answer = yield from call(client.eval, redis_script.SCRIPT, *given)
-                statuses += map(said.__getitem__, redis_script.letters(answer, asked))
+                part = requests[start : start + BATCH]
+                statuses += yield from self._part_sent(client, verb, part)
+        except Unavailable:
+            raise
         except Exception as error:
             # The server has become a replica: its name may lead to the new master by now, on a new connection.
             replica = isinstance(error, redis.exceptions.ReadOnlyError)
@@ -262,6 +234,94 @@ class RedisReplayStore:
             # The type alone: the text of a client's error may name users.
             raise Unavailable(cause, f"{type(error).__name__} ({self.where})") from error
         return statuses
+
+    def _part_sent(
+        self, client: Any, verb: redis_script.Verb, requests: Sequence[ClaimRequest]
+    ) -> Flow[list[Any]]:
+        """Return what the script says of up to 1,000 requests; claims ask whether the scope's mark is still there.
+
+        Raises:
+            Unavailable: it is not, or was not before, and that is not on record yet.
+        """
+        scope, known = requests[0].scope, redis_script.NO_MARK
+        said: Mapping[str, Any] = redis_script.ENDED
+        keys: list[bytes] = []
+        if verb is redis_script.Verb.CLAIM:
+            if self.lost is not None:
+                raise self._forgetful()
+            said, known = redis_script.STATUSES, self._marks.get(scope, "")
+            keys.append(redis_script.mark_key(self._namespace, scope))
+        asked = redis_script.script_call(
+            verb,
+            requests,
+            namespace=self._namespace,
+            now=self._clock.now(),
+            margin=self._margin,
+            lease_clock=None
+            if self._lease_clock is None
+            else self._lease_clock.monotonic(),
+        )
+        keys += asked.keys
+        given = len(keys), *keys, known, *asked.arguments
+        try:
+            answer = yield from call(client.evalsha, redis_script.SHA, *given)
+        # A server forgets its scripts when it restarts, or when another one takes over.
+        except redis.exceptions.NoScriptError:
+            answer = yield from call(client.eval, redis_script.SCRIPT, *given)
+
+        # Another call may have told of it meanwhile: what an older answer says is no news.
+        found = redis_script.read(answer)
+        is_news = self.lost is None and self._marks.get(scope, "") == known
+        if found.mark and is_news:
+            self._marks[scope] = found.mark
+        if found.since is not None:
+            if is_news:
+                self._forgot(scope, found.since)
+            raise self._forgetful()
+        letters = redis_script.letters(found.letters, asked)
+        return [said[letter] for letter in letters]
+
+    def _forgot(self, scope: str, since: float) -> None:
+        """Claim nothing until it is on record that the server has lost what it knew."""
+        why = f"it lacks what was written from {iso_time(since)} on"
+        self.losses += 1
+        self.lost = MemoryLost(
+            where=self.where, why=why, scope=scope, since=since, until=self._clock.now()
+        )
+        emit("store.forgot", FORGOT, self.where, why)
+
+    def _forgetful(self) -> Unavailable:
+        """Return why nothing is claimed."""
+        return Unavailable(
+            Cause.REPLAY_STORE_UNAVAILABLE,
+            f"{self.where} has lost its memory, and that is not on record yet",
+        )
+
+    def _inspecting(self, client: Any) -> Flow[None]:
+        """Ask the server how it is set up, and log what it may forget."""
+        info, forbidden = dict[str, Any](), None
+        try:
+            info = yield from call(client.info)
+        except redis.exceptions.ResponseError as error:
+            forbidden = type(error).__name__
+
+        # Several first claims at once all ask the server; one of them logs.
+        if self._inspected:
+            return
+        self._inspected = True
+        if forbidden is not None:
+            emit(
+                "store.unchecked",
+                "INFO is forbidden (%s): make sure of maxmemory-policy noeviction",
+                forbidden,
+            )
+
+        # A cluster answers with a dict for each of its nodes.
+        nodes = [info]
+        if all(isinstance(node, dict) for node in info.values()):
+            nodes = [*info.values()]
+        for risk in sorted({risk for node in nodes for risk in redis_script.risks(node)}):
+            emit("store.unsafe", "the replay store is not safe: %s", risk)
 
 
 def _pool(kind: Any, url: str, timeout: float, retry: Any, /, **limits: float) -> Any:

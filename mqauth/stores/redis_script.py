@@ -5,27 +5,51 @@ the contract test of stores compares the two. The value of an id is ``h<lease en
 while a claim holds it, and ``d<place>`` once it is done. A place is a digest of 12 bytes, or empty. A single id
 is a string key. The ids of a batch are the fields of one hash, by index, and its key lives as long as the id that
 lives longest.
+
+Each scope has a mark besides, which claims move ahead once a second. Where a claim finds it gone, or older than
+its process knows, the server has lost what was written since: it was emptied, or began with an old file, or a
+replica took over that lacked it. Then nothing is claimed. A loss of the last second alone may go unnoticed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.wire import memo, message
 
 SCRIPT: Final = """
--- KEYS: one for each token. ARGV: the lease clock in ms, or '' for the server's clock. Then for each key: the
--- number of requests, the ms the key lives, and the requests. A request is: verb, index (empty for a single id),
--- lease in ms, length of the owner, owner, place. Returns one string with a letter for each request.
-local now = tonumber(ARGV[1])
-if not now then
-  local time = redis.call('TIME')
-  now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- KEYS: of claims the scope's mark, then one for each token. ARGV: what the caller knows of the mark, '' for
+-- nothing, '-' where there is none; the lease clock in ms, or '' for the server's clock. Then for each key of a
+-- token: the number of requests, the ms the key lives, and the requests. A request is: verb, index (empty for a
+-- single id), lease in ms, length of the owner, owner, place. Returns one string: a letter for each request, and
+-- after a space the mark where the caller did not know it. Of a loss: no letter, the mark, and since when.
+local time = redis.call('TIME')
+local now = tonumber(ARGV[2]) or time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- A mark tells in microseconds when it was made, and when it was moved: a claim does that once a second. One that
+-- is gone, or older than the caller knows, is made anew, so that all others notice, too.
+local function look(known)
+  local made, moved = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+) (%d+)$')
+  local known_made, known_moved = string.match(known, '^(%d+) (%d+)$')
+  local micros, since = time[1] * 1000000 + time[2]
+  if known_made and known_made ~= made then
+    since = known_made
+  elseif known_made and tonumber(moved) < tonumber(known_moved) then
+    since, made = moved, nil
+  end
+  -- It never goes back, whatever the clock does.
+  if not made or math.abs(micros - moved) >= 1000000 then
+    made = made or string.format('%.0f', micros)
+    moved = string.format('%.0f', math.max(micros, (tonumber(moved) or 0) + 1))
+    redis.call('SET', KEYS[1], made .. ' ' .. moved)
+  end
+  return made .. ' ' .. moved, since
 end
 
 local function parse(value)
@@ -99,9 +123,15 @@ local function save(key, changed, life)
   if life and life > redis.call('PTTL', key) then redis.call('PEXPIRE', key, string.format('%.0f', life)) end
 end
 
-local answers, at = {}, 2
-for _, key in ipairs(KEYS) do
-  local requests, life, fresh = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), false
+local answers, at, first, news = {}, 3, 1, ''
+if ARGV[1] ~= '-' then
+  first = 2
+  local mark, since = look(ARGV[1])
+  if since then return ' ' .. mark .. ' ' .. since end
+  if mark ~= ARGV[1] then news = ' ' .. mark end
+end
+for i = first, #KEYS do
+  local key, requests, life, fresh = KEYS[i], tonumber(ARGV[at]), tonumber(ARGV[at + 1]), false
   at = at + 2
   local entries, changed = load(key, at, requests), {}
   for _ = 1, requests do
@@ -115,7 +145,7 @@ for _, key in ipairs(KEYS) do
   end
   if next(changed) then save(key, changed, fresh and life) end
 end
-return table.concat(answers)
+return table.concat(answers) .. news
 """
 SHA: Final = hashlib.sha1(SCRIPT.encode("ascii"), usedforsecurity=False).hexdigest()
 STATUSES: Final = {
@@ -129,6 +159,10 @@ STATUSES: Final = {
 """The meaning of the letters in an answer to claims."""
 ENDED: Final = {"-": None}
 """The same for confirms and releases, which are told nothing."""
+_NEWS: Final = re.compile(r"([a-z]*) ([0-9]+ [0-9]+)(?: ([0-9]+))?")
+"""An answer with a mark."""
+NO_MARK: Final = "-"
+"""What is sent in place of a mark with confirms and releases, which look at none."""
 # On a cluster the braces put all keys of a scope on one node (hash tags), where one script may use them.
 _PREFIXES: Final = memo.Memo[tuple[str, str], bytes](
     lambda names: f"{names[0]}:{{{names[1]}}}:".encode("utf-8", "surrogatepass")
@@ -210,14 +244,50 @@ def script_call(
     )
 
 
-def letters(answer: Any, asked: ScriptCall) -> list[str]:
+def mark_key(namespace: str, scope: str) -> bytes:
+    """Return the key of a scope's mark; no id is so short."""
+    return _PREFIXES[namespace, scope] + b"mark"
+
+
+class Answer(NamedTuple):
+    """What the script says.
+
+    Args:
+        letters: one for each request; none where something was lost.
+        mark: of the scope, where the caller did not know it; else empty.
+        since: UTC seconds from which on something was lost, by the server's clock; ``None`` where nothing was.
+    """
+
+    letters: str
+    mark: str = ""
+    since: float | None = None
+
+
+def read(answer: Any) -> Answer:
+    """Return what an answer says.
+
+    Raises:
+        ValueError: it is not one of this script.
+    """
+    text = answer.decode("ascii") if isinstance(answer, bytes) else answer
+    if not isinstance(text, str):
+        raise ValueError("expected letters, one for each request")
+    if " " not in text:
+        return Answer(text)
+    found = _NEWS.fullmatch(text)
+    if found is None:
+        raise ValueError("expected letters and a mark")
+    letters, mark, since = found.groups()
+    return Answer(letters, mark, None if since is None else int(since) / 1_000_000)
+
+
+def letters(text: str, asked: ScriptCall) -> list[str]:
     """Return the letters of an answer in the order of the requests.
 
     Raises:
-        ValueError: the answer is not one of this script.
+        ValueError: it has more or fewer.
     """
-    text = answer.decode("ascii") if isinstance(answer, bytes) else answer
-    if not isinstance(text, str) or len(text) != len(asked.order):
+    if len(text) != len(asked.order):
         raise ValueError(f"expected {len(asked.order)} letters, one for each request")
     return [letter for _, letter in sorted(zip(asked.order, text, strict=True))]
 

@@ -41,6 +41,12 @@ _DAMAGE: Final = (
     "damaged. Move it away, with its -wal and -shm, to begin a new one, which does not know what was handled: a "
     "copy of a message whose token is still good would be handled again"
 )
+_GONE: Final = (
+    "deleted or moved while it was open. Put it back, or restart this process to begin a new one, which does not"
+    " know what was handled"
+)
+_OTHER: Final = "replaced while it was open. Put the old one back, or restart this process to go on with the new"
+_MAGIC: Final = b"SQLite format 3\0"
 
 
 class SQLiteFile:
@@ -63,6 +69,7 @@ class SQLiteFile:
         # A link is another name for the file, but its lock would be another one.
         self.path = path = Path(os.path.realpath(path))
         self._process = os.getpid()
+        self._damaged = False
         with file_errors(path):
             # Whether a process on another machine is dead no lock can prove.
             device = path.parent.stat().st_dev
@@ -110,6 +117,7 @@ class SQLiteFile:
                 execute("PRAGMA quick_check(1)").fetchone() == ("ok",),
                 f"{path}: {_DAMAGE}",
             )
+        self._size = os.fstat(file).st_size
         _OPEN.append(self)
 
     @property
@@ -127,6 +135,7 @@ class SQLiteFile:
             OSError, sqlite3.Error: the disk refused.
         """
         _, frames, _ = self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        self._size = max(self._size, os.fstat(self._descriptors[1]).st_size)
         if frames > _FRAMES:
             # What the next step would have to wait for is done here, while claims go on.
             os.fsync(self._descriptors[1])
@@ -143,10 +152,34 @@ class SQLiteFile:
         if code in full or getattr(error, "errno", 0) == errno.ENOSPC:
             return Cause.REPLAY_STORE_FULL, f"{self.path}: the disk is full"
         damaged = code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        self._damaged = self._damaged or damaged
         return (
             Cause.REPLAY_STORE_UNAVAILABLE,
             f"{self.path}: {_DAMAGE if damaged else error}",
         )
+
+    def loss(self) -> str | None:
+        """Return how the file lost what was written to it; ``None`` where it is as it was left.
+
+        Raises:
+            OSError: the file cannot be looked at.
+        """
+        if self._damaged:
+            return _DAMAGE
+
+        # SQLite never makes it shorter. It has pages in memory, and may meet the damage much later.
+        file = self._descriptors[1]
+        status = os.fstat(file)
+        if status.st_size < self._size or os.pread(file, len(_MAGIC), 0) != _MAGIC:
+            self._damaged = True
+            return _DAMAGE
+
+        # The name may have been taken from it, or given to another file.
+        try:
+            named = os.stat(self.path)
+        except FileNotFoundError:
+            return _GONE
+        return None if os.path.samestat(status, named) else _OTHER
 
     def close(self) -> None:
         """Copy the log to its place, and close the file, while nobody uses it; in a forked child do nothing."""

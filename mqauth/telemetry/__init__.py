@@ -59,6 +59,10 @@ _GAUGES: Final = {
         "How long a policy from outside has not answered; 0 while it does",
     ),
     "mqauth.replay.size": ("{id}", "Ids in the replay store"),
+    "mqauth.replay.losses": (
+        "{loss}",
+        "How often the replay store has lost its memory since the process began",
+    ),
     "mqauth.dead_letters.open": ("{message}", "Dead letters that nobody has reviewed"),
     "mqauth.dead_letters.oldest": ("s", "How long the oldest of them lies there"),
     "mqauth.rollout.rung": (
@@ -260,6 +264,15 @@ class Telemetry:
             size: returns the number of ids in the store, as ``MemoryReplayStore.__len__`` does.
         """
         self._watch("mqauth.replay.size", size, store=name)
+
+    def watch_losses(self, name: str, losses: Callable[[], int]) -> None:
+        """Measure how often a replay store has lost its memory.
+
+        Args:
+            name: the label ``store``.
+            losses: returns the number; of a store on Redis or in a file it is ``lambda: store.losses``.
+        """
+        self._watch("mqauth.replay.losses", losses, store=name)
 
     def watch_dead_letters(
         self,

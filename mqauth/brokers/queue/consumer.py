@@ -154,8 +154,7 @@ class QueueConsumer:
             self._guard.rollout,
         )
         self._supervisor = asyncio.create_task(self._supervise())
-        if self._guard.observing is not None:
-            self._telling = asyncio.create_task(ticking(self._guard, self._sleep))
+        self._telling = asyncio.create_task(ticking(self._guard, self._sleep))
         await first_of(
             self._subscription.started.wait(), asyncio.wait((self._supervisor,))
         )
