@@ -212,9 +212,11 @@ async def reopen(channel: object) -> None:
     if not _is_up(channel):
         return tried.say(now, "its connection is down")
     opening = tried.opening
-    if opening is None or (
-        opening.done() and (opening.result() is None or now - tried.at >= RETRY)
-    ):
+    if opening is not None and opening.done():
+        # A failure counts for a second.
+        failed = not opening.cancelled() and opening.result() is not None
+        opening = opening if failed and now - tried.at < RETRY else None
+    if opening is None:
         tried.at = now
         opening = tried.opening = asyncio.create_task(_restore(channel))
     error = await asyncio.shield(opening)
@@ -233,7 +235,7 @@ async def _restore(channel: AbstractRobustChannel) -> Exception | None:
                 with closing_is_an_error():
                     await channel.restore()
                 await asyncio.sleep(0.02 if channel.is_closed else 0)
-    except LOST as error:
+    except Exception as error:
         return error
     return None
 
