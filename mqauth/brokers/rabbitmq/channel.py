@@ -20,7 +20,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Final
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 from aio_pika import exceptions
 from aio_pika.abc import (
@@ -153,7 +153,6 @@ class _Tried:
             )
 
 
-_TRIED: Final[WeakKeyDictionary[AbstractRobustChannel, _Tried]] = WeakKeyDictionary()
 _WATCHED: Final[WeakSet[Any]] = WeakSet()
 
 
@@ -208,7 +207,10 @@ async def reopen(channel: object) -> None:
     watch(channel)
     if not isinstance(channel, AbstractRobustChannel) or not channel.is_closed:
         return
-    now, tried = asyncio.get_running_loop().time(), _TRIED.setdefault(channel, _Tried())
+    # On the channel itself: the error of an attempt leads back to its channel, so that a
+    # table of channels would keep both for ever.
+    tried: _Tried = vars(channel).setdefault("_mqauth_tried", _Tried())
+    now = asyncio.get_running_loop().time()
     if not _is_up(channel):
         return tried.say(now, "its connection is down")
     opening = tried.opening
