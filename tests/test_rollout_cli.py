@@ -214,6 +214,17 @@ def test_producers_that_signed_nothing_are_listed(place: Place) -> None:
     assert found["never_signed"] == ["web-shop", "till-7"]
 
 
+def test_a_group_without_times_spoils_no_other(place: Place) -> None:
+    """A record that lacks a group's times leaves those that other records say."""
+    untimed = {name: GROUP[name] for name in GROUP if name not in ("first", "last")}
+    place.records(
+        observed(NOW - 120, groups=[untimed]), observed(NOW - 60, groups=[GROUP])
+    )
+    (standing,) = json.loads(place.run("status", "--json")[1])
+    (group,) = standing["groups"]
+    assert (group["first"], group["last"]) == (GROUP["first"], GROUP["last"])
+
+
 @pytest.mark.parametrize("given", [io.StringIO(""), None])
 def test_nobody_can_be_asked(
     given: io.StringIO | None, place: Place, monkeypatch: pytest.MonkeyPatch
