@@ -1,8 +1,9 @@
 """Rules on tokens and the private keys that sign them.
 
-How long tokens live, whom they are meant for, and by which clock they are judged; who can read a producer's keys,
-how strong and how old they are, and their successors. An authority signs identities: its key, whose credentials it
-takes, what they get, and who asks it.
+How long tokens live, whom they are meant for, and by which clock they are judged; who
+can read a producer's keys, how strong and how old they are, and their successors. An
+authority signs identities: its key, whose credentials it takes, what they get, and who
+asks it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from mqauth.check.rule import (
     on,
     others,
     ring_of,
-    those,
     unless_refused,
 )
 from mqauth.config.consumer_settings import ConsumerSettings
@@ -43,7 +43,7 @@ from mqauth.wire.message import HeaderNames
 
 
 def limits(target: Target) -> Iterator[Finding]:
-    """Find tokens that live longer than they need to, and a leeway that is larger than clocks differ."""
+    """Find tokens that live longer than needed, and a leeway larger than clocks differ."""
     for table, key, limit, most, name in (
         ("producer", "lifetime", 900, MAX_LIFETIME, "lifetime_long"),
         ("consumer", "max_lifetime", 3600, MAX_LIFETIME, "lifetime_long"),
@@ -51,206 +51,178 @@ def limits(target: Target) -> Iterator[Finding]:
         ("consumer", "leeway", 15, math.inf, "leeway_large"),
     ):
         settings = getattr(target.settings, table)
-        if settings is not None and limit < getattr(settings, key) <= most:
-            yield finding(
-                name, (table, key), f"{key} is {getattr(settings, key)} s, over {limit} s"
-            )
+        if settings is None:
+            continue
+        value = getattr(settings, key)
+        if limit < value <= most:
+            yield finding(name, (table, key), f"{key} is {value} s, over {limit} s")
 
 
 @on("consumer")
 def backlog(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
-    """Find a consumer that cannot be stopped for a day without rejecting honest messages for their age."""
+    """Find a consumer that rejects honest messages for their age after a day's stop."""
     # Producers in other files may sign for a shorter time, which this file does not say.
     lifetimes = [consumer.max_lifetime]
-    lifetimes += (
-        [] if target.settings.producer is None else [target.settings.producer.lifetime]
-    )
-    domains = [
-        issuer.max_identity_lifetime
-        for issuer in consumer.issuers
-        if issuer.trust_domain is not None
-    ]
-    waits = longest_wait(consumer.max_queue_age, lifetimes, domains)
-    if waits < BACKLOG and consumer.backlog is None:
-        yield finding(
-            "backlog_expires",
-            ("consumer", "at" if consumer.at == "consume" else "max_queue_age"),
-            f"a message that waits for more than {waits} s is rejected",
-        )
+    if target.settings.producer is not None:
+        lifetimes.append(target.settings.producer.lifetime)
+
+    identities = []
+    for issuer in consumer.issuers:
+        if issuer.trust_domain is not None:
+            identities.append(issuer.max_identity_lifetime)
+
+    wait = longest_wait(consumer.max_queue_age, lifetimes, identities)
+    if wait < BACKLOG and consumer.backlog is None:
+        key = "at" if consumer.at == "consume" else "max_queue_age"
+        message = f"a message that waits for more than {wait} s is rejected"
+        yield finding("backlog_expires", ("consumer", key), message)
 
 
 @on("consumer")
 def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find times and headers that a consumer gets without proof of who wrote them."""
-    destinations = [
-        destination for rule in consumer.allow for destination in rule.destinations
-    ]
-    loose = HeaderNames("allow_unsigned_headers", consumer.allow_unsigned_headers).broad
-    wide = [pattern for each in consumer.accept_as for pattern in each.build().broad]
-    yield from those(
-        (
-            consumer.at != "consume"
-            and consumer.append_evidence is None
-            and not all(map(is_kafka, destinations)),
+    destinations = [name for rule in consumer.allow for name in rule.destinations]
+    on_rabbitmq = not all(is_kafka(name) for name in destinations)
+    if consumer.at != "consume" and consumer.append_evidence is None and on_rabbitmq:
+        yield finding(
             "append_without_evidence",
             ("consumer", "append_evidence"),
             'at = "append" without append_evidence, and a rule names RabbitMQ',
-        ),
-        (
-            consumer.unsafe_append_evidence,
+        )
+    if consumer.unsafe_append_evidence:
+        yield finding(
             "append_evidence_unproved",
             ("consumer", "unsafe_append_evidence"),
             "append times are believed unproved",
-        ),
-        (
-            loose,
+        )
+
+    loose = HeaderNames("allow_unsigned_headers", consumer.allow_unsigned_headers).broad
+    if loose:
+        yield finding(
             "allow_unsigned_headers_broad",
             ("consumer", "allow_unsigned_headers"),
             f"{', '.join(loose)} ends within a word",
-        ),
-        (
-            wide,
-            "accept_as_broad",
-            ("consumer", "accept_as"),
-            f"{', '.join(wide)} takes any number of words",
-        ),
-        (
-            consumer.unsigned_headers == "hide",
+        )
+
+    wide = [pattern for alias in consumer.accept_as for pattern in alias.build().broad]
+    if wide:
+        message = f"{', '.join(wide)} takes any number of words"
+        yield finding("accept_as_broad", ("consumer", "accept_as"), message)
+
+    if consumer.unsigned_headers == "hide":
+        yield finding(
             "unsigned_headers_hidden",
             ("consumer", "unsigned_headers"),
             "unsigned headers are hidden, not refused",
-        ),
-    )
+        )
+
+
+_ENCRYPTED: Final = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
+"""Marks of PEM files whose key has a passphrase: PKCS #8, and OpenSSL's older form."""
 
 
 def keys_on_disk(target: Target) -> Iterator[Finding]:
-    """Find private keys that are open to others or have no passphrase, and a passphrase beside them or missing."""
+    """Find private keys that others can read, or that have no passphrase or a bad one."""
     for signs in target.signers:
-        at, folder, file = signs.at, signs.keys, signs.settings.passphrase_file
-        in_folder = os.path.isdir(folder)
-        pems = (
-            sorted(folder.glob("*.pem"))
-            if in_folder
-            else [folder]
-            if os.path.isfile(folder)
-            else []
-        )
-        for path in filter(others, pems):
-            yield finding(
-                "key_readable",
-                at,
-                f"{target.shown(path)} is open to others (mode {mode(path)})",
-            )
+        keys = signs.keys
+        in_folder = os.path.isdir(keys)
+        pems = []
+        if in_folder:
+            pems = sorted(keys.glob("*.pem"))
+        elif os.path.isfile(keys):
+            pems = [keys]
+
+        for path in pems:
+            if others(path):
+                message = f"{target.shown(path)} is open to others (mode {mode(path)})"
+                yield finding("key_readable", signs.at, message)
+
         # What is no key, or cannot be opened, is for the configuration's own reader.
-        texts = [
-            unless_refused(partial(disk.read_bounded, path, 64 * 1024)) or b""
-            for path in pems
-        ]
-        plain = [
-            raw
-            for raw in texts
-            if b"PRIVATE KEY-----" in raw
-            and not any(
-                mark in raw
-                for mark in (
-                    b"-----BEGIN ENCRYPTED PRIVATE KEY-----",
-                    b"Proc-Type: 4,ENCRYPTED",
-                )
-            )
-        ]
+        plain = 0
+        for path in pems:
+            raw = unless_refused(partial(disk.read_bounded, path, 64 * 1024)) or b""
+            if b"PRIVATE KEY-----" in raw and not any(mark in raw for mark in _ENCRYPTED):
+                plain += 1
+
         try:
             signs.settings.read_secret("passphrase")
         except RefusedSetting as refused:
             yield finding("passphrase_unavailable", refused.path, refused.what)
-        beside = (folder if in_folder else folder.parent).absolute()
-        is_writable = others(folder) & 0o022
-        yield from those(
-            (
-                in_folder and others(folder),
+
+        if in_folder and others(keys):
+            is_writable = others(keys) & 0o022
+            yield finding(
                 "keystore_writable" if is_writable else "keystore_readable",
-                at,
-                f"{target.shown(folder)} is open to others (mode {mode(folder)})",
-            ),
-            (
-                plain,
-                "key_plain",
-                at,
-                f"{len(plain)} of {len(pems)} PEM files under {at[1]} without a passphrase",
-            ),
-            (
-                file is not None and file.absolute().parent == beside,
+                signs.at,
+                f"{target.shown(keys)} is open to others (mode {mode(keys)})",
+            )
+        if plain:
+            message = f"{plain} of {len(pems)} PEM files under keys without a passphrase"
+            yield finding("key_plain", signs.at, message)
+
+        folder = keys if in_folder else keys.parent
+        file = signs.settings.passphrase_file
+        if file is not None and file.absolute().parent == folder.absolute():
+            yield finding(
                 "passphrase_beside_keys",
                 (signs.table, "passphrase_file"),
-                f"{target.shown(file or folder)} lies beside the keys",
-            ),
-        )
+                f"{target.shown(file)} lies beside the keys",
+            )
 
 
 def rotation(target: Target) -> Iterator[Finding]:
-    """Find keys that are older than they should be, that have no successor, or that change too quickly."""
-    now, limit = int(target.now), target.options.rotation
+    """Find keys that are too old, that have no successor, or that change too quickly."""
+    now = int(target.now)
+    limit = target.options.rotation
     for signs in target.signers:
-        at, ring = signs.at, signs.ring
+        at = signs.at
         if os.path.isfile(signs.keys):
-            yield finding(
-                "key_alone", at, f"{target.shown(signs.keys)} is a single PEM file"
-            )
+            message = f"{target.shown(signs.keys)} is a single PEM file"
+            yield finding("key_alone", at, message)
+        ring = signs.ring
         if ring is None:
             continue
-        delay, retain = ring.publish_delay, ring.retain
-        yield from those(
-            (
-                delay < signs.fresh,
-                "publish_delay_short",
-                at,
-                f"the keystore's publish_delay is {delay} s, under {signs.fresh} s",
-            ),
-            (
-                retain < signs.retain,
-                "retain_short",
-                at,
-                f"the keystore's retain is {retain} s, under {signs.retain} s",
-            ),
-        )
-        # An active key that is overdue or due soon, and a pending one that nobody activates.
-        if ring.active is not None and ring.active.activated is not None:
-            kid, used = ring.active.kid, now - ring.active.activated
-            waiting = [key for key in ring.keys if key.state is State.PENDING]
-            yield from those(
-                (
-                    used > limit,
-                    "key_overdue",
-                    at,
-                    f"the key {kid} has signed for {_days(used)}, longer than {_days(limit)}",
-                ),
-                (
-                    not waiting and used > limit - max(delay, limit // 10),
-                    "key_no_next",
-                    at,
-                    f"the key {kid} is due in {_days(max(limit - used, 0))}, and no other is pending",
-                ),
-                (
-                    any(key.ready + DAY < now for key in waiting),
-                    "rotation_stalled",
-                    at,
-                    "a pending key has been ready for more than a day",
-                ),
+
+        delay = ring.publish_delay
+        if delay < signs.fresh:
+            message = f"the keystore's publish_delay is {delay} s, under {signs.fresh} s"
+            yield finding("publish_delay_short", at, message)
+        if ring.retain < signs.retain:
+            message = f"the keystore's retain is {ring.retain} s, under {signs.retain} s"
+            yield finding("retain_short", at, message)
+
+        # An active key that is overdue or due soon; a pending one that nobody activates.
+        if ring.active is None or ring.active.activated is None:
+            continue
+        kid = ring.active.kid
+        age = now - ring.active.activated
+        if age > limit:
+            message = (
+                f"the key {kid} has signed for {_days(age)}, longer than {_days(limit)}"
             )
+            yield finding("key_overdue", at, message)
+
+        pending = [key for key in ring.keys if key.state is State.PENDING]
+        if not pending and age > limit - max(delay, limit // 10):
+            left = _days(max(limit - age, 0))
+            message = f"the key {kid} is due in {left}, and no other is pending"
+            yield finding("key_no_next", at, message)
+        if any(key.ready + DAY < now for key in pending):
+            message = "a pending key has been ready for more than a day"
+            yield finding("rotation_stalled", at, message)
 
 
 def references(target: Target) -> Iterator[Finding]:
-    """Find holders of keys that are asked without TLS, or whose secret cannot be read here."""
-    for signs, held in target.references:
-        unreadable = held.secret is not None and not os.access(held.secret, os.R_OK)
-        yield from those(
-            (held.host, "transit_loopback", signs.at, f"{held.uri}: http to {held.host}"),
-            (
-                unreadable,
-                "passphrase_unavailable",
-                signs.at,
-                f"{held.uri}: {held.secret} cannot be read",
-            ),
-        )
+    """Find holders of keys that are asked without TLS, or whose secret is unreadable."""
+    for signs, reference in target.references:
+        if reference.host:
+            message = f"{reference.uri}: http to {reference.host}"
+            yield finding("transit_loopback", signs.at, message)
+
+        secret = reference.secret
+        if secret is not None and not os.access(secret, os.R_OK):
+            message = f"{reference.uri}: {secret} cannot be read"
+            yield finding("passphrase_unavailable", signs.at, message)
 
 
 def _days(seconds: int) -> str:
@@ -258,7 +230,7 @@ def _days(seconds: int) -> str:
 
 
 LONG: Final = 7200
-"""Seconds beyond which a credential lives long; a projected token of Kubernetes lives an hour or two."""
+"""Seconds beyond which a credential lives long; one of Kubernetes lives an hour or two."""
 _MEANT: Final = REGISTERED | frozenset(
     (
         "act",
@@ -278,64 +250,42 @@ _MEANT: Final = REGISTERED | frozenset(
         "typ",
     )
 )
-"""Names, in lower case, that readers of JWTs give a meaning of their own (RFC 7519, 8693 and 9449)."""
+"""Names, in lower case, that readers of JWTs give a meaning (RFC 7519, 8693 and 9449)."""
 
 
 @on("authority")
 def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
-    """Find a key that can be copied, a URL in the clear, long lives, limits that are off, and no heads."""
+    """Find a key that can be copied, a URL in the clear, long lives, and no limits."""
     ring = ring_of(authority.keys)
     keys = () if ring is None else ring.keys
-    local = [
-        key.kid
-        for key in keys
-        if key.uri is None and key.state in (State.PENDING, State.ACTIVE)
+    signing_states = (State.PENDING, State.ACTIVE)
+    local = [key.kid for key in keys if key.uri is None and key.state in signing_states]
+    if local:
+        message = f"{few(local)} in {target.shown(authority.keys)}"
+        yield finding("authority_key_on_disk", ("authority", "keys"), message)
+    if is_url(authority.url, ("http",)):
+        message = f"http to {urlsplit(authority.url).hostname}"
+        yield finding("authority_loopback", ("authority", "url"), message)
+
+    # How long they may live for this file's consumer, if it trusts the authority.
+    lifetimes = [
+        issuer.max_identity_lifetime
+        for issuer in target.issuers
+        if issuer.trust_domain == authority.trust_domain
     ]
-    # How long they may live for the consumer of the same file, if it trusts the authority.
-    own = [
-        each.max_identity_lifetime
-        for each in target.issuers
-        if each.trust_domain == authority.trust_domain
-    ]
-    lives, limit = authority.lifetime, min(own, default=IDENTITY_LIFETIME)
-    yield from those(
-        (
-            local,
-            "authority_key_on_disk",
-            ("authority", "keys"),
-            f"{few(local)} in {target.shown(authority.keys)}",
-        ),
-        (
-            is_url(authority.url, ("http",)),
-            "authority_loopback",
-            ("authority", "url"),
-            f"http to {urlsplit(authority.url).hostname}",
-        ),
-        (
-            lives > limit,
-            "identity_lifetime_long",
-            ("authority", "lifetime"),
-            f"lifetime is {lives} s, over {limit} s",
-        ),
-        (
-            not authority.rate,
-            "authority_rate_off",
-            ("authority", "rate"),
-            "any number of identities of one subject",
-        ),
-        (
-            not authority.refusal_rate,
-            "authority_refusals_off",
-            ("authority", "refusal_rate"),
-            "any number of refusals of one address",
-        ),
-        (
-            authority.heads is None,
-            "authority_unanchored",
-            ("authority", "heads"),
-            "no heads",
-        ),
-    )
+    limit = min(lifetimes, default=IDENTITY_LIFETIME)
+    if authority.lifetime > limit:
+        message = f"lifetime is {authority.lifetime} s, over {limit} s"
+        yield finding("identity_lifetime_long", ("authority", "lifetime"), message)
+
+    if not authority.rate:
+        message = "any number of identities of one subject"
+        yield finding("authority_rate_off", ("authority", "rate"), message)
+    if not authority.refusal_rate:
+        message = "any number of refusals of one address"
+        yield finding("authority_refusals_off", ("authority", "refusal_rate"), message)
+    if authority.heads is None:
+        yield finding("authority_unanchored", ("authority", "heads"), "no heads")
 
 
 @on("authority")
@@ -343,25 +293,15 @@ def credentials(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Fin
     """Find credentials that live long, and producers' keys that enrol nobody."""
     for source in authority.credentials:
         path = source.table.path
-        silent = (
-            [key.kid for key in key_set(source) or () if not key.subjects]
-            if source.is_enrolment
-            else []
-        )
-        yield from those(
-            (
-                source.longest > LONG,
-                "credential_lifetime_long",
-                (*path, "max_lifetime"),
-                f"max_lifetime is {source.longest} s, over {LONG} s",
-            ),
-            (
-                silent,
-                "enrolment_unbound",
-                (*path, "file"),
-                f"no subject is named by the key {few(silent)}",
-            ),
-        )
+        if source.longest > LONG:
+            message = f"max_lifetime is {source.longest} s, over {LONG} s"
+            yield finding("credential_lifetime_long", (*path, "max_lifetime"), message)
+
+        if source.is_enrolment:
+            silent = [key.kid for key in key_set(source) or () if not key.subjects]
+            if silent:
+                message = f"no subject is named by the key {few(silent)}"
+                yield finding("enrolment_unbound", (*path, "file"), message)
 
 
 @on("authority")
@@ -371,59 +311,52 @@ def grants(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fin
         yield finding("grants_empty", ("authority", "grants"), "no [[authority.grants]]")
     sources = {issuer.name: issuer for issuer in authority.credentials}
     for grant in authority.grants:
-        at = (*grant.table.path, "match")
-        # Whom the keys of its credential speak for, where a file of producers' own keys tells.
-        wanted, source = grant.match.get("sub"), sources[grant.credential]
-        keys = key_set(source) if source.is_enrolment else None
-        alive = [
-            key
-            for key in keys or ()
-            if key.revocation is None
-            and (key.expires is None or target.now < key.expires)
-        ]
-        unmet = None not in (wanted, keys) and not any(
-            wanted in (key.subjects or ()) for key in alive
-        )
-        named = sorted(name for name in grant.claims or () if name.lower() in _MEANT)
+        match = (*grant.table.path, "match")
         # Claims that every credential of an issuer may have alike.
-        yield from those(
-            (
-                grant.match.keys() <= {"iss", "aud", "typ"},
-                "grant_matches_all",
-                at,
-                f"{grant.subject} for whatever has this {few(sorted(grant.match))}",
-            ),
-            (
-                unmet,
-                "grant_without_key",
-                at,
-                f"no key of {source.name} speaks for {wanted}",
-            ),
-            (
-                named,
+        if grant.match.keys() <= {"iss", "aud", "typ"}:
+            message = f"{grant.subject} for whatever has this {few(sorted(grant.match))}"
+            yield finding("grant_matches_all", match, message)
+
+        # Whom the keys of its credential speak for, where a file of producers' keys tells.
+        source = sources[grant.credential]
+        subject = grant.match.get("sub")
+        keys = key_set(source) if source.is_enrolment else None
+        if subject is not None and keys is not None:
+            speakers = [
+                key
+                for key in keys
+                if key.revocation is None
+                and (key.expires is None or target.now < key.expires)
+            ]
+            if not any(subject in (key.subjects or ()) for key in speakers):
+                message = f"no key of {source.name} speaks for {subject}"
+                yield finding("grant_without_key", match, message)
+
+        registered = sorted(name for name in grant.claims or () if name.lower() in _MEANT)
+        if registered:
+            yield finding(
                 "grant_claim_registered",
                 (*grant.table.path, "claims"),
-                f"says {few(named)}",
-            ),
-        )
+                f"says {few(registered)}",
+            )
 
 
 @on("authority")
 def overlaps(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
-    """Find grants of which an earlier one decides in their place: another one of the same identity matches too."""
+    """Find grants in whose place an earlier one of the same identity decides."""
     for number, grant in enumerate(authority.grants):
         for earlier, other in enumerate(authority.grants[:number]):
-            first, second = other.match, grant.match
-            both = all(
-                first[name] == second[name] for name in first.keys() & second.keys()
-            )
-            same = (other.credential, other.subject) == (grant.credential, grant.subject)
-            differs = (other.claims or {}, other.lifetime) != (
-                grant.claims or {},
-                grant.lifetime,
-            )
+            if other.credential != grant.credential or other.subject != grant.subject:
+                continue
+            common = other.match.keys() & grant.match.keys()
+            if any(other.match[name] != grant.match[name] for name in common):
+                continue
+
             # It takes from this one what only this one gives, or all of it.
-            if same and both and (differs or first.items() <= second.items()):
+            same_claims = (other.claims or {}) == (grant.claims or {})
+            gives_the_same = same_claims and other.lifetime == grant.lifetime
+            takes_all = other.match.items() <= grant.match.items()
+            if takes_all or not gives_the_same:
                 yield finding(
                     "grants_overlap",
                     (*grant.table.path, "match"),
@@ -436,21 +369,16 @@ def overlaps(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Findin
 def enrolment(_: Target, producer: ProducerSettings) -> Iterator[Finding]:
     """Find requests for an identity in plain text, which stay on this machine."""
     identity = producer.identity
-    urls = (
-        ()
-        if identity is None
-        else (
-            (identity.table, "authority", identity.authority),
-            (identity.credential.table, "token_url", identity.credential.token_url),
-        )
-    )
-    return (
-        finding(
-            "authority_loopback", (*table.path, key), f"http to {urlsplit(url).hostname}"
-        )
-        for table, key, url in urls
-        if url is not None and is_url(url, ("http",))
-    )
+    if identity is None:
+        return
+    token_url = identity.credential.token_url
+    for table, key, url in (
+        (identity.table, "authority", identity.authority),
+        (identity.credential.table, "token_url", token_url),
+    ):
+        if url is not None and is_url(url, ("http",)):
+            message = f"http to {urlsplit(url).hostname}"
+            yield finding("authority_loopback", (*table.path, key), message)
 
 
 RULES: Final = (

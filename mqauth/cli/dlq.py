@@ -1,4 +1,8 @@
-"""``mqauth dlq``: lists, judges, redrives and discards dead letters through a review session, and prints."""
+"""``mqauth dlq``: lists, judges, redrives and discards dead letters.
+
+Each command connects to the broker, reads all dead letters into an index, and asks a
+review session. ``redrive`` and ``discard`` rehearse first, ask, and then act.
+"""
 
 from __future__ import annotations
 
@@ -60,18 +64,20 @@ from mqauth.cli.settings import (
     reviewer_of,
     settings_of,
 )
-from mqauth.errors import require
+from mqauth.errors import ConfigurationError
 from mqauth.letters.release import WAIVABLE
 
 app: Final = group("List, check, redrive and discard dead letters.", "mqauth dlq groups")
 _DONE: Final = {review.REDRIVE: "redriven", review.DISCARD: "discarded"}
+_SHOWN: Final = 20
+"""How many ids of a kind ``balance`` prints."""
 Audit = Annotated[
     Path | None, typer.Option("--audit", help="The reviewer's own audit file.")
 ]
 Why = Annotated[str, typer.Option("--why", help="Why you act, one line.")]
 
 
-def _filtered(
+def _filter(
     *,
     id: Annotated[
         str | None, typer.Option("--id", help="Id of a letter, or its beginning.")
@@ -109,10 +115,20 @@ def _filtered(
     ] = None,
 ) -> review.Filter:
     """Return which dead letters are meant."""
-    return review.Filter(**locals())
+    return review.Filter(
+        id=id,
+        reason=reason,
+        issuer=issuer,
+        kid=kid,
+        subject=subject,
+        destination=destination,
+        since=since,
+        until=until,
+        intact=intact,
+    )
 
 
-def _acting(
+def _manner(
     *,
     rate: Annotated[
         float | None, typer.Option("--rate", help="Rate limit (dead letters per second).")
@@ -123,15 +139,15 @@ def _acting(
     yes: Yes = False,
     as_json: Json = False,
 ) -> dict[str, Any]:
-    """Return how an act is carried out."""
-    return dict(locals())
+    """Return how an act is carried out: arguments of ``_carry_out``."""
+    return {"rate": rate, "dry_run": dry_run, "yes": yes, "as_json": as_json}
 
 
 @app.command("list")
-@options(place=placed, wanted=_filtered)
+@options(address=placed, wanted=_filter)
 def list_letters(
     *,
-    place: LetterAddress,
+    address: LetterAddress,
     wanted: review.Filter,
     limit: Annotated[
         int, typer.Option("--limit", min=1, max=1_000_000_000, help="How many letters.")
@@ -140,131 +156,114 @@ def list_letters(
     wide: Wide = False,
 ) -> None:
     """List dead letters in the order of the queue. None is removed."""
-    with _surveyed(place, as_json, wanted) as (session, index, meant):
-        rows, total = index.page(meant, limit=limit), index.count(meant)
-        letters = [
-            vars(row) | {"time": review.time_text(row.time) or None} for row in rows
-        ]
-        cells = [
-            (
-                each.id,
-                each.reason,
-                shown_time(each.time),
-                each.subject,
-                each.issuer,
-                each.destination,
-                intact,
-            )
-            for each, intact in ((row, "yes" if row.intact else "no") for row in rows)
-        ]
-        more = [f"{total - len(rows)} more: --limit {total}"] if total > len(rows) else []
+    with _survey(address, wanted, quiet=as_json) as (session, index, meant):
+        rows = index.page(meant, limit=limit)
+        total = index.count(meant)
+
+        letters = []
+        cells = []
+        for row in rows:
+            time = review.time_text(row.time) or None
+            letters.append(vars(row) | {"time": time})
+
+            names = (row.subject, row.issuer, row.destination)
+            intact = "yes" if row.intact else "no"
+            cells.append((row.id, row.reason, shown_time(row.time), *names, intact))
+
+        lines = [*table_lines(_title(session, index, total), LETTER, cells, wide=wide)]
+        if total > len(rows):
+            lines.append(f"{total - len(rows)} more: --limit {total}")
         answer(
             as_json,
             {"as_of": iso_time(index.as_of), "total": total, "letters": letters},
-            *table_lines(_title(session, index, total), LETTER, cells, wide=wide),
-            *more,
+            *lines,
         )
 
 
 @app.command("groups")
-@options(place=placed, wanted=_filtered)
+@options(address=placed, wanted=_filter)
 def groups(
     *,
-    place: LetterAddress,
+    address: LetterAddress,
     wanted: review.Filter,
     as_json: Json = False,
     wide: Wide = False,
 ) -> None:
     """Count dead letters by reason, key, producer and destination."""
-    with _surveyed(place, as_json, wanted) as (session, index, meant):
-        kinds = index.groups(meant)
-        cells = [
-            (
-                str(each.count),
-                each.reason,
-                each.kid,
-                each.subject,
-                each.issuer,
-                each.destination,
-                shown_time(each.first),
-                shown_time(each.last),
-            )
-            for each in kinds
-        ]
-        told = [
-            vars(each)
-            | {
-                name: review.time_text(getattr(each, name)) or None
-                for name in ("first", "last")
-            }
-            for each in kinds
-        ]
+    with _survey(address, wanted, quiet=as_json) as (session, index, meant):
+        counts = []
+        cells = []
+        for row in index.groups(meant):
+            first = review.time_text(row.first) or None
+            last = review.time_text(row.last) or None
+            counts.append(vars(row) | {"first": first, "last": last})
+
+            names = (row.reason, row.kid, row.subject, row.issuer, row.destination)
+            times = (shown_time(row.first), shown_time(row.last))
+            cells.append((str(row.count), *names, *times))
+
+        title = _title(session, index, index.count(meant))
         answer(
             as_json,
-            {"as_of": iso_time(index.as_of), "groups": told},
-            *table_lines(
-                _title(session, index, index.count(meant)), GROUP, cells, wide=wide
-            ),
+            {"as_of": iso_time(index.as_of), "groups": counts},
+            *table_lines(title, GROUP, cells, wide=wide),
         )
 
 
 @app.command("show")
-@options(place=placed)
+@options(address=placed)
 def show(
     *,
     letter: Annotated[str, typer.Argument(help="Id of a letter, or its beginning.")],
-    place: LetterAddress,
+    address: LetterAddress,
     as_json: Json = False,
 ) -> None:
     """Print one dead letter whole, as JSON.
 
     It has the reason, whether the letter is intact, and the original message.
     """
-    with _surveyed(place, True) as (_, index, _):
-        whole = pick(letter, (id for id, _ in index.ids()), option="letter")
-        for row in index.page(review.Filter(id=whole)):
+    with _survey(address, quiet=True) as (_, index, _):
+        letter_ids = (letter_id for letter_id, _ in index.ids())
+        whole_id = pick(letter, letter_ids, option="letter")
+
+        for row in index.page(review.Filter(id=whole_id)):
             print_json(index.reading(row.number).as_dict())
 
 
 @app.command("check")
-@options(place=placed, wanted=_filtered)
+@options(address=placed, wanted=_filter)
 def check(
     *,
-    place: LetterAddress,
+    address: LetterAddress,
     wanted: review.Filter,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Ask what the verdict on dead letters would be today. Nothing is changed."""
-    with _surveyed(place, as_json, wanted, guard=load(file_of(config)).trial) as (
-        session,
-        index,
-        meant,
-    ):
-        counts = session.judge(index, meant)
-        answer(
-            as_json,
-            {
-                "as_of": iso_time(index.as_of),
-                "total": counts.total(),
-                "pass": counts["accepted"],
-            }
-            | {"verdicts": dict(counts)},
-            *table_lines(
-                f"{counts['accepted']} of {counts.total()} would pass now",
-                VERDICT,
-                ((str(count), verdict) for verdict, count in counts.most_common()),
-            ),
-        )
+    guard = load(file_of(config)).trial
+    with _survey(address, wanted, quiet=as_json, guard=guard) as (session, index, meant):
+        verdicts = session.judge(index, meant)
+        total = verdicts.total()
+        accepted = verdicts["accepted"]
+
+        value = {
+            "as_of": iso_time(index.as_of),
+            "total": total,
+            "pass": accepted,
+            "verdicts": dict(verdicts),
+        }
+        title = f"{accepted} of {total} would pass now"
+        cells = [(str(count), verdict) for verdict, count in verdicts.most_common()]
+        answer(as_json, value, *table_lines(title, VERDICT, cells))
 
 
 @app.command("redrive")
-@options(place=placed, wanted=_filtered, acting=_acting)
+@options(address=placed, wanted=_filter, manner=_manner)
 def redrive(
     *,
-    place: LetterAddress,
+    address: LetterAddress,
     wanted: review.Filter,
-    acting: dict[str, Any],
+    manner: dict[str, Any],
     why: Why,
     config: Config = None,
     audit: Audit = None,
@@ -290,15 +289,21 @@ def redrive(
 
     A release is your signed permission. Exits with 1 where some were refused or left.
     """
-    mine, guard = review_of(settings_of(config)), load(file_of(config)).trial
-    audit = given(audit, "--audit", mine.audit)
-    read_key = key_reader(given(key, "--key", mine.key), passphrase_env, passphrase_file)
-    releaser = review.reviewers_releaser(
-        guard, read_key, authority=authority or mine.authority, lifetime=lifetime
-    )
-    name = reviewer_of(read_key, reviewer or mine.reviewer)
+    # What no option says, [review] says.
+    settings = review_of(settings_of(config))
+    guard = load(file_of(config)).trial
+    audit = given(audit, "--audit", settings.audit)
+    key = given(key, "--key", settings.key)
+    read_key = key_reader(key, passphrase_env, passphrase_file)
+    authority = authority or settings.authority
+
     # A key that does not speak for the reviewer is refused before anything is connected.
+    releaser = review.reviewers_releaser(
+        guard, read_key, authority=authority, lifetime=lifetime
+    )
+    name = reviewer_of(read_key, reviewer or settings.reviewer)
     releaser(name)
+
     plan = review.Plan(
         act=review.REDRIVE,
         wanted=wanted,
@@ -307,53 +312,52 @@ def redrive(
         scope=scope,
         reviewer=name,
     )
-    return _carry_out(place, plan, audit, **acting, guard=guard, releaser=releaser)
+    return _carry_out(address, plan, audit, **manner, guard=guard, releaser=releaser)
 
 
 @app.command("discard")
-@options(place=placed, wanted=_filtered, acting=_acting)
+@options(address=placed, wanted=_filter, manner=_manner)
 def discard(
     *,
-    place: LetterAddress,
+    address: LetterAddress,
     wanted: review.Filter,
-    acting: dict[str, Any],
+    manner: dict[str, Any],
     why: Why,
     config: Config = None,
     audit: Audit = None,
     reviewer: Reviewer = None,
 ) -> int:
     """Remove dead letters for good, each with an audit record. Exits with 1 where some were left."""
-    mine = review_of(settings_of(config))
-    name = reviewer or mine.reviewer or getpass.getuser()
+    settings = review_of(settings_of(config))
+    name = reviewer or settings.reviewer or getpass.getuser()
     plan = review.Plan(act=review.DISCARD, wanted=wanted, reason=why, reviewer=name)
-    return _carry_out(place, plan, given(audit, "--audit", mine.audit), **acting)
+    audit = given(audit, "--audit", settings.audit)
+    return _carry_out(address, plan, audit, **manner)
 
 
 @app.command("export")
-@options(place=placed, wanted=_filtered)
-def export(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False) -> None:
+@options(address=placed, wanted=_filter)
+def export(
+    *, address: LetterAddress, wanted: review.Filter, as_json: Json = False
+) -> None:
     """Print dead letters as JSON lines. None is removed."""
-    with _surveyed(place, True, wanted) as (_, index, meant):
+    with _survey(address, wanted, quiet=True) as (_, index, meant):
         for form in index.forms(meant):
             print_json(form)
 
 
 @app.command("import")
-@options(place=placed)
-def import_letters(*, place: LetterAddress, as_json: Json = False) -> None:
+@options(address=placed)
+def import_letters(*, address: LetterAddress, as_json: Json = False) -> None:
     """Publish exported dead letters from standard input. The first that is not intact ends it."""
-    with opened(place) as session:
-        count = session.run(
-            review.take_in(
-                session.box,
-                (parsed(raw) for _, raw in read_texts(standard_input(), lines=True)),
-            )
-        )
+    with opened(address) as session:
+        forms = (parsed(raw) for _, raw in read_texts(standard_input(), lines=True))
+        count = session.run(review.take_in(session.box, forms))
     answer(as_json, {"imported": count}, f"{count} letters imported")
 
 
 @app.command("balance")
-@options(place=placed)
+@options(address=placed)
 def balance(
     *,
     files: Annotated[
@@ -362,7 +366,7 @@ def balance(
             help="Audit files of consumers and reviewers.", show_default=False
         ),
     ] = None,
-    place: LetterAddress,
+    address: LetterAddress,
     config: Config = None,
     as_json: Json = False,
 ) -> int:
@@ -370,32 +374,36 @@ def balance(
 
     Exits with 1 where that does not add up: dead letters were lost, or removed by others.
     """
-    files = require(
-        files or list(review_of(settings_of(config)).audit_files),
-        f"no audit files: name them, or [review] audit_files in {FILE}",
-    )
-    with _surveyed(place, as_json) as (session, index, _):
+    files = files or list(review_of(settings_of(config)).audit_files)
+    if not files:
+        raise ConfigurationError(
+            f"no audit files: name them, or [review] audit_files in {FILE}"
+        )
+
+    with _survey(address, quiet=as_json) as (session, index, _):
         ledger = session.ledger(index, files)
+
     as_of = "" if ledger.as_of is None else f", as of {shown_time(ledger.as_of)} UTC"
     lines = [
         f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven"
         f" + {ledger.discarded} discarded + {len(ledger.missing)} missing{as_of}"
     ]
-    for name, ids in (
+
+    for name, letter_ids in (
         ("missing", ledger.missing),
         ("unknown", ledger.unknown),
         ("unproven", ledger.unproven),
     ):
-        more = (
-            [f"{name}: {len(ids) - 20} more (--json lists 100)"] if len(ids) > 20 else []
-        )
-        lines += [*(f"{name}: {letter}" for letter in ids[:20]), *more]
+        lines += [f"{name}: {letter_id}" for letter_id in letter_ids[:_SHOWN]]
+        if len(letter_ids) > _SHOWN:
+            lines.append(f"{name}: {len(letter_ids) - _SHOWN} more (--json lists 100)")
+
     answer(as_json, ledger.as_dict(), *lines)
     return 1 if ledger.difference else 0
 
 
 @app.command("depth")
-@options(place=placed)
+@options(address=placed)
 def depth(
     *,
     most: Annotated[
@@ -404,22 +412,25 @@ def depth(
             "--max", min=0, help="Exit with 1 where there are more dead letters."
         ),
     ] = None,
-    place: LetterAddress,
+    address: LetterAddress,
     as_json: Json = False,
 ) -> int:
     """Count dead letters without reading them, for a probe.
 
     Exits with 1 where there are more than --max.
     """
-    with opened(place) as session:
-        letters, name = session.depth(), session.box.name
-    answer(
-        as_json,
-        {"open": letters, "max": most},
-        f"{letters} dead letters of {name}"
-        + ("" if most is None else f"; at most {most}"),
-    )
-    return 1 if most is not None and letters > most else 0
+    with opened(address) as session:
+        letters = session.depth()
+        name = session.box.name
+
+    line = f"{letters} dead letters of {name}"
+    if most is not None:
+        line += f"; at most {most}"
+    answer(as_json, {"open": letters, "max": most}, line)
+
+    if most is not None and letters > most:
+        return 1
+    return 0
 
 
 def _title(session: review.Session, index: review.Index, total: int) -> str:
@@ -428,113 +439,139 @@ def _title(session: review.Session, index: review.Index, total: int) -> str:
 
 
 @contextmanager
-def _surveyed(
-    place: LetterAddress,
-    quiet: bool,
+def _survey(
+    address: LetterAddress,
     wanted: review.Filter = review.ALL,
+    *,
+    quiet: bool,
     least: int = TO_READ,
     **settings: Any,
 ) -> Iterator[tuple[review.Session, review.Index, review.Filter]]:
     """Connect to a broker and read all letters, with their number on a terminal.
 
-    The filter comes back with the whole ids of the letter and the key whose beginnings it has.
+    Args:
+        address: the dead-letter queue or topic.
+        wanted: which letters are meant; it comes back with the whole ids of the letter and
+            the key whose beginnings it has.
+        quiet: show no number.
+        least: characters that the beginning of an id must have.
+        settings: of the ``Session``.
     """
-    with opened(place, **settings) as session, review.Index(session.clock.now()) as index:
+    with (
+        opened(address, **settings) as session,
+        review.Index(session.clock.now()) as index,
+    ):
         with progress_bar("reading letters", None, quiet=quiet) as advance:
             session.survey(index, progress=advance)
-        known = {
-            "id": (id for id, _ in index.ids()),
-            "kid": (group.kid for group in index.groups()),
-        }
-        # An empty id means letters without one.
-        begun = {name: text for name in known if (text := getattr(wanted, name))}
-        ids: Any = {
-            name: pick(begun[name], known[name], option=f"--{name}", least=least)
-            for name in begun
-        }
-        yield session, index, replace(wanted, **ids)
+
+        # An empty id stays as it is: it means letters without one.
+        if wanted.id:
+            letter_ids = (letter_id for letter_id, _ in index.ids())
+            letter_id = pick(wanted.id, letter_ids, option="--id", least=least)
+            wanted = replace(wanted, id=letter_id)
+        if wanted.kid:
+            kids = (row.kid for row in index.groups())
+            wanted = replace(
+                wanted, kid=pick(wanted.kid, kids, option="--kid", least=least)
+            )
+
+        yield session, index, wanted
 
 
 def _carry_out(
-    place: LetterAddress,
+    address: LetterAddress,
     plan: review.Plan,
     audit: Path,
     *,
     rate: float | None,
-    yes: bool,
     dry_run: bool,
+    yes: bool,
     as_json: bool,
     **settings: Any,
 ) -> int:
     """Rehearse a plan, ask, and act; return 0 where every letter was acted on, else 1."""
-    with _surveyed(place, as_json, plan.wanted, TO_CHANGE, **settings) as (
-        session,
-        index,
-        meant,
-    ):
+    survey = _survey(address, plan.wanted, quiet=as_json, least=TO_CHANGE, **settings)
+    with survey as (session, index, meant):
         plan = replace(plan, wanted=meant, rate=rate)
-        selection, counts = session.rehearse(index, plan)
+        selection, verdicts = session.rehearse(index, plan)
+
         if dry_run:
-            refused = Counter(
-                {
-                    reason: count
-                    for reason, count in counts.items()
-                    if reason != "accepted"
-                }
-            )
-            answer(
-                as_json,
-                {
-                    "dry_run": plan.act,
-                    "would": counts["accepted"],
-                    "refused": dict(refused),
-                },
-                f"would {plan.act} {counts['accepted']} of {counts.total()} letters",
-                *(
-                    f"{count} will not be redriven: {reason}"
-                    for reason, count in refused.most_common()
-                ),
-            )
+            _print_rehearsal(plan, verdicts, as_json=as_json)
             return 0
         if not yes:
-            end = " for good" if plan.act == review.DISCARD else ""
-            ids = "".join(
-                f", {key} {value}"
-                for key, value in (("id", plan.wanted.id), ("kid", plan.wanted.kid))
-                if value
-            )
-            confirmed(
-                f"{plan.act.capitalize()} {counts['accepted']} of {counts.total()} letters"
-                f" of {session.box.name}{ids}{end}?",
-                "--yes: required where nobody can be asked (or look with --dry-run)",
-                quiet=as_json,
-            )
-        # The letters on this disk have served. Ctrl-C stops before the next letter, and the account stays exact.
+            _ask(session, plan, verdicts, quiet=as_json)
+
+        # The act reads the letters again, one by one: those on this disk have served.
         index.close()
+
+        # Ctrl-C stops before the next letter, so that the account stays exact.
         cancelled = threading.Event()
-        kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
+        previous = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
         try:
             session.audit = review.SharedAuditFile(audit)
             with progress_bar(plan.act, selection.total(), quiet=as_json) as advance:
-                done = session.act(plan, selection, cancelled=cancelled, progress=advance)
+                account = session.act(
+                    plan, selection, cancelled=cancelled, progress=advance
+                )
         finally:
-            signal.signal(signal.SIGINT, kept)
-    counted = (
-        (done.failed, "failed"),
-        (done.gone, "gone meanwhile"),
-        (done.left, "left"),
+            signal.signal(signal.SIGINT, previous)
+
+    _print_account(plan, account, as_json=as_json)
+
+    if cancelled.is_set():
+        return INTERRUPTED
+    if account.done + account.gone != account.selected:
+        return 1
+    return 0
+
+
+def _print_rehearsal(plan: review.Plan, verdicts: Counter[str], *, as_json: bool) -> None:
+    accepted = verdicts["accepted"]
+    lines = [f"would {plan.act} {accepted} of {verdicts.total()} letters"]
+
+    refused = verdicts.copy()
+    del refused["accepted"]
+    for reason, count in refused.most_common():
+        lines.append(f"{count} will not be redriven: {reason}")
+
+    value = {"dry_run": plan.act, "would": accepted, "refused": dict(refused)}
+    answer(as_json, value, *lines)
+
+
+def _ask(
+    session: review.Session, plan: review.Plan, verdicts: Counter[str], *, quiet: bool
+) -> None:
+    question = (
+        f"{plan.act.capitalize()} {verdicts['accepted']} of {verdicts.total()} letters"
     )
-    more = "".join(f", {count} {what}" for count, what in counted if count)
-    lines = [
-        f"{done.done} of {done.selected} {_DONE[plan.act]}{more}",
-        *(f"{count} refused: {reason}" for reason, count in done.refused.most_common()),
-        *([f"ended by: {done.error}"] if done.error else []),
-    ]
-    answer(as_json, {"act": _DONE[plan.act], **done.as_dict()}, *lines)
-    return (
-        INTERRUPTED
-        if cancelled.is_set()
-        else 0
-        if done.done + done.gone == done.selected
-        else 1
-    )
+    question += f" of {session.box.name}"
+
+    # The whole ids, since only their beginnings may have been typed.
+    if plan.wanted.id:
+        question += f", id {plan.wanted.id}"
+    if plan.wanted.kid:
+        question += f", kid {plan.wanted.kid}"
+    if plan.act == review.DISCARD:
+        question += " for good"
+
+    refusal = "--yes: required where nobody can be asked (or look with --dry-run)"
+    confirmed(f"{question}?", refusal, quiet=quiet)
+
+
+def _print_account(plan: review.Plan, account: review.Account, *, as_json: bool) -> None:
+    act = _DONE[plan.act]
+    line = f"{account.done} of {account.selected} {act}"
+    if account.failed:
+        line += f", {account.failed} failed"
+    if account.gone:
+        line += f", {account.gone} gone meanwhile"
+    if account.left:
+        line += f", {account.left} left"
+
+    lines = [line]
+    for reason, count in account.refused.most_common():
+        lines.append(f"{count} refused: {reason}")
+    if account.error:
+        lines.append(f"ended by: {account.error}")
+
+    answer(as_json, {"act": act, **account.as_dict()}, *lines)
