@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from mqauth.check import deployment, issuers, rollout, tokens
 from mqauth.check.codes import CODES, Code, Severity
-from mqauth.check.rule import Finding, Report, Rule, Target, finding, ordered, read, those
+from mqauth.check.rule import Finding, Report, Rule, Target, finding, ordered, read
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.load import Configuration
 from mqauth.config.toml_file import (
@@ -39,6 +39,12 @@ RULES: Final[tuple[Rule, ...]] = (
     *rollout.RULES,
 )
 """Each rule yields its findings on a target."""
+_TRUST: Final = (
+    ("consumer", "issuers"),
+    ("consumer", "allow"),
+    ("release", "authorities"),
+)
+"""Settings that say whom to trust."""
 
 
 def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
@@ -53,74 +59,77 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
     """
     text, members = read_toml(Path(path))
     target = read(Path(path), members, now=clock.now())
-    # What the reader refuses.
-    findings = [
-        finding("configuration", refusal.path, refusal.what)
-        for refusal in target.refusals
-    ]
-    # Settings that say whom to trust, and have a placeholder.
-    findings += [
-        finding("trust_from_environment", at, f"takes {name} from the environment")
-        for at, name in placeholders(tomllib.loads(text))
-        if at[:2]
-        in (("consumer", "issuers"), ("consumer", "allow"), ("release", "authorities"))
-    ]
-    # What the rules find; what is refused when the objects are built, where nothing was found wrong before; and
-    # names in [check] accept that cannot be accepted.
-    findings += [each for rule in RULES for each in rule(target)]
+    findings = [*_findings(target, text)]
+
+    # What is refused when the objects are built counts where no rule found a fault.
     wrong = {each.path for each in findings if each.severity is Severity.ERROR}
     for at, what in _refused(path, members, clock, target):
         if at not in wrong:
             wrong.add(at)
             findings.append(finding("configuration", at, what))
-    for number, name in enumerate(target.options.accept):
-        near = "".join(difflib.get_close_matches(name, CODES, 1))
-        unknown = "no such code" + (f"; did you mean {near}?" if near else "")
-        findings += those(
-            (name not in CODES, "configuration", ("check", "accept", number), unknown),
-            (
-                name in CODES and CODES[name].severity is Severity.ERROR,
-                "configuration",
-                ("check", "accept", number),
-                f"{name} is an error, and cannot be accepted",
-            ),
-        )
+    findings += _wrongly_accepted(target.options.accept)
+
     lines = lines_of(text)
-    every = ordered(replace(each, line=nearest(lines, each.path)) for each in findings)
-    kept = tuple(
-        each
-        for each in every
-        if each.severity is Severity.ERROR or each.code.name not in target.options.accept
-    )
-    # What could not be looked at, and the setting that makes it visible.
-    given, replay, producer = (
-        target.options.table.members,
-        target.replay,
-        target.settings.producer,
-    )
-    local = (
-        target.settings.consumer is not None
-        and replay is not None
-        and replay.kind in ("memory", "file")
-    )
-    unseen = (
-        ("brokers" not in given, "broker URLs ([check] brokers)"),
-        (
-            local and "consumers" not in given,
-            "whether consumers share the replay store ([check] consumers)",
-        ),
-        (local and "rate" not in given, "replay capacity ([check] rate)"),
-        (
-            producer is not None and producer.identity is not None,
-            "what the authority would give",
-        ),
-        (any(source.file is None for source in target.sources), "remote key sets"),
-    )
+    located = ordered(replace(each, line=nearest(lines, each.path)) for each in findings)
+    kept = []
+    for each in located:
+        is_error = each.severity is Severity.ERROR
+        if is_error or each.code.name not in target.options.accept:
+            kept.append(each)
     return Report(
-        findings=kept,
-        unseen=tuple(what for holds, what in unseen if holds),
-        accepted=len(every) - len(kept),
+        findings=tuple(kept),
+        unseen=tuple(_unseen(target)),
+        accepted=len(located) - len(kept),
     )
+
+
+def _findings(target: Target, text: str) -> Iterator[Finding]:
+    """Yield what the reader refuses, what is trusted by a placeholder, and what the rules find."""
+    for refusal in target.refusals:
+        yield finding("configuration", refusal.path, refusal.what)
+    for at, name in placeholders(tomllib.loads(text)):
+        if at[:2] in _TRUST:
+            message = f"takes {name} from the environment"
+            yield finding("trust_from_environment", at, message)
+    for rule in RULES:
+        yield from rule(target)
+
+
+def _wrongly_accepted(names: Iterable[str]) -> Iterator[Finding]:
+    """Yield the names in ``[check] accept`` that cannot be accepted."""
+    for number, name in enumerate(names):
+        path = ("check", "accept", number)
+        if name not in CODES:
+            message = "no such code"
+            similar = difflib.get_close_matches(name, CODES, 1)
+            if similar:
+                message += f"; did you mean {similar[0]}?"
+            yield finding("configuration", path, message)
+        elif CODES[name].severity is Severity.ERROR:
+            message = f"{name} is an error, and cannot be accepted"
+            yield finding("configuration", path, message)
+
+
+def _unseen(target: Target) -> Iterator[str]:
+    """Yield what could not be looked at, and the setting that makes it visible."""
+    written = target.options.table.members
+    if "brokers" not in written:
+        yield "broker URLs ([check] brokers)"
+
+    # A store of one process is wrong only for some numbers, which no other table says.
+    replay = target.replay
+    if target.settings.consumer is not None and replay is not None:
+        is_local = replay.kind in ("memory", "file")
+        if is_local and "consumers" not in written:
+            yield "whether consumers share the replay store ([check] consumers)"
+        if is_local and "rate" not in written:
+            yield "replay capacity ([check] rate)"
+
+    producer = target.settings.producer
+    if producer is not None and producer.identity is not None:
+        yield "what the authority would give"
+    if any(source.file is None for source in target.sources):
+        yield "remote key sets"
 
 
 def _refused(
@@ -130,25 +139,30 @@ def _refused(
 
     No audit file is opened and nothing is connected.
     """
-    settings = target.settings
     # Without their passphrase, keys cannot be opened here.
     openable = set()
     for signs in target.signers:
         with suppress(ConfigurationError):
             signs.settings.read_secret("passphrase")
             openable.add(signs.table)
-    parts = {
-        # A signer with an identity would ask the authority for it.
-        "signer": "producer" in openable,
-        "identity": settings.producer is not None
-        and settings.producer.identity is not None,
-        "trial": settings.consumer is not None,
-        "authority.desk": settings.authority is not None,
-        "authority.keys": "authority" in openable,
-    }
-    for name in [name for name, wanted in parts.items() if wanted]:
+
+    parts = []
+    producer = target.settings.producer
+    # A signer with an identity would ask the authority for it.
+    if "producer" in openable:
+        parts.append("signer")
+    if producer is not None and producer.identity is not None:
+        parts.append("identity")
+    if target.settings.consumer is not None:
+        parts.append("trial")
+    if target.settings.authority is not None:
+        parts.append("authority.desk")
+    if "authority" in openable:
+        parts.append("authority.keys")
+
+    for part in parts:
         try:
-            attrgetter(name)(Configuration(str(path), members, clock))
+            attrgetter(part)(Configuration(str(path), members, clock))
         except RefusedSetting as refused:
             yield refused.path, refused.what
         except ConfigurationError as error:

@@ -10,7 +10,7 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,12 +89,9 @@ class Reference(NamedTuple):
         shown = uri.partition("?")[0]
         if uri.startswith("transit:"):
             key = TransitReference.parse(uri)
-            return cls(
-                shown,
-                key.token_file,
-                key.ca,
-                key.server if key.server.startswith("http:") else None,
-            )
+            host = key.server if key.server.startswith("http:") else None
+            return cls(shown, key.token_file, key.ca, host)
+
         kind, _, name = (TokenURI.parse(uri).pin_source or "").partition(":")
         return cls(shown, Path(name) if kind == "file" else None)
 
@@ -109,7 +106,9 @@ def unless_refused(read: Callable[[], T]) -> T | None:
 
 def ring_of(folder: Path) -> KeyRing | None:
     """Return the keys of a keystore folder, ``None`` if it is no folder or cannot be read."""
-    return unless_refused(Keystore(folder=folder).ring) if os.path.isdir(folder) else None
+    if not os.path.isdir(folder):
+        return None
+    return unless_refused(Keystore(folder=folder).ring)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,66 +148,65 @@ class Target:
     def sources(self) -> tuple[SourceSettings, ...]:
         """The sources of all keys that are trusted: of issuers, release authorities, and credentials."""
         authority = self.settings.authority
-        return (
-            *self.issuers,
-            *self.authorities,
-            *(() if authority is None else authority.credentials),
-        )
+        credentials = () if authority is None else authority.credentials
+        return (*self.issuers, *self.authorities, *credentials)
 
     @property
     def signers(self) -> tuple[Signs, ...]:
         """The tables that name keys which sign."""
-        producer, authority = self.settings.producer, self.settings.authority
+        settings = self.settings
         signers = []
+        producer = settings.producer
         if producer is not None and producer.keys is not None:
-            waits = (
-                0
-                if self.settings.consumer is None
-                else self.settings.consumer.max_queue_age or 0
-            )
-            signers.append(
-                Signs(
-                    "producer", producer, producer.keys, FRESH, producer.lifetime + waits
-                )
-            )
+            # A message that waits is verified after its key was retired.
+            retain = producer.lifetime
+            if settings.consumer is not None:
+                retain += settings.consumer.max_queue_age or 0
+            signers.append(Signs("producer", producer, producer.keys, FRESH, retain))
+        authority = settings.authority
         if authority is not None:
-            # What it vouched for lives out by the overlap of its keys, and its set is fresh for a minute.
+            # What it vouched for lives out by the overlap of its keys, and its set is fresh
+            # for a minute.
             signers.append(Signs("authority", authority, authority.keys, MAX_AGE, 0))
         return tuple(signers)
 
     @property
     def references(self) -> Iterable[tuple[Signs, Reference]]:
         """The references of all keystores, each with the table that names the keystore."""
-        known: dict[Any, tuple[Signs, Reference]] = {}
+        references: dict[Any, tuple[Signs, Reference]] = {}
         for signs in self.signers:
-            for key in () if signs.ring is None else signs.ring.keys:
+            ring = signs.ring
+            for key in () if ring is None else ring.keys:
                 # What cannot be read is for the configuration's own reader.
                 with suppress(ConfigurationError):
-                    named = Reference.of(key.uri or "")
-                    known.setdefault((signs.at, *named[1:]), (signs, named))
-        return known.values()
+                    reference = Reference.of(key.uri or "")
+                    identity = (signs.at, *reference[1:])
+                    references.setdefault(identity, (signs, reference))
+        return references.values()
 
     @property
     def audit_files(self) -> tuple[tuple[Place, Path], ...]:
         """The audit files, each with where it is named."""
-        audit, authority = self.settings.audit, self.settings.authority
-        return (
-            *([] if audit is None else [(("audit", "file"), audit.file)]),
-            *([] if authority is None else [(("authority", "audit"), authority.audit)]),
-        )
+        files: list[tuple[Place, Path]] = []
+        if self.settings.audit is not None:
+            files.append((("audit", "file"), self.settings.audit.file))
+        if self.settings.authority is not None:
+            files.append((("authority", "audit"), self.settings.authority.audit))
+        return tuple(files)
 
     @property
     def replay(self) -> ReplaySettings | None:
         """The consumer's replay store; ``None`` if its table is refused."""
-        return ReplaySettings() if "replay" not in self.present else self.settings.replay
+        if "replay" not in self.present:
+            return ReplaySettings()
+        return self.settings.replay
 
     def shown(self, path: Path) -> str:
         """Return a path relative to the folder of the configuration file, if it lies within."""
-        return str(
-            path.relative_to(self.file.parent)
-            if path.is_relative_to(self.file.parent)
-            else path
-        )
+        folder = self.file.parent
+        if path.is_relative_to(folder):
+            path = path.relative_to(folder)
+        return str(path)
 
 
 def read(file: Path, members: Mapping[str, Any], *, now: float) -> Target:
@@ -231,18 +229,21 @@ def others(path: Path) -> int:
 def strangers(path: Path) -> int:
     """Return the bits of ``others``, without those of a group that is only the owner's or that root has chosen."""
     status = _status(path)
-    return status.st_mode & (
-        0o007 if is_own_group(status.st_uid, status.st_gid) else 0o077
-    )
+    if is_own_group(status.st_uid, status.st_gid):
+        return status.st_mode & 0o007
+    return status.st_mode & 0o077
 
 
 def is_own_group(user: int, group: int) -> bool:
     """Tell whether a group has no member but its user, as with ``umask 002``, or the user is root."""
+    if user == 0:
+        return True
     try:
-        name, entry = pwd.getpwuid(user).pw_name, grp.getgrgid(group)
+        name = pwd.getpwuid(user).pw_name
+        entry = grp.getgrgid(group)
     except KeyError:
-        return user == 0
-    return user == 0 or (entry.gr_name == name and set(entry.gr_mem) <= {name})
+        return False
+    return entry.gr_name == name and set(entry.gr_mem) <= {name}
 
 
 def mode(path: Path) -> str:
@@ -271,10 +272,10 @@ class Finding:
     @property
     def key(self) -> str:
         """The place as people read it, like ``consumer.issuers[0].jwks``."""
-        return "".join(
-            f"[{part}]" if isinstance(part, int) else f".{spelt(part)}"
-            for part in self.path
-        ).removeprefix(".")
+        key = ""
+        for part in self.path:
+            key += f"[{part}]" if isinstance(part, int) else f".{spelt(part)}"
+        return key.removeprefix(".")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the finding as JSON values."""
@@ -309,15 +310,12 @@ class Report:
 
     def strict(self) -> Report:
         """Return the report with every warning as an error."""
-        return replace(
-            self,
-            findings=ordered(
-                replace(finding, severity=Severity.ERROR)
-                if finding.severity is Severity.WARNING
-                else finding
-                for finding in self.findings
-            ),
-        )
+        findings = []
+        for finding in self.findings:
+            is_warning = finding.severity is Severity.WARNING
+            severity = Severity.ERROR if is_warning else finding.severity
+            findings.append(replace(finding, severity=severity))
+        return replace(self, findings=ordered(findings))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -331,12 +329,11 @@ class Report:
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Return findings by severity, then by line."""
     ranks = list(Severity)
-    return tuple(
-        sorted(
-            findings,
-            key=lambda finding: (ranks.index(finding.severity), finding.line or 0),
-        )
-    )
+
+    def by_severity_and_line(finding: Finding) -> tuple[int, int]:
+        return ranks.index(finding.severity), finding.line or 0
+
+    return tuple(sorted(findings, key=by_severity_and_line))
 
 
 def finding(name: str, path: Place, message: str) -> Finding:
@@ -352,15 +349,6 @@ def finding(name: str, path: Place, message: str) -> Finding:
     return Finding(code=code, severity=code.severity, path=path, message=message)
 
 
-def those(*rows: tuple[object, str, Place, str]) -> Iterator[Finding]:
-    """Yield the findings of a table of pitfalls.
-
-    Args:
-        rows: what has to hold for it, and the arguments of ``finding``.
-    """
-    return (finding(name, path, message) for holds, name, path, message in rows if holds)
-
-
 Rule = Callable[[Target], Iterable[Finding]]
 
 
@@ -368,10 +356,10 @@ def on(table: str) -> Callable[[Callable[[Target, Any], Iterable[Finding]]], Rul
     """Return the decorator of a rule on one table of the file: without the table there is nothing to find."""
 
     def decorated(rule: Callable[[Target, Any], Iterable[Finding]]) -> Rule:
-        def asked(target: Target) -> Iterable[Finding]:
+        def rule_if_present(target: Target) -> Iterable[Finding]:
             settings = getattr(target.settings, table)
             return () if settings is None else rule(target, settings)
 
-        return asked
+        return rule_if_present
 
     return decorated
