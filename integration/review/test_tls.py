@@ -257,15 +257,20 @@ def test_kafka_takes_the_functions_token(
     assert json.loads(capsys.readouterr().out)["done"] == 8
     assert calls
     monkeypatch.setattr(broker, "_BOOTSTRAP_MS", 1500)
-    for function, code, said in (
-        ("expired", 2, "refuses us: SaslAuthenticationFailedError"), ("failing", 2, "it raised an error"),
-        ("missing", 2, "no such function"),
-    ):  # fmt: skip
-        assert run(tmp_path, function, "list", url=place, topic=stage.dead) == code
+    # kafka-python drops the broker's reason where the end of the connection arrives with it.
+    refused = {
+        2: "refuses us: SaslAuthenticationFailedError",
+        3: "password or token wrong?",
+    }
+    for function, said in (
+        ("expired", refused),
+        ("failing", {2: "it raised an error"}),
+        ("missing", {2: "no such function"}),
+    ):
+        code = run(tmp_path, function, "list", url=place, topic=stage.dead)
         told = capsys.readouterr()
-        assert (told.out, told.err.count("\n"), said in told.err) == ("", 1, True), (
-            told.err
-        )
+        assert said[code] in told.err
+        assert (told.out, told.err.count("\n")) == ("", 1)
         assert not any(secret in told.err for secret in ("hunter2", *calls))
     stage.close()
 
